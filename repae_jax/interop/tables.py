@@ -1,0 +1,169 @@
+"""Name tables: the one description from which both directions of a conversion follow.
+
+A table is a list of `Rule(theirs, ours, layout)`. Names may hold integer placeholders such as
+`{i}`, which stand for the same number on both sides:
+
+    Rule("blocks.{i}.attn.qkv.weight", "blocks_{i}/attn/qkv/kernel", LINEAR)
+
+Everything works on flat dicts `name -> numpy array`; files are a thin layer over that (files.py).
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from repae_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A pair of inverse array transformations: `ours(theirs)` and `theirs(ours)`."""
+
+    to_ours: Callable[[np.ndarray], np.ndarray]
+    to_theirs: Callable[[np.ndarray], np.ndarray]
+
+
+SAME = Layout(lambda a: a, lambda a: a)
+LINEAR = Layout(lambda a: a.T, lambda a: a.T)  # (out, in) <-> (in, out)
+CONV = Layout(  # (out, in, h, w) <-> (h, w, in, out)
+    lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1)
+)
+CONV1X1 = Layout(  # (out, in, 1, 1) <-> (in, out)
+    lambda a: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None]
+)
+
+
+def patch_layout(patch_size: int) -> Layout:
+    """Patch embedding as a convolution (D, C, p, p) <-> as a linear layer (p * p * C, D)."""
+
+    def to_theirs(a):
+        channels = a.shape[0] // patch_size**2
+        return a.reshape(patch_size, patch_size, channels, -1).transpose(3, 2, 0, 1)
+
+    return Layout(lambda a: a.transpose(2, 3, 1, 0).reshape(-1, a.shape[0]), to_theirs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One family of tensors: its name there, its path here, and how the array is laid out."""
+
+    theirs: str
+    ours: str
+    layout: Layout = SAME
+
+
+def layer(theirs: str, ours: str, layout: Layout, *, bias: bool = True) -> list[Rule]:
+    """Rules for a linear or convolution layer: weight <-> kernel, and bias."""
+    rules = [Rule(f"{theirs}.weight", f"{ours}/kernel", layout)]
+    return rules + ([Rule(f"{theirs}.bias", f"{ours}/bias")] if bias else [])
+
+
+def norm(theirs: str, ours: str) -> list[Rule]:
+    """Rules for a normalisation's affine part: weight <-> scale, and bias."""
+    return [Rule(f"{theirs}.weight", f"{ours}/scale"), Rule(f"{theirs}.bias", f"{ours}/bias")]
+
+
+def to_ours(
+    table: Sequence[Rule],
+    tensors: Mapping[str, np.ndarray],
+    *,
+    ignore: Iterable[str] = (),
+    source: str = "checkpoint",
+) -> dict[str, np.ndarray]:
+    """Rename and re-lay `tensors`; raises UserError on a name that neither table nor `ignore` has.
+
+    Args:
+      table: the family's rules.
+      tensors: their names -> arrays.
+      ignore: regular expressions (full match) of their names to leave out.
+      source: what to call the tensors in an error, e.g. the file's name.
+    """
+    rename = _compile(table, "theirs", "ours", "to_ours")
+    return dict(_renamed(rename, tensors, ignore, source))
+
+
+def to_theirs(
+    table: Sequence[Rule], tensors: Mapping[str, np.ndarray], *, source: str = "parameters"
+) -> dict[str, np.ndarray]:
+    """The inverse of `to_ours`."""
+    rename = _compile(table, "ours", "theirs", "to_theirs")
+    return dict(_renamed(rename, tensors, (), source))
+
+
+def check(
+    tensors: Mapping[str, np.ndarray],
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    source: str = "checkpoint",
+) -> None:
+    """Raise UserError, naming the tensor, unless names and shapes are exactly `expected`."""
+    missing = sorted(set(expected) - set(tensors))
+    extra = sorted(set(tensors) - set(expected))
+    if missing:
+        raise UserError(f"{source}: tensor {missing[0]!r} is missing{_and_more(missing)}")
+    if extra:
+        raise UserError(f"{source}: unexpected tensor {extra[0]!r}{_and_more(extra)}")
+    for name, shape in expected.items():
+        if tuple(tensors[name].shape) != tuple(shape):
+            raise UserError(
+                f"{source}: tensor {name!r} has shape {tuple(tensors[name].shape)}, "
+                f"the model needs {tuple(shape)}"
+            )
+
+
+def flatten(tree: Mapping, prefix: str = "") -> dict[str, np.ndarray]:
+    """A nested dict of arrays as a flat one with "/"-joined paths."""
+    flat = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{path}/"))
+        else:
+            flat[path] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, np.ndarray]) -> dict:
+    """The inverse of `flatten`."""
+    tree: dict = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+def _compile(table, source, target, layout):
+    """[(regular expression over source names, target template, array function)]."""
+    compiled = []
+    for rule in table:
+        pattern = re.escape(getattr(rule, source))
+        pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", pattern)
+        compiled.append(
+            (re.compile(pattern), getattr(rule, target), getattr(rule.layout, layout))
+        )
+    return compiled
+
+
+def _renamed(rename, tensors, ignore, source):
+    for name, array in tensors.items():
+        for pattern, template, layout in rename:
+            if match := pattern.fullmatch(name):
+                try:
+                    yield template.format(**match.groupdict()), layout(np.asarray(array))
+                except (ValueError, IndexError) as error:
+                    raise UserError(
+                        f"{source}: tensor {name!r} of shape {np.shape(array)} has the wrong rank"
+                    ) from error
+                break
+        else:
+            if not any(re.fullmatch(expression, name) for expression in ignore):
+                raise UserError(f"{source}: unexpected tensor {name!r}")
+
+
+def _and_more(names):
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

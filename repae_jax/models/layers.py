@@ -1,0 +1,124 @@
+"""Pieces shared by the models: initialisers, position tables, attention, the MLP."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.nn import initializers
+
+
+def torch_uniform(fan_in: int):
+    """PyTorch's default for the weights and biases of a layer: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    bound = 1.0 / math.sqrt(fan_in)
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def conv(
+    in_features: int,
+    features: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    padding=None,
+    bias: bool = True,
+    dtype=jnp.float32,
+    kernel_init=None,
+    name: str | None = None,
+) -> nn.Conv:
+    """A square 2-D convolution over (B, H, W, C), initialised as PyTorch does.
+
+    `padding` is symmetric "same" padding for odd kernels by default; pass ((top, bottom),
+    (left, right)) for anything else. `kernel_init` overrides the weights' initialiser only.
+    """
+    init = torch_uniform(in_features * kernel * kernel)
+    pad = (kernel - 1) // 2
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        (stride, stride),
+        padding=((pad, pad), (pad, pad)) if padding is None else padding,
+        use_bias=bias,
+        dtype=dtype,
+        kernel_init=init if kernel_init is None else kernel_init,
+        bias_init=init,
+        name=name,
+    )
+
+
+def sincos_position_table(dim: int, grid: int) -> np.ndarray:
+    """Fixed sin-cos table (grid * grid, dim) for a square grid of tokens in row-major order.
+
+    The first half of the features encodes the column (x), the second half the row (y); in each
+    half the sines come before the cosines, with frequencies 1e4 ** (-i / (dim / 4)), as in MAE.
+    """
+    if dim % 4:
+        raise ValueError(f"a 2-D sin-cos table needs a width divisible by 4, got {dim}")
+    omega = 1e4 ** (-np.arange(dim // 4, dtype=np.float64) / (dim / 4))
+    rows, columns = np.meshgrid(np.arange(grid), np.arange(grid), indexing="ij")
+
+    def encode(position):
+        angles = np.outer(position.reshape(-1), omega)
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+    return np.concatenate([encode(columns), encode(rows)], axis=1).astype(np.float32)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over (B, N, D) with one fused projection for q, k and v.
+
+    The softmax runs in float32 whatever `dtype` is. `qk_norm` normalises queries and keys per
+    head by a LayerNorm with scale and bias (eps 1e-5).
+    """
+
+    num_heads: int
+    qk_norm: bool = False
+    dtype: jnp.dtype = jnp.float32
+    kernel_init: initializers.Initializer = initializers.xavier_uniform()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, N, D) -> (B, N, D)."""
+        batch, tokens, dim = x.shape
+        qkv = nn.Dense(3 * dim, dtype=self.dtype, kernel_init=self.kernel_init, name="qkv")(x)
+        qkv = qkv.reshape(batch, tokens, 3, self.num_heads, dim // self.num_heads)
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        if self.qk_norm:
+            q = layer_norm(1e-5, affine=True, dtype=self.dtype, name="q_norm")(q)
+            k = layer_norm(1e-5, affine=True, dtype=self.dtype, name="k_norm")(k)
+        x = jax.nn.dot_product_attention(q, k, v).reshape(batch, tokens, dim)
+        return nn.Dense(dim, dtype=self.dtype, kernel_init=self.kernel_init, name="proj")(x)
+
+
+class MLP(nn.Module):
+    """Linear, GELU, Linear over the last axis; `approximate` picks the tanh form of GELU."""
+
+    hidden: int
+    approximate: bool
+    dtype: jnp.dtype = jnp.float32
+    kernel_init: initializers.Initializer = initializers.xavier_uniform()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., D) -> (..., D)."""
+        dim = x.shape[-1]
+        x = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=self.kernel_init, name="fc1")(x)
+        x = nn.gelu(x, approximate=self.approximate)
+        return nn.Dense(dim, dtype=self.dtype, kernel_init=self.kernel_init, name="fc2")(x)
+
+
+def layer_norm(epsilon: float, *, affine: bool, dtype=jnp.float32, name: str | None = None):
+    """LayerNorm over the last axis; statistics in float32, two-pass variance as in PyTorch."""
+    return nn.LayerNorm(
+        epsilon=epsilon,
+        use_bias=affine,
+        use_scale=affine,
+        use_fast_variance=False,
+        dtype=dtype,
+        name=name,
+    )
