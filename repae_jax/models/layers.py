@@ -10,7 +10,7 @@ from jax.nn import initializers
 
 
 def torch_uniform(fan_in: int):
-    """PyTorch's default for the weights and biases of a layer: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    """PyTorch's default for weights and biases of a layer: U(-b, b) with b = 1 / sqrt(fan_in)."""
     bound = 1.0 / math.sqrt(fan_in)
 
     def init(key, shape, dtype=jnp.float32):

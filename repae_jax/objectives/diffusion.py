@@ -1,0 +1,9 @@
+"""The diffusion loss: velocity regression on an interpolant (SiT, arXiv 2401.08740, equation 8)."""
+
+import jax
+import jax.numpy as jnp
+
+
+def denoising_loss(velocity: jax.Array, target: jax.Array) -> jax.Array:
+    """Mean squared error of the velocity over batch, positions and channels; float32 scalar."""
+    return jnp.mean(jnp.square(velocity.astype(jnp.float32) - target))

@@ -1,0 +1,19 @@
+"""The distances between images and reconstructions."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+
+def l1(images: jax.Array, reconstructions: jax.Array) -> jax.Array:
+    """Mean absolute error over everything, scalar."""
+    return jnp.mean(jnp.abs(images - reconstructions))
+
+
+def l2(images: jax.Array, reconstructions: jax.Array) -> jax.Array:
+    """Mean squared error over everything, scalar."""
+    return jnp.mean(jnp.square(images - reconstructions))
+
+
+RECONSTRUCTION: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {"l1": l1, "l2": l2}

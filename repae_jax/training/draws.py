@@ -1,0 +1,45 @@
+"""Every random number of a training step, in one place."""
+
+import flax.struct
+import jax
+
+from repae_jax.objectives.interpolant import sample_time
+
+
+@flax.struct.dataclass
+class Draws:
+    """The randomness of one step as data, so that tests and resumed runs can repeat it."""
+
+    posterior_noise: jax.Array  # (B, h, w, c) standard normal, z = mean + std * noise
+    time: jax.Array  # (B,) in [0, 1]
+    noise: jax.Array  # (B, h, w, c) standard normal, the far end of the interpolant
+    label_drop: jax.Array  # (B,) bool, True where the label becomes the null class
+
+
+def sample_draws(
+    key: jax.Array,
+    batch_size: int,
+    latent_shape: tuple[int, int, int],
+    *,
+    interpolant: str = "linear",
+    weighting: str = "uniform",
+    label_drop: float = 0.1,
+) -> Draws:
+    """Draws for a batch of `batch_size` latents of shape (h, w, c).
+
+    Args:
+      key: a JAX key for this step alone, e.g. `fold_in(run_key, step)`.
+      batch_size: B, the global batch.
+      latent_shape: (h, w, c).
+      interpolant: "linear" or "cosine"; lognormal times depend on it.
+      weighting: "uniform" or "lognormal" distribution of the times.
+      label_drop: probability that a label is dropped, in [0, 1].
+    """
+    posterior_key, time_key, noise_key, drop_key = jax.random.split(key, 4)
+    shape = (batch_size, *latent_shape)
+    return Draws(
+        posterior_noise=jax.random.normal(posterior_key, shape),
+        time=sample_time(time_key, batch_size, weighting=weighting, interpolant=interpolant),
+        noise=jax.random.normal(noise_key, shape),
+        label_drop=jax.random.bernoulli(drop_key, label_drop, (batch_size,)),
+    )
