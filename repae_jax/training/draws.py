@@ -3,7 +3,7 @@
 import flax.struct
 import jax
 
-from repae_jax.objectives.interpolant import sample_time
+from repae_jax.objectives.interpolant import INTERPOLANTS, sample_time
 
 
 @flax.struct.dataclass
@@ -39,7 +39,9 @@ def sample_draws(
     shape = (batch_size, *latent_shape)
     return Draws(
         posterior_noise=jax.random.normal(posterior_key, shape),
-        time=sample_time(time_key, batch_size, weighting=weighting, interpolant=interpolant),
+        time=sample_time(
+            time_key, batch_size, weighting=weighting, interpolant=INTERPOLANTS[interpolant]
+        ),
         noise=jax.random.normal(noise_key, shape),
         label_drop=jax.random.bernoulli(drop_key, label_drop, (batch_size,)),
     )

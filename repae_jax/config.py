@@ -1,0 +1,230 @@
+"""Configurations: the defaults of every key, the recipes, and what follows from them.
+
+A file in configs/ calls `base()` and changes what its experiment changes. The keys:
+
+    seed        of initialisation, data order and draws
+    train       which networks are trained: any of "sit", "vae", "discriminator"
+    data        where the images come from
+    vae, sit, discriminator, lpips, teachers   the networks
+    objective   coefficients and variants of the loss (training/recipe.py)
+    time        how the diffusion times are drawn
+    optimizer   one AdamW per trained network
+    sampling    how sample grids are drawn
+    run         length and rhythm of the run; these keys alone may change when a run continues
+"""
+
+import json
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from repae_jax.errors import UserError
+
+NETWORKS = ("sit", "vae", "discriminator")
+RECIPES = {
+    "repae": "the VAE and the SiT jointly (REPA-E)",
+    "repa": "the SiT with alignment, on a frozen VAE (REPA)",
+    "sit": "the SiT without alignment, on a frozen VAE",
+    "vae": "the VAE alone, with its discriminator",
+    "repae_no_stop_gradient": "ablation: the diffusion loss trains the VAE as well",
+    "repae_no_latent_norm": "ablation: fixed latent statistics in place of LatentNorm",
+    "repae_no_regularisation": "ablation: L_REG = 0, the VAE learns from the alignment alone",
+}
+
+
+def base() -> ConfigDict:
+    """Every key with its default: the published REPA-E recipe, ImageNet 256 x 256."""
+    adamw = dict(
+        learning_rate=1e-4,
+        b1=0.9,
+        b2=0.999,
+        eps=1e-8,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        warmup_steps=0,
+    )
+    return ConfigDict(
+        dict(
+            name="",
+            seed=0,
+            train=NETWORKS,
+            batch_size=256,
+            ema_decay=0.9999,
+            dtype="float32",  # of the networks' matrix products: "float32" or "bfloat16"
+            data=dict(
+                source="tfds",  # "tfds", "folder" or "digits"
+                path="",  # folder: the class folders; tfds: the data directory ("" = default)
+                name="",  # tfds: the builder, e.g. "imagenet2012"
+                resolution=256,
+                num_classes=1000,
+                flip=False,
+                workers=8,  # decoding processes; 0 decodes in threads
+            ),
+            vae=dict(
+                arch="f8d4",  # a name in VAE_CONFIGS, or "" with every dimension below
+                channels=placeholder(int),
+                multipliers=placeholder(tuple),
+                latent_channels=placeholder(int),
+                num_res_blocks=2,
+                attention_levels=placeholder(tuple),
+                middle_attention=True,
+                quant_conv=True,
+                groups=32,
+                weights="",  # .pt/.safetensors, or a work directory; "" trains from scratch
+                statistics="",  # latent statistics (.pt); "" looks beside `weights`, or measures
+            ),
+            sit=dict(
+                arch="SiT-XL/2",  # a name in SIT_CONFIGS, or "" with every dimension below
+                patch_size=placeholder(int),
+                hidden_size=placeholder(int),
+                depth=placeholder(int),
+                num_heads=placeholder(int),
+                encoder_depth=8,
+                projector_dim=2048,
+                mlp_ratio=4.0,
+                qk_norm=False,
+                label_drop=0.1,  # probability; 0 builds a model without a null class
+            ),
+            latent_norm=dict(momentum=0.1),
+            discriminator=dict(filters=64, layers=3, weights=""),
+            lpips=dict(weights="", vgg_weights="", rescale_inputs=True),
+            teachers=dict(),
+            objective=dict(
+                interpolant="linear",
+                sit_alignment=0.5,
+                vae_alignment=1.5,
+                stop_gradient=True,
+                latent_norm="batch",
+                reconstruction="l1",
+                reconstruction_weight=1.0,
+                perceptual_weight=1.0,
+                kl_weight=1e-6,
+                adversarial_weight=0.1,
+                discriminator_start=0,
+                discriminator_factor=1.0,
+                lecam_weight=0.0,
+                lecam_decay=0.999,
+            ),
+            time=dict(weighting="uniform"),  # or "lognormal"
+            optimizer={name: dict(adamw) for name in NETWORKS},
+            sampling=dict(
+                method="euler-maruyama",  # or "euler", "heun"
+                steps=250,
+                guidance_scale=1.0,
+                guidance_low=0.0,
+                guidance_high=1.0,
+            ),
+            run=dict(
+                steps=400_000,
+                log_every=100,
+                sample_every=10_000,
+                sample_steps=50,
+                checkpoint_every=50_000,
+                keep_checkpoints=3,
+            ),
+        )
+    )
+
+
+def teacher(arch: str = "", **changes: Any) -> ConfigDict:
+    """One entry of `config.teachers`: a frozen ViT and how its pixels are prepared."""
+    defaults = dict(
+        arch=arch,  # a name in VIT_CONFIGS, or "" with every dimension below
+        weights="",
+        preprocessing="dinov2",  # or "native": images in [-1, 1], not resized
+        patch_size=placeholder(int),
+        hidden_size=placeholder(int),
+        depth=placeholder(int),
+        num_heads=placeholder(int),
+        # How `pretrain-teacher` trains it; not used with published weights.
+        pretrain=dict(steps=0, batch_size=128, learning_rate=1e-3, weight_decay=0.05, shift=2),
+    )
+    entry = ConfigDict(defaults)
+    entry.update(changes)
+    return entry
+
+
+def apply_recipe(config: ConfigDict, recipe: str) -> ConfigDict:
+    """Turn a REPA-E configuration into one of `RECIPES`, in place; returns it.
+
+    Raises:
+      UserError: there is no such recipe.
+    """
+    if recipe not in RECIPES:
+        choices = "; ".join(f"{name}: {what}" for name, what in RECIPES.items())
+        raise UserError(f"no recipe {recipe!r}; choose from {choices}")
+    if recipe in ("repa", "sit"):
+        config.train = ("sit",)
+        config.objective.latent_norm = "fixed"
+    if recipe == "sit":
+        config.teachers = ConfigDict()
+    if recipe == "vae":
+        config.train = tuple(name for name in config.train if name != "sit")
+        config.teachers = ConfigDict()
+    if recipe == "repae_no_stop_gradient":
+        config.objective.stop_gradient = False
+    if recipe == "repae_no_latent_norm":
+        config.objective.latent_norm = "fixed"
+    if recipe == "repae_no_regularisation":
+        for term in ("reconstruction", "perceptual", "kl", "adversarial"):
+            config.objective[f"{term}_weight"] = 0.0
+    config.name = f"{config.name}_{recipe}" if recipe != "repae" else config.name
+    return config
+
+
+def vae_dimensions(config: ConfigDict) -> dict[str, Any]:
+    """The arguments of AutoencoderKL; explicit keys override the preset's."""
+    from repae_jax.models.autoencoder_kl import VAE_CONFIGS
+
+    needed = ("channels", "multipliers", "latent_channels", "attention_levels")
+    other = ("num_res_blocks", "middle_attention", "quant_conv", "groups")
+    dimensions = _dimensions(config.vae, "vae", VAE_CONFIGS, needed, attention_levels=())
+    dimensions |= {key: config.vae[key] for key in other}
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in dimensions.items()}
+
+
+def sit_dimensions(config: ConfigDict) -> dict[str, Any]:
+    """hidden_size, depth, num_heads and patch_size; explicit keys override the preset's."""
+    from repae_jax.models.sit import SIT_CONFIGS
+
+    needed = ("hidden_size", "depth", "num_heads", "patch_size")
+    return _dimensions(config.sit, "sit", SIT_CONFIGS, needed)
+
+
+def _dimensions(section, name, presets, needed, **defaults):
+    if section.arch and section.arch not in presets:
+        raise UserError(
+            f"config.{name}.arch is {section.arch!r}: use one of {', '.join(presets)}, "
+            "or '' and give every dimension"
+        )
+    explicit = {key: section[key] for key in needed if section[key] is not None}
+    dimensions = {**defaults, **presets.get(section.arch, {}), **explicit}
+    for key in needed:
+        if key not in dimensions:
+            raise UserError(
+                f"config.{name}.{key} is not set, and config.{name}.arch names no preset"
+            )
+    return dimensions
+
+
+def to_json(config: ConfigDict) -> str:
+    """The configuration as readable JSON."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def differences(old: dict, new: dict, prefix: str = "config") -> list[str]:
+    """`key: old -> new` for every key in which two configurations (as plain dicts) differ."""
+    lines = []
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key), new.get(key)
+        path = f"{prefix}.{key}"
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, path)
+        elif _plain(a) != _plain(b):
+            lines.append(f"{path}: {a!r} -> {b!r}")
+    return lines
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value

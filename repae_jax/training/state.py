@@ -1,0 +1,59 @@
+"""The state of a run: everything that one step reads and writes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+Tree = Any
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All arrays of a run. Which networks are trained is which have an optimizer state.
+
+    Attributes:
+      step: completed steps, int32 scalar.
+      params: trainable parameters by network: "sit" (heads included), "vae", "discriminator".
+      batch_stats: the mutable collection: "latent_norm" (mean, var), "discriminator", and the
+        running means of LeCam under "lecam".
+      opt_state: optimizer state of each trained network.
+      ema: exponential moving average of the SiT's "params" and of the "latent_norm" statistics.
+      frozen: what no step changes: the position table ("sit"), teachers, LPIPS.
+    """
+
+    step: jax.Array
+    params: Mapping[str, Tree]
+    batch_stats: Mapping[str, Tree]
+    opt_state: Mapping[str, Tree]
+    ema: Mapping[str, Tree]
+    frozen: Mapping[str, Tree]
+
+
+def create_state(
+    params: Mapping[str, Tree],
+    batch_stats: Mapping[str, Tree],
+    frozen: Mapping[str, Tree],
+    optimizers: Mapping[str, optax.GradientTransformation],
+) -> TrainState:
+    """A state at step 0; the moving averages start as copies of what they average."""
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=dict(params),
+        batch_stats=dict(batch_stats),
+        opt_state={name: tx.init(params[name]) for name, tx in optimizers.items()},
+        ema={},
+        frozen=dict(frozen),
+    )
+    # Copies, because a donated buffer must not appear twice in the state.
+    return state.replace(ema=jax.tree.map(jnp.copy, averaged(state)))
+
+
+def averaged(state: TrainState) -> dict[str, Tree]:
+    """What the moving average follows: the SiT and the latents' running statistics."""
+    if "sit" not in state.params:
+        return {}
+    return {"params": state.params["sit"], "latent_norm": state.batch_stats["latent_norm"]}

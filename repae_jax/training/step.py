@@ -1,0 +1,300 @@
+"""The train step, one pure function:
+
+    L = L_DIFF(theta) + lambda * L_REPA(theta, phi, omega) + eta * L_REG(phi)
+
+theta is the SiT, omega its projection heads, phi the VAE, psi its discriminator (REPA-E,
+arXiv 2504.10483, equation 3). Read from top to bottom: the step, the loss, what its terms share,
+the terms. Which terms exist and what each one trains is decided once, when the step is built:
+
+    repae   optimizers for "sit", "vae" and "discriminator"
+    repa    an optimizer for "sit" alone, objective.latent_norm = "fixed"
+    sit     the same without teachers
+    vae     optimizers for "vae" and "discriminator", models without a SiT
+
+and the paper's ablations are fields of `Objective`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.lax import stop_gradient
+
+from repae_jax.models.autoencoder_kl import AutoencoderKL, Posterior
+from repae_jax.models.sit import SiT
+from repae_jax.models.teachers import preprocess
+from repae_jax.objectives.adversarial import generator_loss, hinge_loss, lecam_loss
+from repae_jax.objectives.alignment import alignment_loss
+from repae_jax.objectives.diffusion import denoising_loss
+from repae_jax.objectives.interpolant import INTERPOLANTS, interpolate
+from repae_jax.objectives.reconstruction import RECONSTRUCTION
+from repae_jax.sampling.pixels import to_float
+from repae_jax.training.draws import Draws
+from repae_jax.training.recipe import Models, Objective
+from repae_jax.training.state import TrainState, averaged
+
+Metrics = dict[str, jax.Array]
+Batch = Mapping[str, jax.Array]
+TrainStep = Callable[[TrainState, Batch, Draws], tuple[TrainState, Metrics]]
+
+GRAD_NORM = {"sit": "grad_norm_sit", "vae": "grad_norm_vae", "discriminator": "grad_norm_disc"}
+
+
+def make_train_step(
+    models: Models,
+    objective: Objective,
+    optimizers: Mapping[str, optax.GradientTransformation],
+    *,
+    ema_decay: float = 0.9999,
+) -> TrainStep:
+    """Build `train_step(state, batch, draws) -> (state, metrics)`.
+
+    The batch holds "image" (uint8 (B, H, W, 3)) and "label" (int32 (B,)), and may hold
+    "teacher_tokens", a tuple of (B, N, D_k), in place of running the teachers. All three
+    networks move from the same point: every gradient is taken at the state before the step.
+
+    Args:
+      models: the networks.
+      objective: coefficients and variants of the terms.
+      optimizers: one per trained network; networks without one are frozen.
+      ema_decay: decay per step of the SiT's moving average, in [0, 1).
+    """
+    loss = make_loss(models, objective, tuple(optimizers))
+
+    def train_step(state: TrainState, batch: Batch, draws: Draws) -> tuple[TrainState, Metrics]:
+        before = {name: state.params[name] for name in optimizers}
+        grads, (metrics, batch_stats) = jax.grad(loss, has_aux=True)(before, state, batch, draws)
+
+        params, opt_state = dict(state.params), {}
+        for name, optimizer in optimizers.items():
+            metrics[GRAD_NORM[name]] = optax.global_norm(grads[name])
+            updates, opt_state[name] = optimizer.update(
+                grads[name], state.opt_state[name], before[name]
+            )
+            params[name] = optax.apply_updates(before[name], updates)
+
+        after = state.replace(
+            step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state
+        )
+        ema = optax.incremental_update(averaged(after), state.ema, 1.0 - ema_decay)
+        return after.replace(ema=ema), metrics
+
+    return train_step
+
+
+def make_loss(models: Models, objective: Objective, trained: tuple[str, ...]):
+    """Build `loss(trained_params, state, batch, draws) -> (scalar, (metrics, batch_stats))`.
+
+    One scalar serves all networks: inside the terms, `stop_gradient` decides what each trains.
+    """
+    terms = []
+    if "vae" in trained:
+        terms.append(vae_term(models, objective))
+    if "discriminator" in trained:
+        terms.append(discriminator_term(models, objective))
+    if "sit" in trained:
+        terms.append(sit_term(models, objective))
+    observe = make_observe(models, reconstruct="vae" in trained)
+
+    def loss(trained_params, state: TrainState, batch: Batch, draws: Draws):
+        params = {**state.params, **trained_params}
+        seen = observe(params, state, batch, draws)
+        total, metrics, batch_stats = jnp.zeros(()), {}, dict(state.batch_stats)
+        for term in terms:
+            value, term_metrics, batch_stats = term(params, batch_stats, seen)
+            total += value
+            metrics |= term_metrics
+        return total, (metrics, batch_stats)
+
+    return loss
+
+
+class Seen(NamedTuple):
+    """What the terms of one step share."""
+
+    step: jax.Array  # completed steps
+    draws: Draws
+    images: jax.Array  # (B, H, W, 3) in [-1, 1]
+    labels: jax.Array  # (B,)
+    posterior: Posterior
+    latents: jax.Array  # (B, h, w, c), not normalised
+    reconstructions: jax.Array | None  # (B, H, W, 3)
+    teacher_tokens: tuple[jax.Array, ...]  # (B, N, D_k) each
+    frozen: Mapping
+
+
+def make_observe(models: Models, *, reconstruct: bool):
+    """Build the part before the terms: teachers, encoder, and decoder if `reconstruct`."""
+    vae = models.vae
+
+    def teacher_tokens(batch, frozen):
+        if "teacher_tokens" in batch:
+            return tuple(batch["teacher_tokens"])
+        tokens = (
+            teacher.model.apply(frozen[name], preprocess(batch["image"], teacher.preprocessing))
+            for name, teacher in models.teachers.items()
+        )
+        return tuple(stop_gradient(output.patch_tokens) for output in tokens)
+
+    def observe(params, state: TrainState, batch: Batch, draws: Draws) -> Seen:
+        images = to_float(batch["image"])
+        weights = {"params": params["vae"]}
+        posterior = vae.apply(weights, images, method=AutoencoderKL.encode)
+        latents = posterior.sample(draws.posterior_noise)
+        reconstructions = None
+        if reconstruct:
+            reconstructions = vae.apply(weights, latents, method=AutoencoderKL.decode)
+        return Seen(
+            step=state.step,
+            draws=draws,
+            images=images,
+            labels=batch["label"],
+            posterior=posterior,
+            latents=latents,
+            reconstructions=reconstructions,
+            teacher_tokens=teacher_tokens(batch, state.frozen),
+            frozen=state.frozen,
+        )
+
+    return observe
+
+
+def vae_term(models: Models, objective: Objective):
+    """L_REG(phi) + L_REPA as the VAE sees it: theta, omega and psi are held fixed."""
+    distance = RECONSTRUCTION[objective.reconstruction]
+    interpolant = INTERPOLANTS[objective.interpolant]
+
+    def perceptual(seen: Seen):
+        if models.lpips is None:
+            return jnp.zeros(())
+        weights = seen.frozen["lpips"]
+        return models.lpips.apply(weights, seen.images, seen.reconstructions).mean()
+
+    def adversarial(params, batch_stats, seen: Seen):
+        if models.discriminator is None:
+            return {}, batch_stats
+        if not objective.adversarial_weight * objective.discriminator_factor:
+            return {"gan_loss": jnp.zeros(()), "weighted_gan_loss": jnp.zeros(())}, batch_stats
+        started, factor = _started(objective, seen.step)
+        weights = stop_gradient(params["discriminator"])
+        logits, updated = _discriminate(models, weights, batch_stats, seen.reconstructions)
+        gan_loss = jnp.where(started, generator_loss(logits), 0.0)
+        weighted = objective.adversarial_weight * factor * gan_loss
+        # Before its start the discriminator has not been asked here, so its statistics stand.
+        batch_stats = jax.tree.map(lambda a, b: jnp.where(started, a, b), updated, batch_stats)
+        return {"gan_loss": gan_loss, "weighted_gan_loss": weighted}, batch_stats
+
+    def align(params, batch_stats, seen: Seen):
+        # Running statistics and all labels kept; t and noise are those of the SiT's own term.
+        latents = _normalise(models, batch_stats, seen.latents, train=False)[0]
+        noisy, _ = interpolate(interpolant, latents, seen.draws.noise, seen.draws.time)
+        weights = {"params": stop_gradient(params["sit"]), **seen.frozen["sit"]}
+        inputs = (noisy, seen.draws.time, seen.labels)
+        projections = models.sit.apply(weights, *inputs, method=SiT.project)
+        return alignment_loss(projections, seen.teacher_tokens)
+
+    def term(params, batch_stats, seen: Seen):
+        metrics = {
+            "reconstruction_loss": objective.reconstruction_weight
+            * distance(seen.images, seen.reconstructions),
+            "perceptual_loss": objective.perceptual_weight * perceptual(seen),
+            "kl_loss": objective.kl_weight * seen.posterior.kl().mean(),
+        }
+        total = sum(metrics.values())
+        gan_metrics, new_stats = adversarial(params, batch_stats, seen)
+        total += gan_metrics.get("weighted_gan_loss", 0.0)
+        metrics |= gan_metrics
+        if models.sit is not None and seen.teacher_tokens:
+            metrics["vae_align_loss"] = align(params, batch_stats, seen)
+            total += objective.vae_alignment * metrics["vae_align_loss"]
+        return total, metrics | {"vae_loss": total}, new_stats
+
+    return term
+
+
+def discriminator_term(models: Models, objective: Objective):
+    """The hinge loss of psi, with LeCam if asked for; phi is held fixed."""
+
+    def lecam(batch_stats, logits_real, logits_fake):
+        if not objective.lecam_weight:
+            return jnp.zeros(()), batch_stats
+        means = {"real": logits_real.mean(), "fake": logits_fake.mean()}
+        ema = batch_stats["lecam"]
+        loss = lecam_loss(means["real"], means["fake"], ema["real"], ema["fake"])
+        ema = optax.incremental_update(stop_gradient(means), ema, 1.0 - objective.lecam_decay)
+        return objective.lecam_weight * loss, {**batch_stats, "lecam": ema}
+
+    def term(params, batch_stats, seen: Seen):
+        weights = params["discriminator"]
+        fake = stop_gradient(seen.reconstructions)
+        logits_real, batch_stats = _discriminate(models, weights, batch_stats, seen.images)
+        logits_fake, batch_stats = _discriminate(models, weights, batch_stats, fake)
+        _, factor = _started(objective, seen.step)
+        lecam_value, batch_stats = lecam(batch_stats, logits_real, logits_fake)
+        total = factor * hinge_loss(logits_real, logits_fake) + lecam_value
+        metrics = {
+            "d_loss": total,
+            "lecam_loss": lecam_value,
+            "logits_real": logits_real.mean(),
+            "logits_fake": logits_fake.mean(),
+        }
+        return total, metrics, batch_stats
+
+    return term
+
+
+def sit_term(models: Models, objective: Objective):
+    """L_DIFF(theta) + lambda * L_REPA(theta, omega) on latents that phi is not asked about."""
+    interpolant = INTERPOLANTS[objective.interpolant]
+    sit = models.sit
+
+    def term(params, batch_stats, seen: Seen):
+        # The one place where the VAE is isolated from the diffusion loss.
+        latents = stop_gradient(seen.latents) if objective.stop_gradient else seen.latents
+
+        latents, batch_stats = _normalise(
+            models, batch_stats, latents, train=objective.latent_norm == "batch"
+        )
+        noisy, target = interpolate(interpolant, latents, seen.draws.noise, seen.draws.time)
+        labels = seen.labels
+        if sit.null_label is not None:
+            labels = jnp.where(seen.draws.label_drop, sit.null_label, labels)
+        weights = {"params": params["sit"], **seen.frozen["sit"]}
+        output = sit.apply(weights, noisy, seen.draws.time, labels)
+
+        total = denoising_loss(output.velocity, target)
+        metrics = {"denoising_loss": total}
+        if seen.teacher_tokens:
+            metrics["proj_loss"] = alignment_loss(output.projections, seen.teacher_tokens)
+            total += objective.sit_alignment * metrics["proj_loss"]
+        return total, metrics | {"sit_loss": total}, batch_stats
+
+    return term
+
+
+def _started(objective: Objective, step: jax.Array):
+    """Whether GAN terms act at this step, and the factor of the hinge loss."""
+    started = step >= objective.discriminator_start
+    return started, jnp.where(started, objective.discriminator_factor, 0.0)
+
+
+def _discriminate(models: Models, weights, batch_stats, images):
+    """Logits of the discriminator in train mode, and the statistics that the call left."""
+    variables = {"params": weights, "batch_stats": batch_stats["discriminator"]}
+    logits, updated = models.discriminator.apply(
+        variables, images, train=True, mutable=["batch_stats"]
+    )
+    return logits, {**batch_stats, "discriminator": updated["batch_stats"]}
+
+
+def _normalise(models: Models, batch_stats, latents, *, train: bool):
+    """Latents after LatentNorm, and the statistics that the call left."""
+    variables = {"batch_stats": batch_stats["latent_norm"]}
+    if not train:
+        return models.latent_norm.apply(variables, latents, train=False), batch_stats
+    latents, updated = models.latent_norm.apply(
+        variables, latents, train=True, mutable=["batch_stats"]
+    )
+    return latents, {**batch_stats, "latent_norm": updated["batch_stats"]}

@@ -1,0 +1,219 @@
+"""The checks of a configuration, made before anything is allocated or written."""
+
+import math
+import pathlib
+
+from ml_collections import ConfigDict
+
+from repae_jax.config import NETWORKS, sit_dimensions, vae_dimensions
+from repae_jax.errors import UserError
+
+
+def validate(config: ConfigDict) -> None:
+    """Raise UserError for an impossible value or combination, naming the key and the way out."""
+    _check_train(config)
+    _check_ranges(config)
+    latent_size = _check_vae(config)
+    if "sit" in config.train:
+        _check_sit(config, latent_size)
+    _check_objective(config)
+    _check_sampling(config)
+
+
+def check_devices(config: ConfigDict, device_count: int) -> None:
+    """Raise UserError unless the batch divides over the devices."""
+    if config.batch_size % device_count:
+        below = config.batch_size // device_count * device_count
+        raise UserError(
+            f"config.batch_size is {config.batch_size}, not divisible by the {device_count} "
+            f"devices: use {below or device_count} or {below + device_count}"
+        )
+
+
+def check_files(config: ConfigDict) -> None:
+    """Raise UserError for a file or folder that the configuration names and that is not there."""
+    named = {
+        "vae.weights": config.vae.weights,
+        "vae.statistics": config.vae.statistics,
+        "discriminator.weights": config.discriminator.weights,
+        "lpips.weights": config.lpips.weights,
+        "lpips.vgg_weights": config.lpips.vgg_weights,
+        "data.path": config.data.path,
+    }
+    for key, path in named.items():
+        if path and not pathlib.Path(path).exists():
+            raise UserError(f"config.{key} is {path!r}, which does not exist")
+    for name, entry in config.teachers.items():
+        key = f"config.teachers.{name}.weights"
+        if not entry.weights:
+            raise UserError(f"{key} is empty: name the file with the teacher's weights")
+        if not pathlib.Path(entry.weights).exists():
+            made = "; make it with `python -m repae_jax pretrain-teacher` and the same config"
+            hint = made if entry.pretrain.steps else ""
+            raise UserError(f"{key} is {entry.weights!r}, which does not exist{hint}")
+    if needs_lpips(config) and not (config.lpips.weights and config.lpips.vgg_weights):
+        raise UserError(
+            f"config.objective.perceptual_weight is {config.objective.perceptual_weight}, but "
+            "config.lpips.weights (linear heads) or config.lpips.vgg_weights (VGG16) is empty: "
+            "name both files, or set the weight to 0"
+        )
+
+
+def needs_lpips(config: ConfigDict) -> bool:
+    """Whether the loss has a perceptual term."""
+    return "vae" in config.train and config.objective.perceptual_weight > 0
+
+
+def _check_train(config):
+    train = tuple(config.train)
+    for name in train:
+        if name not in NETWORKS:
+            raise UserError(f"config.train has {name!r}: it takes {', '.join(NETWORKS)}")
+    if not {"sit", "vae"} & set(train):
+        raise UserError(f"config.train is {train}: nothing to train without 'sit' or 'vae'")
+    if "discriminator" in train and "vae" not in train:
+        raise UserError("config.train has 'discriminator' without 'vae', which is what it judges")
+    if "vae" not in train and not config.vae.weights:
+        raise UserError(
+            "the VAE is frozen (config.train has no 'vae') and config.vae.weights is empty: "
+            "name its file or the work directory that trained it"
+        )
+    adversarial = config.objective.adversarial_weight > 0
+    if "vae" in train and adversarial and "discriminator" not in train:
+        raise UserError(
+            "config.objective.adversarial_weight is "
+            f"{config.objective.adversarial_weight} without a discriminator: "
+            "add 'discriminator' to config.train, or set the weight to 0"
+        )
+
+
+def _check_ranges(config):
+    positive = {
+        "batch_size": config.batch_size,
+        "data.resolution": config.data.resolution,
+        "data.num_classes": config.data.num_classes,
+        "run.steps": config.run.steps,
+        "run.log_every": config.run.log_every,
+        "run.sample_every": config.run.sample_every,
+        "run.checkpoint_every": config.run.checkpoint_every,
+        "run.keep_checkpoints": config.run.keep_checkpoints,
+    }
+    for name in config.train:
+        positive[f"optimizer.{name}.max_grad_norm"] = config.optimizer[name].max_grad_norm
+        positive[f"optimizer.{name}.learning_rate"] = config.optimizer[name].learning_rate
+    for key, value in positive.items():
+        if not value > 0:
+            raise UserError(f"config.{key} is {value}: it must be positive")
+    fractions = {"sit.label_drop": config.sit.label_drop, "ema_decay": config.ema_decay}
+    fractions["latent_norm.momentum"] = config.latent_norm.momentum
+    for key, value in fractions.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"config.{key} is {value}: it must lie in [0, 1]")
+    if config.dtype not in ("float32", "bfloat16"):
+        raise UserError(f"config.dtype is {config.dtype!r}: use 'float32' or 'bfloat16'")
+
+
+def _check_vae(config):
+    """Checks the autoencoder; returns the side of its latent."""
+    vae = vae_dimensions(config)
+    factor = 2 ** (len(vae["multipliers"]) - 1)
+    if config.data.resolution % factor:
+        raise UserError(
+            f"config.data.resolution is {config.data.resolution}, not divisible by the VAE's "
+            f"down-sampling factor {factor}"
+        )
+    for multiplier in vae["multipliers"]:
+        width = vae["channels"] * multiplier
+        if width % vae["groups"]:
+            raise UserError(
+                f"config.vae.groups is {vae['groups']}, which does not divide the level of "
+                f"{width} channels"
+            )
+    for level in vae["attention_levels"]:
+        if not 0 <= level < len(vae["multipliers"]):
+            raise UserError(
+                f"config.vae.attention_levels has {level}: levels run from 0 to "
+                f"{len(vae['multipliers']) - 1}"
+            )
+    return config.data.resolution // factor
+
+
+def _check_sit(config, latent_size):
+    sit = sit_dimensions(config)
+    patch = sit["patch_size"]
+    if latent_size % patch:
+        raise UserError(
+            f"the SiT's patch size {patch} does not divide the latent of {latent_size} x "
+            f"{latent_size}: use a patch size that does, or another resolution"
+        )
+    if not 1 <= config.sit.encoder_depth <= sit["depth"]:
+        raise UserError(
+            f"config.sit.encoder_depth is {config.sit.encoder_depth}: it must lie between 1 and "
+            f"the SiT's depth {sit['depth']}"
+        )
+    if sit["hidden_size"] % sit["num_heads"] or sit["hidden_size"] % 4:
+        raise UserError(
+            f"config.sit.hidden_size is {sit['hidden_size']}: it must be divisible by the "
+            f"{sit['num_heads']} heads and by 4"
+        )
+    grid = latent_size // patch
+    for name, entry in config.teachers.items():
+        teacher_grid = _teacher_grid(config, name, entry)
+        if teacher_grid != grid:
+            raise UserError(
+                f"teacher {name!r} gives {teacher_grid} x {teacher_grid} tokens, the SiT "
+                f"{grid} x {grid}: they must match, so change the patch size of one of them"
+            )
+
+
+def _teacher_grid(config, name, entry):
+    from repae_jax.models.vit import VIT_CONFIGS
+
+    if entry.arch and entry.arch not in VIT_CONFIGS:
+        raise UserError(
+            f"config.teachers.{name}.arch is {entry.arch!r}: use one of {', '.join(VIT_CONFIGS)}"
+        )
+    patch = entry.patch_size or VIT_CONFIGS.get(entry.arch, {}).get("patch_size")
+    if patch is None:
+        raise UserError(f"config.teachers.{name} needs an arch, or patch_size and dimensions")
+    side = config.data.resolution
+    if entry.preprocessing == "dinov2":
+        if side % 256:
+            raise UserError(
+                f"config.data.resolution is {side}: DINOv2 preprocessing takes multiples of 256"
+            )
+        side = 224 * (side // 256)
+    elif entry.preprocessing != "native":
+        raise UserError(
+            f"config.teachers.{name}.preprocessing is {entry.preprocessing!r}: "
+            "use 'dinov2' or 'native'"
+        )
+    if side % patch:
+        raise UserError(
+            f"config.teachers.{name}: its patch size {patch} does not divide {side} pixels"
+        )
+    return side // patch
+
+
+def _check_objective(config):
+    from repae_jax.training.recipe import Objective
+
+    Objective(**config.objective)
+    for key, value in config.objective.items():
+        if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
+            raise UserError(f"config.objective.{key} is {value}: it must be finite and >= 0")
+    if config.time.weighting not in ("uniform", "lognormal"):
+        raise UserError(
+            f"config.time.weighting is {config.time.weighting!r}: use 'uniform' or 'lognormal'"
+        )
+
+
+def _check_sampling(config):
+    from repae_jax.sampling.samplers import Sampler
+
+    sampler = Sampler(interpolant=config.objective.interpolant, **config.sampling)
+    if sampler.guidance_scale > 1 and config.sit.label_drop == 0:
+        raise UserError(
+            f"config.sampling.guidance_scale is {sampler.guidance_scale}, but a SiT trained with "
+            "config.sit.label_drop 0 has no null class to guide away from"
+        )
