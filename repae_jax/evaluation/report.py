@@ -1,0 +1,147 @@
+"""A run's results as one page: a single HTML file that opens anywhere, offline."""
+
+import base64
+import dataclasses
+import html
+import os
+import pathlib
+import struct
+from collections.abc import Sequence
+
+from repae_jax.evaluation.figures import write_atomically
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+STYLE = """
+:root { color-scheme: light dark; --page: #fff; --ink: #1c1f23; --quiet: #5b626b;
+  --card: #f4f5f7; --line: #d9dce1; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #16181c; --ink: #e6e8eb; --quiet: #a0a7b1; --card: #21242a; --line: #383d46; }
+  figure img { padding: .6rem; background: #fff; }
+}
+* { box-sizing: border-box; }
+body { max-width: 62rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; background: var(--page);
+  color: var(--ink); font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: break-word; }
+h1 { margin: 0 0 1.2rem; font-size: 1.7rem; line-height: 1.25; }
+h2 { margin: 2.4rem 0 .4rem; font-size: 1.2rem; }
+p { max-width: 46rem; margin: .4rem 0 .8rem; }
+dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: .8rem;
+  margin: 0; }
+dl > div { padding: .8rem 1rem; border-radius: .5rem; background: var(--card); }
+dt, .note { color: var(--quiet); font-size: .875rem; line-height: 1.4; }
+dd { margin: 0; }
+.value { margin: .1rem 0; font-size: 1.55rem; font-weight: 600;
+  font-variant-numeric: tabular-nums; }
+figure { margin: .8rem 0 0; overflow-x: auto; }
+figure img { display: block; max-width: 100%; height: auto; border-radius: .4rem; }
+summary { margin-top: 2.4rem; font-size: 1.2rem; font-weight: 600; cursor: pointer; }
+pre { margin: .6rem 0 0; padding: 1rem; border: 1px solid var(--line); border-radius: .5rem;
+  overflow-x: auto; font-size: .8125rem; line-height: 1.45; }
+"""
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A heading, a few words, and at most one picture.
+
+    text: plain text; an empty line starts a new paragraph.
+    picture_path: a PNG file, which is embedded; None for a section without a picture.
+    alt: the picture in words, for those who cannot see it; the title if left empty.
+    """
+
+    title: str
+    text: str = ""
+    picture_path: str | os.PathLike | None = None
+    alt: str = ""
+
+
+def write_report(
+    path: str | os.PathLike,
+    *,
+    title: str,
+    summary: Sequence[tuple[str, str, str]] = (),
+    sections: Sequence[Section] = (),
+    config_text: str = "",
+) -> pathlib.Path:
+    """Writes one self-contained HTML file, atomically; gives its path.
+
+    No script, no outside resource: styles and pictures are inside, light or dark follows the
+    reader's setting, and all text is escaped.
+
+    Args:
+      path: the file to write or replace.
+      title: the page's heading.
+      summary: (label, value, note) of each number at the top, as they should read; an empty
+        note is left out.
+      sections: shown in this order.
+      config_text: the run's configuration, folded away at the end; left out if empty.
+
+    Raises:
+      FileNotFoundError: a section's picture is not there.
+      ValueError: a section's picture is not a PNG.
+      UserError: the file cannot be written.
+    """
+    body = [_summary(summary)] if summary else []
+    body += [_section(section) for section in sections]
+    if config_text:
+        body.append(
+            "<details>\n<summary>Configuration</summary>\n"
+            f'<pre tabindex="0">{html.escape(config_text)}</pre>\n</details>'
+        )
+    page = PAGE.format(title=html.escape(title), style=STYLE, body="\n".join(body))
+    # A file name that is not UTF-8 may reach the text as lone surrogates: show, do not crash.
+    return write_atomically(path, page.encode("utf-8", errors="backslashreplace"))
+
+
+def _summary(numbers):
+    cards = []
+    for label, value, note in numbers:
+        lines = [
+            f"<dt>{html.escape(label)}</dt>",
+            f'<dd class="value">{html.escape(value)}</dd>',
+        ]
+        if note:
+            lines.append(f'<dd class="note">{html.escape(note)}</dd>')
+        cards.append("<div>\n" + "\n".join(lines) + "\n</div>")
+    return "<dl>\n" + "\n".join(cards) + "\n</dl>"
+
+
+def _section(section):
+    paragraphs = [part.strip() for part in section.text.split("\n\n") if part.strip()]
+    lines = [f"<h2>{html.escape(section.title)}</h2>"]
+    lines += [f"<p>{html.escape(text)}</p>" for text in paragraphs]
+    if section.picture_path is not None:
+        lines.append(_figure(pathlib.Path(section.picture_path), section.alt or section.title))
+    return "<section>\n" + "\n".join(lines) + "\n</section>"
+
+
+def _figure(path, alt):
+    content = path.read_bytes()
+    if content[:8] != PNG_SIGNATURE or content[12:16] != b"IHDR":
+        raise ValueError(f"{path}: not a PNG file; pictures are written by figures.save_png")
+    width, height = struct.unpack(">II", content[16:24])
+    # On a phone a picture scrolls sideways before its labels become too small to read.
+    return (
+        f'<figure tabindex="0"><img src="data:image/png;base64,'
+        f'{base64.b64encode(content).decode()}" alt="{html.escape(alt)}" width="{width}" '
+        f'height="{height}" style="min-width: min({width}px, 34rem)"></figure>'
+    )
