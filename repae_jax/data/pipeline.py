@@ -1,0 +1,135 @@
+"""From a source to batches: shuffling, sharding over processes, reading ahead (Grain)."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator
+
+import numpy as np
+
+from repae_jax.errors import UserError
+
+if typing.TYPE_CHECKING:
+    import grain
+
+    from repae_jax.data.sources import Source
+
+# Batches, not images, are what Grain reads ahead here. Its defaults (16 threads, 500 elements)
+# would hold 25 GB at 256 images of 256 x 256.
+_THREADS = 4
+_BATCHES_AHEAD = 4
+
+
+def train_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+    flip: bool = False,
+) -> grain.DatasetIterator:
+    """Endless batches of shuffled images: {"image": uint8 (b, H, W, 3), "label": int32 (b,)}.
+
+    The images form one endless stream, one freshly shuffled epoch after another; a batch is the
+    stream's next `batch_size` images. No image is dropped at an epoch's end: the batch there
+    takes its rest from the next epoch. The stream depends on the source and `seed` only. Each
+    process receives its b = batch_size / process_count images of every batch, and all processes
+    together what a single one would.
+
+    The iterator's `get_state()` is a small dict that json can write: how many images all
+    processes together have consumed. It is the same on every process, and `set_state()`
+    continues exactly there, also with other `workers` or another `process_count`. Source, `seed`
+    and `flip` are not part of it. `close()` ends the threads and processes that read ahead.
+
+    Args:
+      source: where the images come from; it must be picklable if `workers` > 0.
+      batch_size: images in a batch, of all processes together.
+      seed: not negative; decides order and flips.
+      process_index: which share of each batch to yield.
+      process_count: in how many shares a batch is divided.
+      workers: processes that read ahead; with 0, threads of this process do. Processes are
+        started afresh: a script's own code must stand under `if __name__ == "__main__"`.
+      flip: mirror every image with probability 1/2, decided anew in every epoch.
+
+    Raises:
+      UserError: the batch cannot be divided by the processes, is larger than the source, or a
+        number is out of range.
+    """
+    _check(source, batch_size, seed, process_index, process_count, workers)
+    import grain
+
+    images = grain.MapDataset.source(source).seed(seed).shuffle()
+    if flip:  # before the sharding, so that the number of processes does not change the coin
+        images = images.random_map(_mirror_half)
+    processes = None
+    if workers:
+        _allow_grain_flags()
+        processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+    batches = grain.experimental.ElasticIterator(
+        images.repeat(),
+        batch_size,
+        grain.sharding.ShardOptions(shard_index=process_index, shard_count=process_count),
+        read_options=_read_options(workers),
+        multiprocessing_options=processes,
+    )
+    return iter(batches)
+
+
+def eval_batches(source: Source, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    """All images once, in the source's order; the last batch may be smaller.
+
+    Yields:
+      {"image": uint8 (b, H, W, 3), "label": int32 (b,)}.
+
+    Raises:
+      UserError: if the batch size is not positive.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size = {batch_size}: give at least 1")
+    import grain
+
+    batches = grain.MapDataset.source(source).batch(batch_size)
+    return iter(batches.to_iter_dataset(_read_options(workers=0)))
+
+
+def _check(source, batch_size, seed, process_index, process_count, workers):
+    if not 0 <= process_index < process_count:
+        raise UserError(f"process_index = {process_index}: must be in 0..{process_count - 1}")
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(
+            f"batch_size = {batch_size} cannot be divided by {process_count} processes; "
+            "choose a positive multiple"
+        )
+    if len(source) < batch_size:
+        raise UserError(
+            f"{source.name} has {len(source)} images, fewer than one batch of {batch_size}; "
+            "lower batch_size"
+        )
+    if seed < 0:
+        raise UserError(f"seed = {seed}: must not be negative")
+    if workers < 0:
+        raise UserError(f"workers = {workers}: give 0 for threads, or a number of processes")
+
+
+def _read_options(workers):
+    import grain
+
+    if workers:  # each process reads one batch while the one before waits in its queue
+        return grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+    return grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
+
+
+def _mirror_half(element, rng):
+    if rng.random() < 0.5:
+        return element
+    return {**element, "image": element["image"][:, ::-1]}
+
+
+def _allow_grain_flags():
+    """Lets Grain read its absl flags (their defaults) in programs that do not parse flags."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
