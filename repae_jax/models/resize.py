@@ -1,0 +1,65 @@
+"""Bicubic resizing as two small matrix products, equal to PyTorch's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def bicubic_matrix(
+    size_in: int, size_out: int, *, a: float | None = None, antialias: bool = False
+) -> np.ndarray:
+    """The matrix (size_out, size_in), float32, that resamples one axis as PyTorch does.
+
+    Equal to torch.nn.functional.interpolate(mode="bicubic", align_corners=False): pixel centres
+    at half integers; without antialias the border pixel repeats outside, with antialias the
+    filter widens by the reduction and is cut and renormalised at the border.
+
+    Args:
+      size_in: samples along the axis before.
+      size_out: samples along the axis after.
+      a: the cubic's free coefficient; None is torch's choice, -0.5 with antialias, else -0.75.
+      antialias: low-pass before reducing.
+    """
+    if a is None:
+        a = -0.5 if antialias else -0.75
+    scale = size_in / size_out
+    centers = (np.arange(size_out)[:, None] + 0.5) * scale
+    if antialias:
+        return _antialiased(centers, size_in, max(scale, 1.0), a).astype(np.float32)
+    first = np.floor(centers - 0.5).astype(int) - 1
+    taps = first + np.arange(4)  # (out, 4)
+    matrix = np.zeros((size_out, size_in))
+    rows = np.broadcast_to(np.arange(size_out)[:, None], taps.shape)
+    # several taps may be clamped to the same border pixel, so their weights add up
+    np.add.at(matrix, (rows, taps.clip(0, size_in - 1)), _cubic(taps + 0.5 - centers, a))
+    return matrix.astype(np.float32)
+
+
+def resize_bicubic(
+    x: jax.Array, height: int, width: int, *, a: float | None = None, antialias: bool = False
+) -> jax.Array:
+    """(B, H, W, C) -> (B, height, width, C), float32; see `bicubic_matrix` for the convention."""
+    rows = bicubic_matrix(x.shape[1], height, a=a, antialias=antialias)
+    columns = bicubic_matrix(x.shape[2], width, a=a, antialias=antialias)
+    # default precision would round the pixels to bfloat16 on TPUs and to TF32 on GPUs
+    exact = jax.lax.Precision.HIGHEST
+    x = jnp.einsum("oh,bhwc->bowc", rows, x.astype(jnp.float32), precision=exact)
+    return jnp.einsum("pw,bowc->bopc", columns, x, precision=exact)
+
+
+def _antialiased(centers, size_in, stretch, a):
+    positions = np.arange(size_in)[None, :]
+    support = 2.0 * stretch
+    inside = (positions >= np.floor(centers - support + 0.5)) & (
+        positions < np.floor(centers + support + 0.5)
+    )
+    weights = np.where(inside, _cubic((positions + 0.5 - centers) / stretch, a), 0.0)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _cubic(x, a):
+    """Keys' cubic convolution kernel, zero from |x| = 2 on."""
+    x = np.abs(x)
+    near = ((a + 2) * x - (a + 3)) * x**2 + 1
+    far = a * (((x - 5) * x + 8) * x - 4)
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))

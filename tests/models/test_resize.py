@@ -1,0 +1,58 @@
+import jax
+import numpy as np
+import pytest
+import torch
+
+from repae_jax.models.resize import bicubic_matrix, resize_bicubic
+
+
+def torch_bicubic(x, height, width, antialias):
+    x = torch.nn.functional.interpolate(
+        x.permute(0, 3, 1, 2),
+        size=(height, width),
+        mode="bicubic",
+        align_corners=False,
+        antialias=antialias,
+    )
+    return x.permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize(
+    ("size_in", "size_out"),
+    [
+        ((37, 37), (16, 16)),
+        ((37, 37), (32, 32)),
+        ((8, 8), (5, 13)),
+        ((3, 9), (9, 2)),
+        ((6, 6), (6, 6)),
+    ],
+)
+def test_resize_equals_torch(size_in, size_out, antialias):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, *size_in, 3)).astype(np.float32)
+    weight = rng.normal(size=(2, *size_out, 3)).astype(np.float32)
+    x_torch = torch.tensor(x, requires_grad=True)
+    expected = torch_bicubic(x_torch, *size_out, antialias)
+    (expected * torch.tensor(weight)).sum().backward()
+
+    def weighted(x):
+        y = resize_bicubic(x, *size_out, antialias=antialias)
+        return (y * weight).sum(), y
+
+    gradient, actual = jax.grad(weighted, has_aux=True)(x)
+    np.testing.assert_allclose(actual, expected.detach(), atol=2e-5)
+    np.testing.assert_allclose(gradient, x_torch.grad, atol=2e-5)
+
+
+def test_coefficient_defaults_to_the_one_of_torch():
+    for antialias, a in ((False, -0.75), (True, -0.5)):
+        explicit = bicubic_matrix(9, 4, a=a, antialias=antialias)
+        other = bicubic_matrix(9, 4, a=a - 0.1, antialias=antialias)
+        np.testing.assert_array_equal(bicubic_matrix(9, 4, antialias=antialias), explicit)
+        assert np.abs(explicit - other).max() > 1e-3
+
+
+def test_half_precision_input_is_resized_in_float32():
+    x = jax.numpy.full((1, 4, 4, 1), 1.0, jax.numpy.bfloat16)
+    assert resize_bicubic(x, 3, 3).dtype == np.float32
