@@ -1,0 +1,71 @@
+"""The PatchGAN discriminator of the VAE's adversarial loss."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+
+from repae_jax.errors import UserError
+from repae_jax.models.batch_norm import BatchNorm
+from repae_jax.models.layers import conv
+
+
+def _scale_init(key, shape, dtype=jnp.float32):
+    return 1.0 + 0.02 * jax.random.normal(key, shape, dtype)
+
+
+class PatchDiscriminator(nn.Module):
+    """One logit for each overlapping patch of the image (pix2pix, arXiv 1611.07004).
+
+    4x4 convolutions with padding 1: `num_layers` of stride 2, doubling the filters up to eight
+    times, then two of stride 1. Biases only where no BatchNorm follows.
+
+    Attributes:
+      num_layers: convolutions of stride 2.
+      filters: channels after the first of them.
+      dtype: of the convolutions; BatchNorm's statistics and the logits are float32.
+    """
+
+    num_layers: int = 3
+    filters: int = 64
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Images (B, H, W, 3) in [-1, 1] -> logits (B, h, w, 1), float32.
+
+        With 3 layers h = H / 8 - 2. `train` normalises by the batch's statistics and updates
+        the running ones where `batch_stats` is mutable.
+
+        Raises:
+          UserError: the image is too small to give a single logit.
+        """
+        smallest = 3 * 2**self.num_layers
+        if min(x.shape[1:3]) < smallest:
+            raise UserError(
+                f"images of {x.shape[1]} x {x.shape[2]} pixels are too small for a discriminator "
+                f"of {self.num_layers} layers; use at least {smallest} pixels or fewer layers"
+            )
+        x = nn.leaky_relu(self._conv(x, 0, self.filters, stride=2, bias=True), 0.2)
+        for i in range(1, self.num_layers + 1):
+            stride = 2 if i < self.num_layers else 1
+            x = self._conv(x, i, self.filters * min(2**i, 8), stride=stride, bias=False)
+            x = BatchNorm(scale_init=_scale_init, dtype=self.dtype, name=f"norm_{i}")(
+                x, train=train
+            )
+            x = nn.leaky_relu(x, 0.2)
+        x = self._conv(x, self.num_layers + 1, 1, stride=1, bias=True)
+        return x.astype(jnp.float32)
+
+    def _conv(self, x, index, features, *, stride, bias):
+        return conv(
+            x.shape[-1],
+            features,
+            4,
+            stride=stride,
+            padding=((1, 1), (1, 1)),
+            bias=bias,
+            dtype=self.dtype,
+            kernel_init=initializers.normal(0.02),
+            name=f"conv_{index}",
+        )(x)

@@ -1,0 +1,87 @@
+"""LPIPS, the learned perceptual distance (arXiv 1801.03924), on VGG16 features."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.nn import initializers
+
+# VGG16 has this many convolutions in each block; LPIPS taps the last ReLU of each
+BLOCKS = (2, 2, 3, 3, 3)
+SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
+SCALE = np.array([0.458, 0.448, 0.450], np.float32)
+
+
+class LPIPS(nn.Module):
+    """Distance between two images: weighted squared differences of unit-normalised features.
+
+    sum over taps k of mean over pixels of w_k . (f_k(a) - f_k(b))^2, with f = x / (|x| + 1e-10)
+    along channels (section 3 of the paper). Untrained heads weigh all channels equally, so that
+    a random network is still a distance.
+
+    Attributes:
+      rescale_inputs: apply 2x - 1 to inputs that are already in [-1, 1]. The original REPA-E
+        code does so by a slip, and its published results contain it.
+      widths: channels of the five VGG blocks; smaller ones are for tests.
+      dtype: of the convolutions; the comparison is float32.
+    """
+
+    rescale_inputs: bool
+    widths: tuple[int, ...] = (64, 128, 256, 512, 512)
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        """Convolutions conv1_1 to conv5_3, heads lin0 to lin4."""
+        for block, (depth, width) in enumerate(zip(BLOCKS, self.widths, strict=True), start=1):
+            for index in range(1, depth + 1):
+                layer = nn.Conv(
+                    width, (3, 3), dtype=self.dtype, kernel_init=initializers.he_uniform()
+                )
+                setattr(self, f"conv{block}_{index}", layer)
+            head = nn.Dense(
+                1,
+                use_bias=False,
+                precision=jax.lax.Precision.HIGHEST,
+                kernel_init=initializers.constant(1.0 / width),
+            )
+            setattr(self, f"lin{block - 1}", head)
+
+    def __call__(self, a: jax.Array, b: jax.Array) -> jax.Array:
+        """Images (B, H, W, 3) in [-1, 1], sides at least 16 -> distances (B,), float32."""
+        return self.compare(self.features(a), self.features(b))
+
+    def features(self, x: jax.Array) -> tuple[jax.Array, ...]:
+        """Images (B, H, W, 3) in [-1, 1] -> five taps (B, H / 2^k, W / 2^k, widths[k]), `dtype`."""
+        x = x.astype(jnp.float32)
+        if self.rescale_inputs:
+            x = 2.0 * x - 1.0
+        x = (x - SHIFT) / SCALE
+        taps = []
+        for block, depth in enumerate(BLOCKS, start=1):
+            if block > 1:
+                x = nn.max_pool(x, (2, 2), strides=(2, 2))
+            for index in range(1, depth + 1):
+                x = nn.relu(getattr(self, f"conv{block}_{index}")(x))
+            taps.append(x)
+        return tuple(taps)
+
+    def compare(self, taps_a: tuple[jax.Array, ...], taps_b: tuple[jax.Array, ...]) -> jax.Array:
+        """The distances (B,), float32, between images of which `features` are known."""
+        distance = 0.0
+        for k, (a, b) in enumerate(zip(taps_a, taps_b, strict=True)):
+            difference = (_unit(a) - _unit(b)) ** 2
+            # the mean over pixels first: the head is linear, and then sees (B, C) only
+            distance = distance + getattr(self, f"lin{k}")(difference.mean((1, 2)))[:, 0]
+        return distance
+
+
+def _unit(x):
+    """x / (|x| + 1e-10) over channels; 0 with gradient 0 where x is zero.
+
+    The plain formula has the gradient of sqrt at 0 there, which is infinite times zero.
+    """
+    x = x.astype(jnp.float32)
+    squared = jnp.sum(x**2, axis=-1, keepdims=True)
+    nonzero = squared > 0.0
+    length = jnp.sqrt(jnp.where(nonzero, squared, 1.0))
+    return jnp.where(nonzero, x / (length + 1e-10), 0.0)
