@@ -113,6 +113,27 @@ def check(
             )
 
 
+def without(tensors: Mapping[str, np.ndarray], ignore: Iterable[str]) -> dict[str, np.ndarray]:
+    """The tensors whose name no regular expression of `ignore` matches in full."""
+    return {n: a for n, a in tensors.items() if not any(re.fullmatch(e, n) for e in ignore)}
+
+
+def exported_shapes(
+    export: Callable[[Mapping], Mapping[str, np.ndarray]], shapes: Mapping
+) -> dict[str, tuple[int, ...]]:
+    """{their name: shape} of what `export(variables)` gives, without any variables.
+
+    With it a loader can `check` a file in the file's own names, before it converts anything.
+
+    Args:
+      export: variables -> flat dict in their names.
+      shapes: the variables as `jax.eval_shape` describes them.
+    """
+    # broadcasting one zero takes no memory, however large the model
+    blank = {path: np.broadcast_to(np.float32(0), s.shape) for path, s in flatten(shapes).items()}
+    return {name: array.shape for name, array in export(unflatten(blank)).items()}
+
+
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, np.ndarray]:
     """A nested dict of arrays as a flat one with "/"-joined paths."""
     flat = {}
@@ -143,9 +164,7 @@ def _compile(table, source, target, layout):
     for rule in table:
         pattern = re.escape(getattr(rule, source))
         pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", pattern)
-        compiled.append(
-            (re.compile(pattern), getattr(rule, target), getattr(rule.layout, layout))
-        )
+        compiled.append((re.compile(pattern), getattr(rule, target), getattr(rule.layout, layout)))
     return compiled
 
 
