@@ -1,0 +1,64 @@
+"""The discriminator in the original implementation's names (`main.{n}.weight`)."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from repae_jax.interop import tables
+from repae_jax.interop.tables import CONV, Rule
+from repae_jax.models.discriminator import PatchDiscriminator
+
+# counts the updates of the running statistics; with a fixed momentum nothing reads it
+_IGNORED = (r"main\.\d+\.num_batches_tracked",)
+
+
+def discriminator_table(num_layers: int) -> list[Rule]:
+    """Rules for a PatchGAN of that depth; our paths start with the collection's name.
+
+    There the layers are numbered through: convolution, LeakyReLU, then (convolution, BatchNorm,
+    LeakyReLU) `num_layers` times, then a convolution.
+    """
+    rules = tables.layer("main.0", "params/conv_0", CONV)
+    for i in range(1, num_layers + 1):
+        conv, norm = f"main.{3 * i - 1}", f"main.{3 * i}"
+        rules += tables.layer(conv, f"params/conv_{i}", CONV, bias=False)
+        rules += tables.norm(norm, f"params/norm_{i}")
+        rules += [
+            Rule(f"{norm}.running_mean", f"batch_stats/norm_{i}/mean"),
+            Rule(f"{norm}.running_var", f"batch_stats/norm_{i}/var"),
+        ]
+    last = num_layers + 1
+    return rules + tables.layer(f"main.{3 * last - 1}", f"params/conv_{last}", CONV)
+
+
+def load_discriminator(
+    tensors: Mapping[str, np.ndarray],
+    model: PatchDiscriminator,
+    *,
+    source: str = "discriminator checkpoint",
+) -> dict:
+    """{"params": ..., "batch_stats": ...} for `model` from the original's state dict.
+
+    Args:
+      tensors: `main.{n}.weight` and so on -> arrays; `num_batches_tracked` is left out.
+      model: the discriminator to fill.
+      source: what to call the tensors in an error, e.g. the file's name.
+
+    Raises:
+      UserError: a tensor is missing, unexpected or of another shape.
+    """
+    size = 3 * 2**model.num_layers  # the smallest image it takes
+    images = jnp.zeros((1, size, size, 3))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+    tensors = tables.without(tensors, _IGNORED)
+    expected = tables.exported_shapes(lambda v: export_discriminator(v, model), shapes)
+    tables.check(tensors, expected, source=source)
+    table = discriminator_table(model.num_layers)
+    return tables.unflatten(tables.to_ours(table, tensors, source=source))
+
+
+def export_discriminator(variables: Mapping, model: PatchDiscriminator) -> dict[str, np.ndarray]:
+    """The inverse of `load_discriminator`: `main.{n}.weight` and so on -> numpy arrays."""
+    return tables.to_theirs(discriminator_table(model.num_layers), tables.flatten(variables))

@@ -1,0 +1,88 @@
+"""LPIPS weights: torchvision's VGG16 with the published heads, or one whole LPIPS module."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from repae_jax.errors import UserError
+from repae_jax.interop import tables
+from repae_jax.interop.tables import CONV, CONV1X1, Rule
+from repae_jax.models.lpips import BLOCKS, LPIPS, SCALE, SHIFT
+
+Naming = Literal["torchvision", "module"]
+
+# the positions of VGG16's convolutions among its layers (ReLUs and poolings count there)
+_VGG16 = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+
+# VGG16's classifier, which LPIPS does not use; constants that our module holds in code
+_IGNORED = {
+    "torchvision": (r"classifier\..*",),
+    "module": (r"scaling_layer\.(shift|scale)",),
+}
+
+
+def lpips_table(naming: Naming) -> list[Rule]:
+    """Rules for the convolutions and the heads.
+
+    Args:
+      naming: "torchvision" for torchvision's VGG16 (`features.{n}`) with LPIPS's `vgg.pth`
+        (`lin{k}.model.1`) merged into it; "module" for the state dict of one LPIPS module
+        (`net.slice{j}.{n}`, `lin{k}.model.1`), as the original implementation has it.
+    """
+    rules = [Rule("lin{k}.model.1.weight", "lin{k}/kernel", CONV1X1)]
+    for block, positions in enumerate(_VGG16, start=1):
+        for index, n in enumerate(positions, start=1):
+            theirs = f"features.{n}" if naming == "torchvision" else f"net.slice{block}.{n}"
+            rules += tables.layer(theirs, f"conv{block}_{index}", CONV)
+    return rules
+
+
+def load_lpips(
+    tensors: Mapping[str, np.ndarray], model: LPIPS, *, source: str = "LPIPS weights"
+) -> dict:
+    """{"params": ...} for `model`; the naming is recognised by its first tensor.
+
+    Args:
+      tensors: a whole LPIPS module's, or torchvision's VGG16 and `vgg.pth` in one dict:
+        {**read_tensors("vgg16-397923af.pth"), **read_tensors("vgg.pth")}.
+      model: the LPIPS to fill.
+      source: what to call the tensors in an error, e.g. the file's name.
+
+    Raises:
+      UserError: neither naming, or a tensor is missing, unexpected or of another shape.
+    """
+    naming = _naming(tensors, source)
+    images = jnp.zeros((1, 2 ** len(BLOCKS), 2 ** len(BLOCKS), 3))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, images))
+    tensors = tables.without(tensors, _IGNORED[naming])
+    expected = tables.exported_shapes(lambda v: _export(v, naming), shapes)
+    tables.check(tensors, expected, source=source)
+    params = tables.to_ours(lpips_table(naming), tensors, source=source)
+    return {"params": tables.unflatten(params)}
+
+
+def export_lpips(variables: Mapping, naming: Naming = "module") -> dict[str, np.ndarray]:
+    """The inverse of `load_lpips`; "module" has the constants of the scaling layer too."""
+    tensors = _export(variables, naming)
+    if naming == "module":
+        tensors["scaling_layer.shift"] = SHIFT[None, :, None, None]
+        tensors["scaling_layer.scale"] = SCALE[None, :, None, None]
+    return tensors
+
+
+def _export(variables, naming):
+    return tables.to_theirs(lpips_table(naming), tables.flatten(variables["params"]))
+
+
+def _naming(tensors, source) -> Naming:
+    if "features.0.weight" in tensors:
+        return "torchvision"
+    if "net.slice1.0.weight" in tensors:
+        return "module"
+    raise UserError(
+        f"{source}: not the weights of LPIPS: has neither 'features.0.weight' (torchvision's "
+        "VGG16, to be merged with vgg.pth) nor 'net.slice1.0.weight' (an LPIPS module)"
+    )
