@@ -1,0 +1,161 @@
+"""The `report` command: what a trained run does, in numbers and pictures on one page."""
+
+import argparse
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from repae_jax.config import to_json
+from repae_jax.data.pipeline import eval_batches
+from repae_jax.data.sources import open_source
+from repae_jax.errors import UserError
+from repae_jax.evaluation.figures import class_grid, loss_curves, pairs_figure, pca_figure, save_png
+from repae_jax.evaluation.latents import latent_statistics, pca_colours
+from repae_jax.evaluation.reconstruction import mean_psnr
+from repae_jax.evaluation.report import Section, write_report
+from repae_jax.models.autoencoder_kl import AutoencoderKL
+from repae_jax.sampling.generate import generate_all, make_generate
+from repae_jax.sampling.pixels import to_float, to_uint8
+from repae_jax.training.build import init_state
+from repae_jax.training.metrics import read_history
+from repae_jax.training.run import Run, make_sampler, open_run, sampling_weights
+
+HELDOUT = 1000  # at most so many held-out images are reconstructed
+SHOWN = 20
+CURVES = {
+    "SiT": ("sit_loss", "denoising_loss"),
+    "Alignment": ("proj_loss", "vae_align_loss"),
+    "Reconstruction": ("reconstruction_loss", "perceptual_loss"),
+    "Discriminator": ("d_loss", "gan_loss"),
+    "Logits": ("logits_real", "logits_fake"),
+    "Gradient norms": ("grad_norm_sit", "grad_norm_vae", "grad_norm_disc"),
+}
+
+
+@dataclasses.dataclass
+class Page:
+    """The report as it grows."""
+
+    folder: pathlib.Path
+    summary: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
+    sections: list[Section] = dataclasses.field(default_factory=list)
+
+    def add(self, title: str, name: str, picture, text: str) -> None:
+        """A section with a picture, which is saved as `name`.png."""
+        path = save_png(self.folder / f"{name}.png", picture)
+        self.sections.append(Section(title, text, path, alt=title))
+
+
+def report_command(options: argparse.Namespace) -> int:
+    """Write `report.html` and its pictures into `options.workdir`; returns 0."""
+    if options.samples < 1:
+        raise UserError(f"--samples is {options.samples}: give at least 1")
+    run = open_run(options.workdir)
+    page = Page(options.workdir / "report")
+    if run.models.sit is not None:
+        _generated(run, page, options)
+    _reconstructed(run, page)
+    history = read_history(options.workdir)
+    if history:
+        text = f"Training, step by step, up to step {int(run.state.step)}."
+        page.add("Loss curves", "losses", loss_curves(history, CURVES), text)
+    path = write_report(
+        options.workdir / "report.html",
+        title=f"{run.config.name or 'run'}: step {int(run.state.step)}",
+        summary=page.summary,
+        sections=page.sections,
+        config_text=to_json(run.config),
+    )
+    for label, value, note in page.summary:
+        print(f"{label}: {value}  ({note})")
+    print(f"report: {path}")
+    return 0
+
+
+def _generated(run: Run, page: Page, options: argparse.Namespace) -> None:
+    config = run.config
+    classes = config.data.num_classes
+    labels = (np.arange(options.samples) % classes).astype(np.int32)
+    sampler = make_sampler(config, guidance_scale=1.0)
+    images = generate_all(
+        make_generate(run.models.sit, run.models.vae, sampler),
+        sampling_weights(run.state),
+        jax.random.key(options.seed),
+        labels,
+        batch_size=min(100, options.samples),
+        progress=not options.quiet,
+    )
+    shown = min(10, classes)
+    grid = class_grid(images, labels, [str(c) for c in range(shown)], 10)
+    text = (
+        f"One row a class, drawn without guidance by {sampler.method} in {sampler.steps} steps "
+        f"from the moving average, seed {options.seed}: the first ones, none picked."
+    )
+    page.add("Generated images by class", "generated", grid, text)
+    if config.data.source == "digits":
+        _judge_digits(page, images, labels)
+
+
+def _judge_digits(page: Page, images, labels) -> None:
+    from repae_jax.data.digits import load_digits_split, to_scan
+    from repae_jax.evaluation.probe import agreement, fit_digit_svm
+
+    train, heldout = load_digits_split("train"), load_digits_split("heldout")
+    svm = fit_digit_svm(train.raw.reshape(-1, 64), train.labels)
+    own = agreement(svm, heldout.raw.reshape(-1, 64), heldout.labels)
+    generated = agreement(svm, to_scan(images), labels)
+    page.summary += [
+        (
+            "Generated digits read as asked",
+            f"{100 * generated.accuracy:.1f} %",
+            f"{generated.count} digits, by an SVM fitted on the real training digits",
+        ),
+        (
+            "The SVM on held-out real digits",
+            f"{100 * own.accuracy:.1f} %",
+            f"{own.count} scans that neither it nor the run has seen",
+        ),
+    ]
+
+
+def _reconstructed(run: Run, page: Page) -> None:
+    images = _heldout_images(run)
+    vae = run.models.vae
+
+    @jax.jit
+    def encode(params, images):
+        return vae.apply({"params": params}, to_float(images), method=AutoencoderKL.encode).mean
+
+    @jax.jit
+    def decode(params, latents):
+        return to_uint8(vae.apply({"params": params}, latents, method=AutoencoderKL.decode))
+
+    params = run.state.params["vae"]
+    latents = encode(params, images)
+    reconstructions = np.asarray(decode(params, latents))
+    psnr = mean_psnr(images, reconstructions)
+    page.summary.append(
+        ("Reconstruction of held-out images", f"{psnr:.2f} dB", f"mean PSNR of {len(images)}")
+    )
+    variance = latent_statistics(np.asarray(latents)).variance
+    page.summary.append(("Latent variance", f"{variance:.3f}", "of posterior means, all values"))
+    picture = pairs_figure(images[:SHOWN], reconstructions[:SHOWN])
+    text = f"Mean PSNR over {len(images)} held-out images: {psnr:.2f} dB (posterior means)."
+    page.add("Held-out images and their reconstructions", "reconstructions", picture, text)
+
+    before = encode(init_state(run.config, run.models).params["vae"], images[:SHOWN])
+    colours = pca_colours([np.asarray(before), np.asarray(latents[:SHOWN])])
+    text = (
+        "The first three principal components of the latents as red, green and blue, with the "
+        "VAE's weights before the first step and now; colours mean the same within a row only."
+    )
+    page.add("The latent space", "latents", pca_figure(images[:SHOWN], *colours), text)
+
+
+def _heldout_images(run: Run) -> np.ndarray:
+    source = open_source(run.config.data, "heldout")
+    batches = eval_batches(source, min(HELDOUT, len(source)))
+    return np.asarray(jnp.asarray(next(iter(batches))["image"]))

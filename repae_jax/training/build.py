@@ -1,0 +1,172 @@
+"""From a configuration to networks, optimizers, and a state with its weights loaded."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from repae_jax.config import sit_dimensions, vae_dimensions
+from repae_jax.models.autoencoder_kl import AutoencoderKL
+from repae_jax.models.batch_norm import LatentNorm
+from repae_jax.models.discriminator import PatchDiscriminator
+from repae_jax.models.lpips import LPIPS
+from repae_jax.models.sit import SiT
+from repae_jax.models.vit import ViT, create_vit
+from repae_jax.training.optimizers import adamw
+from repae_jax.training.recipe import Models, Objective, Teacher
+from repae_jax.training.state import TrainState, create_state
+from repae_jax.validation import needs_lpips
+
+
+def build_models(config: ConfigDict) -> Models:
+    """The networks that this configuration trains or needs, without their weights."""
+    dtype = jnp.dtype(config.dtype)
+    vae = AutoencoderKL(**vae_dimensions(config), dtype=dtype)
+    models = Models(vae=vae)
+    if "sit" in config.train:
+        teachers = {
+            name: Teacher(build_vit(entry, config.data.resolution, dtype), entry.preprocessing)
+            for name, entry in config.teachers.items()
+        }
+        models = dataclasses.replace(
+            models,
+            sit=_build_sit(config, vae, tuple(t.model.dim for t in teachers.values()), dtype),
+            latent_norm=LatentNorm(momentum=config.latent_norm.momentum),
+            teachers=teachers,
+        )
+    if "discriminator" in config.train:
+        dims = config.discriminator
+        discriminator = PatchDiscriminator(
+            filters=dims.filters, num_layers=dims.layers, dtype=dtype
+        )
+        models = dataclasses.replace(models, discriminator=discriminator)
+    if needs_lpips(config):
+        lpips = LPIPS(rescale_inputs=config.lpips.rescale_inputs, dtype=dtype)
+        models = dataclasses.replace(models, lpips=lpips)
+    return models
+
+
+def build_vit(entry: ConfigDict, resolution: int, dtype: Any = jnp.float32) -> ViT:
+    """The ViT of one teacher entry; one without an `arch` gets a table of just its own grid."""
+    if entry.arch:
+        return create_vit(entry.arch, dtype=dtype)
+    return ViT(
+        patch_size=entry.patch_size,
+        native_grid=resolution // entry.patch_size,
+        dim=entry.hidden_size,
+        depth=entry.depth,
+        num_heads=entry.num_heads,
+        layer_scale=None,
+        dtype=dtype,
+    )
+
+
+def build_objective(config: ConfigDict) -> Objective:
+    """The loss's coefficients and variants."""
+    return Objective(**config.objective)
+
+
+def build_optimizers(config: ConfigDict) -> dict[str, optax.GradientTransformation]:
+    """One optimizer per trained network, in the order of `config.train`."""
+    return {name: adamw(**config.optimizer[name]) for name in config.train}
+
+
+def init_state(config: ConfigDict, models: Models) -> TrainState:
+    """The state at step 0: fresh weights from the seed, then those that the files bring.
+
+    Pure up to reading files, so `jax.eval_shape` of `fresh_state` describes it beforehand.
+    """
+    state = jax.jit(lambda key: fresh_state(config, models, key))(jax.random.key(config.seed))
+    return _load_weights(config, models, state)
+
+
+def fresh_state(config: ConfigDict, models: Models, key: jax.Array) -> TrainState:
+    """The state at step 0 with every network freshly initialised, frozen ones included."""
+    keys = dict(zip(("vae", "sit", "discriminator", "rest"), jax.random.split(key, 4), strict=True))
+    side = config.data.resolution
+    image = jnp.zeros((1, side, side, 3))
+    latent = jnp.zeros((1, *latent_shape(config, models)))
+    params, batch_stats, frozen = {}, {}, {}
+    params["vae"] = models.vae.init(keys["vae"], image, latent)["params"]
+    if models.sit is not None:
+        time, labels = jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)
+        variables = models.sit.init(keys["sit"], latent, time, labels)
+        params["sit"] = variables.pop("params")
+        frozen["sit"] = variables
+        norm = models.latent_norm.init(keys["rest"], latent, train=False)
+        batch_stats["latent_norm"] = norm["batch_stats"]
+    if models.discriminator is not None:
+        variables = models.discriminator.init(keys["discriminator"], image, train=True)
+        params["discriminator"] = variables["params"]
+        batch_stats["discriminator"] = variables["batch_stats"]
+        if config.objective.lecam_weight:
+            batch_stats["lecam"] = {"real": jnp.zeros(()), "fake": jnp.zeros(())}
+    for name, teacher in models.teachers.items():
+        grid = teacher.model.native_grid * teacher.model.patch_size
+        frozen[name] = teacher.model.init(keys["rest"], jnp.zeros((1, grid, grid, 3)))
+    if models.lpips is not None:
+        frozen["lpips"] = models.lpips.init(keys["rest"], image, image)
+    return create_state(params, batch_stats, frozen, build_optimizers(config))
+
+
+def latent_shape(config: ConfigDict, models: Models) -> tuple[int, int, int]:
+    """(h, w, c) of one image's latent."""
+    side = config.data.resolution // models.vae.factor
+    return side, side, models.vae.latent_channels
+
+
+def _build_sit(config, vae, teacher_dims, dtype):
+    return SiT(
+        latent_size=config.data.resolution // vae.factor,
+        latent_channels=vae.latent_channels,
+        num_classes=config.data.num_classes,
+        encoder_depth=config.sit.encoder_depth,
+        teacher_dims=teacher_dims,
+        projector_dim=config.sit.projector_dim,
+        mlp_ratio=config.sit.mlp_ratio,
+        qk_norm=config.sit.qk_norm,
+        null_class=config.sit.label_drop > 0,
+        dtype=dtype,
+        **sit_dimensions(config),
+    )
+
+
+def _load_weights(config, models, state):
+    from repae_jax.interop.discriminator import load_discriminator
+    from repae_jax.interop.files import read_tensors
+    from repae_jax.interop.lpips import load_lpips
+    from repae_jax.training.weights import load_teacher, read_vae, read_vae_statistics
+
+    params, batch_stats, frozen = dict(state.params), dict(state.batch_stats), dict(state.frozen)
+    if config.vae.weights:
+        params["vae"] = read_vae(config.vae.weights, models.vae)
+        statistics = read_vae_statistics(config, models.vae)
+        if "latent_norm" in batch_stats and statistics is not None:
+            batch_stats["latent_norm"] = statistics
+    if config.discriminator.weights and models.discriminator is not None:
+        path = config.discriminator.weights
+        loaded = load_discriminator(read_tensors(path), models.discriminator, source=path)
+        params["discriminator"] = loaded["params"]
+        batch_stats["discriminator"] = loaded["batch_stats"]
+    for name, teacher in models.teachers.items():
+        frozen[name] = load_teacher(config.teachers[name].weights, teacher.model)
+    if models.lpips is not None:
+        tensors = {**read_tensors(config.lpips.vgg_weights), **read_tensors(config.lpips.weights)}
+        frozen["lpips"] = load_lpips(tensors, models.lpips, source=config.lpips.weights)
+    fresh = create_state(params, batch_stats, frozen, build_optimizers(config))
+    return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), fresh, state)
+
+
+def describe(models: Models, state: TrainState) -> str:
+    """One line per network: what it is for and how many parameters it has."""
+    lines = []
+    for name, tree in {**state.params, **state.frozen}.items():
+        count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+        role = "trained" if name in state.opt_state else "frozen"
+        if name != "sit" or tree is state.params.get("sit"):
+            lines.append(f"{name:>14}  {count / 1e6:8.2f} M parameters, {role}")
+    return "\n".join(lines)

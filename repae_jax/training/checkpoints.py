@@ -1,0 +1,101 @@
+"""Checkpoints: the whole state and the data iterator's place, through Orbax."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+
+from repae_jax.errors import UserError
+from repae_jax.training.state import TrainState
+
+FOLDER = "checkpoints"
+
+
+class Checkpoints:
+    """The checkpoints of one work directory.
+
+    Saving runs in the background, under a temporary name that is renamed when all is written,
+    so a killed run leaves no half checkpoint that could be mistaken for a whole one.
+    """
+
+    def __init__(self, workdir: str | pathlib.Path, *, keep: int = 3, read_only: bool = False):
+        import orbax.checkpoint as ocp
+
+        self._ocp = ocp
+        self.folder = pathlib.Path(workdir).absolute() / FOLDER
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=not read_only, read_only=read_only
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def latest_step(self) -> int | None:
+        """The newest whole checkpoint's step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, data_state: dict) -> None:
+        """Begin to save the state and the data iterator's `get_state()` at `state.step`.
+
+        Returns when the arrays are copied off the devices; the writing goes on behind.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        args = self._ocp.args
+        self._manager.save(
+            step,
+            args=args.Composite(state=args.StandardSave(state), data=args.JsonSave(data_state)),
+        )
+
+    def restore(self, template: TrainState) -> tuple[TrainState, dict]:
+        """The newest checkpoint's state and data state.
+
+        Args:
+          template: a state of the same structure; arrays or shapes with shardings.
+
+        Raises:
+          UserError: the checkpoint is damaged or has another structure.
+        """
+        args = self._ocp.args
+        composite = args.Composite(state=args.StandardRestore(template), data=args.JsonRestore())
+        restored = self._restore(composite)
+        return restored["state"], restored["data"]
+
+    def restore_as_saved(self) -> dict[str, Any]:
+        """The newest checkpoint's state as nested dicts of numpy arrays, whatever it holds."""
+        args = self._ocp.args
+        restored = self._restore(args.Composite(state=args.StandardRestore()))
+        return jax.device_get(restored["state"])
+
+    def close(self) -> None:
+        """Wait until everything is written."""
+        self._manager.close()
+
+    def _restore(self, composite):
+        step = self.latest_step()
+        if step is None:
+            raise UserError(f"no checkpoint in {self.folder}: train first")
+        try:
+            return self._manager.restore(step, args=composite)
+        except (ValueError, KeyError, OSError, TypeError, json.JSONDecodeError) as error:
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
+            raise UserError(
+                f"checkpoint {self.folder / str(step)} cannot be read "
+                f"({type(error).__name__}: {reason}); delete that folder to go on from the one "
+                "before it"
+            ) from error
+
+
+def restore_latest(workdir: str | pathlib.Path) -> dict[str, Any]:
+    """The newest state in a work directory as nested dicts of numpy arrays.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    if not (pathlib.Path(workdir) / FOLDER).is_dir():
+        raise UserError(f"{workdir} is no work directory of a run: it has no {FOLDER}/ folder")
+    checkpoints = Checkpoints(workdir, read_only=True)
+    try:
+        return checkpoints.restore_as_saved()
+    finally:
+        checkpoints.close()

@@ -1,0 +1,65 @@
+"""A finished or running work directory, opened for use: sampling, measuring, reporting."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from repae_jax.errors import UserError
+from repae_jax.sampling.samplers import Sampler
+from repae_jax.training.build import build_models, fresh_state
+from repae_jax.training.checkpoints import FOLDER, Checkpoints
+from repae_jax.training.recipe import Models
+from repae_jax.training.state import TrainState
+from repae_jax.training.workdir import load_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A work directory's newest state and what is needed to use it."""
+
+    workdir: pathlib.Path
+    config: ConfigDict
+    models: Models
+    state: TrainState
+
+
+def open_run(workdir: pathlib.Path) -> Run:
+    """Load the newest checkpoint of `workdir`.
+
+    Raises:
+      UserError: there is no run or no checkpoint, or it is damaged.
+    """
+    config = load_config(workdir)
+    if not (workdir / FOLDER).is_dir():
+        raise UserError(f"{workdir} has no checkpoint yet: train first")
+    models = build_models(config)
+    template = jax.eval_shape(lambda key: fresh_state(config, models, key), jax.random.key(0))
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    template = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), template
+    )
+    checkpoints = Checkpoints(workdir, read_only=True)
+    try:
+        state, _ = checkpoints.restore(template)
+    finally:
+        checkpoints.close()
+    return Run(workdir, config, models, state)
+
+
+def sampling_weights(state: TrainState) -> Mapping[str, Any]:
+    """What `make_generate`'s function takes: averaged SiT and statistics, and the VAE."""
+    return {
+        "sit": {"params": state.ema["params"], **state.frozen["sit"]},
+        "latent_norm": state.ema["latent_norm"],
+        "vae": state.params["vae"],
+    }
+
+
+def make_sampler(config: ConfigDict, **changes: Any) -> Sampler:
+    """The sampler of `config.sampling`, with `changes` that are not None."""
+    given = {name: value for name, value in changes.items() if value is not None}
+    return Sampler(interpolant=config.objective.interpolant, **{**config.sampling, **given})
