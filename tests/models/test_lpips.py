@@ -80,7 +80,7 @@ def gradients(model, variables, a, b):
     return jax.jit(jax.grad(weighted, argnums=(0, 1), has_aux=True))(a, b)
 
 
-@pytest.mark.parametrize(("rescale", "dead_tap"), [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize(("rescale", "dead_tap"), [(False, False), (True, True)])
 def test_values_and_gradients_equal_torch(rescale, dead_tap):
     reference, model, variables = build(rescale, dead_tap)
     a, b = (torch.tensor(images(seed), requires_grad=True) for seed in (0, 1))
@@ -136,28 +136,31 @@ def test_constant_images_give_finite_gradients():
 
 def test_features_of_one_image_can_be_kept():
     _, model, variables = build()
-    kept = model.apply(variables, images(0), method="features")
+    features = jax.jit(lambda x: model.apply(variables, x, method="features"))
+    kept = features(images(0))
     assert [tap.shape for tap in kept] == [
         (2, 32 >> k, 32 >> k, width) for k, width in enumerate(WIDTHS)
     ]
-    other = model.apply(variables, images(1), method="features")
-    distance = model.apply(variables, kept, other, method="compare")
-    np.testing.assert_array_equal(distance, model.apply(variables, images(0), images(1)))
+    distance = model.apply(variables, kept, features(images(1)), method="compare")
+    expected = jax.jit(model.apply)(variables, images(0), images(1))
+    np.testing.assert_allclose(distance, expected, rtol=1e-6)
 
 
 def test_untrained_it_is_a_distance():
     model = LPIPS(rescale_inputs=False, widths=WIDTHS)
     a, b = images(0), images(1)
     variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), a, b)
-    assert (np.asarray(model.apply(variables, a, b)) > 1e-3).all()
-    np.testing.assert_array_equal(model.apply(variables, a, a), [0.0, 0.0])
+    distance = jax.jit(lambda a, b: model.apply(variables, a, b))
+    assert (np.asarray(distance(a, b)) > 1e-3).all()
+    np.testing.assert_allclose(distance(a, a), [0.0, 0.0], atol=1e-12)
 
 
 def test_bfloat16_compares_in_float32():
     _, model, variables = build()
-    exact = model.apply(variables, images(0), images(1))
+    exact = jax.jit(model.apply)(variables, images(0), images(1))
     half = model.clone(dtype=jnp.bfloat16)
-    assert half.apply(variables, images(0), method="features")[0].dtype == jnp.bfloat16
-    distance = half.apply(variables, images(0), images(1))
+    taps = jax.eval_shape(lambda x: half.apply(variables, x, method="features"), images(0))
+    assert taps[0].dtype == jnp.bfloat16
+    distance = jax.jit(half.apply)(variables, images(0), images(1))
     assert distance.dtype == jnp.float32
     np.testing.assert_allclose(distance, exact, rtol=0.05)

@@ -113,8 +113,8 @@ def test_table_without_an_entry_for_the_class_token():
     # an entry for the class token is the same as that much more of the class token itself
     params["class_token"] = params["class_token"] + table[:, :1]
     params["position_table"] = table[:, 1:]
-    expected = with_entry.apply(variables, x)
-    actual = model.apply({"params": params}, x)
+    expected = jax.jit(with_entry.apply)(variables, x)
+    actual = jax.jit(model.apply)({"params": params}, x)
     np.testing.assert_allclose(actual.patch_tokens, expected.patch_tokens, atol=1e-6)
     np.testing.assert_allclose(actual.class_token, expected.class_token, atol=1e-6)
 
@@ -135,8 +135,8 @@ def test_small_vit_starts_sensibly():
 
 def test_bfloat16_gives_float32_tokens_near_the_exact_ones():
     _, model, variables = reference_and_model(registers=2)
-    exact = model.apply(variables, images(3, 3))
-    half = model.clone(dtype=jnp.bfloat16).apply(variables, images(3, 3))
+    exact = jax.jit(model.apply)(variables, images(3, 3))
+    half = jax.jit(model.clone(dtype=jnp.bfloat16).apply)(variables, images(3, 3))
     for actual, expected in zip(half, exact, strict=True):
         assert actual.dtype == jnp.float32
         error = np.abs(actual - expected).max() / np.abs(expected).max()
