@@ -1,0 +1,314 @@
+"""ODE and SDE samplers: from noise at t = 1 to latents at t = 0 along the learned velocity.
+
+A method is a table with one row a velocity evaluation (`Evaluations`), computed ahead in float64,
+and one loop body runs every table: Euler, Heun and Euler-Maruyama differ in numbers only. The
+program holds one loop for each stretch of steps with or without guidance, so at most three copies
+of the model, whatever the number of steps, and no step pays for a guidance that it does not use.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from repae_jax.errors import UserError
+from repae_jax.objectives.interpolant import INTERPOLANTS, Interpolant, score_from_velocity
+
+Velocity = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+StepNoise = Callable[[jax.Array], jax.Array]
+
+METHODS = ("euler", "heun", "euler-maruyama")
+LAST_SDE_TIME = 0.04  # The score grows as 1/t, so the last step, to 0, is one without noise.
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How to integrate; immutable, hashable, and checked when made.
+
+    `method` is "euler" or "heun" (probability-flow ODE) or "euler-maruyama" (reverse SDE). `steps`
+    counts integration steps; Heun evaluates the velocity 2 steps - 1 times, the others once a
+    step. `interpolant` must be the one that the model was trained with.
+
+    Classifier-free guidance moves along uncond + guidance_scale (cond - uncond) while
+    guidance_low <= t <= guidance_high, and follows the conditional velocity elsewhere ("guidance
+    interval", arXiv 2404.07724; t = 1 is noise). A scale of 1 is no guidance.
+
+    Raises UserError for an unknown method or interpolant, fewer than 1 step (2 for the SDE), a
+    scale below 1, or an interval that is not 0 <= low <= high <= 1.
+    """
+
+    method: Literal["euler", "heun", "euler-maruyama"]
+    steps: int
+    interpolant: Literal["linear", "cosine"]
+    guidance_scale: float = 1.0
+    guidance_low: float = 0.0
+    guidance_high: float = 1.0
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise UserError(f"method is {self.method!r}: choose one of {', '.join(METHODS)}")
+        if self.interpolant not in INTERPOLANTS:
+            choices = ", ".join(INTERPOLANTS)
+            raise UserError(f"interpolant is {self.interpolant!r}: choose one of {choices}")
+        fewest = 2 if self.stochastic else 1
+        if not isinstance(self.steps, int | np.integer) or self.steps < fewest:
+            raise UserError(
+                f"steps is {self.steps!r}: {self.method} takes a whole number from {fewest} up"
+            )
+        if not self.guidance_scale >= 1.0:
+            raise UserError(
+                f"guidance_scale is {self.guidance_scale}: give at least 1 (1 is no guidance)"
+            )
+        if not 0.0 <= self.guidance_low <= self.guidance_high <= 1.0:
+            raise UserError(
+                f"the guidance interval is [{self.guidance_low}, {self.guidance_high}]: "
+                "give 0 <= guidance_low <= guidance_high <= 1"
+            )
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the steps need noise."""
+        return self.method == "euler-maruyama"
+
+    @property
+    def guided(self) -> bool:
+        """Whether any step may need the unconditional velocity."""
+        return self.guidance_scale > 1.0
+
+
+def sample(
+    sampler: Sampler,
+    velocity: Velocity,
+    noise: jax.Array,
+    labels: jax.Array,
+    *,
+    null_label: int | None = None,
+    step_noise: StepNoise | None = None,
+) -> jax.Array:
+    """Latents (B, h, w, c) float32 at t = 0 from `noise` (B, h, w, c) at t = 1.
+
+    Call it under `jax.jit` (with the sampler static, and the parameters that `velocity` closes
+    over as arguments): it is then one program, in which the steps are `lax.scan`s.
+
+    `velocity(x, t, labels)` maps (N, h, w, c), (N,) float32 in [0, 1] and (N,) int32 to
+    (N, h, w, c) of any float type. N is B, or 2 B in the steps with guidance, where every image
+    stands beside itself with `null_label`, the row that the model keeps for "no class".
+    `step_noise(i)` gives the standard normal noise (B, h, w, c) of step i (a traced int32).
+
+    The state is float32, where the original's is float64, with compensated summation: what the
+    additions round away is carried along, so that the error does not grow with the steps.
+
+    Raises UserError if guidance is on and there is no null label, or if the SDE has no step noise.
+    """
+    if sampler.guided and null_label is None:
+        raise UserError(
+            f"guidance_scale is {sampler.guidance_scale} but null_label is None: "
+            "guide a model that was trained with label dropout, or use a scale of 1"
+        )
+    if sampler.stochastic and step_noise is None:
+        raise UserError(f"step_noise is None: {sampler.method} needs the noise of every step")
+    labels = jnp.asarray(labels, jnp.int32)
+    drifts = {
+        False: functools.partial(_drift, sampler, velocity, labels=labels),
+        True: functools.partial(
+            _guided_drift, sampler, velocity, labels=labels, null_label=null_label
+        ),
+    }
+    table, guided = evaluations(sampler)
+    x = noise.astype(jnp.float32)
+    state = _State(x, jnp.zeros_like(x), x, jnp.zeros_like(x))
+    for segment in _segments(guided):
+        advance = functools.partial(
+            _advance,
+            drifts[bool(guided[segment.start])],
+            step_noise if sampler.stochastic else None,
+        )
+        rows = jax.tree.map(lambda column, segment=segment: jnp.asarray(column[segment]), table)
+        state, _ = jax.lax.scan(advance, state, rows)
+    return state.x
+
+
+class Evaluations(NamedTuple):
+    """One row for each of the K velocity evaluations of a method; all columns (K,).
+
+    After evaluation k, with drift d_k at the query point and time t_k,
+
+        x     += weight d_k + previous_weight d_{k-1} + noise_scale N(0, I)
+        query  = x + lookahead d_k
+    """
+
+    step: np.ndarray
+    time: np.ndarray
+    weight: np.ndarray
+    previous_weight: np.ndarray
+    lookahead: np.ndarray
+    noise_scale: np.ndarray
+
+
+def evaluations(sampler: Sampler) -> tuple[Evaluations, np.ndarray]:
+    """The sampler's table (int32 steps, the rest float32), and which rows are guided, bool (K,)."""
+    times = time_grid(sampler)
+    step, time, dt = np.arange(sampler.steps), times[:-1], np.diff(times)
+    none = np.zeros_like(dt)
+    table = Evaluations(step, time, dt, none, none, none)
+    if sampler.stochastic:
+        # x += drift dt + sqrt(2 t |dt|) N(0, I); the last step has no noise.
+        scale = np.where(step < sampler.steps - 1, np.sqrt(2.0 * time * np.abs(dt)), 0.0)
+        table = table._replace(noise_scale=scale)
+    elif sampler.method == "heun":
+        table = _heun(step, times)
+    # Both evaluations of a Heun step are guided by the time at which the step starts.
+    start = times[table.step]
+    inside = (sampler.guidance_low <= start) & (start <= sampler.guidance_high)
+    as_float32 = [column.astype(np.float32) for column in table[1:]]
+    return Evaluations(table.step.astype(np.int32), *as_float32), inside & sampler.guided
+
+
+def _heun(step: np.ndarray, times: np.ndarray) -> Evaluations:
+    """Rows in pairs: look a whole step ahead, then go there by the mean of both drifts.
+
+    The step that arrives at t = 0 is a plain Euler step, one row.
+    """
+    dt = np.diff(times)
+    first, second = np.array([1.0, 0.0]), np.array([0.0, 1.0])
+    table = Evaluations(
+        step=np.repeat(step, 2),
+        time=np.stack([times[:-1], times[1:]], axis=1).ravel(),
+        weight=np.outer(dt / 2, second).ravel(),
+        previous_weight=np.outer(dt / 2, second).ravel(),
+        lookahead=np.outer(dt, first).ravel(),
+        noise_scale=np.zeros(2 * len(dt)),
+    )
+    table = Evaluations(*(column[:-1] for column in table))
+    table.weight[-1], table.lookahead[-1] = dt[-1], 0.0
+    return table
+
+
+def time_grid(sampler: Sampler) -> np.ndarray:
+    """Times (steps + 1,) float64, evenly spaced from 1 to 0; for the SDE from 1 to 0.04, then 0."""
+    if sampler.stochastic:
+        return np.append(_linspace(1.0, LAST_SDE_TIME, sampler.steps), 0.0)
+    return _linspace(1.0, 0.0, sampler.steps + 1)
+
+
+def _linspace(start: float, stop: float, count: int) -> np.ndarray:
+    """torch.linspace in float64, to the last bit: from both ends, each point rounded once.
+
+    The last bit counts where a guidance bound is meant to be a point of the grid: the original
+    compares such a time with the bound as torch happens to round it, and so decides whether that
+    step is guided. numpy's linspace rounds differently.
+    """
+    step = Fraction((stop - start) / (count - 1))
+    points = [
+        Fraction(start) + step * i if i < count // 2 else Fraction(stop) - step * (count - 1 - i)
+        for i in range(count)
+    ]
+    return np.array([float(point) for point in points])
+
+
+def _segments(guided: np.ndarray) -> list[slice]:
+    """Maximal runs of equal values: at most three, as the guidance interval is one interval."""
+    cuts = np.flatnonzero(np.diff(guided)) + 1
+    return [slice(a, b) for a, b in zip([0, *cuts], [*cuts, len(guided)], strict=True)]
+
+
+class _State(NamedTuple):
+    """What one evaluation hands to the next; arrays (B, h, w, c) float32.
+
+    `residue` is what the additions to `x` have rounded away: x - residue is the exact state.
+    """
+
+    x: jax.Array
+    residue: jax.Array
+    query: jax.Array
+    drift: jax.Array
+
+
+def _advance(drift_at, step_noise, state: _State, row: Evaluations) -> tuple[_State, None]:
+    """One evaluation, and the additions that its row asks for (Kahan's, with the residue)."""
+    drift = drift_at(state.query, row.time)
+    move = row.weight * drift + row.previous_weight * state.drift
+    if step_noise is not None:
+        move = move + row.noise_scale * step_noise(row.step)
+    move = move - state.residue
+    x = state.x + move
+    residue = (x - state.x) - move
+    query = x + (row.lookahead * drift - residue)
+    return _State(x, residue, query, drift), None
+
+
+def _drift(
+    sampler: Sampler, velocity: Velocity, x: jax.Array, time: jax.Array, *, labels: jax.Array
+) -> jax.Array:
+    """dx/dt at `x` (N, h, w, c), without noise: the velocity, for the SDE less t times the score.
+
+    The reverse SDE with diffusion w_t is dx = (v - w_t/2 score) dt + sqrt(w_t) dW (SiT, section
+    2), here with w_t = 2 t. Its score belongs to the integrator's state, not to the state as
+    the model may round it.
+    """
+    t = jnp.full((x.shape[0],), time, jnp.float32)
+    v = velocity(x, t, labels).astype(jnp.float32)
+    if not sampler.stochastic:
+        return v
+    interpolant: Interpolant = INTERPOLANTS[sampler.interpolant]
+    return v - time * score_from_velocity(interpolant, v, x, t)
+
+
+def _guided_drift(
+    sampler: Sampler,
+    velocity: Velocity,
+    x: jax.Array,
+    time: jax.Array,
+    *,
+    labels: jax.Array,
+    null_label: int,
+) -> jax.Array:
+    """uncond + scale (cond - uncond) of the two drifts, from one doubled batch.
+
+    The two copies of an image are neighbours, (B, ...) -> (B, 2, ...) -> (2 B, ...), so that a
+    batch that is split over devices is doubled on each device, without communication.
+    """
+    pairs = jnp.repeat(x, 2, axis=0)
+    pair_labels = jnp.stack([labels, jnp.full_like(labels, null_label)], axis=1).reshape(-1)
+    drift = _drift(sampler, velocity, pairs, time, labels=pair_labels)
+    drift = drift.reshape(x.shape[0], 2, *x.shape[1:])
+    cond, uncond = drift[:, 0], drift[:, 1]
+    return uncond + sampler.guidance_scale * (cond - uncond)
+
+
+def image_noise(key: jax.Array, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The initial noise (B, *shape) of the images with the given `indices` (B,).
+
+    It depends on the key and the image's own index alone, so image i is the same in every batch,
+    on any number of devices. The same key may serve `step_noise`.
+    Raises UserError for a key whose generator does not keep that promise.
+    """
+    return _noise(key, indices, 0, shape)
+
+
+def step_noise(key: jax.Array, indices: jax.Array, shape: tuple[int, ...]) -> StepNoise:
+    """The callable i -> (B, *shape): noise of step i, by key, image index and step alone.
+
+    For `sample`; what `image_noise` says of the key and the indices holds here too.
+    """
+    return lambda step: _noise(key, indices, step + 1, shape)
+
+
+def _noise(key: jax.Array, indices: jax.Array, draw: jax.Array | int, shape) -> jax.Array:
+    """Draw number `draw` of each image's own stream: 0 is its start, i + 1 that of step i."""
+    if jax.random.key_impl(key) != "threefry2x32":
+        # The others, under vmap, make the numbers of one image depend on the rest of the batch.
+        raise UserError(
+            f"the key's generator is {jax.random.key_impl(key)}: "
+            "make the key with jax.random.key(seed, impl='threefry2x32')"
+        )
+
+    def one(index):
+        return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, index), draw), shape)
+
+    return jax.vmap(one)(jnp.asarray(indices))

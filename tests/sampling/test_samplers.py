@@ -1,0 +1,475 @@
+import functools
+import os
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from jax.extend.core import jaxprs_in_params
+
+from repae_jax.errors import UserError
+from repae_jax.sampling.pixels import to_float, to_uint8
+from repae_jax.sampling.samplers import (
+    METHODS,
+    Sampler,
+    image_noise,
+    sample,
+    step_noise,
+    time_grid,
+)
+
+BATCH, SHAPE, CLASSES = 4, (3, 2, 4), 5
+NULL_LABEL = CLASSES
+MIX = np.random.default_rng(0).normal(size=(CLASSES + 1, SHAPE[-1], SHAPE[-1])) * 0.8
+
+
+def field(x, t, labels, xp):
+    """A velocity, nonlinear in x and t, in which each label mixes the channels its own way."""
+    mix = xp.asarray(MIX, x.dtype)[labels]
+    t = t[:, None, None, None]
+    return 2 * xp.tanh(xp.einsum("bhwc,bcd->bhwd", x, mix) * (1 + t)) + x * (t - 0.5)
+
+
+def velocity(x, t, labels):
+    return field(x, t, labels, jnp)
+
+
+def inputs(steps, seed=1):
+    """Noise, labels, and the noise of every step, as float64 holds their float32 values."""
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(size=(BATCH, *SHAPE)).astype(np.float32)
+    step_noises = rng.normal(size=(steps, BATCH, *SHAPE)).astype(np.float32)
+    return noise, rng.integers(0, CLASSES, BATCH), step_noises
+
+
+@functools.partial(jax.jit, static_argnames=("sampler", "velocity"))
+def run(sampler, noise, labels, step_noises, velocity=velocity):
+    return sample(
+        sampler,
+        velocity,
+        noise,
+        labels,
+        null_label=NULL_LABEL,
+        step_noise=lambda i: step_noises[i],
+    )
+
+
+def reference(sampler, noise, labels, step_noises):
+    """The three methods as textbook loops in float64, each evaluation guided on its own."""
+    n = sampler.steps
+    times = np.arange(n, -1, -1) / n
+    if sampler.method == "euler-maruyama":
+        times = np.append(1 - 0.96 * np.arange(n) / (n - 1), 0)
+
+    def score(v, x, t):
+        if sampler.interpolant == "linear":
+            return -(x + (1 - t) * v) / t
+        return -x - v / (np.pi / 2 * np.tan(np.pi / 2 * t))
+
+    def one_drift(x, t, labels):
+        v = field(x, np.full(len(x), t), labels, np)
+        return v - t * score(v, x, t) if sampler.method == "euler-maruyama" else v
+
+    def drift(x, t, guided_by):
+        cond = one_drift(x, t, labels)
+        if not sampler.guidance_low <= guided_by <= sampler.guidance_high:
+            return cond
+        uncond = one_drift(x, t, np.full(len(x), NULL_LABEL))
+        return uncond + sampler.guidance_scale * (cond - uncond)
+
+    x = noise.astype(np.float64)
+    for i in range(n):
+        t, dt, last = times[i], times[i + 1] - times[i], i == n - 1
+        d = drift(x, t, t)
+        if sampler.method == "heun" and not last:
+            d = (d + drift(x + dt * d, times[i + 1], t)) / 2
+        x = x + dt * d
+        if sampler.method == "euler-maruyama" and not last:
+            x = x + np.sqrt(2 * t) * np.sqrt(-dt) * step_noises[i]
+    return x
+
+
+def relative_error(a, b):
+    return np.abs(a - b).max() / np.abs(b).max()
+
+
+def scans(jaxpr):
+    """(length, sizes of the batches that the velocity sees) of each scan in a jaxpr, in order."""
+    found = []
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "scan":
+            body = list(equations(eqn.params["jaxpr"].jaxpr))
+            batches = [e.outvars[0].aval.shape[0] for e in body if e.primitive.name == "tanh"]
+            found.append((eqn.params["length"], batches))
+        else:
+            for inner in jaxprs_in_params(eqn.params):
+                found += scans(inner)
+    return found
+
+
+def equations(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in jaxprs_in_params(eqn.params):
+            yield from equations(inner)
+
+
+def program(sampler):
+    return jax.make_jaxpr(run, static_argnums=0)(sampler, *inputs(sampler.steps)).jaxpr
+
+
+INTERVALS = {(0.0, 1.0): 1, (0.0, 0.55): 2, (0.45, 1.0): 2, (0.31, 0.77): 3, (0.501, 0.502): 1}
+
+
+@pytest.mark.parametrize("interval", INTERVALS)
+@pytest.mark.parametrize(
+    ("method", "interpolant"),
+    [
+        ("euler", "linear"),
+        ("heun", "linear"),
+        ("euler-maruyama", "linear"),
+        ("euler-maruyama", "cosine"),
+    ],
+)
+def test_matches_the_textbook_loop(method, interpolant, interval):
+    sampler = Sampler(method, 12, interpolant, 1.8, *interval)
+    arguments = inputs(sampler.steps)
+    ours = run(sampler, *arguments)
+    assert ours.dtype == jnp.float32
+    assert relative_error(ours, reference(sampler, *arguments)) < 3e-6
+    assert len(scans(program(sampler))) == INTERVALS[interval]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_matches_the_textbook_loop_with_the_fewest_steps(method):
+    sampler = Sampler(method, 2 if method == "euler-maruyama" else 1, "linear", 1.8)
+    arguments = inputs(sampler.steps)
+    assert relative_error(run(sampler, *arguments), reference(sampler, *arguments)) < 3e-6
+
+
+@pytest.mark.parametrize("interpolant", ["linear", "cosine"])
+def test_the_ode_does_not_depend_on_the_interpolant(interpolant):
+    arguments = inputs(8)
+    ours = run(Sampler("heun", 8, interpolant), *arguments)
+    other = run(Sampler("heun", 8, "linear"), *arguments)
+    np.testing.assert_array_equal(ours, other)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rounding_does_not_grow_with_the_steps(method):
+    # Without compensated summation the error at 1000 steps is 10 to 20 times larger.
+    sampler = Sampler(method, 1000, "linear")
+    arguments = inputs(sampler.steps)
+    expected = reference(sampler, *arguments)
+    error = run(sampler, *arguments) - expected
+    assert np.sqrt(np.mean(error**2) / np.mean(expected**2)) < 2.5e-7
+
+
+# Gaussian data N(M, S^2), for which the velocity is known and the ODE has a closed solution.
+M, S = 0.8, 0.4
+
+
+def gaussian_velocity(x, t, labels, interpolant="linear"):
+    t = t[:, None, None, None]
+    if interpolant == "linear":
+        alpha, sigma, d_alpha, d_sigma = 1 - t, t, -1.0, 1.0
+    else:
+        alpha, sigma = jnp.cos(jnp.pi / 2 * t), jnp.sin(jnp.pi / 2 * t)
+        d_alpha, d_sigma = -jnp.pi / 2 * sigma, jnp.pi / 2 * alpha
+    away = (x - alpha * M) / (alpha**2 * S**2 + sigma**2)
+    return d_alpha * (M + alpha * S**2 * away) + d_sigma * sigma * away
+
+
+@pytest.mark.parametrize("interpolant", ["linear", "cosine"])
+@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2)])
+def test_order_of_convergence(method, order, interpolant):
+    noise, labels, _ = inputs(1)
+    # Along the flow of a Gaussian, the standardised value stays what it was at t = 1.
+    exact = M + S * noise
+    flow = functools.partial(gaussian_velocity, interpolant=interpolant)
+
+    def error(steps):
+        sampler = Sampler(method, steps, interpolant)
+        latents = jax.jit(lambda n, y: sample(sampler, flow, n, y))(noise, labels)
+        return np.abs(latents - exact).max()
+
+    errors = [error(steps) for steps in (16, 32, 64)]
+    assert errors[-1] > 1e-5  # Far from rounding, so that the order is to be seen.
+    orders = -np.diff(np.log2(errors))
+    assert np.abs(orders - order).max() < 0.25
+
+
+@pytest.mark.parametrize("interpolant", ["linear", "cosine"])
+def test_the_sde_ends_in_the_data_distribution(interpolant):
+    # A wrong score, drift or noise scale changes the variance; so do 200 steps, but by little.
+    sampler = Sampler("euler-maruyama", 200, interpolant)
+    flow = functools.partial(gaussian_velocity, interpolant=interpolant)
+    indices = jnp.arange(4096)
+
+    @jax.jit
+    def latents(key):
+        start = image_noise(key, indices, (1, 1, 4))
+        steps = step_noise(key, indices, (1, 1, 4))
+        return sample(sampler, flow, start, jnp.zeros(4096, jnp.int32), step_noise=steps)
+
+    x = np.asarray(latents(jax.random.key(0)))
+    assert abs(x.mean() - M) < 0.02
+    assert abs(x.std() - S) < 0.02
+
+
+def test_the_last_sde_step_has_no_noise():
+    sampler = Sampler("euler-maruyama", 6, "linear", 1.8)
+    noise, labels, step_noises = inputs(6)
+    first = run(sampler, noise, labels, step_noises)
+    step_noises[-1] += 100
+    np.testing.assert_array_equal(first, run(sampler, noise, labels, step_noises))
+    step_noises[-2] += 1
+    assert relative_error(run(sampler, noise, labels, step_noises), first) > 0.02
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_guided_steps_pay_for_a_doubled_batch(method):
+    # Inside [0.31, 0.77] start the steps 0.7, 0.6, 0.5, 0.4, or 0.68, 0.57, 0.47, 0.36 of the SDE.
+    evaluated, guided = (2 * 10 - 1, 2 * 4) if method == "heun" else (10, 4)
+    found = scans(program(Sampler(method, 10, "linear", 1.8, 0.31, 0.77)))
+    assert [batches for _, batches in found] == [[BATCH], [2 * BATCH], [BATCH]]
+    assert found[1][0] == guided
+    assert sum(length for length, _ in found) == evaluated
+
+    ((length, batches),) = scans(program(Sampler(method, 10, "linear")))
+    assert (length, batches) == (evaluated, [BATCH])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_program_does_not_grow_with_the_steps(method):
+    def size(steps):
+        return len(list(equations(program(Sampler(method, steps, "linear", 1.8, 0.3, 0.7)))))
+
+    assert size(10) == size(500)
+
+
+def test_one_compile_serves_all_noise_labels_and_parameters():
+    traces = []
+
+    @jax.jit
+    def latents(scale, noise, labels):
+        def scaled(x, t, labels):
+            traces.append(x.shape[0])
+            return scale * velocity(x, t, labels)
+
+        sampler = Sampler("heun", 50, "linear", 1.8, 0.0, 0.7)
+        return sample(sampler, scaled, noise, labels, null_label=NULL_LABEL)
+
+    first = latents(1.0, *inputs(1)[:2])
+    traced = list(traces)
+    second = latents(0.5, *inputs(1, seed=2)[:2])
+    assert traced == traces
+    assert set(traces) == {BATCH, 2 * BATCH}
+    assert relative_error(second, first) > 0.1
+
+
+def test_null_label_and_times_reach_the_velocity():
+    seen = []
+
+    def spy(x, t, labels):
+        jax.debug.callback(lambda t, y: seen.append((np.array(t), np.array(y))), t, labels)
+        return velocity(x, t, labels)
+
+    noise, labels, step_noises = inputs(4)
+    run(Sampler("euler", 4, "linear", 1.8, 0.0, 0.6), noise, labels, step_noises, velocity=spy)
+    jax.effects_barrier()
+    by_time = {float(t[0]): y for t, y in seen}
+    assert all((t == t[0]).all() and t.dtype == np.float32 for t, _ in seen)
+    assert sorted(by_time) == [0.25, 0.5, 0.75, 1.0]
+    assert by_time[1.0].tolist() == by_time[0.75].tolist() == labels.tolist()
+    for t in (0.5, 0.25):
+        assert sorted(by_time[t]) == sorted([*labels, *[NULL_LABEL] * BATCH])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_bfloat16_velocity_is_guided_and_integrated_in_float32(method):
+    def rounded(x, t, labels):
+        assert x.dtype == t.dtype == jnp.float32
+        return jax.lax.reduce_precision(velocity(x, t, labels), exponent_bits=8, mantissa_bits=7)
+
+    def half(x, t, labels):
+        return rounded(x, t, labels).astype(jnp.bfloat16)
+
+    sampler = Sampler(method, 4, "linear", 1.8)
+    arguments = inputs(4)
+    ours = run(sampler, *arguments, velocity=half)
+    assert ours.dtype == jnp.float32
+    np.testing.assert_array_equal(ours, run(sampler, *arguments, velocity=rounded))
+    assert (ours != run(sampler, *arguments)).any()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 20, 50, 249, 250])
+def test_time_grids_are_torchs(steps):
+    ode = torch.linspace(1, 0, steps + 1, dtype=torch.float64).numpy()
+    sde = torch.linspace(1.0, 0.04, steps + 1, dtype=torch.float64).numpy()
+    ours = [
+        time_grid(Sampler("euler", steps, "linear")),
+        time_grid(Sampler("heun", steps, "linear")),
+        time_grid(Sampler("euler-maruyama", steps + 1, "linear")),
+    ]
+    for grid, theirs in zip(ours, [ode, ode, [*sde, 0.0]], strict=True):
+        assert grid.dtype == np.float64
+        np.testing.assert_allclose(grid, theirs, rtol=0, atol=2e-16)
+        if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
+            np.testing.assert_array_equal(grid, theirs)  # Older processors round twice there.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("dpm", 10, "linear"), r"method is 'dpm'.*heun"),
+        (("euler", 10, "vp"), r"interpolant is 'vp'.*cosine"),
+        (("euler", 0, "linear"), r"steps is 0.*from 1 up"),
+        (("heun", 10.0, "linear"), r"steps is 10\.0"),
+        (("euler-maruyama", 1, "linear"), r"steps is 1.*from 2 up"),
+        (("euler", 10, "linear", 0.5), r"guidance_scale is 0\.5"),
+        (("euler", 10, "linear", float("nan")), r"guidance_scale is nan"),
+        (("euler", 10, "linear", 2.0, -0.1, 1.0), r"\[-0\.1, 1\.0\]"),
+        (("euler", 10, "linear", 2.0, 0.0, 1.1), r"\[0\.0, 1\.1\]"),
+        (("euler", 10, "linear", 2.0, 0.6, 0.5), r"\[0\.6, 0\.5\]"),
+    ],
+)
+def test_impossible_samplers_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        Sampler(*arguments)
+
+
+def test_guidance_without_a_null_label_is_refused():
+    noise, labels, _ = inputs(1)
+    with pytest.raises(UserError, match="null_label is None"):
+        sample(Sampler("euler", 4, "linear", 1.5), velocity, noise, labels)
+
+
+def test_the_sde_without_noise_is_refused():
+    noise, labels, _ = inputs(1)
+    with pytest.raises(UserError, match="step_noise is None"):
+        sample(Sampler("euler-maruyama", 4, "linear"), velocity, noise, labels)
+
+
+def test_noise_of_an_image_does_not_depend_on_its_batch():
+    key, indices = jax.random.key(3), jnp.array([0, 7, 49_999, 3])
+
+    @jax.jit
+    def draw(indices):
+        return image_noise(key, indices, SHAPE), step_noise(key, indices, SHAPE)(jnp.int32(5))
+
+    for whole, *parts in zip(draw(indices), draw(indices[:1]), draw(indices[1:]), strict=True):
+        assert whole.shape == (4, *SHAPE)
+        np.testing.assert_array_equal(whole, np.concatenate(parts))
+    turned = draw(indices[::-1])[0]
+    np.testing.assert_array_equal(turned, draw(indices)[0][::-1])
+
+
+def test_images_and_steps_draw_independent_standard_normals():
+    key, indices, shape = jax.random.key(4), jnp.arange(6), (16, 16, 4)
+    steps = step_noise(key, indices, shape)
+    draws = np.concatenate([image_noise(key, indices, shape), *(steps(i) for i in range(3))])
+    correlation = np.corrcoef(draws.reshape(len(draws), -1))
+    deviation = 1 / np.sqrt(draws[0].size)
+    assert np.abs(correlation - np.eye(len(draws))).max() < 5 * deviation
+    assert np.abs(draws.mean(axis=(1, 2, 3))).max() < 5 * deviation
+    assert np.abs(draws.std(axis=(1, 2, 3)) - 1).max() < 5 * deviation
+    other = image_noise(jax.random.key(5), indices, shape)
+    assert (np.asarray(other) != draws[:6]).mean() > 0.99
+
+
+def test_samples_do_not_depend_on_the_batch_split():
+    sampler, key = Sampler("euler-maruyama", 10, "linear", 1.8, 0.0, 0.6), jax.random.key(6)
+    labels = jnp.arange(4)
+
+    @jax.jit
+    def latents(indices):
+        return sample(
+            sampler,
+            velocity,
+            image_noise(key, indices, SHAPE),
+            labels[indices],
+            null_label=NULL_LABEL,
+            step_noise=step_noise(key, indices, SHAPE),
+        )
+
+    whole = latents(jnp.arange(4))
+    parts = np.concatenate([latents(jnp.array([0, 1])), latents(jnp.array([2, 3]))])
+    np.testing.assert_allclose(whole, parts, atol=1e-5)
+
+
+def test_a_generator_that_mixes_the_batch_is_refused():
+    with pytest.raises(UserError, match="rbg"):
+        image_noise(jax.random.key(0, impl="rbg"), jnp.arange(2), SHAPE)
+
+
+SHARDED = """
+    import jax, jax.numpy as jnp
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+    from repae_jax.sampling.samplers import Sampler, image_noise, sample, step_noise
+
+    shape, key = (2, 2, 4), jax.random.key(0)
+    table = jnp.linspace(-1.0, 1.0, 11)
+
+    @jax.jit
+    def latents(indices):
+        velocity = lambda x, t, y: jnp.tanh(x * table[y][:, None, None, None])
+        return sample(
+            Sampler("euler-maruyama", 10, "linear", 1.8, 0.0, 0.6),
+            velocity,
+            image_noise(key, indices, shape),
+            indices % 10,
+            null_label=10,
+            step_noise=step_noise(key, indices, shape),
+        )
+
+    indices = jnp.arange(8)
+    one = latents(indices)
+    mesh = Mesh(jax.devices(), "data")
+    split = jax.device_put(indices, NamedSharding(mesh, PartitionSpec("data")))
+    compiled = latents.lower(split).compile()
+    assert len(jax.devices()) == 4
+    for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
+        assert collective not in compiled.as_text(), collective
+    assert jnp.abs(one - compiled(split)).max() < 1e-5
+"""
+
+
+def test_a_split_batch_is_guided_without_communication():
+    # A process of its own, because the number of devices is fixed when JAX starts.
+    flags = "--xla_force_host_platform_device_count=4"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", textwrap.dedent(SHARDED)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_pixels_are_truncated_as_torch_truncates_them():
+    rng = np.random.default_rng(5)
+    images = np.append(rng.normal(size=9999) * 0.8, [-1, 1, -1.5, 1.5, 0]).astype(np.float32)
+    theirs = torch.clamp(255.0 * ((torch.tensor(images) + 1) / 2), 0, 255).to(torch.uint8)
+    for convert in (to_uint8, jax.jit(to_uint8)):
+        ours = convert(images)
+        assert ours.dtype == jnp.uint8
+        np.testing.assert_array_equal(ours, theirs.numpy())
+
+
+def test_pixels_become_floats_and_come_back_within_a_level():
+    pixels = np.arange(256, dtype=np.uint8)
+    for convert in (to_float, jax.jit(to_float)):
+        images = convert(pixels)
+        assert images.dtype == jnp.float32
+        np.testing.assert_allclose(images, pixels.astype(np.float64) / 127.5 - 1, atol=1e-7)
+        back = np.asarray(to_uint8(images)).astype(int)
+        assert set(np.unique(pixels.astype(int) - back)) <= {0, 1}
+
+
+def test_swapped_pixel_types_are_refused():
+    with pytest.raises(TypeError, match="float32"):
+        to_float(np.zeros(3, np.float32))
+    with pytest.raises(TypeError, match="uint8"):
+        to_uint8(np.zeros(3, np.uint8))
