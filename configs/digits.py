@@ -19,7 +19,7 @@ def get_config(recipe: str = "repae"):
 
     # 32 x 32 x 3 -> 8 x 8 x 4, and 4 x 4 tokens of the SiT beside 4 x 4 of the teacher.
     config.vae.update(
-        arch="", channels=16, multipliers=(1, 2, 4), latent_channels=4, num_res_blocks=1,
+        arch="", channels=16, multipliers=(1, 1, 2), latent_channels=4, num_res_blocks=1,
         middle_attention=False, groups=8,
     )  # fmt: skip
     config.sit.update(

@@ -63,7 +63,7 @@ def vae_rules() -> list[Rule]:
         rules += [
             *layer(f"{side}.conv_in", f"{side}/conv_in", CONV),
             *layer(f"{side}.conv_out", f"{side}/conv_out", CONV),
-            *norm(f"{side}.norm_out", f"{side}/norm_out/group"),
+            *norm(f"{side}.norm_out", f"{side}/norm_out"),
         ]
         here, ours = f"{side}.{level}.{{i}}", f"{side}/{level}_{{i}}"
         rules += _block_rules(f"{here}.block.{{j}}", f"{ours}/block_{{j}}")
@@ -106,16 +106,16 @@ def load_vae(
 
 def _block_rules(theirs, ours):
     return [
-        *norm(f"{theirs}.norm1", f"{ours}/norm1/group"),
+        *norm(f"{theirs}.norm1", f"{ours}/norm1"),
         *layer(f"{theirs}.conv1", f"{ours}/conv1", CONV),
-        *norm(f"{theirs}.norm2", f"{ours}/norm2/group"),
+        *norm(f"{theirs}.norm2", f"{ours}/norm2"),
         *layer(f"{theirs}.conv2", f"{ours}/conv2", CONV),
         *layer(f"{theirs}.nin_shortcut", f"{ours}/shortcut", CONV),
     ]
 
 
 def _attention_rules(theirs, ours):
-    rules = norm(f"{theirs}.norm", f"{ours}/norm/group")
+    rules = norm(f"{theirs}.norm", f"{ours}/norm")
     for name in ("q", "k", "v", "proj_out"):
         rules += layer(f"{theirs}.{name}", f"{ours}/{name}", CONV)
     return rules

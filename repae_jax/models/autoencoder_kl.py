@@ -4,6 +4,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.nn import initializers
 
 from repae_jax.models.layers import conv
 
@@ -45,23 +46,38 @@ class Posterior:
         return 0.5 * terms.sum(axis=(1, 2, 3))
 
 
-class Norm(nn.Module):
-    """GroupNorm (eps 1e-6) with float32 statistics, then SiLU if `activate`."""
+class GroupNorm(nn.Module):
+    """GroupNorm (eps 1e-6) over (B, H, W, C), then SiLU if `activate`; statistics in float32.
+
+    Moments are taken per channel and then combined per group (the law of total variance), so
+    that no array is ever laid out by groups: channels stay innermost, in one pass for the mean
+    and one for the variance, as accurate as the two-pass formula.
+    """
 
     groups: int
     dtype: jnp.dtype
     activate: bool = True
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nn.GroupNorm(
-            num_groups=self.groups,
-            epsilon=1e-6,
-            use_fast_variance=False,
-            dtype=self.dtype,
-            name="group",
-        )(x)
-        return nn.silu(x) if self.activate else x
+        channels = x.shape[-1]
+        scale = self.param("scale", initializers.ones, (channels,), jnp.float32)
+        bias = self.param("bias", initializers.zeros, (channels,), jnp.float32)
+        h = x.astype(jnp.float32)
+        mean = h.mean(axis=(1, 2), keepdims=True)  # (B, 1, 1, C)
+        var = jnp.square(h - mean).mean(axis=(1, 2), keepdims=True)
+        group_mean = self._over_group(mean)
+        group_var = self._over_group(var + jnp.square(mean - group_mean))
+        factor = jax.lax.rsqrt(group_var + self.epsilon) * scale
+        h = (h - group_mean) * factor + bias
+        return (nn.silu(h) if self.activate else h).astype(self.dtype)
+
+    def _over_group(self, moments):
+        """(B, 1, 1, C) -> the mean over each channel's group, (B, 1, 1, C)."""
+        grouped = moments.reshape(moments.shape[0], 1, 1, self.groups, -1)
+        mean = jnp.broadcast_to(grouped.mean(axis=-1, keepdims=True), grouped.shape)
+        return mean.reshape(moments.shape)
 
 
 class ResBlock(nn.Module):
@@ -75,9 +91,9 @@ class ResBlock(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, C) -> (B, H, W, features)."""
         width = x.shape[-1]
-        h = Norm(self.groups, self.dtype, name="norm1")(x)
+        h = GroupNorm(self.groups, self.dtype, name="norm1")(x)
         h = conv(width, self.features, 3, dtype=self.dtype, name="conv1")(h)
-        h = Norm(self.groups, self.dtype, name="norm2")(h)
+        h = GroupNorm(self.groups, self.dtype, name="norm2")(h)
         h = conv(self.features, self.features, 3, dtype=self.dtype, name="conv2")(h)
         if width != self.features:
             x = conv(width, self.features, 1, dtype=self.dtype, name="shortcut")(x)
@@ -94,7 +110,7 @@ class SpatialAttention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, C) -> (B, H, W, C)."""
         batch, height, width, channels = x.shape
-        h = Norm(self.groups, self.dtype, activate=False, name="norm")(x)
+        h = GroupNorm(self.groups, self.dtype, activate=False, name="norm")(x)
 
         def project(name, h):
             return conv(channels, channels, 1, dtype=self.dtype, name=name)(h)
@@ -174,7 +190,7 @@ class Encoder(nn.Module):
                     name=f"downsample_{i}",
                 )(h)
         h = Middle(self.groups, self.dtype, self.middle_attention, name="mid")(h)
-        h = Norm(self.groups, self.dtype, name="norm_out")(h)
+        h = GroupNorm(self.groups, self.dtype, name="norm_out")(h)
         return conv(h.shape[-1], 2 * self.latent_channels, 3, dtype=self.dtype, name="conv_out")(h)
 
 
@@ -207,7 +223,7 @@ class Decoder(nn.Module):
             if i != 0:
                 h = upsample_nearest(h)
                 h = conv(h.shape[-1], h.shape[-1], 3, dtype=self.dtype, name=f"upsample_{i}")(h)
-        h = Norm(self.groups, self.dtype, name="norm_out")(h)
+        h = GroupNorm(self.groups, self.dtype, name="norm_out")(h)
         return conv(h.shape[-1], self.image_channels, 3, dtype=self.dtype, name="conv_out")(h)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn import initializers
 
-from repae_jax.models.layers import MLP, Attention, layer_norm, sincos_position_table
+from repae_jax.models.layers import MLP, Attention, Dense, layer_norm, sincos_position_table
 
 # name -> (hidden_size, depth, num_heads); SiT paper (arXiv 2401.08740), table 1.
 SIT_SIZES = {
@@ -51,9 +51,9 @@ class TimeEmbedding(nn.Module):
         frequencies = np.exp(-np.log(1e4) * np.arange(half, dtype=np.float32) / half)
         angles = t.astype(jnp.float32)[:, None] * frequencies
         x = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-        x = nn.Dense(self.hidden_size, dtype=self.dtype, kernel_init=normal_002, name="fc1")(x)
+        x = Dense(self.hidden_size, dtype=self.dtype, kernel_init=normal_002, name="fc1")(x)
         x = nn.silu(x)
-        return nn.Dense(self.hidden_size, dtype=self.dtype, kernel_init=normal_002, name="fc2")(x)
+        return Dense(self.hidden_size, dtype=self.dtype, kernel_init=normal_002, name="fc2")(x)
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
@@ -73,7 +73,7 @@ class SiTBlock(nn.Module):
     def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
         """x (B, N, D), condition (B, D) -> (B, N, D)."""
         dim = x.shape[-1]
-        modulation = nn.Dense(
+        modulation = Dense(
             6 * dim, dtype=self.dtype, kernel_init=zeros, bias_init=zeros, name="modulation"
         )(nn.silu(condition))
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(modulation, 6, axis=-1)
@@ -96,12 +96,12 @@ class FinalLayer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
         """x (B, N, D), condition (B, D) -> (B, N, features)."""
-        modulation = nn.Dense(
+        modulation = Dense(
             2 * x.shape[-1], dtype=self.dtype, kernel_init=zeros, bias_init=zeros, name="modulation"
         )(nn.silu(condition))
         shift, scale = jnp.split(modulation, 2, axis=-1)
         x = modulate(layer_norm(1e-6, affine=False, dtype=self.dtype, name="norm")(x), shift, scale)
-        return nn.Dense(
+        return Dense(
             self.features, dtype=self.dtype, kernel_init=zeros, bias_init=zeros, name="linear"
         )(x)
 
@@ -119,7 +119,7 @@ class ProjectionHead(nn.Module):
         x = tokens
         for index, width in enumerate((self.hidden, self.hidden, self.features), start=1):
             x = nn.silu(x) if index > 1 else x
-            x = nn.Dense(width, dtype=self.dtype, kernel_init=xavier, name=f"fc{index}")(x)
+            x = Dense(width, dtype=self.dtype, kernel_init=xavier, name=f"fc{index}")(x)
         return x
 
 
@@ -161,7 +161,7 @@ class SiT(nn.Module):
 
     def setup(self):
         def dense(features, kernel_init):
-            return nn.Dense(features, dtype=self.dtype, kernel_init=kernel_init)
+            return Dense(features, dtype=self.dtype, kernel_init=kernel_init)
 
         self.patch_embed = dense(self.hidden_size, xavier)
         self.time_embed = TimeEmbedding(self.hidden_size, dtype=self.dtype)

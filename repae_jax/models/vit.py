@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.nn import initializers
 
 from repae_jax.errors import UserError
-from repae_jax.models.layers import MLP, Attention, layer_norm
+from repae_jax.models.layers import MLP, Attention, Dense, layer_norm
 from repae_jax.models.resize import resize_bicubic
 
 # published sizes; pre-training ended at 518 pixels, so their tables have 37 x 37 positions
@@ -62,10 +62,10 @@ class SwiGLU(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., D) -> (..., D)."""
         dim, inner = x.shape[-1], (int(self.hidden * 2 / 3) + 7) // 8 * 8
-        x = nn.Dense(2 * inner, dtype=self.dtype, kernel_init=self.kernel_init, name="w12")(x)
+        x = Dense(2 * inner, dtype=self.dtype, kernel_init=self.kernel_init, name="w12")(x)
         gate, value = jnp.split(x, 2, axis=-1)
         x = nn.silu(gate) * value
-        return nn.Dense(dim, dtype=self.dtype, kernel_init=self.kernel_init, name="w3")(x)
+        return Dense(dim, dtype=self.dtype, kernel_init=self.kernel_init, name="w3")(x)
 
 
 class LayerScale(nn.Module):
@@ -149,7 +149,7 @@ class ViT(nn.Module):
           UserError: a side is not a multiple of the patch size.
         """
         patches, grid = self._patches(images)
-        x = nn.Dense(self.dim, dtype=self.dtype, kernel_init=_INIT, name="patch_embed")(patches)
+        x = Dense(self.dim, dtype=self.dtype, kernel_init=_INIT, name="patch_embed")(patches)
         prefix_positions, patch_positions = self._positions(grid)
         x = x + patch_positions  # (B, N, D)
         prefix = self.param("class_token", _INIT, (1, 1, self.dim)) + prefix_positions
