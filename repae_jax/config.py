@@ -127,6 +127,20 @@ def base() -> ConfigDict:
     )
 
 
+def imagenet256() -> ConfigDict:
+    """What the published ImageNet 256 x 256 runs share: data, teacher, LPIPS, 400,000 steps.
+
+    Weights are expected under pretrained/; docs and `check_files` say which.
+    """
+    config = base()
+    config.dtype = "bfloat16"
+    config.data.update(source="tfds", name="imagenet2012", resolution=256, num_classes=1000)
+    config.teachers.dinov2 = teacher("dinov2-b", weights="pretrained/dinov2_vitb14_pretrain.pth")
+    config.lpips.weights = "pretrained/lpips/vgg.pth"
+    config.lpips.vgg_weights = "pretrained/lpips/vgg16-397923af.pth"
+    return config
+
+
 def teacher(arch: str = "", **changes: Any) -> ConfigDict:
     """One entry of `config.teachers`: a frozen ViT and how its pixels are prepared."""
     defaults = dict(
