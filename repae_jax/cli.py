@@ -1,6 +1,7 @@
 """The command line: `python -m repae_jax <command>`, or `repae <command>`."""
 
 import argparse
+import logging
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wrong = next(word for word in rest if not _is_override(word))
         parser.error(f"unrecognized argument: {wrong}")
     options.overrides = rest
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax explains itself at length
     try:
         return options.run(options)
     except UserError as error:
@@ -189,26 +191,57 @@ def read_config(file: str, overrides: Sequence[str]):
     Raises:
       UserError: no such file, an error in it, an unknown key, or a value of the wrong type.
     """
-    from absl import flags
-    from ml_collections import ConfigDict, config_flags
+    from ml_collections import ConfigDict
 
     path = file.split(":")[0]
     if not pathlib.Path(path).is_file():
         raise UserError(f"no config file {path}: see the folder configs/")
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
-    try:
-        values(["repae_jax", f"--config={file}", *overrides])
-        config = values.config
-    except UserError:
-        raise
-    except flags.Error as error:
-        raise UserError(_one_line(error)) from error
-    except (AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
-        raise UserError(f"{path}: {_one_line(error)}") from error
+    config = _parse_config(file, [])
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() gave a {type(config).__name__}, not a ConfigDict")
-    return config
+    _check_keys(config, overrides)
+    return _parse_config(file, overrides)
+
+
+def _parse_config(file, overrides):
+    """`file`'s configuration through ml_collections' flags, which know the type of every key."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    words = ["repae_jax", f"--config={file}", *overrides]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
+    try:
+        values(words)
+        return values.config
+    except Exception as error:  # the file's own code may raise anything, and absl wraps it
+        chain = [error]
+        while cause := chain[-1].__cause__ or chain[-1].__context__:
+            chain.append(cause)
+        for exception in chain:
+            if isinstance(exception, UserError):
+                raise exception from None
+        if isinstance(error, flags.Error) and overrides:
+            raise UserError(_one_line(error)) from error
+        raise UserError(f"{file}: {type(chain[-1]).__name__}: {_one_line(chain[-1])}") from error
+
+
+def _check_keys(config, overrides):
+    """Raise UserError for an override of a key that the configuration does not have."""
+    import difflib
+
+    from ml_collections import ConfigDict
+
+    for override in overrides:
+        node, path = config, "config"
+        for key in override.split("=")[0].removeprefix("--config.").split("."):
+            if not isinstance(node, ConfigDict) or key not in node:
+                keys = list(node) if isinstance(node, ConfigDict) else []
+                close = difflib.get_close_matches(key, keys, n=1)
+                known = ", ".join(keys) or "no keys"
+                hint = f"did you mean {path}.{close[0]}?" if close else f"{path} has {known}"
+                raise UserError(f"unknown key {path}.{key}: {hint}")
+            node, path = node[key], f"{path}.{key}"
 
 
 def _one_line(error):

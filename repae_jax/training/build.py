@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -78,10 +77,13 @@ def build_optimizers(config: ConfigDict) -> dict[str, optax.GradientTransformati
 def init_state(config: ConfigDict, models: Models) -> TrainState:
     """The state at step 0: fresh weights from the seed, then those that the files bring.
 
-    Pure up to reading files, so `jax.eval_shape` of `fresh_state` describes it beforehand.
+    Raises:
+      UserError: a file is missing or damaged, or holds another model.
     """
-    state = jax.jit(lambda key: fresh_state(config, models, key))(jax.random.key(config.seed))
-    return _load_weights(config, models, state)
+    fresh = jax.jit(
+        lambda key: fresh_state(config, models, key), compiler_options=_init_compiler_options()
+    )
+    return _load_weights(config, models, fresh(jax.random.key(config.seed)))
 
 
 def fresh_state(config: ConfigDict, models: Models, key: jax.Array) -> TrainState:
@@ -113,10 +115,25 @@ def fresh_state(config: ConfigDict, models: Models, key: jax.Array) -> TrainStat
     return create_state(params, batch_stats, frozen, build_optimizers(config))
 
 
+def state_template(config: ConfigDict, models: Models, sharding) -> TrainState:
+    """Shapes, types and `sharding` of the state, for restoring a checkpoint; allocates nothing."""
+    shapes = jax.eval_shape(lambda key: fresh_state(config, models, key), jax.random.key(0))
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
+    )
+
+
 def latent_shape(config: ConfigDict, models: Models) -> tuple[int, int, int]:
     """(h, w, c) of one image's latent."""
     side = config.data.resolution // models.vae.factor
     return side, side, models.vae.latent_channels
+
+
+def _init_compiler_options():
+    """Initialisation runs once, and on a CPU compiling it well takes longer than running it."""
+    if jax.default_backend() != "cpu":
+        return {}
+    return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def _build_sit(config, vae, teacher_dims, dtype):
@@ -161,12 +178,12 @@ def _load_weights(config, models, state):
     return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), fresh, state)
 
 
-def describe(models: Models, state: TrainState) -> str:
-    """One line per network: what it is for and how many parameters it has."""
+def describe(state: TrainState) -> str:
+    """One line per network: its parameters, and whether this run trains them."""
+    networks = {**{k: v for k, v in state.frozen.items() if k not in state.params}, **state.params}
     lines = []
-    for name, tree in {**state.params, **state.frozen}.items():
-        count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+    for name, tree in sorted(networks.items()):
+        millions = sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6
         role = "trained" if name in state.opt_state else "frozen"
-        if name != "sit" or tree is state.params.get("sit"):
-            lines.append(f"{name:>14}  {count / 1e6:8.2f} M parameters, {role}")
+        lines.append(f"  {name:<14}{millions:9.2f} M parameters, {role}")
     return "\n".join(lines)

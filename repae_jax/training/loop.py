@@ -4,6 +4,7 @@ import contextlib
 import math
 import pathlib
 import signal
+import sys
 import threading
 import time
 
@@ -23,9 +24,9 @@ from repae_jax.training.build import (
     build_objective,
     build_optimizers,
     describe,
-    fresh_state,
     init_state,
     latent_shape,
+    state_template,
 )
 from repae_jax.training.checkpoints import Checkpoints
 from repae_jax.training.draws import sample_draws
@@ -74,7 +75,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, progress: bool = True) -
     with contextlib.ExitStack() as closing:
         closing.callback(checkpoints.close)
         state = _start(config, models, mesh, checkpoints, batches, source)
-        print(describe(models, state))
+        print(describe(state))
         writer = MetricWriter(workdir)
         closing.callback(writer.close)
         reporter = Reporter(config, models, workdir, writer, progress)
@@ -146,11 +147,7 @@ def _start(config, models, mesh, checkpoints, batches, source):
         if config.vae.weights and models.latent_norm is not None:
             state = measured_statistics(config, models, state, source)
         return jax.device_put(state, sharding)
-    template = jax.eval_shape(lambda key: fresh_state(config, models, key), jax.random.key(0))
-    template = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), template
-    )
-    state, data_state = checkpoints.restore(template)
+    state, data_state = checkpoints.restore(state_template(config, models, sharding))
     batches.set_state(data_state)
     print(f"going on from step {int(state.step)}")
     return state
@@ -179,6 +176,7 @@ class Reporter:
             desc=self._config.name or "training",
             disable=not self._progress,
             dynamic_ncols=True,
+            mininterval=0.1 if sys.stderr.isatty() else 10.0,
         )
         self._clock, self._clock_step = time.perf_counter(), step
 

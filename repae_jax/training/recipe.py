@@ -76,4 +76,6 @@ class Objective:
         ):
             if getattr(self, field) not in allowed:
                 choices = " or ".join(map(repr, allowed))
-                raise UserError(f"objective.{field} is {getattr(self, field)!r}: use {choices}")
+                raise UserError(
+                    f"config.objective.{field} is {getattr(self, field)!r}: use {choices}"
+                )

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from repae_jax.errors import UserError
 from repae_jax.sampling.samplers import Sampler
-from repae_jax.training.build import build_models, fresh_state
+from repae_jax.training.build import build_models, state_template
 from repae_jax.training.checkpoints import FOLDER, Checkpoints
 from repae_jax.training.recipe import Models
 from repae_jax.training.state import TrainState
@@ -37,11 +37,7 @@ def open_run(workdir: pathlib.Path) -> Run:
     if not (workdir / FOLDER).is_dir():
         raise UserError(f"{workdir} has no checkpoint yet: train first")
     models = build_models(config)
-    template = jax.eval_shape(lambda key: fresh_state(config, models, key), jax.random.key(0))
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    template = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), template
-    )
+    template = state_template(config, models, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
         state, _ = checkpoints.restore(template)
