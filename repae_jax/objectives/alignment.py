@@ -7,7 +7,10 @@ import jax.numpy as jnp
 
 
 def unit(x: jax.Array, minimum: float = 1e-12) -> jax.Array:
-    """(..., D) divided by its norm, clamped from below; float32, zero gradient at zero vectors."""
+    """(..., D) divided by its norm, clamped from below; float32.
+
+    The gradient at a zero vector is finite, that of x / minimum, as in PyTorch's `normalize`.
+    """
     x = x.astype(jnp.float32)
     square = jnp.sum(x * x, axis=-1, keepdims=True)
     safe = jnp.where(square > 0, square, 1.0)
