@@ -11,12 +11,15 @@ from repae_jax.interop.tables import (
     LINEAR,
     Rule,
     check,
+    exported_shapes,
     flatten,
     layer,
     norm,
     patch_layout,
     to_ours,
+    to_theirs,
     unflatten,
+    without,
 )
 from repae_jax.models.autoencoder_kl import AutoencoderKL
 from repae_jax.models.sit import SiT
@@ -122,6 +125,8 @@ def _attention_rules(theirs, ours):
 
 
 def _loaded(rules, tensors, shapes, source):
-    flat = to_ours(rules, tensors, ignore=IGNORED, source=source)
-    check(flat, {name: leaf.shape for name, leaf in flatten(shapes).items()}, source=source)
+    tensors = without(tensors, IGNORED)
+    expected = exported_shapes(lambda variables: to_theirs(rules, flatten(variables)), shapes)
+    check(tensors, expected, source=source)
+    flat = to_ours(rules, tensors, source=source)
     return unflatten({name: np.ascontiguousarray(array) for name, array in flat.items()})
