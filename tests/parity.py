@@ -1,0 +1,136 @@
+"""What the parity tests share: torch modules with random weights, and relative errors."""
+
+import contextlib
+import importlib.util
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+import torch
+
+TOLERANCE = 1e-4
+
+ORIGINAL = os.environ.get("REPAE_ORIGINAL")
+SKIP_REASON = "set REPAE_ORIGINAL to a checkout of the original implementation (it needs timm)"
+
+
+def quick_jit(function: Callable) -> Callable:
+    """`jax.jit` for one small call: LLVM's optimisations would take longer than they save."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def relative_error(actual, expected) -> float:
+    """max |actual - expected| / max |expected|; infinite for other shapes or NaN."""
+    actual, expected = as_numpy(actual), as_numpy(expected)
+    if actual.shape != expected.shape:
+        return float("inf")
+    error = np.abs(actual - expected).max() / np.abs(expected).max()
+    return float("inf") if np.isnan(error) else float(error)
+
+
+def assert_close(actual, expected, what: str, tolerance: float = TOLERANCE) -> None:
+    """Relative error of one tensor."""
+    error = relative_error(actual, expected)
+    assert error <= tolerance, f"{what}: {error}"
+
+
+def assert_tensors_close(
+    actual: Mapping[str, np.ndarray],
+    expected: Mapping[str, np.ndarray],
+    *,
+    vanishing: Callable[[str], str | None] = lambda name: None,
+    tolerance: float = TOLERANCE,
+) -> None:
+    """The same names, and each tensor close.
+
+    `vanishing` gives, for a tensor that is zero but for rounding, the name of another that tells
+    its scale: then both are compared with zero.
+    """
+    assert set(actual) == set(expected)
+    for name, value in expected.items():
+        other = vanishing(name)
+        if other is None:
+            assert_close(actual[name], value, name, tolerance)
+        else:
+            bound = tolerance * np.abs(as_numpy(expected[other])).max()
+            assert np.abs(as_numpy(value)).max() <= bound, name
+            assert np.abs(as_numpy(actual[name])).max() <= bound, name
+
+
+def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """`module` with every parameter random: also norm scales and what is initialised as zero.
+
+    Weights are N(0, 1 / fan_in), biases N(0, 0.1^2), norm scales N(1, 0.2^2).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    norms = (torch.nn.GroupNorm, torch.nn.LayerNorm, torch.nn.BatchNorm2d)
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            noise = torch.randn(parameter.shape, generator=generator)
+            if isinstance(part, norms) and name == "weight":
+                parameter.data = 1.0 + 0.2 * noise
+            elif parameter.dim() < 2:
+                parameter.data = 0.1 * noise
+            else:
+                parameter.data = noise / parameter[0].numel() ** 0.5
+    return module
+
+
+def state_of(module: torch.nn.Module) -> dict[str, np.ndarray]:
+    """The state dict as numpy arrays of its own."""
+    return {name: tensor.numpy().copy() for name, tensor in module.state_dict().items()}
+
+
+def gradients_of(module: torch.nn.Module) -> dict[str, np.ndarray]:
+    """name -> gradient of every parameter that trains."""
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    assert all(p.grad is not None for p in trained.values())
+    return {name: as_numpy(p.grad) for name, p in trained.items()}
+
+
+def normal(*shape: int, seed: int) -> np.ndarray:
+    """Standard normal float32 numbers."""
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def to_nchw(x: np.ndarray) -> torch.Tensor:
+    """(B, H, W, C) array -> (B, C, H, W) tensor, a leaf."""
+    return torch.tensor(np.ascontiguousarray(np.asarray(x).transpose(0, 3, 1, 2)))
+
+
+def to_nhwc(x: torch.Tensor) -> np.ndarray:
+    """(B, C, H, W) tensor -> (B, H, W, C) array."""
+    return as_numpy(x).transpose(0, 2, 3, 1)
+
+
+def as_numpy(x) -> np.ndarray:
+    """An array or a tensor, with or without gradient, as a numpy array."""
+    return x.detach().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
+
+
+def original_module(path: str):
+    """One file of the original implementation's checkout as a module."""
+    file = pathlib.Path(ORIGINAL) / path
+    spec = importlib.util.spec_from_file_location(f"repae_original_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _import_torchvision():
+    """Let diffusers and timm import torchvision, also where it was built for another torch."""
+    with contextlib.suppress(ImportError):  # where it is not installed, diffusers does without
+        try:
+            importlib.import_module("torchvision")
+        except RuntimeError:
+            # Its import only registers further properties of these two; nothing here calls them.
+            library = torch.library.Library("torchvision", "DEF")
+            for name in ("nms", "qnms"):
+                library.define(f"{name}(Tensor dets, Tensor scores, float threshold) -> Tensor")
+            _import_torchvision.library = library  # its definitions live as long as it does
+            importlib.import_module("torchvision")
+
+
+_import_torchvision()
