@@ -1,0 +1,115 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import parity
+import pytest
+import torch
+
+from repae_jax.training.optimizers import adamw, clip_by_global_norm
+
+STEPS = 20
+SHAPES = {"kernel": (5, 7), "bias": (7,), "scale": (3, 1, 2)}
+RATE = 3e-3
+
+
+def gradients(scales):
+    """One dict a step, of global norm about `scales[step]`."""
+    rng = np.random.default_rng(1)
+    size = np.sqrt(sum(np.prod(shape) for shape in SHAPES.values()))
+    return [
+        {n: (rng.normal(size=s) * scale / size).astype(np.float32) for n, s in SHAPES.items()}
+        for scale in scales
+    ]
+
+
+def start():
+    rng = np.random.default_rng(0)
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
+
+
+def run_torch(history, *, max_grad_norm, warmup_steps, **options):
+    """Parameters after every step: clip_grad_norm_, AdamW, LambdaLR."""
+    params = {name: torch.nn.Parameter(torch.tensor(p)) for name, p in start().items()}
+    optimizer = torch.optim.AdamW(params.values(), lr=RATE, **options)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, step / warmup_steps) if warmup_steps else 1.0
+    )
+    for gradient in history:
+        for name, p in params.items():
+            p.grad = torch.tensor(gradient[name])
+        torch.nn.utils.clip_grad_norm_(params.values(), max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        yield {name: p.detach().numpy().copy() for name, p in params.items()}
+
+
+NEVER, ALWAYS = np.full(STEPS, 0.5), np.full(STEPS, 40.0)
+CASES = {
+    "defaults, clipping": (ALWAYS, {}),
+    "defaults, no clipping": (NEVER, {}),
+    # from 0.03 to 30: some steps are clipped, and eps matters in the first ones
+    "weight decay": (
+        np.geomspace(0.03, 30, STEPS),
+        dict(weight_decay=0.1, b1=0.8, b2=0.95, eps=1e-3, max_grad_norm=2.0),
+    ),
+    "warm-up": (np.geomspace(30, 0.03, STEPS), dict(weight_decay=0.03, warmup_steps=7)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_twenty_steps_equal_torch(case):
+    scales, options = CASES[case]
+    history = gradients(scales)
+    theirs = dict(options)
+    betas = theirs.pop("b1", 0.9), theirs.pop("b2", 0.999)
+    # the original's: both libraries' own defaults for the weight decay differ
+    theirs = dict(max_grad_norm=1.0, warmup_steps=0, weight_decay=0.0, eps=1e-8) | theirs
+    optimizer = adamw(RATE, **options)
+    params = start()
+    state = optimizer.init(params)
+
+    @parity.quick_jit
+    def step(params, state, gradient):
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    expected = run_torch(history, betas=betas, **theirs)
+    for gradient, after in zip(history, expected, strict=True):
+        params, state = step(params, state, gradient)
+        parity.assert_tensors_close(params, after, tolerance=1e-5)
+    # what was compared has moved by far more than the tolerance
+    assert parity.relative_error(params["kernel"], start()["kernel"]) > 1e-3
+
+
+@pytest.mark.parametrize("norm", [1e-4, 0.999, 1.0, 1.001, 1e4])
+def test_clipping_equals_torch(norm):
+    (gradient,) = gradients([1.0])
+    factor = norm / float(optax.global_norm(gradient))
+    gradient = {name: g * np.float32(factor) for name, g in gradient.items()}
+    clip = clip_by_global_norm(1.0)
+    clipped, _ = clip.update(gradient, clip.init(gradient))
+    params = {name: torch.nn.Parameter(torch.zeros(shape)) for name, shape in SHAPES.items()}
+    for name, p in params.items():
+        p.grad = torch.tensor(gradient[name])
+    torch.nn.utils.clip_grad_norm_(params.values(), 1.0)
+    # closer than the 1e-6 in the formula, by which optax's own clipping differs
+    expected = {name: p.grad for name, p in params.items()}
+    parity.assert_tensors_close(clipped, expected, tolerance=5e-7)
+
+
+def test_clipping_leaves_zero_gradients_at_zero():
+    zero = {name: jnp.zeros(shape) for name, shape in SHAPES.items()}
+    clipped, _ = clip_by_global_norm(1.0).update(zero, optax.EmptyState())
+    assert not any(leaf.any() for leaf in jax.tree.leaves(clipped))
+
+
+def test_warm_up_starts_at_zero_and_ends_at_the_rate():
+    optimizer = adamw(RATE, warmup_steps=4)
+    params = {"a": jnp.ones(3)}
+    state, sizes = optimizer.init(params), []
+    for _ in range(7):
+        # a constant gradient: AdamW moves every entry by the rate itself
+        updates, state = optimizer.update({"a": jnp.full(3, 0.1)}, state, params)
+        sizes.append(float(-updates["a"][0]))
+    np.testing.assert_allclose(sizes, RATE * np.array([0, 0.25, 0.5, 0.75, 1, 1, 1]), rtol=1e-4)
