@@ -218,7 +218,7 @@ def _parse_config(file, overrides):
         chain = [error]
         while cause := chain[-1].__cause__ or chain[-1].__context__:
             chain.append(cause)
-        for exception in chain:
+        for exception in reversed(chain):
             if isinstance(exception, UserError):
                 raise exception from None
         if isinstance(error, flags.Error) and overrides:
