@@ -1,0 +1,104 @@
+"""The command line: bad input is one line with status 2, at once, and nothing is written."""
+
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+from repae_jax.cli import main
+
+TINY = str(pathlib.Path(__file__).with_name("tiny.py"))
+COMMANDS = ("train", "pretrain-teacher", "sample", "report")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--config", "nope.py"], "no config file nope.py"),
+        (["train", "--config", TINY, "--config.sit.dept=3"], "did you mean config.sit.depth?"),
+        (["train", "--config", TINY, "--config.sit=3"], "config.sit"),
+        (["train", "--config", TINY, "--config.sit.depth=many"], "invalid literal"),
+        (["train", "--config", f"{TINY}:repa-e"], "no recipe 'repa-e'"),
+        (["train", "--config", TINY, "--config.sit.patch_size=3"], "patch size 3"),
+        (["train", "--config", TINY], "teacher.safetensors', which does not exist"),
+        (["pretrain-teacher", "--config", TINY, "--teacher", "big"], "config.teachers has small"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if arguments[0] == "train":
+        arguments = [*arguments, "--workdir", "run"]
+    assert main(arguments) == 2
+    output = capsys.readouterr()
+    assert output.err.startswith("error: ")
+    assert message in output.err
+    assert output.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["sample", "report"])
+def test_a_missing_run_is_named(command, tmp_path, capsys):
+    assert main([command, "--workdir", str(tmp_path / "run")]) == 2
+    assert "holds no run: config.json is missing" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_in_the_config_file_is_reported(tmp_path, capsys):
+    path = tmp_path / "broken.py"
+    path.write_text("def get_config():\n    return 1 / 0\n")
+    assert main(["train", "--config", str(path), "--workdir", str(tmp_path / "run")]) == 2
+    assert "ZeroDivisionError: division by zero" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches(command, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main([command, "--help"])
+    assert exit_.value.code == 0
+    output = capsys.readouterr().out
+    assert "--workdir" in output or "--config" in output
+
+
+def test_no_command_prints_the_way_in(capsys):
+    assert main([]) == 0
+    output = capsys.readouterr().out
+    assert all(command in output for command in COMMANDS)
+
+
+def test_unknown_arguments_are_refused(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["sample", "--workdir", "run", "--guidance", "2"])
+    assert exit_.value.code == 2
+    assert "--guidance" in capsys.readouterr().err
+
+
+def test_wrong_arguments_answer_within_three_seconds(tmp_path):
+    words = ["train", "--config", TINY, "--config.sit.encoder_depth=9", "--workdir", "run"]
+    started = time.process_time(), time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "repae_jax", *words],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    elapsed = time.perf_counter() - started[1]
+    assert done.returncode == 2
+    assert "encoder_depth is 9" in done.stderr
+    # A second of it is the import of jax; other tests may hold the cores meanwhile.
+    assert elapsed < 3 or _user_seconds() < 3
+
+
+def _user_seconds():
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+
+
+@pytest.mark.parametrize("module", ["repae_jax", "repae_jax.training.step"])
+def test_imports_stay_light(module):
+    heavy = ("tensorflow", "torch", "clu", "grain", "orbax", "sklearn", "matplotlib", "PIL")
+    code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )  # fmt: skip
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,157 @@
+"""Defaults, recipes, and the checks before anything starts."""
+
+import json
+import pathlib
+
+import pytest
+import tiny
+from ml_collections import ConfigDict
+
+from repae_jax import config as configuration
+from repae_jax.cli import read_config
+from repae_jax.errors import UserError
+from repae_jax.validation import check_devices, check_files, validate
+
+CONFIGS = sorted(pathlib.Path(__file__).parents[1].glob("configs/*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("recipe", configuration.RECIPES)
+def test_every_config_is_possible_in_every_recipe(path, recipe):
+    config = read_config(f"{path}:{recipe}", [])
+    if "vae" not in config.train and not config.vae.weights:
+        with pytest.raises(UserError, match=r"config\.vae\.weights is empty"):
+            validate(config)
+        config.vae.weights = "somewhere"
+    validate(config)
+
+
+def test_the_published_recipe_is_the_default():
+    # Figures of the original's command line (train_repae.py) and its loss configuration.
+    config = read_config(str(CONFIGS[0].parent / "imagenet256_repae_sdvae.py"), [])
+    for name in ("sit", "vae", "discriminator"):
+        assert config.optimizer[name].learning_rate == 1e-4
+        assert config.optimizer[name].weight_decay == 0
+        assert config.optimizer[name].max_grad_norm == 1.0
+    assert (config.batch_size, config.run.steps, config.ema_decay) == (256, 400_000, 0.9999)
+    assert (config.sit.arch, config.sit.encoder_depth, config.sit.label_drop) == (
+        "SiT-XL/2",
+        8,
+        0.1,
+    )
+    assert (config.objective.sit_alignment, config.objective.vae_alignment) == (0.5, 1.5)
+    assert (config.objective.kl_weight, config.objective.adversarial_weight) == (1e-6, 0.1)
+    assert config.lpips.rescale_inputs
+
+
+def test_unknown_recipe_is_named():
+    with pytest.raises(UserError, match="no recipe 'repa-e'"):
+        configuration.apply_recipe(configuration.base(), "repa-e")
+
+
+def set_key(config: ConfigDict, key: str, value) -> None:
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        config = config[parent]
+    with config.ignore_type():
+        config[leaf] = value
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("sit.patch_size", 3, "patch size 3 does not divide the latent of 8 x 8"),
+        ("sit.encoder_depth", 3, "encoder_depth is 3: it must lie between 1 and"),
+        ("sit.encoder_depth", 0, "encoder_depth is 0"),
+        ("sit.hidden_size", 18, "hidden_size is 18"),
+        ("sit.arch", "SiT-XXL/2", "SiT-XXL/2"),
+        ("sit.depth", None, "config.sit.depth is not set"),
+        ("vae.arch", "f9", "f9"),
+        ("vae.groups", 3, "groups is 3"),
+        ("vae.attention_levels", (3,), "attention_levels has 3"),
+        ("data.resolution", 30, "not divisible by the VAE's down-sampling factor 4"),
+        ("teachers.small.patch_size", 4, "8 x 8 tokens, the SiT 4 x 4"),
+        ("teachers.small.preprocessing", "dinov3", "dinov3"),
+        ("teachers.small.preprocessing", "dinov2", "multiples of 256"),
+        ("train", ("sit", "gan"), "'gan'"),
+        ("train", ("discriminator",), "nothing to train"),
+        ("train", ("sit", "vae"), "adversarial_weight is 0.1 without a discriminator"),
+        ("train", ("sit",), "the VAE is frozen"),
+        ("batch_size", 0, "batch_size is 0"),
+        ("run.steps", -1, "run.steps is -1"),
+        ("sit.label_drop", 1.5, "label_drop is 1.5"),
+        ("dtype", "float16", "float16"),
+        ("time.weighting", "cosine", "weighting is 'cosine'"),
+        ("objective.interpolant", "edm", "interpolant is 'edm'"),
+        ("objective.latent_norm", "none", "latent_norm is 'none'"),
+        ("objective.kl_weight", float("nan"), "kl_weight is nan"),
+        ("optimizer.vae.learning_rate", -1e-4, "optimizer.vae.learning_rate is -0.0001"),
+        ("sampling.method", "ddim", "ddim"),
+        ("sampling.guidance_scale", 0.5, "0.5"),
+    ],
+)
+def test_impossible_values_are_named(key, value, message):
+    config = tiny.get_config()
+    set_key(config, key, value)
+    with pytest.raises(UserError) as caught:
+        validate(config)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_guidance_needs_a_null_class():
+    config = tiny.get_config()
+    config.sampling.guidance_scale = 2.0
+    validate(config)
+    config.sit.label_drop = 0.0
+    with pytest.raises(UserError, match="no null class"):
+        validate(config)
+
+
+def test_batch_must_divide_over_the_devices():
+    config = tiny.get_config()
+    check_devices(config, 4)
+    with pytest.raises(
+        UserError, match="batch_size is 8, not divisible by the 3 devices: use 6 or 9"
+    ):
+        check_devices(config, 3)
+
+
+@pytest.mark.parametrize(
+    "key", ["vae.weights", "vae.statistics", "discriminator.weights", "data.path"]
+)
+def test_missing_files_are_named(key, tmp_path):
+    config = tiny.get_config()
+    config.teachers = ConfigDict()
+    check_files(config)
+    set_key(config, key, str(tmp_path / "missing.pt"))
+    with pytest.raises(UserError, match=f"config.{key} is .*missing.pt.*does not exist"):
+        check_files(config)
+
+
+def test_missing_teacher_says_how_to_make_it(tmp_path):
+    config = tiny.get_config()
+    config.teachers.small.weights = str(tmp_path / "teacher.safetensors")
+    with pytest.raises(UserError, match="pretrain-teacher"):
+        check_files(config)
+
+
+def test_lpips_needs_its_weights():
+    config = tiny.get_config()
+    config.teachers = ConfigDict()
+    config.objective.perceptual_weight = 1.0
+    with pytest.raises(UserError, match="perceptual_weight is 1.0, but"):
+        check_files(config)
+
+
+def test_differences_name_the_keys():
+    old, new = tiny.get_config(), tiny.get_config()
+    new.sit.depth = 3
+    new.teachers.small.weights = "other"
+    lines = configuration.differences(
+        json.loads(configuration.to_json(old)), json.loads(configuration.to_json(new))
+    )
+    assert lines == [
+        "config.sit.depth: 2 -> 3",
+        "config.teachers.small.weights: 'teacher.safetensors' -> 'other'",
+    ]

@@ -1,0 +1,219 @@
+"""The loop: what a work directory holds, going on, interruption, exact resume, bad directories."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from repae_jax.cli import main
+from repae_jax.errors import UserError
+from repae_jax.training import workdir as work_directory
+from repae_jax.training.checkpoints import restore_latest
+from repae_jax.training.metrics import read_history
+from repae_jax.training.teacher import pretrain_teacher
+
+TINY = str(pathlib.Path(tiny.__file__))
+# Contract 2 of the design: the names of the original's log.
+METRICS = set(
+    "denoising_loss proj_loss sit_loss vae_align_loss reconstruction_loss perceptual_loss kl_loss "
+    "gan_loss weighted_gan_loss vae_loss d_loss lecam_loss logits_real logits_fake "
+    "grad_norm_sit grad_norm_vae grad_norm_disc".split()
+)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A trained tiny teacher's file."""
+    config = tiny.get_config()
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    config.teachers.small.weights = str(path)
+    accuracy = pretrain_teacher(config, "small", progress=False)
+    assert 0 <= accuracy <= 1
+    return path
+
+
+def words(workdir, teacher, **run):
+    overrides = [f"--config.run.{key}={value}" for key, value in run.items()]
+    weights = f"--config.teachers.small.weights={teacher}"
+    return ["train", "--config", TINY, weights, *overrides, "--workdir", str(workdir), "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def trained(teacher, tmp_path_factory):
+    """A work directory after 4 steps."""
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    assert main(words(workdir, teacher)) == 0
+    return workdir
+
+
+def test_a_work_directory_is_the_whole_run(trained):
+    assert json.loads((trained / "config.json").read_text())["name"] == "tiny"
+    assert sorted(p.name for p in (trained / "checkpoints").iterdir()) == ["2", "4"]
+    assert (trained / "samples" / "0000004.png").read_bytes().startswith(b"\x89PNG")
+    history = read_history(trained)
+    assert set(history) == METRICS | {"images_per_second"}
+    for steps, values in history.values():
+        assert steps.tolist() == [1, 2, 3, 4]
+        assert np.isfinite(values).all()
+
+
+def test_more_steps_go_on_from_the_last(trained, teacher, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    assert main(words(workdir, teacher, steps=5)) == 0
+    assert "going on from step 4" in capsys.readouterr().out
+    assert restore_latest(workdir)["step"] == 5
+    assert json.loads((workdir / "config.json").read_text())["run"]["steps"] == 5
+
+
+def test_sample_and_report_use_the_run(trained, tmp_path, capsys):
+    output, arrays = tmp_path / "grid.png", tmp_path / "arrays.npz"
+    options = ["--output", str(output), "--npz", str(arrays), "--quiet", "--guidance-scale", "2"]
+    assert main(["sample", "--workdir", str(trained), "--labels", "3,1,4", *options]) == 0
+    assert output.read_bytes().startswith(b"\x89PNG")
+    with np.load(arrays) as content:
+        assert content["arr_0"].shape == (3, 32, 32, 3)
+        assert content["labels"].tolist() == [3, 1, 4]
+    assert main(["report", "--workdir", str(trained), "--samples", "20", "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    assert "Generated digits read as asked" in printed
+    assert "Reconstruction of held-out images" in printed
+    page = (trained / "report.html").read_text()
+    assert page.count("data:image/png;base64") == 4
+
+
+def test_sample_refuses_classes_that_do_not_exist(trained, capsys):
+    assert main(["sample", "--workdir", str(trained), "--labels", "3,10"]) == 2
+    assert "--labels has 10: the run's classes are 0 to 9" in capsys.readouterr().err
+    assert main(["sample", "--workdir", str(trained), "--labels", "3,x"]) == 2
+    assert "--labels is '3,x'" in capsys.readouterr().err
+    assert main(["sample", "--workdir", str(trained), "--method", "ddim"]) == 2
+    assert "ddim" in capsys.readouterr().err
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_another_config_is_refused_and_nothing_changes(trained, teacher, capsys):
+    before = contents(trained)
+    assert main([*words(trained, teacher), "--config.seed=7"]) == 2
+    error = capsys.readouterr().err
+    assert "config.seed: 0 -> 7" in error
+    assert error.count("\n") == 1
+    assert contents(trained) == before
+
+
+def test_a_damaged_checkpoint_is_named(trained, teacher, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    for path in (workdir / "checkpoints" / "4" / "state").rglob("*"):
+        if path.is_file() and path.stat().st_size > 1000:
+            path.write_bytes(path.read_bytes()[:100])
+    before = contents(workdir / "checkpoints")
+    assert main(words(workdir, teacher, steps=6)) == 2
+    error = capsys.readouterr().err
+    assert str(workdir / "checkpoints" / "4") in error
+    assert "delete that folder" in error
+    assert error.count("\n") == 1
+    assert contents(workdir / "checkpoints") == before
+    shutil.rmtree(workdir / "checkpoints" / "4")
+    assert main(words(workdir, teacher)) == 0
+    assert "going on from step 2" in capsys.readouterr().out
+
+
+def test_a_damaged_config_file_is_named(trained, tmp_path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / "config.json").write_text((trained / "config.json").read_text()[:50])
+    with pytest.raises(UserError, match="config.json is damaged"):
+        work_directory.load_config(workdir)
+    with pytest.raises(UserError, match="config.json is damaged"):
+        work_directory.check(workdir, tiny.get_config())
+
+
+def test_stored_config_comes_back_whole(trained, teacher):
+    config = tiny.get_config()
+    config.teachers.small.weights = str(teacher)
+    assert work_directory.load_config(trained).to_dict() == config.to_dict()
+
+
+def test_a_frozen_vae_comes_from_another_run(trained, teacher, tmp_path):
+    # `repa` on the VAE that the first run tuned: its latents' statistics are measured.
+    workdir = tmp_path / "repa"
+    arguments = words(workdir, teacher, steps=1)
+    arguments[2] = f"{TINY}:repa"
+    assert main([*arguments, f"--config.vae.weights={trained}"]) == 0
+    state, source = restore_latest(workdir), restore_latest(trained)
+    jax.tree.map(np.testing.assert_array_equal, state["params"]["vae"], source["params"]["vae"])
+    assert set(state["opt_state"]) == {"sit"}
+    assert not np.allclose(state["batch_stats"]["latent_norm"]["var"], 1.0)
+
+
+def start(arguments, cache):
+    """A run in its own process; compiled programs are shared through `cache`."""
+    environment = dict(os.environ, JAX_COMPILATION_CACHE_DIR=str(cache))
+    environment["PYTHONPATH"] = os.pathsep.join([str(pathlib.Path(TINY).parent), *sys.path])
+    return subprocess.Popen(
+        [sys.executable, "-m", "repae_jax", *arguments],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def wait_for(condition, process, seconds=240):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1][-2000:]
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow  # three processes, each with its own start-up and compilation
+def test_kill_and_resume_is_bit_identical(teacher, tmp_path):
+    cache = tmp_path / "cache"
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    process = start(words(whole, teacher, steps=20, checkpoint_every=10), cache)
+    assert process.wait(timeout=240) == 0, process.communicate()[1][-2000:]
+
+    # So many steps that the kill comes after the checkpoint at 10 and before the end.
+    process = start(words(broken, teacher, steps=100_000, checkpoint_every=10), cache)
+    saved = broken / "checkpoints" / "10"
+    wait_for(saved.is_dir, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for later in (broken / "checkpoints").iterdir():
+        if later.name != "10":  # the fast run may have come past 20 before the signal arrived
+            shutil.rmtree(later)
+    process = start(words(broken, teacher, steps=20, checkpoint_every=10), cache)
+    output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors[-2000:]
+    assert "going on from step 10" in output
+
+    a, b = restore_latest(whole), restore_latest(broken)
+    assert a["step"] == b["step"] == 20
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_the_run(number, teacher, tmp_path):
+    workdir = tmp_path / "run"
+    process = start(words(workdir, teacher, steps=100_000, checkpoint_every=50_000), tmp_path / "c")
+    events = workdir / "tensorboard"
+    wait_for(lambda: any(p.stat().st_size > 5000 for p in events.glob("*")), process)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors[-2000:]
+    step = int(restore_latest(workdir)["step"])
+    assert step > 0
+    assert f"stopped at step {step} of 100000, saved" in output
