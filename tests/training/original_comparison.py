@@ -1,0 +1,288 @@
+"""Three steps of the original's loop and three of ours: same weights, batches and draws."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import original_loop as loop
+import original_networks as original
+import torch
+
+from repae_jax.interop.discriminator import load_discriminator
+from repae_jax.interop.lpips import load_lpips
+from repae_jax.interop.original import load_sit, load_vae
+from repae_jax.models.autoencoder_kl import AutoencoderKL
+from repae_jax.models.batch_norm import LatentNorm
+from repae_jax.models.discriminator import PatchDiscriminator
+from repae_jax.models.lpips import LPIPS
+from repae_jax.models.sit import SiT
+from repae_jax.training.draws import Draws
+from repae_jax.training.optimizers import adamw
+from repae_jax.training.recipe import Models, Objective
+from repae_jax.training.state import TrainState, create_state
+from repae_jax.training.step import make_train_step
+
+STEPS, BATCH = 3, 4
+EMA_DECAY = 0.5  # the default, 0.9999, would move the average by less than float32 shows
+NEVER = 100  # a discriminator_start beyond the last step
+
+# One rate for each network, and small: at the default, 1e-4, a step moves the outputs of VAEs as
+# narrow as these by 10 %, and with them what rounding flips at ReLUs and in Adam's first signs.
+RATES = {"sit": 1e-4, "vae": 1e-5, "discriminator": 2e-5}
+
+MODELS = Models(
+    vae=AutoencoderKL(
+        channels=original.VAE["ch"],
+        multipliers=original.VAE_MULTIPLIERS,
+        latent_channels=original.LATENT_CHANNELS,
+        num_res_blocks=original.VAE["num_res_blocks"],
+        attention_levels=(1,),
+    ),
+    sit=SiT(
+        latent_size=original.LATENT_SIZE,
+        latent_channels=original.LATENT_CHANNELS,
+        num_classes=original.NUM_CLASSES,
+        teacher_dims=original.TEACHER_DIMS,
+        **original.SIT,
+    ),
+    latent_norm=LatentNorm(),
+    discriminator=PatchDiscriminator(filters=original.DISCRIMINATOR_FILTERS),
+    lpips=LPIPS(
+        rescale_inputs=True,
+        widths=tuple(width // original.VGG_SHRINK for width in LPIPS.widths),
+    ),
+)
+
+# our network -> the loop's optimizer, and what turns a state dict into our variables
+OPTIMIZERS = {
+    "sit": "optimizer",
+    "vae": "optimizer_vae",
+    "discriminator": "optimizer_loss_fn",
+}
+LOADERS = {
+    "sit": lambda arrays: load_sit(arrays, MODELS.sit),
+    "vae": lambda arrays: {"params": load_vae(arrays, MODELS.vae)},
+    "discriminator": lambda arrays: load_discriminator(arrays, MODELS.discriminator),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A configuration of the step; `frozen_vae` is the original's second script."""
+
+    interpolant: str = "linear"
+    reconstruction: str = "l1"
+    lecam_weight: float = 0.0
+    discriminator_start: int = 0
+    frozen_vae: bool = False
+
+    def __str__(self):
+        if self.frozen_vae:
+            return f"{self.interpolant}, VAE frozen"
+        lecam = "LeCam" if self.lecam_weight else "no LeCam"
+        start = {0: "", NEVER: ", GAN never"}.get(
+            self.discriminator_start, f", GAN from step {self.discriminator_start}"
+        )
+        return f"{self.interpolant}, {self.reconstruction.upper()}, {lecam}{start}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What the two implementations gave.
+
+    Attributes:
+      our_metrics, their_metrics: logged scalars of each step.
+      before: path -> array of the state at the start, the same for both.
+      ours, theirs: path -> array after the last step. The paths are ours, below "params",
+        "batch_stats", "ema" and "moments" (of Adam: {network}/mu and {network}/nu).
+    """
+
+    our_metrics: list[dict[str, float]]
+    their_metrics: list[dict[str, float]]
+    before: dict[str, np.ndarray]
+    ours: dict[str, np.ndarray]
+    theirs: dict[str, np.ndarray]
+
+
+@functools.cache
+def compare(case: Case) -> Comparison:
+    """Three steps of both."""
+    networks = make_networks(case)
+    state = our_state(networks)
+    our_metrics, after = run_ours(state, case)
+    their_metrics, theirs = run_theirs(networks, case)
+    return Comparison(our_metrics, their_metrics, our_arrays(state), our_arrays(after), theirs)
+
+
+def make_networks(case: Case) -> dict[str, torch.nn.Module]:
+    """The original's modules with random weights, under the names of its loop."""
+    networks = {"model": original.make_sit(seed=1), "vae": original.make_vae(seed=2)}
+    if case.frozen_vae:
+        return networks
+    changes = {
+        "reconstruction_loss": case.reconstruction,
+        "lecam_regularization_weight": case.lecam_weight,
+        "discriminator_start": case.discriminator_start,
+    }
+    return networks | {"vae_loss_fn": original.make_vae_loss(seed=3, **changes)}
+
+
+def make_batch(step: int) -> tuple[dict, Draws]:
+    """One step's batch and draws, in our layout."""
+    rng = np.random.default_rng(100 + step)
+    side = original.IMAGE_SIZE
+    latents = (BATCH, original.LATENT_SIZE, original.LATENT_SIZE, original.LATENT_CHANNELS)
+    teachers = [(BATCH, original.NUM_TOKENS, dim) for dim in original.TEACHER_DIMS]
+    batch = {
+        "image": rng.integers(0, 256, (BATCH, side, side, 3), dtype=np.uint8),
+        "label": rng.integers(0, original.NUM_CLASSES, BATCH).astype(np.int32),
+        # with a mean, as the heads': cosines away from 0 can be compared relatively
+        "teacher_tokens": tuple(rng.normal(0.3, 1, s).astype(np.float32) for s in teachers),
+    }
+    draws = Draws(
+        posterior_noise=rng.normal(size=latents).astype(np.float32),
+        time=rng.uniform(size=BATCH).astype(np.float32),
+        noise=rng.normal(size=latents).astype(np.float32),
+        label_drop=np.arange(BATCH) == step,  # another one each step
+    )
+    return batch, draws
+
+
+def run_ours(state: TrainState, case: Case) -> tuple[list[dict[str, float]], TrainState]:
+    """Metrics of three of our steps, by the recipe's defaults but for the case's, and the state."""
+    objective = Objective(
+        interpolant=case.interpolant,
+        reconstruction=case.reconstruction,
+        lecam_weight=case.lecam_weight,
+        discriminator_start=case.discriminator_start,
+        latent_norm="fixed" if case.frozen_vae else "batch",
+    )
+    optimizers = our_optimizers(state.opt_state)
+    train_step = make_train_step(MODELS, objective, optimizers, ema_decay=EMA_DECAY)
+    # without LLVM's optimisations: they take half of the compile time and change no operation
+    train_step = jax.jit(train_step, compiler_options={"xla_backend_optimization_level": 0})
+    metrics = []
+    for step in range(STEPS):
+        state, step_metrics = train_step(state, *make_batch(step))
+        metrics.append({name: float(value) for name, value in step_metrics.items()})
+    return metrics, state
+
+
+def run_theirs(networks: Mapping[str, torch.nn.Module], case: Case) -> tuple[list[dict], dict]:
+    """Metrics of three steps of the original's loop, and the arrays after them."""
+    script = loop.LDM_ONLY if case.frozen_vae else loop.REPAE
+    options = {"path_type": case.interpolant, "compile": False, "learning_rate": RATES["sit"]}
+    if not case.frozen_vae:
+        options["vae_learning_rate"] = RATES["vae"]
+        options["disc_learning_rate"] = RATES["discriminator"]
+    args = loop.default_args(script, **options)
+    trained = {name: part for name, part in networks.items() if name in ("model", "vae_loss_fn")}
+    if not case.frozen_vae:
+        trained["vae"] = networks["vae"]
+    training = loop.Training(script, args, trained, EMA_DECAY)
+    metrics = [_their_step(training, networks["vae"], case, step) for step in range(STEPS)]
+    return metrics, their_arrays(networks, training)
+
+
+def our_optimizers(networks: Mapping) -> dict[str, optax.GradientTransformation]:
+    """AdamW by its defaults, for each of the networks."""
+    return {name: adamw(RATES[name]) for name in networks}
+
+
+def our_state(networks: Mapping[str, torch.nn.Module]) -> TrainState:
+    """Our state from the original's modules, through their state dicts and our name tables."""
+    parts = _parts(networks)
+    loaded = {name: LOADERS[name](_arrays(part)) for name, part in parts.items()}
+    params = {name: variables["params"] for name, variables in loaded.items()}
+    batch_stats = {"latent_norm": loaded["sit"]["batch_stats"]}
+    frozen = {"sit": {"constants": loaded["sit"]["constants"]}}
+    trained = ("sit",)
+    if loss := networks.get("vae_loss_fn"):
+        batch_stats["discriminator"] = loaded["discriminator"]["batch_stats"]
+        if loss.lecam_regularization_weight:
+            batch_stats["lecam"] = _lecam(loss)
+        frozen["lpips"] = load_lpips(_arrays(loss.perceptual_loss.lpips), MODELS.lpips)
+        trained = tuple(parts)
+    state = create_state(params, batch_stats, frozen, our_optimizers(trained))
+    return jax.tree.map(jnp.asarray, state)
+
+
+def our_arrays(state: TrainState) -> dict[str, np.ndarray]:
+    """Parameters, statistics, moving averages and Adam's moments of our state, by path."""
+    moments = {
+        name: {slot: optax.tree_utils.tree_get(opt_state, slot) for slot in ("mu", "nu")}
+        for name, opt_state in state.opt_state.items()
+    }
+    trees = {"params": state.params, "batch_stats": state.batch_stats, "ema": state.ema}
+    leaves, _ = jax.tree_util.tree_flatten_with_path(trees | {"moments": moments})
+    return {"/".join(part.key for part in path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def their_arrays(networks: Mapping[str, torch.nn.Module], training) -> dict[str, np.ndarray]:
+    """The same of the original, under our paths."""
+    state, ema = our_state(networks), LOADERS["sit"](_arrays(training.ema))
+    state = state.replace(ema={"params": ema["params"], "latent_norm": ema["batch_stats"]})
+    arrays = {n: a for n, a in our_arrays(state).items() if not n.startswith("moments/")}
+    for name, part in _parts(networks).items():
+        if name not in state.opt_state:
+            continue
+        optimizer = training.scope[OPTIMIZERS[name]]
+        for ours, slot in (("mu", "exp_avg"), ("nu", "exp_avg_sq")):
+            # What has no moments, such as the position table, is not among our parameters.
+            moments = {
+                n: optimizer.state[p][slot].numpy()
+                for n, p in part.named_parameters()
+                if p in optimizer.state
+            }
+            tree = LOADERS[name](_arrays(part) | moments)["params"]
+            leaves, _ = jax.tree_util.tree_flatten_with_path({"moments": {name: {ours: tree}}})
+            arrays |= {"/".join(key.key for key in path): leaf for path, leaf in leaves}
+    return arrays
+
+
+def _their_step(training, vae, case, step):
+    batch, draws = make_batch(step)
+    image, posterior_noise, noise = (
+        torch.tensor(array).permute(0, 3, 1, 2)
+        for array in (batch["image"], draws.posterior_noise, draws.noise)
+    )
+    time = torch.tensor(draws.time)[:, None, None, None]
+    keep = 1.0 - torch.tensor(draws.label_drop).float()  # a label is dropped below 0.1
+    variables, posterior = {}, "randn"
+    if case.frozen_vae:
+        variables, posterior = {"latents": _moments(vae, image)}, "randn_like"
+    return training.step(
+        image,
+        torch.tensor(batch["label"]).long(),
+        [torch.tensor(tokens) for tokens in batch["teacher_tokens"]],
+        [(posterior, posterior_noise), ("rand", time), ("randn_like", noise), ("rand", keep)],
+        **variables,
+    )
+
+
+def _parts(networks):
+    parts = {"sit": networks["model"], "vae": networks["vae"]}
+    if "vae_loss_fn" in networks:
+        parts["discriminator"] = networks["vae_loss_fn"].discriminator
+    return parts
+
+
+def _arrays(module):
+    # Copies: torch goes on to change its tensors in place.
+    return {name: tensor.numpy().copy() for name, tensor in module.state_dict().items()}
+
+
+def _lecam(loss):
+    means = {"real": loss.ema_real_logits_mean, "fake": loss.ema_fake_logits_mean}
+    return {name: mean.numpy().copy().reshape(()) for name, mean in means.items()}
+
+
+def _moments(vae, image):
+    """What the original caches of an image: mean and standard deviation, (B, 2c, h, w)."""
+    with torch.no_grad():
+        posterior = vae.encode(image.float() / 127.5 - 1.0)
+    return torch.cat([posterior.mean, posterior.std], dim=1)

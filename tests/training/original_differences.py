@@ -1,0 +1,90 @@
+"""How far the two implementations of a `Comparison` are apart, in relative terms."""
+
+import numpy as np
+from original_comparison import NEVER, Case, Comparison
+
+TINY = 1e-30
+
+_RECIPES = [
+    Case(interpolant, reconstruction, lecam_weight)
+    for lecam_weight in (0.0, 0.1)
+    for reconstruction in ("l1", "l2")
+    for interpolant in ("linear", "cosine")
+]
+_STARTS = [
+    Case("cosine", "l2", 0.1, discriminator_start=1),
+    Case("linear", "l1", 0.0, discriminator_start=NEVER),
+    Case("cosine", "l1", 0.1, discriminator_start=NEVER),
+]
+_FROZEN = [Case("linear", frozen_vae=True), Case("cosine", frozen_vae=True)]
+CASES = _RECIPES + _STARTS + _FROZEN
+
+# Their log holds the epoch and two constants besides.
+UNLOGGED = {"epoch", "discriminator_factor", "d_weight"}
+
+# Parameters are compared by how far they moved, since in three steps they stay near the start.
+MOVED = ("params/sit", "params/vae", "params/discriminator", "ema/params")
+VALUES = (
+    "moments/sit",
+    "moments/vae",
+    "moments/discriminator",
+    "ema/latent_norm",
+    "batch_stats/latent_norm",
+    "batch_stats/discriminator",
+    "batch_stats/lecam",
+)
+
+
+def metrics(comparison: Comparison, step: int) -> dict[str, float]:
+    """|ours - theirs| / |theirs| of each logged scalar of a step."""
+    ours, theirs = comparison.our_metrics[step], comparison.their_metrics[step]
+    return {name: abs(ours[name] - b) / max(abs(b), TINY) for name, b in logged(theirs).items()}
+
+
+def logged(their_metrics: dict[str, float]) -> dict[str, float]:
+    """What they log and we should."""
+    return {name: value for name, value in their_metrics.items() if name not in UNLOGGED}
+
+
+def moved(comparison: Comparison, group: str) -> tuple[float, float, str]:
+    """(of all parameters together, of the worst tensor, its path): |a - b| / |b| of the changes.
+
+    |.| is the L2 norm. Adam's first steps are nearly the gradient's signs, and rounding decides
+    the sign of what is near zero: a few elements of a tensor may go the other way.
+    """
+    names = _paths(comparison, group)
+    changes = [(comparison.ours[n] - comparison.before[n], _change(comparison, n)) for n in names]
+    if not names:
+        return 0.0, 0.0, ""
+    errors = [np.linalg.norm(a - b) for a, b in changes]
+    lengths = [np.linalg.norm(b) for _, b in changes]
+    relative = [error / max(length, TINY) for error, length in zip(errors, lengths, strict=True)]
+    worst = int(np.argmax(relative))
+    total = np.linalg.norm(errors) / max(np.linalg.norm(lengths), TINY)
+    return float(total), float(relative[worst]), names[worst]
+
+
+def values(comparison: Comparison, group: str) -> tuple[float, str]:
+    """(of the worst tensor, its path): max |a - b| / max |b|."""
+    relative = {
+        name: float(
+            np.abs(comparison.ours[name] - comparison.theirs[name]).max()
+            / max(np.abs(comparison.theirs[name]).max(), TINY)
+        )
+        for name in _paths(comparison, group)
+    }
+    return max(((error, name) for name, error in relative.items()), default=(0.0, ""))
+
+
+def _change(comparison, name):
+    return comparison.theirs[name] - comparison.before[name]
+
+
+def _paths(comparison, group):
+    # A key bias shifts all logits of a query alike, so no output depends on it, and its gradient
+    # is rounding and nothing else. (The SiT's are a third of a tensor, where they weigh little.)
+    return [
+        name
+        for name in comparison.theirs
+        if name.startswith(f"{group}/") and not name.endswith("/k/bias")
+    ]

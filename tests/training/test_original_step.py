@@ -1,0 +1,83 @@
+"""Our train step against three steps of the original's own loop, with the same draws."""
+
+import inspect
+
+import original_networks
+import pytest
+
+if reason := original_networks.reason_to_skip():
+    pytest.skip(reason, allow_module_level=True)
+
+import original_differences as difference
+from original_comparison import NEVER, STEPS, Case, compare
+from original_loop import LDM_ONLY, REPAE, default_ema_decay
+
+from repae_jax.training.step import make_train_step
+
+# By float32: Adam turns the gradients' rounding into steps of the same length, hence the growth.
+METRIC_LIMITS = (1e-4, 1e-3, 1e-3)
+MOVED_LIMIT, MOVED_TENSOR_LIMIT, VALUE_LIMIT = 2e-2, 0.3, 1e-3
+
+# Each value of each choice once; all combinations take minutes to compile.
+QUICK = (
+    Case(),
+    Case("cosine", "l2", 0.1, discriminator_start=1),
+    Case("linear", frozen_vae=True),
+)
+CASES = [
+    case if case in QUICK else pytest.param(case, marks=pytest.mark.slow)
+    for case in difference.CASES
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_log_and_the_state_match(case):
+    comparison = compare(case)
+    for step in range(STEPS):
+        theirs = difference.logged(comparison.their_metrics[step])
+        assert set(comparison.our_metrics[step]) == set(theirs)
+        assert {name for name, value in theirs.items() if value == 0} == zeros(case, step)
+        apart = difference.metrics(comparison, step)
+        assert max(apart.values()) <= METRIC_LIMITS[step], (step, apart)
+
+    assert set(comparison.ours) == set(comparison.theirs)
+    for group in difference.MOVED:
+        total, worst, path = difference.moved(comparison, group)
+        assert total <= MOVED_LIMIT, (group, total)
+        assert worst <= MOVED_TENSOR_LIMIT, path
+    for group in difference.VALUES:
+        worst, path = difference.values(comparison, group)
+        assert worst <= VALUE_LIMIT, path
+
+
+def zeros(case, step):
+    """The scalars that a configuration leaves at zero; the others would test nothing there."""
+    if case.frozen_vae:
+        return set()
+    none = set() if case.lecam_weight else {"lecam_loss"}
+    if step < case.discriminator_start:
+        none |= {"gan_loss", "weighted_gan_loss"}
+        none |= set() if case.lecam_weight else {"d_loss", "grad_norm_disc"}
+    return none
+
+
+def test_a_frozen_vae_keeps_its_weights_and_the_latent_statistics():
+    comparison = compare(Case("linear", frozen_vae=True))
+    for name, before in comparison.before.items():
+        if name.startswith(("params/vae/", "batch_stats/")):
+            assert (comparison.ours[name] == before).all(), name
+            assert (comparison.theirs[name] == before).all(), name
+
+
+@pytest.mark.slow  # compiles a step that the other test compiles on another worker
+def test_a_discriminator_that_never_starts_keeps_its_weights():
+    comparison = compare(Case("linear", "l1", 0.0, discriminator_start=NEVER))
+    for name, before in comparison.before.items():
+        if name.startswith("params/discriminator/"):
+            assert (comparison.ours[name] == before).all(), name
+
+
+@pytest.mark.parametrize("script", [REPAE, LDM_ONLY])
+def test_the_default_decay_of_the_moving_average_matches(script):
+    ours = inspect.signature(make_train_step).parameters["ema_decay"].default
+    assert ours == default_ema_decay(script)
