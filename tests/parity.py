@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Mapping
 
 import jax
@@ -78,6 +79,12 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return module
 
 
+def shrink(layer: torch.nn.Module, factor: float) -> None:
+    """Scale a layer's parameters, so that the epsilon of the norm behind it shows in the values."""
+    for parameter in layer.parameters():
+        parameter.data *= factor
+
+
 def state_of(module: torch.nn.Module) -> dict[str, np.ndarray]:
     """The state dict as numpy arrays of its own."""
     return {name: tensor.numpy().copy() for name, tensor in module.state_dict().items()}
@@ -121,6 +128,8 @@ def original_module(path: str):
 
 def _import_torchvision():
     """Let diffusers and timm import torchvision, also where it was built for another torch."""
+    if sys.modules.get("torchvision", "") is None:  # another test file has hidden a misfit
+        del sys.modules["torchvision"]
     with contextlib.suppress(ImportError):  # where it is not installed, diffusers does without
         try:
             importlib.import_module("torchvision")

@@ -74,6 +74,14 @@ def with_weights_of(reference, config):
     return model, {name: variables[name] for name in ("params", "constants")}
 
 
+def shrink_before_norms(reference):
+    """So that the epsilons of the first norm and of those of queries and keys show."""
+    reference.pos_embed.data *= 1e-3
+    parity.shrink(reference.x_embedder, 1e-3)
+    for parameter in reference.blocks[1].attn.qkv.parameters():
+        parameter.data[: 2 * SMALL["hidden_size"]] *= 3e-3  # queries and keys
+
+
 @functools.cache
 def gradient_function(case):
     """One compilation per case: outputs, and the gradient of their weighted sum."""
@@ -94,6 +102,7 @@ def test_values_and_gradients_equal(case, name):
     make, run = REFERENCES[name]
     reference = parity.randomise(make(config))
     reference.pos_embed.requires_grad = False
+    shrink_before_norms(reference)
     _, variables = with_weights_of(reference, config)
     x = parity.normal(3, config["latent_size"], config["latent_size"], 3, seed=1)
 
@@ -152,7 +161,8 @@ def test_project_reads_nothing_behind_encoder_depth():
 @pytest.fixture(scope="module")
 def fresh():
     """A SiT as it starts, wide enough for statistics, and its velocity."""
-    model = SiT(**SMALL | dict(hidden_size=64, latent_size=8, patch_size=2, qk_norm=True))
+    config = SMALL | dict(hidden_size=64, latent_size=8, patch_size=2, qk_norm=True)
+    model = SiT(**config)
     x = parity.normal(3, 8, 8, 3, seed=1)
 
     @parity.quick_jit
