@@ -1,5 +1,20 @@
+"""What all tests share: settings that must stand before jax and torch are imported."""
+
+import atexit
 import os
+import shutil
+import tempfile
 
 # The tests' tensors are small: torch's threads would wait for each other longer than they work
 # (a small VAE, forward and backward, on two busy cores: 6 s with two threads, 0.07 s with one).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# On a CPU, compiling takes the tests' time, not running: compile in haste, and nothing twice.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="repae_jax_tests_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)

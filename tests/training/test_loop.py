@@ -159,9 +159,9 @@ def test_a_frozen_vae_comes_from_another_run(trained, teacher, tmp_path):
     assert not np.allclose(state["batch_stats"]["latent_norm"]["var"], 1.0)
 
 
-def start(arguments, cache):
-    """A run in its own process; compiled programs are shared through `cache`."""
-    environment = dict(os.environ, JAX_COMPILATION_CACHE_DIR=str(cache))
+def start(arguments):
+    """A run in its own process; compiled programs come from the tests' cache."""
+    environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join([str(pathlib.Path(TINY).parent), *sys.path])
     return subprocess.Popen(
         [sys.executable, "-m", "repae_jax", *arguments],
@@ -179,13 +179,12 @@ def wait_for(condition, process, seconds=240):
 
 @pytest.mark.slow  # three processes, each with its own start-up and compilation
 def test_kill_and_resume_is_bit_identical(teacher, tmp_path):
-    cache = tmp_path / "cache"
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    process = start(words(whole, teacher, steps=20, checkpoint_every=10), cache)
+    process = start(words(whole, teacher, steps=20, checkpoint_every=10))
     assert process.wait(timeout=240) == 0, process.communicate()[1][-2000:]
 
     # So many steps that the kill comes after the checkpoint at 10 and before the end.
-    process = start(words(broken, teacher, steps=100_000, checkpoint_every=10), cache)
+    process = start(words(broken, teacher, steps=100_000, checkpoint_every=10))
     saved = broken / "checkpoints" / "10"
     wait_for(saved.is_dir, process)
     process.send_signal(signal.SIGKILL)
@@ -193,7 +192,7 @@ def test_kill_and_resume_is_bit_identical(teacher, tmp_path):
     for later in (broken / "checkpoints").iterdir():
         if later.name != "10":  # the fast run may have come past 20 before the signal arrived
             shutil.rmtree(later)
-    process = start(words(broken, teacher, steps=20, checkpoint_every=10), cache)
+    process = start(words(broken, teacher, steps=20, checkpoint_every=10))
     output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors[-2000:]
     assert "going on from step 10" in output
@@ -205,10 +204,11 @@ def test_kill_and_resume_is_bit_identical(teacher, tmp_path):
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
+@pytest.mark.slow  # a process of its own each
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_ends_the_run(number, teacher, tmp_path):
     workdir = tmp_path / "run"
-    process = start(words(workdir, teacher, steps=100_000, checkpoint_every=50_000), tmp_path / "c")
+    process = start(words(workdir, teacher, steps=100_000, checkpoint_every=50_000))
     events = workdir / "tensorboard"
     wait_for(lambda: any(p.stat().st_size > 5000 for p in events.glob("*")), process)
     process.send_signal(number)
