@@ -1,3 +1,4 @@
+import functools
 import math
 
 import diffusers_vae
@@ -118,6 +119,7 @@ def test_kl_equals_torch_distributions():
     parity.assert_close(Posterior(jnp.asarray(mean), jnp.asarray(logvar)).kl(), expected, "KL")
 
 
+@functools.cache
 def our_shapes(model):
     """LDM names -> shapes of the parameters, without allocating any."""
     images = jnp.zeros((1, model.factor, model.factor, 3))
