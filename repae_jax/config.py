@@ -43,6 +43,7 @@ def base() -> ConfigDict:
         weight_decay=0.0,
         max_grad_norm=1.0,
         warmup_steps=0,
+        decay_steps=0,  # 0: constant, as published; else a cosine to zero at that step
     )
     return ConfigDict(
         dict(

@@ -13,6 +13,8 @@ def validate(config: ConfigDict) -> None:
     """Raise UserError for an impossible value or combination, naming the key and the way out."""
     _check_train(config)
     _check_ranges(config)
+    for name in config.train:
+        _check_optimizer(name, config.optimizer[name], config.run.steps)
     latent_size = _check_vae(config)
     if "sit" in config.train:
         _check_sit(config, latent_size)
@@ -98,9 +100,6 @@ def _check_ranges(config):
         "run.checkpoint_every": config.run.checkpoint_every,
         "run.keep_checkpoints": config.run.keep_checkpoints,
     }
-    for name in config.train:
-        positive[f"optimizer.{name}.max_grad_norm"] = config.optimizer[name].max_grad_norm
-        positive[f"optimizer.{name}.learning_rate"] = config.optimizer[name].learning_rate
     for key, value in positive.items():
         if not value > 0:
             raise UserError(f"config.{key} is {value}: it must be positive")
@@ -111,6 +110,28 @@ def _check_ranges(config):
             raise UserError(f"config.{key} is {value}: it must lie in [0, 1]")
     if config.dtype not in ("float32", "bfloat16"):
         raise UserError(f"config.dtype is {config.dtype!r}: use 'float32' or 'bfloat16'")
+
+
+def _check_optimizer(name, optimizer, steps):
+    """Checks the optimizer of one trained network, in a run of `steps`."""
+    key = f"config.optimizer.{name}"
+    for field in ("learning_rate", "max_grad_norm"):
+        if not optimizer[field] > 0:
+            raise UserError(f"{key}.{field} is {optimizer[field]}: it must be positive")
+    for field in ("warmup_steps", "decay_steps"):
+        if optimizer[field] < 0:
+            raise UserError(f"{key}.{field} is {optimizer[field]}: give 0 or more")
+    decay = optimizer.decay_steps
+    if 0 < decay <= optimizer.warmup_steps:
+        raise UserError(
+            f"{key}.decay_steps is {decay}: it must be 0 (a constant rate) or lie beyond "
+            f"warmup_steps {optimizer.warmup_steps}"
+        )
+    if 0 < decay < steps:
+        raise UserError(
+            f"config.run.steps is {steps}, but {key}.decay_steps {decay}, from where the learning "
+            "rate is zero: raise it, or train fewer steps"
+        )
 
 
 def _check_vae(config):

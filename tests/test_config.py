@@ -86,6 +86,8 @@ def set_key(config: ConfigDict, key: str, value) -> None:
         ("objective.latent_norm", "none", "latent_norm is 'none'"),
         ("objective.kl_weight", float("nan"), "kl_weight is nan"),
         ("optimizer.vae.learning_rate", -1e-4, "optimizer.vae.learning_rate is -0.0001"),
+        ("optimizer.vae.decay_steps", 2, "from where the learning rate is zero"),
+        ("optimizer.sit.warmup_steps", -1, "warmup_steps is -1"),
         ("sampling.method", "ddim", "ddim"),
         ("sampling.guidance_scale", 0.5, "0.5"),
     ],

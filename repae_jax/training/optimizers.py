@@ -28,11 +28,18 @@ def adamw(
     weight_decay: float = 0.0,
     max_grad_norm: float = 1.0,
     warmup_steps: int = 0,
+    decay_steps: int = 0,
 ) -> optax.GradientTransformation:
-    """Clipping to a global norm, then AdamW with a constant rate after a linear warm-up."""
-    rate = (
-        optax.linear_schedule(0.0, learning_rate, warmup_steps) if warmup_steps else learning_rate
-    )
+    """Clipping to a global norm, then AdamW.
+
+    The rate rises linearly over `warmup_steps`, then stays, or with `decay_steps` > 0 falls as a
+    cosine to zero at step `decay_steps`, counted from the first.
+    """
+    rate = learning_rate
+    if decay_steps:
+        rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, decay_steps)
+    elif warmup_steps:
+        rate = optax.linear_schedule(0.0, learning_rate, warmup_steps)
     return optax.chain(
         clip_by_global_norm(max_grad_norm),
         optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay),
