@@ -11,6 +11,7 @@ import optax
 import original_loop as loop
 import original_networks as original
 import torch
+from parity import state_of, to_nchw
 
 from repae_jax.interop.discriminator import load_discriminator
 from repae_jax.interop.lpips import load_lpips
@@ -30,9 +31,9 @@ STEPS, BATCH = 3, 4
 EMA_DECAY = 0.5  # the default, 0.9999, would move the average by less than float32 shows
 NEVER = 100  # a discriminator_start beyond the last step
 
-# One rate for each network, and small: at the default, 1e-4, a step moves the outputs of VAEs as
-# narrow as these by 10 %, and with them what rounding flips at ReLUs and in Adam's first signs.
-RATES = {"sit": 1e-4, "vae": 1e-5, "discriminator": 2e-5}
+# our network -> learning rate: the original's defaults, and one of its own for each
+RATES = {"sit": 1e-4, "vae": 1e-4, "discriminator": 1e-4}
+DISTINCT_RATES = {"sit": 1e-4, "vae": 1e-5, "discriminator": 2e-5}
 
 MODELS = Models(
     vae=AutoencoderKL(
@@ -72,13 +73,21 @@ LOADERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A configuration of the step; `frozen_vae` is the original's second script."""
+    """A configuration of the step.
+
+    `frozen_vae` is the original's second script; `distinct_rates` are in place of its default.
+    """
 
     interpolant: str = "linear"
     reconstruction: str = "l1"
     lecam_weight: float = 0.0
     discriminator_start: int = 0
     frozen_vae: bool = False
+    distinct_rates: bool = False
+
+    @property
+    def rates(self):
+        return DISTINCT_RATES if self.distinct_rates else RATES
 
     def __str__(self):
         if self.frozen_vae:
@@ -87,7 +96,8 @@ class Case:
         start = {0: "", NEVER: ", GAN never"}.get(
             self.discriminator_start, f", GAN from step {self.discriminator_start}"
         )
-        return f"{self.interpolant}, {self.reconstruction.upper()}, {lecam}{start}"
+        rates = ", distinct rates" if self.distinct_rates else ""
+        return f"{self.interpolant}, {self.reconstruction.upper()}, {lecam}{start}{rates}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +171,7 @@ def run_ours(state: TrainState, case: Case) -> tuple[list[dict[str, float]], Tra
         discriminator_start=case.discriminator_start,
         latent_norm="fixed" if case.frozen_vae else "batch",
     )
-    optimizers = our_optimizers(state.opt_state)
+    optimizers = {name: adamw(case.rates[name]) for name in state.opt_state}
     train_step = make_train_step(MODELS, objective, optimizers, ema_decay=EMA_DECAY)
     # without LLVM's optimisations: they take half of the compile time and change no operation
     train_step = jax.jit(train_step, compiler_options={"xla_backend_optimization_level": 0})
@@ -175,10 +185,11 @@ def run_ours(state: TrainState, case: Case) -> tuple[list[dict[str, float]], Tra
 def run_theirs(networks: Mapping[str, torch.nn.Module], case: Case) -> tuple[list[dict], dict]:
     """Metrics of three steps of the original's loop, and the arrays after them."""
     script = loop.LDM_ONLY if case.frozen_vae else loop.REPAE
-    options = {"path_type": case.interpolant, "compile": False, "learning_rate": RATES["sit"]}
-    if not case.frozen_vae:
-        options["vae_learning_rate"] = RATES["vae"]
-        options["disc_learning_rate"] = RATES["discriminator"]
+    options = {"path_type": case.interpolant, "compile": False}
+    if case.distinct_rates:
+        options["learning_rate"] = DISTINCT_RATES["sit"]
+        options["vae_learning_rate"] = DISTINCT_RATES["vae"]
+        options["disc_learning_rate"] = DISTINCT_RATES["discriminator"]
     args = loop.default_args(script, **options)
     trained = {name: part for name, part in networks.items() if name in ("model", "vae_loss_fn")}
     if not case.frozen_vae:
@@ -188,15 +199,10 @@ def run_theirs(networks: Mapping[str, torch.nn.Module], case: Case) -> tuple[lis
     return metrics, their_arrays(networks, training)
 
 
-def our_optimizers(networks: Mapping) -> dict[str, optax.GradientTransformation]:
-    """AdamW by its defaults, for each of the networks."""
-    return {name: adamw(RATES[name]) for name in networks}
-
-
 def our_state(networks: Mapping[str, torch.nn.Module]) -> TrainState:
     """Our state from the original's modules, through their state dicts and our name tables."""
     parts = _parts(networks)
-    loaded = {name: LOADERS[name](_arrays(part)) for name, part in parts.items()}
+    loaded = {name: LOADERS[name](state_of(part)) for name, part in parts.items()}
     params = {name: variables["params"] for name, variables in loaded.items()}
     batch_stats = {"latent_norm": loaded["sit"]["batch_stats"]}
     frozen = {"sit": {"constants": loaded["sit"]["constants"]}}
@@ -205,9 +211,10 @@ def our_state(networks: Mapping[str, torch.nn.Module]) -> TrainState:
         batch_stats["discriminator"] = loaded["discriminator"]["batch_stats"]
         if loss.lecam_regularization_weight:
             batch_stats["lecam"] = _lecam(loss)
-        frozen["lpips"] = load_lpips(_arrays(loss.perceptual_loss.lpips), MODELS.lpips)
+        frozen["lpips"] = load_lpips(state_of(loss.perceptual_loss.lpips), MODELS.lpips)
         trained = tuple(parts)
-    state = create_state(params, batch_stats, frozen, our_optimizers(trained))
+    optimizers = {name: adamw(RATES[name]) for name in trained}  # their states know no rate
+    state = create_state(params, batch_stats, frozen, optimizers)
     return jax.tree.map(jnp.asarray, state)
 
 
@@ -224,7 +231,7 @@ def our_arrays(state: TrainState) -> dict[str, np.ndarray]:
 
 def their_arrays(networks: Mapping[str, torch.nn.Module], training) -> dict[str, np.ndarray]:
     """The same of the original, under our paths."""
-    state, ema = our_state(networks), LOADERS["sit"](_arrays(training.ema))
+    state, ema = our_state(networks), LOADERS["sit"](state_of(training.ema))
     state = state.replace(ema={"params": ema["params"], "latent_norm": ema["batch_stats"]})
     arrays = {n: a for n, a in our_arrays(state).items() if not n.startswith("moments/")}
     for name, part in _parts(networks).items():
@@ -238,7 +245,7 @@ def their_arrays(networks: Mapping[str, torch.nn.Module], training) -> dict[str,
                 for n, p in part.named_parameters()
                 if p in optimizer.state
             }
-            tree = LOADERS[name](_arrays(part) | moments)["params"]
+            tree = LOADERS[name](state_of(part) | moments)["params"]
             leaves, _ = jax.tree_util.tree_flatten_with_path({"moments": {name: {ours: tree}}})
             arrays |= {"/".join(key.key for key in path): leaf for path, leaf in leaves}
     return arrays
@@ -247,8 +254,7 @@ def their_arrays(networks: Mapping[str, torch.nn.Module], training) -> dict[str,
 def _their_step(training, vae, case, step):
     batch, draws = make_batch(step)
     image, posterior_noise, noise = (
-        torch.tensor(array).permute(0, 3, 1, 2)
-        for array in (batch["image"], draws.posterior_noise, draws.noise)
+        to_nchw(array) for array in (batch["image"], draws.posterior_noise, draws.noise)
     )
     time = torch.tensor(draws.time)[:, None, None, None]
     keep = 1.0 - torch.tensor(draws.label_drop).float()  # a label is dropped below 0.1
@@ -269,11 +275,6 @@ def _parts(networks):
     if "vae_loss_fn" in networks:
         parts["discriminator"] = networks["vae_loss_fn"].discriminator
     return parts
-
-
-def _arrays(module):
-    # Copies: torch goes on to change its tensors in place.
-    return {name: tensor.numpy().copy() for name, tensor in module.state_dict().items()}
 
 
 def _lecam(loss):

@@ -12,7 +12,7 @@ _RECIPES = [
     for interpolant in ("linear", "cosine")
 ]
 _STARTS = [
-    Case("cosine", "l2", 0.1, discriminator_start=1),
+    Case("cosine", "l2", 0.1, discriminator_start=1, distinct_rates=True),
     Case("linear", "l1", 0.0, discriminator_start=NEVER),
     Case("cosine", "l1", 0.1, discriminator_start=NEVER),
 ]
@@ -82,7 +82,7 @@ def _change(comparison, name):
 
 def _paths(comparison, group):
     # A key bias shifts all logits of a query alike, so no output depends on it, and its gradient
-    # is rounding and nothing else. (The SiT's are a third of a tensor, where they weigh little.)
+    # is rounding and nothing else. (The SiT's are a third of a tensor each.)
     return [
         name
         for name in comparison.theirs

@@ -18,7 +18,8 @@ from collections.abc import Iterable, Mapping
 from unittest import mock
 
 import torch
-from original_networks import ORIGINAL, modules
+from original_networks import modules
+from parity import ORIGINAL
 
 REPAE, LDM_ONLY = "train_repae.py", "train_ldm_only.py"
 

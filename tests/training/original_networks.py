@@ -6,15 +6,13 @@ Needs timm and torchvision; other packages that its modules import are replaced 
 import functools
 import importlib
 import importlib.util
-import os
 import pathlib
 import sys
 import types
 from unittest import mock
 
 import torch
-
-ORIGINAL = os.environ.get("REPAE_ORIGINAL")
+from parity import ORIGINAL, randomise
 
 IMAGE_SIZE, NUM_CLASSES, LATENT_CHANNELS = 32, 7, 4
 LATENT_SIZE, NUM_TOKENS, TEACHER_DIMS = 16, 16, (24, 12)
@@ -46,16 +44,13 @@ def modules() -> types.SimpleNamespace:
     _stub_missing("dictdot", dictdot=AttributeDict)
     _stub_missing("einops", rearrange=None)
     _stub_missing("requests")
-    _import_torchvision()
     # As a package of its own: `models` and `loss` are too general names to put on the path.
     package = types.ModuleType("repae_original")
     package.__path__ = [ORIGINAL]
     sys.modules["repae_original"] = package
     paths = ("models.sit", "models.autoencoder", "loss.losses", "loss.lpips")
-    found = {
-        path.split(".")[1]: importlib.import_module(f"repae_original.{path}") for path in paths
-    }
-    return types.SimpleNamespace(**found)
+    found = [importlib.import_module(f"repae_original.{path}") for path in paths]
+    return types.SimpleNamespace(**{module.__name__.split(".")[-1]: module for module in found})
 
 
 def make_sit(seed: int) -> torch.nn.Module:
@@ -71,15 +66,12 @@ def make_sit(seed: int) -> torch.nn.Module:
         fused_attn=True,
         **SIT,
     )
-    generator = torch.Generator().manual_seed(seed)
-    randomise(model, generator)
+    randomise(model, seed)
     for head in model.projectors:
         # Teachers' tokens have a mean as well: cosines away from 0 can be compared relatively.
         head[-1].bias.data += 0.5
-    scale = 0.5 + torch.rand(LATENT_CHANNELS, generator=generator)
-    model.init_bn(
-        latents_scale=scale, latents_bias=torch.randn(LATENT_CHANNELS, generator=generator)
-    )
+    scale, bias = _statistics(LATENT_CHANNELS, seed)
+    model.init_bn(latents_scale=scale, latents_bias=bias)
     return model
 
 
@@ -89,8 +81,7 @@ def make_vae(seed: int) -> torch.nn.Module:
     small = {n: functools.partial(getattr(autoencoder, n), **VAE) for n in ("Encoder", "Decoder")}
     with mock.patch.multiple(autoencoder, **small):
         vae = autoencoder.AutoencoderKL(embed_dim=LATENT_CHANNELS, ch_mult=VAE_MULTIPLIERS)
-    randomise(vae, torch.Generator().manual_seed(seed))
-    return vae
+    return randomise(vae, seed)
 
 
 def make_vae_loss(seed: int, **changes) -> torch.nn.Module:
@@ -123,32 +114,17 @@ def make_vae_loss(seed: int, **changes) -> torch.nn.Module:
     distance = loss.perceptual_loss.lpips
     for k, width in enumerate(distance.chns):
         setattr(distance, f"lin{k}", lpips.NetLinLayer(width // VGG_SHRINK, use_dropout=True))
-    _randomise_vae_loss(loss, torch.Generator().manual_seed(seed))
+    _randomise_vae_loss(loss, seed)
     return loss
 
 
-def randomise(module: torch.nn.Module, generator: torch.Generator) -> None:
-    """Weights from N(0, 1 / fan_in), biases from N(0, 0.1^2), norm scales from N(1, 0.1^2)."""
-    norms = (torch.nn.GroupNorm, torch.nn.BatchNorm2d)
-    for part in module.modules():
-        for name, parameter in part.named_parameters(recurse=False):
-            noise = torch.randn(parameter.shape, generator=generator)
-            if isinstance(part, norms) and name == "weight":
-                parameter.data = 1.0 + 0.1 * noise
-            elif parameter.dim() < 2:
-                parameter.data = 0.1 * noise
-            else:
-                parameter.data = noise / parameter[0].numel() ** 0.5
-
-
-def _randomise_vae_loss(loss, generator):
-    randomise(loss.discriminator, generator)
+def _randomise_vae_loss(loss, seed):
+    randomise(loss.discriminator, seed)
     loss.discriminator.main[-1].bias.data += 0.5  # mean logits away from 0, as with the heads
     for part in loss.discriminator.main:
         if isinstance(part, torch.nn.BatchNorm2d):
-            part.running_mean = 0.1 * torch.randn(part.num_features, generator=generator)
-            part.running_var = 0.5 + torch.rand(part.num_features, generator=generator)
-    randomise(loss.perceptual_loss, generator)
+            part.running_var, part.running_mean = _statistics(part.num_features, seed)
+    randomise(loss.perceptual_loss, seed)
     for name, parameter in loss.perceptual_loss.named_parameters():
         parameter.requires_grad = False
         if ".lin" in name:
@@ -159,6 +135,13 @@ def _randomise_vae_loss(loss, generator):
         # Away from their start at 0, so that both halves of the regularisation act.
         loss.ema_real_logits_mean.fill_(0.9)
         loss.ema_fake_logits_mean.fill_(0.1)
+
+
+def _statistics(channels, seed):
+    """A positive and another random number for each channel."""
+    generator = torch.Generator().manual_seed(seed)
+    positive = 0.5 + torch.rand(channels, generator=generator)
+    return positive, torch.randn(channels, generator=generator)
 
 
 def _small_vgg16(weights):
@@ -174,16 +157,3 @@ def _stub_missing(name, **attributes):
     except ImportError:
         sys.modules[name] = types.ModuleType(name)
         vars(sys.modules[name]).update(attributes)
-
-
-def _import_torchvision():
-    """torchvision, also where its compiled operators do not fit the installed torch."""
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError:
-        # Its import only registers further properties of these two; nothing here calls them.
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _import_torchvision.library = library  # its definitions live as long as it does
-        importlib.import_module("torchvision")

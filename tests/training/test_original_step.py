@@ -14,14 +14,16 @@ from original_loop import LDM_ONLY, REPAE, default_ema_decay
 
 from repae_jax.training.step import make_train_step
 
-# By float32: Adam turns the gradients' rounding into steps of the same length, hence the growth.
-METRIC_LIMITS = (1e-4, 1e-3, 1e-3)
-MOVED_LIMIT, MOVED_TENSOR_LIMIT, VALUE_LIMIT = 2e-2, 0.3, 1e-3
+METRIC_LIMITS = (1e-4, 1e-3, 1e-3)  # at each step
+# What moved is compared by the change alone, which starts as the signs of the gradients; Adam's
+# second moments are gradients squared. docs/numerics.md has the measured figures.
+MOVED_LIMIT, MOVED_TENSOR_LIMIT = 1e-2, 0.3
+VALUE_LIMIT, MOMENT_LIMIT = 1e-3, 1e-2
 
 # Each value of each choice once; all combinations take minutes to compile.
 QUICK = (
     Case(),
-    Case("cosine", "l2", 0.1, discriminator_start=1),
+    Case("cosine", "l2", 0.1, discriminator_start=1, distinct_rates=True),
     Case("linear", frozen_vae=True),
 )
 CASES = [
@@ -44,10 +46,11 @@ def test_the_log_and_the_state_match(case):
     for group in difference.MOVED:
         total, worst, path = difference.moved(comparison, group)
         assert total <= MOVED_LIMIT, (group, total)
-        assert worst <= MOVED_TENSOR_LIMIT, path
+        assert worst <= MOVED_TENSOR_LIMIT, (path, worst)
     for group in difference.VALUES:
         worst, path = difference.values(comparison, group)
-        assert worst <= VALUE_LIMIT, path
+        limit = MOMENT_LIMIT if group.startswith("moments/") else VALUE_LIMIT
+        assert worst <= limit, (path, worst)
 
 
 def zeros(case, step):
@@ -69,7 +72,7 @@ def test_a_frozen_vae_keeps_its_weights_and_the_latent_statistics():
             assert (comparison.theirs[name] == before).all(), name
 
 
-@pytest.mark.slow  # compiles a step that the other test compiles on another worker
+@pytest.mark.slow  # compiles another step
 def test_a_discriminator_that_never_starts_keeps_its_weights():
     comparison = compare(Case("linear", "l1", 0.0, discriminator_start=NEVER))
     for name, before in comparison.before.items():
