@@ -1,0 +1,156 @@
+"""What every recipe of the step keeps: the state's shape, the metrics' names, what it trains."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from ml_collections import ConfigDict
+
+from repae_jax.config import RECIPES
+from repae_jax.training.build import (
+    build_models,
+    build_objective,
+    build_optimizers,
+    fresh_state,
+    latent_shape,
+)
+from repae_jax.training.draws import sample_draws
+from repae_jax.training.step import make_train_step
+
+SIT = {"denoising_loss", "sit_loss", "grad_norm_sit"}
+VAE = {"reconstruction_loss", "perceptual_loss", "kl_loss", "vae_loss", "grad_norm_vae"}
+DISCRIMINATOR = {"d_loss", "lecam_loss", "logits_real", "logits_fake", "grad_norm_disc"}
+GAN = {"gan_loss", "weighted_gan_loss"}
+ALIGNED = {"proj_loss"}
+REPAE = SIT | ALIGNED | VAE | {"vae_align_loss"} | DISCRIMINATOR | GAN
+EXPECTED = {
+    "repae": REPAE,
+    "repa": SIT | ALIGNED,
+    "sit": SIT,
+    "vae": VAE | DISCRIMINATOR | GAN,
+    "repae_no_stop_gradient": REPAE,
+    "repae_no_latent_norm": REPAE,
+    "repae_no_regularisation": REPAE,
+}
+
+
+def build(recipe, **objective):
+    """(state, batch, draws, step) of the tiny configuration."""
+    config = tiny.get_config(recipe)
+    config.objective.update(objective)
+    models = build_models(config)
+    state = jax.jit(lambda key: fresh_state(config, models, key))(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    size = config.batch_size
+    batch = {
+        "image": jnp.asarray(rng.integers(0, 256, (size, 32, 32, 3)), jnp.uint8),
+        "label": jnp.asarray(rng.integers(0, 10, size), jnp.int32),
+    }
+    draws = sample_draws(jax.random.key(1), size, latent_shape(config, models))
+    step = make_train_step(models, build_objective(config), build_optimizers(config))
+    return state, batch, draws, step
+
+
+def shapes(tree):
+    return jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_keep_the_state_and_name_their_metrics(recipe):
+    state, batch, draws, step = build(recipe)
+    after, metrics = jax.eval_shape(step, state, batch, draws)
+    assert shapes(after) == shapes(state)
+    assert set(metrics) == EXPECTED[recipe]
+    assert all(m.shape == () and m.dtype == jnp.float32 for m in metrics.values())
+
+
+def moved(before, after):
+    """The networks whose parameters changed."""
+    changed = set()
+    for name in before.params:
+        pairs = zip(
+            jax.tree.leaves(before.params[name]), jax.tree.leaves(after.params[name]), strict=True
+        )
+        if any(not np.array_equal(a, b) for a, b in pairs):
+            changed.add(name)
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("recipe", "trained"),
+    [
+        ("repae", {"sit", "vae", "discriminator"}),
+        ("repa", {"sit"}),
+        ("vae", {"vae", "discriminator"}),
+    ],
+)
+def test_recipes_train_what_they_say(recipe, trained):
+    state, batch, draws, step = build(recipe)
+    after, metrics = jax.jit(step)(state, batch, draws)
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert moved(state, after) == trained
+    assert after.step == 1
+    jax.tree.map(np.testing.assert_array_equal, after.frozen, state.frozen)
+    if recipe != "vae":
+        statistics = state.batch_stats["latent_norm"], after.batch_stats["latent_norm"]
+        same = np.array_equal(statistics[0]["mean"], statistics[1]["mean"])
+        assert same == (recipe == "repa")
+
+
+def test_before_its_start_the_discriminator_is_left_alone():
+    state, batch, draws, step = build("repae", discriminator_start=1)
+    step = jax.jit(step)
+    first, metrics = step(state, batch, draws)
+    assert metrics["gan_loss"] == metrics["weighted_gan_loss"] == metrics["d_loss"] == 0
+    assert metrics["grad_norm_disc"] == 0
+    assert moved(state, first) == {"sit", "vae"}
+    second, metrics = step(first, batch, draws)
+    assert metrics["gan_loss"] != 0
+    assert metrics["d_loss"] > 0
+    assert "discriminator" in moved(first, second)
+
+
+def test_the_step_is_a_function_of_its_arguments():
+    state, batch, draws, step = build("repae")
+    step = jax.jit(step)
+    first, again = step(state, batch, draws), step(state, batch, draws)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    other = sample_draws(jax.random.key(2), len(draws.time), draws.noise.shape[1:])
+    assert step(state, batch, other)[1]["denoising_loss"] != first[1]["denoising_loss"]
+
+
+def test_given_teacher_tokens_replace_the_teachers():
+    state, batch, draws, step = build("repae")
+    tokens = (jnp.ones((8, 16, 8)),)
+    _, metrics = jax.eval_shape(step, state, {**batch, "teacher_tokens": tokens}, draws)
+    assert set(metrics) == REPAE
+    wrong = (jnp.ones((8, 9, 8)),)
+    with pytest.raises(ValueError, match="must have the same number of tokens"):
+        jax.eval_shape(step, state, {**batch, "teacher_tokens": wrong}, draws)
+
+
+def test_draws_are_what_they_say():
+    draws = sample_draws(jax.random.key(0), 4000, (2, 2, 3), label_drop=0.1)
+    assert draws.posterior_noise.shape == draws.noise.shape == (4000, 2, 2, 3)
+    assert not np.array_equal(draws.posterior_noise, draws.noise)
+    for noise in (draws.posterior_noise, draws.noise):
+        assert abs(float(noise.mean())) < 0.02  # 48,000 values: standard error 0.0046
+        assert abs(float(noise.std()) - 1) < 0.02
+    assert draws.time.min() >= 0
+    assert draws.time.max() <= 1
+    assert abs(float(draws.time.mean()) - 0.5) < 0.02
+    assert abs(float(draws.label_drop.mean()) - 0.1) < 0.02  # standard error 0.005
+    assert not sample_draws(jax.random.key(0), 100, (1, 1, 1), label_drop=0.0).label_drop.any()
+
+
+def test_several_teachers_are_aligned_at_once():
+    config = tiny.get_config()
+    config.teachers.other = ConfigDict(config.teachers.small.to_dict())
+    config.teachers.other.hidden_size = 12
+    models = build_models(config)
+    assert models.sit.teacher_dims == (12, 8)  # in the order of their names: other, small
+    state = jax.eval_shape(lambda key: fresh_state(config, models, key), jax.random.key(0))
+    heads = state.params["sit"]
+    assert heads["projectors_0"]["fc3"]["kernel"].shape == (8, 12)
+    assert heads["projectors_1"]["fc3"]["kernel"].shape == (8, 8)
