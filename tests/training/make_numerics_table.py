@@ -38,14 +38,18 @@ def main():
 
 
 def measured() -> str:
-    """The three tables."""
+    """The three tables under their headings."""
     metrics = {}
     for case in difference.CASES:
         comparison = compare(case)
         metrics[case] = [difference.metrics(comparison, step) for step in range(STEPS)]
         print(case, [worst(step) for step in metrics[case]], flush=True)
-    parts = (by_configuration(metrics), by_metric(metrics), by_state())
-    return "\n".join(parts)
+    parts = {
+        "The metric that differs most, by configuration": by_configuration(metrics),
+        "The largest difference in any configuration, by metric": by_metric(metrics),
+        "The state after three steps": by_state(),
+    }
+    return "\n".join(f"### {heading}\n\n{body}" for heading, body in parts.items())
 
 
 def by_configuration(metrics) -> str:
