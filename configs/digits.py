@@ -41,7 +41,7 @@ def get_config(recipe: str = "repae"):
     for optimizer in config.optimizer.values():
         optimizer.update(learning_rate=1e-3, warmup_steps=50, decay_steps=1200)
 
-    config.sampling.update(method="euler-maruyama", steps=50)
+    config.sampling.update(method="euler-maruyama", steps=100)
     config.run.update(steps=1200, log_every=10, sample_every=400, sample_steps=25)
     config.run.checkpoint_every = 400
     return apply_recipe(config, recipe)
