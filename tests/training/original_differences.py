@@ -53,31 +53,28 @@ def moved(comparison: Comparison, group: str) -> tuple[float, float, str]:
     the sign of what is near zero: a few elements of a tensor may go the other way.
     """
     names = _paths(comparison, group)
-    changes = [(comparison.ours[n] - comparison.before[n], _change(comparison, n)) for n in names]
     if not names:
         return 0.0, 0.0, ""
-    errors = [np.linalg.norm(a - b) for a, b in changes]
-    lengths = [np.linalg.norm(b) for _, b in changes]
-    relative = [error / max(length, TINY) for error, length in zip(errors, lengths, strict=True)]
-    worst = int(np.argmax(relative))
+    ours, theirs, before = comparison.ours, comparison.theirs, comparison.before
+    errors = np.array([np.linalg.norm(ours[name] - theirs[name]) for name in names])
+    lengths = np.array([np.linalg.norm(theirs[name] - before[name]) for name in names])
+    relative = errors / np.maximum(lengths, TINY)
     total = np.linalg.norm(errors) / max(np.linalg.norm(lengths), TINY)
+    worst = np.argmax(relative)  # a NaN counts as the largest
     return float(total), float(relative[worst]), names[worst]
 
 
 def values(comparison: Comparison, group: str) -> tuple[float, str]:
     """(of the worst tensor, its path): max |a - b| / max |b|."""
-    relative = {
-        name: float(
-            np.abs(comparison.ours[name] - comparison.theirs[name]).max()
-            / max(np.abs(comparison.theirs[name]).max(), TINY)
-        )
-        for name in _paths(comparison, group)
-    }
-    return max(((error, name) for name, error in relative.items()), default=(0.0, ""))
-
-
-def _change(comparison, name):
-    return comparison.theirs[name] - comparison.before[name]
+    names = _paths(comparison, group)
+    if not names:
+        return 0.0, ""
+    ours, theirs = comparison.ours, comparison.theirs
+    errors = np.array([np.abs(ours[name] - theirs[name]).max() for name in names])
+    sizes = np.array([np.abs(theirs[name]).max() for name in names])
+    relative = errors / np.maximum(sizes, TINY)
+    worst = np.argmax(relative)
+    return float(relative[worst]), names[worst]
 
 
 def _paths(comparison, group):
