@@ -1,13 +1,13 @@
 """The `sample` command: a picture, and the images themselves if asked for."""
 
 import argparse
-import pathlib
+import io
 
 import jax
 import numpy as np
 
 from repae_jax.errors import UserError
-from repae_jax.evaluation.figures import image_grid, save_png
+from repae_jax.evaluation.figures import image_grid, save_png, write_atomically
 from repae_jax.sampling.generate import generate_all, make_generate
 from repae_jax.training.run import make_sampler, open_run, sampling_weights
 from repae_jax.training.workdir import load_config
@@ -43,7 +43,9 @@ def sample_command(options: argparse.Namespace) -> int:
     save_png(output, image_grid(images, columns))
     print(f"samples: {output}")
     if options.npz is not None:
-        _save_npz(options.npz, arr_0=images, labels=labels)
+        buffer = io.BytesIO()
+        np.savez(buffer, arr_0=images, labels=labels)
+        write_atomically(options.npz, buffer.getvalue())
         print(f"arrays: {options.npz}")
     return 0
 
@@ -65,11 +67,3 @@ def parse_labels(text: str | None, num_classes: int) -> tuple[np.ndarray, int]:
     if wrong.size:
         raise UserError(f"--labels has {wrong[0]}: the run's classes are 0 to {num_classes - 1}")
     return labels, min(len(labels), 10)
-
-
-def _save_npz(path: pathlib.Path, **arrays) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        np.savez(file, **arrays)
-    temporary.replace(path)
