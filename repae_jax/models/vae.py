@@ -1,0 +1,15 @@
+"""The VAE families: what they share is `encode`, `decode`, `factor` and `latent_channels`."""
+
+from repae_jax.models.autoencoder_kl import VAE_CONFIGS as KL_CONFIGS
+from repae_jax.models.autoencoder_kl import AutoencoderKL
+from repae_jax.models.qwen_image_vae import QWEN_VAE_CONFIGS, AutoencoderKLQwenImage
+
+VAE = AutoencoderKL | AutoencoderKLQwenImage
+
+VAE_FAMILIES: dict[str, type[VAE]] = {"kl": AutoencoderKL, "qwenimage": AutoencoderKLQwenImage}
+
+# published name -> (family, its fields)
+VAE_PRESETS: dict[str, tuple[str, dict]] = {
+    **{name: ("kl", fields) for name, fields in KL_CONFIGS.items()},
+    **{name: ("qwenimage", fields) for name, fields in QWEN_VAE_CONFIGS.items()},
+}
