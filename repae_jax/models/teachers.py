@@ -6,22 +6,44 @@ import numpy as np
 
 from repae_jax.errors import UserError
 from repae_jax.models.resize import resize_bicubic
+from repae_jax.models.vit import VIT_CONFIGS
 
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
-TEACHER_KINDS = ("dinov2", "native")
+RESIZING_KINDS = ("dinov2", "clip")
+TEACHER_KINDS = (*RESIZING_KINDS, "imagenet", "native")
+
+_KIND_OF_FAMILY = {
+    "dinov2": "dinov2",
+    "ijepa": "dinov2",
+    "clip": "clip",
+    "dino": "imagenet",
+    "mocov3": "imagenet",
+    "mae": "imagenet",
+}
+
+
+def preprocessing_of(arch: str) -> str:
+    """The kind of preprocessing that a preset of `VIT_CONFIGS` takes; "dinov2" for other names."""
+    return _KIND_OF_FAMILY[VIT_CONFIGS.get(arch, {}).get("family", "dinov2")]
 
 
 def preprocess(images: jax.Array, kind: str) -> jax.Array:
     """uint8 RGB images (B, H, W, 3) -> float32 (B, H', W', 3), as the teacher was trained.
 
+    Orders and filters are those of the code of REPA and REPA-E. Resizing takes squares of 256 k
+    pixels to 224 k (bicubic, a = -0.75, no antialias), where patches of 14 pixels give a
+    16 k x 16 k grid.
+
     Args:
       images: values 0 to 255.
-      kind: "dinov2" normalises by ImageNet's mean and std, *then* resizes 256 k pixels to 224 k
-        (bicubic, a = -0.75, no antialias: the order and filter of REPA's code), so that patches
-        of 14 pixels give a 16 k x 16 k grid. "native" only scales to [-1, 1], for a teacher
-        that was trained on such images.
+      kind: "dinov2" (also I-JEPA's) normalises by ImageNet's mean and std, *then* resizes.
+        "clip" resizes, *then* normalises by CLIP's own mean and std. "imagenet" (DINO, MoCo v3,
+        MAE) normalises by ImageNet's and does not resize. "native" only scales to [-1, 1], for a
+        teacher that was trained on such images.
 
     Raises:
       UserError: an unknown kind, or images of a size that this kind does not take.
@@ -29,20 +51,23 @@ def preprocess(images: jax.Array, kind: str) -> jax.Array:
     """
     if images.dtype != jnp.uint8:
         raise ValueError(f"teachers take uint8 images, got {images.dtype}")
-    if kind == "dinov2":
-        return _dinov2(images)
+    if kind not in TEACHER_KINDS:
+        raise UserError(f"unknown teacher kind {kind!r}; choose one of {', '.join(TEACHER_KINDS)}")
     if kind == "native":
         return images.astype(jnp.float32) / 127.5 - 1.0
-    raise UserError(f"unknown teacher kind {kind!r}; choose one of {', '.join(TEACHER_KINDS)}")
+    x = images.astype(jnp.float32) / 255.0
+    if kind == "clip":
+        return (_resized(x, kind) - CLIP_MEAN) / CLIP_STD
+    x = (x - IMAGENET_MEAN) / IMAGENET_STD
+    return _resized(x, kind) if kind == "dinov2" else x
 
 
-def _dinov2(images):
-    height, width = images.shape[1:3]
+def _resized(x, kind):
+    height, width = x.shape[1:3]
     if height != width or height % 256:
         raise UserError(
-            f"the dinov2 teacher takes square images of 256, 512, 768, ... pixels, got "
-            f"{height} x {width}; change the image size, or use a teacher of kind 'native'"
+            f"the {kind} teacher takes square images of 256, 512, 768, ... pixels, got "
+            f"{height} x {width}; change the image size, or use a kind that does not resize"
         )
-    x = (images.astype(jnp.float32) / 255.0 - IMAGENET_MEAN) / IMAGENET_STD
     size = 224 * (height // 256)
     return resize_bicubic(x, size, size, a=-0.75, antialias=False)

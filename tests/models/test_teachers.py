@@ -1,28 +1,71 @@
+from types import SimpleNamespace
+
+import jax
 import numpy as np
 import pytest
+import tiny
 import torch
+import torch_vits
+from original_teachers import (
+    DEPTH,
+    DIM,
+    HEADS,
+    MOCO_DEPTH,
+    NEEDS_ORIGINAL,
+    file_of,
+    original_tokens,
+)
+from parity import assert_close, quick_jit, state_of, to_nhwc
+from torch_vits import openai_names, timm_reference
 
+from repae_jax.config import teacher
 from repae_jax.errors import UserError
-from repae_jax.models.teachers import preprocess
+from repae_jax.interop.files import write_torch
+from repae_jax.models.teachers import TEACHER_KINDS, preprocess, preprocessing_of
+from repae_jax.models.vit import VIT_CONFIGS
+from repae_jax.training.build import build_models, latent_shape
+from repae_jax.training.draws import sample_draws
+from repae_jax.training.step import make_observe
+from repae_jax.training.weights import load_teacher
+from repae_jax.validation import validate
+
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
 
 
 def images(*size):
     return np.random.default_rng(0).integers(0, 256, (1, *size, 3), dtype=np.uint8)
 
 
+def in_torch(pixels, kind, dtype=torch.float32):
+    """The preprocessing by torch: (B, C, H, W)."""
+    x = torch.tensor(pixels, dtype=dtype).permute(0, 3, 1, 2) / 255.0
+    mean, std = (
+        torch.tensor(v, dtype=dtype)[:, None, None] for v in (CLIP if kind == "clip" else IMAGENET)
+    )
+    size = 224 * (x.shape[-1] // 256)
+    if kind == "clip":
+        x = torch.nn.functional.interpolate(x, size, mode="bicubic")
+    x = (x - mean) / std
+    return torch.nn.functional.interpolate(x, size, mode="bicubic") if kind == "dinov2" else x
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "clip"])
 @pytest.mark.parametrize(("size", "expected_size"), [(256, 224), (512, 448)])
-def test_dinov2_normalises_then_resizes_as_torch(size, expected_size):
+def test_resizing_kinds_equal_torch(kind, size, expected_size):
     pixels = images(size, size)
-    actual = np.asarray(preprocess(pixels, "dinov2"))
+    actual = np.asarray(preprocess(pixels, kind))
     assert actual.shape == (1, expected_size, expected_size, 3)
     # torch in float32 rounds the positions of the samples: 4e-5 of a weight at 512 pixels
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, 3e-6)):
-        x = torch.tensor(pixels, dtype=dtype).permute(0, 3, 1, 2) / 255.0
-        mean = torch.tensor([0.485, 0.456, 0.406], dtype=dtype)[:, None, None]
-        std = torch.tensor([0.229, 0.224, 0.225], dtype=dtype)[:, None, None]
-        x = torch.nn.functional.interpolate((x - mean) / std, expected_size, mode="bicubic")
-        expected = x.permute(0, 2, 3, 1).numpy()
+        expected = to_nhwc(in_torch(pixels, kind, dtype))
         assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def test_imagenet_normalises_only():
+    pixels = images(48, 32)
+    expected = to_nhwc(in_torch(pixels, "imagenet"))
+    assert_close(preprocess(pixels, "imagenet"), expected, "pixels", 1e-6)
 
 
 def test_native_scales_to_minus_one_to_one():
@@ -31,17 +74,129 @@ def test_native_scales_to_minus_one_to_one():
     np.testing.assert_allclose(np.ravel(actual), [-1.0, -0.6, 1.0], atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["dinov2", "clip"])
 @pytest.mark.parametrize("size", [(224, 224), (256, 512), (300, 300)])
-def test_dinov2_names_the_sizes_that_work(size):
-    with pytest.raises(UserError, match=f"256, 512, 768.*{size[0]} x {size[1]}"):
-        preprocess(images(*size), "dinov2")
+def test_resizing_kinds_name_the_sizes_that_work(kind, size):
+    with pytest.raises(UserError, match=f"{kind}.*256, 512, 768.*{size[0]} x {size[1]}"):
+        preprocess(images(*size), kind)
 
 
 def test_unknown_kind_lists_the_known_ones():
-    with pytest.raises(UserError, match=r"'clip'.*dinov2, native"):
-        preprocess(images(8, 8), "clip")
+    with pytest.raises(UserError, match=r"'siglip'.*dinov2, clip, imagenet, native"):
+        preprocess(images(8, 8), "siglip")
 
 
 def test_floats_are_refused():
     with pytest.raises(ValueError, match=r"uint8.*float32"):
         preprocess(images(8, 8).astype(np.float32), "native")
+
+
+def test_presets_bring_their_preprocessing_and_keys_override_it():
+    assert teacher("clip-l").preprocessing == "clip"
+    assert teacher("mocov3-b").preprocessing == "imagenet"
+    assert teacher("ijepa-h").preprocessing == "dinov2"
+    assert teacher("dinov2-b-reg").preprocessing == "dinov2"
+    assert teacher("clip-l", preprocessing="native").preprocessing == "native"
+    assert teacher().preprocessing == "dinov2"
+    assert {preprocessing_of(name) for name in VIT_CONFIGS} <= set(TEACHER_KINDS)
+
+
+def config_at_256(**teachers):
+    """The tiny configuration for 256 pixels: 16 x 16 tokens, as the published teachers give."""
+    config = tiny.get_config()
+    config.data.resolution = 256
+    config.sit.patch_size = 4
+    del config.teachers.small
+    config.teachers.update(teachers)
+    return config
+
+
+@pytest.mark.parametrize("preset", VIT_CONFIGS)
+def test_every_preset_fits_a_grid_of_16(preset):
+    validate(config_at_256(it=teacher(preset)))
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (teacher("clip-l", preprocessing="dinov2"), "'dinov2', but clip-l was trained with 'clip'"),
+        (teacher("mocov3-b", preprocessing="clip"), "mocov3-b was trained with 'imagenet'"),
+        (teacher("clip-l", preprocessing="imagenet"), "patch size 14 does not divide 256"),
+        (teacher("mae-l", preprocessing="siglip"), "use one of dinov2, clip, imagenet, native"),
+        (teacher("siglip-l"), "arch is 'siglip-l': use one of"),
+        (teacher(patch_size=16, depth=1, num_heads=1), "it.hidden_size is not set"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else value.arch,
+)
+def test_impossible_teachers_are_named(entry, message):
+    with pytest.raises(UserError) as caught:
+        validate(config_at_256(it=entry))
+    assert message in str(caught.value)
+    assert "config.teachers.it" in str(caught.value)
+
+
+def test_explicit_sizes_override_the_presets():
+    entry = teacher("mae-l", patch_size=8, hidden_size=12, depth=1, num_heads=3)
+    model = build_models(config_at_256(it=entry)).teachers["it"].model
+    assert (model.patch_size, model.dim, model.depth, model.num_heads) == (8, 12, 1, 3)
+    assert not model.final_norm
+
+
+@NEEDS_ORIGINAL
+@pytest.mark.parametrize("preset", ["mocov3-b", "mae-l", "ijepa-h", "clip-l"])
+def test_pixels_to_tokens_equal_the_original(preset, tmp_path):
+    content, path = file_of(preset), tmp_path / "teacher.pth"
+    write_torch(path, content)
+    depth = MOCO_DEPTH if preset == "mocov3-b" else DEPTH
+    entry = teacher(preset, hidden_size=DIM, depth=depth, num_heads=HEADS, weights=str(path))
+    built = build_models(config_at_256(it=entry)).teachers["it"]
+    variables = load_teacher(entry.weights, built.model)
+
+    def tokens(pixels):
+        prepared = preprocess(pixels, built.preprocessing)
+        return built.model.apply(variables, prepared).patch_tokens
+
+    pixels = images(256, 256)
+    raw_image = torch.tensor(pixels.transpose(0, 3, 1, 2))
+    expected = original_tokens(preset, content, raw_image)
+    assert expected.shape == (1, 256, DIM)
+    assert_close(quick_jit(tokens)(pixels), expected, preset)
+
+
+def test_two_teachers_are_prepared_and_read_each_in_its_own_way(tmp_path):
+    """From the configuration and the files to what the SiT is aligned with."""
+    references = {
+        "first": timm_reference("mocov3-b", patch=16, grid=14, dim=12),
+        "second": timm_reference("clip-l", patch=14, grid=16),
+    }
+    first = {f"module.base_encoder.{n}": a for n, a in state_of(references["first"].module).items()}
+    second = openai_names(state_of(references["second"].module))
+    write_torch(tmp_path / "first.pth", {"state_dict": first})
+    write_torch(tmp_path / "second.pth", second)
+    small = {"depth": torch_vits.DEPTH, "num_heads": torch_vits.HEADS}
+    config = config_at_256(
+        first=teacher("mocov3-b", hidden_size=12, weights=str(tmp_path / "first.pth"), **small),
+        second=teacher("clip-l", hidden_size=24, weights=str(tmp_path / "second.pth"), **small),
+    )
+    models = build_models(config)
+    assert models.sit.teacher_dims == (12, 24)
+    frozen = {
+        n: load_teacher(config.teachers[n].weights, t.model) for n, t in models.teachers.items()
+    }
+    vae = quick_jit(models.vae.init)(
+        jax.random.key(0), np.zeros((1, 4, 4, 3)), np.zeros((1, 1, 1, 2))
+    )
+    state = SimpleNamespace(step=0, frozen=frozen)
+    draws = sample_draws(jax.random.key(1), 1, latent_shape(config, models))
+    observe = make_observe(models, reconstruct=False)
+
+    def observed_tokens(pixels):
+        batch = {"image": pixels, "label": np.zeros(1, np.int32)}
+        return observe({"vae": vae["params"]}, state, batch, draws).teacher_tokens
+
+    pixels = images(256, 256)
+    for name, tokens in zip(("first", "second"), quick_jit(observed_tokens)(pixels), strict=True):
+        kind = "clip" if name == "second" else "imagenet"
+        with torch.no_grad():
+            expected, _ = references[name].tokens(in_torch(pixels, kind))
+        assert_close(tokens, expected, name)

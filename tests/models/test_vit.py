@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from repae_jax.errors import UserError
-from repae_jax.interop.dinov2 import export_dinov2, load_dinov2
+from repae_jax.interop.vit import export_vit, load_vit
 from repae_jax.models.vit import VIT_CONFIGS, ViT, create_vit
 
 try:
@@ -49,7 +49,7 @@ def reference_and_model(registers=0, swiglu=False):
         table_antialias=registers > 0,
     )  # fmt: skip
     tensors = {name: t.numpy() for name, t in reference.state_dict().items()}
-    return reference.eval(), model, load_dinov2(tensors, model)
+    return reference.eval(), model, load_vit(tensors, model)
 
 
 def images(*grid):
@@ -94,7 +94,7 @@ def test_values_and_gradients_equal_transformers(grid, registers, swiglu):
     assert_close(tokens.patch_tokens, expected[:, first:], "patch tokens")
     assert_close(tokens.class_token, expected[:, 0], "class token")
     assert_close(by_x.transpose(0, 3, 1, 2), x_torch.grad, "gradient by the images")
-    by_name = export_dinov2(by_weights, model, "transformers5")
+    by_name = export_vit(by_weights, model, "transformers5")
     for name, parameter in reference.named_parameters():
         if name.endswith("k_proj.bias"):  # moves all logits of a row alike: gradient 0
             scale = np.abs(by_name[name.replace("k_proj", "q_proj")]).max()
@@ -161,7 +161,7 @@ def test_configs_can_be_overridden_and_unknown_names_are_named():
     assert create_vit("dinov2-b-reg", native_grid=16).native_grid == 16
     with pytest.raises(UserError, match=r"'dinov2-x'.*dinov2-b, .*dinov2-s-reg"):
         create_vit("dinov2-x")
-    assert len(VIT_CONFIGS) == 8
+    assert len(VIT_CONFIGS) == 15
 
 
 def test_sides_that_the_patch_does_not_divide_are_refused():

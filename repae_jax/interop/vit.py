@@ -1,0 +1,155 @@
+"""ViT weights under their publishers' names, to and from `ViT`."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from repae_jax.errors import UserError
+from repae_jax.interop import tables
+from repae_jax.interop.vit_names import FAMILIES, FORMATS, Format, Naming, find_format
+from repae_jax.models.vit import ViT
+
+
+def load_vit(tensors: Mapping[str, Any], model: ViT, source: str = "checkpoint") -> dict:
+    """{"params": ...} for `model`; naming and nesting are recognised by the tensors' names.
+
+    Args:
+      tensors: the content of a file of `model.family`, in any of its `FORMATS`: a flat dict, or
+        the nested one that its authors publish. What the model has no use for is left out: heads,
+        decoders, text towers, momentum encoders, mask tokens (they act in masked pre-training
+        only), and the final norm of a model without one.
+      model: the ViT to fill.
+      source: what to call the tensors in an error, e.g. the file's name.
+
+    Raises:
+      UserError: another family's weights, none of the namings, or a tensor is missing,
+        unexpected, of another shape or not finite.
+    """
+    format, prefix = _recognise(tensors, model, source)
+    used = _used(_unpacked(tensors, format), model, format, prefix)
+    expected = tables.exported_shapes(lambda v: _export(v, model, format, prefix), _shapes(model))
+    tables.check(used, expected, source=source)
+    fused = _fused(used, model, format, prefix)
+    params = tables.to_ours(format.rules(prefix, model.patch_size), fused, source=source)
+    return {"params": tables.unflatten(params)}
+
+
+def export_vit(variables: Mapping, model: ViT, naming: Naming = "authors") -> dict[str, np.ndarray]:
+    """The inverse of `load_vit`: a flat dict of the model's tensors, named as they are published.
+
+    Where strict loaders ask for a mask token, it is one of zeros.
+
+    Raises:
+      UserError: nobody publishes this family in that naming.
+    """
+    try:
+        format = find_format(model.family, naming)
+    except KeyError:
+        known = [f.naming for f in FORMATS if f.family == model.family]
+        raise UserError(
+            f"no naming {naming!r} for a ViT of family {model.family!r}; "
+            f"choose one of {', '.join(known)}"
+        ) from None
+    tensors = _export(variables, model, format, format.prefixes[0])
+    if format.mask_token:
+        tensors[format.mask_token] = np.zeros((1, model.dim), np.float32)
+    return tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class _Candidate:
+    """How a file could be meant, and how many names of that it has."""
+
+    format: Format
+    prefix: str
+    known: int
+
+
+def recognise(content: Mapping[str, Any]) -> list[Format]:
+    """The formats that know most of a file's names, and at least half; [] if none does.
+
+    Several families share their names: MoCo v3's and MAE's files differ in what is beside.
+    """
+    candidates = _candidates(content)
+    most = max(candidate.known for candidate in candidates)
+    best = [candidate.format for candidate in candidates if candidate.known == most]
+    size = len(_unpacked(content, best[0]))
+    return best if 2 * most >= size else []
+
+
+def _candidates(content):
+    return [
+        _Candidate(
+            format, prefix, len(format.first_names(prefix) & set(_unpacked(content, format)))
+        )
+        for format in FORMATS
+        for prefix in format.prefixes
+    ]
+
+
+def _recognise(content, model, source) -> tuple[Format, str]:
+    """The format and prefix that know most of the tensors; among equals the model's family's."""
+    best = max(_candidates(content), key=lambda c: (c.known, c.format.family == model.family))
+    if not best.known:
+        own = [f for f in FORMATS if f.family == model.family]
+        names = dict.fromkeys(repr(f.prefixes[0] + f.tensors[0].theirs) for f in own)
+        raise UserError(
+            f"{source}: not the weights of {FAMILIES[model.family]}: "
+            f"it has no tensor {' or '.join(names)}"
+        )
+    if best.format.family != model.family:
+        raise UserError(
+            f"{source}: the weights of {FAMILIES[best.format.family]}, but the model is "
+            f"{FAMILIES[model.family]}'s; choose the arch that fits the file, or another file"
+        )
+    return best.format, best.prefix
+
+
+def _unpacked(content, format):
+    """The tensors of a file, which may lie in an entry of it."""
+    entry = content.get(format.inside)
+    return entry if isinstance(entry, Mapping) else content
+
+
+def _used(tensors, model, format, prefix):
+    """The tensors that the model needs or nobody knows, under their right names."""
+    left_out = format.left_out
+    if not model.final_norm:
+        left_out = (*left_out, rf"{re.escape(format.layers['norm'])}\.(weight|bias)")
+    ignore = [re.escape(prefix) + f"(?:{expression})" for expression in left_out]
+    ignore += [rf"(?!{re.escape(prefix)})(?:{expression})" for expression in format.beside]
+    used = {}
+    for name, array in tables.without(tensors, ignore).items():
+        for wrong, right in format.misnamed:
+            name = name.replace(wrong, right)
+        used[name] = np.asarray(array)
+    return used
+
+
+def _shapes(model):
+    images = jnp.zeros((1, model.patch_size, model.patch_size, 3))
+    return jax.eval_shape(model.init, jax.random.key(0), images)
+
+
+def _export(variables, model, format, prefix):
+    flat = tables.flatten(variables["params"])
+    tensors = tables.to_theirs(format.rules(prefix, model.patch_size), flat)
+    for parts, whole in format.fusions(prefix, model.depth):
+        if whole in tensors:
+            pieces = np.split(tensors.pop(whole), len(parts))
+            tensors.update(zip(parts, pieces, strict=True))
+    return tensors
+
+
+def _fused(tensors, model, format, prefix):
+    """The inverse of what `_export` splits."""
+    tensors = dict(tensors)
+    for parts, whole in format.fusions(prefix, model.depth):
+        if parts[0] in tensors:
+            tensors[whole] = np.concatenate([tensors.pop(part) for part in parts])
+    return tensors

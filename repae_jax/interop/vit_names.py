@@ -1,0 +1,299 @@
+"""How the publishers of ViTs name their tensors: one `Format` a family and naming, as data."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+from repae_jax.interop import tables
+from repae_jax.interop.tables import LINEAR, Layout, Rule, patch_layout
+
+# "authors": the files of the paper's own code, which are timm's names for all but CLIP.
+# "transformers": the files on Hugging Face's hub. "transformers5": the state dict of the modules
+# in transformers 5, which renames.
+Naming = Literal["authors", "transformers", "transformers5"]
+
+FAMILIES = {
+    "dinov2": "DINOv2",
+    "dino": "DINO",
+    "mocov3": "MoCo v3",
+    "mae": "MAE",
+    "ijepa": "I-JEPA",
+    "clip": "CLIP",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """One family's files in one naming. `{i}` in a name stands for the block.
+
+    Attributes:
+      family: the `ViT.family` whose weights these are.
+      naming: who names them so.
+      tensors: rules of single tensors; the first is one that every such file has.
+      layers: our layer -> theirs, each a weight and a bias. A tuple names layers that are apart
+        there and one here, stacked along their outputs in this order.
+      prefixes: what stands before every name, the published form first.
+      inside: the entry of a nested file that holds the tensors; a flat file is taken as well.
+      left_out: regular expressions of names behind the prefix, of published tensors that the
+        model has no use for.
+      beside: the same of names without the prefix: other networks in the same file.
+      misnamed: (wrong, right) parts of names, where the published file has them wrong.
+      mask_token: a tensor among `left_out` that strict loaders ask for; "" for none.
+    """
+
+    family: str
+    naming: Naming
+    tensors: tuple[Rule, ...]
+    layers: Mapping[str, str | tuple[str, ...]]
+    prefixes: tuple[str, ...] = ("",)
+    inside: str = ""
+    left_out: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+    misnamed: tuple[tuple[str, str], ...] = ()
+    mask_token: str = ""
+
+    def rules(self, prefix: str, patch_size: int) -> list[Rule]:
+        """The table from their names, with `fusions` done, to our parameter paths."""
+        rules = [Rule(prefix + rule.theirs, rule.ours, rule.layout) for rule in self.tensors]
+        for ours, theirs in self.layers.items():
+            name = prefix + (theirs if isinstance(theirs, str) else _whole(theirs))
+            if _is_norm(ours):
+                rules += tables.norm(name, ours)
+            else:
+                layout = patch_layout(patch_size) if ours == "patch_embed" else LINEAR
+                rules += tables.layer(name, ours, layout)
+        return rules
+
+    def fusions(self, prefix: str, depth: int) -> Iterator[tuple[list[str], str]]:
+        """(their names of the parts, name of the whole), of all blocks, weights and biases."""
+        for parts in self.layers.values():
+            if isinstance(parts, str):
+                continue
+            for i, kind in itertools.product(range(depth), ("weight", "bias")):
+                names = [f"{prefix}{name.format(i=i)}.{kind}" for name in (*parts, _whole(parts))]
+                yield names[:-1], names[-1]
+
+    def first_names(self, prefix: str) -> set[str]:
+        """Their names of everything outside the blocks and in the first one."""
+        names = [rule.theirs for rule in self.tensors]
+        for theirs in self.layers.values():
+            parts = (theirs,) if isinstance(theirs, str) else theirs
+            names += [f"{part}.{kind}" for part in parts for kind in ("weight", "bias")]
+        return {prefix + name.format(i=0) for name in names}
+
+
+def find_format(family: str, naming: Naming) -> Format:
+    """The family's format in that naming.
+
+    Raises:
+      KeyError: its publishers do not use this naming.
+    """
+    return {(f.family, f.naming): f for f in FORMATS}[family, naming]
+
+
+def _whole(parts):
+    # a name that no file has, and with one placeholder only
+    return f"{parts[0]}+"
+
+
+def _is_norm(layer):
+    return layer.rpartition("/")[2] in ("norm", "norm1", "norm2", "pre_norm")
+
+
+def _blocks(theirs: str, names: Mapping[str, str | tuple[str, ...]]):
+    """Names in a block -> the same under `theirs`, the path of a block there."""
+
+    def inside(name):
+        return f"{theirs}.{name}" if isinstance(name, str) else tuple(map(inside, name))
+
+    return {f"blocks_{{i}}/{ours}": inside(name) for ours, name in names.items()}
+
+
+_TIMM_TENSORS = (
+    Rule("pos_embed", "position_table"),
+    Rule("cls_token", "class_token"),
+    Rule("register_tokens", "register_tokens"),
+    Rule("blocks.{i}.ls1.gamma", "blocks_{i}/ls1/scale"),
+    Rule("blocks.{i}.ls2.gamma", "blocks_{i}/ls2/scale"),
+)
+_TIMM_LAYERS = {
+    "patch_embed": "patch_embed.proj",
+    "norm": "norm",
+    **_blocks(
+        "blocks.{i}",
+        {
+            "norm1": "norm1",
+            "attn/qkv": "attn.qkv",
+            "attn/proj": "attn.proj",
+            "norm2": "norm2",
+            "mlp/fc1": "mlp.fc1",
+            "mlp/fc2": "mlp.fc2",
+            "mlp/w12": "mlp.w12",
+            "mlp/w3": "mlp.w3",
+        },
+    ),
+}
+
+_HF_TENSORS = (
+    Rule("embeddings.position_embeddings", "position_table"),
+    Rule("embeddings.cls_token", "class_token"),
+    Rule("embeddings.register_tokens", "register_tokens"),
+    Rule("encoder.layer.{i}.layer_scale1.lambda1", "blocks_{i}/ls1/scale"),
+    Rule("encoder.layer.{i}.layer_scale2.lambda1", "blocks_{i}/ls2/scale"),
+)
+_HF_OUTSIDE = {"patch_embed": "embeddings.patch_embeddings.projection", "norm": "layernorm"}
+_HF_ATTENTION = {
+    "attn/qkv": tuple(f"attention.attention.{part}" for part in ("query", "key", "value")),
+    "attn/proj": "attention.output.dense",
+}
+_HF5_ATTENTION = {
+    "attn/qkv": tuple(f"attention.{part}_proj" for part in ("q", "k", "v")),
+    "attn/proj": "attention.o_proj",
+}
+
+_DINOV2_COMMON = {"norm1": "norm1", "norm2": "norm2", "mlp/fc1": "mlp.fc1", "mlp/fc2": "mlp.fc2"}
+_HF_DINOV2_BLOCK = {
+    **_DINOV2_COMMON,
+    **_HF_ATTENTION,
+    "mlp/w12": "mlp.weights_in",
+    "mlp/w3": "mlp.weights_out",
+}
+_HF5_DINOV2_BLOCK = {
+    **_DINOV2_COMMON,
+    **_HF5_ATTENTION,
+    "mlp/w12": ("mlp.gate_proj", "mlp.up_proj"),
+    "mlp/w3": "mlp.down_proj",
+}
+
+# transformers' ViTModel, of which its MAE and I-JEPA are copies
+_HF_VIT_NORMS = {"norm1": "layernorm_before", "norm2": "layernorm_after"}
+_HF_VIT_BLOCK = {
+    **_HF_VIT_NORMS,
+    **_HF_ATTENTION,
+    "mlp/fc1": "intermediate.dense",
+    "mlp/fc2": "output.dense",
+}
+_HF5_VIT_BLOCK = {**_HF_VIT_NORMS, **_HF5_ATTENTION, "mlp/fc1": "mlp.fc1", "mlp/fc2": "mlp.fc2"}
+
+_VECTOR = Layout(lambda a: a[None, None], lambda a: a[0, 0])  # (D,) <-> (1, 1, D)
+_TABLE = Layout(lambda a: a[None], lambda a: a[0])  # (N, D) <-> (1, N, D)
+
+_OPENAI_TENSORS = (
+    Rule("positional_embedding", "position_table", _TABLE),
+    Rule("class_embedding", "class_token", _VECTOR),
+    # torch.nn.MultiheadAttention has no layer of its own for these two
+    Rule("transformer.resblocks.{i}.attn.in_proj_weight", "blocks_{i}/attn/qkv/kernel", LINEAR),
+    Rule("transformer.resblocks.{i}.attn.in_proj_bias", "blocks_{i}/attn/qkv/bias"),
+)
+_OPENAI_LAYERS = {
+    "patch_embed": "conv1",
+    "pre_norm": "ln_pre",
+    "norm": "ln_post",
+    **_blocks(
+        "transformer.resblocks.{i}",
+        {
+            "norm1": "ln_1",
+            "attn/proj": "attn.out_proj",
+            "norm2": "ln_2",
+            "mlp/fc1": "mlp.c_fc",
+            "mlp/fc2": "mlp.c_proj",
+        },
+    ),
+}
+# what stands beside the image tower in a file of the whole model
+_OPENAI_TEXT = (
+    r"(transformer|token_embedding|ln_final)\..*",
+    r"positional_embedding|text_projection|logit_scale",
+    r"input_resolution|context_length|vocab_size",
+)
+
+_HF_CLIP_TENSORS = (
+    Rule("embeddings.position_embedding.weight", "position_table", _TABLE),
+    Rule("embeddings.class_embedding", "class_token", _VECTOR),
+)
+_HF_CLIP_LAYERS = {
+    "patch_embed": "embeddings.patch_embedding",
+    "pre_norm": "pre_layrnorm",
+    "norm": "post_layernorm",
+    **_blocks(
+        "encoder.layers.{i}",
+        {
+            "norm1": "layer_norm1",
+            "attn/qkv": tuple(f"self_attn.{part}_proj" for part in ("q", "k", "v")),
+            "attn/proj": "self_attn.out_proj",
+            "norm2": "layer_norm2",
+            "mlp/fc1": "mlp.fc1",
+            "mlp/fc2": "mlp.fc2",
+        },
+    ),
+}
+
+
+def _timm(family: str, **details) -> Format:
+    return Format(family, "authors", _TIMM_TENSORS, _TIMM_LAYERS, **details)
+
+
+def _hf_vit(family: str, **details) -> tuple[Format, Format]:
+    published = {**_HF_OUTSIDE, **_blocks("encoder.layer.{i}", _HF_VIT_BLOCK)}
+    modules = {**_HF_OUTSIDE, **_blocks("layers.{i}", _HF5_VIT_BLOCK)}
+    return (
+        Format(family, "transformers", _HF_TENSORS, published, **details),
+        Format(family, "transformers5", _HF_TENSORS, modules, **details),
+    )
+
+
+def _hf_dinov2(naming: Naming, block) -> Format:
+    layers = {**_HF_OUTSIDE, **_blocks("encoder.layer.{i}", block)}
+    mask = "embeddings.mask_token"
+    return Format("dinov2", naming, _HF_TENSORS, layers, left_out=(mask,), mask_token=mask)
+
+
+FORMATS: tuple[Format, ...] = (
+    _timm("dinov2", left_out=("mask_token",), mask_token="mask_token"),
+    _hf_dinov2("transformers", _HF_DINOV2_BLOCK),
+    _hf_dinov2("transformers5", _HF5_DINOV2_BLOCK),
+    _timm(
+        "dino",
+        # a backbone alone is published, and whole checkpoints of student and teacher
+        prefixes=("", "backbone.", "module.backbone."),
+        inside="teacher",
+        beside=(r"(module\.)?head\..*",),
+    ),
+    *_hf_vit("dino", left_out=(r"pooler\..*",)),
+    _timm(
+        "mocov3",
+        prefixes=("module.base_encoder.", ""),
+        inside="state_dict",
+        left_out=(r"head\..*",),
+        beside=(r"module\.(momentum_encoder|predictor)\..*",),
+        misnamed=(  # in the published ViT-L
+            ("blocks.13.norm13.", "blocks.13.norm1."),
+            ("blocks.13.mlp.fc13.", "blocks.13.mlp.fc1."),
+            ("blocks.14.norm14.", "blocks.14.norm2."),
+            ("blocks.14.mlp.fc14.", "blocks.14.mlp.fc2."),
+        ),
+    ),
+    _timm("mae", inside="model", left_out=(r"mask_token|decoder_.*",)),
+    *_hf_vit("mae", prefixes=("vit.", ""), beside=(r"decoder\..*",)),
+    _timm("ijepa", prefixes=("module.", ""), inside="encoder"),
+    *_hf_vit("ijepa", left_out=(r"pooler\..*",)),
+    Format(
+        "clip",
+        "authors",
+        _OPENAI_TENSORS,
+        _OPENAI_LAYERS,
+        prefixes=("visual.", ""),
+        left_out=("proj",),
+        beside=_OPENAI_TEXT,
+    ),
+    Format(
+        "clip",
+        "transformers",
+        _HF_CLIP_TENSORS,
+        _HF_CLIP_LAYERS,
+        prefixes=("vision_model.", ""),
+        left_out=(r"embeddings\.position_ids",),
+        beside=(r"text_model\..*", r"(visual|text)_projection\.weight|logit_scale"),
+    ),
+)
