@@ -1,3 +1,13 @@
 """REPA-E in JAX: a VAE and a latent diffusion transformer trained jointly, in one pure step."""
 
 __version__ = "0.1.0"
+__all__ = ["AutoencoderKL"]
+
+
+def __getattr__(name):
+    # Imported when it is asked for: `import repae_jax` alone takes no time.
+    if name == "AutoencoderKL":
+        from repae_jax.models.autoencoder_kl import AutoencoderKL
+
+        return AutoencoderKL
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from repae_jax import __version__
 from repae_jax.errors import UserError
+from repae_jax.overrides import PREFIX, apply_overrides, read_config
 
 DESCRIPTION = """\
 REPA-E in JAX: train a VAE and a latent diffusion transformer together, and use them.
@@ -41,9 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not hasattr(options, "run"):
         parser.print_help()
         return 0
-    if rest and not (hasattr(options, "config") and all(_is_override(word) for word in rest)):
-        wrong = next(word for word in rest if not _is_override(word))
-        parser.error(f"unrecognized argument: {wrong}")
+    wrong = [word for word in rest if not _is_override(word) or not hasattr(options, "config")]
+    if wrong:
+        parser.error(f"unrecognized argument: {wrong[0]}")
     options.overrides = rest
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax explains itself at length
     try:
@@ -81,7 +82,11 @@ def _parser():
         "tensorboard/, samples/.\nCtrl-C or SIGTERM saves and exits with status 75; the same "
         "command goes on from there.",
     )
-    _add_config(train)
+    _add_config(
+        train,
+        "a Python file with get_config(); a run that has begun knows its own",
+        required=False,
+    )
     _add_workdir(train, "where the run lives; made if missing, continued if not")
     _add_quiet(train)
 
@@ -120,13 +125,41 @@ def _parser():
     report.add_argument("--samples", type=int, default=1000, help="generated images to measure")
     report.add_argument("--seed", type=int, default=0, help="of the generated images")
     _add_quiet(report)
+
+    _add_convert(command)
+    inspect = command("inspect", _inspect, "say what a file or folder holds")
+    inspect.add_argument("path", metavar="PATH", help="a file, a folder, or hf://owner/name")
     return parser
 
 
-def _add_config(parser):
-    parser.add_argument(
-        "--config", required=True, metavar="FILE[:ARG]", help="a Python file with get_config()"
+def _add_convert(command):
+    from repae_jax.interop.targets import TARGETS
+
+    choices = "\n".join(f"  {name:<12}{what}" for name, what in TARGETS.items())
+    convert = command(
+        "convert",
+        _convert,
+        "bring weights from one format into another",
+        "SOURCE is recognised by what is in it: a work directory, a training checkpoint of the\n"
+        "original REPA-E or of REPA, a VAE under LDM's or diffusers' names, a teacher, LPIPS.\n"
+        "TARGET tells the format by its name, or --to does:\n" + choices + "\n\n"
+        "examples:\n"
+        "  convert runs/digits my-vae                     the VAE, for diffusers\n"
+        "  convert runs/digits exps/digits/0001450.pt     all of it, for the original\n"
+        "  convert exps/sdvae/checkpoints/0400000.pt runs/sdvae    and back, to train on\n"
+        "  convert sdvae-f8d4.pt sdvae                    one VAE file, for diffusers\n\n"
+        "A run takes its configuration from the checkpoint's arguments, or from --config; keys\n"
+        "can be set, for example --config.vae.weights=VAE where the checkpoint has none.",
     )
+    convert.add_argument("source", metavar="SOURCE", help="a file, a folder, or hf://owner/name")
+    convert.add_argument("target", metavar="TARGET", type=pathlib.Path, help="a new file or folder")
+    convert.add_argument("--to", choices=list(TARGETS), help="where the names do not tell")
+    _add_config(convert, "for a run whose model has no published name", required=False)
+    _add_quiet(convert)
+
+
+def _add_config(parser, what="a Python file with get_config()", *, required=True):
+    parser.add_argument("--config", required=required, metavar="FILE[:ARG]", help=what)
 
 
 def _add_workdir(parser, what):
@@ -138,11 +171,16 @@ def _add_quiet(parser):
 
 
 def _is_override(word):
-    return word.startswith("--config.")
+    return word.startswith(PREFIX)
 
 
 def _train(options):
-    config = read_config(options.config, options.overrides)
+    if options.config:
+        config = read_config(options.config, options.overrides)
+    else:
+        from repae_jax.training.workdir import load_config
+
+        config = apply_overrides(load_config(options.workdir), options.overrides)
     from repae_jax.validation import check_files, validate
 
     validate(config)
@@ -185,64 +223,23 @@ def _report(options):
     return report_command(options)
 
 
-def read_config(file: str, overrides: Sequence[str]):
-    """The configuration of `file[:argument]` with `--config.key=value` overrides.
+def _convert(options):
+    from repae_jax.interop.conversion import convert
 
-    Raises:
-      UserError: no such file, an error in it, an unknown key, or a value of the wrong type.
-    """
-    from ml_collections import ConfigDict
+    def make_config(told):
+        if options.config:
+            return read_config(options.config, options.overrides)
+        return apply_overrides(told(), options.overrides)
 
-    path = file.split(":")[0]
-    if not pathlib.Path(path).is_file():
-        raise UserError(f"no config file {path}: see the folder configs/")
-    config = _parse_config(file, [])
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"{path}: get_config() gave a {type(config).__name__}, not a ConfigDict")
-    _check_keys(config, overrides)
-    return _parse_config(file, overrides)
+    done = convert(
+        options.source, options.target, options.to, make_config, progress=not options.quiet
+    )
+    print(done)
+    return 0
 
 
-def _parse_config(file, overrides):
-    """`file`'s configuration through ml_collections' flags, which know the type of every key."""
-    from absl import flags
-    from ml_collections import config_flags
+def _inspect(options):
+    from repae_jax.interop.inspection import describe
 
-    words = ["repae_jax", f"--config={file}", *overrides]
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
-    try:
-        values(words)
-        return values.config
-    except Exception as error:  # the file's own code may raise anything, and absl wraps it
-        chain = [error]
-        while cause := chain[-1].__cause__ or chain[-1].__context__:
-            chain.append(cause)
-        for exception in reversed(chain):
-            if isinstance(exception, UserError):
-                raise exception from None
-        if isinstance(error, flags.Error) and overrides:
-            raise UserError(_one_line(error)) from error
-        raise UserError(f"{file}: {type(chain[-1]).__name__}: {_one_line(chain[-1])}") from error
-
-
-def _check_keys(config, overrides):
-    """Raise UserError for an override of a key that the configuration does not have."""
-    import difflib
-
-    from ml_collections import ConfigDict
-
-    for override in overrides:
-        node, path = config, "config"
-        for key in override.split("=")[0].removeprefix("--config.").split("."):
-            if not isinstance(node, ConfigDict) or key not in node:
-                keys = list(node) if isinstance(node, ConfigDict) else []
-                close = difflib.get_close_matches(key, keys, n=1)
-                known = ", ".join(keys) or "no keys"
-                hint = f"did you mean {path}.{close[0]}?" if close else f"{path} has {known}"
-                raise UserError(f"unknown key {path}.{key}: {hint}")
-            node, path = node[key], f"{path}.{key}"
-
-
-def _one_line(error):
-    return " ".join(str(error).split())
+    print(describe(options.path))
+    return 0

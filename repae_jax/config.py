@@ -22,6 +22,23 @@ from ml_collections.config_dict import placeholder
 from repae_jax.errors import UserError
 
 NETWORKS = ("sit", "vae", "discriminator")
+# key in config.vae -> field of the module, by family
+_VAE_FIELDS = {
+    "kl": {
+        name: name
+        for name in (
+            "channels", "multipliers", "latent_channels", "num_res_blocks", "attention_levels",
+            "middle_attention", "quant_conv", "groups",
+        )
+    },
+    "qwenimage": {
+        "channels": "base_dim",
+        **{
+            name: name
+            for name in ("multipliers", "latent_channels", "num_res_blocks", "temporal_downsample")
+        },
+    },
+}  # fmt: skip
 RECIPES = {
     "repae": "the VAE and the SiT jointly (REPA-E)",
     "repa": "the SiT with alignment, on a frozen VAE (REPA)",
@@ -63,16 +80,20 @@ def base() -> ConfigDict:
                 workers=8,  # decoding processes; 0 decodes in threads
             ),
             vae=dict(
-                arch="f8d4",  # a name in VAE_CONFIGS, or "" with every dimension below
+                arch="f8d4",  # a name in VAE_PRESETS, or "" with every dimension below
+                family="kl",  # without a preset: "kl" or "qwenimage"
                 channels=placeholder(int),
                 multipliers=placeholder(tuple),
                 latent_channels=placeholder(int),
-                num_res_blocks=2,
+                num_res_blocks=placeholder(int),  # None, here and below: the family's default
                 attention_levels=placeholder(tuple),
-                middle_attention=True,
-                quant_conv=True,
-                groups=32,
-                weights="",  # .pt/.safetensors, or a work directory; "" trains from scratch
+                middle_attention=placeholder(bool),
+                quant_conv=placeholder(bool),
+                groups=placeholder(int),
+                temporal_downsample=placeholder(tuple),  # of the family "qwenimage"
+                # "" trains from scratch. Else a file under LDM's names, a folder of diffusers',
+                # a work directory, or hf://owner/repository[/folder].
+                weights="",
                 statistics="",  # latent statistics (.pt); "" looks beside `weights`, or measures
             ),
             sit=dict(
@@ -143,11 +164,16 @@ def imagenet256() -> ConfigDict:
 
 
 def teacher(arch: str = "", **changes: Any) -> ConfigDict:
-    """One entry of `config.teachers`: a frozen ViT and how its pixels are prepared."""
+    """One entry of `config.teachers`: a frozen ViT and how its pixels are prepared.
+
+    A preset brings the preprocessing that it was trained with.
+    """
+    from repae_jax.models.teachers import preprocessing_of
+
     defaults = dict(
         arch=arch,  # a name in VIT_CONFIGS, or "" with every dimension below
         weights="",
-        preprocessing="dinov2",  # or "native": images in [-1, 1], not resized
+        preprocessing=preprocessing_of(arch),  # one of TEACHER_KINDS (models/teachers.py)
         patch_size=placeholder(int),
         hidden_size=placeholder(int),
         depth=placeholder(int),
@@ -188,15 +214,23 @@ def apply_recipe(config: ConfigDict, recipe: str) -> ConfigDict:
     return config
 
 
-def vae_dimensions(config: ConfigDict) -> dict[str, Any]:
-    """The arguments of AutoencoderKL; explicit keys override the preset's."""
-    from repae_jax.models.autoencoder_kl import VAE_CONFIGS
+def vae_dimensions(config: ConfigDict) -> tuple[str, dict[str, Any]]:
+    """The VAE's family and its fields; explicit keys override the preset's."""
+    from repae_jax.models.vae import VAE_PRESETS
 
-    needed = ("channels", "multipliers", "latent_channels", "attention_levels")
-    other = ("num_res_blocks", "middle_attention", "quant_conv", "groups")
-    dimensions = _dimensions(config.vae, "vae", VAE_CONFIGS, needed, attention_levels=())
-    dimensions |= {key: config.vae[key] for key in other}
-    return {key: tuple(v) if isinstance(v, list) else v for key, v in dimensions.items()}
+    section = config.vae
+    if section.arch:
+        _check_preset("vae", section.arch, VAE_PRESETS)
+    family, preset = VAE_PRESETS.get(section.arch, (section.family, {}))
+    if family not in _VAE_FIELDS:
+        raise UserError(f"config.vae.family is {family!r}: use {' or '.join(_VAE_FIELDS)}")
+    dimensions = dict(preset)
+    for key, field in _VAE_FIELDS[family].items():
+        if section[key] is not None:
+            dimensions[field] = section[key]
+        elif field not in dimensions and key in ("channels", "multipliers", "latent_channels"):
+            raise UserError(f"config.vae.{key} is not set, and config.vae.arch names no preset")
+    return family, {k: tuple(v) if isinstance(v, list) else v for k, v in dimensions.items()}
 
 
 def sit_dimensions(config: ConfigDict) -> dict[str, Any]:
@@ -207,14 +241,11 @@ def sit_dimensions(config: ConfigDict) -> dict[str, Any]:
     return _dimensions(config.sit, "sit", SIT_CONFIGS, needed)
 
 
-def _dimensions(section, name, presets, needed, **defaults):
-    if section.arch and section.arch not in presets:
-        raise UserError(
-            f"config.{name}.arch is {section.arch!r}: use one of {', '.join(presets)}, "
-            "or '' and give every dimension"
-        )
+def _dimensions(section, name, presets, needed):
+    if section.arch:
+        _check_preset(name, section.arch, presets)
     explicit = {key: section[key] for key in needed if section[key] is not None}
-    dimensions = {**defaults, **presets.get(section.arch, {}), **explicit}
+    dimensions = {**presets.get(section.arch, {}), **explicit}
     for key in needed:
         if key not in dimensions:
             raise UserError(
@@ -223,9 +254,36 @@ def _dimensions(section, name, presets, needed, **defaults):
     return dimensions
 
 
+def _check_preset(name, arch, presets):
+    if arch not in presets:
+        raise UserError(
+            f"config.{name}.arch is {arch!r}: use one of {', '.join(presets)}, "
+            "or '' and give every dimension"
+        )
+
+
 def to_json(config: ConfigDict) -> str:
     """The configuration as readable JSON."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text: str, *, source: str) -> ConfigDict:
+    """The inverse of `to_json`.
+
+    Raises:
+      UserError: damaged, or of another version.
+    """
+    config = base()
+    try:
+        stored = json.loads(text)
+        for name, entry in stored.get("teachers", {}).items():
+            config.teachers[name] = teacher(**_tuples(entry))
+        config.update(_tuples({k: v for k, v in stored.items() if k != "teachers"}))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{source} is damaged: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{source} is not a configuration of this version: {error}") from error
+    return config
 
 
 def differences(old: dict, new: dict, prefix: str = "config") -> list[str]:
@@ -239,6 +297,13 @@ def differences(old: dict, new: dict, prefix: str = "config") -> list[str]:
         elif _plain(a) != _plain(b):
             lines.append(f"{path}: {a!r} -> {b!r}")
     return lines
+
+
+def _tuples(value):
+    """JSON has lists where configurations have tuples."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _plain(value):

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from repae_jax.config import NETWORKS, sit_dimensions, vae_dimensions
 from repae_jax.errors import UserError
+from repae_jax.interop import hub
 
 
 def validate(config: ConfigDict) -> None:
@@ -43,16 +44,13 @@ def check_files(config: ConfigDict) -> None:
         "data.path": config.data.path,
     }
     for key, path in named.items():
-        if path and not pathlib.Path(path).exists():
-            raise UserError(f"config.{key} is {path!r}, which does not exist")
+        _check_exists(f"config.{key}", path)
     for name, entry in config.teachers.items():
         key = f"config.teachers.{name}.weights"
         if not entry.weights:
             raise UserError(f"{key} is empty: name the file with the teacher's weights")
-        if not pathlib.Path(entry.weights).exists():
-            made = "; make it with `python -m repae_jax pretrain-teacher` and the same config"
-            hint = made if entry.pretrain.steps else ""
-            raise UserError(f"{key} is {entry.weights!r}, which does not exist{hint}")
+        made = "; make it with `python -m repae_jax pretrain-teacher` and the same config"
+        _check_exists(key, entry.weights, made if entry.pretrain.steps else "")
     if needs_lpips(config) and not (config.lpips.weights and config.lpips.vgg_weights):
         raise UserError(
             f"config.objective.perceptual_weight is {config.objective.perceptual_weight}, but "
@@ -64,6 +62,11 @@ def check_files(config: ConfigDict) -> None:
 def needs_lpips(config: ConfigDict) -> bool:
     """Whether the loss has a perceptual term."""
     return "vae" in config.train and config.objective.perceptual_weight > 0
+
+
+def _check_exists(key, path, hint=""):
+    if path and not path.startswith(hub.PREFIX) and not pathlib.Path(path).exists():
+        raise UserError(f"{key} is {path!r}, which does not exist{hint}")
 
 
 def _check_train(config):
@@ -136,27 +139,39 @@ def _check_optimizer(name, optimizer, steps):
 
 def _check_vae(config):
     """Checks the autoencoder; returns the side of its latent."""
-    vae = vae_dimensions(config)
-    factor = 2 ** (len(vae["multipliers"]) - 1)
-    if config.data.resolution % factor:
+    from repae_jax.models.vae import VAE_FAMILIES
+
+    family, dimensions = vae_dimensions(config)
+    vae = VAE_FAMILIES[family](**dimensions)
+    if config.data.resolution % vae.factor:
         raise UserError(
             f"config.data.resolution is {config.data.resolution}, not divisible by the VAE's "
-            f"down-sampling factor {factor}"
+            f"down-sampling factor {vae.factor}"
         )
-    for multiplier in vae["multipliers"]:
-        width = vae["channels"] * multiplier
-        if width % vae["groups"]:
+    levels = len(vae.multipliers)
+    if family == "kl":
+        _check_kl(vae, levels)
+    elif len(vae.temporal_downsample) != levels - 1:
+        raise UserError(
+            f"config.vae.temporal_downsample is {vae.temporal_downsample}: the {levels} levels of "
+            f"config.vae.multipliers need {levels - 1} entries"
+        )
+    return config.data.resolution // vae.factor
+
+
+def _check_kl(vae, levels):
+    for multiplier in vae.multipliers:
+        width = vae.channels * multiplier
+        if width % vae.groups:
             raise UserError(
-                f"config.vae.groups is {vae['groups']}, which does not divide the level of "
+                f"config.vae.groups is {vae.groups}, which does not divide the level of "
                 f"{width} channels"
             )
-    for level in vae["attention_levels"]:
-        if not 0 <= level < len(vae["multipliers"]):
+    for level in vae.attention_levels:
+        if not 0 <= level < levels:
             raise UserError(
-                f"config.vae.attention_levels has {level}: levels run from 0 to "
-                f"{len(vae['multipliers']) - 1}"
+                f"config.vae.attention_levels has {level}: levels run from 0 to {levels - 1}"
             )
-    return config.data.resolution // factor
 
 
 def _check_sit(config, latent_size):
@@ -188,32 +203,43 @@ def _check_sit(config, latent_size):
 
 
 def _teacher_grid(config, name, entry):
+    """Checks one teacher; returns the side of its grid of tokens."""
     from repae_jax.models.vit import VIT_CONFIGS
 
+    key = f"config.teachers.{name}"
     if entry.arch and entry.arch not in VIT_CONFIGS:
-        raise UserError(
-            f"config.teachers.{name}.arch is {entry.arch!r}: use one of {', '.join(VIT_CONFIGS)}"
-        )
-    patch = entry.patch_size or VIT_CONFIGS.get(entry.arch, {}).get("patch_size")
-    if patch is None:
-        raise UserError(f"config.teachers.{name} needs an arch, or patch_size and dimensions")
-    side = config.data.resolution
-    if entry.preprocessing == "dinov2":
-        if side % 256:
-            raise UserError(
-                f"config.data.resolution is {side}: DINOv2 preprocessing takes multiples of 256"
-            )
-        side = 224 * (side // 256)
-    elif entry.preprocessing != "native":
-        raise UserError(
-            f"config.teachers.{name}.preprocessing is {entry.preprocessing!r}: "
-            "use 'dinov2' or 'native'"
-        )
+        raise UserError(f"{key}.arch is {entry.arch!r}: use one of {', '.join(VIT_CONFIGS)}")
+    needed = ("patch_size", "hidden_size", "depth", "num_heads")
+    missing = [field for field in needed if entry[field] is None]
+    if missing and not entry.arch:
+        raise UserError(f"{key}.{missing[0]} is not set, and {key}.arch names no preset")
+    patch = entry.patch_size or VIT_CONFIGS[entry.arch]["patch_size"]
+    side = _teacher_side(config.data.resolution, key, entry)
     if side % patch:
-        raise UserError(
-            f"config.teachers.{name}: its patch size {patch} does not divide {side} pixels"
-        )
+        raise UserError(f"{key}: its patch size {patch} does not divide {side} pixels")
     return side // patch
+
+
+def _teacher_side(resolution, key, entry):
+    """Checks a teacher's preprocessing; returns the side of the images that it makes, pixels."""
+    from repae_jax.models.teachers import RESIZING_KINDS, TEACHER_KINDS, preprocessing_of
+
+    kind = entry.preprocessing
+    if kind not in TEACHER_KINDS:
+        raise UserError(f"{key}.preprocessing is {kind!r}: use one of {', '.join(TEACHER_KINDS)}")
+    if kind not in RESIZING_KINDS:
+        return resolution
+    if entry.arch and kind != preprocessing_of(entry.arch):
+        raise UserError(
+            f"{key}.preprocessing is {kind!r}, but {entry.arch} was trained with "
+            f"{preprocessing_of(entry.arch)!r}: set both keys"
+        )
+    if resolution % 256:
+        raise UserError(
+            f"config.data.resolution is {resolution}: {key}.preprocessing {kind!r} takes "
+            "multiples of 256"
+        )
+    return 224 * (resolution // 256)
 
 
 def _check_objective(config):

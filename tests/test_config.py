@@ -8,8 +8,8 @@ import tiny
 from ml_collections import ConfigDict
 
 from repae_jax import config as configuration
-from repae_jax.cli import read_config
 from repae_jax.errors import UserError
+from repae_jax.overrides import read_config
 from repae_jax.validation import check_devices, check_files, validate
 
 CONFIGS = sorted(pathlib.Path(__file__).parents[1].glob("configs/*.py"))

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from repae_jax.errors import UserError
+from repae_jax.atomic import write_atomically
 
 PAPER, INK, FAINT = 255, 34, 0.25
 TILE = 64  # smaller images are enlarged, by a whole factor, up to about this many pixels
@@ -164,31 +164,6 @@ def save_png(path: str | os.PathLike, picture) -> pathlib.Path:
 
         Image.fromarray(_checked(np.asarray(picture)[None])[0]).save(buffer, format="png")
     return write_atomically(path, buffer.getvalue())
-
-
-def write_atomically(path: str | os.PathLike, content: bytes) -> pathlib.Path:
-    """Writes a file under a temporary name beside it, then renames: readers never see half.
-
-    Folders are made as needed. An existing file stays as it was if writing fails.
-
-    Raises:
-      UserError: the file cannot be written.
-    """
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); make room or permit it there, or "
-            "choose another folder"
-        ) from error
-    return path
 
 
 def _strips(kinds, columns):

@@ -8,7 +8,7 @@ import pathlib
 import struct
 from collections.abc import Sequence
 
-from repae_jax.evaluation.figures import write_atomically
+from repae_jax.atomic import write_atomically
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 

@@ -16,10 +16,9 @@ from repae_jax.evaluation.figures import class_grid, loss_curves, pairs_figure, 
 from repae_jax.evaluation.latents import latent_statistics, pca_colours
 from repae_jax.evaluation.reconstruction import mean_psnr
 from repae_jax.evaluation.report import Section, write_report
-from repae_jax.models.autoencoder_kl import AutoencoderKL
 from repae_jax.sampling.generate import generate_all, make_generate
 from repae_jax.sampling.pixels import to_float, to_uint8
-from repae_jax.training.build import init_state
+from repae_jax.training.build import initial_vae
 from repae_jax.training.metrics import read_history
 from repae_jax.training.run import Run, make_sampler, open_run, sampling_weights
 
@@ -127,11 +126,11 @@ def _reconstructed(run: Run, page: Page) -> None:
 
     @jax.jit
     def encode(params, images):
-        return vae.apply({"params": params}, to_float(images), method=AutoencoderKL.encode).mean
+        return vae.apply({"params": params}, to_float(images), method="encode").mean
 
     @jax.jit
     def decode(params, latents):
-        return to_uint8(vae.apply({"params": params}, latents, method=AutoencoderKL.decode))
+        return to_uint8(vae.apply({"params": params}, latents, method="decode"))
 
     params = run.state.params["vae"]
     latents = encode(params, images)
@@ -146,7 +145,7 @@ def _reconstructed(run: Run, page: Page) -> None:
     text = f"Mean PSNR over {len(images)} held-out images: {psnr:.2f} dB (posterior means)."
     page.add("Held-out images and their reconstructions", "reconstructions", picture, text)
 
-    before = encode(init_state(run.config, run.models).params["vae"], images[:SHOWN])
+    before = encode(initial_vae(run.config, run.models), images[:SHOWN])
     colours = pca_colours([np.asarray(before), np.asarray(latents[:SHOWN])])
     text = (
         "The first three principal components of the latents as red, green and blue, with the "

@@ -47,18 +47,26 @@ def load_discriminator(
       source: what to call the tensors in an error, e.g. the file's name.
 
     Raises:
-      UserError: a tensor is missing, unexpected or of another shape.
+      UserError: a tensor is missing, unexpected, misshapen or not finite.
     """
-    size = 3 * 2**model.num_layers  # the smallest image it takes
-    images = jnp.zeros((1, size, size, 3))
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
-    tensors = tables.without(tensors, _IGNORED)
-    expected = tables.exported_shapes(lambda v: export_discriminator(v, model), shapes)
-    tables.check(tensors, expected, source=source)
     table = discriminator_table(model.num_layers)
-    return tables.unflatten(tables.to_ours(table, tensors, source=source))
+    shapes = discriminator_shapes(model)
+    return tables.load(table, tensors, shapes, source=source, ignore=_IGNORED)
 
 
 def export_discriminator(variables: Mapping, model: PatchDiscriminator) -> dict[str, np.ndarray]:
-    """The inverse of `load_discriminator`: `main.{n}.weight` and so on -> numpy arrays."""
-    return tables.to_theirs(discriminator_table(model.num_layers), tables.flatten(variables))
+    """The inverse of `load_discriminator`, in the order of the original's modules."""
+    table = discriminator_table(model.num_layers)
+    return tables.in_order(table, tables.to_theirs(table, tables.flatten(variables)))
+
+
+def discriminator_shapes(model: PatchDiscriminator) -> dict:
+    """Shapes and types of what `load_discriminator` gives; allocates nothing."""
+    size = 3 * 2**model.num_layers  # the smallest image it takes
+    images = jnp.zeros((1, size, size, 3))
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+
+
+def batch_counts(model: PatchDiscriminator) -> list[str]:
+    """The names of PyTorch's counters of updates, one a BatchNorm."""
+    return [f"main.{3 * i}.num_batches_tracked" for i in range(1, model.num_layers + 1)]

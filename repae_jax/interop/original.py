@@ -1,132 +1,153 @@
-"""The original REPA-E's names for the SiT (with its BatchNorm) and the VAE."""
+"""The original's training checkpoints: which kind one is, and its parts as our variables.
 
-from collections.abc import Mapping
+model, ema                     the SiT with its projection heads and BatchNorm
+vae, discriminator             REPA-E only; stage two and REPA train the SiT alone
+opt, opt_vae, opt_disc         one AdamW a network
+args, steps                    argparse.Namespace, int
+"""
 
-import jax
-import jax.numpy as jnp
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
 import numpy as np
 
-from repae_jax.interop.tables import (
-    CONV,
-    LINEAR,
-    Rule,
-    check,
-    exported_shapes,
-    flatten,
-    layer,
-    norm,
-    patch_layout,
-    to_ours,
-    to_theirs,
-    unflatten,
-    without,
-)
+from repae_jax.errors import UserError
+from repae_jax.interop import autoencoder_kl, discriminator, sit, tables
+from repae_jax.interop.adamw import AdamState, read_adamw, write_adamw
+from repae_jax.interop.tables import Rule
 from repae_jax.models.autoencoder_kl import AutoencoderKL
+from repae_jax.models.discriminator import PatchDiscriminator
 from repae_jax.models.sit import SiT
 
-IGNORED = (r".*\.num_batches_tracked",)
+# "repae": train_repae.py's. "ldm": train_ldm_only.py's, on a frozen VAE. "repa": REPA's own,
+# whose SiT has no BatchNorm.
+Kind = Literal["repae", "ldm", "repa"]
+
+OPTIMIZERS = {"sit": "opt", "vae": "opt_vae", "discriminator": "opt_disc"}
+_COLLECTIONS = ("params", "constants", "batch_stats")
+LPIPS_TENSORS = 31  # frozen, but numbered among the parameters of the discriminator's optimizer
 
 
-def sit_rules(patch_size: int) -> list[Rule]:
-    """The SiT: parameters, position table, and the latents' running statistics (`bn`)."""
-    block = ("blocks.{i}", "params/blocks_{i}")
-    head = ("projectors.{k}", "params/projectors_{k}")
-    return [
-        *layer("x_embedder.proj", "params/patch_embed", patch_layout(patch_size)),
-        *layer("t_embedder.mlp.0", "params/time_embed/fc1", LINEAR),
-        *layer("t_embedder.mlp.2", "params/time_embed/fc2", LINEAR),
-        Rule("y_embedder.embedding_table.weight", "params/label_embed/embedding"),
-        Rule("pos_embed", "constants/position_table"),
-        *layer(f"{block[0]}.attn.qkv", f"{block[1]}/attn/qkv", LINEAR),
-        *layer(f"{block[0]}.attn.proj", f"{block[1]}/attn/proj", LINEAR),
-        *norm(f"{block[0]}.attn.q_norm", f"{block[1]}/attn/q_norm"),
-        *norm(f"{block[0]}.attn.k_norm", f"{block[1]}/attn/k_norm"),
-        *layer(f"{block[0]}.mlp.fc1", f"{block[1]}/mlp/fc1", LINEAR),
-        *layer(f"{block[0]}.mlp.fc2", f"{block[1]}/mlp/fc2", LINEAR),
-        *layer(f"{block[0]}.adaLN_modulation.1", f"{block[1]}/modulation", LINEAR),
-        *layer(f"{head[0]}.0", f"{head[1]}/fc1", LINEAR),
-        *layer(f"{head[0]}.2", f"{head[1]}/fc2", LINEAR),
-        *layer(f"{head[0]}.4", f"{head[1]}/fc3", LINEAR),
-        *layer("final_layer.linear", "params/final_layer/linear", LINEAR),
-        *layer("final_layer.adaLN_modulation.1", "params/final_layer/modulation", LINEAR),
-        Rule("bn.running_mean", "batch_stats/mean"),
-        Rule("bn.running_var", "batch_stats/var"),
-    ]
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One trained network of a checkpoint: its table and what its state dict holds.
+
+    Attributes:
+      rules: from the original's names to paths in the network's variables.
+      shapes: {their name: shape} of its state dict, in order, without counters.
+      counters: the names of PyTorch's counters of BatchNorm updates.
+      slots: the name of each parameter that its optimizer numbers; None for another network's.
+      trained: {their name: shape} of the parameters that train here.
+    """
+
+    rules: Sequence[Rule]
+    shapes: Mapping[str, tuple[int, ...]]
+    counters: Sequence[str]
+    slots: Sequence[str | None]
+    trained: Mapping[str, tuple[int, ...]]
 
 
-def vae_rules() -> list[Rule]:
-    """AutoencoderKL under the names of the LDM family."""
-    rules = [
-        *layer("quant_conv", "quant", CONV),
-        *layer("post_quant_conv", "post_quant", CONV),
-        *layer("encoder.down.{i}.downsample.conv", "encoder/downsample_{i}", CONV),
-        *layer("decoder.up.{i}.upsample.conv", "decoder/upsample_{i}", CONV),
-    ]
-    for side, level in (("encoder", "down"), ("decoder", "up")):
-        rules += [
-            *layer(f"{side}.conv_in", f"{side}/conv_in", CONV),
-            *layer(f"{side}.conv_out", f"{side}/conv_out", CONV),
-            *norm(f"{side}.norm_out", f"{side}/norm_out"),
-        ]
-        here, ours = f"{side}.{level}.{{i}}", f"{side}/{level}_{{i}}"
-        rules += _block_rules(f"{here}.block.{{j}}", f"{ours}/block_{{j}}")
-        rules += _attention_rules(f"{here}.attn.{{j}}", f"{ours}/attn_{{j}}")
-        rules += _block_rules(f"{side}.mid.block_{{i}}", f"{side}/mid/block_{{i}}")
-        rules += _attention_rules(f"{side}.mid.attn_{{i}}", f"{side}/mid/attn_{{i}}")
-    return rules
-
-
-def load_sit(tensors: Mapping[str, np.ndarray], sit: SiT, *, source: str = "checkpoint") -> dict:
-    """A SiT state dict (`model` or `ema` of a checkpoint) as `params`, `constants`, `batch_stats`.
-
-    `batch_stats` are LatentNorm's: mean (c,) and var (c,).
+def kind_of(content: Mapping[str, Any], *, source: str) -> Kind:
+    """Which kind of training checkpoint this is.
 
     Raises:
-      UserError: a tensor is missing, extra or misshapen.
+      UserError: none, or a part of it is missing.
     """
-    side = sit.latent_size
-    latents = jnp.zeros((1, side, side, sit.latent_channels))
-    time, labels = jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)
-    shapes = jax.eval_shape(sit.init, jax.random.key(0), latents, time, labels)
-    statistics = jax.ShapeDtypeStruct((sit.latent_channels,), jnp.float32)
-    shapes = {**shapes, "batch_stats": {"mean": statistics, "var": statistics}}
-    return _loaded(sit_rules(sit.patch_size), tensors, shapes, source)
+    missing = [key for key in ("model", "ema", "opt", "steps") if key not in content]
+    if missing:
+        raise UserError(f"{source}: not a training checkpoint: {missing[0]!r} is missing")
+    with_vae = [key for key in ("vae", "discriminator", "opt_vae", "opt_disc") if key in content]
+    if with_vae and len(with_vae) < 4:
+        absent = {"vae", "discriminator", "opt_vae", "opt_disc"} - set(with_vae)
+        raise UserError(f"{source}: has {with_vae[0]!r}, but {min(absent)!r} is missing")
+    if with_vae:
+        return "repae"
+    return "ldm" if "bn.running_mean" in content["model"] else "repa"
 
 
-def load_vae(
-    tensors: Mapping[str, np.ndarray], vae: AutoencoderKL, *, source: str = "checkpoint"
-) -> dict:
-    """A VAE state dict under LDM names as the parameters of `vae`.
+def sit_part(model: SiT, *, statistics: bool = True) -> Part:
+    """The SiT, with its BatchNorm unless it is REPA's own."""
+    rules = sit.sit_rules(model.patch_size)
+    shapes = _their_shapes(rules, sit.sit_shapes(model, statistics=statistics))
+    slots = [name for name in shapes if not name.startswith("bn.")]
+    trained = {name: shapes[name] for name in slots if name != "pos_embed"}
+    return Part(rules, shapes, (sit.BATCH_COUNT,) if statistics else (), slots, trained)
+
+
+def vae_part(model: AutoencoderKL) -> Part:
+    """The VAE."""
+    rules = autoencoder_kl.ldm_rules()
+    shapes = _their_shapes(rules, autoencoder_kl.parameter_shapes(model))
+    return Part(rules, shapes, (), list(shapes), shapes)
+
+
+def discriminator_part(model: PatchDiscriminator) -> Part:
+    """The discriminator; its optimizer numbers an unused scalar before it and LPIPS behind it."""
+    rules = discriminator.discriminator_table(model.num_layers)
+    shapes = _their_shapes(rules, discriminator.discriminator_shapes(model))
+    trained = {name: shape for name, shape in shapes.items() if ".running_" not in name}
+    slots = [None, *trained, *[None] * LPIPS_TENSORS]
+    return Part(rules, shapes, discriminator.batch_counts(model), slots, trained)
+
+
+def import_part(tensors: Mapping[str, np.ndarray], part: Part, *, source: str) -> dict:
+    """A state dict as the network's variables; counters are left out.
 
     Raises:
-      UserError: a tensor is missing, extra or misshapen.
+      UserError: a tensor is missing, extra, misshapen or not finite.
     """
-    images = jnp.zeros((1, vae.factor, vae.factor, vae.image_channels))
-    noise = jnp.zeros((1, 1, 1, vae.latent_channels))
-    shapes = jax.eval_shape(vae.init, jax.random.key(0), images, noise)["params"]
-    return _loaded(vae_rules(), tensors, shapes, source)
+    tensors = {name: array for name, array in tensors.items() if name not in part.counters}
+    tables.check(tensors, part.shapes, source=source)
+    return tables.unflatten(tables.to_ours(part.rules, tensors, source=source))
 
 
-def _block_rules(theirs, ours):
-    return [
-        *norm(f"{theirs}.norm1", f"{ours}/norm1"),
-        *layer(f"{theirs}.conv1", f"{ours}/conv1", CONV),
-        *norm(f"{theirs}.norm2", f"{ours}/norm2"),
-        *layer(f"{theirs}.conv2", f"{ours}/conv2", CONV),
-        *layer(f"{theirs}.nin_shortcut", f"{ours}/shortcut", CONV),
+def export_part(
+    variables: Mapping, part: Part, counters: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The inverse of `import_part`, in the original's order."""
+    tensors = tables.to_theirs(part.rules, tables.flatten(variables))
+    ordered: dict[str, np.ndarray] = {}
+    for name, array in tables.in_order(part.rules, tensors).items():
+        ordered[name] = array
+        counter = f"{name.rpartition('.')[0]}.num_batches_tracked"
+        if name.endswith(".running_var") and counter in part.counters:
+            ordered[counter] = counters[counter]
+    return ordered
+
+
+def import_moments(
+    state_dict: Mapping[str, Any], part: Part, *, source: str
+) -> tuple[int, dict, dict]:
+    """An optimizer's (count, first moments, second moments), these as trees of parameters.
+
+    Raises:
+      UserError: another optimizer's state, or another model's.
+    """
+    adam = read_adamw(state_dict, part.slots, part.trained, source=source)
+    trees = [
+        tables.unflatten(tables.to_ours(part.rules, tensors, source=source))
+        for tensors in (adam.exp_avg, adam.exp_avg_sq)
     ]
+    return adam.count, *(tree.get("params", tree) for tree in trees)
 
 
-def _attention_rules(theirs, ours):
-    rules = norm(f"{theirs}.norm", f"{ours}/norm")
-    for name in ("q", "k", "v", "proj_out"):
-        rules += layer(f"{theirs}.{name}", f"{ours}/{name}", CONV)
-    return rules
+def export_moments(
+    count: int,
+    first: Mapping,
+    second: Mapping,
+    part: Part,
+    groups: Sequence[Mapping[str, Any]],
+    carried: Mapping[int, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The inverse of `import_moments`; `groups` and `carried` as in `write_adamw`."""
+    prefix = "params/" if part.rules[0].ours.partition("/")[0] in _COLLECTIONS else ""
+    moments = [
+        tables.to_theirs(part.rules, tables.flatten(tree, prefix)) for tree in (first, second)
+    ]
+    return write_adamw(AdamState(count, *moments), part.slots, groups, carried)
 
 
-def _loaded(rules, tensors, shapes, source):
-    tensors = without(tensors, IGNORED)
-    expected = exported_shapes(lambda variables: to_theirs(rules, flatten(variables)), shapes)
-    check(tensors, expected, source=source)
-    flat = to_ours(rules, tensors, source=source)
-    return unflatten({name: np.ascontiguousarray(array) for name, array in flat.items()})
+def _their_shapes(rules, shapes):
+    theirs = tables.exported_shapes(lambda v: tables.to_theirs(rules, tables.flatten(v)), shapes)
+    return tables.in_order(rules, theirs)

@@ -11,6 +11,7 @@ Everything works on flat dicts `name -> numpy array`; files are a thin layer ove
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -92,13 +93,65 @@ def to_theirs(
     return dict(_renamed(rename, tensors, (), source))
 
 
+def load(
+    table: Sequence[Rule],
+    tensors: Mapping[str, np.ndarray],
+    shapes: Mapping,
+    *,
+    source: str = "checkpoint",
+    ignore: Iterable[str] = (),
+) -> dict:
+    """A model's variables from a file's tensors, after every check.
+
+    Args:
+      table: the family's rules.
+      tensors: their names -> arrays.
+      shapes: the variables as `jax.eval_shape` describes them.
+      source: what to call the tensors in an error, e.g. the file's name.
+      ignore: regular expressions (full match) of their names to leave out.
+
+    Raises:
+      UserError: a tensor is missing, unexpected, misshapen or not finite.
+    """
+    tensors = without(tensors, ignore)
+    expected = exported_shapes(lambda variables: to_theirs(table, flatten(variables)), shapes)
+    check(tensors, expected, source=source)
+    return unflatten(to_ours(table, tensors, source=source))
+
+
+def in_order(table: Sequence[Rule], tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """`tensors`, under their names, sorted as the table lists them; placeholders count up.
+
+    Where the table lists rules in the order of the other's modules, this is the order in which
+    PyTorch numbers a model's parameters, and with it the slots of an optimizer's state.
+    """
+    ranks: dict[tuple[str, ...], int] = {}
+    for rule in table:
+        parts = re.sub(r"\{\w+\}", "#", rule.theirs).split(".")
+        for depth in range(1, len(parts) + 1):
+            ranks.setdefault(tuple(parts[:depth]), len(ranks))
+
+    def key(name):
+        prefix, keys = (), []
+        for part in name.split("."):
+            literal = (*prefix, part)
+            prefix = literal if literal in ranks else (*prefix, "#")
+            keys.append((ranks[prefix], int(part) if prefix[-1] == "#" else 0))
+        return keys
+
+    return {name: tensors[name] for name in sorted(tensors, key=key)}
+
+
 def check(
     tensors: Mapping[str, np.ndarray],
     expected: Mapping[str, tuple[int, ...]],
     *,
     source: str = "checkpoint",
 ) -> None:
-    """Raise UserError, naming the tensor, unless names and shapes are exactly `expected`."""
+    """Raise UserError, naming the tensor, unless names and shapes are exactly `expected`.
+
+    Every value must be finite, too: a NaN in a weight would only show as a NaN in a loss.
+    """
     missing = sorted(set(expected) - set(tensors))
     extra = sorted(set(tensors) - set(expected))
     if missing:
@@ -111,6 +164,8 @@ def check(
                 f"{source}: tensor {name!r} has shape {tuple(tensors[name].shape)}, "
                 f"the model needs {tuple(shape)}"
             )
+        if not _finite(tensors[name]):
+            raise UserError(f"{source}: tensor {name!r} holds values that are not finite")
 
 
 def without(tensors: Mapping[str, np.ndarray], ignore: Iterable[str]) -> dict[str, np.ndarray]:
@@ -182,6 +237,11 @@ def _renamed(rename, tensors, ignore, source):
         else:
             if not any(re.fullmatch(expression, name) for expression in ignore):
                 raise UserError(f"{source}: unexpected tensor {name!r}")
+
+
+def _finite(array):
+    array = np.asarray(array)
+    return array.dtype.kind not in "fV" or bool(np.isfinite(array).all())
 
 
 def _and_more(names):

@@ -12,6 +12,9 @@ from repae_jax.models.layers import conv
 # with attention after every block, fixed by the architecture and not by the input's size.
 VAE_CONFIGS = {
     "f8d4": dict(channels=128, multipliers=(1, 2, 4, 4), latent_channels=4),
+    "f8d16": dict(  # SD3.5 and FLUX
+        channels=128, multipliers=(1, 2, 4, 4), latent_channels=16, quant_conv=False
+    ),
     "f16d32": dict(
         channels=128, multipliers=(1, 1, 2, 2, 4), latent_channels=32, attention_levels=(4,)
     ),
@@ -37,7 +40,9 @@ class Posterior:
         return jnp.exp(0.5 * self.logvar)
 
     def sample(self, noise: jax.Array) -> jax.Array:
-        """mean + std * noise, with standard normal noise (B, h, w, c)."""
+        """mean + std * noise; `noise` is standard normal (B, h, w, c), or a key to draw it with."""
+        if not jnp.issubdtype(noise.dtype, jnp.floating):
+            noise = jax.random.normal(noise, self.mean.shape)
         return self.mean + self.std * noise
 
     def kl(self) -> jax.Array:
@@ -263,6 +268,13 @@ class AutoencoderKL(nn.Module):
     groups: int = 32
     image_channels: int = 3
     dtype: jnp.dtype = jnp.float32
+
+    @classmethod
+    def from_pretrained(cls, name, *, dtype=jnp.float32):
+        """A VAE with its weights: see `repae_jax.interop.pretrained.PretrainedVAE`."""
+        from repae_jax.interop.pretrained import PretrainedVAE
+
+        return PretrainedVAE.from_pretrained(name, dtype=dtype)
 
     @property
     def factor(self) -> int:

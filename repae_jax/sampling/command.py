@@ -6,8 +6,9 @@ import io
 import jax
 import numpy as np
 
+from repae_jax.atomic import write_atomically
 from repae_jax.errors import UserError
-from repae_jax.evaluation.figures import image_grid, save_png, write_atomically
+from repae_jax.evaluation.figures import image_grid, save_png
 from repae_jax.sampling.generate import generate_all, make_generate
 from repae_jax.training.run import make_sampler, open_run, sampling_weights
 from repae_jax.training.workdir import load_config

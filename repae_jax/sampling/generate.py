@@ -5,16 +5,16 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
-from repae_jax.models.autoencoder_kl import AutoencoderKL
 from repae_jax.models.batch_norm import denormalize
 from repae_jax.models.sit import SiT
+from repae_jax.models.vae import VAE
 from repae_jax.sampling.pixels import to_uint8
 from repae_jax.sampling.samplers import Sampler, image_noise, sample, step_noise
 
 Generate = Callable[[Mapping, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-def make_generate(sit: SiT, vae: AutoencoderKL, sampler: Sampler) -> Generate:
+def make_generate(sit: SiT, vae: VAE, sampler: Sampler) -> Generate:
     """Build the compiled `generate(weights, key, indices, labels) -> uint8 (B, H, W, 3)`.
 
     `weights` holds "sit" (the SiT's variables), "latent_norm" ({"mean", "var"}) and "vae" (its
@@ -37,7 +37,7 @@ def make_generate(sit: SiT, vae: AutoencoderKL, sampler: Sampler) -> Generate:
         )
         norm = weights["latent_norm"]
         latents = denormalize(latents, norm["mean"], norm["var"])
-        return to_uint8(vae.apply({"params": weights["vae"]}, latents, method=AutoencoderKL.decode))
+        return to_uint8(vae.apply({"params": weights["vae"]}, latents, method="decode"))
 
     return generate
 

@@ -1,6 +1,7 @@
 """From a configuration to networks, optimizers, and a state with its weights loaded."""
 
 import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -9,22 +10,25 @@ import optax
 from ml_collections import ConfigDict
 
 from repae_jax.config import sit_dimensions, vae_dimensions
-from repae_jax.models.autoencoder_kl import AutoencoderKL
 from repae_jax.models.batch_norm import LatentNorm
 from repae_jax.models.discriminator import PatchDiscriminator
 from repae_jax.models.lpips import LPIPS
 from repae_jax.models.sit import SiT
+from repae_jax.models.vae import VAE, VAE_FAMILIES
 from repae_jax.models.vit import ViT, create_vit
 from repae_jax.training.optimizers import adamw
 from repae_jax.training.recipe import Models, Objective, Teacher
 from repae_jax.training.state import TrainState, create_state
 from repae_jax.validation import needs_lpips
 
+# a VAE's parameters -> its latents' {"mean": (c,), "var": (c,)}
+Measure = Callable[[Any], Mapping[str, Any]]
+
 
 def build_models(config: ConfigDict) -> Models:
     """The networks that this configuration trains or needs, without their weights."""
     dtype = jnp.dtype(config.dtype)
-    vae = AutoencoderKL(**vae_dimensions(config), dtype=dtype)
+    vae = build_vae(config, dtype)
     models = Models(vae=vae)
     if "sit" in config.train:
         teachers = {
@@ -49,19 +53,28 @@ def build_models(config: ConfigDict) -> Models:
     return models
 
 
+def build_vae(config: ConfigDict, dtype: Any = jnp.float32) -> VAE:
+    """The VAE of `config.vae`."""
+    family, dimensions = vae_dimensions(config)
+    return VAE_FAMILIES[family](**dimensions, dtype=dtype)
+
+
 def build_vit(entry: ConfigDict, resolution: int, dtype: Any = jnp.float32) -> ViT:
-    """The ViT of one teacher entry; one without an `arch` gets a table of just its own grid."""
+    """The ViT of one teacher entry; one without an `arch` gets a table of just its own grid.
+
+    Explicit keys override the preset's.
+    """
+    sizes = {
+        "patch_size": entry.patch_size,
+        "dim": entry.hidden_size,
+        "depth": entry.depth,
+        "num_heads": entry.num_heads,
+    }
+    explicit = {field: size for field, size in sizes.items() if size is not None}
     if entry.arch:
-        return create_vit(entry.arch, dtype=dtype)
-    return ViT(
-        patch_size=entry.patch_size,
-        native_grid=resolution // entry.patch_size,
-        dim=entry.hidden_size,
-        depth=entry.depth,
-        num_heads=entry.num_heads,
-        layer_scale=None,
-        dtype=dtype,
-    )
+        return create_vit(entry.arch, dtype=dtype, **explicit)
+    grid = resolution // entry.patch_size
+    return ViT(native_grid=grid, layer_scale=None, dtype=dtype, **explicit)
 
 
 def build_objective(config: ConfigDict) -> Objective:
@@ -74,8 +87,14 @@ def build_optimizers(config: ConfigDict) -> dict[str, optax.GradientTransformati
     return {name: adamw(**config.optimizer[name]) for name in config.train}
 
 
-def init_state(config: ConfigDict, models: Models) -> TrainState:
+def init_state(config: ConfigDict, models: Models, measure: Measure | None = None) -> TrainState:
     """The state at step 0: fresh weights from the seed, then those that the files bring.
+
+    Args:
+      config: the configuration.
+      models: its networks.
+      measure: a VAE's parameters -> its latents' statistics, asked where a pretrained VAE comes
+        without them; without it LatentNorm then starts at mean 0 and variance 1.
 
     Raises:
       UserError: a file is missing or damaged, or holds another model.
@@ -83,7 +102,23 @@ def init_state(config: ConfigDict, models: Models) -> TrainState:
     fresh = jax.jit(
         lambda key: fresh_state(config, models, key), compiler_options=_init_compiler_options()
     )
-    return _load_weights(config, models, fresh(jax.random.key(config.seed)))
+    return _load_weights(config, models, fresh(jax.random.key(config.seed)), measure)
+
+
+def initial_vae(config: ConfigDict, models: Models):
+    """The VAE's parameters before the first step.
+
+    Raises:
+      UserError: its file is missing or damaged, or holds another model.
+    """
+    if config.vae.weights:
+        return _pretrained_vae(config, models, None)[0]
+    key = jax.random.key(config.seed)
+    fresh = jax.jit(
+        lambda key: fresh_state(config, models, key).params["vae"],
+        compiler_options=_init_compiler_options(),
+    )
+    return fresh(key)
 
 
 def fresh_state(config: ConfigDict, models: Models, key: jax.Array) -> TrainState:
@@ -152,28 +187,52 @@ def _build_sit(config, vae, teacher_dims, dtype):
     )
 
 
-def _load_weights(config, models, state):
-    from repae_jax.interop.discriminator import load_discriminator
+def load_frozen(config: ConfigDict, models: Models, names: Iterable[str]) -> dict[str, Any]:
+    """The variables of those networks that nothing trains, teachers and LPIPS, from their files.
+
+    Raises:
+      UserError: a file is missing or damaged, or holds another model.
+    """
     from repae_jax.interop.files import read_tensors
     from repae_jax.interop.lpips import load_lpips
-    from repae_jax.training.weights import load_teacher, read_vae, read_vae_statistics
+    from repae_jax.training.weights import load_teacher
 
-    params, batch_stats, frozen = dict(state.params), dict(state.batch_stats), dict(state.frozen)
+    frozen = {}
+    for name in names:
+        if name == "lpips":
+            heads, vgg = config.lpips.weights, config.lpips.vgg_weights
+            tensors = {**read_tensors(vgg), **read_tensors(heads)}
+            frozen[name] = load_lpips(tensors, models.lpips, source=heads)
+        elif name in models.teachers:
+            teacher = models.teachers[name].model
+            frozen[name] = load_teacher(config.teachers[name].weights, teacher)
+    return frozen
+
+
+def _pretrained_vae(config, models, measure):
+    from repae_jax.training.weights import read_vae
+
+    params, statistics = read_vae(config, models.vae)
+    if statistics is None and models.latent_norm is not None and measure is not None:
+        statistics = measure(params)
+    return params, statistics
+
+
+def _load_weights(config, models, state, measure):
+    from repae_jax.interop.discriminator import load_discriminator
+    from repae_jax.interop.files import read_tensors
+
+    params, batch_stats = dict(state.params), dict(state.batch_stats)
     if config.vae.weights:
-        params["vae"] = read_vae(config.vae.weights, models.vae)
-        statistics = read_vae_statistics(config, models.vae)
-        if "latent_norm" in batch_stats and statistics is not None:
-            batch_stats["latent_norm"] = statistics
+        params["vae"], statistics = _pretrained_vae(config, models, measure)
+        if statistics is not None and models.latent_norm is not None:
+            batch_stats["latent_norm"] = dict(statistics)
     if config.discriminator.weights and models.discriminator is not None:
         path = config.discriminator.weights
         loaded = load_discriminator(read_tensors(path), models.discriminator, source=path)
         params["discriminator"] = loaded["params"]
         batch_stats["discriminator"] = loaded["batch_stats"]
-    for name, teacher in models.teachers.items():
-        frozen[name] = load_teacher(config.teachers[name].weights, teacher.model)
-    if models.lpips is not None:
-        tensors = {**read_tensors(config.lpips.vgg_weights), **read_tensors(config.lpips.weights)}
-        frozen["lpips"] = load_lpips(tensors, models.lpips, source=config.lpips.weights)
+    frozen = {**state.frozen, **load_frozen(config, models, state.frozen)}
     fresh = create_state(params, batch_stats, frozen, build_optimizers(config))
     return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), fresh, state)
 

@@ -26,13 +26,14 @@ from repae_jax.training.build import (
     describe,
     init_state,
     latent_shape,
+    load_frozen,
     state_template,
 )
 from repae_jax.training.checkpoints import Checkpoints
 from repae_jax.training.draws import sample_draws
 from repae_jax.training.metrics import MetricWriter
 from repae_jax.training.run import make_sampler, sampling_weights
-from repae_jax.training.statistics import measured_statistics
+from repae_jax.training.statistics import latent_moments
 from repae_jax.training.step import make_train_step
 from repae_jax.validation import check_devices, check_files, validate
 
@@ -143,11 +144,17 @@ def _start(config, models, mesh, checkpoints, batches, source):
     """The state to begin with, on the devices: the newest checkpoint's, or a fresh one."""
     sharding = replicated(mesh)
     if checkpoints.latest_step() is None:
-        state = init_state(config, models)
-        if config.vae.weights and models.latent_norm is not None:
-            state = measured_statistics(config, models, state, source)
-        return jax.device_put(state, sharding)
-    state, data_state = checkpoints.restore(state_template(config, models, sharding))
+
+        def measure(vae):
+            return latent_moments(models.vae, vae, source, config.batch_size)
+
+        return jax.device_put(init_state(config, models, measure), sharding)
+    template = state_template(config, models, sharding)
+    state, data_state = checkpoints.restore(template)
+    # A run that was imported brings no teachers and no LPIPS: their files do.
+    missing = template.frozen.keys() - state.frozen.keys()
+    frozen = jax.device_put(load_frozen(config, models, sorted(missing)), sharding)
+    state = state.replace(frozen={**state.frozen, **frozen})
     batches.set_state(data_state)
     print(f"going on from step {int(state.step)}")
     return state

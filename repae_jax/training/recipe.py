@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 
 from repae_jax.errors import UserError
-from repae_jax.models.autoencoder_kl import AutoencoderKL
 from repae_jax.models.batch_norm import LatentNorm
 from repae_jax.models.discriminator import PatchDiscriminator
 from repae_jax.models.lpips import LPIPS
 from repae_jax.models.sit import SiT
+from repae_jax.models.vae import VAE
 from repae_jax.models.vit import ViT
 from repae_jax.objectives.interpolant import INTERPOLANTS
 from repae_jax.objectives.reconstruction import RECONSTRUCTION
@@ -26,7 +26,7 @@ class Teacher:
 class Models:
     """The networks of a run; None where the run has none."""
 
-    vae: AutoencoderKL
+    vae: VAE
     sit: SiT | None = None
     latent_norm: LatentNorm | None = None
     discriminator: PatchDiscriminator | None = None

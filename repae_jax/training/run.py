@@ -34,22 +34,40 @@ def open_run(workdir: pathlib.Path) -> Run:
       UserError: there is no run or no checkpoint, or it is damaged.
     """
     config = load_config(workdir)
+    models = build_models(config)
+    state = load_state(workdir, config, models, jax.devices()[0])
+    return Run(workdir, config, models, state)
+
+
+def load_state(
+    workdir: pathlib.Path,
+    config: ConfigDict,
+    models: Models,
+    device: jax.Device,
+    *,
+    optimizers: bool = False,
+) -> TrainState:
+    """The newest state in `workdir` on `device`; `opt_state` is empty unless it is asked for.
+
+    Raises:
+      UserError: there is no checkpoint, or it is damaged.
+    """
     if not (workdir / FOLDER).is_dir():
         raise UserError(f"{workdir} has no checkpoint yet: train first")
-    models = build_models(config)
-    template = state_template(config, models, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    template = state_template(config, models, jax.sharding.SingleDeviceSharding(device))
+    if not optimizers:
+        template = template.replace(opt_state={})
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
-        state, _ = checkpoints.restore(template)
+        return checkpoints.restore(template)[0]
     finally:
         checkpoints.close()
-    return Run(workdir, config, models, state)
 
 
 def sampling_weights(state: TrainState) -> Mapping[str, Any]:
     """What `make_generate`'s function takes: averaged SiT and statistics, and the VAE."""
     return {
-        "sit": {"params": state.ema["params"], **state.frozen["sit"]},
+        "sit": {"params": state.ema["params"], "constants": state.ema["constants"]},
         "latent_norm": state.ema["latent_norm"],
         "vae": state.params["vae"],
     }

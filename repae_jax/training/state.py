@@ -21,7 +21,8 @@ class TrainState:
       batch_stats: the mutable collection: "latent_norm" (mean, var), "discriminator", and the
         running means of LeCam under "lecam".
       opt_state: optimizer state of each trained network.
-      ema: exponential moving average of the SiT's "params" and of the "latent_norm" statistics.
+      ema: exponential moving average of the SiT's "params" and of the "latent_norm" statistics,
+        with the averaged SiT's position table under "constants" (an imported one's may differ).
       frozen: what no step changes: the position table ("sit"), teachers, LPIPS.
     """
 
@@ -48,8 +49,16 @@ def create_state(
         ema={},
         frozen=dict(frozen),
     )
+    return restart_average(state)
+
+
+def restart_average(state: TrainState) -> TrainState:
+    """The moving averages as copies of what they average now."""
+    if "sit" not in state.params:
+        return state
     # Copies, because a donated buffer must not appear twice in the state.
-    return state.replace(ema=jax.tree.map(jnp.copy, averaged(state)))
+    ema = {**averaged(state), "constants": state.frozen["sit"]["constants"]}
+    return state.replace(ema=jax.tree.map(jnp.copy, ema))
 
 
 def averaged(state: TrainState) -> dict[str, Tree]:

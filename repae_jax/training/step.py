@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from jax.lax import stop_gradient
 
-from repae_jax.models.autoencoder_kl import AutoencoderKL, Posterior
+from repae_jax.models.autoencoder_kl import Posterior
 from repae_jax.models.sit import SiT
 from repae_jax.models.teachers import preprocess
 from repae_jax.objectives.adversarial import generator_loss, hinge_loss, lecam_loss
@@ -78,8 +78,10 @@ def make_train_step(
         after = state.replace(
             step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state
         )
-        ema = optax.incremental_update(averaged(after), state.ema, 1.0 - ema_decay)
-        return after.replace(ema=ema), metrics
+        followed = averaged(after)
+        old = {name: state.ema[name] for name in followed}
+        ema = optax.incremental_update(followed, old, 1.0 - ema_decay)
+        return after.replace(ema={**state.ema, **ema}), metrics
 
     return train_step
 
@@ -141,11 +143,11 @@ def make_observe(models: Models, *, reconstruct: bool):
     def observe(params, state: TrainState, batch: Batch, draws: Draws) -> Seen:
         images = to_float(batch["image"])
         weights = {"params": params["vae"]}
-        posterior = vae.apply(weights, images, method=AutoencoderKL.encode)
+        posterior = vae.apply(weights, images, method="encode")
         latents = posterior.sample(draws.posterior_noise)
         reconstructions = None
         if reconstruct:
-            reconstructions = vae.apply(weights, latents, method=AutoencoderKL.decode)
+            reconstructions = vae.apply(weights, latents, method="decode")
         return Seen(
             step=state.step,
             draws=draws,

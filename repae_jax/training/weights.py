@@ -4,29 +4,43 @@ import json
 import pathlib
 from collections.abc import Mapping
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from repae_jax.errors import UserError
-from repae_jax.interop.dinov2 import load_dinov2
-from repae_jax.interop.files import read_tensors
-from repae_jax.interop.original import load_vae
+from repae_jax.interop import hub, latent_statistics
+from repae_jax.interop.files import read_tensors, write_safetensors
+from repae_jax.interop.latent_statistics import Statistics
+from repae_jax.interop.pretrained import read_weights
 from repae_jax.interop.tables import check, flatten, unflatten
-from repae_jax.models.autoencoder_kl import AutoencoderKL
+from repae_jax.interop.vit import load_vit
 from repae_jax.models.vit import ViT
+from repae_jax.training.checkpoints import FOLDER, restore_latest
+
+HUB_WEIGHTS = "model.safetensors"  # of the models that transformers publishes
 
 
 def load_teacher(path: str, model: ViT) -> dict:
-    """{"params": ...} for a ViT from DINOv2's files (any of its namings) or `save_teacher`'s.
+    """{"params": ...} for a ViT from its publishers' files, see `load_vit`, or `save_teacher`'s.
 
     Raises:
       UserError: the file is missing or unreadable, or holds another model.
     """
-    tensors = read_tensors(path)
+    located = hub.locate(path, (HUB_WEIGHTS,))
+    try:
+        tensors = read_tensors(located / HUB_WEIGHTS if located.is_dir() else located)
+    except UserError as error:
+        if model.family != "clip" or "TorchScript" not in str(error):
+            raise
+        raise UserError(
+            f"{path}: OpenAI's archive holds code, which is not run here; take model.safetensors "
+            "of openai/clip-vit-large-patch14 from Hugging Face, or torch.save the state_dict() "
+            "of clip.load(...)[0].visual"
+        ) from error
     if not any(name.startswith("params/") for name in tensors):
-        return load_dinov2(tensors, model, source=path)
+        return load_vit(tensors, model, source=path)
     image = jnp.zeros((1, model.patch_size, model.patch_size, 3))
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
     check(tensors, {name: s.shape for name, s in flatten(shapes).items()}, source=path)
@@ -35,58 +49,42 @@ def load_teacher(path: str, model: ViT) -> dict:
 
 def save_teacher(path: str, params: Mapping, notes: Mapping[str, object]) -> None:
     """Write a ViT's parameters as .safetensors under our own paths, with `notes` as metadata."""
-    from safetensors.numpy import save
-
-    from repae_jax.evaluation.figures import write_atomically
-
-    flat = {name: np.ascontiguousarray(a) for name, a in flatten({"params": params}).items()}
     metadata = {name: json.dumps(value) for name, value in notes.items()}
-    write_atomically(path, save(flat, metadata))
+    write_safetensors(path, flatten({"params": params}), metadata)
 
 
-def read_vae(path: str, vae: AutoencoderKL) -> dict:
-    """Parameters of a VAE from a file with LDM names, or from a work directory that trained one.
+def read_vae(config: ConfigDict, vae: nn.Module) -> tuple[dict, Statistics | None]:
+    """Parameters of the VAE that `config.vae.weights` names, and its latents' statistics.
+
+    The weights are whatever `PretrainedVAE.from_pretrained` reads, or a work directory that
+    trained them. The statistics are those of `config.vae.statistics`, or else those that came
+    with the weights; None where none did.
 
     Raises:
       UserError: nothing is there, it is unreadable, or it holds another VAE.
     """
-    if pathlib.Path(path).is_dir():
-        from repae_jax.training.checkpoints import restore_latest
+    name = config.vae.weights
+    if (pathlib.Path(name) / FOLDER).is_dir():
+        params, statistics = _read_run(name, vae)
+    else:
+        params, statistics = read_weights(name, vae)
+    source = config.vae.statistics or name
+    if config.vae.statistics:
+        statistics = latent_statistics.read(source)
+    if statistics is not None and statistics["mean"].shape != (vae.latent_channels,):
+        raise UserError(
+            f"{source}: latent statistics of {statistics['mean'].size} channels, the VAE has "
+            f"{vae.latent_channels}"
+        )
+    return params, statistics
 
-        tensors = flatten(restore_latest(path)["params"]["vae"])
-        images = jnp.zeros((1, vae.factor, vae.factor, vae.image_channels))
-        noise = jnp.zeros((1, 1, 1, vae.latent_channels))
-        shapes = jax.eval_shape(vae.init, jax.random.key(0), images, noise)["params"]
-        check(tensors, {name: s.shape for name, s in flatten(shapes).items()}, source=path)
-        return unflatten(tensors)
-    return load_vae(read_tensors(path), vae, source=path)
 
-
-def read_vae_statistics(config: ConfigDict, vae: AutoencoderKL) -> dict | None:
-    """LatentNorm's {"mean": (c,), "var": (c,)} as published beside a VAE, or None if nothing is.
-
-    Reads `config.vae.statistics`, or for weights `X.pt` the file `X-latents-stats.pt` beside it,
-    which holds `latents_scale` = 1 / std and `latents_bias` = mean.
-
-    Raises:
-      UserError: the file holds something else, or another number of channels.
-    """
-    path = config.vae.statistics
-    if not path:
-        weights = pathlib.Path(config.vae.weights)
-        beside = weights.with_name(f"{weights.stem}-latents-stats.pt")
-        if not beside.is_file():
-            return None
-        path = str(beside)
-    tensors = read_tensors(path)
-    statistics = {}
-    for name in ("latents_bias", "latents_scale"):
-        if name not in tensors:
-            raise UserError(f"{path}: tensor {name!r} is missing")
-        statistics[name] = np.asarray(tensors[name], np.float32).reshape(-1)
-        if statistics[name].shape != (vae.latent_channels,):
-            raise UserError(
-                f"{path}: {name!r} has {statistics[name].size} values, the VAE "
-                f"{vae.latent_channels} latent channels"
-            )
-    return {"mean": statistics["latents_bias"], "var": statistics["latents_scale"] ** -2.0}
+def _read_run(workdir, vae):
+    """The VAE of a work directory, and the statistics that its LatentNorm arrived at."""
+    state = restore_latest(workdir)
+    images = jnp.zeros((1, vae.factor, vae.factor, vae.image_channels))
+    noise = jnp.zeros((1, 1, 1, vae.latent_channels))
+    shapes = jax.eval_shape(vae.init, jax.random.key(0), images, noise)["params"]
+    tensors = flatten(state["params"]["vae"])
+    check(tensors, {name: s.shape for name, s in flatten(shapes).items()}, source=workdir)
+    return unflatten(tensors), (state["ema"] or {}).get("latent_norm")

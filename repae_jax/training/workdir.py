@@ -2,22 +2,27 @@
 
 import json
 import pathlib
+import re
 
 from ml_collections import ConfigDict
 
-from repae_jax.config import base, differences, teacher, to_json
+from repae_jax.atomic import write_atomically
+from repae_jax.config import differences, from_json, to_json
 from repae_jax.errors import UserError
-from repae_jax.evaluation.figures import write_atomically
 
 CONFIG = "config.json"
-FREE_KEYS = ("config.run.", "config.sampling.", "config.data.workers", "config.data.path")
+# Once a run has begun, its weights come from its checkpoints: where files lie may change.
+FREE_KEYS = (
+    r"config\.(run|sampling)\..*|config\.data\.(workers|path)"
+    r"|config\.(.*\.)?(weights|vgg_weights|statistics)"
+)
 
 
 def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Make `workdir` this configuration's, or check that it already is.
 
     Only the keys that do not change the mathematics may differ when a run is continued:
-    `run.*`, `sampling.*`, `data.workers` and `data.path`; the file then takes the new values.
+    `run.*`, `sampling.*`, `data.workers` and where files lie; the file then takes the new values.
 
     Raises:
       UserError: the directory holds another configuration, or other files, or is unwritable.
@@ -43,7 +48,7 @@ def check(workdir: pathlib.Path, config: ConfigDict) -> None:
     changed = [
         line
         for line in differences(_read(path), json.loads(to_json(config)))
-        if not line.startswith(FREE_KEYS)
+        if not re.fullmatch(FREE_KEYS, line.partition(":")[0])
     ]
     if changed:
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
@@ -62,15 +67,7 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
     path = workdir / CONFIG
     if not path.is_file():
         raise UserError(f"{workdir} holds no run: {CONFIG} is missing")
-    stored = _read(path)
-    config = base()
-    try:
-        for name, entry in stored.get("teachers", {}).items():
-            config.teachers[name] = teacher(**_tuples(entry))
-        config.update(_tuples({k: v for k, v in stored.items() if k != "teachers"}))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is not a configuration of this version: {error}") from error
-    return config
+    return from_json(path.read_text(errors="replace"), source=str(path))
 
 
 def _read(path):
@@ -78,10 +75,3 @@ def _read(path):
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
-
-
-def _tuples(value):
-    """JSON has lists where configurations have tuples."""
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(value) if isinstance(value, list) else value

@@ -57,12 +57,12 @@ class Hostile:
 
 
 @pytest.mark.parametrize(
-    "write", [torch.save, lambda x, p: pathlib.Path(p).write_bytes(pickle.dumps(x))]
+    "write", [torch.save, lambda x, p: pathlib.Path(p).write_bytes(pickle.dumps(x, protocol=2))]
 )
 def test_code_in_a_file_does_not_run(write, tmp_path):
     path, trace = tmp_path / "hostile.pt", tmp_path / "executed"
     write({"x": Hostile(trace)}, path)
-    with pytest.raises(UserError, match="hostile.pt: not a readable weights-only PyTorch file"):
+    with pytest.raises(UserError, match=r"hostile.pt: .* posix.mkdir in it is code, and not run"):
         read_tensors(path)
     assert not trace.exists()
 
@@ -84,6 +84,6 @@ def test_damage_is_one_line(suffix, tmp_path):
 def test_missing_and_unknown_files(tmp_path):
     with pytest.raises(UserError, match="no weights at"):
         read_tensors(tmp_path / "none.pt")
-    (tmp_path / "a.ckpt").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"expected a .safetensors, .pt or .pth file"):
-        read_tensors(tmp_path / "a.ckpt")
+    (tmp_path / "a.onnx").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"expected a file .safetensors, .* or .tar"):
+        read_tensors(tmp_path / "a.onnx")

@@ -12,7 +12,8 @@ import torch
 import torch_sit
 
 from repae_jax.errors import UserError
-from repae_jax.interop.original import load_sit, load_vae, sit_rules, vae_rules
+from repae_jax.interop.autoencoder_kl import ldm_rules, load_vae
+from repae_jax.interop.sit import load_sit, sit_rules
 from repae_jax.interop.tables import flatten, to_theirs
 from repae_jax.models.autoencoder_kl import VAE_CONFIGS, AutoencoderKL
 from repae_jax.models.sit import SIT_CONFIGS, SiT
@@ -100,7 +101,7 @@ def sit_family(**changes):
 def vae_family(quant_conv):
     model = AutoencoderKL(4, (1, 2), LATENT, attention_levels=(1,), groups=2, quant_conv=quant_conv)
     tensors = random(vae_shapes(quant_conv))
-    return tensors, lambda tensors: load_vae(tensors, model, source="FILE"), vae_rules()
+    return tensors, lambda tensors: load_vae(tensors, model, source="FILE"), ldm_rules()
 
 
 FAMILIES = {

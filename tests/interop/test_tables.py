@@ -7,9 +7,9 @@ import pytest
 
 from repae_jax.errors import UserError
 from repae_jax.interop import tables
-from repae_jax.interop.dinov2 import export_dinov2, load_dinov2
 from repae_jax.interop.discriminator import export_discriminator, load_discriminator
 from repae_jax.interop.lpips import export_lpips, load_lpips
+from repae_jax.interop.vit import export_vit, load_vit
 from repae_jax.models.discriminator import PatchDiscriminator
 from repae_jax.models.lpips import LPIPS
 from repae_jax.models.vit import ViT
@@ -129,8 +129,8 @@ def families():
         for naming, tensors in by_naming.items():
             found[f"dinov2-{naming}-{'swiglu-registers' if swiglu else 'mlp'}"] = (
                 tensors,
-                lambda t, model=model: load_dinov2(t, model, "FILE"),
-                lambda v, model=model, naming=naming: export_dinov2(v, model, naming),
+                lambda t, model=model: load_vit(t, model, "FILE"),
+                lambda v, model=model, naming=naming: export_vit(v, model, naming),
             )
     for naming in ("torchvision", "module"):
         found[f"lpips-{naming}"] = (
@@ -181,9 +181,9 @@ def test_bad_tensors_are_named(family):
 @pytest.mark.parametrize("swiglu", [False, True])
 def test_the_namings_of_dinov2_give_the_same_weights(swiglu):
     tensors, model = authors(swiglu, 2), vit(swiglu, 2)
-    expected = tables.flatten(load_dinov2(tensors, model))
+    expected = tables.flatten(load_vit(tensors, model))
     for version in (4, 5):
-        actual = tables.flatten(load_dinov2(transformers_names(tensors, version), model))
+        actual = tables.flatten(load_vit(transformers_names(tensors, version), model))
         assert set(actual) == set(expected)
         for path, array in expected.items():
             np.testing.assert_array_equal(actual[path], array, err_msg=path)
@@ -193,8 +193,8 @@ def test_the_mask_token_is_left_out_whether_it_is_there_or_not():
     tensors, model = authors(False, 0), vit(False, 0)
     without = {name: a for name, a in tensors.items() if name != "mask_token"}
     tensors["mask_token"] = np.ones((1, DIM), np.float32)
-    assert set(tables.flatten(load_dinov2(tensors, model))) == set(
-        tables.flatten(load_dinov2(without, model))
+    assert set(tables.flatten(load_vit(tensors, model))) == set(
+        tables.flatten(load_vit(without, model))
     )
 
 
@@ -208,14 +208,14 @@ def test_what_nothing_reads_is_left_out():
 
 def test_foreign_files_are_told_apart():
     foreign = {"model.weight": np.zeros(3, np.float32)}
-    with pytest.raises(UserError, match=r"FILE: .*DINOv2.*'cls_token'"):
-        load_dinov2(foreign, vit(False, 0), "FILE")
+    with pytest.raises(UserError, match=r"FILE: .*DINOv2.*'pos_embed' or 'embeddings.position_emb"):
+        load_vit(foreign, vit(False, 0), "FILE")
     with pytest.raises(UserError, match=r"FILE: .*LPIPS.*vgg\.pth"):
         load_lpips(foreign, LPIPS(rescale_inputs=False, widths=WIDTHS), source="FILE")
 
 
 def test_registers_of_the_file_and_of_the_model_must_agree():
     with pytest.raises(UserError, match=r"unexpected tensor 'register_tokens'"):
-        load_dinov2(authors(False, 2), vit(False, 0))
+        load_vit(authors(False, 2), vit(False, 0))
     with pytest.raises(UserError, match=r"'register_tokens' is missing"):
-        load_dinov2(authors(False, 0), vit(False, 2))
+        load_vit(authors(False, 0), vit(False, 2))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from repae_jax.interop import tables
-from repae_jax.interop.original import load_vae, vae_rules
+from repae_jax.interop.autoencoder_kl import ldm_rules, load_vae
 from repae_jax.models.autoencoder_kl import VAE_CONFIGS, AutoencoderKL, Posterior
 
 # One block a level instead of two halves the time that compilation takes.
@@ -75,7 +75,7 @@ def test_values_and_gradients_equal_diffusers(case):
         parity.assert_close(actual, value, name)
     parity.assert_close(by_images, parity.to_nhwc(images_torch.grad), "gradient by the images")
     parity.assert_tensors_close(
-        tables.to_theirs(vae_rules(), tables.flatten(by_weights["params"])),
+        tables.to_theirs(ldm_rules(), tables.flatten(by_weights["params"])),
         diffusers_vae.ldm_names(parity.gradients_of(reference)),
         vanishing=zero_but_for_rounding,
     )
@@ -126,14 +126,14 @@ def our_shapes(model):
     noise = jnp.zeros((1, 1, 1, model.latent_channels))
     shapes = jax.eval_shape(model.init, jax.random.key(0), images, noise)["params"]
     return tables.exported_shapes(
-        lambda params: tables.to_theirs(vae_rules(), tables.flatten(params)), shapes
+        lambda params: tables.to_theirs(ldm_rules(), tables.flatten(params)), shapes
     )
 
 
 @pytest.mark.parametrize("quant_conv", [True, False])
 @pytest.mark.parametrize("name", VAE_CONFIGS)
 def test_published_families_have_the_tensors_of_diffusers(name, quant_conv):
-    model = AutoencoderKL(**VAE_CONFIGS[name], quant_conv=quant_conv)
+    model = AutoencoderKL(**{**VAE_CONFIGS[name], "quant_conv": quant_conv})
     with torch.device("meta"):
         reference = diffusers_vae.ldm_names(diffusers_vae.make_vae(model).state_dict())
     assert our_shapes(model) == {name: tuple(t.shape) for name, t in reference.items()}

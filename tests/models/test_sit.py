@@ -9,7 +9,7 @@ import torch
 import torch_sit
 
 from repae_jax.interop import tables
-from repae_jax.interop.original import load_sit, sit_rules
+from repae_jax.interop.sit import load_sit, sit_rules
 from repae_jax.models.layers import sincos_position_table
 from repae_jax.models.sit import SIT_CONFIGS, SiT
 

@@ -13,9 +13,10 @@ import original_networks as original
 import torch
 from parity import state_of, to_nchw
 
+from repae_jax.interop.autoencoder_kl import load_vae
 from repae_jax.interop.discriminator import load_discriminator
 from repae_jax.interop.lpips import load_lpips
-from repae_jax.interop.original import load_sit, load_vae
+from repae_jax.interop.sit import load_sit
 from repae_jax.models.autoencoder_kl import AutoencoderKL
 from repae_jax.models.batch_norm import LatentNorm
 from repae_jax.models.discriminator import PatchDiscriminator
@@ -232,7 +233,8 @@ def our_arrays(state: TrainState) -> dict[str, np.ndarray]:
 def their_arrays(networks: Mapping[str, torch.nn.Module], training) -> dict[str, np.ndarray]:
     """The same of the original, under our paths."""
     state, ema = our_state(networks), LOADERS["sit"](state_of(training.ema))
-    state = state.replace(ema={"params": ema["params"], "latent_norm": ema["batch_stats"]})
+    averages = {"params": ema["params"], "latent_norm": ema["batch_stats"]}
+    state = state.replace(ema={**averages, "constants": ema["constants"]})
     arrays = {n: a for n, a in our_arrays(state).items() if not n.startswith("moments/")}
     for name, part in _parts(networks).items():
         if name not in state.opt_state:

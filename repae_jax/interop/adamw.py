@@ -1,0 +1,116 @@
+"""PyTorch's AdamW state dict, to and from the moments of ours.
+
+There the state is numbered by the order of a model's parameters:
+
+    {"state": {0: {"step", "exp_avg", "exp_avg_sq"}, ...}, "param_groups": [{"lr", ..., "params"}]}
+
+and a parameter that never had a gradient has no entry under "state".
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from repae_jax.errors import UserError
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class AdamState(NamedTuple):
+    """The moments under the names of PyTorch's parameters, and the steps behind them."""
+
+    count: int
+    exp_avg: dict[str, np.ndarray]
+    exp_avg_sq: dict[str, np.ndarray]
+
+
+def read_adamw(
+    state_dict: Mapping[str, Any],
+    slots: Sequence[str | None],
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    source: str,
+) -> AdamState:
+    """The moments of the parameters in `shapes`.
+
+    Args:
+      state_dict: of torch.optim.AdamW.
+      slots: the name of each numbered parameter, None for one that nobody asks about.
+      shapes: the parameters that train, and their shapes.
+      source: what to call the state in an error, such as "0400000.pt: opt".
+
+    Raises:
+      UserError: other slots than `slots`, a moment missing, misshapen or not finite, or
+        parameters that have taken different numbers of steps.
+    """
+    groups, state = state_dict.get("param_groups"), state_dict.get("state")
+    if not isinstance(state, Mapping) or not groups:
+        raise UserError(f"{source}: not the state of a PyTorch optimizer")
+    numbers = [number for group in groups for number in group["params"]]
+    if len(numbers) != len(slots):
+        raise UserError(f"{source}: has {len(numbers)} parameters, the model {len(slots)}")
+    moments: dict[str, dict[str, np.ndarray]] = {name: {} for name in MOMENTS}
+    counts = {}
+    for number, name in zip(numbers, slots, strict=True):
+        if name not in shapes:
+            continue
+        entry = state.get(number)
+        if entry is None and state:
+            raise UserError(f"{source}: slot {number} ({name}) is missing")
+        for kind in MOMENTS:
+            moments[kind][name] = _moment(entry, kind, shapes[name], f"{source}: {name}")
+        counts[name] = 0 if entry is None else int(entry["step"])
+    if len(set(counts.values())) > 1:
+        low, high = min(counts, key=counts.get), max(counts, key=counts.get)
+        raise UserError(
+            f"{source}: {low} has taken {counts[low]} steps and {high} {counts[high]}: one "
+            "counter serves all here"
+        )
+    return AdamState(next(iter(counts.values()), 0), *moments.values())
+
+
+def write_adamw(
+    adam: AdamState,
+    slots: Sequence[str | None],
+    groups: Sequence[Mapping[str, Any]],
+    carried: Mapping[int, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The inverse of `read_adamw`.
+
+    Args:
+      adam: the moments and their count.
+      slots: the name of each numbered parameter.
+      groups: "param_groups" of the state dict; see `parameter_groups`.
+      carried: entries of slots that do not train here, taken as they are.
+    """
+    state = {}
+    step = np.asarray(adam.count, np.float32)
+    for number, name in enumerate(slots):
+        if number in carried:
+            state[number] = dict(carried[number])
+        elif name in adam.exp_avg:
+            moments = {kind: getattr(adam, kind)[name] for kind in MOMENTS}
+            state[number] = {"step": step.copy(), **moments}
+    return {"state": state, "param_groups": [dict(group) for group in groups]}
+
+
+def parameter_groups(count: int, **options: Any) -> list[dict[str, Any]]:
+    """ "param_groups" as torch.optim.AdamW itself writes them, for `count` parameters."""
+    import torch
+
+    parameters = [torch.zeros(()) for _ in range(count)]
+    return torch.optim.AdamW(parameters, **options).state_dict()["param_groups"]
+
+
+def _moment(entry, kind, shape, what):
+    if entry is None:  # saved before the first step
+        return np.zeros(shape, np.float32)
+    if kind not in entry:
+        raise UserError(f"{what} has no {kind}")
+    array = np.asarray(entry[kind])
+    if array.shape != tuple(shape):
+        raise UserError(f"{what} has {kind} of shape {array.shape}, the model needs {shape}")
+    if not np.isfinite(array).all():
+        raise UserError(f"{what} has {kind} with values that are not finite")
+    return array

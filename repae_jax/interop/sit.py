@@ -1,0 +1,143 @@
+"""The SiT under the names of the original REPA-E and of REPA."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from repae_jax.errors import UserError
+from repae_jax.interop import tables
+from repae_jax.interop.tables import LINEAR, Rule, layer, norm, patch_layout
+from repae_jax.models.sit import SIT_CONFIGS, SiT
+
+# counts the updates of the running statistics; with a fixed momentum nothing reads it
+BATCH_COUNT = "bn.num_batches_tracked"
+
+
+def sit_rules(patch_size: int) -> list[Rule]:
+    """Parameters, position table, and the latents' running statistics (`bn`), in module order.
+
+    REPA's own SiT is the same without `bn`.
+    """
+    block = ("blocks.{i}", "params/blocks_{i}")
+    head = ("projectors.{k}", "params/projectors_{k}")
+    return [
+        Rule("pos_embed", "constants/position_table"),
+        *layer("x_embedder.proj", "params/patch_embed", patch_layout(patch_size)),
+        *layer("t_embedder.mlp.0", "params/time_embed/fc1", LINEAR),
+        *layer("t_embedder.mlp.2", "params/time_embed/fc2", LINEAR),
+        Rule("y_embedder.embedding_table.weight", "params/label_embed/embedding"),
+        *layer(f"{block[0]}.attn.qkv", f"{block[1]}/attn/qkv", LINEAR),
+        *norm(f"{block[0]}.attn.q_norm", f"{block[1]}/attn/q_norm"),
+        *norm(f"{block[0]}.attn.k_norm", f"{block[1]}/attn/k_norm"),
+        *layer(f"{block[0]}.attn.proj", f"{block[1]}/attn/proj", LINEAR),
+        *layer(f"{block[0]}.mlp.fc1", f"{block[1]}/mlp/fc1", LINEAR),
+        *layer(f"{block[0]}.mlp.fc2", f"{block[1]}/mlp/fc2", LINEAR),
+        *layer(f"{block[0]}.adaLN_modulation.1", f"{block[1]}/modulation", LINEAR),
+        *layer(f"{head[0]}.0", f"{head[1]}/fc1", LINEAR),
+        *layer(f"{head[0]}.2", f"{head[1]}/fc2", LINEAR),
+        *layer(f"{head[0]}.4", f"{head[1]}/fc3", LINEAR),
+        *layer("final_layer.linear", "params/final_layer/linear", LINEAR),
+        *layer("final_layer.adaLN_modulation.1", "params/final_layer/modulation", LINEAR),
+        Rule("bn.running_mean", "batch_stats/mean"),
+        Rule("bn.running_var", "batch_stats/var"),
+    ]
+
+
+def load_sit(
+    tensors: Mapping[str, np.ndarray],
+    sit: SiT,
+    *,
+    statistics: bool = True,
+    source: str = "checkpoint",
+) -> dict:
+    """A SiT state dict (`model` or `ema` of a checkpoint) as `params`, `constants`, `batch_stats`.
+
+    `batch_stats` are LatentNorm's: mean (c,) and var (c,); REPA's checkpoints have none, which
+    `statistics=False` says.
+
+    Raises:
+      UserError: a tensor is missing, extra, misshapen or not finite.
+    """
+    shapes = sit_shapes(sit, statistics=statistics)
+    rules, ignore = sit_rules(sit.patch_size), (BATCH_COUNT,) if statistics else ()
+    return tables.load(rules, tensors, shapes, source=source, ignore=ignore)
+
+
+def export_sit(variables: Mapping, sit: SiT) -> dict[str, np.ndarray]:
+    """The inverse of `load_sit`, in the order of the original's modules."""
+    rules = sit_rules(sit.patch_size)
+    return tables.in_order(rules, tables.to_theirs(rules, tables.flatten(variables)))
+
+
+def sit_shapes(sit: SiT, *, statistics: bool = True) -> dict:
+    """Shapes and types of what `load_sit` gives; allocates nothing."""
+    side = sit.latent_size
+    latents = jnp.zeros((1, side, side, sit.latent_channels))
+    time, labels = jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)
+    shapes = jax.eval_shape(sit.init, jax.random.key(0), latents, time, labels)
+    if not statistics:
+        return shapes
+    channels = jax.ShapeDtypeStruct((sit.latent_channels,), jnp.float32)
+    return {**shapes, "batch_stats": {"mean": channels, "var": channels}}
+
+
+def unify_names(tensors: Mapping[str, np.ndarray], encoder_depth: int) -> dict[str, np.ndarray]:
+    """REPA's first checkpoints call the blocks from `encoder_depth` on `decoder_blocks`."""
+    renamed = {}
+    for name, array in tensors.items():
+        head, _, rest = name.partition(".")
+        if head == "decoder_blocks":
+            index, _, rest = rest.partition(".")
+            name = f"blocks.{int(index) + encoder_depth}.{rest}"
+        renamed[name] = array
+    return renamed
+
+
+def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[str, Any]:
+    """The fields of SiT that these tensors tell: all but `encoder_depth` and `null_class`.
+
+    `num_classes` counts every row of the label table, the null class's too. `num_heads` follows
+    from the published size of that width, or with qk-norm from the norm's.
+
+    Raises:
+      UserError: a tensor that tells a dimension is missing, or the heads cannot be told.
+    """
+
+    def shape(name):
+        if name not in tensors:
+            raise UserError(f"{source}: not the weights of a SiT: tensor {name!r} is missing")
+        return tensors[name].shape
+
+    def count(prefix):
+        return len({n.split(".")[1] for n in tensors if n.startswith(f"{prefix}.")})
+
+    hidden, channels, patch, _ = shape("x_embedder.proj.weight")
+    grid = round(shape("pos_embed")[1] ** 0.5)
+    qk_norm = "blocks.0.attn.q_norm.weight" in tensors
+    if qk_norm:
+        heads = hidden // shape("blocks.0.attn.q_norm.weight")[0]
+    else:
+        published = {c["hidden_size"]: c["num_heads"] for c in SIT_CONFIGS.values()}
+        if hidden not in published:
+            raise UserError(
+                f"{source}: a SiT of width {hidden} is none of the published sizes, and its "
+                "weights do not tell its number of heads: give a configuration"
+            )
+        heads = published[hidden]
+    projectors = range(count("projectors"))
+    return {
+        "latent_size": grid * patch,
+        "latent_channels": channels,
+        "patch_size": patch,
+        "hidden_size": hidden,
+        "depth": count("blocks"),
+        "num_heads": heads,
+        "num_classes": shape("y_embedder.embedding_table.weight")[0],
+        "teacher_dims": tuple(shape(f"projectors.{k}.4.weight")[0] for k in projectors),
+        "projector_dim": shape("projectors.0.0.weight")[0] if projectors else 2048,
+        "mlp_ratio": shape("blocks.0.mlp.fc1.weight")[0] / hidden,
+        "qk_norm": qk_norm,
+    }

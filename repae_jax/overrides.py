@@ -1,0 +1,94 @@
+"""Configurations from the command line: `--config FILE[:ARG] --config.key=value ...`."""
+
+import difflib
+import pathlib
+from collections.abc import Callable, Sequence
+
+from ml_collections import ConfigDict
+
+from repae_jax.errors import UserError
+
+PREFIX = "--config."
+
+
+def read_config(file: str, overrides: Sequence[str]) -> ConfigDict:
+    """The configuration of `file[:argument]` with `--config.key=value` overrides.
+
+    Raises:
+      UserError: no such file, an error in it, an unknown key, or a value of the wrong type.
+    """
+    path = file.split(":")[0]
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"no config file {path}: see the folder configs/")
+    config = _parse_file(file, [])
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{path}: get_config() gave a {type(config).__name__}, not a ConfigDict")
+    _check_keys(config, overrides)
+    return _parse_file(file, overrides)
+
+
+def apply_overrides(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """`config` with `--config.key=value` overrides.
+
+    Raises:
+      UserError: an unknown key, or a value of the wrong type.
+    """
+    from ml_collections import config_flags
+
+    _check_keys(config, overrides)
+    words = ["repae_jax", *overrides]
+
+    def define(values):
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=words)
+
+    return _parsed(define, words, "the configuration", overrides)
+
+
+def _parse_file(file, overrides):
+    from ml_collections import config_flags
+
+    words = ["repae_jax", f"--config={file}", *overrides]
+
+    def define(values):
+        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
+
+    return _parsed(define, words, file, overrides)
+
+
+def _parsed(define: Callable, words: Sequence[str], source: str, overrides: Sequence[str]):
+    """A configuration through ml_collections' flags, which know the type of every key."""
+    from absl import flags
+
+    values = flags.FlagValues()
+    try:
+        define(values)
+        values(words)
+        return values.config
+    except Exception as error:  # the file's own code may raise anything, and absl wraps it
+        chain = [error]
+        while cause := chain[-1].__cause__ or chain[-1].__context__:
+            chain.append(cause)
+        for exception in reversed(chain):
+            if isinstance(exception, UserError):
+                raise exception from None
+        if isinstance(error, flags.Error) and overrides:
+            raise UserError(_one_line(error)) from error
+        raise UserError(f"{source}: {type(chain[-1]).__name__}: {_one_line(chain[-1])}") from error
+
+
+def _check_keys(config, overrides):
+    """Raise UserError for an override of a key that the configuration does not have."""
+    for override in overrides:
+        node, path = config, "config"
+        for key in override.split("=")[0].removeprefix(PREFIX).split("."):
+            if not isinstance(node, ConfigDict) or key not in node:
+                keys = list(node) if isinstance(node, ConfigDict) else []
+                close = difflib.get_close_matches(key, keys, n=1)
+                known = ", ".join(keys) or "no keys"
+                hint = f"did you mean {path}.{close[0]}?" if close else f"{path} has {known}"
+                raise UserError(f"unknown key {path}.{key}: {hint}")
+            node, path = node[key], f"{path}.{key}"
+
+
+def _one_line(error):
+    return " ".join(str(error).split())

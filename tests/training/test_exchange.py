@@ -1,0 +1,403 @@
+"""Runs to the original's checkpoints and back: nothing lost, changed or half-written."""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import tiny
+import torch
+import torch_sit
+from ml_collections import ConfigDict
+
+from repae_jax.cli import main
+from repae_jax.config import base
+from repae_jax.errors import UserError
+from repae_jax.interop import files
+from repae_jax.training.build import build_models, state_template
+from repae_jax.training.checkpoints import Checkpoints, restore_latest
+from repae_jax.training.original_args import args_from_config, config_from_args
+from repae_jax.training.teacher import pretrain_teacher
+
+TINY = str(pathlib.Path(tiny.__file__))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A work directory after 3 steps, and its teacher's file."""
+    folder = tmp_path_factory.mktemp("exchange")
+    config = tiny.get_config()
+    config.teachers.small.weights = teacher = str(folder / "teacher.safetensors")
+    pretrain_teacher(config, "small", progress=False)
+    words = ["--config", TINY, f"--config.teachers.small.weights={teacher}"]
+    assert (
+        main(["train", *words, "--config.run.steps=3", "--workdir", str(folder / "run"), "--quiet"])
+        == 0
+    )
+    return folder / "run", teacher
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    """The run as the original's checkpoint."""
+    path = tmp_path_factory.mktemp("exported") / "exp" / "checkpoints" / "0000003.pt"
+    assert main(["convert", str(trained[0]), str(path), "--quiet"]) == 0
+    return path
+
+
+def content(path):
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, weights_only=True)
+
+
+def assert_same_content(actual, expected, at=""):
+    """Nested dicts, lists and values equal, tensors bit for bit."""
+    assert type(actual) is type(expected), at
+    if isinstance(expected, dict):
+        assert list(actual) == list(expected), at
+        for key, value in expected.items():
+            assert_same_content(actual[key], value, f"{at}/{key}")
+    elif isinstance(expected, torch.Tensor):
+        assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape), at
+        assert torch.equal(actual, expected), at
+    else:
+        assert actual == expected, at
+
+
+def state_of(workdir):
+    """The newest state, with the structure that the configuration gives it."""
+    config = tiny.get_config()
+    template = state_template(
+        config, build_models(config), jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    )
+    checkpoints = Checkpoints(workdir, read_only=True)
+    state, data = checkpoints.restore(template)
+    checkpoints.close()
+    return state, data
+
+
+def make_foreign(exported, path):
+    """A checkpoint with what only the original's own training leaves: a moved position table."""
+    whole = content(exported)
+    generator = torch.Generator().manual_seed(0)
+    table = whole["model"]["pos_embed"]
+    for key in ("model", "ema"):
+        whole[key]["pos_embed"] = table + 0.1 * torch.randn(table.shape, generator=generator)
+        whole[key]["bn.num_batches_tracked"] += 40
+    whole["opt"]["state"] = {
+        0: {
+            "step": torch.tensor(3.0),
+            "exp_avg": torch.randn(table.shape, generator=generator),
+            "exp_avg_sq": torch.rand(table.shape, generator=generator),
+        },
+        **whole["opt"]["state"],
+    }
+    whole["opt"]["param_groups"][0]["lr"] = 3e-5
+    whole["args"].wandb_history_path = None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(whole, path)
+    return path
+
+
+def test_a_run_survives_the_trip(trained, exported, tmp_path):
+    workdir = tmp_path / "back"
+    assert main(["convert", str(exported), str(workdir), "--quiet"]) == 0
+    (state, data), (expected, expected_data) = state_of(workdir), state_of(trained[0])
+    expected = expected.replace(frozen={"sit": expected.frozen["sit"]})  # no teachers in there
+    assert data == expected_data
+    leaves, paths = jax.tree.leaves(state), jax.tree_util.tree_leaves_with_path(expected)
+    assert jax.tree.structure(state) == jax.tree.structure(expected)
+    for leaf, (path, other) in zip(leaves, paths, strict=True):
+        assert leaf.dtype == other.dtype, path
+        np.testing.assert_array_equal(leaf, other, err_msg=str(path))
+    assert (workdir / "config.json").read_text() == (trained[0] / "config.json").read_text()
+
+
+def test_a_foreign_checkpoint_survives_the_trip(exported, tmp_path):
+    foreign = make_foreign(exported, tmp_path / "exp" / "checkpoints" / "0000003.pt")
+    assert main(["convert", str(foreign), str(tmp_path / "run"), "--quiet"]) == 0
+    again = tmp_path / "again" / "checkpoints" / "0000003.pt"
+    assert main(["convert", str(tmp_path / "run"), str(again), "--quiet"]) == 0
+    actual, expected = content(again), content(foreign)
+    assert vars(actual.pop("args")) == vars(expected.pop("args"))
+    assert set(actual) == set(expected)
+    for key in expected:
+        assert_same_content(actual[key], expected[key], key)
+    args = json.loads((tmp_path / "again" / "args.json").read_text())
+    assert args["wandb_history_path"] is None
+
+
+def test_the_next_step_is_the_same_with_and_without_the_trip(trained, exported, tmp_path):
+    workdir, teacher = trained
+    stayed, travelled = tmp_path / "stayed", tmp_path / "travelled"
+    shutil.copytree(workdir, stayed)
+    assert main(["convert", str(exported), str(travelled), "--quiet"]) == 0
+    weights = f"--config.teachers.small.weights={teacher}"
+    for folder in (stayed, travelled):
+        words = ["train", "--workdir", str(folder), weights, "--config.run.steps=4", "--quiet"]
+        assert main(words) == 0
+    (a, _), (b, _) = state_of(stayed), state_of(travelled)
+    assert int(b.step) == 4
+    for (path, left), right in zip(
+        jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
+    ):
+        np.testing.assert_array_equal(left, right, err_msg=str(path))
+
+
+def test_counters_and_slots_go_on(exported, trained, tmp_path):
+    foreign = make_foreign(exported, tmp_path / "0000003.pt")
+    run = tmp_path / "run"
+    assert main(["convert", str(foreign), str(run), "--quiet"]) == 0
+    weights = f"--config.teachers.small.weights={trained[1]}"
+    assert main(["train", "--workdir", str(run), weights, "--config.run.steps=5", "--quiet"]) == 0
+    assert main(["convert", str(run), str(tmp_path / "later.pt"), "--quiet"]) == 0
+    before, after = content(foreign), content(tmp_path / "later.pt")
+    assert after["steps"] == 5
+    count = "bn.num_batches_tracked"
+    assert after["model"][count] == before["model"][count] + 2
+    # three passes through the discriminator a step
+    count = "main.3.num_batches_tracked"
+    assert before["discriminator"][count] == 9
+    assert after["discriminator"][count] == 15
+    assert_same_content(after["opt"]["state"][0], before["opt"]["state"][0])
+    assert after["opt"]["state"][1]["step"] == 5
+    moved = "blocks.0.attn.qkv.weight"
+    assert not torch.equal(after["model"][moved], before["model"][moved])
+    for key in ("model", "ema"):
+        assert torch.equal(after[key]["pos_embed"], before[key]["pos_embed"])
+
+
+def test_names_and_order_are_those_of_torch_modules(exported):
+    config = tiny.get_config()
+    models = build_models(config)
+    fields = (
+        {f.name for f in dataclasses.fields(torch_sit.SiT)}
+        if dataclasses.is_dataclass(torch_sit.SiT)
+        else None
+    )
+    del fields
+    sit = models.sit
+    module = torch_sit.SiT(
+        latent_size=sit.latent_size, latent_channels=sit.latent_channels, patch_size=sit.patch_size,
+        hidden_size=sit.hidden_size, depth=sit.depth, num_heads=sit.num_heads,
+        num_classes=sit.num_classes, encoder_depth=sit.encoder_depth,
+        teacher_dims=sit.teacher_dims, projector_dim=sit.projector_dim,
+    )  # fmt: skip
+    whole = content(exported)
+    assert list(whole["model"]) == list(module.state_dict())
+    module.load_state_dict(whole["model"], strict=True)
+    # torch's own optimizer takes the state, moments at the parameters that they belong to
+    parameters = dict(module.named_parameters())
+    optimizer = torch.optim.AdamW(parameters.values(), lr=1.0)
+    optimizer.load_state_dict(whole["opt"])
+    slots = whole["opt"]["state"]
+    for index, (name, parameter) in enumerate(parameters.items()):
+        if name == "pos_embed":
+            assert parameter not in optimizer.state
+            continue
+        moments = optimizer.state[parameter]
+        assert moments["exp_avg"].shape == parameter.shape
+        assert moments["step"] == 3
+        assert torch.equal(moments["exp_avg"], slots[index]["exp_avg"])
+
+
+@pytest.mark.parametrize("kind", ["ldm", "repa"])
+def test_stage_two_and_repa_survive_the_trip(kind, trained, exported, tmp_path):
+    whole = content(exported)
+    parts = {key: whole[key] for key in ("model", "ema", "opt", "steps")}
+    if kind == "repa":
+        for key in ("model", "ema"):
+            parts[key] = {n: t for n, t in whole[key].items() if not n.startswith("bn.")}
+    parts["args"] = argparse.Namespace(exp_name="x")
+    path = tmp_path / "0000003.pt"
+    torch.save(parts, path)
+    words = ["--config", f"{TINY}:repa", f"--config.vae.weights={trained[0]}"]
+    words.append(f"--config.teachers.small.weights={trained[1]}")
+    run = tmp_path / "run"
+    assert main(["convert", str(path), str(run), *words, "--quiet"]) == 0
+    state = restore_latest(run)
+    statistics = state["batch_stats"]["latent_norm"]
+    if kind == "repa":  # REPA multiplies SD-VAE's latents by this, and has no statistics
+        np.testing.assert_allclose(statistics["var"], 0.18215**-2, rtol=1e-6)
+        np.testing.assert_array_equal(statistics["mean"], 0)
+    else:
+        np.testing.assert_array_equal(statistics["var"], whole["model"]["bn.running_var"])
+    assert main(["convert", str(run), str(tmp_path / "again.pt"), "--quiet"]) == 0
+    actual, expected = content(tmp_path / "again.pt"), content(path)
+    for key in ("model", "ema", "opt", "steps"):
+        assert_same_content(actual[key], expected[key], key)
+    assert set(actual) == set(expected)
+    # and it trains on, with the VAE frozen
+    assert main(["train", "--workdir", str(run), "--config.run.steps=4", "--quiet"]) == 0
+
+
+def test_without_its_vae_a_stage_two_checkpoint_says_so(exported, tmp_path, capsys):
+    whole = content(exported)
+    path = tmp_path / "0000003.pt"
+    torch.save({key: whole[key] for key in ("model", "ema", "opt", "steps", "args")}, path)
+    words = ["convert", str(path), str(tmp_path / "run"), "--config", f"{TINY}:repa", "--quiet"]
+    assert main(words) == 2
+    assert "config.vae.weights is empty" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def spoil(whole, how):
+    """One thing wrong with a checkpoint; returns what the message must name."""
+    first = "blocks.0.attn.qkv.weight"
+    if how == "missing":
+        del whole["ema"][first]
+        return ("ema", first, "missing")
+    if how == "extra":
+        whole["vae"]["more"] = torch.ones(2)
+        return ("vae", "'more'", "unexpected")
+    if how == "shape":
+        whole["discriminator"]["main.0.weight"] = torch.ones(2, 2)
+        return ("discriminator", "main.0.weight", "shape")
+    if how == "nan":
+        whole["model"][first][0, 0] = float("nan")
+        return ("model", first, "not finite")
+    if how == "nan-moment":
+        whole["opt_vae"]["state"][5]["exp_avg_sq"][0] = float("nan")
+        return ("opt_vae", "exp_avg_sq", "not finite")
+    if how == "slot":
+        del whole["opt"]["state"][3]
+        return ("opt", "slot 3", "missing")
+    if how == "parameters":
+        whole["opt_disc"]["param_groups"][0]["params"].pop()
+        return ("opt_disc", "parameters")
+    if how == "uneven":
+        whole["opt"]["state"][3]["step"] += 1
+        return ("opt", "steps")
+    del whole["opt_vae"]
+    return ("opt_vae", "missing")
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["missing", "extra", "shape", "nan", "nan-moment", "slot", "parameters", "uneven", "part"],
+)
+def test_damage_is_one_line_and_nothing_is_written(how, exported, tmp_path, capsys):
+    whole = content(exported)
+    expected = spoil(whole, how)
+    path = tmp_path / "0000003.pt"
+    torch.save(whole, path)
+    assert main(["convert", str(path), str(tmp_path / "run"), "--quiet"]) == 2
+    message = capsys.readouterr().err.strip()
+    assert "\n" not in message
+    for part in (str(path), *expected):
+        assert part in message, message
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0000003.pt"]
+
+
+def test_a_truncated_checkpoint_is_one_line(exported, tmp_path, capsys):
+    path = tmp_path / "0000003.pt"
+    path.write_bytes(exported.read_bytes()[:20_000])
+    assert main(["convert", str(path), str(tmp_path / "run"), "--quiet"]) == 2
+    message = capsys.readouterr().err.strip()
+    assert str(path) in message
+    assert "\n" not in message
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0000003.pt"]
+
+
+def test_the_wrong_configuration_is_named(exported, tmp_path, capsys):
+    words = ["convert", str(exported), str(tmp_path / "run"), "--config.sit.depth=3", "--quiet"]
+    assert main(words) == 2
+    assert "blocks.2" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_is_overwritten(trained, exported, tmp_path, capsys):
+    existing = tmp_path / "x.pt"
+    existing.write_bytes(b"precious")
+    assert main(["convert", str(trained[0]), str(existing), "--quiet"]) == 2
+    assert existing.read_bytes() == b"precious"
+    assert main(["convert", str(exported), str(trained[0]), "--quiet"]) == 2
+    assert capsys.readouterr().err.count("exists already") == 2
+
+
+ARGS = dict(  # a run of the original's train_repae.py, as its args.json has it
+    output_dir="exps", exp_name="sdvae", model="SiT-XL/2", num_classes=1000, encoder_depth=8,
+    qk_norm=False, bn_momentum=0.1, resolution=256, batch_size=256, mixed_precision="fp16",
+    max_train_steps=400000, checkpointing_steps=50000, learning_rate=1e-4, adam_beta1=0.9,
+    adam_beta2=0.999, adam_weight_decay=0.0, adam_epsilon=1e-08, max_grad_norm=1.0, seed=0,
+    path_type="linear", prediction="v", cfg_prob=0.1, enc_type="dinov2-vit-b", proj_coeff=0.5,
+    weighting="uniform", vae="f8d4", vae_learning_rate=1e-4, disc_learning_rate=1e-4,
+    vae_align_proj_coeff=1.5,
+)  # fmt: skip
+
+
+def test_arguments_become_the_published_configuration():
+    config = config_from_args(ARGS, "repae", source="X")
+    assert (config.sit.arch, config.vae.arch, config.data.resolution) == ("SiT-XL/2", "f8d4", 256)
+    assert config.teachers.dinov2_b.arch == "dinov2-b"
+    assert set(config.train) == {"sit", "vae", "discriminator"}
+    changed = ARGS | {
+        "enc_type": "mocov3-vit-l,clip-vit-L", "cfg_prob": 0.0, "path_type": "cosine",
+        "vae_learning_rate": 2e-5, "weighting": "lognormal", "adam_beta2": 0.95, "qk_norm": True,
+    }  # fmt: skip
+    config = config_from_args(changed, "repae", source="X")
+    assert [entry.arch for entry in config.teachers.values()] == ["mocov3-l", "clip-l"]
+    assert [entry.preprocessing for entry in config.teachers.values()] == ["imagenet", "clip"]
+    assert (config.sit.label_drop, config.objective.interpolant) == (0.0, "cosine")
+    assert config.optimizer.vae.learning_rate == 2e-5
+    assert config.optimizer.sit.learning_rate == 1e-4
+    assert {config.optimizer[name].b2 for name in config.optimizer} == {0.95}
+    assert (config.time.weighting, config.sit.qk_norm) == ("lognormal", True)
+    frozen = config_from_args(ARGS | {"model": "SiT-XL/1", "vae": "f16d32"}, "ldm", source="X")
+    assert tuple(frozen.train) == ("sit",)
+    assert frozen.objective.latent_norm == "fixed"
+
+
+def test_arguments_and_configuration_are_each_others_inverse():
+    config = config_from_args(ARGS, "repae", source="X")
+    args = args_from_config(config)
+    del args["repae_jax"]
+    args["mixed_precision"] = "fp16"
+    assert {key: value for key, value in args.items() if key in ARGS} == {
+        key: value for key, value in ARGS.items() if key in args
+    }
+    assert set(ARGS) - set(args) == {"output_dir"}
+    custom = base()
+    custom.sit.depth = 3
+    assert isinstance(custom, ConfigDict)
+    assert config_from_args(args_from_config(custom), "repae", source="X").sit.depth == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "SiT-H/3"}, "'model' is 'SiT-H/3'"),
+        ({"vae": "f4"}, "'vae' is 'f4'"),
+        ({"enc_type": "vicreg-vit-b"}, "teacher 'vicreg-vit-b'"),
+    ],
+)
+def test_unknown_architectures_are_named(changes, message):
+    with pytest.raises(UserError, match=message):
+        config_from_args(ARGS | changes, "repae", source="X")
+
+
+def test_the_vae_goes_out_alone(trained, exported, tmp_path):
+    for source in (trained[0], exported):
+        folder = tmp_path / source.stem
+        assert main(["convert", str(source), str(folder), "--to", "diffusers", "--quiet"]) == 0
+    one, other = (
+        (tmp_path / name / "diffusion_pytorch_model.safetensors").read_bytes()
+        for name in (trained[0].stem, exported.stem)
+    )
+    assert one == other
+    path = tmp_path / "vae.safetensors"
+    assert main(["convert", str(trained[0]), str(path), "--to", "vae", "--quiet"]) == 0
+    whole = content(exported)
+    assert list(files.read_stored(path)) == sorted(whole["vae"])
+    for name, array in files.read_stored(path).items():
+        np.testing.assert_array_equal(array, whole["vae"][name])
+    discriminator = files.read_stored(tmp_path / "vae-discriminator-ckpt.pt")
+    assert_same_content(
+        {n: torch.tensor(a) for n, a in discriminator.items()}, dict(whole["discriminator"])
+    )
+    ema, statistics = whole["ema"], files.read_stored(tmp_path / "vae-latents-stats.pt")
+    np.testing.assert_array_equal(statistics["latents_bias"].reshape(-1), ema["bn.running_mean"])
