@@ -1,0 +1,151 @@
+"""Every family of VAEs trains in the REPA-E step, from the folder that diffusers wrote."""
+
+import diffusers
+import jax
+import numpy as np
+import parity
+import pytest
+import tiny
+
+from repae_jax.config import to_json
+from repae_jax.interop.pretrained import PretrainedVAE
+from repae_jax.training.build import (
+    build_models,
+    build_objective,
+    build_optimizers,
+    init_state,
+    latent_shape,
+)
+from repae_jax.training.draws import sample_draws
+from repae_jax.training.step import make_train_step
+from repae_jax.training.teacher import pretrain_teacher
+from repae_jax.validation import validate
+
+CHANNELS = 16
+
+
+def flux():
+    """FLUX's and SD3.5's structure: 16 channels, no quant convolutions, scale and shift."""
+    return diffusers.AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        up_block_types=["UpDecoderBlock2D"] * 3,
+        block_out_channels=[4, 4, 8],
+        layers_per_block=1,
+        latent_channels=CHANNELS,
+        norm_num_groups=2,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+    )
+
+
+def qwen():
+    """Qwen-Image's structure: causal 3-D convolutions, statistics per channel."""
+    return diffusers.AutoencoderKLQwenImage(
+        base_dim=4,
+        z_dim=CHANNELS,
+        dim_mult=[1, 1, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False, True],
+        latents_mean=np.linspace(-1, 1, CHANNELS).tolist(),
+        latents_std=np.linspace(0.5, 3, CHANNELS).tolist(),
+    )
+
+
+def make_config(family, weights):
+    """The tiny configuration on such a VAE, its discriminator from the third step."""
+    config = tiny.get_config()
+    config.teachers.small.weights = str(weights / "teacher.safetensors")
+    shared = dict(arch="", latent_channels=CHANNELS, num_res_blocks=1, weights=str(weights / "vae"))
+    if family == "flux":
+        config.vae.update(channels=4, multipliers=(1, 1, 2), groups=2, quant_conv=False, **shared)
+        config.vae.middle_attention = True
+    else:
+        config.vae.update(family="qwenimage", channels=4, multipliers=(1, 1, 2), **shared)
+        config.vae.temporal_downsample = (False, True)
+    config.objective.discriminator_start = 2
+    config.objective.kl_weight = 1e-6
+    validate(config)
+    return config
+
+
+def steps(config, count):
+    """The states at step 0 .. count and the metrics between them."""
+    models = build_models(config)
+    states, metrics = [init_state(config, models)], []
+    step = jax.jit(make_train_step(models, build_objective(config), build_optimizers(config)))
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (config.batch_size, 32, 32, 3), np.uint8),
+        "label": rng.integers(0, 10, config.batch_size, np.int32),
+    }
+    for number in range(count):
+        draws = sample_draws(
+            jax.random.key(number), config.batch_size, latent_shape(config, models)
+        )
+        state, values = step(states[-1], batch, draws)
+        states.append(state)
+        metrics.append(values)
+    return states, metrics
+
+
+def leaves(tree):
+    return {
+        jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+@pytest.mark.parametrize("family", ["flux", "qwen"])
+def test_the_family_trains(family, tmp_path):
+    peer = parity.randomise({"flux": flux, "qwen": qwen}[family](), seed=0)
+    peer.save_pretrained(tmp_path / "vae")
+    config = make_config(family, tmp_path)
+    pretrain_teacher(config, "small", progress=False)
+    states, metrics = steps(config, 3)
+
+    # It begins where diffusers left it, with the statistics that config.json tells.
+    stored = PretrainedVAE.from_pretrained(tmp_path / "vae")
+    begin = leaves(states[0].params["vae"])
+    for name, array in leaves(stored.params).items():
+        np.testing.assert_array_equal(begin[name], array)
+    statistics = states[0].batch_stats["latent_norm"]
+    if family == "flux":
+        np.testing.assert_allclose(statistics["mean"], 0.1159, rtol=1e-6)
+        np.testing.assert_allclose(statistics["var"], 0.3611**-2, rtol=1e-6)
+    else:
+        np.testing.assert_allclose(statistics["mean"], peer.config.latents_mean, rtol=1e-6)
+        np.testing.assert_allclose(statistics["var"], np.square(peer.config.latents_std), rtol=1e-6)
+
+    for values in metrics:
+        for name, value in values.items():
+            assert np.isfinite(value), name
+    end = leaves(states[-1].params["vae"])
+    moved = {name for name in begin if not np.array_equal(begin[name], end[name])}
+    # Convolutions over time never see a second frame; every other parameter learns.
+    assert begin.keys() - moved == {name for name in begin if "time_conv" in name}
+    assert any("time_conv" in name for name in begin) == (family == "qwen")
+    if family == "qwen":
+        kernel = "['encoder']['conv_in']['kernel']"
+        np.testing.assert_array_equal(begin[kernel][:-1], end[kernel][:-1])
+
+    # The fresh discriminator joins at the third step.
+    d_loss = [float(values["d_loss"]) for values in metrics]
+    assert d_loss[:2] == [0, 0]
+    assert d_loss[2] > 0
+    before, after = (leaves(states[k].params["discriminator"]) for k in (2, 3))
+    first = leaves(states[0].params["discriminator"])
+    for name in first:
+        np.testing.assert_array_equal(before[name], first[name])
+        # (the hinge's two halves cancel in the last bias while no logit is beyond 1)
+        if "kernel" in name:
+            assert not np.array_equal(after[name], first[name]), name
+
+
+@pytest.mark.parametrize("family", ["flux", "qwen"])
+def test_the_configuration_survives_its_file(family, tmp_path):
+    from repae_jax.config import from_json
+
+    config = make_config(family, tmp_path)
+    assert to_json(from_json(to_json(config), source="X")) == to_json(config)
+    assert build_models(from_json(to_json(config), source="X")).vae == build_models(config).vae
