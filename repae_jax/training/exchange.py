@@ -17,13 +17,14 @@ from repae_jax.config import NETWORKS
 from repae_jax.errors import UserError
 from repae_jax.interop import files, original
 from repae_jax.interop.adamw import parameter_groups
-from repae_jax.interop.original import OPTIMIZERS, Kind, Part
+from repae_jax.interop.original import OPTIMIZERS, Part
 from repae_jax.interop.pretrained import PretrainedVAE
 from repae_jax.interop.sit import unify_names
 from repae_jax.models.autoencoder_kl import AutoencoderKL
 from repae_jax.training import workdir as work_directory
 from repae_jax.training.build import build_models, build_optimizers
 from repae_jax.training.checkpoints import Checkpoints
+from repae_jax.training.origin import Origin, blank_origin, read_origin, write_origin
 from repae_jax.training.original_args import args_from_config, config_from_args
 from repae_jax.training.recipe import Models
 from repae_jax.training.run import load_state
@@ -31,29 +32,7 @@ from repae_jax.training.state import TrainState
 from repae_jax.training.weights import read_vae
 from repae_jax.validation import validate
 
-ORIGIN = "origin.safetensors"
 REPA_SCALE = 0.18215  # REPA's SiT sees SD-VAE's latents times this, and has no statistics
-
-
-@dataclasses.dataclass(frozen=True)
-class Origin:
-    """What an imported checkpoint holds that a run has no place for, kept for its export.
-
-    Attributes:
-      kind: of the checkpoint.
-      steps: its step.
-      args: its arguments.
-      groups: "param_groups" of each optimizer.
-      counters: "part/name" -> PyTorch's counter of BatchNorm updates.
-      slots: optimizer -> slot -> the state of a parameter that is frozen here.
-    """
-
-    kind: Kind
-    steps: int
-    args: Mapping[str, Any]
-    groups: Mapping[str, list]
-    counters: Mapping[str, np.ndarray]
-    slots: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]]
 
 
 def config_of(content: Mapping[str, Any], *, source: str) -> ConfigDict:
@@ -94,7 +73,7 @@ def import_run(
     with replacing(workdir) as temporary:
         temporary.mkdir()
         work_directory.claim(temporary, config)
-        _write_origin(temporary / ORIGIN, origin)
+        write_origin(temporary, origin)
         checkpoints = Checkpoints(temporary)
         checkpoints.save(state, {"global_next_index": int(state.step) * config.batch_size})
         if progress:
@@ -123,7 +102,7 @@ def run_discriminator(workdir: pathlib.Path) -> dict[str, np.ndarray] | None:
     if models.discriminator is None:
         return None
     part = original.discriminator_part(models.discriminator)
-    origin = _read_origin(workdir / ORIGIN) or _blank_origin("repae")
+    origin = read_origin(workdir) or blank_origin("repae")
     counters = _counters(origin, "discriminator", part, int(state.step), config)
     return original.export_part(_discriminator_variables(state), part, counters)
 
@@ -137,7 +116,7 @@ def export_run(workdir: pathlib.Path, path: pathlib.Path, *, progress: bool = Tr
     """
     config, models, state = _open_on_host(workdir, optimizers=True)
     parts = _parts(models, config, str(workdir), statistics=True)
-    origin = _read_origin(workdir / ORIGIN) or _new_origin(config, parts)
+    origin = read_origin(workdir) or _new_origin(config, parts)
     if origin.kind == "repa":
         parts["sit"] = original.sit_part(models.sit, statistics=False)
     content = _export(state, parts, origin, config)
@@ -332,41 +311,8 @@ def _new_origin(config, parts):
             eps=options.eps,
             weight_decay=options.weight_decay,
         )
-    blank = _blank_origin("repae" if "vae" in parts else "ldm")
+    blank = blank_origin("repae" if "vae" in parts else "ldm")
     return dataclasses.replace(blank, args=args_from_config(config), groups=groups)
-
-
-def _blank_origin(kind):
-    return Origin(kind, steps=0, args={}, groups={}, counters={}, slots={})
-
-
-def _write_origin(path: pathlib.Path, origin: Origin) -> None:
-    tensors = {f"counters/{name}": np.asarray(array) for name, array in origin.counters.items()}
-    for key, slots in origin.slots.items():
-        for number, entry in slots.items():
-            tensors |= {f"slots/{key}/{number}/{kind}": np.asarray(a) for kind, a in entry.items()}
-    plain = {"kind": origin.kind, "steps": origin.steps, "args": origin.args}
-    metadata = {k: json.dumps(v) for k, v in {**plain, "groups": origin.groups}.items()}
-    files.write_safetensors(path, tensors, metadata)
-
-
-def _read_origin(path: pathlib.Path) -> Origin | None:
-    if not path.is_file():
-        return None
-    plain = {name: json.loads(text) for name, text in files.read_metadata(path).items()}
-    for groups in plain["groups"].values():
-        for group in groups:  # JSON has lists where torch has a tuple
-            group["betas"] = tuple(group["betas"])
-    counters, slots = {}, {}
-    tensors = files.read_stored(path)  # sorted by name, but torch has the step first
-    for name in sorted(tensors, key=lambda name: not name.endswith("/step")):
-        kind, _, rest = name.partition("/")
-        if kind == "counters":
-            counters[rest] = tensors[name]
-        else:
-            key, number, moment = rest.split("/")
-            slots.setdefault(key, {}).setdefault(int(number), {})[moment] = tensors[name]
-    return Origin(**plain, counters=counters, slots=slots)
 
 
 def _settle(content: dict[str, Any], progress: bool) -> None:
