@@ -43,6 +43,7 @@ def make_vae(model: AutoencoderKL) -> torch.nn.Module:
         norm_num_groups=model.groups,
         use_quant_conv=model.quant_conv,
         use_post_quant_conv=model.quant_conv,
+        mid_block_add_attention=model.middle_attention,
     )
 
 

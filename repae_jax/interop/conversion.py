@@ -71,7 +71,7 @@ def _possible(found: Found) -> tuple[str, ...]:
         return ("run", "diffusers", "vae") if "vae" in found.content else ("run",)
     if found.format in _VAES:
         return ("diffusers", "vae")
-    return ("file",)
+    return ("run", "file") if found.format == "sit" else ("file",)
 
 
 def _told_by_name(found, target):
@@ -96,9 +96,11 @@ def _check_suffix(target, to):
 
 
 def _to_run(job: Job) -> None:
-    from repae_jax.training.exchange import config_of, import_run
+    from repae_jax.training.exchange import bare_checkpoint, config_of, import_run
 
     content, source = job.found.content, str(job.found.path)
+    if job.found.format == "sit":
+        content = bare_checkpoint(content)
     config = job.make_config(lambda: config_of(content, source=source))
     import_run(content, job.target, config, source=source, progress=job.progress)
 

@@ -25,20 +25,33 @@ from repae_jax.training import workdir as work_directory
 from repae_jax.training.build import build_models, build_optimizers
 from repae_jax.training.checkpoints import Checkpoints
 from repae_jax.training.origin import Origin, blank_origin, read_origin, write_origin
-from repae_jax.training.original_args import args_from_config, config_from_args
+from repae_jax.training.original_args import (
+    args_from_config,
+    args_from_weights,
+    config_from_args,
+)
 from repae_jax.training.recipe import Models
 from repae_jax.training.run import load_state
 from repae_jax.training.state import TrainState
 from repae_jax.training.weights import read_vae
 from repae_jax.validation import validate
 
+BARE = "bare"  # marks what `bare_checkpoint` gives
 REPA_SCALE = 0.18215  # REPA's SiT sees SD-VAE's latents times this, and has no statistics
 
 
 def config_of(content: Mapping[str, Any], *, source: str) -> ConfigDict:
     """The configuration that continues a checkpoint of this content; see `config_from_args`."""
     kind = original.kind_of(content, source=source)
-    return config_from_args(_arguments(content), kind, source=source)
+    args = _arguments(content)
+    if not args and BARE in content:
+        args = args_from_weights(content["ema"], source=source)
+    return config_from_args(args, kind, source=source)
+
+
+def bare_checkpoint(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """A SiT's state dict alone, such as REPA's published one, as a checkpoint at step 0."""
+    return {BARE: True, "model": tensors, "ema": tensors, "opt": {}, "steps": 0}
 
 
 def import_run(
@@ -162,6 +175,9 @@ def _import(content, config, models, source, progress):
         for network, part in parts.items():
             key = OPTIMIZERS[network]
             bar.set_description(key)
+            if BARE in content:
+                bar.update()
+                continue
             moments[network] = original.import_moments(
                 content[key], part, source=f"{source}: {key}"
             )
@@ -169,6 +185,8 @@ def _import(content, config, models, source, progress):
             groups[key] = content[key]["param_groups"]
             bar.update()
     state = _assemble(config, models, steps, loaded, moments)
+    if BARE in content:
+        return state, dataclasses.replace(_new_origin(config, parts), kind=kind)
     return state, Origin(kind, steps, _arguments(content), groups, counters, slots)
 
 
@@ -188,8 +206,11 @@ def _assemble(config, models, steps, loaded, moments):
             batch_stats["lecam"] = {"real": np.float32(0), "fake": np.float32(0)}
     opt_state = {}
     for network, optimizer in build_optimizers(config).items():
-        count, first, second = moments[network]
         blank = jax.eval_shape(optimizer.init, params[network])
+        if network in moments:
+            count, first, second = moments[network]
+        else:
+            count, first, second = 0, *[jax.tree.map(np.zeros_like, params[network])] * 2
         opt_state[network] = optax.tree_utils.tree_set(
             blank, count=np.asarray(count, np.int32), mu=first, nu=second
         )

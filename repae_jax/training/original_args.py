@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from repae_jax import config as configuration
 from repae_jax.errors import UserError
 from repae_jax.interop.original import Kind
+from repae_jax.interop.sit import infer_dimensions
 from repae_jax.models.autoencoder_kl import VAE_CONFIGS
 from repae_jax.models.sit import SIT_CONFIGS
 
@@ -75,16 +76,48 @@ def config_from_args(args: Mapping[str, Any], kind: Kind, *, source: str) -> Con
     if _OURS in args:
         return configuration.from_json(args[_OURS], source=source)
     config = configuration.imagenet256()
-    config.name = str(args.get("exp_name", ""))
     config.dtype = "float32" if args.get("mixed_precision") == "no" else "bfloat16"
     for theirs, ours in _SAME.items():
         if args.get(theirs) is not None:
             _assign(config, ours, args[theirs])
+    if kind == "repa":  # whose train.py never hands --cfg-prob to the SiT
+        config.sit.label_drop = 0.1
+    if kind != "repae":
+        config.vae.weights = args.get("vae_ckpt") or ""
     config.sit.arch = _known(args.get("model"), SIT_CONFIGS, "model", source)
     vae = "f8d4" if kind == "repa" else args.get("vae")
     config.vae.arch = _known(vae, VAE_CONFIGS, "vae", source)
     config.teachers = _teachers(args.get("enc_type", "None"), source)
-    return configuration.apply_recipe(config, "repae" if kind == "repae" else "repa")
+    config = configuration.apply_recipe(config, "repae" if kind == "repae" else "repa")
+    config.name = str(args.get("exp_name", ""))
+    return config
+
+
+def args_from_weights(tensors: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    """The arguments that a bare state dict of a published SiT tells; the others are the defaults.
+
+    Raises:
+      UserError: it is none of the published sizes.
+    """
+    found = infer_dimensions(tensors, source=source)
+    shape = {key: found[key] for key in ("hidden_size", "depth", "num_heads", "patch_size")}
+    name = next((name for name, preset in SIT_CONFIGS.items() if preset == shape), None)
+    vaes = {4: ("f8d4", 8), 32: ("f16d32", 16)}
+    vae, factor = vaes.get(found["latent_channels"], (None, 1))
+    teachers = {
+        384: "dinov2-vit-s",
+        768: "dinov2-vit-b",
+        1024: "dinov2-vit-l",
+        1536: "dinov2-vit-g",
+    }
+    return {
+        "model": name,
+        "vae": vae,
+        "resolution": found["latent_size"] * factor,
+        "num_classes": found["num_classes"] - 1,
+        "qk_norm": found["qk_norm"],
+        "enc_type": ",".join(teachers.get(dim, f"of width {dim}") for dim in found["teacher_dims"]),
+    }
 
 
 def args_from_config(config: ConfigDict) -> dict[str, Any]:
@@ -98,6 +131,7 @@ def args_from_config(config: ConfigDict) -> dict[str, Any]:
         "exp_name": config.name,
         "model": config.sit.arch,
         "vae": config.vae.arch,
+        "vae_ckpt": config.vae.weights,
         "enc_type": ",".join(names) or "None",
         "mixed_precision": "no" if config.dtype == "float32" else "bf16",
         "prediction": "v",

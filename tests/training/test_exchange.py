@@ -18,8 +18,11 @@ from repae_jax.cli import main
 from repae_jax.config import base
 from repae_jax.errors import UserError
 from repae_jax.interop import files
+from repae_jax.interop.original import sit_part
+from repae_jax.models.sit import SIT_CONFIGS, SiT
 from repae_jax.training.build import build_models, state_template
 from repae_jax.training.checkpoints import Checkpoints, restore_latest
+from repae_jax.training.exchange import bare_checkpoint, config_of
 from repae_jax.training.original_args import args_from_config, config_from_args
 from repae_jax.training.teacher import pretrain_teacher
 
@@ -235,6 +238,37 @@ def test_stage_two_and_repa_survive_the_trip(kind, trained, exported, tmp_path):
     assert main(["train", "--workdir", str(run), "--config.run.steps=4", "--quiet"]) == 0
 
 
+def test_a_bare_state_dict_becomes_a_run_that_samples(trained, exported, tmp_path):
+    ema = {n: t for n, t in content(exported)["ema"].items() if not n.startswith("bn.")}
+    path = tmp_path / "last.pt"  # as REPA publishes its SiT
+    torch.save(ema, path)
+    words = ["--config", f"{TINY}:repa", f"--config.vae.weights={trained[0]}"]
+    words.append(f"--config.teachers.small.weights={trained[1]}")
+    run = tmp_path / "run"
+    assert main(["convert", str(path), str(run), *words, "--quiet"]) == 0
+    assert main(["sample", "--workdir", str(run), "--labels", "1,2", "--quiet"]) == 0
+    assert (run / "sample.png").stat().st_size > 0
+    assert main(["convert", str(run), str(tmp_path / "again.pt"), "--quiet"]) == 0
+    again = content(tmp_path / "again.pt")
+    assert again["steps"] == 0
+    for key in ("model", "ema"):
+        assert_same_content(again[key], dict(ema), key)
+    assert not any(slot["exp_avg"].any() for slot in again["opt"]["state"].values())
+
+
+def test_a_published_size_needs_no_configuration():
+    sit = SiT(
+        latent_size=32, latent_channels=4, num_classes=1000, teacher_dims=(768,),
+        **SIT_CONFIGS["SiT-XL/2"],
+    )  # fmt: skip
+    shapes = sit_part(sit, statistics=False).shapes
+    blank = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+    config = config_of(bare_checkpoint(blank), source="last.pt")
+    assert (config.sit.arch, config.vae.arch, config.data.resolution) == ("SiT-XL/2", "f8d4", 256)
+    assert [entry.arch for entry in config.teachers.values()] == ["dinov2-b"]
+    assert (config.data.num_classes, tuple(config.train)) == (1000, ("sit",))
+
+
 def test_without_its_vae_a_stage_two_checkpoint_says_so(exported, tmp_path, capsys):
     whole = content(exported)
     path = tmp_path / "0000003.pt"
@@ -347,7 +381,11 @@ def test_arguments_become_the_published_configuration():
     assert config.optimizer.sit.learning_rate == 1e-4
     assert {config.optimizer[name].b2 for name in config.optimizer} == {0.95}
     assert (config.time.weighting, config.sit.qk_norm) == ("lognormal", True)
-    frozen = config_from_args(ARGS | {"model": "SiT-XL/1", "vae": "f16d32"}, "ldm", source="X")
+    # REPA's train.py never hands --cfg-prob to the SiT, whose dropout stays 0.1
+    assert config_from_args(ARGS | {"cfg_prob": 0.0}, "repa", source="X").sit.label_drop == 0.1
+    frozen = ARGS | {"model": "SiT-XL/1", "vae": "f16d32", "vae_ckpt": "pretrained/x.pt"}
+    frozen = config_from_args(frozen, "ldm", source="X")
+    assert (frozen.vae.weights, frozen.name) == ("pretrained/x.pt", "sdvae")
     assert tuple(frozen.train) == ("sit",)
     assert frozen.objective.latent_norm == "fixed"
 
