@@ -7,6 +7,7 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 
 from repae_jax.errors import UserError
 from repae_jax.training.state import TrainState
@@ -80,8 +81,10 @@ class Checkpoints:
         """The newest checkpoint's state as nested dicts of numpy arrays, whatever it holds."""
         args, step = self._ocp.args, self._newest()
         with self._readable(step):
-            restored = self._manager.restore(step, args=args.Composite(state=args.PyTreeRestore()))
-        return jax.device_get(restored["state"])
+            held = self._manager.item_metadata(step)["state"].tree
+            numpy = self._ocp.RestoreArgs(restore_type=np.ndarray)
+            state = args.PyTreeRestore(restore_args=jax.tree.map(lambda _: numpy, held))
+            return self._manager.restore(step, args=args.Composite(state=state))["state"]
 
     def close(self) -> None:
         """Wait until everything is written."""
