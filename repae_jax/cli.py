@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -126,10 +127,68 @@ def _parser():
     report.add_argument("--seed", type=int, default=0, help="of the generated images")
     _add_quiet(report)
 
+    _add_prepare(command)
+    _add_encode(command)
     _add_convert(command)
     inspect = command("inspect", _inspect, "say what a file or folder holds")
     inspect.add_argument("path", metavar="PATH", help="a file, a folder, or hf://owner/name")
     return parser
+
+
+def _add_prepare(command):
+    prepare = command(
+        "prepare",
+        _prepare,
+        "pack images into shards: cropped, encoded, ready to be read at random",
+        "SOURCE is a folder of class folders, tfds:NAME, hdf5:FOLDER (the original's images.h5),\n"
+        "or digits. A killed run goes on where it stopped, and ends with the same bytes.\n\n"
+        "examples:\n"
+        "  prepare ~/imagenet/train data/imagenet256/train --resolution 256 --workers 8\n"
+        "  prepare tfds:imagenet2012 data/imagenet256/train --format webp --quality 95\n"
+        "  prepare --verify data/imagenet256/train\n\n"
+        "then train with --config.data.source=packed --config.data.path=data/imagenet256",
+    )
+    prepare.add_argument("source", metavar="SOURCE", nargs="?", help="where the images are")
+    prepare.add_argument(
+        "output", metavar="OUTPUT", nargs="?", type=pathlib.Path, help="a new folder"
+    )
+    prepare.add_argument(
+        "--verify", metavar="FOLDER", type=pathlib.Path, help="check a packed folder"
+    )
+    prepare.add_argument("--resolution", type=int, default=256, help="pixels along a side")
+    prepare.add_argument("--format", default="png", help="png (default), webp, raw: lossless; jpeg")
+    prepare.add_argument("--quality", type=int, help="1 to 100, for jpeg, or webp with loss")
+    prepare.add_argument("--split", default="train", help="of the source")
+    prepare.add_argument("--path", default="", help="tfds: the data directory, if not its default")
+    prepare.add_argument("--per-shard", type=int, default=2048, help="images in a shard")
+    prepare.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count(),
+        help="processes; 0: in this one (default: %(default)s)",
+    )
+    prepare.add_argument("--exif", action="store_true", help="turn pictures as EXIF says")
+    prepare.add_argument("--on-bad-image", default="error", choices=["error", "skip"])
+    _add_quiet(prepare)
+
+
+def _add_encode(command):
+    encode = command(
+        "encode",
+        _encode,
+        "put a configuration's images through its VAE once, to train on the latents",
+        CONFIG_HELP + "\nA killed run goes on where it stopped, and ends with the same bytes.",
+    )
+    _add_config(encode)
+    encode.add_argument("--output", required=True, type=pathlib.Path, help="a new folder")
+    encode.add_argument("--split", default="train", help="of the data")
+    encode.add_argument("--batch-size", type=int, default=64, help="images at a time")
+    encode.add_argument("--per-shard", type=int, default=4096, help="images in a shard")
+    encode.add_argument("--mirrored", action="store_true", help="the mirrored images as well")
+    encode.add_argument("--images", action="store_true", help="keep the images, for the teachers")
+    encode.add_argument("--teachers", action="store_true", help="keep the teachers' tokens instead")
+    encode.add_argument("--dtype", default="float32", help="or float16, bfloat16: as stored")
+    _add_quiet(encode)
 
 
 def _add_convert(command):
@@ -221,6 +280,19 @@ def _report(options):
     from repae_jax.evaluation.run_report import report_command
 
     return report_command(options)
+
+
+def _prepare(options):
+    from repae_jax.data.prepare import prepare_command
+
+    return prepare_command(options)
+
+
+def _encode(options):
+    config = read_config(options.config, options.overrides)
+    from repae_jax.training.encode import encode_command
+
+    return encode_command(options, config)
 
 
 def _convert(options):

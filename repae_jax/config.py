@@ -71,12 +71,14 @@ def base() -> ConfigDict:
             ema_decay=0.9999,
             dtype="float32",  # of the networks' matrix products: "float32" or "bfloat16"
             data=dict(
-                source="tfds",  # "tfds", "folder" or "digits"
-                path="",  # folder: the class folders; tfds: the data directory ("" = default)
+                source="tfds",  # "tfds", "folder", "packed", "hdf5", "latents" or "digits"
+                path="",  # of a folder; tfds: the data directory ("" = default)
                 name="",  # tfds: the builder, e.g. "imagenet2012"
                 resolution=256,
                 num_classes=1000,
                 flip=False,
+                exif=False,  # turn pictures as their EXIF data say; the original does not
+                on_bad_image="error",  # or "skip": the next readable one takes its place
                 workers=8,  # decoding processes; 0 decodes in threads
             ),
             vae=dict(

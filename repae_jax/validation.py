@@ -78,6 +78,11 @@ def _check_train(config):
         raise UserError(f"config.train is {train}: nothing to train without 'sit' or 'vae'")
     if "discriminator" in train and "vae" not in train:
         raise UserError("config.train has 'discriminator' without 'vae', which is what it judges")
+    if config.data.source == "latents" and "vae" in train:
+        raise UserError(
+            "config.data.source is 'latents', of a frozen VAE, but config.train has 'vae': choose "
+            "the recipe repa or sit, or train on images"
+        )
     if "vae" not in train and not config.vae.weights:
         raise UserError(
             "the VAE is frozen (config.train has no 'vae') and config.vae.weights is empty: "

@@ -10,12 +10,22 @@ if typing.TYPE_CHECKING:
     from PIL import Image
 
 
-def rgb_square(image: Image.Image, size: int) -> np.ndarray:
+def rgb_square(image: Image.Image, size: int, *, exif: bool = False) -> np.ndarray:
     """The RGB pixels of the picture's centre: `to_rgb`, then `center_crop`.
+
+    Args:
+      image: of any kind and size.
+      size: pixels along a side of the result.
+      exif: first turn and mirror the picture as its EXIF orientation says. The original does
+        not, and a quarter turn moves the crop.
 
     Returns:
       uint8 (size, size, 3).
     """
+    if exif:
+        from PIL import ImageOps
+
+        image = ImageOps.exif_transpose(image)
     return np.asarray(center_crop(to_rgb(image), size))
 
 

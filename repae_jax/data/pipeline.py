@@ -12,7 +12,7 @@ from repae_jax.errors import UserError
 if typing.TYPE_CHECKING:
     import grain
 
-    from repae_jax.data.sources import Source
+    from repae_jax.data.source import Source
 
 # Batches, not images, are what Grain reads ahead here. Its defaults (16 threads, 500 elements)
 # would hold 25 GB at 256 images of 256 x 256.
@@ -32,6 +32,8 @@ def train_batches(
 ) -> grain.DatasetIterator:
     """Endless batches of shuffled images: {"image": uint8 (b, H, W, 3), "label": int32 (b,)}.
 
+    Of cached latents, what `data.latents` says, with a leading dimension b.
+
     The images form one endless stream, one freshly shuffled epoch after another; a batch is the
     stream's next `batch_size` images. No image is dropped at an epoch's end: the batch there
     takes its rest from the next epoch. The stream depends on the source and `seed` only. Each
@@ -41,7 +43,8 @@ def train_batches(
     The iterator's `get_state()` is a small dict that json can write: how many images all
     processes together have consumed. It is the same on every process, and `set_state()`
     continues exactly there, also with other `workers` or another `process_count`. Source, `seed`
-    and `flip` are not part of it. `close()` ends the threads and processes that read ahead.
+    and `flip` are not part of it. `close()` ends the threads and processes that read ahead. If
+    one of these processes dies, the next batch is a UserError within seconds.
 
     Args:
       source: where the images come from; it must be picklable if `workers` > 0.
@@ -60,21 +63,16 @@ def train_batches(
     _check(source, batch_size, seed, process_index, process_count, workers)
     import grain
 
+    from repae_jax.data.batches import Batches
+
     images = grain.MapDataset.source(source).seed(seed).shuffle()
     if flip:  # before the sharding, so that the number of processes does not change the coin
         images = images.random_map(_mirror_half)
-    processes = None
     if workers:
         _allow_grain_flags()
-        processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-    batches = grain.experimental.ElasticIterator(
-        images.repeat(),
-        batch_size,
-        grain.sharding.ShardOptions(shard_index=process_index, shard_count=process_count),
-        read_options=_read_options(workers),
-        multiprocessing_options=processes,
+    return Batches(
+        images.repeat(), batch_size, process_index, process_count, _read_options(workers), workers
     )
-    return iter(batches)
 
 
 def eval_batches(source: Source, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
@@ -122,7 +120,12 @@ def _read_options(workers):
 
 
 def _mirror_half(element, rng):
-    if rng.random() < 0.5:
+    mirrored = rng.random() >= 0.5
+    if "mirrored" in element:  # latents: the VAE has seen both images
+        from repae_jax.data.latents import choose_mirrored
+
+        return choose_mirrored(element, mirrored)
+    if not mirrored:
         return element
     return {**element, "image": element["image"][:, ::-1]}
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from repae_jax.data import latents
 from repae_jax.data.pipeline import train_batches
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError
@@ -29,14 +30,17 @@ from repae_jax.training.build import (
     load_frozen,
     state_template,
 )
-from repae_jax.training.checkpoints import Checkpoints
+from repae_jax.training.checkpoints import FOLDER, Checkpoints
 from repae_jax.training.draws import sample_draws
+from repae_jax.training.encode import fingerprint
 from repae_jax.training.metrics import MetricWriter
 from repae_jax.training.run import make_sampler, sampling_weights
 from repae_jax.training.statistics import latent_moments
 from repae_jax.training.step import make_train_step
+from repae_jax.training.weights import read_vae
 from repae_jax.validation import check_devices, check_files, validate
 
+BAD_IMAGES = "bad_images.txt"  # in the work directory: those that data.on_bad_image skipped
 INTERRUPTED = 75  # exit status: saved before the end, run the same command to go on (EX_TEMPFAIL)
 SHOWN = ("denoising_loss", "proj_loss", "reconstruction_loss")
 
@@ -58,7 +62,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, progress: bool = True) -
     check_files(config)
     work_directory.check(workdir, config)
     check_devices(config, jax.device_count())
-    source = open_source(config.data, "train")
+    source = open_source(config.data, "train", bad_images=workdir / BAD_IMAGES)
     batches = train_batches(
         source,
         batch_size=config.batch_size,
@@ -68,10 +72,12 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, progress: bool = True) -
         workers=config.data.workers,
         flip=config.data.flip,
     )
+    models = build_models(config)
+    if config.data.source == latents.KIND and not (workdir / FOLDER).exists():
+        _check_cache(config, models, source)
     work_directory.claim(workdir, config)
 
     mesh = make_mesh()
-    models = build_models(config)
     checkpoints = Checkpoints(workdir, keep=config.run.keep_checkpoints)
     with contextlib.ExitStack() as closing:
         closing.callback(checkpoints.close)
@@ -114,6 +120,14 @@ def _run(config, models, mesh, state, batches, checkpoints, reporter, interrupti
     return 0
 
 
+def _check_cache(config, models, source):
+    """Cached latents are of one VAE: raise UserError if the configuration names another."""
+    vae, _ = read_vae(config, models.vae)
+    latents.check_for_training(
+        source, fingerprint(vae), tuple(models.teachers), latent_shape(config, models)
+    )
+
+
 def compile_step(config: ConfigDict, models, mesh):
     """The jitted `step(state, batch, key) -> (state, metrics)`: draws, then the pure train step.
 
@@ -146,6 +160,8 @@ def _start(config, models, mesh, checkpoints, batches, source):
     if checkpoints.latest_step() is None:
 
         def measure(vae):
+            if config.data.source == latents.KIND:
+                return latents.statistics_of(source.manifest)
             return latent_moments(models.vae, vae, source, config.batch_size)
 
         return jax.device_put(init_state(config, models, measure), sharding)

@@ -52,7 +52,8 @@ def make_train_step(
     """Build `train_step(state, batch, draws) -> (state, metrics)`.
 
     The batch holds "image" (uint8 (B, H, W, 3)) and "label" (int32 (B,)), and may hold
-    "teacher_tokens", a tuple of (B, N, D_k), in place of running the teachers. All three
+    "teacher_tokens", a tuple of (B, N, D_k), in place of running the teachers. Where the VAE is
+    frozen, "latent_mean" and "latent_std" (B, h, w, c) may take the place of encoding. All three
     networks move from the same point: every gradient is taken at the state before the step.
 
     Args:
@@ -118,7 +119,7 @@ class Seen(NamedTuple):
 
     step: jax.Array  # completed steps
     draws: Draws
-    images: jax.Array  # (B, H, W, 3) in [-1, 1]
+    images: jax.Array | None  # (B, H, W, 3) in [-1, 1]; none beside cached latents
     labels: jax.Array  # (B,)
     posterior: Posterior
     latents: jax.Array  # (B, h, w, c), not normalised
@@ -140,10 +141,17 @@ def make_observe(models: Models, *, reconstruct: bool):
         )
         return tuple(stop_gradient(output.patch_tokens) for output in tokens)
 
+    def cached_posterior(batch):
+        if "latent_mean" not in batch:
+            return None
+        return Posterior(batch["latent_mean"], 2.0 * jnp.log(batch["latent_std"]))
+
     def observe(params, state: TrainState, batch: Batch, draws: Draws) -> Seen:
-        images = to_float(batch["image"])
         weights = {"params": params["vae"]}
-        posterior = vae.apply(weights, images, method="encode")
+        images, posterior = None, cached_posterior(batch)
+        if posterior is None:
+            images = to_float(batch["image"])
+            posterior = vae.apply(weights, images, method="encode")
         latents = posterior.sample(draws.posterior_noise)
         reconstructions = None
         if reconstruct:

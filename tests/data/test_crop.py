@@ -4,6 +4,7 @@ import os
 import pathlib
 
 import numpy as np
+import pictures
 import pytest
 from PIL import Image
 
@@ -29,7 +30,10 @@ SHAPES = {
     "odd halves": (131, 137),
     "tiny": (5, 9),
     "a line": (1, 3),
+    "one pixel wide": (1, 40),
+    "one pixel high": (57, 1),
     "wide": (400, 33),
+    "huge": (1500, 1101),
     "odd surplus": (32, 45),
 }
 
@@ -125,16 +129,22 @@ def test_crop_is_the_originals(shape):
 
 
 def encoded(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    buffer.seek(0)
-    return buffer
+    return io.BytesIO(pictures.encoded(image, kind, **options))
 
 
-def rotated_by_exif():
+def with_orientation(image, orientation, kind="JPEG"):
     exif = Image.Exif()
-    exif[0x0112] = 6  # "turn by 90 degrees to show"
-    return encoded(picture(90, 61), "JPEG", exif=exif)
+    exif[0x0112] = orientation
+    return encoded(image, kind, exif=exif)
+
+
+def sixteen_bit(channels):
+    """Random low bytes below the picture's samples; Pillow writes such files of grey only."""
+    pixels = np.asarray(picture(90, 61, {2: "LA", 3: "RGB", 4: "RGBA"}[channels]))
+    low_bytes = np.random.default_rng(2).integers(0, 256, pixels.shape, np.uint16)
+    samples = (pixels.astype(np.uint16) << 8 | low_bytes).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in samples)
+    return io.BytesIO(pictures.png(90, 61, 16, {2: 4, 3: 2, 4: 6}[channels], rows))
 
 
 FILES = {
@@ -147,7 +157,11 @@ FILES = {
     "alpha": lambda: encoded(with_alpha(picture(90, 61, "RGBA")), "PNG"),
     "webp with alpha": lambda: encoded(with_alpha(picture(90, 61, "RGBA")), "WEBP"),
     "cmyk": lambda: encoded(picture(90, 61, "CMYK"), "JPEG"),
-    "exif orientation": rotated_by_exif,
+    "exif orientation": lambda: with_orientation(picture(90, 61), 6),
+    "16-bit colours": lambda: sixteen_bit(3),
+    "16-bit colours with alpha": lambda: sixteen_bit(4),
+    "16-bit grey with alpha": lambda: sixteen_bit(2),
+    "tall": lambda: encoded(picture(61, 90), "JPEG"),
 }
 
 
@@ -166,13 +180,32 @@ def test_files_become_what_the_original_makes_of_them(kind):
         np.testing.assert_array_equal(rgb_square(image, 32), expected)
 
 
+def stated_rgb(image):
+    """What each kind of picture's samples mean, as float (H, W, 3)."""
+    if image.mode == "P":
+        palette = np.asarray(image.getpalette("RGB")).reshape(-1, 3)
+        return palette[np.asarray(image)]
+    samples = np.asarray(image).astype(float)
+    if image.mode == "1":
+        samples = samples * 255
+    if image.mode == "CMYK":
+        return (255 - samples[..., :3]) * (255 - samples[..., 3:]) / 255
+    if image.mode in ("L", "1"):
+        samples = samples[..., None]
+    colours = 1 if image.mode in ("L", "LA", "1") else 3
+    return np.broadcast_to(samples[..., :colours], (*samples.shape[:2], 3))
+
+
 @pytest.mark.parametrize("kind", FILES)
-def test_every_kind_of_file_becomes_rgb(kind):
+def test_every_kind_of_file_becomes_its_rgb_pixels_cropped(kind):
     with Image.open(FILES[kind]()) as image:
+        expected = stated_crop(stated_rgb(image), 32)
         pixels = rgb_square(image, 32)
     assert pixels.shape == (32, 32, 3)
     assert pixels.dtype == np.uint8
     assert pixels.std() > 10  # a picture, not one colour
+    # one for the order of the axes as above, one for the rounding of cyan, magenta and yellow
+    np.testing.assert_allclose(pixels, expected, rtol=0, atol=2 if kind == "cmyk" else 1)
 
 
 # --- conversion to RGB ---
@@ -185,9 +218,30 @@ def test_alpha_is_dropped_not_composited():
     np.testing.assert_array_equal(np.asarray(to_rgb(image)), np.asarray(opaque))
 
 
-def test_exif_orientation_is_ignored():
-    with Image.open(rotated_by_exif()) as image:
-        assert to_rgb(image).size == (90, 61)
+# What EXIF says of a stored picture, and how to show it.
+SHOWN = {
+    1: lambda pixels: pixels,
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.transpose(1, 0, 2),
+    6: lambda pixels: np.rot90(pixels, -1),  # clockwise
+    7: lambda pixels: np.rot90(pixels, 2).transpose(1, 0, 2),
+    8: lambda pixels: np.rot90(pixels, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", SHOWN)
+def test_exif_orientation_is_ignored_unless_asked_for(orientation):
+    stored = picture(90, 60)
+    expected = {
+        False: center_crop(stored, 32),
+        True: center_crop(Image.fromarray(SHOWN[orientation](np.asarray(stored)).copy()), 32),
+    }
+    for exif in (False, True):
+        with Image.open(with_orientation(stored, orientation, "PNG")) as image:
+            cropped = rgb_square(image, 32, exif=exif)
+        np.testing.assert_array_equal(cropped, np.asarray(expected[exif]))
 
 
 def test_sixteen_bit_grey_keeps_its_contrast():

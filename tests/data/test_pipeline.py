@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 
@@ -93,16 +94,74 @@ def test_one_seeds_epochs_are_not_the_next_seeds():
     assert len(orders) == 9
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_processes_share_the_batches_of_one(flip):
-    alone = stream(9, flip=flip)
-    shares = [stream(9, flip=flip, process_index=i, process_count=2) for i in range(2)]
-    for batch, *parts in zip(alone, *shares, strict=True):
-        assert [len(part["label"]) for part in parts] == [3, 3]
-        joined = {key: np.concatenate([part[key] for part in parts]) for key in batch}
-        ours = sorted(zip(number(joined), mirrored(joined), joined["label"], strict=True))
-        theirs = sorted(zip(number(batch), mirrored(batch), batch["label"], strict=True))
-        assert ours == theirs
+def cases(count):
+    """Sizes and batch sizes, each with a number of processes that divides the batch."""
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        processes = int(rng.integers(1, 4))
+        batch_size = processes * int(rng.integers(1, 5))
+        size = int(rng.integers(batch_size, 40))
+        yield size, batch_size, processes, int(rng.integers(1000))
+
+
+def sequence(iterators, count):
+    """(image, flipped) of a stream in order, dealt out to processes in turns."""
+    found = []
+    for _ in range(count):
+        batches = [next(iterator) for iterator in iterators]
+        assert len({len(batch["label"]) for batch in batches}) == 1
+        for turn in range(len(batches[0]["label"])):
+            for batch in batches:
+                np.testing.assert_array_equal(batch["label"], number(batch) % 5)
+                found.append((number(batch)[turn], mirrored(batch)[turn]))
+    return found
+
+
+@pytest.mark.parametrize(("size", "batch_size", "processes", "seed"), cases(12))
+def test_the_stream_is_one_whoever_reads_it_and_wherever_it_is_taken_up(
+    size, batch_size, processes, seed
+):
+    def start(processes, state=None):
+        iterators = [
+            train_batches(
+                Numbered(size),
+                batch_size=batch_size,
+                seed=seed,
+                flip=True,
+                process_index=index,
+                process_count=processes,
+            )
+            for index in range(processes)
+        ]
+        for iterator in iterators:
+            opened.callback(iterator.close)
+            if state is not None:
+                iterator.set_state(json.loads(json.dumps(state)))
+        return iterators
+
+    with contextlib.ExitStack() as opened:
+        count = -(-3 * size // batch_size)
+        alone = start(1)
+        expected = sequence(alone[:], count)
+        shares = start(processes)
+        first = int(np.random.default_rng(seed).integers(0, count))
+        assert sequence(shares, first) == expected[: first * batch_size]
+        (state,) = {json.dumps(share.get_state()) for share in shares}  # the same everywhere
+        # the stream taken up at any batch, by as many processes or by one, is the same
+        for again in (shares, start(processes, json.loads(state)), start(1, json.loads(state))):
+            assert sequence(again, count - first) == expected[first * batch_size :]
+
+    # of every epoch each image once; orders and flips are its own
+    epochs = [expected[epoch * size : (epoch + 1) * size] for epoch in range(3)]
+    for epoch in epochs:
+        assert sorted(image for image, _ in epoch) == list(range(size))
+    if size > 10:  # so that chance does not make two alike
+        assert len({tuple(image for image, _ in epoch) for epoch in epochs}) == 3
+        assert len({tuple(flip for _, flip in sorted(epoch)) for epoch in epochs}) == 3
+        with contextlib.ExitStack() as opened:
+            seed += 1
+            other = sequence(start(1), count)
+        assert [image for image, _ in other] != [image for image, _ in expected]
 
 
 @pytest.mark.parametrize("consumed", [0, 1, 3, 4, 9])
@@ -189,6 +248,31 @@ def test_flips_mirror_half_of_the_images_anew_in_every_epoch():
     np.testing.assert_array_equal(
         np.concatenate([number(batch) for batch in plain]), order[0][:100]
     )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Latents(Numbered):
+    """Latents that say which they are, those of the mirrored image by a minus sign."""
+
+    def __getitem__(self, index):
+        mean = np.full((2, 2, 3), index + 1, np.float32)
+        return {
+            "latent_mean": mean,
+            "teacher_tokens": (mean[0],),
+            "label": np.int32(index % self.num_classes),
+            "mirrored": {"latent_mean": -mean, "teacher_tokens": (-mean[0],)},
+        }
+
+
+def test_flips_choose_between_the_latents_of_both_images_by_the_same_coin():
+    latents = train_batches(Latents(23), batch_size=6, seed=3, flip=True)
+    for images, batch in zip(stream(8, flip=True), take(latents, 8), strict=True):
+        assert set(batch) == {"latent_mean", "teacher_tokens", "label"}
+        expected = (number(images) + 1) * np.where(mirrored(images), -1, 1)
+        np.testing.assert_array_equal(batch["latent_mean"][:, 0, 0, 0], expected)
+        np.testing.assert_array_equal(batch["teacher_tokens"][0][:, 0, 0], expected)
+        np.testing.assert_array_equal(batch["label"], images["label"])
+    latents.close()
 
 
 @pytest.mark.parametrize(("size", "batch_size"), [(23, 6), (24, 6), (3, 8), (5, 1)])

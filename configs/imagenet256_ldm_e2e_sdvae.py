@@ -1,0 +1,23 @@
+r"""The second stage on E2E-SD-VAE (f8d4): SiT-XL/2 for 800 epochs on cached latents.
+
+    python -m repae_jax encode --config configs/imagenet256_ldm_e2e_sdvae.py:images \
+        --output data/e2e_sdvae --teachers --dtype float16
+    python -m repae_jax train --config configs/imagenet256_ldm_e2e_sdvae.py --workdir runs/e2e_sdvae
+
+The VAE is frozen, with the latent statistics that came with it. The argument "images" names the
+images to encode, any other a recipe.
+"""
+
+from repae_jax.config import apply_recipe, imagenet256
+
+
+def get_config(recipe: str = "repa"):
+    config = imagenet256()
+    config.name = "imagenet256_ldm_e2e_sdvae"
+    config.vae.update(arch="f8d4", weights="pretrained/e2e-sdvae/e2e-sdvae-400k.pt")
+    config.sit.arch = "SiT-XL/2"
+    config.run.update(steps=4_000_000, checkpoint_every=50_000)
+    if recipe == "images":
+        return apply_recipe(config, "repa")
+    config.data.update(source="latents", path="data/e2e_sdvae")
+    return apply_recipe(config, recipe)

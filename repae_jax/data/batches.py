@@ -1,0 +1,118 @@
+"""An endless stream of images cut into batches, for any number of processes (Grain).
+
+Imported by `pipeline` when it is used, for it imports Grain.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import signal
+import threading
+import typing
+
+import grain
+
+from repae_jax.errors import UserError
+
+_NEXT = "global_next_index"  # the state: how many images all processes together have consumed
+_CAUSES = {  # by exit status: minus the signal's number on Linux
+    -7: "batches pass through /dev/shm: make it larger, or lower config.data.workers",  # SIGBUS
+    -9: "the system kills processes when memory is short: lower config.data.workers",  # SIGKILL
+}
+
+
+class Batches(grain.DatasetIterator):
+    """A process' share of every batch of a stream.
+
+    The stream's images are dealt out like cards: of P processes, process i gets images i, i + P,
+    i + 2P, ... Neither P nor the number of workers changes which images a batch has, so one
+    number is the state of all processes.
+    """
+
+    def __init__(
+        self,
+        stream: grain.MapDataset,
+        batch_size: int,
+        process_index: int,
+        process_count: int,
+        read_options: grain.ReadOptions,
+        workers: int,
+    ):
+        super().__init__()
+        self._stream = stream
+        self._batch_size = batch_size
+        self._process_index = process_index
+        self._process_count = process_count
+        self._read_options = read_options
+        self._workers = workers
+        self._next = 0
+        self._reading = None
+
+    def __next__(self) -> typing.Any:
+        if self._reading is None:
+            self._reading = self._read_from(self._next)
+        try:
+            batch = next(self._reading)
+        except Exception as error:
+            # Grain's iterator is of no use after an error; asked again, a new one tries again
+            self.close()
+            _raise_if_worker_died(error, self._workers)
+            raise
+        self._next += self._batch_size
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        return {_NEXT: self._next}
+
+    def set_state(self, state: typing.Mapping[str, int]) -> None:
+        self.close()
+        self._next = state[_NEXT]
+
+    def close(self) -> None:
+        if self._reading is not None:
+            self._reading.close()
+            self._reading = None
+
+    def _read_from(self, start):
+        own = self._stream[start + self._process_index :: self._process_count]
+        batches = own.batch(self._batch_size // self._process_count, drop_remainder=True)
+        batches = batches.to_iter_dataset(self._read_options)
+        if self._workers:
+            options = grain.MultiprocessingOptions(
+                num_workers=self._workers, per_worker_buffer_size=2
+            )
+            batches = batches.mp_prefetch(options, worker_init_fn=_live_and_die_with_parent)
+        return iter(batches)
+
+
+def _live_and_die_with_parent(index: int, count: int) -> None:
+    """What a worker process does first.
+
+    Ctrl-C and schedulers send signals to all of a run's processes. The parent's are caught, and
+    it wants batches until it has saved: its workers must not be gone by then. A parent that was
+    killed leaves its workers behind, which would wait for it forever.
+    """
+    del index, count
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _raise_if_worker_died(error: Exception, workers: int) -> None:
+    """Say what Grain's error, raised about a second after a worker's death, means for the user."""
+    death = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
+    if not death:
+        return
+    status = int(death[1])
+    cause = _CAUSES.get(status, "see the messages above")
+    raise UserError(
+        f"config.data.workers = {workers}: a process that reads images ahead died with exit "
+        f"status {status} ({cause})"
+    ) from error

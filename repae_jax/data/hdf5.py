@@ -1,0 +1,220 @@
+"""The original's `images.h5`: images that its preprocessing has cropped, in one file.
+
+    images.h5        "00000/img00000000.png": a PNG as a byte string (or ".npy": the pixels
+                     themselves, uint8 (3, H, W)); "dataset.json": {"labels": [[name, label], ...]}
+    images_h5.json   the names in images.h5, in any order
+
+Images are in the order of their sorted names, as the original reads them.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from repae_jax.data.decode import BadImage, checked_size, decode_pixels
+from repae_jax.data.source import checked_label, split_folder
+from repae_jax.errors import UserError
+
+if typing.TYPE_CHECKING:
+    import h5py
+
+IMAGES, NAMES, LABELS = "images.h5", "images_h5.json", "dataset.json"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Hdf5Source:
+    """Images in an HDF5 file, which every process opens for itself when it reads the first.
+
+    Attributes:
+      name: the folder.
+      num_classes: labels are 0..num_classes - 1.
+      files: names in the HDF5 file, sorted.
+      labels: int32 (N,).
+      path: the HDF5 file.
+      resolution: pixels along a side of the images.
+    """
+
+    name: str
+    num_classes: int
+    files: tuple[str, ...]
+    labels: np.ndarray
+    path: str
+    resolution: int
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        name = self.image_name(index)
+        entry = _entry(self._file, self.files[index], name)
+        pixels = _pixels(entry, name) if _is_array(self.files[index]) else _image(entry, name)
+        image = checked_size(pixels, self.resolution, name)
+        return {"image": image, "label": np.int32(self.labels[index])}
+
+    def image_name(self, index: int) -> str:
+        return f"{self.path}, {self.files[index]}"
+
+    @functools.cached_property
+    def _file(self) -> h5py.File:
+        return _open_file(self.path)
+
+    def __getstate__(self) -> dict[str, typing.Any]:
+        # an open file belongs to its process
+        return {key: value for key, value in self.__dict__.items() if key != "_file"}
+
+
+def open_hdf5(data_config: typing.Any, split: str) -> Hdf5Source:
+    """The images and labels of a folder that the original's preprocessing wrote.
+
+    The file does not say how many classes there are: `num_classes` may be larger than its labels
+    need, and None takes what they need.
+
+    Args:
+      data_config: its `path` holds images.h5 and images_h5.json, or `train` and `heldout` folders
+        that do.
+      split: which of these; "train" may be `path` itself.
+
+    Raises:
+      UserError: h5py is not installed; a file is missing or damaged; a name stands there twice,
+        has no label, or one that is out of range; the images have another resolution.
+    """
+    folder = split_folder(
+        data_config.path, split, lambda root: (root / IMAGES).exists(), f"{IMAGES} and {NAMES}"
+    )
+    for name in (IMAGES, NAMES):
+        if not (folder / name).exists():
+            raise UserError(
+                f"{folder} has no {name}; name the folder that the original's preprocessing wrote"
+            )
+    path = folder / IMAGES
+    files = _names(folder / NAMES)
+    labels = _labels(path, files)
+    num_classes = data_config.num_classes
+    if num_classes is None:
+        num_classes = max(labels) + 1
+    for file, label in zip(files, labels, strict=True):
+        checked_label(label, num_classes, f"{path}, {file}")
+    source = Hdf5Source(
+        name=str(folder),
+        num_classes=num_classes,
+        files=tuple(files),
+        labels=np.asarray(labels, np.int32),
+        path=str(path),
+        resolution=data_config.resolution,
+    )
+    _check_first(source)
+    return source
+
+
+def _names(path: pathlib.Path) -> list[str]:
+    """The images' names, sorted; the list has groups and other things as well."""
+    from PIL import Image
+
+    try:
+        names = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); write it anew from {IMAGES}") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: not a list of names; write it anew from {IMAGES}")
+    suffixes = {*Image.registered_extensions(), ".npy"}
+    images = sorted(name for name in names if os.path.splitext(name)[1].lower() in suffixes)
+    if not images:
+        raise UserError(f"{path}: names no images; write it anew from {IMAGES}")
+    _check_once(path, images)
+    return images
+
+
+def _labels(path: pathlib.Path, files: Sequence[str]) -> list[int]:
+    """The label of each file, as the HDF5 file's own list says."""
+    where = f"{path}, {LABELS}"
+    with _open_file(path) as file:
+        content = _bytes(_entry(file, LABELS, where), where)
+    try:
+        content = json.loads(content)
+        pairs = [(name, label) for name, label in content["labels"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f'{where}: not {{"labels": [[name, label], ...]}} ({type(error).__name__}: {error}); '
+            "prepare the images anew"
+        ) from error
+    _check_once(where, (name for name, _ in pairs))
+    by_name = dict(pairs)
+    return [_label(where, by_name, name) for name in files]
+
+
+def _label(where: str, labels: Mapping[str, int], name: str) -> int:
+    label = labels.get(name.replace("\\", "/"))
+    if not isinstance(label, int) or isinstance(label, bool):
+        raise UserError(
+            f"{where}: the label of {name} is {label!r}, not a class's number; "
+            "prepare the images anew, from one folder a class"
+        )
+    return label
+
+
+def _check_once(where: typing.Any, names: Iterable[str]) -> None:
+    twice = [name for name, count in collections.Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"{where}: names {twice[0]} more than once; remove it once")
+
+
+def _check_first(source: Hdf5Source) -> None:
+    """Another resolution shows in the first image already, before anything is built for it."""
+    with contextlib.suppress(BadImage):  # named, or passed over, when it is its turn
+        source[0]
+
+
+def _open_file(path) -> h5py.File:
+    try:
+        import h5py
+    except ImportError as error:
+        raise UserError(f"{path} needs h5py to be read; run: pip install h5py") from error
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise UserError(
+            f"{path}: not a readable HDF5 file ({error}); copy or prepare it anew"
+        ) from error
+
+
+def _entry(file: h5py.File, key: str, name: str) -> np.ndarray:
+    """What is stored under a name; byte strings of fixed length keep their trailing zeros."""
+    import h5py
+
+    if not isinstance(file.get(key), h5py.Dataset):
+        raise UserError(f"{name}: not in the file; copy it and its list of names anew")
+    try:
+        return np.asarray(file[key])
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name}: cannot be read ({error}); copy the file anew") from error
+
+
+def _is_array(file: str) -> bool:
+    return file.lower().endswith(".npy")
+
+
+def _bytes(entry: np.ndarray, name: str) -> bytes:
+    if entry.dtype.kind == "O":  # a byte string of variable length
+        return bytes(entry.item())
+    return entry.tobytes()
+
+
+def _image(entry: np.ndarray, name: str) -> np.ndarray:
+    return decode_pixels(_bytes(entry, name), name)
+
+
+def _pixels(entry: np.ndarray, name: str) -> np.ndarray:
+    """Stored pixels, channels first as the original has them, as (H, W, 3)."""
+    if entry.ndim < 2 or not entry.size:
+        raise BadImage(f"{name}: {entry.dtype} {entry.shape} is not uint8 (3, H, W)")
+    return entry.reshape(-1, *entry.shape[-2:]).transpose(1, 2, 0)

@@ -1,0 +1,147 @@
+"""Cached latents: what `encode` wrote, as a source of training batches.
+
+An element has, beside its label, the posterior of a frozen VAE in place of the image:
+
+    latent_mean, latent_std    float32 (h, w, c), not normalised
+    image                      uint8 (H, W, 3), if the cache keeps images for the teacher
+    teacher_tokens             a tuple of (N, D) arrays, if it keeps the teachers' tokens
+
+and where the cache has mirrored images too, the same once more under "mirrored", between which
+the pipeline chooses (`choose_mirrored`).
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from repae_jax.data.decode import decode_pixels
+from repae_jax.data.shards import PackedRecords, read_manifest
+from repae_jax.errors import UserError
+
+KIND = "latents"
+MIRRORED = "mirrored/"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LatentSource:
+    """Random access to cached latents.
+
+    Attributes:
+      name: the folder.
+      num_classes: labels are 0..num_classes - 1.
+      records: the packed records.
+      manifest: what the cache says of itself.
+      mirrored: whether elements carry their mirror image's latents as well.
+    """
+
+    name: str
+    num_classes: int
+    records: PackedRecords
+    manifest: Mapping[str, Any]
+    mirrored: bool
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self.records[index]
+        element = _element(record, self.image_name(index))
+        if self.mirrored:
+            element["mirrored"] = _element(record, self.image_name(index), MIRRORED)
+        return {**element, "label": np.int32(record["label"])}
+
+    def image_name(self, index: int) -> str:
+        """What to call an element in messages."""
+        return f"{self.name}, record {index}"
+
+
+def open_latents(folder: str | pathlib.Path, *, mirrored: bool = False) -> LatentSource:
+    """The cache in `folder`.
+
+    Args:
+      folder: where `encode` wrote it.
+      mirrored: also give the mirror images' latents.
+
+    Raises:
+      UserError: there is none, it is damaged, or holds no mirrored latents.
+    """
+    manifest = read_manifest(folder)
+    if manifest["kind"] != KIND:
+        raise UserError(
+            f"{folder} holds packed {manifest['kind']}, not latents: make them with "
+            "`python -m repae_jax encode`"
+        )
+    if mirrored and not manifest["made"]["mirrored"]:
+        raise UserError(
+            f"{folder} holds no mirrored latents: set config.data.flip = False, or encode with "
+            "--mirrored"
+        )
+    return LatentSource(
+        name=str(folder),
+        num_classes=manifest["num_classes"],
+        records=PackedRecords(folder),
+        manifest=manifest,
+        mirrored=mirrored,
+    )
+
+
+def statistics_of(manifest: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The latents' {"mean": (c,), "var": (c,)} over the whole cache, float32."""
+    return {name: np.asarray(manifest["statistics"][name], np.float32) for name in ("mean", "var")}
+
+
+def choose_mirrored(element: Mapping[str, Any], mirrored: bool) -> dict[str, Any]:
+    """An element without its alternative: as it is, or mirrored."""
+    chosen = {**element, **(element["mirrored"] if mirrored else {})}
+    del chosen["mirrored"]
+    return chosen
+
+
+def check_for_training(
+    source: LatentSource, fingerprint: str, teachers: Sequence[str], latent_shape: tuple[int, ...]
+) -> None:
+    """Raise UserError unless the cache serves this configuration.
+
+    Args:
+      source: the cache.
+      fingerprint: of the configuration's VAE.
+      teachers: the names of its teachers.
+      latent_shape: (h, w, c) of its latents.
+    """
+    made = source.manifest["made"]
+    if made["vae"] != fingerprint:
+        raise UserError(
+            f"{source.name} was made by another VAE ({made['vae'][:12]}...) than that of "
+            f"config.vae.weights ({fingerprint[:12]}...): encode anew, or name the VAE that made it"
+        )
+    if tuple(made["latent_shape"]) != tuple(latent_shape):
+        raise UserError(
+            f"{source.name} holds latents of shape {tuple(made['latent_shape'])}, the "
+            f"configuration needs {tuple(latent_shape)}"
+        )
+    if not teachers or made["images"]:
+        return
+    if list(made["teachers"]) != list(teachers):
+        kept = ", ".join(made["teachers"]) or "none"
+        raise UserError(
+            f"{source.name} keeps neither images nor the tokens of the teachers "
+            f"{', '.join(teachers)} (it keeps: {kept}): encode with --images or --teachers"
+        )
+
+
+def _element(record, name, prefix=""):
+    """One image's part of a record; the mirrored one's keys begin with MIRRORED."""
+    element = {
+        "latent_mean": np.asarray(record[f"{prefix}mean"], np.float32),
+        "latent_std": np.asarray(record[f"{prefix}std"], np.float32),
+    }
+    if f"{prefix}image" in record:
+        element["image"] = decode_pixels(record[f"{prefix}image"], name)
+    tokens = [key for key in record if key.startswith(f"{prefix}tokens/")]
+    if tokens:
+        arrays = (record[f"{prefix}tokens/{k}"] for k in range(len(tokens)))
+        element["teacher_tokens"] = tuple(np.asarray(array, np.float32) for array in arrays)
+    return element

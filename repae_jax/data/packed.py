@@ -1,0 +1,107 @@
+"""Images that `prepare` has cropped and packed into shards."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import itertools
+import os
+import pathlib
+import typing
+
+import numpy as np
+
+from repae_jax.data.decode import checked_size, decode_pixels
+from repae_jax.data.manifest import BEGUN, MANIFEST, read_manifest
+from repae_jax.data.shards import PackedRecords
+from repae_jax.data.source import checked_label, split_folder
+from repae_jax.errors import UserError
+
+KIND = "images"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PackedSource:
+    """Packed images, decoded when they are asked for.
+
+    Attributes:
+      name: the folder.
+      num_classes: labels are 0..num_classes - 1.
+      records: by index {"image": encoded bytes, "label": int, "name": str}.
+      shards: the shards' files.
+      ends: the index behind each shard's last record.
+      resolution: pixels along a side of the images.
+    """
+
+    name: str
+    num_classes: int
+    records: PackedRecords
+    shards: tuple[str, ...]
+    ends: tuple[int, ...]
+    resolution: int
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        record = self.records[index]
+        name = f"{self.image_name(index)} ({record['name']})"
+        pixels = decode_pixels(record["image"], name)
+        return {
+            "image": checked_size(pixels, self.resolution, name),
+            "label": checked_label(record["label"], self.num_classes, name),
+        }
+
+    def image_name(self, index: int) -> str:
+        shard = bisect.bisect_right(self.ends, index)
+        first = self.ends[shard - 1] if shard else 0
+        return f"{os.path.join(self.name, self.shards[shard])}, record {index - first}"
+
+
+def open_packed(data_config: typing.Any, split: str) -> PackedSource:
+    """The images of a folder that `prepare` wrote.
+
+    Args:
+      data_config: its `path` is such a folder, or holds `train` and `heldout` folders that are.
+      split: which of these; "train" may be `path` itself.
+
+    Raises:
+      UserError: there is no such folder; it is damaged or holds something else; it was prepared
+        with another resolution, or otherwise than `data.exif` says.
+    """
+    folder = packed_folder(data_config.path, split)
+    manifest = read_manifest(folder)
+    _check(folder, manifest, data_config)
+    shards = manifest["shards"]
+    return PackedSource(
+        name=str(folder),
+        num_classes=manifest["num_classes"],
+        records=PackedRecords(folder),
+        shards=tuple(shard["file"] for shard in shards),
+        ends=tuple(itertools.accumulate(shard["count"] for shard in shards)),
+        resolution=data_config.resolution,
+    )
+
+
+def packed_folder(path: typing.Any, split: str) -> pathlib.Path:
+    """Where a split's shards lie (see `split_folder`), also if they are unfinished."""
+
+    def holds(folder):
+        return (folder / MANIFEST).exists() or (folder / BEGUN).exists()
+
+    return split_folder(path, split, holds, "packed records")
+
+
+def _check(folder, manifest, data_config):
+    if manifest["kind"] != KIND:
+        raise UserError(
+            f"{folder} holds packed {manifest['kind']}, not images: set data.source = "
+            f"{manifest['kind']!r}, or name a folder that `python -m repae_jax prepare` wrote"
+        )
+    for key, default in (("resolution", None), ("exif", False)):
+        wanted, made = getattr(data_config, key, default), manifest["made"].get(key, default)
+        if wanted != made:
+            raise UserError(
+                f"data.{key} = {wanted}, but {folder} was prepared with {made}; "
+                f"set data.{key} = {made}, or prepare it anew"
+            )

@@ -1,0 +1,231 @@
+"""The `prepare` command: any source of images, cropped and encoded once, as a packed data set.
+
+Training then reads small images by index from a few large files, on any file system.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import os
+import pathlib
+import types
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from repae_jax.data.decode import BadImage
+from repae_jax.data.images import encode_pixels
+from repae_jax.data.shards import ShardWriter, read_manifest, verify, write_shards
+from repae_jax.data.sources import Source, open_source
+from repae_jax.errors import UserError
+
+KIND = "images"
+ON_BAD_IMAGE = ("error", "skip")
+
+
+def prepare_command(options: argparse.Namespace) -> int:
+    """Prepare `options.source` in `options.output`, or check the data set `options.verify`.
+
+    Returns:
+      0.
+
+    Raises:
+      UserError: bad options, source, images or output folder, or a data set with a fault.
+    """
+    if options.verify is not None:
+        if options.source or options.output:
+            raise UserError("--verify checks one folder: leave out SOURCE and OUTPUT")
+        verify(options.verify, progress=not options.quiet)
+        print(f"{options.verify}: whole, {_summary(options.verify)}")
+        return 0
+    if not options.source or not options.output:
+        raise UserError("name SOURCE and OUTPUT, or --verify FOLDER")
+    manifest = prepare(
+        options.source,
+        options.output,
+        resolution=options.resolution,
+        format=options.format,
+        quality=options.quality,
+        split=options.split,
+        path=options.path,
+        per_shard=options.per_shard,
+        workers=options.workers,
+        exif=options.exif,
+        on_bad_image=options.on_bad_image,
+        progress=not options.quiet,
+    )
+    print(f"{options.output}: {_summary(options.output)}")
+    if skipped := manifest["skipped"]:
+        names = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
+        # a name need not be Unicode, and then cannot be printed as it is
+        names = names.encode("utf-8", "backslashreplace").decode()
+        print(f"skipped {len(skipped)} that are no readable images (see its manifest): {names}")
+    return 0
+
+
+def prepare(
+    source: str,
+    output: str | os.PathLike,
+    *,
+    resolution: int = 256,
+    format: str = "png",
+    quality: int | None = None,
+    split: str = "train",
+    path: str = "",
+    per_shard: int = 2048,
+    workers: int = 0,
+    exif: bool = False,
+    on_bad_image: str = "error",
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Write every image of a source, cropped as ADM does (see `crop`), as packed records.
+
+    A record is {"image": an encoded file's bytes, "label": int, "name": what the source calls
+    the image}. A killed run goes on with the shards that are not there, and ends with the same
+    bytes (see `shards.write_shards`).
+
+    Args:
+      source: a folder of class folders, "tfds:NAME", "hdf5:FOLDER", or "digits".
+      output: a new folder, or one that a call with the same arguments has begun.
+      resolution: pixels along a side.
+      format: "png", "webp", "raw" (these are lossless) or "jpeg" (see `images`).
+      quality: 1 to 100; makes webp lossy; 95 for jpeg if None.
+      split: of the source: "train", "heldout", or what it calls one itself.
+      path: the folder of TFDS' data sets, if not its default.
+      per_shard: images in a shard.
+      workers: processes that read, crop and encode; with 0 this one does.
+      exif: turn pictures as their EXIF data say.
+      on_bad_image: "error", or "skip": leave out what cannot be decoded, and list it under
+        "skipped" in the manifest.
+      progress: show a bar.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      UserError: bad arguments, source, images or output folder; a full disk.
+    """
+    if format == "jpeg" and quality is None:
+        quality = 95
+    _check(resolution, format, quality, on_bad_image)
+    kind, name, path = _parse(source, path)
+    images = open_source(
+        types.SimpleNamespace(
+            source=kind,
+            name=name,
+            path=path,
+            resolution=resolution,
+            num_classes=None,  # the source's own
+            exif=exif,
+            on_bad_image="error",  # a bad one is left out here, not replaced
+        ),
+        split,
+    )
+    made = {
+        "source": kind,
+        "name": name,
+        "split": split,
+        "names_sha256": _names_checksum(images),
+        "resolution": resolution,
+        "format": format,
+        "quality": quality,
+        "exif": exif,
+        "on_bad_image": on_bad_image,
+    }
+    classes = getattr(images, "classes", None)
+    return write_shards(
+        output,
+        len(images),
+        per_shard,
+        _ImageWriter(images, format, quality, on_bad_image == "skip"),
+        made,
+        manifest={
+            "kind": KIND,
+            "num_classes": images.num_classes,
+            "classes": classes if classes is None else list(classes),
+        },
+        summarise=_merge,
+        workers=workers,
+        progress=progress,
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _ImageWriter:
+    """Writes images of a source as records; can be sent to another process."""
+
+    source: Source
+    format: str
+    quality: int | None
+    skip: bool
+
+    def __call__(self, indexes: range, writer: ShardWriter) -> Mapping[str, Any]:
+        skipped = []
+        for index in indexes:
+            name = _name(self.source, index)
+            try:
+                element = self.source[index]
+            except BadImage:
+                if not self.skip:
+                    raise
+                skipped.append(name)
+                continue
+            image = encode_pixels(element["image"], self.format, self.quality)
+            writer.write({"image": image, "label": int(element["label"]), "name": name})
+        return {"skipped": skipped}
+
+
+def _merge(notes):
+    return {"skipped": [name for note in notes for name in note["skipped"]]}
+
+
+def _check(resolution, format, quality, on_bad_image):
+    if resolution < 1:
+        raise UserError(f"--resolution is {resolution}: give at least 1 pixel")
+    if on_bad_image not in ON_BAD_IMAGE:
+        raise UserError(f"--on-bad-image is {on_bad_image!r}: use one of {', '.join(ON_BAD_IMAGE)}")
+    encode_pixels(np.zeros((1, 1, 3), np.uint8), format, quality)  # raises for both
+
+
+def _parse(source, path):
+    """The config's data.source, data.name and data.path for what the command line calls SOURCE."""
+    kind, colon, rest = source.partition(":")
+    if kind == "tfds" and colon:
+        return "tfds", rest, path
+    if path:
+        raise UserError(f"--path is TFDS' data folder, but SOURCE is {source!r}; leave it out")
+    if kind == "hdf5" and colon:
+        return "hdf5", "", rest
+    if source == "digits":
+        return "digits", "", ""
+    if not source or not pathlib.Path(source).is_dir():
+        known = "a folder of class folders, tfds:NAME, hdf5:FOLDER or digits"
+        raise UserError(f"SOURCE is {source!r}: give {known}")
+    return "folder", "", source
+
+
+def _name(source, index):
+    """What the source calls an image, without where on this machine it lies."""
+    if not hasattr(source, "image_name"):
+        return str(index)
+    return source.image_name(index).removeprefix(source.name).lstrip("/\\, ")
+
+
+def _names_checksum(source):
+    """Tells one source's images from another's by their names, for a path tells nothing."""
+    digest = hashlib.sha256()
+    for index in range(len(source)):
+        digest.update(_name(source, index).encode("utf-8", "surrogateescape") + b"\0")
+    return digest.hexdigest()
+
+
+def _summary(folder):
+    manifest = read_manifest(folder)
+    size = sum(shard["bytes"] for shard in manifest["shards"]) / 1e6
+    return (
+        f"{manifest['count']} records of {manifest['num_classes']} classes in "
+        f"{len(manifest['shards'])} shards, {size:.1f} MB"
+    )

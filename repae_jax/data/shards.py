@@ -1,0 +1,390 @@
+"""Packed data sets: folders of ArrayRecord shards under a manifest, written so that a killed
+run goes on where it stopped and ends with the same bytes.
+
+    FOLDER/
+      shard-00000-of-00012.array_record ...   records (see `records`), in the source's order
+      manifest.json                           what they are; written last, so none means unfinished
+      progress/                               while it is written, and only then:
+        made.json                             what is being made
+        shard-00000.json ...                  one for every shard that is complete
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import functools
+import itertools
+import json
+import os
+import pathlib
+import threading
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from repae_jax.atomic import replacing
+from repae_jax.data.manifest import (
+    FORMAT,
+    HEAL,
+    check_there,
+    checksum,
+    read_json,
+    read_manifest,
+    write_json,
+    write_manifest,
+)
+from repae_jax.data.processes import over_processes
+from repae_jax.data.records import Value, pack, unpack
+from repae_jax.data.unfinished import Plan, begin, check_entries, claimed
+from repae_jax.errors import UserError
+
+if typing.TYPE_CHECKING:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+__all__ = [
+    "PackedRecords",
+    "ShardWriter",
+    "WriteShard",
+    "read_manifest",
+    "verify",
+    "write_shards",
+]
+
+WriteShard = Callable[[range, "ShardWriter"], Mapping[str, Any]]
+
+# One record a group, so that each can be read by itself. Not compressed: pictures are already,
+# latents hardly can be, and so the bytes do not depend on a compressor's version.
+_WRITER_OPTIONS = "group_size:1,uncompressed"
+# For random access: no reading ahead, no threads (the package's own advice).
+_READER_OPTIONS = {
+    "options": "readahead_buffer_size:0,max_parallelism:0",
+    "file_reader_buffer_size": 1 << 15,
+}
+
+
+# --- reading ---
+
+
+class PackedRecords(Sequence):
+    """Random access to the records of a packed data set, in the order that they were written in.
+
+    Can be shared by threads and pickled: files are opened when they are first read from, in each
+    process for itself. ArrayRecord keeps a checksum of every record, so a damaged one is an
+    error, never other values.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        """Open `folder`.
+
+        Raises:
+          UserError: there is no packed data set, its manifest is damaged, or a shard is missing
+            or cut short.
+        """
+        self._folder = pathlib.Path(folder)
+        self._shards = read_manifest(folder)["shards"]
+        for shard in self._shards:
+            check_there(self._folder / shard["file"], shard)
+        self._stops = list(itertools.accumulate(shard["count"] for shard in self._shards))
+        self._forget_readers()
+
+    def __len__(self) -> int:
+        return self._stops[-1]
+
+    def __getitem__(self, index: int) -> dict[str, Value]:
+        """The record at `index`, from 0 to the length - 1; arrays are read-only.
+
+        Raises:
+          IndexError: there is none.
+          UserError: the shard or the record is damaged.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        number = bisect.bisect_right(self._stops, index)
+        position = int(index - self._stops[number] + self._shards[number]["count"])
+        path = self._folder / self._shards[number]["file"]
+        reader = self._reader(number)
+        try:
+            (data,) = reader.read([position])
+        except RuntimeError as error:
+            raise UserError(f"{path}: record {position} is damaged ({error}); {HEAL}") from error
+        return unpack(data, f"{path}, record {position}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_folder": self._folder, "_shards": self._shards, "_stops": self._stops}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget_readers()
+
+    def _forget_readers(self):
+        self._readers, self._lock = {}, threading.Lock()
+
+    def _reader(self, number):
+        with self._lock:
+            if number not in self._readers:
+                shard = self._shards[number]
+                path = self._folder / shard["file"]
+                self._readers[number] = _open_reader(path, shard["count"])
+            return self._readers[number]
+
+
+def verify(folder: str | os.PathLike, *, progress: bool = False) -> None:
+    """Read a packed data set from end to end and compare it with its manifest.
+
+    Args:
+      folder: the data set.
+      progress: show a bar.
+
+    Raises:
+      UserError: the first shard that is missing or has another content, or what is wrong with
+        the manifest.
+    """
+    from tqdm import tqdm
+
+    folder = pathlib.Path(folder)
+    shards = read_manifest(folder)["shards"]
+    total = sum(shard["bytes"] for shard in shards)
+    with tqdm(total=total, desc="verify", unit="B", unit_scale=True, disable=not progress) as bar:
+        for shard in shards:
+            path = folder / shard["file"]
+            check_there(path, shard)
+            if checksum(path) != shard["sha256"]:
+                raise UserError(f"{path}: damaged, its checksum is another; {HEAL}")
+            _open_reader(path, shard["count"]).close()
+            bar.update(shard["bytes"])
+
+
+def _open_reader(path: pathlib.Path, count: int) -> ArrayRecordReader:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    reader = ArrayRecordReader(str(path), **_READER_OPTIONS)
+    if reader.ok() and reader.num_records() == count:
+        return reader
+    reason = f"{reader.num_records()} records instead of {count}"
+    if not reader.ok():  # only an attempt to read says why
+        try:
+            reader.read([0])
+        except RuntimeError as error:
+            reason = error
+    raise UserError(f"{path}: cannot be read or is damaged ({reason}); {HEAL}")
+
+
+# --- writing ---
+
+
+class ShardWriter:
+    """Appends records to one shard, as a context."""
+
+    def __init__(self, path: pathlib.Path, advance: Callable[[], Any] = lambda: None):
+        """Write to `path`; `advance` is called after every record."""
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        self.count = 0
+        self._advance = advance
+        with _as_os_error():
+            self._writer = ArrayRecordWriter(str(path), _WRITER_OPTIONS)
+
+    def write(self, record: Mapping[str, Value]) -> None:
+        """Append a record (see `records.pack`).
+
+        Raises:
+          TypeError: it holds something that cannot be packed.
+          OSError: there is no room for it; `write_shards` makes it a UserError.
+        """
+        data = pack(record)
+        with _as_os_error():
+            self._writer.write(data)
+        self.count += 1
+        self._advance()
+
+    def __enter__(self) -> typing.Self:
+        return self
+
+    def __exit__(self, kind: type | None, *_) -> None:
+        try:
+            with _as_os_error():
+                self._writer.close()
+        except OSError:
+            if kind is None:  # else the error that ended the block is the one to report
+                raise
+
+
+@contextlib.contextmanager
+def _as_os_error():
+    """ArrayRecord's errors as what they are, so that `replacing` explains them."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
+
+
+def write_shards(
+    folder: str | os.PathLike,
+    count: int,
+    per_shard: int,
+    write_shard: WriteShard,
+    made: Mapping[str, Any],
+    *,
+    manifest: Mapping[str, Any],
+    summarise: Callable[[list[Mapping[str, Any]]], Mapping[str, Any]] | None = None,
+    workers: int = 0,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Write a packed data set, or what is missing of one.
+
+    A run that was ended, by whatever and whenever, is continued by the same call: complete
+    shards are kept, the others are made anew, and all bytes are those of a run that nothing
+    disturbed, provided that `write_shard` gives the same records for the same indexes. Nothing
+    unfinished ever has a final name. In a finished data set, shards that are missing or cut short
+    are made again.
+
+    Args:
+      folder: made if missing.
+      count: how many elements the source has.
+      per_shard: how many of them a shard takes: shard k those from k * per_shard on.
+      write_shard: writes the elements of a range of indexes as records, in order (it may leave
+        some out), and returns a small dict that JSON can hold, for `summarise`.
+      made: everything that decides the content, such as names and options, so that a folder with
+        another `made` is refused. No times, no machine's names, no absolute paths.
+      manifest: what else the manifest says: "kind", "num_classes", perhaps "classes".
+      summarise: from what `write_shard` returned, in the order of the shards, to further entries
+        of the manifest.
+      workers: processes that write shards; with 0 this process does. They are started afresh:
+        `write_shard` must be picklable, and a script's own code must stand under
+        `if __name__ == "__main__"`.
+      progress: show a bar.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      UserError: the folder holds something else or another `made`, another process is writing
+        there, a disk is full, there is nothing to write, or what `write_shard` raises.
+    """
+    _check_numbers(count, per_shard, workers)
+    made = {**made, "per_shard": per_shard, "source_count": count}
+    begun = {"format": FORMAT, "classes": None, **manifest, "made": made}
+    plan = Plan(pathlib.Path(folder), count, per_shard, _as_read(begun))
+    check_entries(plan)
+    with claimed(plan):
+        finished = begin(plan)
+        done = _shards_there(plan, finished) if finished else _read_sidecars(plan)
+        todo = [number for number in range(plan.shards) if number not in done]
+        _write_missing(plan, todo, write_shard, workers, progress)
+        if finished:
+            _check_repaired(plan, todo, finished)
+            return finished
+        return _finish(plan, summarise)
+
+
+def _check_numbers(count, per_shard, workers):
+    if count < 1:
+        raise UserError("there is nothing to write: the source is empty")
+    if per_shard < 1:
+        raise UserError(f"per_shard = {per_shard}: give at least 1 record a shard")
+    if workers < 0:
+        raise UserError(f"workers = {workers}: give 0 for this process, or a number of processes")
+
+
+def _as_read(content):
+    """What JSON gives back of `content`."""
+    return json.loads(json.dumps(content))
+
+
+# --- the shards, their sidecars, and the manifest ---
+
+
+def _read_sidecars(plan: Plan) -> dict[int, dict[str, Any]]:
+    """By number, the sidecars of the shards that an earlier run completed."""
+    done = {}
+    for number in range(plan.shards):
+        with contextlib.suppress(UserError):  # not there, or damaged by a power failure
+            sidecar = read_json(plan.sidecar(number))
+            check_there(plan.shard(number), sidecar["shard"])
+            done[number] = sidecar
+    return done
+
+
+def _shards_there(plan, finished):
+    """The numbers of the shards of a finished data set that have not been lost since."""
+    there = set()
+    for number, shard in enumerate(finished["shards"]):
+        with contextlib.suppress(UserError):
+            check_there(plan.shard(number), shard)
+            there.add(number)
+    return there
+
+
+def _write_missing(plan, todo, write_shard, workers, progress):
+    """Write the shards `todo`, and each one's sidecar as soon as it is complete."""
+    from tqdm import tqdm
+
+    if not todo:
+        return
+    missing = sum(len(plan.indexes(number)) for number in todo)
+    with tqdm(
+        total=plan.count,
+        initial=plan.count - missing,
+        desc=plan.folder.name,
+        unit="image",
+        disable=not progress,
+    ) as bar:
+        if workers and len(todo) > 1:
+            write = functools.partial(_write_one, plan, write_shard)
+            with over_processes(write, todo, min(workers, len(todo))) as results:
+                for number, sidecar in results:
+                    write_json(plan.sidecar(number), sidecar)
+                    bar.update(len(plan.indexes(number)))
+            return
+        for number in todo:
+            sidecar = _write_one(plan, write_shard, number, bar.update)
+            write_json(plan.sidecar(number), sidecar)
+            # an image that was left out counts as done
+            bar.update(len(plan.indexes(number)) - sidecar["shard"]["count"])
+
+
+def _write_one(plan, write_shard, number, advance=lambda: None):
+    """Write one shard; returns its sidecar."""
+    path = plan.shard(number)
+    with replacing(path) as temporary:
+        with ShardWriter(temporary, advance) as writer:
+            notes = write_shard(plan.indexes(number), writer)
+        # What a restart relies on must survive a power failure, too; and some file systems say
+        # only now that they are full.
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        shard = {
+            "file": path.name,
+            "count": writer.count,
+            "bytes": temporary.stat().st_size,
+            "sha256": checksum(temporary),
+        }
+    return {"shard": shard, "notes": dict(notes)}
+
+
+def _finish(plan: Plan, summarise) -> dict[str, Any]:
+    """Merge the sidecars into the manifest."""
+    sidecars = list(_read_sidecars(plan).values())
+    shards = [sidecar["shard"] for sidecar in sidecars]
+    if len(shards) != plan.shards:
+        raise UserError(f"{plan.folder}: something else removed files there; run this again")
+    count = sum(shard["count"] for shard in shards)
+    if not count:
+        raise UserError(f"{plan.folder}: there is nothing to write, every element was left out")
+    extra = summarise([sidecar["notes"] for sidecar in sidecars]) if summarise else {}
+    manifest = _as_read({**plan.begun, "count": count, **extra, "shards": shards})
+    write_manifest(plan.folder, manifest)
+    return manifest
+
+
+def _check_repaired(plan, numbers, finished):
+    """Raise UserError, and remove the shard, if one was made again with another content."""
+    for number in numbers:
+        shard = read_json(plan.sidecar(number))["shard"]
+        if shard != finished["shards"][number]:
+            plan.shard(number).unlink()
+            raise UserError(
+                f"{plan.shard(number)}: made again, it has another content, so the source or the "
+                f"libraries have changed since; delete {plan.folder} and make it anew"
+            )

@@ -1,0 +1,90 @@
+"""Passing over images that cannot be decoded: `data.on_bad_image = "skip"`."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import pathlib
+import threading
+
+import numpy as np
+
+from repae_jax.data.decode import BadImage
+from repae_jax.data.source import Source
+from repae_jax.errors import UserError
+
+# Of a process: threads that read ahead share it. It is no attribute, for it cannot be pickled.
+_listing = threading.Lock()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SkippingSource:
+    """A source in which the next readable image takes a bad one's place.
+
+    The next in index order, after the last the first: which image an index gives depends on the
+    data only, so the stream stays the same in every process and after a restart. A bad image is
+    logged once a process, and if there is a `listing`, named in it once.
+
+    Attributes:
+      source: whose images.
+      listing: a file to name the bad images in, one a line (see `read_listing`); "" for none.
+    """
+
+    source: Source
+    listing: str = ""
+    _noted: set[int] = dataclasses.field(default_factory=set, repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def num_classes(self) -> int:
+        return self.source.num_classes
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        for candidate in (*range(index, len(self)), *range(index)):
+            try:
+                return self.source[candidate]
+            except BadImage as error:
+                self._note(candidate, error)
+        raise UserError(
+            f"{self.name}: none of its {len(self)} images is readable; see the warnings, then "
+            "correct data.path"
+        )
+
+    def image_name(self, index: int) -> str:
+        return self.source.image_name(index)
+
+    def _note(self, index, error):
+        with _listing:
+            if index in self._noted:
+                return
+            self._noted.add(index)
+            logging.getLogger(__name__).warning("skipped: %s", error)
+            if self.listing:
+                _list(pathlib.Path(self.listing), self.image_name(index))
+
+
+def read_listing(path: str | pathlib.Path) -> list[str]:
+    """The bad images that all processes and runs have named, in the order of their discovery."""
+    if not pathlib.Path(path).exists():
+        return []
+    text = pathlib.Path(path).read_text("utf-8", "surrogateescape")
+    # two processes that meet the same one at the same moment both write it
+    return list(dict.fromkeys(text.splitlines()))
+
+
+def _list(path, name):
+    try:
+        if name in read_listing(path):
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # one write of one line at the end: lines of several processes do not mix
+        with open(path, "a", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(f"{name}\n")
+    except OSError as error:
+        logging.getLogger(__name__).warning("%s: cannot be written (%s)", path, error.strerror)

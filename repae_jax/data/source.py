@@ -1,0 +1,82 @@
+"""What a source of labelled images is, and what the kinds of sources share."""
+
+from __future__ import annotations
+
+import pathlib
+import typing
+from collections.abc import Callable
+
+import numpy as np
+
+from repae_jax.errors import UserError
+
+# What other people call the part that is not trained on, in the order of preference.
+HELDOUT_NAMES = ("heldout", "validation", "val", "test")
+
+
+class Source(typing.Protocol):
+    """Random access to labelled images, as `grain.MapDataset.source` wants it.
+
+    Attributes:
+      name: what to call the source in messages.
+      num_classes: labels are 0..num_classes - 1.
+    """
+
+    name: str
+    num_classes: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """One element: {"image": uint8 (H, W, 3), "label": int32 ()}.
+
+        Raises:
+          BadImage: what is stored there is no readable image.
+          UserError: it cannot be reached at all, or its label is out of range.
+        """
+        ...
+
+    def image_name(self, index: int) -> str:
+        """What to call an image in messages: its file, or the record that holds it."""
+        ...
+
+
+def checked_label(label: int, num_classes: int, name: str) -> np.int32:
+    """The label, int32 (); raises UserError unless it is in 0..num_classes - 1."""
+    if not 0 <= label < num_classes:
+        raise UserError(
+            f"{name}: label {label} is not in 0..{num_classes - 1}; correct it or "
+            "data.num_classes, or choose a split whose images all have labels"
+        )
+    return np.int32(label)
+
+
+def split_folder(
+    path: typing.Any, split: str, holds: Callable[[pathlib.Path], bool], content: str
+) -> pathlib.Path:
+    """Where a split lies: in `path/split`, or for "train" in `path` itself.
+
+    "heldout" is also found under the names that others give it (`HELDOUT_NAMES`).
+
+    Args:
+      path: the config's data.path.
+      split: "train", "heldout", or the name of a folder in `path`.
+      holds: whether a folder holds a split.
+      content: what such a folder holds, for messages.
+
+    Raises:
+      UserError: `path` is no folder, or has no such split.
+    """
+    if not path or not pathlib.Path(path).is_dir():
+        raise UserError(f"data.path = {path!r} is not a folder; name one that holds {content}")
+    root = pathlib.Path(path)
+    names = HELDOUT_NAMES if split == "heldout" else (split,)
+    for name in names:
+        if (root / name).is_dir() and holds(root / name):
+            return root / name
+    if split == "train":
+        return root
+    raise UserError(
+        f"{root} has no {' or '.join(names)} folder of {content}; add one "
+        "(and a train folder beside it)"
+    )

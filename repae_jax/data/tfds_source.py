@@ -1,0 +1,123 @@
+"""Data sets that TensorFlow Datasets has prepared, read by index."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+
+import numpy as np
+
+from repae_jax.data.decode import decode_cropped
+from repae_jax.data.source import HELDOUT_NAMES, checked_label
+from repae_jax.errors import UserError
+
+if typing.TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TfdsSource:
+    """A TFDS data source whose images are still encoded, decoded when they are asked for.
+
+    Attributes:
+      name: the builder's.
+      num_classes: labels are 0..num_classes - 1.
+      records: by index {"image": encoded bytes, "label": int}.
+      resolution: pixels along a side of the crops.
+      exif: whether pictures are turned as their EXIF data say.
+      classes: the classes' names, in the order of the labels.
+    """
+
+    name: str
+    num_classes: int
+    records: typing.Sequence
+    resolution: int
+    exif: bool = False
+    classes: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        record, name = self.records[index], self.image_name(index)
+        return {
+            "image": decode_cropped(record["image"], self.resolution, name, exif=self.exif),
+            "label": checked_label(record["label"], self.num_classes, name),
+        }
+
+    def image_name(self, index: int) -> str:
+        return f"{self.name}, image {index}"
+
+
+def open_tfds(data_config: typing.Any, split: str) -> TfdsSource:
+    """A split of a prepared TFDS data set.
+
+    Args:
+      data_config: has `name` (the builder's, config and version included) and `path` (TFDS' data
+        folder; empty for its default).
+      split: "train", "heldout", or in TFDS' notation.
+
+    Raises:
+      UserError: the data set or split does not exist, cannot be read by index, or has no labels.
+    """
+    import tensorflow_datasets as tfds
+
+    builder = _builder(data_config.name, data_config.path or None)
+    features = dict(builder.info.features.items())
+    image, label = features.get("image"), features.get("label")
+    if not isinstance(image, tfds.features.Image) or not isinstance(
+        label, tfds.features.ClassLabel
+    ):
+        raise UserError(f"data.name = {data_config.name!r} has no image and label; choose another")
+    return TfdsSource(
+        name=data_config.name,
+        num_classes=label.num_classes,
+        # still encoded, so that they are decoded and cropped as files in folders are
+        records=_records(builder, split, {"image": tfds.decode.SkipDecoding()}),
+        resolution=data_config.resolution,
+        exif=getattr(data_config, "exif", False),
+        classes=tuple(label.names),
+    )
+
+
+def _builder(name: str, folder: str | None) -> tfds.core.DatasetBuilder:
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name or "", data_dir=folder)
+    except (ValueError, AssertionError) as error:  # an unknown name; an unknown version
+        reason = str(error).splitlines()[0]
+        where = folder or "TFDS' default folder"
+        raise UserError(
+            f"data.name = {name!r} is neither a TFDS data set nor prepared in {where} "
+            f"({reason}); correct data.name or data.path"
+        ) from error
+    if not builder.info.splits:
+        raise UserError(f"{name} is not in {builder.data_dir}; run: {_prepare(name, folder)}")
+    formats = {kind.value for kind in builder.info.available_file_formats()}
+    if formats.isdisjoint(("array_record", "parquet")):
+        other = f"{folder or '~/tensorflow_datasets'}_array_record"
+        raise UserError(
+            f"{name} is stored as {', '.join(formats)} in {builder.data_dir}, which cannot be "
+            f"read by index; set data.path = {other!r} and run: {_prepare(name, other)}"
+        )
+    return builder
+
+
+def _prepare(name, folder):
+    """The command that prepares a data set; the `tfds` tool would need apache_beam as well."""
+    builder = f"tfds.builder({name!r}, data_dir={folder!r}, file_format='array_record')"
+    script = f"import tensorflow_datasets as tfds; {builder}.download_and_prepare()"
+    return f'python -c "{script}"'
+
+
+def _records(builder, split, decoders):
+    known = builder.info.splits
+    if split == "heldout":
+        split = next((name for name in HELDOUT_NAMES if name in known), split)
+    try:
+        return builder.as_data_source(split=split, decoders=decoders)
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"{builder.info.name} has no split {split!r}; choose one of {', '.join(known)}"
+        ) from error

@@ -1,0 +1,189 @@
+"""The folder of a packed data set while it is being written: what is begun, and who may."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from repae_jax.data.manifest import (
+    BEGUN,
+    MANIFEST,
+    SHARD_NAME,
+    read_json,
+    read_manifest,
+    write_json,
+)
+from repae_jax.errors import UserError
+
+# What a run can leave in the folder and in progress/, and what `replacing` calls a file that is
+# being written.
+_OWN_NAME = re.compile(rf"{SHARD_NAME}|manifest\.json|progress")
+_OWN_PROGRESS_NAME = re.compile(r"made\.json|lock|shard-\d{5,}\.json")
+_TEMPORARY_NAME = re.compile(r"\.(.+)\.\d+\.tmp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is to be written where.
+
+    Attributes:
+      folder: of the data set.
+      count: how many elements the source has.
+      per_shard: how many of them a shard takes.
+      begun: what the manifest says before anything is written, as JSON gives it back.
+    """
+
+    folder: pathlib.Path
+    count: int
+    per_shard: int
+    begun: Mapping[str, Any]
+
+    @property
+    def shards(self) -> int:
+        return math.ceil(self.count / self.per_shard)
+
+    @property
+    def made(self) -> pathlib.Path:
+        return self.folder / BEGUN
+
+    @property
+    def progress(self) -> pathlib.Path:
+        return self.made.parent
+
+    def shard(self, number: int) -> pathlib.Path:
+        return self.folder / f"shard-{number:05d}-of-{self.shards:05d}.array_record"
+
+    def sidecar(self, number: int) -> pathlib.Path:
+        return self.progress / f"shard-{number:05d}.json"
+
+    def indexes(self, number: int) -> range:
+        start = number * self.per_shard
+        return range(start, min(start + self.per_shard, self.count))
+
+
+def check_entries(plan: Plan) -> None:
+    """Raise UserError if the folder holds what no earlier run can have left there."""
+    names = [name for name in _names(plan.folder) if name[0] != "."]
+    foreign = [name for name in names if not _OWN_NAME.fullmatch(name)]
+    foreign += [
+        f"{plan.progress.name}/{name}"
+        for name in _names(plan.progress)
+        if name[0] != "." and not _OWN_PROGRESS_NAME.fullmatch(name)
+    ]
+    if not plan.made.exists() and MANIFEST not in names:  # nothing was begun here
+        foreign += [name for name in names if name != plan.progress.name]
+    if foreign:
+        raise UserError(
+            f"{plan.folder} holds something else already ({min(foreign)}); choose a new or empty "
+            "folder"
+        )
+
+
+def _names(folder):
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}; choose another folder") from error
+
+
+@contextlib.contextmanager
+def claimed(plan: Plan) -> Iterator[None]:
+    """Holds the folder against other processes; unfinished files are gone before and after.
+
+    progress/ goes as well when all is done, or when nothing was begun.
+
+    Raises:
+      UserError: another process holds it, or it cannot be written to.
+    """
+    with _open_lock(plan.progress / "lock") as file:
+        _lock(file, plan.folder)
+        _remove_temporaries(plan)
+        try:
+            yield
+        finally:
+            _remove_temporaries(plan)
+            if (plan.folder / MANIFEST).exists() or not plan.made.exists():
+                _remove_progress(plan)
+
+
+def _open_lock(path):
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "ab")
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); permit it, or choose another folder"
+        ) from error
+
+
+def _lock(file, folder):
+    """Lock an open file until it is closed, be it by the end of the process."""
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"{folder}: another process is writing there; wait for it") from error
+    except OSError:  # a file system without locks
+        pass
+
+
+def _remove_temporaries(plan):
+    for folder, own in ((plan.folder, _OWN_NAME), (plan.progress, _OWN_PROGRESS_NAME)):
+        for name in _names(folder):
+            wanted = _TEMPORARY_NAME.fullmatch(name)
+            if wanted and own.fullmatch(wanted[1]):
+                (folder / name).unlink(missing_ok=True)
+
+
+def _remove_progress(plan):
+    for name in filter(_OWN_PROGRESS_NAME.fullmatch, _names(plan.progress)):
+        (plan.progress / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # a network disk may keep the open lock's name until later
+        plan.progress.rmdir()
+
+
+def begin(plan: Plan) -> dict[str, Any] | None:
+    """Note what is being made, or see that it is the same.
+
+    Returns:
+      The manifest, if the data set is finished.
+
+    Raises:
+      UserError: something else is being or has been made there, or its file is damaged.
+    """
+    manifest = plan.folder / MANIFEST
+    if manifest.exists():
+        finished = read_manifest(plan.folder)
+        _check_same(plan, finished, manifest)
+        return finished
+    if plan.made.exists():
+        _check_same(plan, read_json(plan.made), plan.made)
+    else:
+        write_json(plan.made, plan.begun)
+    return None
+
+
+def _check_same(plan, there, path):
+    if not isinstance(there, dict) or not isinstance(there.get("made"), dict):
+        raise UserError(f"{path}: damaged; delete {plan.folder} and begin anew")
+    theirs = {**{key: there.get(key) for key in plan.begun}, **there["made"]}
+    ours = {**plan.begun, **plan.begun["made"]}
+    differing = [
+        f"{key} = {theirs.get(key)!r}, not {ours.get(key)!r}"
+        for key in {**ours, **theirs}
+        if key != "made" and theirs.get(key) != ours.get(key)
+    ]
+    if differing:
+        raise UserError(
+            f"{plan.folder} was begun with {'; '.join(differing)}: repeat that, or choose another "
+            "folder"
+        )

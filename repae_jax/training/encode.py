@@ -1,0 +1,249 @@
+"""The `encode` command: a source through the VAE once, to train on its latents many times."""
+
+import argparse
+import concurrent.futures
+import hashlib
+import math
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from repae_jax.data import latents
+from repae_jax.data.images import encode_pixels
+from repae_jax.data.shards import ShardWriter, write_shards
+from repae_jax.data.sources import Source, open_source
+from repae_jax.errors import UserError
+from repae_jax.interop.tables import flatten
+from repae_jax.models.teachers import preprocess
+from repae_jax.parallel.mesh import make_mesh, over_batch, put_batch, replicated
+from repae_jax.sampling.pixels import to_float
+from repae_jax.training.build import build_models, load_frozen
+from repae_jax.training.recipe import Models
+from repae_jax.training.weights import read_vae
+from repae_jax.validation import check_files, validate
+
+_THREADS = 8  # that read and decode images
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def encode_command(options: argparse.Namespace, config: ConfigDict) -> int:
+    """Encode `config`'s training images to `options.output`; returns 0.
+
+    Raises:
+      UserError: bad configuration, files, data or output folder.
+    """
+    encode(
+        config,
+        options.output,
+        split=options.split,
+        batch_size=options.batch_size,
+        per_shard=options.per_shard,
+        mirrored=options.mirrored,
+        images=options.images,
+        teachers=options.teachers,
+        dtype=options.dtype,
+        progress=not options.quiet,
+    )
+    manifest = latents.read_manifest(options.output)
+    size = sum((options.output / shard["file"]).stat().st_size for shard in manifest["shards"])
+    print(f"{options.output}: {manifest['count']} latents, {size / 1e6:.1f} MB")
+    return 0
+
+
+def encode(
+    config: ConfigDict,
+    output: pathlib.Path,
+    *,
+    split: str = "train",
+    batch_size: int = 64,
+    per_shard: int = 4096,
+    mirrored: bool = False,
+    images: bool = False,
+    teachers: bool = False,
+    dtype: str = "float32",
+    progress: bool = True,
+) -> None:
+    """Write the posterior (mean, std) of every image of the source as packed records.
+
+    Statistics of the latents are summed in float64 in the same pass, shard by shard. A killed
+    run goes on with the first shard that is not there, and ends with the same bytes.
+
+    Args:
+      config: its data, VAE and teachers.
+      output: a new folder, or one that a run with the same arguments has begun.
+      split: of the source.
+      batch_size: images at a time over all devices.
+      per_shard: images in a shard.
+      mirrored: encode the mirrored images as well.
+      images: keep the images too (PNG), for the teachers.
+      teachers: keep the teachers' tokens instead.
+      dtype: in which latents and tokens are stored, one of `DTYPES`.
+      progress: show a bar.
+
+    Raises:
+      UserError: bad configuration, files, data or output folder.
+    """
+    _check(config, dtype, batch_size)
+    source = open_source(config.data, split)
+    models = build_models(config)
+    params, _ = read_vae(config, models.vae)
+    encoder = _Encoder(config, models, params, batch_size, teachers)
+    made = {
+        "source": _description(config, split),
+        "vae": fingerprint(params),
+        "latent_shape": list(encoder.latent_shape),
+        "resolution": config.data.resolution,
+        "mirrored": mirrored,
+        "images": images,
+        "teachers": list(models.teachers) if teachers else [],
+        "dtype": dtype,
+    }
+
+    def write(indexes: range, writer: ShardWriter) -> dict[str, Any]:
+        sums = Sums(models.vae.latent_channels)
+        for record in _records(source, indexes, encoder, made, sums):
+            writer.write(record)
+        return sums.as_json()
+
+    write_shards(
+        output,
+        len(source),
+        per_shard,
+        write,
+        made,
+        manifest={"kind": latents.KIND, "num_classes": source.num_classes},
+        summarise=summarise,
+        progress=progress,
+    )
+
+
+class Sums:
+    """Running sums of the latents z = mean + std * noise, per channel, in float64."""
+
+    def __init__(self, channels: int):
+        self.count, self.first, self.second = 0, np.zeros(channels), np.zeros(channels)
+
+    def add(self, mean: np.ndarray, std: np.ndarray) -> None:
+        """One image's moments (h, w, c); the noise is integrated out: E z^2 = mean^2 + std^2."""
+        mean, std = mean.astype(np.float64), std.astype(np.float64)
+        self.count += mean.shape[0] * mean.shape[1]
+        self.first += mean.sum((0, 1))
+        self.second += (mean**2 + std**2).sum((0, 1))
+
+    def as_json(self) -> dict[str, Any]:
+        """For a shard's sidecar; float64 survives JSON exactly."""
+        return {"count": self.count, "first": list(self.first), "second": list(self.second)}
+
+
+def summarise(sums: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """The manifest's statistics from all shards' sums."""
+    count = sum(shard["count"] for shard in sums)
+    channels = len(sums[0]["first"])
+    mean = [math.fsum(s["first"][c] for s in sums) / count for c in range(channels)]
+    second = [math.fsum(s["second"][c] for s in sums) / count for c in range(channels)]
+    var = [q - m**2 for q, m in zip(second, mean, strict=True)]
+    return {"statistics": {"mean": mean, "var": var}}
+
+
+def fingerprint(params: Mapping[str, Any]) -> str:
+    """SHA-256 of a VAE's parameters as float32, by path: whatever file they came from."""
+    digest = hashlib.sha256()
+    for path, array in sorted(flatten(params).items()):
+        digest.update(path.encode())
+        digest.update(np.ascontiguousarray(array, np.float32).tobytes())
+    return digest.hexdigest()
+
+
+class _Encoder:
+    """The VAE's posterior, and the teachers' tokens if asked for, on all devices."""
+
+    def __init__(self, config: ConfigDict, models: Models, params, batch_size: int, teachers: bool):
+        self.batch_size = batch_size
+        self._mesh = make_mesh()
+        if batch_size % self._mesh.size:
+            raise UserError(
+                f"--batch-size {batch_size} does not divide over the {self._mesh.size} devices"
+            )
+        names = list(models.teachers) if teachers else []
+        weights = {"vae": params, **load_frozen(config, models, names)}
+        self._weights = jax.device_put(weights, replicated(self._mesh))
+        side = config.data.resolution // models.vae.factor
+        self.latent_shape = (side, side, models.vae.latent_channels)
+
+        def run(weights, images):
+            posterior = models.vae.apply(
+                {"params": weights["vae"]}, to_float(images), method="encode"
+            )
+            tokens = []
+            for name in names:
+                teacher = models.teachers[name]
+                pixels = preprocess(images, teacher.preprocessing)
+                tokens.append(teacher.model.apply(weights[name], pixels).patch_tokens)
+            return posterior.mean, posterior.std, tuple(tokens)
+
+        self._run = jax.jit(run, out_shardings=over_batch(self._mesh))
+
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple]:
+        """uint8 (n, H, W, 3), n at most `batch_size` -> mean, std (n, h, w, c) and tokens."""
+        count = len(images)
+        padding = [(0, self.batch_size - count), *[(0, 0)] * 3]
+        batch = put_batch(self._mesh, {"image": np.pad(images, padding)})["image"]
+        return jax.tree.map(lambda a: a[:count], jax.device_get(self._run(self._weights, batch)))
+
+
+def _records(source: Source, indexes, encoder, made, sums) -> Iterator[dict[str, Any]]:
+    """The records of these images, in order; the next images are read while these are encoded."""
+    starts = range(indexes.start, indexes.stop, encoder.batch_size)
+    chunks = [range(s, min(s + encoder.batch_size, indexes.stop)) for s in starts]
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        reading = [pool.submit(source.__getitem__, i) for i in chunks[0]]
+        for number in range(len(chunks)):
+            elements = [future.result() for future in reading]
+            if number + 1 < len(chunks):
+                reading = [pool.submit(source.__getitem__, i) for i in chunks[number + 1]]
+            images = np.stack([element["image"] for element in elements])
+            parts = list(_parts(images, encoder, made, sums))
+            if made["mirrored"]:
+                mirrored = _parts(images[:, :, ::-1], encoder, made, sums)
+                parts = [
+                    part | {f"{latents.MIRRORED}{key}": value for key, value in other.items()}
+                    for part, other in zip(parts, mirrored, strict=True)
+                ]
+            for part, element in zip(parts, elements, strict=True):
+                yield {**part, "label": int(element["label"])}
+
+
+def _parts(images, encoder, made, sums):
+    """What a record holds of each image."""
+    mean, std, tokens = encoder(np.ascontiguousarray(images))
+    dtype = jnp.dtype(made["dtype"])
+    for index, image in enumerate(images):
+        sums.add(mean[index], std[index])
+        part = {"mean": mean[index].astype(dtype), "std": std[index].astype(dtype)}
+        part |= {f"tokens/{k}": array[index].astype(dtype) for k, array in enumerate(tokens)}
+        if made["images"]:
+            part["image"] = encode_pixels(image)
+        yield part
+
+
+def _check(config, dtype, batch_size):
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype is {dtype!r}: use one of {', '.join(DTYPES)}")
+    if batch_size < 1:
+        raise UserError(f"--batch-size is {batch_size}: give at least 1")
+    if config.data.source == latents.KIND:
+        raise UserError("config.data.source is 'latents' already: name the images to encode")
+    if not config.vae.weights:
+        raise UserError("config.vae.weights is empty: name the VAE that encodes")
+    validate(config)
+    check_files(config)
+
+
+def _description(config, split):
+    """What of the data decides the latents; not where it lies."""
+    return {"source": config.data.source, "name": config.data.name, "split": split}

@@ -1,0 +1,245 @@
+"""Cached latents: what `encode` writes, and that training on it is training on the images."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import parity
+import pytest
+import tiny
+
+from repae_jax.cli import main
+from repae_jax.config import to_json
+from repae_jax.data.latents import open_latents
+from repae_jax.data.sources import open_source
+from repae_jax.models.teachers import preprocess
+from repae_jax.sampling.pixels import to_float
+from repae_jax.training.build import (
+    build_models,
+    build_objective,
+    build_optimizers,
+    build_vit,
+    init_state,
+    latent_shape,
+)
+from repae_jax.training.draws import sample_draws
+from repae_jax.training.encode import encode, fingerprint
+from repae_jax.training.step import make_train_step
+from repae_jax.training.weights import read_vae, save_teacher
+
+TINY = str(pathlib.Path(tiny.__file__))
+
+
+def make_config(folder, source="digits"):
+    """The tiny :repa configuration on a frozen VAE from a file."""
+    config = tiny.get_config("repa")
+    config.teachers.small.weights = str(folder / "teacher.safetensors")
+    config.vae.weights = str(folder / "vae")
+    if source == "latents":
+        config.data.update(source="latents", path=str(folder / "cache"))
+    return config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a random VAE, a random teacher, and a small cache of latents and images."""
+    folder = tmp_path_factory.mktemp("encode")
+    write_weights(folder)
+    encode(make_config(folder), folder / "cache", per_shard=400, images=True, mirrored=True,
+           progress=False)  # fmt: skip
+    return folder
+
+
+def write_weights(folder):
+    import diffusers_vae
+
+    config = tiny.get_config()
+    models = build_models(config)
+    peer = parity.randomise(diffusers_vae.make_vae(models.vae), seed=3)
+    peer.save_pretrained(folder / "vae")
+    entry = config.teachers.small
+    model = build_vit(entry, 32)
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    save_teacher(str(folder / "teacher.safetensors"), variables["params"], {})
+
+
+def posterior_of(config, images):
+    models = build_models(config)
+    params, _ = read_vae(config, models.vae)
+    return models.vae.apply({"params": params}, to_float(images), method="encode")
+
+
+def test_a_cache_holds_the_posterior_of_every_image(folder):
+    config = make_config(folder)
+    source = open_source(config.data, "train")
+    cache = open_latents(folder / "cache")
+    assert len(cache) == len(source)
+    assert cache.num_classes == 10
+    indexes = [0, 1, 399, 400, len(source) - 1]
+    images = np.stack([source[i]["image"] for i in indexes])
+    expected = posterior_of(config, images)
+    for row, index in enumerate(indexes):
+        element = cache[index]
+        assert set(element) == {"latent_mean", "latent_std", "image", "label"}
+        parity.assert_close(element["latent_mean"], expected.mean[row], "mean", 1e-5)
+        parity.assert_close(element["latent_std"], expected.std[row], "std", 1e-5)
+        np.testing.assert_array_equal(element["image"], images[row])
+        assert element["label"] == source[index]["label"]
+
+
+def test_mirrored_images_are_encoded_too(folder):
+    config = make_config(folder)
+    source = open_source(config.data, "train")
+    cache = open_latents(folder / "cache", mirrored=True)
+    image = source[7]["image"][:, ::-1]
+    expected = posterior_of(config, image[None])
+    mirrored = cache[7]["mirrored"]
+    parity.assert_close(mirrored["latent_mean"], expected.mean[0], "mean", 1e-5)
+    np.testing.assert_array_equal(mirrored["image"], image)
+
+
+def test_statistics_are_those_of_all_latents(folder):
+    cache = open_latents(folder / "cache")
+    means, seconds = [], []
+    for index in range(len(cache)):
+        element = open_element(folder, index)
+        for part in (element, element["mirrored"]):
+            mean, std = (part[f"latent_{kind}"].astype(np.float64) for kind in ("mean", "std"))
+            means.append(mean.mean((0, 1)))
+            seconds.append((mean**2 + std**2).mean((0, 1)))
+    mean = np.mean(means, 0)
+    statistics = cache.manifest["statistics"]
+    np.testing.assert_allclose(statistics["mean"], mean, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(statistics["var"], np.mean(seconds, 0) - mean**2, rtol=1e-9)
+
+
+def open_element(folder, index, cache={}):  # noqa: B006  (one cache for all calls)
+    if folder not in cache:
+        cache[folder] = open_latents(folder / "cache", mirrored=True)
+    return cache[folder][index]
+
+
+@pytest.mark.parametrize("kept", ["images", "tokens"])
+def test_training_on_the_cache_is_training_on_the_images(kept, folder, tmp_path):
+    config = make_config(folder)
+    path = folder / "cache"
+    if kept == "tokens":
+        path = tmp_path / "cache"
+        encode(config, path, per_shard=1000, teachers=True, progress=False)
+    source, cache = open_source(config.data, "train"), open_latents(path)
+    models = build_models(config)
+    state = init_state(config, models)
+    step = jax.jit(make_train_step(models, build_objective(config), build_optimizers(config)))
+    live_state = cached_state = state
+    for number in range(3):
+        indexes = range(number * config.batch_size, (number + 1) * config.batch_size)
+        live, cached = (
+            jax.tree.map(lambda *leaves: np.stack(leaves), *[images[i] for i in indexes])
+            for images in (source, cache)
+        )
+        if kept == "tokens":
+            assert "image" not in cached
+        draws = sample_draws(
+            jax.random.key(number), config.batch_size, latent_shape(config, models)
+        )
+        live_state, expected = step(live_state, live, draws)
+        cached_state, actual = step(cached_state, cached, draws)
+        assert set(actual) == set(expected)
+        for name, value in expected.items():
+            parity.assert_close(actual[name], value, name)
+
+
+def test_the_command_trains_on_the_cache(folder, tmp_path):
+    workdir = tmp_path / "run"
+    words = ["--config", f"{TINY}:repa", "--config.data.source=latents"]
+    words += [f"--config.data.path={folder / 'cache'}", "--config.data.flip=True"]
+    words += [f"--config.vae.weights={folder / 'vae'}"]
+    words += [f"--config.teachers.small.weights={folder / 'teacher.safetensors'}"]
+    assert main(["train", *words, "--workdir", str(workdir), "--quiet"]) == 0
+    # the statistics that LatentNorm keeps to: those that came with the VAE
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    from repae_jax.training.checkpoints import restore_latest
+
+    var = restore_latest(workdir)["batch_stats"]["latent_norm"]["var"]
+    np.testing.assert_allclose(var, config["scaling_factor"] ** -2, rtol=1e-6)
+
+
+def test_tokens_are_the_teachers(folder, tmp_path):
+    config = make_config(folder)
+    encode(config, tmp_path / "cache", teachers=True, dtype="float16", progress=False)
+    source, cache = open_source(config.data, "train"), open_latents(tmp_path / "cache")
+    models = build_models(config)
+    teacher = models.teachers["small"]
+    state = init_state(config, models)
+    image = source[5]["image"][None]
+    expected = teacher.model.apply(
+        state.frozen["small"], preprocess(jnp.asarray(image), teacher.preprocessing)
+    )
+    (tokens,) = cache[5]["teacher_tokens"]
+    assert tokens.dtype == np.float32
+    parity.assert_close(tokens, expected.patch_tokens[0], "tokens", 1e-3)
+    assert cache.manifest["made"]["dtype"] == "float16"
+
+
+def test_another_vaes_cache_is_refused_and_nothing_is_written(folder, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(folder / "vae", other / "vae")
+    from repae_jax.interop.pretrained import PretrainedVAE
+
+    vae = PretrainedVAE.from_pretrained(other / "vae")
+    params = jax.tree.map(lambda leaf: leaf * 1.001, vae.params)
+    shutil.rmtree(other / "vae")
+    PretrainedVAE(vae.module, params, vae.config, vae.statistics).save_pretrained(other / "vae")
+    words = ["--config", f"{TINY}:repa", "--config.data.source=latents"]
+    words += [f"--config.data.path={folder / 'cache'}", f"--config.vae.weights={other / 'vae'}"]
+    words += [f"--config.teachers.small.weights={folder / 'teacher.safetensors'}"]
+    assert main(["train", *words, "--workdir", str(tmp_path / "run"), "--quiet"]) == 2
+    message = capsys.readouterr().err
+    assert "was made by another VAE" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_fingerprint_is_of_the_weights_whatever_their_file(folder, tmp_path):
+    config = make_config(folder)
+    models = build_models(config)
+    params, _ = read_vae(config, models.vae)
+    assert main(["convert", str(folder / "vae"), str(tmp_path / "vae.safetensors"), "--quiet"]) == 0
+    config.vae.weights = str(tmp_path / "vae.safetensors")
+    again, _ = read_vae(config, models.vae)
+    assert fingerprint(params) == fingerprint(again)
+    changed = jax.tree.map(np.array, params)
+    changed["encoder"]["conv_in"]["bias"][0] += 1e-3
+    assert fingerprint(changed) != fingerprint(params)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data.source": "latents"}, "is 'latents' already"),
+        ({"vae.weights": ""}, "config.vae.weights is empty"),
+    ],
+)
+def test_what_cannot_be_encoded_is_said(change, message, folder, tmp_path):
+    from repae_jax.errors import UserError
+
+    config = make_config(folder)
+    for key, value in change.items():
+        section, leaf = key.split(".")
+        config[section][leaf] = value
+    with pytest.raises(UserError, match=message):
+        encode(config, tmp_path / "cache", progress=False)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_trained_vae_needs_images(folder):
+    from repae_jax.errors import UserError
+    from repae_jax.validation import validate
+
+    config = tiny.get_config("repae")
+    config.data.update(source="latents", path=str(folder / "cache"))
+    with pytest.raises(UserError, match=r"config.train has 'vae'"):
+        validate(config)
+    assert "latents" in to_json(config)
