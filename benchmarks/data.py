@@ -5,7 +5,7 @@
 makes random pictures with structure, writes them as the original's images.h5 (PNG without
 compression, as its preprocessing does), as our packed shards in several formats, and as JPEG files
 in class folders; then reads batches of each for some seconds with every number of workers. The
-originals run in torch's DataLoader, ours in Grain. Needs torch and h5py.
+originals run in torch's DataLoader, ours in Grain. Needs torch, h5py and psutil.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import io
 import json
 import os
 import pathlib
+import statistics
 import sys
 import tempfile
 import time
@@ -68,15 +69,29 @@ def write_folder(folder: pathlib.Path, images) -> None:
         Image.fromarray(image).resize((400, 300)).save(path, quality=90)
 
 
-def rate(batches, batch_size: int, seconds: float) -> float:
-    """Images per second, after a warm-up of a few batches."""
-    for _ in range(4):
+def rate(batches, batch_size: int, seconds: float, workers: int) -> tuple[float, float]:
+    """Images per second, and per second of CPU time that this process and its children took.
+
+    The warm-up ends when every worker has started and been read from. The second figure hardly
+    depends on what else the machine does.
+    """
+    for _ in range(8 * workers):
         next(batches)
-    count, started = 0, time.perf_counter()
+    count, started, spent = 0, time.perf_counter(), cpu_seconds()
     while time.perf_counter() - started < seconds:
         next(batches)
         count += 1
-    return count * batch_size / (time.perf_counter() - started)
+    images = count * batch_size
+    return images / (time.perf_counter() - started), images / (cpu_seconds() - spent)
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and all that it started, so far, in seconds."""
+    import psutil
+
+    this = psutil.Process()
+    times = [process.cpu_times() for process in (this, *this.children(recursive=True))]
+    return sum(time.user + time.system for time in times)
 
 
 def torch_batches(dataset, batch_size: int, workers: int):
@@ -140,7 +155,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--workers", default="1,2,4")
-    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--repeats", type=int, default=1, help="the median of so many is printed")
+    parser.add_argument("--only", default="", help="loaders whose name holds this word")
     options = parser.parse_args()
     from repae_jax.cli import main as repae
 
@@ -172,16 +189,27 @@ def main() -> None:
             ),
         }
         counts = [int(word) for word in options.workers.split(",")]
-        print(f"images per second, {os.cpu_count()} cores, batches of {options.batch_size}\n")
+        print(
+            f"images per second (per CPU second), {os.cpu_count()} cores, batches of "
+            f"{options.batch_size}\n"
+        )
         print("| loader | " + " | ".join(f"{w} workers" for w in counts) + " |")
         print("|---|" + "---|" * len(counts), flush=True)
-        for label, make in makers.items():
-            rates = []
+        makers = {label: make for label, make in makers.items() if options.only in label}
+        rates: dict[tuple[str, int], list[tuple[float, float]]] = {}
+        for _ in range(options.repeats):  # taking turns, so that all see the same machine
+            for label, make in makers.items():
+                for workers in counts:
+                    batches = make(workers)
+                    measured = rate(iter(batches), options.batch_size, options.seconds, workers)
+                    rates.setdefault((label, workers), []).append(measured)
+                    batches.close()
+        for label in makers:
+            cells = []
             for workers in counts:
-                batches = make(workers)
-                rates.append(rate(iter(batches), options.batch_size, options.seconds))
-                batches.close()
-            print(f"| {label} | " + " | ".join(f"{r:.0f}" for r in rates) + " |", flush=True)
+                medians = [statistics.median(f) for f in zip(*rates[label, workers], strict=True)]
+                cells.append(f"{medians[0]:.0f} ({medians[1]:.0f})")
+            print(f"| {label} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ def _add_prepare(command):
         "--verify", metavar="FOLDER", type=pathlib.Path, help="check a packed folder"
     )
     prepare.add_argument("--resolution", type=int, default=256, help="pixels along a side")
-    prepare.add_argument("--format", default="png", help="png (default), webp, raw: lossless; jpeg")
+    prepare.add_argument("--format", default="raw", help="raw (default), png, webp: lossless; jpeg")
     prepare.add_argument("--quality", type=int, help="1 to 100, for jpeg, or webp with loss")
     prepare.add_argument("--split", default="train", help="of the source")
     prepare.add_argument("--path", default="", help="tfds: the data directory, if not its default")

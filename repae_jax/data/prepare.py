@@ -71,7 +71,7 @@ def prepare(
     output: str | os.PathLike,
     *,
     resolution: int = 256,
-    format: str = "png",
+    format: str = "raw",
     quality: int | None = None,
     split: str = "train",
     path: str = "",
@@ -128,7 +128,7 @@ def prepare(
         "source": kind,
         "name": name,
         "split": split,
-        "names_sha256": _names_checksum(images),
+        "names_sha256": names_checksum(images),
         "resolution": resolution,
         "format": format,
         "quality": quality,
@@ -214,7 +214,7 @@ def _name(source, index):
     return source.image_name(index).removeprefix(source.name).lstrip("/\\, ")
 
 
-def _names_checksum(source):
+def names_checksum(source: Source) -> str:
     """Tells one source's images from another's by their names, for a path tells nothing."""
     digest = hashlib.sha256()
     for index in range(len(source)):

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from repae_jax.errors import UserError
-from repae_jax.interop import files, pretrained
-from repae_jax.interop.recognise import CHECKPOINTS, DIFFUSERS, FORMATS, RUN, Found, find
-from repae_jax.interop.targets import TARGETS
+from repae_jax.interop import files, latent_statistics, pretrained
+from repae_jax.interop.recognise import CHECKPOINTS, DIFFUSERS, RUN, Found, find
+from repae_jax.interop.targets import FORMATS, TARGETS
+from repae_jax.models.autoencoder_kl import AutoencoderKL
 
 _VAES = (DIFFUSERS, "vae", "vae-tensors")
 
@@ -60,8 +61,7 @@ def convert(
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UserError(f"{target} exists already: choose another name, or remove it")
     _check_suffix(target, to)
-    _WRITERS[to](Job(found, target, make_config, progress))
-    return f"{target}: {TARGETS[to]}"
+    return f"{target}: {_WRITERS[to](Job(found, target, make_config, progress))}"
 
 
 def _possible(found: Found) -> tuple[str, ...]:
@@ -77,25 +77,34 @@ def _possible(found: Found) -> tuple[str, ...]:
 def _told_by_name(found, target):
     """What a target's name asks for: a file has a suffix, a folder has none."""
     possible = _possible(found)
-    if not target.suffix:
+    if not _suffix(target):
         return next((to for to in ("run", "diffusers") if to in possible), "diffusers")
     return next((to for to in ("checkpoint", "vae", "file") if to in possible), "checkpoint")
 
 
+def _suffix(target):
+    """The target's suffix; a number belongs to the name, as in e2e-sd3.5-vae."""
+    return "" if target.suffix[1:2].isdigit() else target.suffix
+
+
 def _check_suffix(target, to):
-    allowed = {
-        "run": ("",),
-        "diffusers": ("",),
+    suffixes = {
+        "run": (),
+        "diffusers": (),
         "checkpoint": (".pt", ".pth"),
         "vae": (".pt", ".pth", ".safetensors"),
         "file": (".pt", ".pth", ".safetensors"),
     }[to]
-    if target.suffix not in allowed:
-        names = " or ".join(suffix or "no suffix" for suffix in allowed)
-        raise UserError(f"{target}: {TARGETS[to]} is called with {names}")
+    if not suffixes and _suffix(target):
+        raise UserError(
+            f"{target}: {to!r} writes a folder, whose name does not end in {target.suffix!r}"
+        )
+    if suffixes and target.suffix not in suffixes:
+        names = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
+        raise UserError(f"{target}: {to!r} writes a file whose name ends in {names}")
 
 
-def _to_run(job: Job) -> None:
+def _to_run(job: Job) -> str:
     from repae_jax.training.exchange import bare_checkpoint, config_of, import_run
 
     content, source = job.found.content, str(job.found.path)
@@ -103,33 +112,47 @@ def _to_run(job: Job) -> None:
         content = bare_checkpoint(content)
     config = job.make_config(lambda: config_of(content, source=source))
     import_run(content, job.target, config, source=source, progress=job.progress)
+    return TARGETS["run"]
 
 
-def _to_checkpoint(job: Job) -> None:
+def _to_checkpoint(job: Job) -> str:
     from repae_jax.training.exchange import export_run
 
     export_run(job.found.path, job.target, progress=job.progress)
+    return TARGETS["checkpoint"]
 
 
-def _to_diffusers(job: Job) -> None:
+def _to_diffusers(job: Job) -> str:
     pretrained.write_diffusers(job.target, _vae(job.found))
+    return TARGETS["diffusers"]
 
 
-def _to_vae(job: Job) -> None:
-    pretrained.write_ldm(job.target, _vae(job.found))
-    if job.found.format == RUN:
-        from repae_jax.training.exchange import run_discriminator
+def _to_vae(job: Job) -> str:
+    vae, discriminator = _vae(job.found), _discriminator(job.found)
+    _check_groups(vae.module, job.target)
+    beside = []
+    if vae.statistics is not None:
+        beside.append(latent_statistics.beside(job.target))
+    if discriminator is not None:
+        beside.append(job.target.with_name(f"{job.target.stem}-discriminator-ckpt.pt"))
+    own = latent_statistics.beside(job.found.path).resolve()  # what is written there is the same
+    for path in beside:
+        if path.exists() and path.resolve() != own:
+            raise UserError(f"{path} exists already: choose another name than {job.target}")
+    pretrained.write_ldm(job.target, vae)
+    if discriminator is not None:
+        files.write_torch(beside[-1], discriminator)
+    names = " and ".join(path.name for path in beside)
+    return "the VAE under LDM's names" + (f", beside it {names}" if names else "")
 
-        tensors = run_discriminator(job.found.path)
-    else:
-        tensors = job.found.content.get("discriminator")
-    if tensors is not None:
-        name = f"{job.target.stem}-discriminator-ckpt.pt"
-        files.write_torch(job.target.with_name(name), tensors)
 
-
-def _to_file(job: Job) -> None:
-    files.write_flat(job.target, _flat(job.found))
+def _to_file(job: Job) -> str:
+    source, tensors = job.found.path, job.found.content
+    in_safetensors = source.suffix == ".safetensors"
+    # transformers reads a file only if it says whose names it has
+    metadata = files.read_metadata(source) if in_safetensors else {"format": "pt"}
+    files.write_flat(job.target, tensors, metadata)
+    return f"{len(tensors)} tensors, the same as in {source}"
 
 
 def _vae(found):
@@ -140,12 +163,23 @@ def _vae(found):
     return pretrained.read_vae(found.path)
 
 
-def _flat(found):
-    """The tensors in one flat dict, those of nested entries under joined names."""
-    nested = [key for key, value in found.content.items() if hasattr(value, "items")]
-    if len(nested) == 1:
-        return dict(found.content[nested[0]])
-    return {name: array for name, array in found.content.items() if hasattr(array, "dtype")}
+def _discriminator(found):
+    """Its tensors under the original's names, or None where there is none."""
+    if found.format == RUN:
+        from repae_jax.training.exchange import run_discriminator
+
+        return run_discriminator(found.path)
+    return found.content.get("discriminator")
+
+
+def _check_groups(module, target):
+    """Only a .safetensors file has a place for another number of groups than the published."""
+    usual = AutoencoderKL.groups
+    if target.suffix != ".safetensors" and getattr(module, "groups", usual) != usual:
+        raise UserError(
+            f"{target}: this VAE's norms have {module.groups} groups and not the usual {usual}, "
+            "which such a file cannot tell its readers: write .safetensors, or a diffusers folder"
+        )
 
 
 _WRITERS = {

@@ -1,4 +1,20 @@
-"""What `convert` can write; apart from it, so that --help need not import it."""
+"""What `convert` reads and writes; apart from it, so that --help need not import it."""
+
+FORMATS = {
+    "run": "work directory of repae_jax",
+    "repae": "training checkpoint of the original REPA-E: SiT, VAE and discriminator",
+    "ldm": "training checkpoint of the original REPA-E's second stage: SiT on a frozen VAE",
+    "repa": "training checkpoint of REPA: SiT on a frozen VAE",
+    "diffusers": "VAE as diffusers writes it",
+    "vae": "VAE under LDM's names",
+    "vae-tensors": "VAE under diffusers' names, without its config.json",
+    "statistics": "latent statistics of a VAE (-latents-stats.pt)",
+    "sit": "weights of a SiT",
+    "discriminator": "weights of the discriminator",
+    "lpips": "weights of LPIPS (VGG16, its linear heads, or both)",
+    "teacher": "teacher trained by repae_jax",
+    "vit": "weights of a teacher",
+}
 
 TARGETS = {
     "run": "a work directory that goes on training, samples, reports",

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from repae_jax.data import latents
 from repae_jax.data.images import encode_pixels
+from repae_jax.data.prepare import names_checksum
 from repae_jax.data.shards import ShardWriter, write_shards
 from repae_jax.data.sources import Source, open_source
 from repae_jax.errors import UserError
@@ -94,7 +95,8 @@ def encode(
     params, _ = read_vae(config, models.vae)
     encoder = _Encoder(config, models, params, batch_size, teachers)
     made = {
-        "source": _description(config, split),
+        "source": {"source": config.data.source, "name": config.data.name, "split": split},
+        "names_sha256": names_checksum(source),
         "vae": fingerprint(params),
         "latent_shape": list(encoder.latent_shape),
         "resolution": config.data.resolution,
@@ -102,6 +104,8 @@ def encode(
         "images": images,
         "teachers": list(models.teachers) if teachers else [],
         "dtype": dtype,
+        "compute_dtype": config.dtype,
+        "batch_size": batch_size,
     }
 
     def write(indexes: range, writer: ShardWriter) -> dict[str, Any]:
@@ -242,8 +246,3 @@ def _check(config, dtype, batch_size):
         raise UserError("config.vae.weights is empty: name the VAE that encodes")
     validate(config)
     check_files(config)
-
-
-def _description(config, split):
-    """What of the data decides the latents; not where it lies."""
-    return {"source": config.data.source, "name": config.data.name, "split": split}

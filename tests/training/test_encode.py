@@ -1,8 +1,13 @@
 """Cached latents: what `encode` writes, and that training on it is training on the images."""
 
 import json
+import os
 import pathlib
+import random
 import shutil
+import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +36,7 @@ from repae_jax.training.step import make_train_step
 from repae_jax.training.weights import read_vae, save_teacher
 
 TINY = str(pathlib.Path(tiny.__file__))
+KILLS = int(os.environ.get("REPAE_KILLS", "2"))  # ten take three minutes
 
 
 def make_config(folder, source="digits"):
@@ -243,3 +249,33 @@ def test_a_trained_vae_needs_images(folder):
     with pytest.raises(UserError, match=r"config.train has 'vae'"):
         validate(config)
     assert "latents" in to_json(config)
+
+
+def run_killed(folder, output, *seconds):
+    """(exit status, what it printed) of one run of killed_encode.py."""
+    script = pathlib.Path(__file__).with_name("killed_encode.py")
+    command = [sys.executable, str(script), str(folder), str(output), *map(str, seconds)]
+    path = os.pathsep.join([str(script.parent), str(script.parents[1]), *sys.path])
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr[-2000:]
+    return done.returncode, done.stdout
+
+
+@pytest.mark.slow  # every run is a process that compiles the encoder
+def test_a_killed_encode_ends_in_the_same_bytes(folder, tmp_path):
+    def content(output):
+        return {path.name: path.read_bytes() for path in sorted(output.iterdir())}
+
+    _, printed = run_killed(folder, tmp_path / "whole")
+    whole = content(tmp_path / "whole")
+    rng, kills = random.Random(0), 0
+    while kills < KILLS:
+        output = tmp_path / str(kills)
+        status, _ = run_killed(folder, output, rng.uniform(0, float(printed)))
+        kills += status != 0
+        status, _ = run_killed(folder, output)
+        assert status == 0
+        assert content(output) == whole
+        shutil.rmtree(output)
