@@ -130,9 +130,22 @@ def _parser():
     _add_prepare(command)
     _add_encode(command)
     _add_convert(command)
-    inspect = command("inspect", _inspect, "say what a file or folder holds")
-    inspect.add_argument("path", metavar="PATH", help="a file, a folder, or hf://owner/name")
+    _add_inspect(command)
     return parser
+
+
+def _add_inspect(command):
+    from repae_jax.interop.targets import FORMATS
+
+    inspect = command(
+        "inspect",
+        _inspect,
+        "say what a file or folder holds",
+        "Told by what is in it, not by its name:\n"
+        + "\n".join(f"  {what}" for what in FORMATS.values())
+        + "\n\nNothing in a file is executed.",
+    )
+    inspect.add_argument("path", metavar="PATH", help="a file, a folder, or hf://owner/name")
 
 
 def _add_prepare(command):

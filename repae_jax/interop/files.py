@@ -141,7 +141,7 @@ def _read_torch(path):
         raise UserError(f"{path}: {_refusal(error)}") from error
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a dict of tensors")
-    return _map_tensors(content)
+    return _map_tensors(content, path)
 
 
 def _refusal(error):
@@ -154,10 +154,18 @@ def _refusal(error):
     return f"not a readable weights-only PyTorch file ({first[:200]})"
 
 
-def _map_tensors(content):
+def _map_tensors(content, path, name=""):
     if isinstance(content, Mapping):
-        return {key: _map_tensors(value) for key, value in content.items()}
-    return _as_array(content) if hasattr(content, "detach") else content
+        return {key: _map_tensors(value, path, key) for key, value in content.items()}
+    if not hasattr(content, "detach"):
+        return content
+    try:
+        return _as_array(content)
+    except (TypeError, RuntimeError) as error:  # float8, sparse, quantised, without data
+        raise UserError(
+            f"{path}: tensor {name!r} is of a kind that is not read here ({content.dtype}, "
+            f"{content.layout}); store it as a plain float tensor"
+        ) from error
 
 
 def _map_arrays(content, function):

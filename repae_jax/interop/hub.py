@@ -17,7 +17,7 @@ def is_hub_id(name: str) -> bool:
     return _ID.fullmatch(name) is not None and pathlib.Path(name).suffix not in SUFFIXES
 
 
-def locate(name: str | pathlib.Path, files: Sequence[str]) -> pathlib.Path:
+def locate(name: str | pathlib.Path, files: Sequence[str], *, bare: bool = False) -> pathlib.Path:
     """The local path of `name`: a path that exists, or a folder on the hub, fetched.
 
     Looked for in this order: the path itself; the folder pretrained/NAME; the hub's cache; the
@@ -25,8 +25,9 @@ def locate(name: str | pathlib.Path, files: Sequence[str]) -> pathlib.Path:
 
     Args:
       name: a path, owner/repository, or owner/repository/folder, such as
-        "black-forest-labs/FLUX.1-dev/vae"; "hf://" may stand before the last two.
+        "black-forest-labs/FLUX.1-dev/vae", the last two with "hf://" before them.
       files: the names of the files that are needed from the hub.
+      bare: "hf://" may be left out. (A mistyped path would be looked for on the hub.)
 
     Raises:
       UserError: nothing is there, or the hub does not give it.
@@ -34,12 +35,16 @@ def locate(name: str | pathlib.Path, files: Sequence[str]) -> pathlib.Path:
     given = pathlib.Path(name)
     if given.exists():
         return given
+    on_hub = bare or str(name).startswith(PREFIX)
     name = str(name).removeprefix(PREFIX)
     path = pathlib.Path(name)
     if (PRETRAINED / path).is_dir():
         return PRETRAINED / path
-    if path.is_absolute() or not is_hub_id(name):
-        raise UserError(f"{name}: no such file or folder, and not an owner/repository of the hub")
+    if not on_hub or path.is_absolute() or not is_hub_id(name):
+        raise UserError(
+            f"{name}: no such file or folder (and not hf://owner/repository, which would name one "
+            "on the Hugging Face hub)"
+        )
     owner, repository, *folder = name.split("/")
     return _fetched(f"{owner}/{repository}", "/".join(folder), files, PRETRAINED / path)
 

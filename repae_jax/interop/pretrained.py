@@ -59,7 +59,7 @@ class PretrainedVAE:
         Raises:
           UserError: nothing is there, it is damaged, or it is something else.
         """
-        stored = read_vae(name, dtype=dtype)
+        stored = read_vae(name, dtype=dtype, bare=True)
         params = jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), stored.params)
         return dataclasses.replace(stored, params=params)
 
@@ -109,13 +109,17 @@ class PretrainedVAE:
         return self.statistics["mean"], self.statistics["var"]
 
 
-def read_vae(name: str | pathlib.Path, *, dtype: Any = jnp.float32) -> PretrainedVAE:
+def read_vae(
+    name: str | pathlib.Path, *, dtype: Any = jnp.float32, bare: bool = False
+) -> PretrainedVAE:
     """What `PretrainedVAE.from_pretrained` loads, as numpy arrays in the type of the file.
+
+    On the hub only what begins with hf://, unless `bare`.
 
     Raises:
       UserError: nothing is there, it is damaged, or it is something else.
     """
-    path = hub.locate(name, (CONFIG, WEIGHTS))
+    path = hub.locate(name, (CONFIG, WEIGHTS), bare=bare)
     if (path / "checkpoints").is_dir():
         from repae_jax.training.exchange import run_vae
 
@@ -286,9 +290,12 @@ def _groups(path, dimensions):
 
 def _own_config(content):
     """The configuration that our own checkpoints carry among the original's arguments, or {}."""
-    args = content.get("args", {})
+    args = content.get("args") or {}
     text = (args if isinstance(args, Mapping) else vars(args)).get("repae_jax", "{}")
-    return json.loads(text)
+    try:
+        return json.loads(text)
+    except (TypeError, json.JSONDecodeError):
+        return {}
 
 
 def _file_content(path):

@@ -61,7 +61,11 @@ def find(name: str | pathlib.Path) -> Found:
     Raises:
       UserError: nothing is there, it is damaged, or nobody knows it.
     """
-    path = hub.locate(name, (pretrained.CONFIG, pretrained.WEIGHTS))
+    path = hub.locate(name, (pretrained.CONFIG,))
+    if str(name).startswith(hub.PREFIX) and path.is_dir():  # its config tells the weights' file
+        diffusers = pretrained.read_config(path).get("_class_name") in pretrained.FAMILIES
+        weights = pretrained.WEIGHTS if diffusers else _TRANSFORMERS_WEIGHTS[0]
+        path = hub.locate(name, (pretrained.CONFIG, weights))
     return _folder(path) if path.is_dir() else _file(path)
 
 

@@ -70,18 +70,6 @@ class _Candidate:
     known: int
 
 
-def recognise(content: Mapping[str, Any]) -> list[Format]:
-    """The formats that know most of a file's names, and at least half; [] if none does.
-
-    Several families share their names: MoCo v3's and MAE's files differ in what is beside.
-    """
-    candidates = _candidates(content)
-    most = max(candidate.known for candidate in candidates)
-    best = [candidate.format for candidate in candidates if candidate.known == most]
-    size = len(_unpacked(content, best[0]))
-    return best if 2 * most >= size else []
-
-
 def _candidates(content):
     return [
         _Candidate(

@@ -75,13 +75,21 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, progress: bool = True) -
     models = build_models(config)
     if config.data.source == latents.KIND and not (workdir / FOLDER).exists():
         _check_cache(config, models, source)
+    # What is wrong with the weights' files shows before anything is written.
+    begun = (workdir / FOLDER).exists()
+    initial = None if begun else _initial_state(config, models, source)
     work_directory.claim(workdir, config)
 
     mesh = make_mesh()
     checkpoints = Checkpoints(workdir, keep=config.run.keep_checkpoints)
     with contextlib.ExitStack() as closing:
         closing.callback(checkpoints.close)
-        state = _start(config, models, mesh, checkpoints, batches, source)
+        if checkpoints.latest_step() is None:
+            initial = initial or _initial_state(config, models, source)
+            state = jax.device_put(initial, replicated(mesh))
+        else:
+            state = _continued(config, models, mesh, checkpoints, batches)
+        del initial
         print(describe(state))
         writer = MetricWriter(workdir)
         closing.callback(writer.close)
@@ -154,26 +162,28 @@ def compile_step(config: ConfigDict, models, mesh):
     return jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
 
 
-def _start(config, models, mesh, checkpoints, batches, source):
-    """The state to begin with, on the devices: the newest checkpoint's, or a fresh one."""
+def _initial_state(config, models, source):
+    """The state at step 0, its latent statistics measured where none came with the VAE."""
+
+    def measure(vae):
+        if config.data.source == latents.KIND:
+            return latents.statistics_of(source.manifest)
+        return latent_moments(models.vae, vae, source, config.batch_size)
+
+    return init_state(config, models, measure)
+
+
+def _continued(config, models, mesh, checkpoints, batches):
+    """The newest checkpoint's state on the devices; `batches` go on where it stood."""
     sharding = replicated(mesh)
-    if checkpoints.latest_step() is None:
-
-        def measure(vae):
-            if config.data.source == latents.KIND:
-                return latents.statistics_of(source.manifest)
-            return latent_moments(models.vae, vae, source, config.batch_size)
-
-        return jax.device_put(init_state(config, models, measure), sharding)
     template = state_template(config, models, sharding)
     state, data_state = checkpoints.restore(template)
     # A run that was imported brings no teachers and no LPIPS: their files do.
     missing = template.frozen.keys() - state.frozen.keys()
     frozen = jax.device_put(load_frozen(config, models, sorted(missing)), sharding)
-    state = state.replace(frozen={**state.frozen, **frozen})
     batches.set_state(data_state)
     print(f"going on from step {int(state.step)}")
-    return state
+    return state.replace(frozen={**state.frozen, **frozen})
 
 
 class Reporter:

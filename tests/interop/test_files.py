@@ -87,3 +87,15 @@ def test_missing_and_unknown_files(tmp_path):
     (tmp_path / "a.onnx").write_bytes(b"x")
     with pytest.raises(UserError, match=r"expected a file .safetensors, .* or .tar"):
         read_tensors(tmp_path / "a.onnx")
+
+
+@pytest.mark.parametrize("kind", ["sparse", "float8", "meta"])
+def test_tensors_of_other_kinds_are_named(kind, tmp_path):
+    tensor = {
+        "sparse": torch.eye(3).to_sparse(),
+        "float8": torch.ones(3).to(torch.float8_e4m3fn),
+        "meta": torch.ones(3, device="meta"),
+    }[kind]
+    torch.save({"odd": tensor}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"a\.pt: .*(tensor 'odd'|not a readable)"):
+        read_tensors(tmp_path / "a.pt")

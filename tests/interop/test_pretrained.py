@@ -288,6 +288,8 @@ def test_without_a_network_the_hub_is_one_clear_line(tmp_path, monkeypatch):
     assert "\n" not in message
     # and put there, it is found
     make("sd").save_pretrained(tmp_path / "pretrained" / "REPA-E" / "e2e-sdvae-hf")
+    # (a configuration's paths and the commands' need hf:// in front, or a typing error would go
+    # to the hub)
     for name in ("REPA-E/e2e-sdvae-hf", "hf://REPA-E/e2e-sdvae-hf"):
         assert repae_jax.AutoencoderKL.from_pretrained(name).module == KINDS["sd"]
 

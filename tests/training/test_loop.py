@@ -217,3 +217,11 @@ def test_a_signal_saves_and_ends_the_run(number, teacher, tmp_path):
     step = int(restore_latest(workdir)["step"])
     assert step > 0
     assert f"stopped at step {step} of 100000, saved" in output
+
+
+def test_the_wrong_weights_leave_no_work_directory(teacher, trained, tmp_path, capsys):
+    wrong = tmp_path / "vae.safetensors"
+    shutil.copy(teacher, wrong)  # a teacher's tensors are no VAE's
+    assert main([*words(tmp_path / "run", teacher), f"--config.vae.weights={wrong}"]) == 2
+    assert str(wrong) in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
