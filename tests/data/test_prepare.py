@@ -42,7 +42,9 @@ def pictures(tmp_path):
 
 
 def run(source, output, **options):
-    return prepare(str(source), output, **{"resolution": SIZE, "per_shard": 2, **options})
+    return prepare(
+        str(source), output, **{"resolution": SIZE, "per_shard": 2, "format": "png", **options}
+    )
 
 
 def cropped(path):
@@ -332,7 +334,7 @@ def test_killed_with_9_at_any_moment_and_restarted_it_writes_the_same_bytes(pict
 
 def test_killed_with_9_while_workers_write_and_restarted_it_writes_the_same_bytes(tmp_path):
     def call(output, workers):
-        return f"prepare('digits', {str(output)!r}, resolution=32, per_shard=9, workers={workers})"
+        return f"prepare('digits', {str(output)!r}, resolution=32, per_shard=9, format='png', workers={workers})"
 
     script = f"from repae_jax.data.prepare import prepare; {call(tmp_path / 'packed', 2)}"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

@@ -134,6 +134,7 @@ def test_a_foreign_checkpoint_survives_the_trip(exported, tmp_path):
     assert args["wandb_history_path"] is None
 
 
+@pytest.mark.slow  # two runs that compile their step
 def test_the_next_step_is_the_same_with_and_without_the_trip(trained, exported, tmp_path):
     workdir, teacher = trained
     stayed, travelled = tmp_path / "stayed", tmp_path / "travelled"

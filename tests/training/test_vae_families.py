@@ -105,6 +105,7 @@ def leaves(tree):
     }
 
 
+@pytest.mark.slow  # compiles a whole step with attention in the VAE
 @pytest.mark.parametrize("family", ["flux", "qwen"])
 def test_the_family_trains(family, tmp_path):
     peer = parity.randomise({"flux": flux, "qwen": qwen}[family](), seed=0)
