@@ -334,7 +334,8 @@ def test_killed_with_9_at_any_moment_and_restarted_it_writes_the_same_bytes(pict
 
 def test_killed_with_9_while_workers_write_and_restarted_it_writes_the_same_bytes(tmp_path):
     def call(output, workers):
-        return f"prepare('digits', {str(output)!r}, resolution=32, per_shard=9, format='png', workers={workers})"
+        options = f"resolution=32, per_shard=9, format='png', workers={workers}"
+        return f"prepare('digits', {str(output)!r}, {options})"
 
     script = f"from repae_jax.data.prepare import prepare; {call(tmp_path / 'packed', 2)}"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
