@@ -1,11 +1,12 @@
 """The command line: `python -m repae_jax <command>`, or `repae <command>`."""
 
 import argparse
-import logging
 import os
 import pathlib
 import sys
 from collections.abc import Sequence
+
+from absl import logging as absl_logging
 
 from repae_jax import __version__
 from repae_jax.errors import UserError
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if wrong:
         parser.error(f"unrecognized argument: {wrong[0]}")
     options.overrides = rest
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax explains itself at length
+    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax explains itself at length
     try:
         return options.run(options)
     except UserError as error:

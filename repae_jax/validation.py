@@ -66,7 +66,7 @@ def needs_lpips(config: ConfigDict) -> bool:
 
 def _check_exists(key, path, hint=""):
     if path and not path.startswith(hub.PREFIX) and not pathlib.Path(path).exists():
-        raise UserError(f"{key} is {path!r}, which does not exist{hint}")
+        raise UserError(f"{key} is {path!r}, which does not exist (--{key}=PATH sets it){hint}")
 
 
 def _check_train(config):

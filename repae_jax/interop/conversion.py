@@ -101,7 +101,9 @@ def _check_suffix(target, to):
         )
     if suffixes and target.suffix not in suffixes:
         names = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
-        raise UserError(f"{target}: {to!r} writes a file whose name ends in {names}")
+        raise UserError(
+            f"{target}: {to!r} writes a file whose name ends in {names} (--to asks for another)"
+        )
 
 
 def _to_run(job: Job) -> str:

@@ -1,6 +1,7 @@
 """Tensors in files: reading without ever running code from them, writing without halves."""
 
 import contextlib
+import os
 import pathlib
 import re
 from collections.abc import Mapping
@@ -72,6 +73,7 @@ def write_safetensors(
     arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     with replacing(path) as temporary:
         save_file(arrays, temporary, dict(metadata) if metadata else None)
+        temporary.chmod(_usual_mode())  # the library makes files for their owner alone
 
 
 def write_torch(path: str | pathlib.Path, content: Mapping[str, Any]) -> None:
@@ -108,6 +110,13 @@ def import_torch(path: str | pathlib.Path, done: str):
             f"{path}: PyTorch files need torch to be {done}; pip install torch, or use .safetensors"
         ) from error
     return torch
+
+
+def _usual_mode():
+    """The permissions that the user's mask leaves a new file."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def _read_safetensors(path):
