@@ -90,6 +90,7 @@ def _parser():
         required=False,
     )
     _add_workdir(train, "where the run lives; made if missing, continued if not")
+    _add_processes(train)
     _add_quiet(train)
 
     teacher = command(
@@ -202,6 +203,7 @@ def _add_encode(command):
     encode.add_argument("--images", action="store_true", help="keep the images, for the teachers")
     encode.add_argument("--teachers", action="store_true", help="keep the teachers' tokens instead")
     encode.add_argument("--dtype", default="float32", help="or float16, bfloat16: as stored")
+    _add_processes(encode)
     _add_quiet(encode)
 
 
@@ -239,6 +241,29 @@ def _add_workdir(parser, what):
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help=what)
 
 
+def _add_processes(parser):
+    group = parser.add_argument_group(
+        "several processes",
+        "Run the same command on every host (one process a host, or one a GPU).",
+    )
+    group.add_argument(
+        "--distributed",
+        action="store_true",
+        help="join the job's other processes, as the TPU pod, GKE, Slurm or Open MPI tells",
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, elsewhere")
+    group.add_argument("--process-count", type=int, metavar="N", help="with --coordinator")
+    group.add_argument("--process-index", type=int, metavar="I", help="of this one, from 0")
+
+
+def _join_processes(options):
+    told = (options.coordinator, options.process_count, options.process_index)
+    if options.distributed or any(value is not None for value in told):
+        from repae_jax.parallel.multihost import start
+
+        start(*told)
+
+
 def _add_quiet(parser):
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
@@ -258,6 +283,7 @@ def _train(options):
 
     validate(config)
     check_files(config)
+    _join_processes(options)
     from repae_jax.training.loop import train
 
     status = train(config, options.workdir, progress=not options.quiet)
@@ -304,6 +330,7 @@ def _prepare(options):
 
 def _encode(options):
     config = read_config(options.config, options.overrides)
+    _join_processes(options)
     from repae_jax.training.encode import encode_command
 
     return encode_command(options, config)

@@ -135,10 +135,10 @@ def _import_torchvision():
             importlib.import_module("torchvision")
         except RuntimeError:
             # Its import only registers further properties of these two; nothing here calls them.
-            library = torch.library.Library("torchvision", "DEF")
+            definitions = torch.library.Library("torchvision", "DEF")
             for name in ("nms", "qnms"):
-                library.define(f"{name}(Tensor dets, Tensor scores, float threshold) -> Tensor")
-            _import_torchvision.library = library  # its definitions live as long as it does
+                definitions.define(f"{name}(Tensor dets, Tensor scores, float threshold) -> Tensor")
+            _import_torchvision.definitions = definitions  # they live as long as this object does
             importlib.import_module("torchvision")
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
-import itertools
-import os
 import pathlib
 import typing
 
@@ -28,16 +25,12 @@ class PackedSource:
       name: the folder.
       num_classes: labels are 0..num_classes - 1.
       records: by index {"image": encoded bytes, "label": int, "name": str}.
-      shards: the shards' files.
-      ends: the index behind each shard's last record.
       resolution: pixels along a side of the images.
     """
 
     name: str
     num_classes: int
     records: PackedRecords
-    shards: tuple[str, ...]
-    ends: tuple[int, ...]
     resolution: int
 
     def __len__(self) -> int:
@@ -53,9 +46,7 @@ class PackedSource:
         }
 
     def image_name(self, index: int) -> str:
-        shard = bisect.bisect_right(self.ends, index)
-        first = self.ends[shard - 1] if shard else 0
-        return f"{os.path.join(self.name, self.shards[shard])}, record {index - first}"
+        return self.records.record_name(index)
 
 
 def open_packed(data_config: typing.Any, split: str) -> PackedSource:
@@ -72,13 +63,10 @@ def open_packed(data_config: typing.Any, split: str) -> PackedSource:
     folder = packed_folder(data_config.path, split)
     manifest = read_manifest(folder)
     _check(folder, manifest, data_config)
-    shards = manifest["shards"]
     return PackedSource(
         name=str(folder),
         num_classes=manifest["num_classes"],
         records=PackedRecords(folder),
-        shards=tuple(shard["file"] for shard in shards),
-        ends=tuple(itertools.accumulate(shard["count"] for shard in shards)),
         resolution=data_config.resolution,
     )
 

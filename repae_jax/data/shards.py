@@ -36,8 +36,9 @@ from repae_jax.data.manifest import (
 )
 from repae_jax.data.processes import over_processes
 from repae_jax.data.records import Value, pack, unpack
-from repae_jax.data.unfinished import Plan, begin, check_entries, claimed
+from repae_jax.data.unfinished import Plan, begin, begun, check_entries, claimed
 from repae_jax.errors import UserError
+from repae_jax.parallel.multihost import ALONE, Processes
 
 if typing.TYPE_CHECKING:
     from array_record.python.array_record_module import ArrayRecordReader
@@ -98,17 +99,27 @@ class PackedRecords(Sequence):
           IndexError: there is none.
           UserError: the shard or the record is damaged.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        number = bisect.bisect_right(self._stops, index)
-        position = int(index - self._stops[number] + self._shards[number]["count"])
-        path = self._folder / self._shards[number]["file"]
+        number, path, position = self._place(index)
         reader = self._reader(number)
         try:
             (data,) = reader.read([position])
         except RuntimeError as error:
             raise UserError(f"{path}: record {position} is damaged ({error}); {HEAL}") from error
-        return unpack(data, f"{path}, record {position}")
+        return unpack(data, self.record_name(index))
+
+    def record_name(self, index: int) -> str:
+        """What to call a record in messages: its shard, and where in it."""
+        _, path, position = self._place(index)
+        return f"{path}, record {position}"
+
+    def _place(self, index):
+        """(number of its shard, path of that, position in it)."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        number = bisect.bisect_right(self._stops, index)
+        shard = self._shards[number]
+        position = int(index - self._stops[number] + shard["count"])
+        return number, self._folder / shard["file"], position
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_folder": self._folder, "_shards": self._shards, "_stops": self._stops}
@@ -229,6 +240,7 @@ def write_shards(
     manifest: Mapping[str, Any],
     summarise: Callable[[list[Mapping[str, Any]]], Mapping[str, Any]] | None = None,
     workers: int = 0,
+    processes: Processes = ALONE,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Write a packed data set, or what is missing of one.
@@ -253,6 +265,8 @@ def write_shards(
       workers: processes that write shards; with 0 this process does. They are started afresh:
         `write_shard` must be picklable, and a script's own code must stand under
         `if __name__ == "__main__"`.
+      processes: those that make this call at the same time, each for every count-th shard, in
+        one folder that all of them see.
       progress: show a bar.
 
     Returns:
@@ -264,18 +278,27 @@ def write_shards(
     """
     _check_numbers(count, per_shard, workers)
     made = {**made, "per_shard": per_shard, "source_count": count}
-    begun = {"format": FORMAT, "classes": None, **manifest, "made": made}
-    plan = Plan(pathlib.Path(folder), count, per_shard, _as_read(begun))
-    check_entries(plan)
-    with claimed(plan):
-        finished = begin(plan)
-        done = _shards_there(plan, finished) if finished else _read_sidecars(plan)
-        todo = [number for number in range(plan.shards) if number not in done]
-        _write_missing(plan, todo, write_shard, workers, progress)
-        if finished:
-            _check_repaired(plan, todo, finished)
-            return finished
-        return _finish(plan, summarise)
+    begins = {"format": FORMAT, "classes": None, **manifest, "made": made}
+    plan = Plan(pathlib.Path(folder), count, per_shard, _as_read(begins))
+    with contextlib.ExitStack() as held:
+        with processes.together():
+            if processes.first:
+                check_entries(plan)
+                held.enter_context(claimed(plan))
+                begin(plan)
+        with processes.together():
+            finished = begun(plan)
+            done = _shards_there(plan, finished) if finished else _read_sidecars(plan)
+        with processes.together():
+            share = range(processes.index, plan.shards, processes.count)
+            _write_missing(plan, share, done, write_shard, workers, progress and processes.first)
+        with processes.together():
+            if processes.first and not finished:
+                _finish(plan, summarise)
+            elif processes.first:
+                _check_repaired(plan, set(range(plan.shards)).difference(done), finished)
+        with processes.together():
+            return read_manifest(plan.folder)
 
 
 def _check_numbers(count, per_shard, workers):
@@ -316,16 +339,17 @@ def _shards_there(plan, finished):
     return there
 
 
-def _write_missing(plan, todo, write_shard, workers, progress):
-    """Write the shards `todo`, and each one's sidecar as soon as it is complete."""
+def _write_missing(plan, numbers, done, write_shard, workers, progress):
+    """Write those of the shards that are not done, and each one's sidecar once it is complete."""
     from tqdm import tqdm
 
+    todo = [number for number in numbers if number not in done]
     if not todo:
         return
-    missing = sum(len(plan.indexes(number)) for number in todo)
+    count, missing = (sum(len(plan.indexes(n)) for n in part) for part in (numbers, todo))
     with tqdm(
-        total=plan.count,
-        initial=plan.count - missing,
+        total=count,
+        initial=count - missing,
         desc=plan.folder.name,
         unit="image",
         disable=not progress,

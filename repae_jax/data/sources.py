@@ -20,7 +20,7 @@ from repae_jax.errors import UserError
 
 __all__ = ["ArraySource", "Source", "open_source"]
 
-_ON_BAD_IMAGE = ("error", "skip")
+ON_BAD_IMAGE = ("error", "skip")
 
 
 def open_source(
@@ -60,9 +60,9 @@ def open_source(
     if data_config.source not in openers:
         raise UserError(f"data.source = {data_config.source!r}; choose one of {', '.join(openers)}")
     on_bad_image = getattr(data_config, "on_bad_image", "error")
-    if on_bad_image not in _ON_BAD_IMAGE:
+    if on_bad_image not in ON_BAD_IMAGE:
         raise UserError(
-            f"data.on_bad_image = {on_bad_image!r}; choose one of {', '.join(_ON_BAD_IMAGE)}"
+            f"data.on_bad_image = {on_bad_image!r}; choose one of {', '.join(ON_BAD_IMAGE)}"
         )
     source = openers[data_config.source](data_config, split)
     _check_classes(source, data_config.num_classes)

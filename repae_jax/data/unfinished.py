@@ -151,8 +151,18 @@ def _remove_progress(plan):
         plan.progress.rmdir()
 
 
-def begin(plan: Plan) -> dict[str, Any] | None:
-    """Note what is being made, or see that it is the same.
+def begin(plan: Plan) -> None:
+    """Note what is being made, unless something has been begun or finished there.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    if not (plan.folder / MANIFEST).exists() and not plan.made.exists():
+        write_json(plan.made, plan.begun)
+
+
+def begun(plan: Plan) -> dict[str, Any] | None:
+    """See that what has been begun is what is planned.
 
     Returns:
       The manifest, if the data set is finished.
@@ -165,10 +175,12 @@ def begin(plan: Plan) -> dict[str, Any] | None:
         finished = read_manifest(plan.folder)
         _check_same(plan, finished, manifest)
         return finished
-    if plan.made.exists():
-        _check_same(plan, read_json(plan.made), plan.made)
-    else:
-        write_json(plan.made, plan.begun)
+    if not plan.made.exists():
+        raise UserError(
+            f"{plan.folder}: another process began there, but this one sees nothing: give a "
+            "folder on a disk that all of them share"
+        )
+    _check_same(plan, read_json(plan.made), plan.made)
     return None
 
 

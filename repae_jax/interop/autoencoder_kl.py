@@ -8,14 +8,13 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from repae_jax.errors import UserError
 from repae_jax.interop import tables
 from repae_jax.interop.tables import CONV, Layout, Rule, layer, norm
 from repae_jax.models.autoencoder_kl import AutoencoderKL
+from repae_jax.models.vae import parameter_shapes
 
 # "diffusers-old": files from before diffusers 0.18 call the attention's layers otherwise.
 Naming = Literal["ldm", "diffusers", "diffusers-old"]
@@ -128,13 +127,6 @@ def export_vae(
     """The inverse of `load_vae`, in the order of the other's modules."""
     rules = rules_of(naming, len(vae.multipliers))
     return tables.in_order(rules, tables.to_theirs(rules, tables.flatten(params)))
-
-
-def parameter_shapes(vae: AutoencoderKL) -> dict:
-    """The parameters' shapes and types; allocates nothing."""
-    images = jnp.zeros((1, vae.factor, vae.factor, vae.image_channels))
-    noise = jnp.zeros((1, 1, 1, vae.latent_channels))
-    return jax.eval_shape(vae.init, jax.random.key(0), images, noise)["params"]
 
 
 def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[str, Any]:

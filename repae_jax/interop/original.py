@@ -19,6 +19,7 @@ from repae_jax.interop.tables import Rule
 from repae_jax.models.autoencoder_kl import AutoencoderKL
 from repae_jax.models.discriminator import PatchDiscriminator
 from repae_jax.models.sit import SiT
+from repae_jax.models.vae import parameter_shapes
 
 # "repae": train_repae.py's. "ldm": train_ldm_only.py's, on a frozen VAE. "repa": REPA's own,
 # whose SiT has no BatchNorm.
@@ -78,7 +79,7 @@ def sit_part(model: SiT, *, statistics: bool = True) -> Part:
 def vae_part(model: AutoencoderKL) -> Part:
     """The VAE."""
     rules = autoencoder_kl.ldm_rules()
-    shapes = _their_shapes(rules, autoencoder_kl.parameter_shapes(model))
+    shapes = _their_shapes(rules, parameter_shapes(model))
     return Part(rules, shapes, (), list(shapes), shapes)
 
 

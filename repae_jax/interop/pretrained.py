@@ -16,11 +16,11 @@ from repae_jax.atomic import replacing
 from repae_jax.errors import UserError
 from repae_jax.interop import autoencoder_kl, files, hub, latent_statistics, qwen_image
 from repae_jax.models.autoencoder_kl import AutoencoderKL, Posterior
+from repae_jax.models.batch_norm import denormalize
 from repae_jax.models.qwen_image_vae import AutoencoderKLQwenImage
 from repae_jax.sampling.pixels import to_float
 
 CONFIG = "config.json"
-_GROUPS = 32
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -100,8 +100,7 @@ class PretrainedVAE:
 
     def denormalize(self, latents: jax.Array) -> jax.Array:
         """The inverse of `normalize`."""
-        mean, var = self._moments()
-        return latents * jnp.sqrt(var) + mean
+        return denormalize(latents, *self._moments())
 
     def _moments(self):
         if self.statistics is None:
@@ -141,7 +140,7 @@ def read_weights(
         config, tensors, source = _folder_content(path)
         statistics = latent_statistics.from_config(config, source=str(path / CONFIG))
     else:
-        tensors, statistics = _file_content(path)
+        tensors, statistics = _vae_in(files.read_stored(path), path)
         source = str(path)
     return _family(module).load(tensors, module, source=source), statistics
 
@@ -263,22 +262,21 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _read_file(path, dtype):
-    tensors, statistics = _file_content(path)
+    content = files.read_stored(path)
+    tensors, statistics = _vae_in(content, path)
     dimensions = autoencoder_kl.infer_dimensions(tensors, source=str(path))
-    groups = _groups(path, dimensions)
+    groups = _groups(content, path, dimensions)
     module = AutoencoderKL(**dimensions, groups=groups, dtype=dtype)
     params = autoencoder_kl.load_vae(tensors, module, source=str(path))
     return PretrainedVAE(module, params, {}, statistics)
 
 
-def _groups(path, dimensions):
-    """The groups of GroupNorm, which no tensor tells: 32 in all published files."""
-    groups = _GROUPS
+def _groups(content, path, dimensions):
+    """The groups of GroupNorm, which no tensor tells: the usual ones in all published files."""
     if path.suffix == ".safetensors":
-        groups = int(files.read_metadata(path).get("groups", _GROUPS))
+        groups = int(files.read_metadata(path).get("groups", AutoencoderKL.groups))
     else:
-        config = _own_config(files.read_stored(path))
-        groups = config.get("vae", {}).get("groups") or _GROUPS
+        groups = _own_config(content).get("vae", {}).get("groups") or AutoencoderKL.groups
     narrow = [m * dimensions["channels"] for m in dimensions["multipliers"]]
     if any(width % groups for width in narrow):
         raise UserError(
@@ -298,9 +296,8 @@ def _own_config(content):
         return {}
 
 
-def _file_content(path):
-    """A VAE's tensors and statistics from its own file, or from a whole checkpoint's part."""
-    content = files.read_stored(path)
+def _vae_in(content, path):
+    """A VAE's tensors and statistics in its own file's content, or in a whole checkpoint's."""
     if isinstance(content.get("vae"), Mapping):
         ema = content.get("ema", {})
         mean, var = ema.get("bn.running_mean"), ema.get("bn.running_var")

@@ -3,14 +3,13 @@
 import itertools
 from collections.abc import Mapping
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from repae_jax.errors import UserError
 from repae_jax.interop import tables
 from repae_jax.interop.tables import CONV, Layout, Rule, layer
 from repae_jax.models.qwen_image_vae import AutoencoderKLQwenImage
+from repae_jax.models.vae import parameter_shapes
 
 CONV3D = Layout(  # (out, in, t, h, w) <-> (t, h, w, in, out)
     lambda a: a.transpose(2, 3, 4, 1, 0), lambda a: a.transpose(4, 3, 0, 1, 2)
@@ -75,10 +74,7 @@ def load_qwen(
     Raises:
       UserError: a tensor is missing, unexpected, misshapen or not finite.
     """
-    images = jnp.zeros((1, model.factor, model.factor, model.image_channels))
-    noise = jnp.zeros((1, 1, 1, model.latent_channels))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images, noise)["params"]
-    return tables.load(qwen_rules(model), tensors, shapes, source=source)
+    return tables.load(qwen_rules(model), tensors, parameter_shapes(model), source=source)
 
 
 def export_qwen(params: Mapping, model: AutoencoderKLQwenImage) -> dict[str, np.ndarray]:

@@ -178,9 +178,7 @@ def _indispensable(format, prefix):
 def _unexplained(tensors, format, prefix):
     """The names that are neither the network's nor known to stand beside it."""
     known = format.first_names(prefix)  # of the first block, for which all others stand in
-    left_out = [re.escape(prefix) + f"(?:{expression})" for expression in format.left_out]
-    left_out += [rf"(?!{re.escape(prefix)})(?:{expression})" for expression in format.beside]
-    beside = re.compile("|".join(left_out) or "(?!)")
+    beside = re.compile("|".join(format.ignored(prefix)) or "(?!)")
     return [
         name
         for name in tensors

@@ -106,11 +106,8 @@ def _unpacked(content, format):
 
 def _used(tensors, model, format, prefix):
     """The tensors that the model needs or nobody knows, under their right names."""
-    left_out = format.left_out
-    if not model.final_norm:
-        left_out = (*left_out, rf"{re.escape(format.layers['norm'])}\.(weight|bias)")
-    ignore = [re.escape(prefix) + f"(?:{expression})" for expression in left_out]
-    ignore += [rf"(?!{re.escape(prefix)})(?:{expression})" for expression in format.beside]
+    norm = rf"{re.escape(format.layers['norm'])}\.(weight|bias)"
+    ignore = format.ignored(prefix, *([] if model.final_norm else [norm]))
     used = {}
     for name, array in tables.without(tensors, ignore).items():
         for wrong, right in format.misnamed:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
@@ -81,6 +82,12 @@ class Format:
             parts = (theirs,) if isinstance(theirs, str) else theirs
             names += [f"{part}.{kind}" for part in parts for kind in ("weight", "bias")]
         return {prefix + name.format(i=0) for name in names}
+
+    def ignored(self, prefix: str, *more: str) -> list[str]:
+        """Regular expressions of the names to pass over; `more` are of names behind the prefix."""
+        start = re.escape(prefix)
+        behind = [f"{start}(?:{expression})" for expression in (*self.left_out, *more)]
+        return behind + [f"(?!{start})(?:{expression})" for expression in self.beside]
 
 
 def find_format(family: str, naming: Naming) -> Format:

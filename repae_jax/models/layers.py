@@ -1,6 +1,7 @@
 """Pieces shared by the models: initialisers, position tables, attention, the MLP."""
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -84,6 +85,21 @@ class Dense(nn.Dense):
         return super().__call__(merged).reshape(*inputs.shape[:-1], self.features)
 
 
+def gelu(x: jax.Array) -> jax.Array:
+    """x times the normal distribution's function at x, exactly."""
+    return nn.gelu(x, approximate=False)
+
+
+def tanh_gelu(x: jax.Array) -> jax.Array:
+    """GELU by its approximation with tanh."""
+    return nn.gelu(x, approximate=True)
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x * sigmoid(1.702 x): CLIP's approximation of GELU (arXiv 2103.00020)."""
+    return x * nn.sigmoid(1.702 * x)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention over (B, N, D) with one fused projection for q, k and v.
 
@@ -111,10 +127,10 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear, GELU, Linear over the last axis; `approximate` picks the tanh form of GELU."""
+    """Linear, `activation`, Linear over the last axis."""
 
     hidden: int
-    approximate: bool
+    activation: Callable[[jax.Array], jax.Array]
     dtype: jnp.dtype = jnp.float32
     kernel_init: initializers.Initializer = initializers.xavier_uniform()
 
@@ -123,7 +139,7 @@ class MLP(nn.Module):
         """(..., D) -> (..., D)."""
         dim = x.shape[-1]
         x = Dense(self.hidden, dtype=self.dtype, kernel_init=self.kernel_init, name="fc1")(x)
-        x = nn.gelu(x, approximate=self.approximate)
+        x = self.activation(x)
         return Dense(dim, dtype=self.dtype, kernel_init=self.kernel_init, name="fc2")(x)
 
 

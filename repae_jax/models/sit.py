@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn import initializers
 
-from repae_jax.models.layers import MLP, Attention, Dense, layer_norm, sincos_position_table
+from repae_jax.models.layers import (
+    MLP,
+    Attention,
+    Dense,
+    layer_norm,
+    sincos_position_table,
+    tanh_gelu,
+)
 
 # name -> (hidden_size, depth, num_heads); SiT paper (arXiv 2401.08740), table 1.
 SIT_SIZES = {
@@ -83,7 +90,7 @@ class SiTBlock(nn.Module):
         x = x + gate_a[:, None] * attention(modulate(h, shift_a, scale_a))
 
         h = layer_norm(1e-6, affine=False, dtype=self.dtype, name="norm2")(x)
-        mlp = MLP(int(dim * self.mlp_ratio), approximate=True, dtype=self.dtype, name="mlp")
+        mlp = MLP(int(dim * self.mlp_ratio), activation=tanh_gelu, dtype=self.dtype, name="mlp")
         return x + gate_m[:, None] * mlp(modulate(h, shift_m, scale_m))
 
 

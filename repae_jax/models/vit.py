@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.nn import initializers
 
 from repae_jax.errors import UserError
-from repae_jax.models.layers import MLP, Attention, Dense, layer_norm
+from repae_jax.models.layers import MLP, Attention, Dense, gelu, layer_norm, quick_gelu
 from repae_jax.models.resize import resize_bicubic
 
 # The published sizes, by what their authors call them. `native_grid` is that of the published
@@ -97,22 +97,6 @@ class SwiGLU(nn.Module):
         return Dense(dim, dtype=self.dtype, kernel_init=self.kernel_init, name="w3")(x)
 
 
-class QuickGELUMLP(nn.Module):
-    """Linear, x * sigmoid(1.702 x), Linear: the feed-forward part of CLIP (arXiv 2103.00020)."""
-
-    hidden: int
-    dtype: jnp.dtype = jnp.float32
-    kernel_init: initializers.Initializer = initializers.xavier_uniform()
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(..., D) -> (..., D)."""
-        dim = x.shape[-1]
-        x = Dense(self.hidden, dtype=self.dtype, kernel_init=self.kernel_init, name="fc1")(x)
-        x = x * nn.sigmoid(1.702 * x)
-        return Dense(dim, dtype=self.dtype, kernel_init=self.kernel_init, name="fc2")(x)
-
-
 class LayerScale(nn.Module):
     """A learned factor per feature, `init` at first (CaiT, arXiv 2103.17239, section 2)."""
 
@@ -142,10 +126,9 @@ class ViTBlock(nn.Module):
         attention = Attention(self.num_heads, **settings, name="attn")
         if self.swiglu:
             mlp = SwiGLU(self.hidden, **settings, name="mlp")
-        elif self.quick_gelu:
-            mlp = QuickGELUMLP(self.hidden, **settings, name="mlp")
         else:
-            mlp = MLP(self.hidden, False, **settings, name="mlp")
+            activation = quick_gelu if self.quick_gelu else gelu
+            mlp = MLP(self.hidden, activation, **settings, name="mlp")
         for i, branch in enumerate((attention, mlp), start=1):
             norm = layer_norm(self.norm_epsilon, affine=True, dtype=self.dtype, name=f"norm{i}")
             y = branch(norm(x))

@@ -1,15 +1,15 @@
 """Where arrays live: the batch is divided over the devices, the state is on all of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
-def make_mesh() -> Mesh:
-    """All devices of all processes along one axis, "data"."""
-    return Mesh(np.asarray(jax.devices()), ("data",))
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """These devices, or all of all processes, along one axis, "data"."""
+    return Mesh(np.asarray(devices or jax.devices()), ("data",))
 
 
 def over_batch(mesh: Mesh) -> NamedSharding:

@@ -22,6 +22,7 @@ from repae_jax.errors import UserError
 from repae_jax.interop.tables import flatten
 from repae_jax.models.teachers import preprocess
 from repae_jax.parallel.mesh import make_mesh, over_batch, put_batch, replicated
+from repae_jax.parallel.multihost import processes
 from repae_jax.sampling.pixels import to_float
 from repae_jax.training.build import build_models, load_frozen
 from repae_jax.training.recipe import Models
@@ -50,6 +51,8 @@ def encode_command(options: argparse.Namespace, config: ConfigDict) -> int:
         dtype=options.dtype,
         progress=not options.quiet,
     )
+    if not processes().first:
+        return 0
     manifest = latents.read_manifest(options.output)
     size = sum((options.output / shard["file"]).stat().st_size for shard in manifest["shards"])
     print(f"{options.output}: {manifest['count']} latents, {size / 1e6:.1f} MB")
@@ -72,13 +75,14 @@ def encode(
     """Write the posterior (mean, std) of every image of the source as packed records.
 
     Statistics of the latents are summed in float64 in the same pass, shard by shard. A killed
-    run goes on with the first shard that is not there, and ends with the same bytes.
+    run goes on with the shards that are not there, and ends with the same bytes. Several
+    processes divide the shards, and each uses its own devices.
 
     Args:
       config: its data, VAE and teachers.
       output: a new folder, or one that a run with the same arguments has begun.
       split: of the source.
-      batch_size: images at a time over all devices.
+      batch_size: images at a time over a process's devices.
       per_shard: images in a shard.
       mirrored: encode the mirrored images as well.
       images: keep the images too (PNG), for the teachers.
@@ -122,6 +126,7 @@ def encode(
         made,
         manifest={"kind": latents.KIND, "num_classes": source.num_classes},
         summarise=summarise,
+        processes=processes(),
         progress=progress,
     )
 
@@ -168,7 +173,7 @@ class _Encoder:
 
     def __init__(self, config: ConfigDict, models: Models, params, batch_size: int, teachers: bool):
         self.batch_size = batch_size
-        self._mesh = make_mesh()
+        self._mesh = make_mesh(jax.local_devices())
         if batch_size % self._mesh.size:
             raise UserError(
                 f"--batch-size {batch_size} does not divide over the {self._mesh.size} devices"

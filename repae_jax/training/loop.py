@@ -37,7 +37,6 @@ from repae_jax.training.metrics import MetricWriter
 from repae_jax.training.run import make_sampler, sampling_weights
 from repae_jax.training.statistics import latent_moments
 from repae_jax.training.step import make_train_step
-from repae_jax.training.weights import read_vae
 from repae_jax.validation import check_devices, check_files, validate
 
 BAD_IMAGES = "bad_images.txt"  # in the work directory: those that data.on_bad_image skipped
@@ -73,8 +72,6 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, progress: bool = True) -
         flip=config.data.flip,
     )
     models = build_models(config)
-    if config.data.source == latents.KIND and not (workdir / FOLDER).exists():
-        _check_cache(config, models, source)
     # What is wrong with the weights' files shows before anything is written.
     begun = (workdir / FOLDER).exists()
     initial = None if begun else _initial_state(config, models, source)
@@ -128,14 +125,6 @@ def _run(config, models, mesh, state, batches, checkpoints, reporter, interrupti
     return 0
 
 
-def _check_cache(config, models, source):
-    """Cached latents are of one VAE: raise UserError if the configuration names another."""
-    vae, _ = read_vae(config, models.vae)
-    latents.check_for_training(
-        source, fingerprint(vae), tuple(models.teachers), latent_shape(config, models)
-    )
-
-
 def compile_step(config: ConfigDict, models, mesh):
     """The jitted `step(state, batch, key) -> (state, metrics)`: draws, then the pure train step.
 
@@ -170,7 +159,15 @@ def _initial_state(config, models, source):
             return latents.statistics_of(source.manifest)
         return latent_moments(models.vae, vae, source, config.batch_size)
 
-    return init_state(config, models, measure)
+    state = init_state(config, models, measure)
+    if config.data.source == latents.KIND:  # of one VAE: the configuration may name another
+        latents.check_for_training(
+            source,
+            fingerprint(state.params["vae"]),
+            tuple(models.teachers),
+            latent_shape(config, models),
+        )
+    return state
 
 
 def _continued(config, models, mesh, checkpoints, batches):

@@ -16,6 +16,7 @@ from repae_jax.interop.latent_statistics import Statistics
 from repae_jax.interop.pretrained import read_weights
 from repae_jax.interop.tables import check, flatten, unflatten
 from repae_jax.interop.vit import load_vit
+from repae_jax.models.vae import parameter_shapes
 from repae_jax.models.vit import ViT
 from repae_jax.training.checkpoints import FOLDER, restore_latest
 
@@ -82,9 +83,7 @@ def read_vae(config: ConfigDict, vae: nn.Module) -> tuple[dict, Statistics | Non
 def _read_run(workdir, vae):
     """The VAE of a work directory, and the statistics that its LatentNorm arrived at."""
     state = restore_latest(workdir)
-    images = jnp.zeros((1, vae.factor, vae.factor, vae.image_channels))
-    noise = jnp.zeros((1, 1, 1, vae.latent_channels))
-    shapes = jax.eval_shape(vae.init, jax.random.key(0), images, noise)["params"]
+    shapes = parameter_shapes(vae)
     tensors = flatten(state["params"]["vae"])
     check(tensors, {name: s.shape for name, s in flatten(shapes).items()}, source=workdir)
     return unflatten(tensors), (state["ema"] or {}).get("latent_norm")

@@ -208,7 +208,7 @@ def test_names_and_shapes_are_the_original_models():
     with torch.device("meta"):
         make = parity.original_module("models/sit.py").SiT_models[name]
         reference = make(input_size=16, in_channels=4, z_dims=[768], qk_norm=False)
-    tensors = {n: np.empty(t.shape, np.float32) for n, t in reference.state_dict().items()}
+    tensors = {n: np.zeros(t.shape, np.float32) for n, t in reference.state_dict().items()}
     model = SiT(
         latent_size=16,
         latent_channels=4,
@@ -225,5 +225,5 @@ def test_names_and_shapes_are_the_original_vaes(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "dictdot", types.SimpleNamespace(dictdot=dict))
     with torch.device("meta"):
         reference = parity.original_module("models/autoencoder.py").vae_models[name]()
-    tensors = {n: np.empty(t.shape, np.float32) for n, t in reference.state_dict().items()}
+    tensors = {n: np.zeros(t.shape, np.float32) for n, t in reference.state_dict().items()}
     load_vae(tensors, AutoencoderKL(**VAE_CONFIGS[name]))

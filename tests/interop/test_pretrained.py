@@ -18,6 +18,7 @@ from repae_jax.interop import autoencoder_kl, files, latent_statistics
 from repae_jax.interop.pretrained import PretrainedVAE, read_vae, write_diffusers, write_ldm
 from repae_jax.models.autoencoder_kl import VAE_CONFIGS, AutoencoderKL
 from repae_jax.models.qwen_image_vae import AutoencoderKLQwenImage
+from repae_jax.models.vae import parameter_shapes
 
 SMALL = dict(channels=8, multipliers=(1, 2), latent_channels=3, num_res_blocks=1, groups=4)
 # The structures that are published, with small widths.
@@ -316,7 +317,7 @@ def test_the_hub_gives_a_folder_in_its_cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["f8d4", "f8d16", "f16d32"])
 def test_published_dimensions_are_inferred(name):
     model = AutoencoderKL(**VAE_CONFIGS[name])
-    shapes = autoencoder_kl.parameter_shapes(model)
+    shapes = parameter_shapes(model)
     blank = jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), shapes)
     for naming in ("ldm", "diffusers"):
         tensors = autoencoder_kl.export_vae(blank, model, naming)

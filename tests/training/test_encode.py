@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 
+import cluster
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -279,3 +280,32 @@ def test_a_killed_encode_ends_in_the_same_bytes(folder, tmp_path):
         assert status == 0
         assert content(output) == whole
         shutil.rmtree(output)
+
+
+@pytest.mark.slow  # two processes that compile the encoder
+def test_two_processes_encode_as_one_does(folder, tmp_path):
+    words = ["encode", "--config", f"{TINY}:repa", f"--config.vae.weights={folder / 'vae'}"]
+    words += [f"--config.teachers.small.weights={folder / 'teacher.safetensors'}"]
+    words += ["--per-shard", "300", "--output"]
+    contents = []
+    for count in (1, 2):
+        output = tmp_path / str(count)
+        for status, _, said in cluster.finish(cluster.command([*words, str(output)], count)):
+            assert status == 0, said
+        contents.append({path.name: path.read_bytes() for path in sorted(output.iterdir())})
+    assert len(contents[0]) > 3
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.slow  # two processes that compile the encoder
+def test_an_error_in_one_process_ends_all(folder, tmp_path):
+    words = ["encode", "--config", f"{TINY}:repa", f"--config.vae.weights={folder / 'vae'}"]
+    words += [f"--config.teachers.small.weights={folder / 'teacher.safetensors'}"]
+    output = tmp_path / "cache"
+    output.mkdir()
+    (output / "notes.txt").write_text("something else")  # which the first process alone sees to
+    ends = cluster.finish(cluster.command([*words, "--output", str(output)], processes=2))
+    assert [status for status, _, _ in ends] == [2, 2]
+    assert "holds something else already (notes.txt)" in ends[0][2]
+    assert "process 0 of 2 failed" in ends[1][2]
+    assert [path.name for path in output.iterdir()] == ["notes.txt"]

@@ -1,0 +1,90 @@
+"""Several processes that do one thing together: one a host of a TPU pod, or one a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+from repae_jax.errors import UserError
+
+
+def start(
+    coordinator: str | None = None, count: int | None = None, index: int | None = None
+) -> None:
+    """Join the other processes of the job; to be called before anything uses a device.
+
+    What is not given comes from the platform: TPU pods, GKE, Slurm, Open MPI, Kubernetes, as
+    `jax.distributed.initialize` finds it.
+
+    Args:
+      coordinator: HOST:PORT of process 0.
+      count: how many processes there are.
+      index: which of them this is, from 0.
+
+    Raises:
+      UserError: the platform does not tell, or the others did not come.
+    """
+    import jax
+
+    if coordinator and ":" not in coordinator:
+        raise UserError(f"--coordinator is {coordinator!r}: give HOST:PORT, such as node0:1234")
+    if count is not None and index is not None and not 0 <= index < count:
+        raise UserError(f"--process-index {index} of --process-count {count}: count from 0")
+    try:
+        jax.distributed.initialize(coordinator, count, index)
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"cannot join the other processes ({reason}): give --coordinator HOST:PORT, "
+            "--process-count and --process-index"
+        ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """Which process this is, of how many; the default is one alone."""
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that does what only one may."""
+        return self.index == 0
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """A block that every process ends before any goes on; an error in one is one in all.
+
+        Raises:
+          UserError: another process's block raised.
+        """
+        error = None
+        try:
+            yield
+        except Exception as raised:  # the others wait: tell them before it goes on its way
+            error = raised
+        failed = [i for i, bad in enumerate(self._gather(error is not None)) if bad]
+        if error is not None:
+            raise error
+        if failed:
+            raise UserError(f"process {failed[0]} of {self.count} failed; its own message says why")
+
+    def _gather(self, flag):
+        if self.count == 1:
+            return [flag]
+        import numpy as np
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.process_allgather(np.asarray(flag))
+
+
+ALONE = Processes()
+
+
+def processes() -> Processes:
+    """This process among those that `start` joined."""
+    import jax
+
+    return Processes(jax.process_index(), jax.process_count())

@@ -1,0 +1,40 @@
+"""Several processes on this machine that are one job, as hosts of a pod are."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+
+
+def command(
+    words: Sequence[str], processes: int, devices: int = 1, **environment: str
+) -> list[subprocess.Popen]:
+    """`python -m repae_jax` with these words, once a process, with virtual CPU devices each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    started = []
+    for index in range(processes):
+        job = ["--coordinator", f"localhost:{port}", "--process-count", str(processes)]
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "repae_jax", *words, *job, "--process-index", str(index)],
+                env={**os.environ, "XLA_FLAGS": flags, **environment},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return started
+
+
+def finish(started: Sequence[subprocess.Popen], timeout: float = 300) -> list[tuple]:
+    """Each process's (exit status, stdout, stderr); none outlives the call."""
+    try:
+        ends = [process.communicate(timeout=timeout) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [(p.returncode, *end) for p, end in zip(started, ends, strict=True)]
