@@ -5,6 +5,7 @@ import pytest
 from pictures import data_config, encoded, random_picture
 from PIL import Image
 
+from repae_jax.cli import main
 from repae_jax.data.crop import rgb_square
 from repae_jax.data.pipeline import train_batches
 from repae_jax.data.sources import open_source
@@ -117,3 +118,17 @@ def test_a_label_out_of_range_is_named():
     source = TfdsSource("tiny", 3, [record], resolution=8)
     with pytest.raises(UserError, match=r"tiny, image 0: label -1 is not in 0..2"):
         source[0]
+
+
+def test_a_tfds_data_set_is_prepared_and_read(tfds_folder, tmp_path):
+    words = ["prepare", "tfds:tiny", str(tmp_path / "packed"), "--path", tfds_folder]
+    words += ["--resolution", "16", "--per-shard", "3", "--workers", "2", "--quiet"]
+    assert main(words) == 0
+    source = open_source(tiny(tfds_folder, resolution=16), "train")
+    packed = open_source(
+        data_config("packed", path=str(tmp_path / "packed"), resolution=16, num_classes=3), "train"
+    )
+    assert len(packed) == len(source) == 7
+    for index in range(len(source)):
+        np.testing.assert_array_equal(packed[index]["image"], source[index]["image"])
+        assert packed[index]["label"] == source[index]["label"]
