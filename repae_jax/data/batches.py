@@ -5,6 +5,7 @@ Imported by `pipeline` when it is used, for it imports Grain.
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import re
@@ -26,9 +27,9 @@ _CAUSES = {  # by exit status: minus the signal's number on Linux
 class Batches(grain.DatasetIterator):
     """A process' share of every batch of a stream.
 
-    The stream's images are dealt out like cards: of P processes, process i gets images i, i + P,
-    i + 2P, ... Neither P nor the number of workers changes which images a batch has, so one
-    number is the state of all processes.
+    Of P processes, process i gets the i-th of P equal parts of every batch, so that all parts in
+    a row are the batch that a single process would have. Neither P nor the number of workers
+    changes that, so one number is the state of all processes.
     """
 
     def __init__(
@@ -76,8 +77,9 @@ class Batches(grain.DatasetIterator):
             self._reading = None
 
     def _read_from(self, start):
-        own = self._stream[start + self._process_index :: self._process_count]
-        batches = own.batch(self._batch_size // self._process_count, drop_remainder=True)
+        share = self._batch_size // self._process_count
+        own = _Part(self._stream, start + self._process_index * share, share, self._batch_size)
+        batches = grain.MapDataset.source(own).batch(share, drop_remainder=True)
         batches = batches.to_iter_dataset(self._read_options)
         if self._workers:
             options = grain.MultiprocessingOptions(
@@ -85,6 +87,23 @@ class Batches(grain.DatasetIterator):
             )
             batches = batches.mp_prefetch(options, worker_init_fn=_live_and_die_with_parent)
         return iter(batches)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Part:
+    """Of a stream, `length` images from `start` on, then those `stride` further on, and so on."""
+
+    stream: grain.MapDataset
+    start: int
+    length: int
+    stride: int
+
+    def __len__(self) -> int:
+        return (len(self.stream) - self.start) // self.stride * self.length
+
+    def __getitem__(self, index: int) -> typing.Any:
+        whole, rest = divmod(index, self.length)
+        return self.stream[self.start + whole * self.stride + rest]
 
 
 def _live_and_die_with_parent(index: int, count: int) -> None:

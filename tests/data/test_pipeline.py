@@ -105,15 +105,14 @@ def cases(count):
 
 
 def sequence(iterators, count):
-    """(image, flipped) of a stream in order, dealt out to processes in turns."""
+    """(image, flipped) of a stream in order; each process has its part of every batch."""
     found = []
     for _ in range(count):
         batches = [next(iterator) for iterator in iterators]
         assert len({len(batch["label"]) for batch in batches}) == 1
-        for turn in range(len(batches[0]["label"])):
-            for batch in batches:
-                np.testing.assert_array_equal(batch["label"], number(batch) % 5)
-                found.append((number(batch)[turn], mirrored(batch)[turn]))
+        for batch in batches:
+            np.testing.assert_array_equal(batch["label"], number(batch) % 5)
+            found += zip(number(batch), mirrored(batch), strict=True)
     return found
 
 
