@@ -67,8 +67,9 @@ def main() -> None:
             folder = pathlib.Path(name) / "cache"
             size = write_cache(folder, options.images, arch, dtype, kept)
             config = types.SimpleNamespace(
-                source="latents", path=str(folder), name="", resolution=256, num_classes=10
-            )
+                source="latents", path=str(folder), name="", resolution=256, num_classes=10,
+                flip=False,
+            )  # fmt: skip
             batches = train_batches(
                 open_source(config, "train"), batch_size=options.batch_size, seed=0,
                 workers=options.workers,

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Makes or updates a virtual environment; sourced by the other scripts of this folder.
 #
 #   make_environment FOLDER REQUIREMENTS...

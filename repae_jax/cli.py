@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from absl import logging as absl_logging
 
 from repae_jax import __version__
-from repae_jax.errors import UserError
+from repae_jax.errors import RUN_AGAIN, LostProcess, UserError
 from repae_jax.overrides import PREFIX, apply_overrides, read_config
 
 DESCRIPTION = """\
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status.
 
     0: done. 2: bad input, said in one line. 75: a signal ended the training before its last
-    step, after saving; run the same command to go on.
+    step, after saving, or another process of the job is gone; run the same command to go on.
     """
     parser = _parser()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -51,6 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax explains itself at length
     try:
         return options.run(options)
+    except LostProcess as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(RUN_AGAIN)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -131,6 +135,7 @@ def _parser():
 
     _add_prepare(command)
     _add_encode(command)
+    _add_compile(command)
     _add_convert(command)
     _add_inspect(command)
     return parser
@@ -205,6 +210,33 @@ def _add_encode(command):
     encode.add_argument("--dtype", default="float32", help="or float16, bfloat16: as stored")
     _add_processes(encode)
     _add_quiet(encode)
+
+
+def _add_compile(command):
+    ahead = command(
+        "compile",
+        _compile,
+        "compile a configuration's train step for TPUs that are not there",
+        CONFIG_HELP + "\nNeeds `pip install libtpu`, no TPU and no weights. Prints memory, "
+        "collectives, work, and the time\nthat the chip's published rates allow.\n\nexamples:\n"
+        "  compile --config configs/imagenet256_repae_sdvae.py --topology v5e:4x8 "
+        "--config.mesh.fsdp=8\n"
+        "  compile --config configs/imagenet256_repae_sdvae.py --topology v5p:4x4x4 --sweep",
+    )
+    _add_config(ahead)
+    ahead.add_argument("--topology", required=True, help="v4, v5e, v5p or v6e, such as v5e:16x16")
+    ahead.add_argument(
+        "--batch-per-device", type=int, help="images (default: config.batch_size over all devices)"
+    )
+    ahead.add_argument("--sweep", action="store_true", help="find the largest batch that fits")
+    ahead.add_argument("--sampler", action="store_true", help="compile sampling, too")
+    ahead.add_argument(
+        "--effort",
+        choices=["full", "quick"],
+        default="full",
+        help="quick: minutes in place of tens of minutes, and a slightly larger result",
+    )
+    ahead.add_argument("--json", action="store_true", help="one JSON object a program")
 
 
 def _add_convert(command):
@@ -334,6 +366,13 @@ def _encode(options):
     from repae_jax.training.encode import encode_command
 
     return encode_command(options, config)
+
+
+def _compile(options):
+    config = read_config(options.config, options.overrides)
+    from repae_jax.training.ahead import compile_command
+
+    return compile_command(options, config)
 
 
 def _convert(options):

@@ -9,6 +9,8 @@ A file in configs/ calls `base()` and changes what its experiment changes. The k
     objective   coefficients and variants of the loss (training/recipe.py)
     time        how the diffusion times are drawn
     optimizer   one AdamW per trained network
+    mesh        the devices' axes, and what of the state is divided over them
+    compute     what to recompute, loop over, or do bit by bit, for memory and compile time
     sampling    how sample grids are drawn
     run         length and rhythm of the run; these keys alone may change when a run continues
 """
@@ -132,6 +134,19 @@ def base() -> ConfigDict:
             ),
             time=dict(weighting="uniform"),  # or "lognormal"
             optimizer={name: dict(adamw) for name in NETWORKS},
+            mesh=dict(
+                data=-1,  # devices along the axis that only the batch is divided over; -1: the rest
+                fsdp=1,  # along the one that parameters are divided over as well
+                trained="sharded",  # over fsdp: parameters, moments, average; or "replicated"
+                frozen="replicated",  # teachers and LPIPS; or "sharded"
+                smallest=65_536,  # elements of an array that is worth dividing
+            ),
+            compute=dict(
+                micro_batches=1,  # gradients are averaged over so many parts of a batch
+                scan_blocks=False,  # the SiT's blocks as one compiled loop
+                sit_remat="none",  # "products" or "blocks": see models/remat.py
+                vae_remat="none",
+            ),
             sampling=dict(
                 method="euler-maruyama",  # or "euler", "heun"
                 steps=250,
@@ -146,6 +161,10 @@ def base() -> ConfigDict:
                 sample_steps=50,
                 checkpoint_every=50_000,
                 keep_checkpoints=3,
+                keep_every=0,  # checkpoints at multiples of this are kept for ever; 0: none are
+                max_skipped=10,  # steps in a row whose loss or gradient is not finite
+                data_timeout=600.0,  # seconds that a batch may take
+                on_collapse="warn",  # or "stop": see training/alarms.py
             ),
         )
     )

@@ -1,8 +1,19 @@
-"""The one exception for mistakes that a user can mend."""
+"""Exceptions that are said in one line, and exit statuses."""
+
+# The exit status of what was ended before it was done: run the same command to go on
+# (EX_TEMPFAIL of sysexits.h).
+RUN_AGAIN = 75
 
 
 class UserError(ValueError):
     """Bad input: the message names the culprit, its value, and the way out, in one line.
 
     The command line prints it without a traceback and exits with status 2.
+    """
+
+
+class LostProcess(UserError):
+    """Another process of the same job is gone, and with it what both were doing.
+
+    The command line ends this process at once: in order it could only wait for the other.
     """

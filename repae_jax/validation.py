@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from repae_jax.config import NETWORKS, sit_dimensions, vae_dimensions
 from repae_jax.errors import UserError
 from repae_jax.interop import hub
+from repae_jax.parallel.mesh import axis_sizes
 
 
 def validate(config: ConfigDict) -> None:
@@ -21,15 +22,21 @@ def validate(config: ConfigDict) -> None:
         _check_sit(config, latent_size)
     _check_objective(config)
     _check_sampling(config)
+    _check_compute(config)
 
 
 def check_devices(config: ConfigDict, device_count: int) -> None:
-    """Raise UserError unless the batch divides over the devices."""
-    if config.batch_size % device_count:
-        below = config.batch_size // device_count * device_count
+    """Raise UserError unless the mesh takes the devices, and the batch divides over them."""
+    axis_sizes(config.mesh.data, config.mesh.fsdp, device_count)
+    parts = config.compute.micro_batches
+    unit = device_count * parts
+    if config.batch_size % unit:
+        below = config.batch_size // unit * unit
+        what = f"the {device_count} devices"
+        what += f" times config.compute.micro_batches {parts}" if parts > 1 else ""
         raise UserError(
-            f"config.batch_size is {config.batch_size}, not divisible by the {device_count} "
-            f"devices: use {below or device_count} or {below + device_count}"
+            f"config.batch_size is {config.batch_size}, not divisible by {what}: "
+            f"use {below or unit} or {below + unit}"
         )
 
 
@@ -107,6 +114,9 @@ def _check_ranges(config):
         "run.sample_every": config.run.sample_every,
         "run.checkpoint_every": config.run.checkpoint_every,
         "run.keep_checkpoints": config.run.keep_checkpoints,
+        "run.max_skipped": config.run.max_skipped,
+        "run.data_timeout": config.run.data_timeout,
+        "compute.micro_batches": config.compute.micro_batches,
     }
     for key, value in positive.items():
         if not value > 0:
@@ -269,3 +279,20 @@ def _check_sampling(config):
             f"config.sampling.guidance_scale is {sampler.guidance_scale}, but a SiT trained with "
             "config.sit.label_drop 0 has no null class to guide away from"
         )
+
+
+def _check_compute(config):
+    from repae_jax.models.remat import POLICIES
+    from repae_jax.parallel.sharding import check_rules
+    from repae_jax.training.alarms import CHOICES
+
+    check_rules(config.mesh)
+    for key in ("sit_remat", "vae_remat"):
+        if config.compute[key] not in POLICIES:
+            choices = "; ".join(f"{name}: keep {what}" for name, what in POLICIES.items())
+            raise UserError(f"config.compute.{key} is {config.compute[key]!r}: use {choices}")
+    if config.run.on_collapse not in CHOICES:
+        choices = " or ".join(map(repr, CHOICES))
+        raise UserError(f"config.run.on_collapse is {config.run.on_collapse!r}: use {choices}")
+    if config.run.keep_every < 0:
+        raise UserError(f"config.run.keep_every is {config.run.keep_every}: give 0 or more")

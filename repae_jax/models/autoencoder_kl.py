@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.nn import initializers
 
 from repae_jax.models.layers import conv
+from repae_jax.models.remat import rematerialised
 
 # Dimensions of the published families. `attention_levels` are the levels (0 = full resolution)
 # with attention after every block, fixed by the architecture and not by the input's size.
@@ -133,13 +134,16 @@ class Level(nn.Module):
     attention: bool
     groups: int
     dtype: jnp.dtype
+    remat: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        block = rematerialised(ResBlock, self.remat)
+        attention = rematerialised(SpatialAttention, self.remat)
         for i in range(self.num_blocks):
-            x = ResBlock(self.features, self.groups, self.dtype, name=f"block_{i}")(x)
+            x = block(self.features, self.groups, self.dtype, name=f"block_{i}")(x)
             if self.attention:
-                x = SpatialAttention(self.groups, self.dtype, name=f"attn_{i}")(x)
+                x = attention(self.groups, self.dtype, name=f"attn_{i}")(x)
         return x
 
 
@@ -149,13 +153,16 @@ class Middle(nn.Module):
     groups: int
     dtype: jnp.dtype
     attention: bool
+    remat: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = ResBlock(x.shape[-1], self.groups, self.dtype, name="block_1")(x)
+        block = rematerialised(ResBlock, self.remat)
+        x = block(x.shape[-1], self.groups, self.dtype, name="block_1")(x)
         if self.attention:
-            x = SpatialAttention(self.groups, self.dtype, name="attn_1")(x)
-        return ResBlock(x.shape[-1], self.groups, self.dtype, name="block_2")(x)
+            attention = rematerialised(SpatialAttention, self.remat)
+            x = attention(self.groups, self.dtype, name="attn_1")(x)
+        return block(x.shape[-1], self.groups, self.dtype, name="block_2")(x)
 
 
 class Encoder(nn.Module):
@@ -169,6 +176,7 @@ class Encoder(nn.Module):
     latent_channels: int
     groups: int
     dtype: jnp.dtype
+    remat: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -181,6 +189,7 @@ class Encoder(nn.Module):
                 i in self.attention_levels,
                 self.groups,
                 self.dtype,
+                self.remat,
                 name=f"down_{i}",
             )(h)
             if i != last:
@@ -194,7 +203,7 @@ class Encoder(nn.Module):
                     dtype=self.dtype,
                     name=f"downsample_{i}",
                 )(h)
-        h = Middle(self.groups, self.dtype, self.middle_attention, name="mid")(h)
+        h = Middle(self.groups, self.dtype, self.middle_attention, self.remat, name="mid")(h)
         h = GroupNorm(self.groups, self.dtype, name="norm_out")(h)
         return conv(h.shape[-1], 2 * self.latent_channels, 3, dtype=self.dtype, name="conv_out")(h)
 
@@ -210,12 +219,13 @@ class Decoder(nn.Module):
     image_channels: int
     groups: int
     dtype: jnp.dtype
+    remat: str
 
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
         width = self.channels * self.multipliers[-1]
         h = conv(z.shape[-1], width, 3, dtype=self.dtype, name="conv_in")(z)
-        h = Middle(self.groups, self.dtype, self.middle_attention, name="mid")(h)
+        h = Middle(self.groups, self.dtype, self.middle_attention, self.remat, name="mid")(h)
         for i in reversed(range(len(self.multipliers))):
             h = Level(
                 self.channels * self.multipliers[i],
@@ -223,6 +233,7 @@ class Decoder(nn.Module):
                 i in self.attention_levels,
                 self.groups,
                 self.dtype,
+                self.remat,
                 name=f"up_{i}",
             )(h)
             if i != 0:
@@ -256,6 +267,7 @@ class AutoencoderKL(nn.Module):
       quant_conv: whether 1x1 convolutions surround the latent (SD and the paper's VAEs have
         them, SD3.5 and FLUX do not).
       groups: groups of every GroupNorm; must divide every level's width.
+      remat: of the blocks and attentions, one of `remat.POLICIES`.
     """
 
     channels: int
@@ -268,6 +280,7 @@ class AutoencoderKL(nn.Module):
     groups: int = 32
     image_channels: int = 3
     dtype: jnp.dtype = jnp.float32
+    remat: str = "none"
 
     @classmethod
     def from_pretrained(cls, name, *, dtype=jnp.float32):
@@ -290,6 +303,7 @@ class AutoencoderKL(nn.Module):
             middle_attention=self.middle_attention,
             groups=self.groups,
             dtype=self.dtype,
+            remat=self.remat,
         )
         self.encoder = Encoder(latent_channels=self.latent_channels, **shared)
         self.decoder = Decoder(image_channels=self.image_channels, **shared)

@@ -18,6 +18,7 @@ from jax.nn import initializers
 from repae_jax.errors import UserError
 from repae_jax.models.autoencoder_kl import Posterior, upsample_nearest
 from repae_jax.models.layers import conv, torch_uniform
+from repae_jax.models.remat import rematerialised
 
 # Dimensions of the published VAE, which the end-to-end tuned ones keep.
 QWEN_VAE_CONFIGS = {
@@ -139,13 +140,16 @@ class Level(nn.Module):
     num_blocks: int
     attention: bool
     dtype: jnp.dtype
+    remat: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        block = rematerialised(ResBlock, self.remat)
+        attention = rematerialised(SpatialAttention, self.remat)
         for i in range(self.num_blocks):
-            x = ResBlock(self.features, self.dtype, name=f"block_{i}")(x)
+            x = block(self.features, self.dtype, name=f"block_{i}")(x)
             if self.attention:
-                x = SpatialAttention(self.dtype, name=f"attn_{i}")(x)
+                x = attention(self.dtype, name=f"attn_{i}")(x)
         return x
 
 
@@ -153,12 +157,15 @@ class Middle(nn.Module):
     """Block, attention, block at the lowest resolution."""
 
     dtype: jnp.dtype
+    remat: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = ResBlock(x.shape[-1], self.dtype, name="block_1")(x)
-        x = SpatialAttention(self.dtype, name="attn_1")(x)
-        return ResBlock(x.shape[-1], self.dtype, name="block_2")(x)
+        block = rematerialised(ResBlock, self.remat)
+        attention = rematerialised(SpatialAttention, self.remat)
+        x = block(x.shape[-1], self.dtype, name="block_1")(x)
+        x = attention(self.dtype, name="attn_1")(x)
+        return block(x.shape[-1], self.dtype, name="block_2")(x)
 
 
 class Encoder(nn.Module):
@@ -171,6 +178,7 @@ class Encoder(nn.Module):
     attention_levels: tuple[int, ...]
     temporal_downsample: tuple[bool, ...]
     dtype: jnp.dtype
+    remat: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -178,7 +186,10 @@ class Encoder(nn.Module):
         for i, multiplier in enumerate(self.multipliers):
             width = self.base_dim * multiplier
             attention = i in self.attention_levels
-            h = Level(width, self.num_res_blocks, attention, self.dtype, name=f"down_{i}")(h)
+            level = Level(
+                width, self.num_res_blocks, attention, self.dtype, self.remat, name=f"down_{i}"
+            )
+            h = level(h)
             if i + 1 < len(self.multipliers):
                 # One row and column of zeros at the bottom and right only.
                 h = conv(
@@ -192,7 +203,7 @@ class Encoder(nn.Module):
                 )(h)
                 if self.temporal_downsample[i]:
                     TimeConv(width, width, name=f"time_conv_{i}")()
-        h = Middle(self.dtype, name="mid")(h)
+        h = Middle(self.dtype, self.remat, name="mid")(h)
         h = RMSNorm(self.dtype, name="norm_out")(h)
         return CausalConv(2 * self.latent_channels, 3, self.dtype, name="conv_out")(h)
 
@@ -206,14 +217,18 @@ class Decoder(nn.Module):
     temporal_downsample: tuple[bool, ...]
     image_channels: int
     dtype: jnp.dtype
+    remat: str
 
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
         h = CausalConv(self.base_dim * self.multipliers[-1], 3, self.dtype, name="conv_in")(z)
-        h = Middle(self.dtype, name="mid")(h)
+        h = Middle(self.dtype, self.remat, name="mid")(h)
         for i in reversed(range(len(self.multipliers))):
             width = self.base_dim * self.multipliers[i]
-            h = Level(width, self.num_res_blocks + 1, False, self.dtype, name=f"up_{i}")(h)
+            level = Level(
+                width, self.num_res_blocks + 1, False, self.dtype, self.remat, name=f"up_{i}"
+            )
+            h = level(h)
             if i > 0:
                 # Level i goes up by what level i - 1 went down by.
                 if self.temporal_downsample[i - 1]:
@@ -242,6 +257,7 @@ class AutoencoderKLQwenImage(nn.Module):
       temporal_downsample: for each level but the last, whether it halves a video's frame rate
         too: one that does has further parameters, which act on no image.
       image_channels: channels of the images on both sides.
+      remat: of the blocks and attentions, one of `remat.POLICIES`.
 
     Raises:
       UserError: on the first call, `temporal_downsample` has another length than levels - 1.
@@ -255,6 +271,7 @@ class AutoencoderKLQwenImage(nn.Module):
     temporal_downsample: tuple[bool, ...] = (False, True, True)
     image_channels: int = 3
     dtype: jnp.dtype = jnp.float32
+    remat: str = "none"
 
     @property
     def factor(self) -> int:
@@ -279,6 +296,7 @@ class AutoencoderKLQwenImage(nn.Module):
             num_res_blocks=self.num_res_blocks,
             temporal_downsample=self.temporal_downsample,
             dtype=self.dtype,
+            remat=self.remat,
         )
         self.encoder = Encoder(
             latent_channels=self.latent_channels, attention_levels=self.attention_levels, **shared

@@ -16,6 +16,7 @@ from repae_jax.models.layers import (
     sincos_position_table,
     tanh_gelu,
 )
+from repae_jax.models.remat import rematerialised
 
 # name -> (hidden_size, depth, num_heads); SiT paper (arXiv 2401.08740), table 1.
 SIT_SIZES = {
@@ -137,6 +138,9 @@ class SiT(nn.Module):
     num_classes) is the unconditional one. Dropping labels is the caller's business, so the
     module itself uses no randomness. Latents are square, (B, h, h, c), and normalised.
 
+    `remat` (one of `remat.POLICIES`) and `scan` (the blocks as one compiled loop: compiles faster)
+    change neither the parameters nor the results.
+
     Collections: `params`, and `constants` with the fixed position table (1, N, D), which
     checkpoints carry but training leaves alone.
     """
@@ -155,6 +159,8 @@ class SiT(nn.Module):
     qk_norm: bool = False
     null_class: bool = True
     dtype: jnp.dtype = jnp.float32
+    remat: str = "none"
+    scan: bool = False
 
     @property
     def null_label(self) -> int | None:
@@ -183,8 +189,9 @@ class SiT(nn.Module):
             "position_table",
             lambda: jnp.asarray(sincos_position_table(self.hidden_size, self.grid))[None],
         )
+        block = rematerialised(SiTBlock, self.remat)
         self.blocks = [
-            SiTBlock(self.num_heads, self.mlp_ratio, self.qk_norm, self.dtype)
+            block(self.num_heads, self.mlp_ratio, self.qk_norm, self.dtype)
             for _ in range(self.depth)
         ]
         self.projectors = [
@@ -197,9 +204,7 @@ class SiT(nn.Module):
         """Full pass: x (B, h, w, c) at time t (B,) in [0, 1] with int labels (B,)."""
         h, condition = self._embed(x, t, labels)
         tokens = self._encode(h, condition)
-        h = tokens
-        for block in self.blocks[self.encoder_depth :]:
-            h = block(h, condition)
+        h = self._through(self.blocks[self.encoder_depth :], tokens, condition)
         velocity = self._unpatchify(self.final_layer(h, condition)).astype(jnp.float32)
         return SiTOutput(velocity, tokens, self._project(tokens))
 
@@ -216,9 +221,26 @@ class SiT(nn.Module):
         return h, self.time_embed(t) + self.label_embed(labels)
 
     def _encode(self, h, condition):
-        for block in self.blocks[: self.encoder_depth]:
-            h = block(h, condition)
-        return h
+        return self._through(self.blocks[: self.encoder_depth], h, condition)
+
+    def _through(self, blocks, h, condition):
+        """The blocks one after the other."""
+        if not self.scan or self.is_initializing() or len(blocks) < 2:
+            for block in blocks:
+                h = block(h, condition)
+            return h
+        # In the type that they are used in, so that what is stacked is small.
+        params = [jax.tree.map(self._used, block.variables["params"]) for block in blocks]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+        block = blocks[0].clone(parent=None)
+
+        def apply(h, params):
+            return block.apply({"params": params}, h, condition), None
+
+        return jax.lax.scan(apply, h, stacked)[0]
+
+    def _used(self, leaf):
+        return leaf.astype(self.dtype) if leaf.ndim > 1 else leaf
 
     def _project(self, tokens):
         return tuple(head(tokens) for head in self.projectors)

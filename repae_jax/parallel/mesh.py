@@ -1,20 +1,60 @@
-"""Where arrays live: the batch is divided over the devices, the state is on all of them."""
+"""The devices as a mesh, and the batch on it."""
 
 from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from repae_jax.errors import UserError
+
+# The batch is divided over all axes; over "fsdp" parameters are as well (see `sharding`).
+AXES = ("data", "fsdp")
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """These devices, or all of all processes, along one axis, "data"."""
-    return Mesh(np.asarray(devices or jax.devices()), ("data",))
+def make_mesh(
+    data: int = -1, fsdp: int = 1, *, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """The devices along `AXES`, in the order that suits their links.
+
+    Args:
+      data: devices along "data"; -1 takes the rest.
+      fsdp: devices along "fsdp"; -1 takes the rest.
+      devices: which; all of all processes by default.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = axis_sizes(data, fsdp, len(devices))
+    grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def axis_sizes(data: int, fsdp: int, count: int) -> tuple[int, int]:
+    """The sizes of `AXES` for `count` devices.
+
+    Raises:
+      UserError: they do not multiply to it.
+    """
+    given = f"config.mesh has data = {data} and fsdp = {fsdp}"
+    if data < -1 or fsdp < -1 or 0 in (data, fsdp) or data == fsdp == -1:
+        raise UserError(f"{given}: give positive sizes; one of them may be -1, the rest")
+    if data == -1:
+        data = count // fsdp
+    elif fsdp == -1:
+        fsdp = count // data
+    if data * fsdp != count:
+        raise UserError(
+            f"{given}, which do not multiply to the {count} devices: set one of them to -1"
+        )
+    return data, fsdp
 
 
 def over_batch(mesh: Mesh) -> NamedSharding:
-    """The leading axis divided over the devices."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    """The leading axis divided over all devices."""
+    return NamedSharding(mesh, PartitionSpec(AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -29,3 +69,18 @@ def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Arra
         lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)),
         dict(batch),
     )
+
+
+def put(tree, shardings):
+    """Arrays that every process has as a whole, divided as `shardings` (a tree like it, or one).
+
+    Each device gets its part alone: nothing is sent between processes.
+    """
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
+
+    def place(leaf, sharding):
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+    return jax.tree.map(place, tree, shardings)

@@ -1,36 +1,47 @@
 """From labels to pictures: sampler and decoder as one compiled program."""
 
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from repae_jax.models.batch_norm import denormalize
 from repae_jax.models.sit import SiT
 from repae_jax.models.vae import VAE
+from repae_jax.parallel.mesh import over_batch, replicated
 from repae_jax.sampling.pixels import to_uint8
 from repae_jax.sampling.samplers import Sampler, image_noise, sample, step_noise
 
 Generate = Callable[[Mapping, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-def make_generate(sit: SiT, vae: VAE, sampler: Sampler) -> Generate:
+def make_generate(sit: SiT, vae: VAE, sampler: Sampler, *, mesh: Mesh | None = None) -> Generate:
     """Build the compiled `generate(weights, key, indices, labels) -> uint8 (B, H, W, 3)`.
 
     `weights` holds "sit" (the SiT's variables), "latent_norm" ({"mean", "var"}) and "vae" (its
     parameters). Image i depends on the key and `indices[i]` (B,) only, not on its neighbours.
+
+    On a mesh all processes call it alike, its devices divide the batch, which their number must
+    divide, and every process gets all images.
     """
     shape = (sit.latent_size, sit.latent_size, sit.latent_channels)
 
-    @jax.jit
+    def divided(tree):
+        return tree if mesh is None else jax.lax.with_sharding_constraint(tree, over_batch(mesh))
+
+    @functools.partial(jax.jit, out_shardings=None if mesh is None else replicated(mesh))
     def generate(weights, key, indices, labels):
+        indices, labels = divided((indices, labels))
+
         def velocity(x, t, labels):
             return sit.apply(weights["sit"], x, t, labels, method=SiT.velocity)
 
         latents = sample(
             sampler,
             velocity,
-            image_noise(key, indices, shape),
+            divided(image_noise(key, indices, shape)),
             labels,
             null_label=sit.null_label,
             step_noise=step_noise(key, indices, shape) if sampler.stochastic else None,

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -56,7 +57,7 @@ def build_models(config: ConfigDict) -> Models:
 def build_vae(config: ConfigDict, dtype: Any = jnp.float32) -> VAE:
     """The VAE of `config.vae`."""
     family, dimensions = vae_dimensions(config)
-    return VAE_FAMILIES[family](**dimensions, dtype=dtype)
+    return VAE_FAMILIES[family](**dimensions, dtype=dtype, remat=config.compute.vae_remat)
 
 
 def build_vit(entry: ConfigDict, resolution: int, dtype: Any = jnp.float32) -> ViT:
@@ -87,7 +88,13 @@ def build_optimizers(config: ConfigDict) -> dict[str, optax.GradientTransformati
     return {name: adamw(**config.optimizer[name]) for name in config.train}
 
 
-def init_state(config: ConfigDict, models: Models, measure: Measure | None = None) -> TrainState:
+def init_state(
+    config: ConfigDict,
+    models: Models,
+    measure: Measure | None = None,
+    shardings: TrainState | None = None,
+    check_vae: Callable[[Any], None] = lambda params: None,
+) -> TrainState:
     """The state at step 0: fresh weights from the seed, then those that the files bring.
 
     Args:
@@ -95,14 +102,25 @@ def init_state(config: ConfigDict, models: Models, measure: Measure | None = Non
       models: its networks.
       measure: a VAE's parameters -> its latents' statistics, asked where a pretrained VAE comes
         without them; without it LatentNorm then starts at mean 0 and variance 1.
+      shardings: where each array of the state is to be; on one device by default.
+      check_vae: raises what is wrong with a pretrained VAE's parameters.
 
     Raises:
       UserError: a file is missing or damaged, or holds another model.
     """
+    loaded = _from_files(config, models, measure, check_vae)
     fresh = jax.jit(
-        lambda key: fresh_state(config, models, key), compiler_options=_init_compiler_options()
+        lambda data: fresh_state(config, models, jax.random.wrap_key_data(data)),
+        compiler_options=_init_compiler_options(),
+        out_shardings=shardings,
     )
-    return _load_weights(config, models, fresh(jax.random.key(config.seed)), measure)
+    state = fresh(np.asarray(jax.random.key_data(jax.random.key(config.seed))))
+    fields = {}
+    for field, networks in loaded.items():
+        old = getattr(state, field)
+        new = {name: jax.tree.map(_placed, tree, old[name]) for name, tree in networks.items()}
+        fields[field] = {**old, **new}
+    return state.replace(**fields)
 
 
 def initial_vae(config: ConfigDict, models: Models):
@@ -183,6 +201,8 @@ def _build_sit(config, vae, teacher_dims, dtype):
         qk_norm=config.sit.qk_norm,
         null_class=config.sit.label_drop > 0,
         dtype=dtype,
+        remat=config.compute.sit_remat,
+        scan=config.compute.scan_blocks,
         **sit_dimensions(config),
     )
 
@@ -218,31 +238,28 @@ def _pretrained_vae(config, models, measure):
     return params, statistics
 
 
-def _load_weights(config, models, state, measure):
+def _from_files(config, models, measure, check_vae):
+    """By field of the state and network, the arrays that files bring; read before any is made."""
     from repae_jax.interop.discriminator import load_discriminator
     from repae_jax.interop.files import read_tensors
 
-    params, batch_stats = dict(state.params), dict(state.batch_stats)
+    params, batch_stats, ema = {}, {}, {}
     if config.vae.weights:
         params["vae"], statistics = _pretrained_vae(config, models, measure)
+        check_vae(params["vae"])
         if statistics is not None and models.latent_norm is not None:
-            batch_stats["latent_norm"] = dict(statistics)
+            batch_stats["latent_norm"] = ema["latent_norm"] = dict(statistics)
     if config.discriminator.weights and models.discriminator is not None:
         path = config.discriminator.weights
         loaded = load_discriminator(read_tensors(path), models.discriminator, source=path)
         params["discriminator"] = loaded["params"]
         batch_stats["discriminator"] = loaded["batch_stats"]
-    frozen = {**state.frozen, **load_frozen(config, models, state.frozen)}
-    fresh = create_state(params, batch_stats, frozen, build_optimizers(config))
-    return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), fresh, state)
+    names = [*models.teachers, *(["lpips"] if models.lpips is not None else [])]
+    frozen = load_frozen(config, models, names)
+    return {"params": params, "batch_stats": batch_stats, "ema": ema, "frozen": frozen}
 
 
-def describe(state: TrainState) -> str:
-    """One line per network: its parameters, and whether this run trains them."""
-    networks = {**{k: v for k, v in state.frozen.items() if k not in state.params}, **state.params}
-    lines = []
-    for name, tree in sorted(networks.items()):
-        millions = sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6
-        role = "trained" if name in state.opt_state else "frozen"
-        lines.append(f"  {name:<14}{millions:9.2f} M parameters, {role}")
-    return "\n".join(lines)
+def _placed(new, old):
+    """`new` with the type of `old`, and where that is."""
+    new = np.asarray(new, old.dtype)
+    return jax.make_array_from_callback(old.shape, old.sharding, lambda index: new[index])

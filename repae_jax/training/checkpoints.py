@@ -4,12 +4,15 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import shutil
 from typing import Any
 
 import jax
 import numpy as np
 
+from repae_jax.atomic import write_atomically
 from repae_jax.errors import UserError
+from repae_jax.parallel.multihost import processes
 from repae_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
@@ -20,40 +23,94 @@ class Checkpoints:
     """The checkpoints of one work directory.
 
     Saving runs in the background, under a temporary name that is renamed when all is written,
-    so a killed run leaves no half checkpoint that could be mistaken for a whole one.
+    so a killed run leaves no half checkpoint that could be mistaken for a whole one. What each
+    file's size was then is kept beside them, so that damage since shows before anything is read.
+    All processes of a job make the same calls.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, *, keep: int = 3, read_only: bool = False):
+    def __init__(
+        self,
+        workdir: str | pathlib.Path,
+        *,
+        keep: int = 3,
+        keep_every: int = 0,
+        read_only: bool = False,
+    ):
+        """Open them.
+
+        Args:
+          workdir: the work directory.
+          keep: how many of the newest stay.
+          keep_every: those at multiples of this stay for ever; 0: none.
+          read_only: never write.
+
+        Raises:
+          UserError: the folder cannot be written.
+        """
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
         self.folder = pathlib.Path(workdir).absolute() / FOLDER
+        self._read_only = read_only
+        self._sizes = _Sizes(self.folder)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=not read_only, read_only=read_only
+            max_to_keep=keep,
+            keep_period=keep_every or None,
+            create=not read_only,
+            read_only=read_only,
+            cleanup_tmp_directories=not read_only,  # what killed runs left
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._sizes.update),
         )
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.folder, options=options, item_handlers=handlers
+            )
+        except OSError as error:
+            raise UserError(f"{self.folder}: {error.strerror or error}; permit it") from error
 
     def latest_step(self) -> int | None:
-        """The newest whole checkpoint's step, or None."""
+        """The newest checkpoint's step, or None."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, data_state: dict) -> None:
-        """Begin to save the state and the data iterator's `get_state()` at `state.step`.
+    def last_saved(self) -> str:
+        """What to call the newest checkpoint in a message."""
+        step = self.latest_step()
+        return "the beginning" if step is None else f"the checkpoint of step {step}"
+
+    def save(self, step: int, state: TrainState, data_state: dict) -> None:
+        """Begin to save the state and the data iterator's `get_state()`.
 
         Returns when the arrays are copied off the devices; the writing goes on behind.
+
+        Raises:
+          UserError: the checkpoint before could not be written, or this one cannot.
         """
-        step = int(state.step)
         if step in self._manager.all_steps():
             return
         args = self._ocp.args
-        self._manager.save(
-            step,
-            args=args.Composite(state=args.PyTreeSave(state), data=args.JsonSave(data_state)),
-        )
+        with self._writable(step):
+            if not self.folder.is_dir():
+                raise FileNotFoundError("the folder has been removed")
+            self._manager.save(
+                step,
+                args=args.Composite(state=args.PyTreeSave(state), data=args.JsonSave(data_state)),
+            )
+
+    def wait(self) -> None:
+        """Wait until everything is written.
+
+        Raises:
+          UserError: it could not be.
+        """
+        with self._writable(None):
+            self._manager.wait_until_finished()
 
     def restore(self, template: TrainState) -> tuple[TrainState, dict]:
-        """The newest checkpoint's state and data state.
+        """The newest whole checkpoint's state and data state.
+
+        A damaged one is reported and the one before it is taken. Unless this is read-only, it is
+        set aside under the name damaged-<step>, so that the run can save at that step again.
 
         Args:
           template: of the same structure; arrays, or shapes with shardings. Networks under
@@ -61,40 +118,76 @@ class Checkpoints:
             out, and so is what the template lacks: with an empty `opt_state` no moments are read.
 
         Raises:
-          UserError: the checkpoint is damaged or has another structure.
+          UserError: there is no checkpoint, or all are damaged or have another structure.
         """
-        args, step = self._ocp.args, self._newest()
-        with self._readable(step):
-            held = self._manager.item_metadata(step)["state"]["frozen"]
-            frozen = {name: tree for name, tree in template.frozen.items() if name in held}
-            wanted = _filled_fields(template.replace(frozen=frozen))
-            restore_args = self._ocp.checkpoint_utils.construct_restore_args(wanted)
-            state = args.PyTreeRestore(wanted, restore_args=restore_args, partial_restore=True)
-            restored = self._manager.restore(
-                step, args=args.Composite(state=state, data=args.JsonRestore())
-            )
-            _check_complete(restored["state"])
-        empty = {name: {} for name in FIELDS}
-        return TrainState(**{**empty, **restored["state"]}), restored["data"]
+        return self._newest(lambda step: self._restore(step, template))
 
     def restore_as_saved(self) -> dict[str, Any]:
-        """The newest checkpoint's state as nested dicts of numpy arrays, whatever it holds."""
-        args, step = self._ocp.args, self._newest()
-        with self._readable(step):
+        """The newest whole checkpoint's state as nested dicts of numpy arrays.
+
+        Raises:
+          UserError: there is none.
+        """
+        args = self._ocp.args
+
+        def read(step):
             held = self._manager.item_metadata(step)["state"].tree
             numpy = self._ocp.RestoreArgs(restore_type=np.ndarray)
             state = args.PyTreeRestore(restore_args=jax.tree.map(lambda _: numpy, held))
             return self._manager.restore(step, args=args.Composite(state=state))["state"]
 
-    def close(self) -> None:
-        """Wait until everything is written."""
-        self._manager.close()
+        return self._newest(read)
 
-    def _newest(self):
-        step = self.latest_step()
-        if step is None:
+    def close(self) -> None:
+        """Wait until everything is written, and close."""
+        with self._writable(None):
+            self._manager.close()
+
+    def _restore(self, step, template):
+        args = self._ocp.args
+        held = self._manager.item_metadata(step)["state"]["frozen"]
+        frozen = {name: tree for name, tree in template.frozen.items() if name in held}
+        wanted = _filled_fields(template.replace(frozen=frozen))
+        restore_args = self._ocp.checkpoint_utils.construct_restore_args(wanted)
+        state = args.PyTreeRestore(wanted, restore_args=restore_args, partial_restore=True)
+        restored = self._manager.restore(
+            step, args=args.Composite(state=state, data=args.JsonRestore())
+        )
+        _check_complete(restored["state"])
+        empty = {name: {} for name in FIELDS}
+        return TrainState(**{**empty, **restored["state"]}), restored["data"]
+
+    def _newest(self, read):
+        """What `read` gives of the newest step of which it gives anything."""
+        group, damage = processes(), []
+        if self.latest_step() is None:
             raise UserError(f"no checkpoint in {self.folder}: train first")
-        return step
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                with group.together():
+                    self._sizes.check(step)
+                with group.together(), self._readable(step):
+                    result = read(step)
+            except UserError as error:
+                damage.append(error)
+                continue
+            for error in damage:
+                print(f"warning: {error}; going on from step {step}", flush=True)
+            self._set_aside(step, group)
+            return result
+        raise damage[0]
+
+    def _set_aside(self, step, group):
+        """Rename the checkpoints after `step`, which cannot be read."""
+        with group.together():
+            later = [s for s in self._manager.all_steps() if s > step]
+            if self._read_only or not later:
+                return
+            for damaged in later if group.first else ():
+                target = self.folder / f"damaged-{damaged}"
+                shutil.rmtree(target, ignore_errors=True)
+                (self.folder / str(damaged)).rename(target)
+        self._manager.reload()
 
     @contextlib.contextmanager
     def _readable(self, step):
@@ -102,12 +195,65 @@ class Checkpoints:
         try:
             yield
         except (ValueError, KeyError, OSError, TypeError, json.JSONDecodeError) as error:
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
             raise UserError(
                 f"checkpoint {self.folder / str(step)} cannot be read "
-                f"({type(error).__name__}: {reason}); delete that folder to go on from the one "
-                "before it"
+                f"({type(error).__name__}: {_first_line(error)})"
             ) from error
+
+    @contextlib.contextmanager
+    def _writable(self, step):
+        """Orbax's errors while it writes as one line; ArrayRecord's and TensorStore's, too."""
+        try:
+            yield
+        except (ValueError, OSError, RuntimeError) as error:
+            if isinstance(error, jax.errors.JaxRuntimeError):
+                raise  # of the devices
+            what = "the checkpoint" if step is None else f"the checkpoint of step {step}"
+            raise UserError(
+                f"{self.folder}: {what} cannot be written ({_first_line(error)}); make room or "
+                "permit it there, and run the same command to go on from the last whole one"
+            ) from error
+
+
+class _Sizes:
+    """The size of every file of every checkpoint, in a file beside their folders."""
+
+    def __init__(self, folder: pathlib.Path):
+        self._folder, self._file = folder, folder / "sizes.json"
+
+    def update(self) -> None:
+        """Note the sizes of what is there now; the first process does."""
+        if not processes().first or not self._folder.is_dir():
+            return
+        known = self._read()
+        there = {path.name: path for path in self._folder.iterdir() if path.name.isdigit()}
+        sizes = {name: known.get(name) or _file_sizes(path) for name, path in there.items()}
+        write_atomically(self._file, json.dumps(sizes, indent=0).encode())
+
+    def check(self, step: int) -> None:
+        """Raise UserError for a file of a checkpoint that has another size, or is gone."""
+        path = self._folder / str(step)
+        for name, size in self._read().get(str(step), {}).items():
+            file = path / name
+            if not file.is_file() or file.stat().st_size != size:
+                what = "is missing" if not file.is_file() else f"is not {size} bytes long any more"
+                raise UserError(f"checkpoint {path} is damaged: its file {name} {what}")
+
+    def _read(self):
+        try:
+            return json.loads(self._file.read_text())
+        except (OSError, ValueError):
+            return {}  # from before there was one, or damaged itself: reading will tell
+
+
+def _file_sizes(folder):
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
+
+
+def _first_line(error):
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]
 
 
 def _filled_fields(state: TrainState) -> dict[str, Any]:

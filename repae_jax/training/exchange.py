@@ -88,7 +88,8 @@ def import_run(
         work_directory.claim(temporary, config)
         write_origin(temporary, origin)
         checkpoints = Checkpoints(temporary)
-        checkpoints.save(state, {"global_next_index": int(state.step) * config.batch_size})
+        step = int(state.step)
+        checkpoints.save(step, state, {"global_next_index": step * config.batch_size})
         if progress:
             print("writing ...", flush=True)
         checkpoints.close()

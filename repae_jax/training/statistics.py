@@ -22,7 +22,7 @@ def latent_moments(
     from tqdm import tqdm
 
     @jax.jit
-    def sums(batch):
+    def sums(params, batch):
         posterior = vae.apply({"params": params}, to_float(batch), method="encode")
         axes = (0, 1, 2)
         second = posterior.mean**2 + posterior.std**2
@@ -31,7 +31,7 @@ def latent_moments(
     count, first, second = 0, 0.0, 0.0
     batches = itertools.islice(eval_batches(source, batch_size), max(1, images // batch_size))
     for batch in tqdm(batches, desc="latent statistics", unit="batch"):
-        mean, square = (np.asarray(a, np.float64) for a in sums(batch["image"]))
+        mean, square = (np.asarray(a, np.float64) for a in sums(params, batch["image"]))
         size = len(batch["image"])
         count, first, second = count + size, first + size * mean, second + size * square
     mean = first / count

@@ -31,6 +31,7 @@ from repae_jax.objectives.diffusion import denoising_loss
 from repae_jax.objectives.interpolant import INTERPOLANTS, interpolate
 from repae_jax.objectives.reconstruction import RECONSTRUCTION
 from repae_jax.sampling.pixels import to_float
+from repae_jax.training.accumulation import accumulated
 from repae_jax.training.draws import Draws
 from repae_jax.training.recipe import Models, Objective
 from repae_jax.training.state import TrainState, averaged
@@ -48,6 +49,8 @@ def make_train_step(
     optimizers: Mapping[str, optax.GradientTransformation],
     *,
     ema_decay: float = 0.9999,
+    micro_batches: int = 1,
+    whole: Callable[[TrainState], TrainState] = lambda state: state,
 ) -> TrainStep:
     """Build `train_step(state, batch, draws) -> (state, metrics)`.
 
@@ -56,17 +59,23 @@ def make_train_step(
     frozen, "latent_mean" and "latent_std" (B, h, w, c) may take the place of encoding. All three
     networks move from the same point: every gradient is taken at the state before the step.
 
+    A step whose loss or gradient is not finite changes nothing but the step's number, on all
+    devices alike; its metric "skipped" is 1.
+
     Args:
       models: the networks.
       objective: coefficients and variants of the terms.
       optimizers: one per trained network; networks without one are frozen.
       ema_decay: decay per step of the SiT's moving average, in [0, 1).
+      micro_batches: see `accumulated`.
+      whole: gathers a state's networks where devices keep parts (see `parallel.sharding`).
     """
-    loss = make_loss(models, objective, tuple(optimizers))
+    loss = make_loss(models, objective, tuple(optimizers), whole)
+    gradients = accumulated(jax.grad(loss, has_aux=True), micro_batches)
 
     def train_step(state: TrainState, batch: Batch, draws: Draws) -> tuple[TrainState, Metrics]:
         before = {name: state.params[name] for name in optimizers}
-        grads, (metrics, batch_stats) = jax.grad(loss, has_aux=True)(before, state, batch, draws)
+        grads, (metrics, batch_stats) = gradients(before, state, batch, draws)
 
         params, opt_state = dict(state.params), {}
         for name, optimizer in optimizers.items():
@@ -82,12 +91,30 @@ def make_train_step(
         followed = averaged(after)
         old = {name: state.ema[name] for name in followed}
         ema = optax.incremental_update(followed, old, 1.0 - ema_decay)
-        return after.replace(ema={**state.ema, **ema}), metrics
+        return unless_broken(state, after.replace(ema={**state.ema, **ema}), metrics)
 
     return train_step
 
 
-def make_loss(models: Models, objective: Objective, trained: tuple[str, ...]):
+def unless_broken(
+    before: TrainState, after: TrainState, metrics: Metrics
+) -> tuple[TrainState, Metrics]:
+    """`after` if all metrics are finite, else `before` with the step counted; adds "skipped".
+
+    The gradients' norms are among the metrics, so no gradient needs a look of its own.
+    """
+    whole = jnp.isfinite(jnp.stack(list(metrics.values()))).all()
+    unchanged = before.replace(step=after.step)
+    state = jax.tree.map(lambda new, old: jnp.where(whole, new, old), after, unchanged)
+    return state, metrics | {"skipped": 1.0 - whole.astype(jnp.float32)}
+
+
+def make_loss(
+    models: Models,
+    objective: Objective,
+    trained: tuple[str, ...],
+    whole: Callable[[TrainState], TrainState] = lambda state: state,
+):
     """Build `loss(trained_params, state, batch, draws) -> (scalar, (metrics, batch_stats))`.
 
     One scalar serves all networks: inside the terms, `stop_gradient` decides what each trains.
@@ -102,9 +129,12 @@ def make_loss(models: Models, objective: Objective, trained: tuple[str, ...]):
     observe = make_observe(models, reconstruct="vae" in trained)
 
     def loss(trained_params, state: TrainState, batch: Batch, draws: Draws):
-        params = {**state.params, **trained_params}
+        state = whole(state.replace(params={**state.params, **trained_params}))
+        params = state.params
         seen = observe(params, state, batch, draws)
-        total, metrics, batch_stats = jnp.zeros(()), {}, dict(state.batch_stats)
+        # That of the channel that says least: it nears zero where the latents collapse.
+        metrics = {"latent_std": stop_gradient(seen.latents).std((0, 1, 2)).min()}
+        total, batch_stats = jnp.zeros(()), dict(state.batch_stats)
         for term in terms:
             value, term_metrics, batch_stats = term(params, batch_stats, seen)
             total += value

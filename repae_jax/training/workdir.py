@@ -1,6 +1,5 @@
 """The work directory: a run's configuration, checkpoints, events, samples and report."""
 
-import json
 import pathlib
 import re
 
@@ -13,7 +12,8 @@ from repae_jax.errors import UserError
 CONFIG = "config.json"
 # Once a run has begun, its weights come from its checkpoints: where files lie may change.
 FREE_KEYS = (
-    r"config\.(run|sampling)\..*|config\.data\.(workers|path)"
+    r"config\.(run|sampling|mesh)\..*|config\.data\.(workers|path)"
+    r"|config\.compute\.(scan_blocks|sit_remat|vae_remat)"
     r"|config\.(.*\.)?(weights|vgg_weights|statistics)"
 )
 
@@ -22,7 +22,8 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Make `workdir` this configuration's, or check that it already is.
 
     Only the keys that do not change the mathematics may differ when a run is continued:
-    `run.*`, `sampling.*`, `data.workers` and where files lie; the file then takes the new values.
+    `FREE_KEYS` (length, rhythm, devices, memory, where files lie); the file then takes the new
+    values.
 
     Raises:
       UserError: the directory holds another configuration, or other files, or is unwritable.
@@ -47,7 +48,7 @@ def check(workdir: pathlib.Path, config: ConfigDict) -> None:
         return
     changed = [
         line
-        for line in differences(_read(path), json.loads(to_json(config)))
+        for line in differences(load_config(workdir).to_dict(), config.to_dict())
         if not re.fullmatch(FREE_KEYS, line.partition(":")[0])
     ]
     if changed:
@@ -68,10 +69,3 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
     if not path.is_file():
         raise UserError(f"{workdir} holds no run: {CONFIG} is missing")
     return from_json(path.read_text(errors="replace"), source=str(path))
-
-
-def _read(path):
-    try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error

@@ -220,7 +220,7 @@ def test_names_and_shapes_are_the_original_models():
 
 
 @pytest.mark.skipif(not parity.ORIGINAL, reason=parity.SKIP_REASON)
-@pytest.mark.parametrize("name", VAE_CONFIGS)
+@pytest.mark.parametrize("name", ["f8d4", "f16d32"])
 def test_names_and_shapes_are_the_original_vaes(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "dictdot", types.SimpleNamespace(dictdot=dict))
     with torch.device("meta"):

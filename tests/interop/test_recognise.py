@@ -91,7 +91,7 @@ def run(tmp_path_factory):
     checkpoints = Checkpoints(folder)
     count = np.asarray(3, np.int32)
     adam = jax.tree.map(lambda a: a if a.ndim else count, state.opt_state)
-    checkpoints.save(state.replace(step=count, opt_state=adam), {"global_next_index": 24})
+    checkpoints.save(3, state.replace(step=count, opt_state=adam), {"global_next_index": 24})
     checkpoints.close()
     return folder
 

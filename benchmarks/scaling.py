@@ -1,0 +1,137 @@
+"""What fits which TPU slice and how fast it could be at best: the table of docs/scaling.md.
+
+    python benchmarks/scaling.py runs/scaling.jsonl            compile what is missing there
+    python benchmarks/scaling.py runs/scaling.jsonl --only "v5e:4x8 sdvae 256"
+    python benchmarks/scaling.py runs/scaling.jsonl --table    print the tables
+
+Every row is a `python -m repae_jax compile` in a process of its own, a minute or two at
+`--effort quick`; needs `pip install libtpu`, no TPU.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = {"sdvae": "SiT-XL/2 + f8d4", "vavae": "SiT-XL/1 + f16d32"}
+# name of the slice -> how many chips "fsdp" takes: enough that the state leaves room
+SLICES = {
+    "v4:2x2x2": 8, "v4:2x4x4": 8, "v4:4x8x8": 8,
+    "v5e:2x4": 8, "v5e:4x8": 8, "v5e:16x16": 8,
+    "v5p:2x2x2": 8, "v5p:2x4x4": 8, "v5p:4x8x8": 8,
+    "v6e:2x4": 8, "v6e:4x8": 8, "v6e:16x16": 8,
+}  # fmt: skip
+BATCHES = (256, 1024)
+PER_DEVICE = 4  # of the rows that show that nothing grows with the slice
+COMPUTE = {"scan_blocks": True, "sit_remat": "products", "vae_remat": "blocks"}
+
+
+def chips(topology: str) -> int:
+    """The chips of a slice."""
+    count = 1
+    for side in topology.partition(":")[2].split("x"):
+        count *= int(side)
+    return count
+
+
+def rows() -> list[tuple[str, str, int]]:
+    """(slice, configuration, batch) of every row."""
+    wanted = []
+    for config in CONFIGS:
+        for topology in SLICES:
+            sizes = {*BATCHES, PER_DEVICE * chips(topology)}
+            wanted += [(topology, config, b) for b in sorted(sizes) if b >= chips(topology)]
+    return wanted
+
+
+def command(topology: str, config: str, batch: int, effort: str) -> list[str]:
+    """The command of one row."""
+    words = ["compile", "--config", f"configs/imagenet256_repae_{config}.py", "--json"]
+    words += ["--topology", topology, "--effort", effort, f"--config.batch_size={batch}"]
+    words += [f"--config.mesh.fsdp={SLICES[topology]}"]
+    return words + [f"--config.compute.{key}={value}" for key, value in COMPUTE.items()]
+
+
+def measure(path: pathlib.Path, only: str, effort: str) -> None:
+    """Append the rows that are not there yet."""
+    done = {(r["topology"], r["config"], r["batch_size"]) for r in read(path)}
+    for topology, config, batch in rows():
+        if (topology, config, batch) in done or only not in f"{topology} {config} {batch}":
+            continue
+        words = command(topology, config, batch, effort)
+        print("python -m repae_jax", *words, flush=True)
+        ran = subprocess.run(
+            [sys.executable, "-m", "repae_jax", *words], cwd=ROOT, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        if ran.returncode == 2:
+            row = {"topology": topology, "batch_size": batch, "error": ran.stderr.splitlines()[-1]}
+        else:
+            ran.check_returncode()
+            row = json.loads(ran.stdout.splitlines()[-1])
+        with open(path, "a") as file:
+            file.write(json.dumps({**row, "config": config, "effort": effort}) + "\n")
+
+
+def read(path: pathlib.Path) -> list[dict]:
+    """The rows that are there."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def print_tables(found: list[dict]) -> None:
+    """One table for each configuration."""
+    head = ["slice", "chips", "batch", "arguments, GB", "temporaries, GB", "peak, GB", "of, GB",
+            "links, GB", "best step, ms", "images/s", "MFU", "limit", "compiled in, s"]  # fmt: skip
+    for config, title in CONFIGS.items():
+        print(f"\n### {title}\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
+        for r in sorted(found, key=lambda r: (order(r["topology"]), r["batch_size"])):
+            if r["config"] == config:
+                print(f"| {' | '.join(cells(r))} |")
+
+
+def order(topology: str) -> tuple:
+    """Sorts slices by chip and size."""
+    return list(SLICES).index(topology) if topology in SLICES else len(SLICES), topology
+
+
+def cells(r: dict) -> list[str]:
+    """A row of the table."""
+    first = [r["topology"], str(chips(r["topology"])), str(r["batch_size"])]
+    if "error" in r:
+        return [*first, "does not fit", *[""] * 9]
+    seconds = {name: r[f"{name}_seconds"] for name in ("compute", "memory", "link")}
+    best = max(seconds.values())
+    return [
+        *first,
+        *(f"{r[key] / 1e9:.2f}" for key in ("arguments", "temporaries", "peak")),
+        f"{r['memory'] / 1e9:.0f}",
+        f"{sum(r['links'].values()) / 1e9:.2f}",
+        f"{1e3 * best:.0f}",
+        f"{r['batch_size'] / best:.0f}",
+        f"{100 * seconds['compute'] / best:.0f} %",
+        max(seconds, key=seconds.get),
+        f"{r['compile_seconds']:.0f}",
+    ]
+
+
+def main() -> None:
+    """Measure, or print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("file", type=pathlib.Path, help="JSON, one row a line")
+    parser.add_argument("--only", default="", help="rows whose name holds this")
+    parser.add_argument("--effort", default="quick", choices=["quick", "full"])
+    parser.add_argument("--table", action="store_true", help="print the tables")
+    options = parser.parse_args()
+    if options.table:
+        print_tables(read(options.file))
+    else:
+        options.file.parent.mkdir(parents=True, exist_ok=True)
+        measure(options.file, options.only, options.effort)
+
+
+if __name__ == "__main__":
+    main()

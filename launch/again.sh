@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Runs a command again until it is done or cannot be.
+#
+#   bash launch/again.sh python -m repae_jax train --config ... --workdir runs/mine
+#
+# Status 0 (done) and 2 (bad input, a full disk, a run that diverges: see its message) end it;
+# after any other, such as 75 (saved on a signal) or a crash, the command goes on from its last
+# checkpoint. AGAIN_LIMIT restarts (default 100), AGAIN_PAUSE seconds between them (default 10).
+# Ctrl-C and SIGTERM are passed on to the command and end this script with its status.
+set -uo pipefail
+
+limit=${AGAIN_LIMIT:-100}
+pause=${AGAIN_PAUSE:-10}
+ending=
+child=
+
+# shellcheck disable=SC2329
+pass_on() {
+  ending=1
+  [ -n "$child" ] && kill -TERM "$child" 2>/dev/null
+}
+trap pass_on INT TERM
+
+for ((restart = 0; restart <= limit; restart++)); do
+  "$@" &
+  child=$!
+  wait "$child"
+  status=$?
+  while kill -0 "$child" 2>/dev/null; do # a signal ended the wait, not the command
+    wait "$child"
+    status=$?
+  done
+  if [ "$status" -eq 0 ] || [ "$status" -eq 2 ] || [ -n "$ending" ]; then
+    exit "$status"
+  fi
+  echo "again.sh: status $status, starting again in $pause s ($((restart + 1)) of $limit)" >&2
+  sleep "$pause"
+done
+exit "$status"

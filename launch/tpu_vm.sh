@@ -1,0 +1,101 @@
+#!/usr/bin/env bash
+# Trains on a Cloud TPU slice, by queued resources: asks for it, installs, trains, and asks again
+# when it was preempted.
+#
+#   NAME=repae ZONE=us-east5-b TYPE=v6e-64 RUNTIME=v2-alpha-tpuv6e BUCKET=my-bucket \
+#       bash launch/tpu_vm.sh train --config configs/imagenet256_repae_sdvae.py \
+#       --workdir /mnt/bucket/runs/sdvae --config.mesh.fsdp=8
+#   NAME=repae ZONE=us-east5-b bash launch/tpu_vm.sh delete
+#
+# `train` does all of it and can be stopped and repeated at any time; its arguments go to
+# `python -m repae_jax train` on every host. SPOT=0 asks for capacity that is not preempted.
+# BUCKET is mounted at /mnt/bucket on every host: give it a hierarchical namespace (gcloud storage
+# buckets create --enable-hierarchical-namespace), in which renaming a folder is atomic. The code
+# is that of the git repository's HEAD.
+set -euo pipefail
+
+: "${NAME:?the name of the queued resource}" "${ZONE:?such as us-east5-b}"
+node=$NAME-node
+
+queued() { gcloud compute tpus queued-resources "$@" --zone "$ZONE"; }
+
+on_all() {
+  gcloud compute tpus tpu-vm ssh "$node" --zone "$ZONE" --worker all --command "$1"
+}
+
+state() {
+  queued describe "$NAME" --format 'value(state.state)' 2>/dev/null || echo ABSENT
+}
+
+create() {
+  : "${TYPE:?such as v6e-64}" "${RUNTIME:?such as v2-alpha-tpuv6e}"
+  local spot=()
+  [ "${SPOT:-1}" = 1 ] && spot=(--spot)
+  queued create "$NAME" --node-id "$node" --accelerator-type "$TYPE" \
+    --runtime-version "$RUNTIME" "${spot[@]}"
+}
+
+delete() {
+  queued delete "$NAME" --force --quiet
+}
+
+wait_until_active() {
+  while true; do
+    case "$(state)" in
+      ACTIVE) return ;;
+      ABSENT) create ;;
+      SUSPENDED | SUSPENDING | FAILED) delete && create ;;
+      *) echo "tpu_vm.sh: $NAME is $(state)" >&2 ;;
+    esac
+    sleep 30
+  done
+}
+
+install() {
+  : "${BUCKET:?a Cloud Storage bucket for work directories and data}"
+  local archive
+  archive=$(mktemp --suffix .tar.gz)
+  git archive --format tar.gz --output "$archive" HEAD
+  gcloud compute tpus tpu-vm scp "$archive" "$node:repae_jax.tar.gz" --zone "$ZONE" --worker all
+  rm "$archive"
+  on_all "set -e
+    mkdir -p repae_jax && tar xzf repae_jax.tar.gz -C repae_jax
+    python3 -m venv venv
+    venv/bin/pip install --quiet -r repae_jax/requirements.txt 'jax[tpu]'
+    venv/bin/pip install --quiet --no-deps -e repae_jax
+    if ! command -v gcsfuse; then
+      echo \"deb https://packages.cloud.google.com/apt gcsfuse-\$(lsb_release -cs) main\" |
+        sudo tee /etc/apt/sources.list.d/gcsfuse.list
+      curl -s https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo apt-key add -
+      sudo apt-get -qq update && sudo apt-get -qq install gcsfuse
+    fi
+    sudo mkdir -p /mnt/bucket && sudo chown \$USER /mnt/bucket
+    mountpoint -q /mnt/bucket || gcsfuse --implicit-dirs $BUCKET /mnt/bucket"
+}
+
+train() {
+  local words status
+  printf -v words '%q ' "$@"
+  while true; do
+    wait_until_active
+    status=0
+    install && on_all "cd repae_jax && bash launch/again.sh \
+      ../venv/bin/python -m repae_jax train --distributed $words" || status=$?
+    # 0: done. 2: bad input, see the message. Else the slice may be gone: look, and go on.
+    case "$status" in 0 | 2) exit "$status" ;; esac
+    echo "tpu_vm.sh: status $status, $NAME is $(state)" >&2
+    sleep 30
+  done
+}
+
+command=${1:-}
+shift || true
+case "$command" in
+  train) train "$@" ;;
+  delete) delete ;;
+  state) state ;;
+  *)
+    sed -n '2,/^set/p' "${BASH_SOURCE[0]}" | sed '$d; s/^# \{0,1\}//'
+    exit 2
+    ;;
+esac

@@ -1,0 +1,176 @@
+"""What a compiled program does, read from XLA's text of it: traffic over links and to memory."""
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Mapping
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{\s*$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
+_SHAPE = re.compile(r"\b(pred|[a-z]+[0-9]+(?:e[0-9]m[0-9]\w*)?)\[([0-9,]*)\](\{[^}]*\})?")
+_CALLED = re.compile(
+    r"(?:to_apply|calls|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
+)
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"?(\d+)"?\}')
+_GROUPS = re.compile(r"replica_groups=\{\{([0-9,]+)\}")
+_IOTA_GROUPS = re.compile(r"replica_groups=\[(\d+),(\d+)\]")
+_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
+COLLECTIVES = (
+    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute",
+)  # fmt: skip
+# These move nothing by themselves.
+_FREE = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
+    "call", "after-all", "partition-id", "replica-id",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation."""
+
+    name: str
+    shape: str
+    operation: str
+    rest: str  # operands and attributes
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Bytes that one device moves in one run of the program.
+
+    Attributes:
+      links: by kind of collective, what a device receives from others.
+      memory: read from and written to the device's memory.
+    """
+
+    links: Mapping[str, float]
+    memory: float
+
+
+def measure_traffic(text: str, devices: int) -> Traffic:
+    """Count a compiled program's traffic; loops with a known number of turns count so often.
+
+    A device receives n - 1 of n parts in an all-gather, a reduce-scatter and an all-to-all over n
+    devices, and twice that in an all-reduce, as a ring does. Memory traffic is what instructions
+    outside of fusions read and write, save what lives on the chip.
+
+    Args:
+      text: `compiled.as_text()`.
+      devices: of the whole program, for collectives that name no groups.
+    """
+    computations, entry = _parse(text)
+    links: Counter = Counter()
+    memory = 0.0
+    for name, times in _runs(computations, entry).items():
+        fused = times.fused
+        sizes = {i.name: _bytes(i.shape, on_chip=False) for i in computations[name]}
+        for instruction in computations[name]:
+            kind = _collective(instruction)
+            if kind:
+                scattered = name.startswith("all-reduce-scatter")
+                links[kind if not scattered else "reduce-scatter"] += times.count * _received(
+                    kind, instruction, devices, scattered
+                )
+            if not fused and instruction.operation not in _FREE:
+                operands = re.findall(r"%([\w.\-]+)", instruction.rest.split("), ")[0])
+                memory += times.count * (
+                    sizes[instruction.name] + sum(sizes.get(operand, 0.0) for operand in operands)
+                )
+    return Traffic(dict(links), memory)
+
+
+@dataclasses.dataclass
+class _Runs:
+    count: float = 0.0
+    fused: bool = False
+
+
+def _parse(text):
+    """By name the computations' instructions, and the name of the first to run."""
+    computations: dict[str, list[Instruction]] = {}
+    entry = current = None
+    for line in text.splitlines():
+        head = _COMPUTATION.match(line)
+        if head and "=" not in line.split("(")[0]:
+            current = computations.setdefault(head[2], [])
+            entry = head[2] if head[1] else entry
+        elif current is not None and (found := _INSTRUCTION.match(line)):
+            current.append(Instruction(*found.groups()))
+    return computations, entry
+
+
+def _runs(computations, entry):
+    """By computation, how often it runs and whether it is a part of a fusion."""
+    runs = {name: _Runs() for name in computations}
+
+    def visit(name, count, fused):
+        runs[name].count += count
+        runs[name].fused = fused
+        for instruction in computations[name]:
+            trips = 1
+            if instruction.operation == "while":
+                known = _TRIPS.search(instruction.rest)
+                trips = int(known[1]) if known else 1
+            called = _CALLED.findall(instruction.rest)
+            for branches in _BRANCHES.findall(instruction.rest):
+                called += [branch.strip().lstrip("%") for branch in branches.split(",")]
+            inside = fused or instruction.operation not in (
+                "while", "conditional", "call", "async-start",
+            )  # fmt: skip
+            for other in called:
+                if other in computations:
+                    visit(other, count * trips, inside)
+
+    visit(entry, 1.0, False)
+    return runs
+
+
+def _collective(instruction):
+    operation = instruction.operation.removesuffix("-start")
+    return operation if operation in COLLECTIVES else None
+
+
+def _received(kind, instruction, devices, scattered):
+    """Bytes that one device gets in a collective."""
+    group = _group_size(instruction.rest, devices)
+    shapes = [_bytes(match[0], on_chip=True) for match in _SHAPE.finditer(instruction.shape)]
+    if instruction.operation.endswith("-start") and kind in ("all-gather", "collective-permute"):
+        whole = max(shapes)  # the rest are its operands and flags
+    else:
+        whole = sum(shapes)
+    if kind == "collective-permute":
+        return whole
+    if kind == "reduce-scatter":
+        whole *= group
+    rounds = 2 if kind == "all-reduce" and not scattered else 1
+    return rounds * whole * (group - 1) / group
+
+
+def _group_size(rest, devices):
+    if found := _GROUPS.search(rest):
+        return len(found[1].split(","))
+    if found := _IOTA_GROUPS.search(rest):
+        return int(found[2])
+    if found := _MESH_GROUPS.search(rest):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        group = 1
+        for axis, part in re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2]):
+            group *= int(part or sizes[axis])
+        return group
+    return devices
+
+
+def _bytes(shape, *, on_chip):
+    """The size of all arrays in a shape's text; those in on-chip memory only if asked for."""
+    total = 0.0
+    for kind, dims, layout in _SHAPE.findall(shape):
+        if "S(" in layout and "S(0)" not in layout and not on_chip:
+            continue
+        count = 1
+        for dim in filter(None, dims.split(",")):
+            count *= int(dim)
+        bits = 8 if kind == "pred" else int(re.search(r"\d+", kind)[0])
+        total += count * bits / 8
+    return total

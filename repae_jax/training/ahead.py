@@ -1,0 +1,289 @@
+"""The `compile` command: a configuration's programs compiled for TPUs that are not there.
+
+XLA compiles for a slice that it knows by name alone, so memory, collectives and the compiler's
+verdict are real ones; the times that follow are a roofline: no program is faster.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from repae_jax.errors import UserError
+from repae_jax.parallel.chips import Chip, parse_topology
+from repae_jax.parallel.flops import count_flops
+from repae_jax.parallel.hlo import measure_traffic
+from repae_jax.parallel.mesh import make_mesh, over_batch, replicated
+from repae_jax.parallel.sharding import summary
+from repae_jax.sampling.generate import make_generate
+from repae_jax.training.build import build_models
+from repae_jax.training.program import Program
+from repae_jax.training.run import make_sampler, sampling_weights
+from repae_jax.validation import check_devices, validate
+
+EFFORTS = {"full": 0.0, "quick": -1.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a compiled program needs and can reach.
+
+    Attributes:
+      program: "train" or "sample".
+      topology: such as "v5e:16x16".
+      devices: chips.
+      batch_size: images over all chips.
+      arguments, temporaries, peak: bytes per device.
+      memory: bytes that a chip has.
+      flops: operations per image, recomputation included.
+      links: by kind of collective, bytes that a device receives per run.
+      traffic: bytes that a device reads and writes per run.
+      compute_seconds, memory_seconds, link_seconds: each at the chip's published rate.
+      compile_seconds: how long compiling took.
+    """
+
+    program: str
+    topology: str
+    devices: int
+    batch_size: int
+    arguments: int
+    temporaries: int
+    peak: int
+    memory: float
+    flops: float
+    links: dict[str, float]
+    traffic: float
+    compute_seconds: float
+    memory_seconds: float
+    link_seconds: float
+    compile_seconds: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the program fits the chip's memory."""
+        return self.peak <= self.memory
+
+    @property
+    def seconds(self) -> float:
+        """No run is faster than its slowest resource."""
+        return max(self.compute_seconds, self.memory_seconds, self.link_seconds)
+
+    @property
+    def mfu(self) -> float:
+        """The part of the chip's peak that is reached in that time."""
+        return self.compute_seconds / self.seconds
+
+
+def compile_command(options: argparse.Namespace, config: ConfigDict) -> int:
+    """Compile `config` for `options.topology` and print what comes out; returns 0.
+
+    Raises:
+      UserError: no such topology, a bad configuration, no TPU compiler, or it does not fit.
+    """
+    config = config.copy_and_resolve_references()
+    _, count = parse_topology(options.topology)
+    if options.batch_per_device:
+        config.batch_size = options.batch_per_device * count
+    quiet = options.json
+    with compiler(options.effort):
+        if options.sweep:
+            reports = sweep(config, options.topology, verbose=not quiet)
+        else:
+            reports = [compile_train(config, options.topology, verbose=not quiet)]
+            if options.sampler:
+                reports.append(compile_sampler(config, options.topology))
+    for report in reports:
+        if options.json:
+            print(json.dumps({**dataclasses.asdict(report), "seconds": report.seconds}))
+        else:
+            print(describe(report))
+    return 0
+
+
+@contextlib.contextmanager
+def compiler(effort: str) -> Iterator[None]:
+    """Settings under which programs are compiled ahead.
+
+    Args:
+      effort: "full", as a run would, or "quick": a step of XL size takes a minute or two instead
+        of ten, and may come out a little larger and slower.
+    """
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU to ask
+    names = ("jax_exec_time_optimization_effort", "jax_memory_fitting_effort")
+    before = {name: getattr(jax.config, name) for name in names}
+    for name in names:
+        jax.config.update(name, EFFORTS[effort])
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+def compile_train(config: ConfigDict, topology: str, *, verbose: bool = False) -> Report:
+    """Compile the train step for a slice.
+
+    Args:
+      config: the configuration; weights are not read.
+      topology: such as "v5e:16x16".
+      verbose: print where the state is.
+
+    Raises:
+      UserError: no such topology, a bad configuration, no TPU compiler, or it does not fit.
+    """
+    program, chip = _program(config, topology)
+    if verbose:
+        print(summary(program.template, program.shardings), flush=True)
+    arguments = program.arguments()
+    flops = count_flops(program.step, *arguments) / config.batch_size
+    return _compile("train", program.step, arguments, flops, config.batch_size, topology, chip)
+
+
+def compile_sampler(config: ConfigDict, topology: str) -> Report:
+    """Compile sampling and decoding of one batch for a slice; see `compile_train`."""
+    program, chip = _program(config, topology)
+    models, mesh = program.models, program.mesh
+    if models.sit is None:
+        raise UserError("config.train has no 'sit': there is nothing to sample")
+    generate = make_generate(models.sit, models.vae, make_sampler(config), mesh=mesh)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
+    ids = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32, sharding=over_batch(mesh))
+    arguments = (sampling_weights(program.template), key, ids, ids)
+    flops = count_flops(generate, *arguments) / config.batch_size
+    return _compile("sample", generate, arguments, flops, config.batch_size, topology, chip)
+
+
+def sweep(config: ConfigDict, topology: str, *, verbose: bool = False) -> list[Report]:
+    """Reports for growing batches, the last of them the largest that fits a chip's memory.
+
+    Doubles the images per device until they do not fit, then halves the difference.
+
+    Raises:
+      UserError: not even one image per device fits; or as `compile_train`.
+    """
+    _, count = parse_topology(topology)
+    fitting: dict[int, Report] = {}
+    low, high, size = 0, math.inf, 1
+    while True:
+        config.batch_size = size * count
+        try:
+            report = compile_train(config, topology)
+            fits = report.fits
+        except OutOfMemory as error:
+            fits, report = False, error
+        if verbose:
+            what = f"{report.peak / 1e9:.2f} GB" if fits else "does not fit"
+            print(f"{size} images per device: {what}", flush=True)
+        if fits:
+            low, fitting[size] = size, report
+        else:
+            high = size
+        if high - low <= max(1, low // 8):
+            break
+        size = 2 * low if high is math.inf else (low + high) // 2
+    if not fitting:
+        raise UserError(
+            f"not one image per device fits {topology}: raise config.mesh.fsdp, or set "
+            "config.compute.vae_remat and config.compute.sit_remat to 'blocks'"
+        )
+    return [fitting[low]]
+
+
+class OutOfMemory(UserError):
+    """The compiler says that the program does not fit the chip."""
+
+
+def _program(config, topology):
+    chip, count = parse_topology(topology)
+    validate(config)
+    check_devices(config, count)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices=_devices(topology, count))
+    return Program(config, build_models(config), mesh), chip
+
+
+def _devices(topology, count):
+    from jax.experimental import topologies
+
+    try:
+        options = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
+        description = topologies.get_topology_desc(topology, "tpu", **options)
+    except Exception as error:  # of the plug-in, without a class of its own
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise UserError(
+            f"--topology {topology}: the TPU compiler gives none ({reason}); it comes with "
+            "`pip install libtpu`, and knows the slices that are for rent"
+        ) from error
+    if len(description.devices) != count:
+        raise UserError(
+            f"--topology {topology} has {len(description.devices)} devices on {count} chips"
+        )
+    return description.devices
+
+
+def _compile(name, function, arguments, flops, batch_size, topology, chip: Chip):
+    started = time.perf_counter()
+    try:
+        compiled = function.lower(*arguments).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
+            raise
+        line = next(line for line in str(error).splitlines() if line.strip())
+        raise OutOfMemory(
+            f"{batch_size} images do not fit {topology} ({line[:200]}): raise config.mesh.fsdp, "
+            "lower --batch-per-device, or set config.compute.vae_remat = 'blocks'"
+        ) from error
+    seconds = time.perf_counter() - started
+    count = parse_topology(topology)[1]
+    memory = compiled.memory_analysis()
+    traffic = measure_traffic(compiled.as_text(), count)
+    return Report(
+        program=name,
+        topology=topology,
+        devices=count,
+        batch_size=batch_size,
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        peak=memory.peak_memory_in_bytes,
+        memory=chip.memory,
+        flops=flops,
+        links=traffic.links,
+        traffic=traffic.memory,
+        compute_seconds=flops * batch_size / count / chip.flops,
+        memory_seconds=traffic.memory / chip.bandwidth,
+        link_seconds=sum(traffic.links.values()) / chip.links,
+        compile_seconds=seconds,
+    )
+
+
+def describe(report: Report) -> str:
+    """A report as text."""
+    gb = {name: getattr(report, name) / 1e9 for name in ("peak", "memory", "arguments", "traffic")}
+    links = ", ".join(f"{k} {v / 1e9:.3f}" for k, v in sorted(report.links.items())) or "none"
+    ms = [1e3 * s for s in (report.compute_seconds, report.memory_seconds, report.link_seconds)]
+    return "\n".join(
+        [
+            f"{report.program} on {report.topology}, {report.batch_size} images "
+            f"({report.batch_size / report.devices:g} per device), "
+            f"compiled in {report.compile_seconds:.0f} s",
+            f"  memory per device    {gb['peak']:.2f} GB at the peak of {gb['memory']:.1f}: "
+            f"{'fits' if report.fits else 'DOES NOT FIT'} (arguments {gb['arguments']:.2f}, "
+            f"temporaries {report.temporaries / 1e9:.2f})",
+            f"  work                 {report.flops / 1e12:.3f} TFLOP per image",
+            f"  collectives, GB      {links}",
+            f"  memory traffic       {gb['traffic']:.1f} GB",
+            f"  at published rates   compute {ms[0]:.1f} ms, memory {ms[1]:.1f} ms, "
+            f"links {ms[2]:.1f} ms",
+            f"  so at best           {1e3 * report.seconds:.1f} ms, "
+            f"{report.batch_size / report.seconds:.0f} images/s, "
+            f"{100 * report.mfu:.0f} % of the peak",
+        ]
+    )

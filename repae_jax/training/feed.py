@@ -1,0 +1,79 @@
+"""Batches on their way to the devices, one ahead of the step, and never waited for in vain."""
+
+import queue
+import threading
+from typing import Any
+
+from jax.sharding import Mesh
+
+from repae_jax.errors import UserError
+from repae_jax.parallel.mesh import put_batch
+
+
+class Feed:
+    """Takes batches from an iterator and puts them on the devices, in a thread of its own."""
+
+    def __init__(self, batches: Any, mesh: Mesh, timeout: float):
+        """Begin to read.
+
+        Args:
+          batches: an iterator with `get_state()` (see `data.pipeline.train_batches`).
+          mesh: the devices.
+          timeout: seconds that one batch may take.
+        """
+        self._timeout = timeout
+        self._state = batches.get_state()
+        self._ready: queue.Queue = queue.Queue(maxsize=1)
+        self._closed = threading.Event()
+        # A daemon: one that hangs in a read must not keep the process alive.
+        self._thread = threading.Thread(target=self._read, args=(batches, mesh), daemon=True)
+        self._thread.start()
+
+    def __next__(self) -> dict[str, Any]:
+        """The next batch, on the devices.
+
+        Raises:
+          UserError: it took longer than the timeout. What reading raised is raised here.
+        """
+        try:
+            batch, self._state, error = self._ready.get(timeout=self._timeout)
+        except queue.Empty:
+            raise UserError(
+                f"no batch for {self._timeout:g} s: the data or a process that reads it is stuck "
+                "(config.run.data_timeout sets the limit); run the same command to go on from "
+                "the last checkpoint"
+            ) from None
+        if error is not None:
+            raise error
+        return batch
+
+    @property
+    def state(self) -> dict[str, int]:
+        """The iterator's state behind the last batch that was given out."""
+        return self._state
+
+    def close(self) -> None:
+        """Stop reading, at once."""
+        self._closed.set()
+        while not self._ready.empty():
+            self._ready.get_nowait()
+
+    def _read(self, batches, mesh):
+        state = self._state
+        while not self._closed.is_set():
+            try:
+                batch = put_batch(mesh, next(batches))
+                state, error = batches.get_state(), None
+            except BaseException as raised:  # whatever it is belongs to the one who waits
+                batch, error = None, raised
+            self._hand_over((batch, state, error))
+            if error is not None:
+                break
+        batches.close()
+
+    def _hand_over(self, item):
+        while not self._closed.is_set():
+            try:
+                return self._ready.put(item, timeout=0.2)
+            except queue.Full:
+                continue

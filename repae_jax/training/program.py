@@ -1,0 +1,118 @@
+"""The compiled train step on a mesh: what goes in, what comes out, and where it all is."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from repae_jax.parallel.mesh import over_batch, put, replicated
+from repae_jax.parallel.sharding import make_whole, state_shardings
+from repae_jax.training.build import (
+    build_objective,
+    build_optimizers,
+    fresh_state,
+    latent_shape,
+)
+from repae_jax.training.draws import sample_draws
+from repae_jax.training.recipe import Models
+from repae_jax.training.state import TrainState
+from repae_jax.training.step import make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A configuration's train step for the devices of a mesh.
+
+    Attributes:
+      config: the configuration.
+      models: its networks.
+      mesh: the devices.
+    """
+
+    config: ConfigDict
+    models: Models
+    mesh: Mesh
+
+    @functools.cached_property
+    def template(self) -> TrainState:
+        """The state's shapes, types and shardings; allocates nothing."""
+        make = functools.partial(fresh_state, self.config, self.models)
+        shapes = jax.eval_shape(make, jax.random.key(0))
+        shardings = state_shardings(shapes, self.mesh, self.config.mesh)
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes,
+            shardings,
+        )
+
+    @property
+    def shardings(self) -> TrainState:
+        """The sharding of every array of the state."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.template)
+
+    def arguments(self) -> tuple[Any, ...]:
+        """The shapes of what `step` takes, as far as the configuration tells; for compiling ahead.
+
+        Batches are of images, with the tokens of no teacher.
+        """
+        side, size = self.config.data.resolution, self.config.batch_size
+        sharded, whole = over_batch(self.mesh), replicated(self.mesh)
+        batch = {
+            "image": jax.ShapeDtypeStruct((size, side, side, 3), jnp.uint8, sharding=sharded),
+            "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharded),
+        }
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
+        requests = jax.ShapeDtypeStruct((self.mesh.size,), jnp.int32, sharding=sharded)
+        return self.template, batch, key, requests
+
+    def key(self) -> jax.Array:
+        """The run's key, on all devices."""
+        key = jax.random.key(self.config.seed)
+        return jax.random.wrap_key_data(put(jax.random.key_data(key), replicated(self.mesh)))
+
+    def requests(self, stop: bool) -> jax.Array:
+        """What this process asks of all in the next step: to stop, or nothing."""
+        local = np.full(len(self.mesh.local_devices), int(stop), np.int32)
+        return jax.make_array_from_process_local_data(over_batch(self.mesh), local)
+
+    @functools.cached_property
+    def step(self):
+        """The jitted `step(state, batch, key, requests) -> (state, metrics)`; donates the state.
+
+        The draws of step n follow from (key, n) alone, so a continued run repeats none and skips
+        none. The metric "stop" is 1 if any process asked for it: it travels with the step, so
+        that all of them know at the same one.
+        """
+        config = self.config
+        train_step = make_train_step(
+            self.models,
+            build_objective(config),
+            build_optimizers(config),
+            ema_decay=config.ema_decay,
+            micro_batches=config.compute.micro_batches,
+            whole=make_whole(self.mesh, self.shardings, config.dtype),
+        )
+        shape = latent_shape(config, self.models)
+
+        def step(state, batch, key, requests):
+            draws = sample_draws(
+                jax.random.fold_in(key, state.step),
+                config.batch_size,
+                shape,
+                interpolant=config.objective.interpolant,
+                weighting=config.time.weighting,
+                label_drop=config.sit.label_drop,
+            )
+            draws = jax.lax.with_sharding_constraint(draws, over_batch(self.mesh))
+            state, metrics = train_step(state, batch, draws)
+            return state, metrics | {"stop": requests.max()}
+
+        return jax.jit(
+            step, donate_argnums=0, out_shardings=(self.shardings, replicated(self.mesh))
+        )

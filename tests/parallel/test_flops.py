@@ -1,0 +1,79 @@
+"""Operations counted in the traced program against torch's own counter, and against arithmetic."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from repae_jax.models.layers import conv
+from repae_jax.parallel.flops import count_flops
+
+
+def shape(*dims):
+    return jax.ShapeDtypeStruct(dims, np.float32)
+
+
+def torch_flops(module, inputs, backward):
+    module, inputs = module.to("meta"), torch.empty(*inputs, device="meta", requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        output = module(inputs)
+        if backward:
+            output.sum().backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(
+    ("stride", "kernel", "side"), [(1, 3, 16), (2, 3, 16), (2, 4, 32), (1, 1, 8)]
+)
+def test_convolutions_are_torchs(stride, kernel, side, backward):
+    padding = (kernel - 1) // 2
+    module = torch.nn.Conv2d(6, 10, kernel, stride, padding=padding)
+    expected = torch_flops(module, (4, 6, side, side), backward)
+    layer = conv(6, 10, kernel, stride=stride, padding=((padding, padding),) * 2)
+
+    def forward(params, x):
+        return layer.apply({"params": params}, x).sum()
+
+    params = jax.eval_shape(layer.init, jax.random.key(0), shape(4, side, side, 6))["params"]
+    function = jax.grad(forward, argnums=(0, 1)) if backward else forward
+    # The gradient's own forward pass is dead code to XLA, yet there in the trace.
+    assert count_flops(function, params, shape(4, side, side, 6)) == expected
+
+
+def test_products_in_any_arrangement():
+    def function(a, b, c):
+        return jnp.einsum("bhnd,bhmd->bhnm", a, b) @ c
+
+    arguments = shape(2, 3, 5, 7), shape(2, 3, 11, 7), shape(2, 3, 11, 13)
+    assert count_flops(function, *arguments) == 2 * 6 * (5 * 11 * 7 + 5 * 11 * 13)
+
+
+def test_loops_branches_and_calls():
+    def step(carry, w):
+        return jnp.where(w.sum() > 0, carry @ w, carry), None
+
+    def function(x, ws, flag):
+        x, _ = jax.lax.scan(step, x, ws)
+        x = jax.lax.cond(flag, lambda x: x @ x @ x, lambda x: x @ x, x)
+        return jax.jit(lambda x: x @ x)(x)
+
+    product = 2 * 8**3
+    counted = count_flops(function, shape(8, 8), shape(5, 8, 8), jax.ShapeDtypeStruct((), bool))
+    assert counted == (5 + 2 + 1) * product
+
+
+def test_what_is_recomputed_counts_again():
+    def block(x, w):
+        return jnp.tanh(jnp.tanh(x @ w) @ w)
+
+    def loss(block):
+        return jax.grad(lambda w, x: block(x, w).sum())
+
+    plain = count_flops(loss(block), shape(8, 8), shape(4, 8))
+    again = count_flops(loss(jax.checkpoint(block)), shape(8, 8), shape(4, 8))
+    one = 2 * 4 * 8 * 8
+    assert plain == 2 * one + 3 * one
+    assert again >= plain + one

@@ -1,0 +1,96 @@
+"""Traffic read from compiled programs of which it is known."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from repae_jax.parallel.hlo import measure_traffic
+
+SCRIPT = """
+import json, jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+from repae_jax.parallel.hlo import measure_traffic
+
+mesh = jax.make_mesh((2, 4), ("a", "b"), (jax.sharding.AxisType.Auto,) * 2)
+
+def put(*axes):
+    return NamedSharding(mesh, P(*axes))
+
+def traffic(function, shape, axes, out):
+    argument = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=put(*axes))
+    compiled = jax.jit(function, out_shardings=put(*out)).lower(argument).compile()
+    found = measure_traffic(compiled.as_text(), 8)
+    return [found.links, found.memory]
+
+def turns(x):
+    def body(carry, _):
+        whole = jax.lax.with_sharding_constraint(carry * 2.0, put())
+        return jax.lax.with_sharding_constraint(jnp.tanh(whole), put("b")), None
+    return jax.lax.scan(body, x, None, length=7)[0]
+
+print(json.dumps({
+    "gather": traffic(lambda x: x * 1.0, (8, 1000), ("b",), ()),
+    "reduce": traffic(lambda x: x.sum(0), (8, 1000), ("b",), ()),
+    "gather over all": traffic(lambda x: x * 1.0, (8, 1000), (("a", "b"),), ()),
+    "none": traffic(lambda x: x * 2.0, (8, 1000), ("b",), ("b",)),
+    "loop": traffic(turns, (8, 1000), ("b",), ("b",)),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def found():
+    flags = "--xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env={**os.environ, "XLA_FLAGS": flags},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def test_what_devices_get_from_others(found):
+    whole = 8 * 1000 * 4
+    assert found["gather"][0] == {"all-gather": whole * 3 / 4}
+    assert found["gather over all"][0] == {"all-gather": whole * 7 / 8}
+    assert found["reduce"][0] == {"all-reduce": 2 * 4000 * 3 / 4}
+    assert found["none"][0] == {}
+
+
+def test_a_loops_body_counts_as_often_as_it_turns(found):
+    assert found["loop"][0] == {"all-gather": 7 * 8 * 1000 * 4 * 3 / 4}
+
+
+def test_memory_traffic_is_what_instructions_read_and_write(found):
+    part = 8 * 1000 * 4 / 4
+    assert found["none"][1] == 2 * part  # read once, written once
+
+
+TPU = """
+HloModule jit_step, entry_computation_layout={()->f32[]}
+
+%all-reduce-scatter.1 (input: f32[8,128]) -> f32[2,128] {
+  %input = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %all-reduce.5 = f32[8,128]{1,0:T(8,128)} all-reduce(%input), replica_groups=[2,4]<=[8], to_apply=%add
+  ROOT %slice = f32[2,128]{1,0} dynamic-slice(%all-reduce.5)
+}
+
+ENTRY %main (p: f32[8,128]) -> f32[2,128] {
+  %p = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %ag = (f32[8,128]{1,0}, f32[32,128]{1,0:T(8,128)}) all-gather-start(%p), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+  %done = f32[32,128]{1,0:T(8,128)} all-gather-done(%ag)
+  %near = f32[8,128]{1,0:T(8,128)S(1)} copy(%p)
+  ROOT %out = f32[2,128]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""  # noqa: E501
+
+
+def test_the_tpu_compilers_own_forms():
+    links = measure_traffic(TPU, 8).links
+    assert links["all-gather"] == 32 * 128 * 4 * 3 / 4
+    # An all-reduce of which each device keeps its part is a reduce-scatter.
+    assert links["reduce-scatter"] == 8 * 128 * 4 * 3 / 4
+    assert "all-reduce" not in links

@@ -1,0 +1,104 @@
+"""Which arrays are divided, along which axis, and what is said of it."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from repae_jax.errors import UserError
+from repae_jax.parallel.mesh import axis_sizes
+from repae_jax.parallel.sharding import check_rules, state_shardings, summary, table
+from repae_jax.training.state import TrainState
+
+RULES = dict(trained="sharded", frozen="replicated", smallest=100)
+MESH = AbstractMesh((2, 4), ("data", "fsdp"))
+
+
+def shape(*dims):
+    return jax.ShapeDtypeStruct(dims, np.float32)
+
+
+def state():
+    return TrainState(
+        step=jax.ShapeDtypeStruct((), np.int32),
+        params={"sit": {"blocks_0": {"kernel": shape(12, 48), "bias": shape(48)},
+                        "blocks_1": {"kernel": shape(12, 48), "bias": shape(48)},
+                        "odd": shape(7, 33), "conv": shape(3, 3, 8, 16), "square": shape(16, 16)}},
+        batch_stats={"latent_norm": {"mean": shape(400)}},
+        opt_state={"sit": (shape(40, 10),)},
+        ema={"params": {"kernel": shape(48, 12)}},
+        frozen={"teacher": {"kernel": shape(64, 64)}},
+    )  # fmt: skip
+
+
+def specs(**rules):
+    shardings = state_shardings(state(), MESH, {**RULES, **rules})
+    return jax.tree.map(lambda sharding: sharding.spec, shardings)
+
+
+def test_large_arrays_are_cut_along_their_longest_axis_that_divides():
+    found = specs()
+    sit = found.params["sit"]
+    assert sit["blocks_0"]["kernel"] == PartitionSpec(None, "fsdp")
+    assert sit["blocks_0"]["bias"] == PartitionSpec()  # small
+    assert sit["odd"] == PartitionSpec()  # nothing divides
+    assert sit["conv"] == PartitionSpec(None, None, None, "fsdp")
+    assert sit["square"] == PartitionSpec("fsdp")  # the first of equals
+    assert found.opt_state["sit"][0] == PartitionSpec("fsdp")
+    assert found.ema["params"]["kernel"] == PartitionSpec("fsdp")
+    assert found.frozen["teacher"]["kernel"] == PartitionSpec()
+    assert found.batch_stats["latent_norm"]["mean"] == PartitionSpec()  # whatever its size
+    assert found.step == PartitionSpec()
+
+
+def test_each_choice_has_its_key():
+    assert specs(frozen="sharded").frozen["teacher"]["kernel"] == PartitionSpec("fsdp")
+    assert specs(trained="replicated").params["sit"]["square"] == PartitionSpec()
+    assert specs(smallest=257).params["sit"]["square"] == PartitionSpec()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trained": "divided"}, "config.mesh.trained is 'divided': use 'sharded' or"),
+        ({"frozen": ""}, "config.mesh.frozen is ''"),
+        ({"smallest": 0}, "config.mesh.smallest is 0"),
+    ],
+)
+def test_other_choices_are_named(change, message):
+    with pytest.raises(UserError, match=message):
+        check_rules({**RULES, **change})
+
+
+def test_the_table_tells_every_array_and_its_bytes():
+    shapes = state()
+    shardings = state_shardings(shapes, MESH, RULES)
+    lines = table(shapes, shardings).splitlines()
+    assert len(lines) == 2 + len(jax.tree.leaves(shapes))
+    (kernel,) = [line for line in lines if line.startswith("params/sit/blocks_1/kernel")]
+    assert "12 x 48" in kernel
+    assert "(-, fsdp)" in kernel
+    assert kernel.endswith(f"{12 * 48 * 4 / 4 / 1e6:.3f}")
+    expected = sum(
+        np.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf, sharding in zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True)
+    )
+    assert lines[-1].endswith(f"{expected / 1e6:.3f}")
+    merged = table(shapes, shardings, merge=True).splitlines()
+    (kernels,) = [line for line in merged if line.startswith("params/sit/blocks_*/kernel")]
+    assert kernels.split()[1] == "2"
+    assert "sit" in summary(shapes, shardings)
+
+
+@pytest.mark.parametrize(
+    ("given", "sizes"),
+    [((-1, 1), (8, 1)), ((-1, 4), (2, 4)), ((2, -1), (2, 4)), ((2, 4), (2, 4))],
+)
+def test_one_size_is_the_rest(given, sizes):
+    assert axis_sizes(*given, 8) == sizes
+
+
+@pytest.mark.parametrize("given", [(-1, -1), (0, 8), (3, -1), (2, 2), (-2, 1), (-1, 16)])
+def test_sizes_that_do_not_fit_are_named(given):
+    with pytest.raises(UserError, match=f"data = {given[0]} and fsdp = {given[1]}"):
+        axis_sizes(*given, 8)

@@ -1,0 +1,81 @@
+"""What the alarms say, when, and when they are silent."""
+
+import numpy as np
+import pytest
+
+from repae_jax.errors import UserError
+from repae_jax.training.alarms import Alarms
+
+FINE = dict(latent_std=0.7, grad_norm_sit=0.5, grad_norm_vae=2.0, denoising_loss=1.0)
+
+
+class Told(list):
+    def __call__(self, text):
+        self.append(text)
+
+
+def make(on_collapse="warn", max_skipped=3):
+    told = Told()
+    return Alarms(max_skipped, on_collapse, told), told
+
+
+def test_a_few_skipped_steps_are_counted_and_said_once_a_row():
+    alarms, told = make()
+    broken = {**FINE, "denoising_loss": np.nan, "reconstruction_loss": np.inf}
+    for step, skipped in enumerate([0, 1, 1, 0, 1, 0], start=1):
+        alarms.step(step, bool(skipped), lambda: broken)
+    assert alarms.skipped == 3
+    # in the order in which the step computes them
+    assert [line.split(":")[1] for line in told] == [
+        " reconstruction_loss is inf at step 2",
+        " reconstruction_loss is inf at step 5",
+    ]
+
+
+def test_too_many_in_a_row_name_the_first_cause():
+    alarms, _ = make()
+    alarms.step(7, True, lambda: {**FINE, "grad_norm_vae": np.nan})
+    alarms.step(8, True, lambda: {**FINE, "denoising_loss": np.nan})
+    with pytest.raises(UserError, match=r"step 9: 3 steps in a row .*grad_norm_vae is nan at st"):
+        alarms.step(9, True, dict)
+
+
+@pytest.mark.parametrize(
+    ("name", "low"), [("latent_std", 0.05), ("grad_norm_sit", 1e-5), ("grad_norm_vae", 0.0)]
+)
+def test_a_collapse_is_said_once(name, low):
+    alarms, told = make()
+    for step in range(40):
+        alarms.look(step, {**FINE, name: low if step >= 20 else FINE[name]})
+    (line,) = told
+    assert line.startswith(f"warning: step 22: {name} is")
+
+
+def test_slow_change_and_noise_are_no_collapse():
+    alarms, told = make()
+    rng = np.random.default_rng(0)
+    for step in range(500):
+        scale = 30.0 ** (-step / 500) * rng.uniform(0.3, 3)
+        alarms.look(step, {**FINE, "grad_norm_sit": 0.5 * scale})
+        if step % 50 == 25:  # a single outlier
+            alarms.look(step, {**FINE, "grad_norm_vae": 0.0})
+    assert told == []
+
+
+def test_a_collapse_can_stop_the_run():
+    alarms, _ = make("stop")
+    for step in range(22):
+        alarms.look(step, {**FINE, "latent_std": 0.01 if step >= 20 else 0.7})
+    with pytest.raises(UserError, match="the latents collapse; go back to .*on_collapse"):
+        alarms.look(22, {**FINE, "latent_std": 0.01})
+
+
+def test_samples_that_are_all_alike():
+    alarms, told = make()
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (8, 8, 3))
+    alarms.look_at_samples(1, rng.integers(0, 256, (16, 8, 8, 3)).astype(np.uint8))
+    assert told == []
+    same = np.clip(image + rng.integers(-1, 2, (16, 8, 8, 3)), 0, 255)
+    alarms.look_at_samples(2, same.astype(np.uint8))
+    assert "step 2: the samples of all classes look alike" in told[0]
