@@ -9,6 +9,7 @@ originals run in torch's DataLoader, ours in Grain. Needs torch, h5py and psutil
 """
 
 import argparse
+import ast
 import importlib.util
 import io
 import json
@@ -107,10 +108,11 @@ def torch_batches(dataset, batch_size: int, workers: int):
 
 
 class TorchFolder:
-    """torch's side of the folder comparison: the same files, crop and decoder."""
+    """torch's side of the folder comparison: the same files and decoder, the original's crop."""
 
-    def __init__(self, root: pathlib.Path):
+    def __init__(self, root: pathlib.Path, checkout: str):
         self.files = sorted(root.glob("*/*.jpg"))
+        self.checkout, self.crop = checkout, None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -118,11 +120,21 @@ class TorchFolder:
     def __getitem__(self, index: int):
         from PIL import Image
 
-        from repae_jax.data.crop import rgb_square
-
+        self.crop = self.crop or original_crop(self.checkout)
         with Image.open(self.files[index]) as image:
-            pixels = rgb_square(image, RESOLUTION)
+            pixels = self.crop(np.array(image.convert("RGB")), RESOLUTION)
         return np.ascontiguousarray(pixels.transpose(2, 0, 1)), 0
+
+
+def original_crop(checkout: str):
+    """The function `center_crop_arr` of the original's utils.py, without what else that imports."""
+    from PIL import Image
+
+    tree = ast.parse((pathlib.Path(checkout) / "utils.py").read_text())
+    (found,) = [n for n in tree.body if getattr(n, "name", "") == "center_crop_arr"]
+    space = {"Image": Image, "np": np}
+    exec(compile(ast.Module([found], []), "utils.py", "exec"), space)
+    return space["center_crop_arr"]
 
 
 def original_dataset(checkout: str, folder: pathlib.Path):
@@ -182,7 +194,7 @@ def main() -> None:
                 for kind in formats
             },
             "torch's, JPEG files": lambda w: torch_batches(
-                TorchFolder(folder / "files"), options.batch_size, w
+                TorchFolder(folder / "files", options.original), options.batch_size, w
             ),
             "ours, JPEG files": lambda w: our_batches(
                 "folder", folder / "files", options.batch_size, w

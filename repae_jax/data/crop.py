@@ -60,6 +60,10 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
         image = image.resize((image.width // 2, image.height // 2), Resampling.BOX)
     scale = size / min(image.size)
     width, height = round(image.width * scale), round(image.height * scale)
-    image = image.resize((width, height), Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
+    if left:  # Pillow resizes rows, then columns: cut between, for columns that nobody will see
+        image = image.resize((width, image.height), Resampling.BICUBIC)
+        image = image.crop((left, 0, left + size, image.height))
+        return image.resize((size, height), Resampling.BICUBIC)
+    image = image.resize((width, height), Resampling.BICUBIC)
     return image.crop((left, top, left + size, top + size))

@@ -10,12 +10,12 @@ from repae_jax.training.state import TrainState
 
 
 def accumulated(gradients, micro_batches: int):
-    """The gradients, metrics and statistics of a batch, part after part.
+    """The gradients, metrics and statistics of a batch as means over its parts.
 
-    Gradients and metrics are the means over the parts: exactly the whole batch's for the terms
-    that see each image by itself. Where LatentNorm and the discriminator's BatchNorm normalise by
-    batch statistics, these are of one part, and their running statistics move once a part. Part k
-    of n has the images k, k + n, k + 2 n, ..., so that every device has its share of each.
+    Exactly the whole batch's for all terms that see each image by itself, also those that use
+    running statistics. Where LatentNorm and the discriminator's BatchNorm normalise by batch
+    statistics, these are of one part; the running ones move once a step, towards the parts' means.
+    Part k of n has the images k, k + n, k + 2 n, ..., so that every device has its share of each.
 
     Args:
       gradients: (trained, state, batch, draws) -> (grads, (metrics, batch_stats)).
@@ -29,19 +29,14 @@ def accumulated(gradients, micro_batches: int):
         return parts.swapaxes(0, 1)
 
     def over_parts(trained, state: TrainState, batch: Mapping[str, jax.Array], draws: Draws):
-        def add(carry, part):
-            batch_stats, sums = carry
-            grads, (metrics, batch_stats) = gradients(
-                trained, state.replace(batch_stats=batch_stats), *part
-            )
-            return (batch_stats, jax.tree.map(jnp.add, sums, (grads, metrics))), None
+        def add(sums, part):
+            return jax.tree.map(jnp.add, sums, gradients(trained, state, *part)), None
 
         parts = jax.tree.map(split, (dict(batch), draws))
         first = jax.tree.map(lambda leaf: leaf[0], parts)
         shapes = jax.eval_shape(gradients, trained, state, *first)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[1][0]))
-        (batch_stats, sums), _ = jax.lax.scan(add, (state.batch_stats, zeros), parts)
-        grads, metrics = jax.tree.map(lambda leaf: leaf / micro_batches, sums)
-        return grads, (metrics, batch_stats)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        sums, _ = jax.lax.scan(add, zeros, parts)
+        return jax.tree.map(lambda leaf: leaf / micro_batches, sums)
 
     return over_parts
