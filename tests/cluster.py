@@ -14,7 +14,7 @@ def command(
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     started = []
     for index in range(processes):
         job = ["--coordinator", f"localhost:{port}", "--process-count", str(processes)]

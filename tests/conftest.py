@@ -9,6 +9,9 @@ import tempfile
 # (a small VAE, forward and backward, on two busy cores: 6 s with two threads, 0.07 s with one).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# libtpu, with which programs are compiled for TPUs, would look for one.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
 # On a CPU, compiling takes the tests' time, not running: compile in haste, and nothing twice.
 os.environ.setdefault(
     "XLA_FLAGS",

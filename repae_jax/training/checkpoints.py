@@ -59,7 +59,6 @@ class Checkpoints:
             create=not read_only,
             read_only=read_only,
             cleanup_tmp_directories=not read_only,  # what killed runs left
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._sizes.update),
         )
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
         try:
@@ -96,6 +95,7 @@ class Checkpoints:
                 step,
                 args=args.Composite(state=args.PyTreeSave(state), data=args.JsonSave(data_state)),
             )
+            self._sizes.update()  # the one before is complete by now
 
     def wait(self) -> None:
         """Wait until everything is written.
@@ -105,6 +105,8 @@ class Checkpoints:
         """
         with self._writable(None):
             self._manager.wait_until_finished()
+            if not self._read_only:
+                self._sizes.update()
 
     def restore(self, template: TrainState) -> tuple[TrainState, dict]:
         """The newest whole checkpoint's state and data state.
@@ -140,8 +142,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait until everything is written, and close."""
-        with self._writable(None):
-            self._manager.close()
+        self.wait()
+        self._manager.close()
 
     def _restore(self, step, template):
         args = self._ocp.args
@@ -226,6 +228,7 @@ class _Sizes:
         if not processes().first or not self._folder.is_dir():
             return
         known = self._read()
+        # One that is being written has another name.
         there = {path.name: path for path in self._folder.iterdir() if path.name.isdigit()}
         sizes = {name: known.get(name) or _file_sizes(path) for name, path in there.items()}
         write_atomically(self._file, json.dumps(sizes, indent=0).encode())

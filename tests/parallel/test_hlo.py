@@ -43,7 +43,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def found():
-    flags = "--xla_force_host_platform_device_count=8"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], env={**os.environ, "XLA_FLAGS": flags},
         capture_output=True, text=True, check=False,

@@ -2,22 +2,21 @@
 
 import jax
 import numpy as np
-import parity
 import pytest
 import tiny
+from parity import normal
 
+from repae_jax.models.remat import POLICIES
 from repae_jax.training.build import (
     build_models,
     build_objective,
     build_optimizers,
+    build_vae,
     fresh_state,
     latent_shape,
 )
 from repae_jax.training.draws import sample_draws
-from repae_jax.training.step import make_loss, make_train_step
-
-# What sees each image by itself, or uses running statistics.
-ALONE = ("reconstruction_loss", "kl_loss", "vae_align_loss")
+from repae_jax.training.step import make_train_step
 
 
 def make(config):
@@ -25,15 +24,20 @@ def make(config):
     models = build_models(config)
     state = jax.jit(lambda key: fresh_state(config, models, key))(jax.random.key(0))
     rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda leaf: leaf + 0.05 * rng.normal(size=leaf.shape).astype(np.float32), state.params
-    )
-    state = state.replace(params=params)
+    state = state.replace(params=nonzero(state.params))
     batch = {
         "image": rng.integers(0, 256, (8, 32, 32, 3)).astype(np.uint8),
         "label": np.arange(8, dtype=np.int32),
     }
     return models, state, batch, sample_draws(jax.random.key(1), 8, latent_shape(config, models))
+
+
+def nonzero(params):
+    """Fresh weights with noise: many start at zero, behind which there is no gradient."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: leaf + 0.05 * rng.normal(size=leaf.shape).astype(np.float32), params
+    )
 
 
 def run(config, **options):
@@ -47,7 +51,8 @@ def assert_close(actual, expected, tolerance=1e-5):
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True
     ):
-        parity.assert_close(a, b, jax.tree_util.keystr(path), tolerance)
+        scale = np.abs(b).max()
+        assert np.abs(a - b).max() <= tolerance * scale, jax.tree_util.keystr(path)
 
 
 def without_batch_statistics():
@@ -57,11 +62,10 @@ def without_batch_statistics():
     return config
 
 
-@pytest.mark.parametrize("parts", [2, 4])
-def test_micro_batches_give_the_whole_batchs_step(parts):
+def test_micro_batches_give_the_whole_batchs_step():
     config = without_batch_statistics()
     whole, expected = run(config)
-    state, metrics = run(config, micro_batches=parts)
+    state, metrics = run(config, micro_batches=4)
     expected.pop("latent_std"), metrics.pop("latent_std")  # a statistic of the batch
     assert_close(metrics, expected)
     # Adam divides by the gradient's own size: compare what it divides, not what it makes of it
@@ -69,43 +73,48 @@ def test_micro_batches_give_the_whole_batchs_step(parts):
     assert_close(state.opt_state["vae"], whole.opt_state["vae"], 1e-4)
 
 
-def test_terms_without_batch_statistics_do_not_see_the_parts():
-    config = tiny.get_config()
-    whole, expected = run(config)
-    state, metrics = run(config, micro_batches=4)
-    assert set(metrics) == set(expected)
-    for name in ALONE:
-        parity.assert_close(metrics[name], expected[name], name)
-    # the running mean moves once, by the mean over the whole batch
-    mean = state.batch_stats["latent_norm"]["mean"]
-    parity.assert_close(mean, whole.batch_stats["latent_norm"]["mean"], "running mean")
-    assert not np.isclose(metrics["d_loss"], expected["d_loss"], rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"sit_remat": "blocks", "vae_remat": "blocks"},
-        {"sit_remat": "products", "vae_remat": "products"},
-        {"scan_blocks": True},
-        {"scan_blocks": True, "sit_remat": "blocks"},
-    ],
-    ids=str,
-)
-def test_memory_settings_change_neither_parameters_nor_gradients(changes):
-    config = tiny.get_config()
+def test_the_scan_and_rematerialisation_of_the_sit_change_nothing():
+    config = tiny.get_config("sit")
     config.sit.update(depth=4, encoder_depth=2)
+    latents, time, labels = normal(2, 8, 8, 2, seed=1), np.full(2, 0.3, np.float32), np.arange(2)
 
-    def gradients(config):
-        models, state, batch, draws = make(config)
-        loss = make_loss(models, build_objective(config), tuple(config.train))
-        grads, (metrics, _) = jax.jit(jax.grad(loss, has_aux=True))(
-            state.params, state, batch, draws
-        )
-        return grads, metrics
+    def run(**compute):
+        config.compute.update(compute)
+        sit = build_models(config).sit
+        variables = jax.jit(sit.init)(jax.random.key(0), latents, time, labels)
+        params = nonzero(variables.pop("params"))
 
-    expected = gradients(config)
-    config.compute.update(changes)
-    actual = gradients(config)
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    assert_close(actual, expected, 1e-5)
+        def loss(params, latents):
+            output = sit.apply({"params": params, **variables}, latents, time, labels)
+            return (output.velocity**2).sum() + (output.tokens**3).sum()
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1)))(params, latents)
+
+    expected = run()
+    for scan in (False, True):
+        for remat in POLICIES:
+            assert_close(run(scan_blocks=scan, sit_remat=remat), expected)
+
+
+@pytest.mark.parametrize("family", ["kl", "qwenimage"])
+def test_rematerialisation_of_the_vae_changes_nothing(family):
+    config = tiny.get_config("vae")
+    if family == "qwenimage":
+        config.vae.update(family=family, groups=None, middle_attention=None,
+                          temporal_downsample=(False, True))  # fmt: skip
+    images, noise = normal(2, 8, 8, 3, seed=1), normal(2, 2, 2, 2, seed=2)
+
+    def run(policy):
+        config.compute.vae_remat = policy
+        vae = build_vae(config)
+        params = jax.jit(vae.init)(jax.random.key(0), images, noise)["params"]
+
+        def loss(params, images):
+            posterior, again = vae.apply({"params": params}, images, noise)
+            return (again**2).sum() + posterior.kl().sum()
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1)))(params, images)
+
+    expected = run("none")
+    for policy in ("products", "blocks"):
+        assert_close(run(policy), expected, 1e-4)

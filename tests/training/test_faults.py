@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -102,7 +103,7 @@ print("as it should be")
 
 @pytest.mark.slow  # a process with eight devices compiles the step
 def test_a_nan_in_one_image_skips_the_step_on_all_devices(tmp_path):
-    flags = "--xla_force_host_platform_device_count=8"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     path = os.pathsep.join([str(pathlib.Path(TINY).parent), *sys.path])
     done = subprocess.run(
         [sys.executable, "-c", BROKEN_IMAGE], env={**os.environ, "XLA_FLAGS": flags,
@@ -112,13 +113,13 @@ def test_a_nan_in_one_image_skips_the_step_on_all_devices(tmp_path):
 
 
 def test_ten_steps_in_a_row_that_are_not_finite_end_the_run(teacher, tmp_path, capsys):
-    rate = "--config.optimizer.sit.learning_rate=1e38"
     workdir = tmp_path / "run"
-    assert main(words(workdir, teacher, rate, steps=40)) == 2
+    changes = ["--config.optimizer.vae.learning_rate=1e38", "--config.train=('vae',)"]
+    changes += ["--config.objective.adversarial_weight=0.0"]
+    assert main(words(workdir, teacher, *changes, steps=40)) == 2
     said = capsys.readouterr()
     assert "step 11: 10 steps in a row had a loss or gradient that is not finite" in said.err
-    assert "denoising_loss is" in said.err
-    assert "at step 2 was the first" in said.err
+    assert re.search(r"\((\w+)_loss is (nan|inf) at step 2 was the first\)", said.err)
     step = int(restore_latest(workdir)["step"])
     assert f"go back to the checkpoint of step {step} with a lower learning rate" in said.err
     assert said.err.count("\n") == 1
@@ -131,9 +132,9 @@ def test_ten_steps_in_a_row_that_are_not_finite_end_the_run(teacher, tmp_path, c
 def test_whatever_file_of_the_newest_checkpoint_is_damaged(trained, tmp_path, capsys):
     workdir = tmp_path / "run"
     names = [path.relative_to(trained) for path in files_of(trained / "checkpoints" / "4")]
-    assert len(names) > 5
+    assert len(names) > 20
     expected = restore_latest(trained)
-    for number, name in enumerate(names):
+    for number, name in enumerate(names[::5]):
         shutil.copytree(trained, workdir)
         path = workdir / name
         if number % 2 and path.stat().st_size:
