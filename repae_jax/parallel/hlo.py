@@ -50,11 +50,12 @@ class Traffic:
 
 
 def measure_traffic(text: str, devices: int) -> Traffic:
-    """Count a compiled program's traffic; loops with a known number of turns count so often.
+    """Count a compiled program's traffic; a loop counts as often as it turns, if that is fixed.
 
     A device receives n - 1 of n parts in an all-gather, a reduce-scatter and an all-to-all over n
     devices, and twice that in an all-reduce, as a ring does. Memory traffic is what instructions
-    outside of fusions read and write, save what lives on the chip.
+    outside of fusions read and write: of a slice and of an update in place the part that moves,
+    and nothing of what lives on the chip.
 
     Args:
       text: `compiled.as_text()`.
@@ -63,21 +64,17 @@ def measure_traffic(text: str, devices: int) -> Traffic:
     computations, entry = _parse(text)
     links: Counter = Counter()
     memory = 0.0
-    for name, times in _runs(computations, entry).items():
-        fused = times.fused
-        sizes = {i.name: _bytes(i.shape, on_chip=False) for i in computations[name]}
+    for name, runs in _runs(computations, entry).items():
+        instructions = {i.name: i for i in computations[name]}
         for instruction in computations[name]:
             kind = _collective(instruction)
             if kind:
                 scattered = name.startswith("all-reduce-scatter")
-                links[kind if not scattered else "reduce-scatter"] += times.count * _received(
+                links[kind if not scattered else "reduce-scatter"] += runs.count * _received(
                     kind, instruction, devices, scattered
                 )
-            if not fused and instruction.operation not in _FREE:
-                operands = re.findall(r"%([\w.\-]+)", instruction.rest.split("), ")[0])
-                memory += times.count * (
-                    sizes[instruction.name] + sum(sizes.get(operand, 0.0) for operand in operands)
-                )
+            if not runs.fused and instruction.operation not in _FREE:
+                memory += runs.count * _moved(instruction, instructions, computations)
     return Traffic(dict(links), memory)
 
 
@@ -109,22 +106,113 @@ def _runs(computations, entry):
         runs[name].count += count
         runs[name].fused = fused
         for instruction in computations[name]:
-            trips = 1
-            if instruction.operation == "while":
-                known = _TRIPS.search(instruction.rest)
-                trips = int(known[1]) if known else 1
-            called = _CALLED.findall(instruction.rest)
-            for branches in _BRANCHES.findall(instruction.rest):
-                called += [branch.strip().lstrip("%") for branch in branches.split(",")]
+            turns = _turns(instruction, computations) if instruction.operation == "while" else 1
             inside = fused or instruction.operation not in (
                 "while", "conditional", "call", "async-start",
             )  # fmt: skip
-            for other in called:
+            for other in _called(instruction):
                 if other in computations:
-                    visit(other, count * trips, inside)
+                    visit(other, count * turns, inside)
 
     visit(entry, 1.0, False)
     return runs
+
+
+def _called(instruction):
+    called = _CALLED.findall(instruction.rest)
+    for branches in _BRANCHES.findall(instruction.rest):
+        called += [branch.strip().lstrip("%") for branch in branches.split(",")]
+    return called
+
+
+def _turns(instruction, computations):
+    """How often a loop turns: noted, or the constant that its condition compares with."""
+    if known := _TRIPS.search(instruction.rest):
+        return int(known[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", instruction.rest)[1]
+    constants, waiting = [], [condition]
+    while waiting:
+        for inner in computations.get(waiting.pop(), ()):
+            if inner.operation == "constant" and (found := re.match(r"(\d+)\)", inner.rest)):
+                constants.append(int(found[1]))
+            waiting += _called(inner)
+    return max(constants, default=1)
+
+
+# --- memory ---
+
+
+def _moved(instruction, instructions, computations):
+    """Bytes that an instruction outside of a fusion reads and writes."""
+    if instruction.operation.endswith("-done"):
+        return 0.0
+    if instruction.operation.endswith("-start"):  # its result names its operands as well
+        return _bytes(instruction.shape)
+    operands = [instructions.get(name) for name in _operands(instruction)]
+    if instruction.operation == "fusion" and (called := _called(instruction)):
+        reads, written = _of_fusion(computations.get(called[0], []), instruction)
+        for index, operand in enumerate(operands):
+            if operand is not None:
+                whole = _bytes(operand.shape)
+                written += min(whole, reads.get(index, whole))
+        return written
+    if instruction.operation == "dynamic-slice":
+        return 2 * _bytes(instruction.shape)
+    if instruction.operation == "dynamic-update-slice":
+        return 2 * _bytes(operands[1].shape) if operands[1] is not None else 0.0
+    read = sum(_bytes(operand.shape) for operand in operands if operand is not None)
+    return read + _bytes(instruction.shape)
+
+
+def _of_fusion(fused, fusion):
+    """(bytes read of those parameters of which not all is, bytes written) of a fusion."""
+    by_name = {instruction.name: instruction for instruction in fused}
+    users: dict[str, list[tuple[Instruction, int]]] = {name: [] for name in by_name}
+    for instruction in fused:
+        for position, name in enumerate(_operands(instruction)):
+            if name in users:
+                users[name].append((instruction, position))
+
+    def uses(name):
+        for user, position in users[name]:
+            if user.operation == "bitcast":
+                yield from uses(user.name)
+            else:
+                yield user, position
+
+    def origin(instruction):
+        while instruction.operation == "bitcast":
+            instruction = by_name[_operands(instruction)[0]]
+        return instruction
+
+    reads = {}
+    for instruction in fused:
+        if instruction.operation == "parameter":
+            found = list(uses(instruction.name))
+            if found and all(_partial(user, position) for user, position in found):
+                index = int(instruction.rest.split(")")[0])
+                sliced = [user for user, _ in found if user.operation == "dynamic-slice"]
+                reads[index] = sum(_bytes(user.shape) for user in sliced)
+    roots = [fused[-1]] if fused else []
+    if roots and roots[0].operation == "tuple":
+        roots = [by_name[name] for name in _operands(roots[0])]
+    written = _bytes(fusion.shape)
+    for root in map(origin, roots):
+        if root.operation == "dynamic-update-slice":
+            written += _bytes(by_name[_operands(root)[1]].shape) - _bytes(root.shape)
+    return reads, max(written, 0.0)
+
+
+def _partial(user, position):
+    """Whether a use takes a slice, or updates in place."""
+    return position == 0 and user.operation in ("dynamic-slice", "dynamic-update-slice")
+
+
+def _operands(instruction):
+    return re.findall(r"%([\w.\-]+)", instruction.rest.split("), ")[0])
+
+
+# --- links ---
 
 
 def _collective(instruction):
@@ -162,7 +250,7 @@ def _group_size(rest, devices):
     return devices
 
 
-def _bytes(shape, *, on_chip):
+def _bytes(shape, *, on_chip=False):
     """The size of all arrays in a shape's text; those in on-chip memory only if asked for."""
     total = 0.0
     for kind, dims, layout in _SHAPE.findall(shape):

@@ -41,7 +41,8 @@ class Report:
       topology: such as "v5e:16x16".
       devices: chips.
       batch_size: images over all chips.
-      arguments, temporaries, peak: bytes per device.
+      arguments, temporaries, peak: bytes per device; the peak is arguments, results that take no
+        argument's place, and temporaries, all at once: what the program reserves.
       memory: bytes that a chip has.
       flops: operations per image, recomputation included.
       links: by kind of collective, bytes that a device receives per run.
@@ -244,6 +245,8 @@ def _compile(name, function, arguments, flops, batch_size, topology, chip: Chip)
     seconds = time.perf_counter() - started
     count = parse_topology(topology)[1]
     memory = compiled.memory_analysis()
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    reserved = memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
     traffic = measure_traffic(compiled.as_text(), count)
     return Report(
         program=name,
@@ -252,7 +255,7 @@ def _compile(name, function, arguments, flops, batch_size, topology, chip: Chip)
         batch_size=batch_size,
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
-        peak=memory.peak_memory_in_bytes,
+        peak=reserved,
         memory=chip.memory,
         flops=flops,
         links=traffic.links,

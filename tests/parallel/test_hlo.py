@@ -31,12 +31,18 @@ def turns(x):
         return jax.lax.with_sharding_constraint(jnp.tanh(whole), put("b")), None
     return jax.lax.scan(body, x, None, length=7)[0]
 
+def slices(x):  # one row a turn, read and written
+    def body(i, x):
+        return x.at[i].set(x[i] * 2.0)
+    return jax.lax.fori_loop(0, 100, body, x)
+
 print(json.dumps({
     "gather": traffic(lambda x: x * 1.0, (8, 1000), ("b",), ()),
     "reduce": traffic(lambda x: x.sum(0), (8, 1000), ("b",), ()),
     "gather over all": traffic(lambda x: x * 1.0, (8, 1000), (("a", "b"),), ()),
     "none": traffic(lambda x: x * 2.0, (8, 1000), ("b",), ("b",)),
     "loop": traffic(turns, (8, 1000), ("b",), ("b",)),
+    "slices": traffic(slices, (100, 1000), (), ()),
 }))
 """
 
@@ -69,6 +75,11 @@ def test_memory_traffic_is_what_instructions_read_and_write(found):
     assert found["none"][1] == 2 * part  # read once, written once
 
 
+def test_what_is_sliced_or_updated_in_place_moves_in_part(found):
+    row = 1000 * 4
+    assert 100 * 2 * row <= found["slices"][1] < 100 * 6 * row + 3 * 100 * row
+
+
 TPU = """
 HloModule jit_step, entry_computation_layout={()->f32[]}
 
@@ -86,6 +97,34 @@ ENTRY %main (p: f32[8,128]) -> f32[2,128] {
   ROOT %out = f32[2,128]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1
 }
 """  # noqa: E501
+
+
+LOOP = """
+HloModule jit_step
+
+%condition (p: (s32[], f32[8,128])) -> pred[] {
+  %p = (s32[], f32[8,128]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %n = s32[]{:T(128)} constant(28)
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+
+%body (p: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
+  %p = (s32[], f32[8,128]) parameter(0)
+  %x = f32[8,128] get-tuple-element(%p), index=1
+  %sum = f32[8,128] all-reduce(%x), replica_groups=[1,8]<=[8], to_apply=%add
+  ROOT %t = (s32[], f32[8,128]) tuple(%i, %sum)
+}
+
+ENTRY %main (p: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
+  %p = (s32[], f32[8,128]) parameter(0)
+  ROOT %w = (s32[], f32[8,128]) while(%p), condition=%condition, body=%body
+}
+"""
+
+
+def test_a_loop_turns_as_often_as_its_condition_says():
+    assert measure_traffic(LOOP, 8).links == {"all-reduce": 28 * 2 * 8 * 128 * 4 * 7 / 8}
 
 
 def test_the_tpu_compilers_own_forms():
