@@ -28,7 +28,9 @@ JOBSET_CRD = os.environ.get("JOBSET_CRD")
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_are_clean(script):
     shellcheck = shutil.which("shellcheck", path=pathlib.Path(sys.executable).parent)
-    done = subprocess.run([shellcheck, script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [shellcheck, "-x", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout
 
 
@@ -126,16 +128,16 @@ def test_again_passes_a_signal_on_and_does_not_repeat(tmp_path):
 
 @pytest.mark.parametrize(("status", "requeued"), [(0, False), (2, False), (75, True), (134, True)])
 def test_slurm_goes_back_into_the_queue(status, requeued, tmp_path):
-    fake(tmp_path, "scontrol", f'echo "$@" > {tmp_path}/scontrol')
-    environment = fake(tmp_path, "srun", f'echo "$@" > {tmp_path}/srun; exit {status}')
+    fake(tmp_path, "scontrol", f'echo "$@" > {tmp_path}/queue.txt')
+    environment = fake(tmp_path, "srun", f'echo "$@" > {tmp_path}/run.txt; exit {status}')
     done = subprocess.run(
         ["bash", LAUNCH / "slurm.sbatch", "--workdir", "runs/x"],
         env={**environment, "SLURM_JOB_ID": "42"}, check=False,
     )  # fmt: skip
     assert done.returncode == status
-    assert "repae_jax train --distributed --workdir runs/x" in (tmp_path / "srun").read_text()
-    assert (tmp_path / "scontrol").exists() == requeued
-    assert not requeued or (tmp_path / "scontrol").read_text() == "requeue 42\n"
+    assert "repae_jax train --distributed --workdir runs/x" in (tmp_path / "run.txt").read_text()
+    assert (tmp_path / "queue.txt").exists() == requeued
+    assert not requeued or (tmp_path / "queue.txt").read_text() == "requeue 42\n"
 
 
 def test_tpu_vm_asks_again_after_a_preemption(tmp_path):
