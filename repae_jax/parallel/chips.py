@@ -23,12 +23,13 @@ class Chip:
 
 
 # docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}: the inter-chip bandwidths there (2400, 1600,
-# 4800 Gbit/s; 800 GB/s in both directions) as bytes per second in one. v4's memory is 32 GiB.
+# 4800 Gbit/s; 800 GB/s in both directions) as bytes per second in one. Memories of "16 GB" and
+# "32 GB" are GiB; programs may use about 98 % of them.
 TPUS = {
     "v4": Chip(275e12, 32 * 2**30, 1.2e12, 300e9),
-    "v5e": Chip(197e12, 16e9, 819e9, 200e9),
+    "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9),
     "v5p": Chip(459e12, 95e9, 2765e9, 600e9),
-    "v6e": Chip(918e12, 32e9, 1638e9, 400e9),
+    "v6e": Chip(918e12, 32 * 2**30, 1638e9, 400e9),
 }
 
 

@@ -144,8 +144,8 @@ def _turns(instruction, computations):
 
 def _moved(instruction, instructions, computations):
     """Bytes that an instruction outside of a fusion reads and writes."""
-    if instruction.operation.endswith("-done"):
-        return 0.0
+    if instruction.operation == "async-start" or instruction.operation.endswith("-done"):
+        return 0.0  # what an asynchronous computation does is counted within
     if instruction.operation.endswith("-start"):  # its result names its operands as well
         return _bytes(instruction.shape)
     operands = [instructions.get(name) for name in _operands(instruction)]
@@ -156,7 +156,7 @@ def _moved(instruction, instructions, computations):
                 whole = _bytes(operand.shape)
                 written += min(whole, reads.get(index, whole))
         return written
-    if instruction.operation == "dynamic-slice":
+    if instruction.operation in ("slice", "dynamic-slice"):
         return 2 * _bytes(instruction.shape)
     if instruction.operation == "dynamic-update-slice":
         return 2 * _bytes(operands[1].shape) if operands[1] is not None else 0.0
@@ -191,7 +191,7 @@ def _of_fusion(fused, fusion):
             found = list(uses(instruction.name))
             if found and all(_partial(user, position) for user, position in found):
                 index = int(instruction.rest.split(")")[0])
-                sliced = [user for user, _ in found if user.operation == "dynamic-slice"]
+                sliced = [user for user, _ in found if user.operation != "dynamic-update-slice"]
                 reads[index] = sum(_bytes(user.shape) for user in sliced)
     roots = [fused[-1]] if fused else []
     if roots and roots[0].operation == "tuple":
@@ -205,7 +205,7 @@ def _of_fusion(fused, fusion):
 
 def _partial(user, position):
     """Whether a use takes a slice, or updates in place."""
-    return position == 0 and user.operation in ("dynamic-slice", "dynamic-update-slice")
+    return position == 0 and user.operation in ("slice", "dynamic-slice", "dynamic-update-slice")
 
 
 def _operands(instruction):
