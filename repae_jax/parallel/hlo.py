@@ -149,8 +149,8 @@ def _moved(instruction, instructions, computations):
     if instruction.operation.endswith("-start"):  # its result names its operands as well
         return _bytes(instruction.shape)
     operands = [instructions.get(name) for name in _operands(instruction)]
-    if instruction.operation == "fusion" and (called := _called(instruction)):
-        reads, written = _of_fusion(computations.get(called[0], []), instruction)
+    if instruction.operation == "fusion":
+        reads, written = _of_fusion(instruction, computations)
         for index, operand in enumerate(operands):
             if operand is not None:
                 whole = _bytes(operand.shape)
@@ -164,8 +164,9 @@ def _moved(instruction, instructions, computations):
     return read + _bytes(instruction.shape)
 
 
-def _of_fusion(fused, fusion):
-    """(bytes read of those parameters of which not all is, bytes written) of a fusion."""
+def _of_fusion(fusion, computations):
+    """(bytes read of those operands of which not all is, bytes written) of a fusion."""
+    fused = computations.get(_called(fusion)[0], [])
     by_name = {instruction.name: instruction for instruction in fused}
     users: dict[str, list[tuple[Instruction, int]]] = {name: [] for name in by_name}
     for instruction in fused:
@@ -173,12 +174,20 @@ def _of_fusion(fused, fusion):
             if name in users:
                 users[name].append((instruction, position))
 
-    def uses(name):
+    def read(name):
+        """Bytes read of a value, if all that use it take slices; else None."""
+        total = 0.0
         for user, position in users[name]:
             if user.operation == "bitcast":
-                yield from uses(user.name)
+                part = read(user.name)
+            elif user.operation == "fusion":  # they nest
+                part = _of_fusion(user, computations)[0].get(position)
             else:
-                yield user, position
+                part = _slice_read(user, position)
+            if part is None:
+                return None
+            total += part
+        return total if users[name] else None
 
     def origin(instruction):
         while instruction.operation == "bitcast":
@@ -188,11 +197,9 @@ def _of_fusion(fused, fusion):
     reads = {}
     for instruction in fused:
         if instruction.operation == "parameter":
-            found = list(uses(instruction.name))
-            if found and all(_partial(user, position) for user, position in found):
-                index = int(instruction.rest.split(")")[0])
-                sliced = [user for user, _ in found if user.operation != "dynamic-update-slice"]
-                reads[index] = sum(_bytes(user.shape) for user in sliced)
+            part = read(instruction.name)
+            if part is not None:
+                reads[int(instruction.rest.split(")")[0])] = part
     roots = [fused[-1]] if fused else []
     if roots and roots[0].operation == "tuple":
         roots = [by_name[name] for name in _operands(roots[0])]
@@ -203,9 +210,13 @@ def _of_fusion(fused, fusion):
     return reads, max(written, 0.0)
 
 
-def _partial(user, position):
-    """Whether a use takes a slice, or updates in place."""
-    return position == 0 and user.operation in ("slice", "dynamic-slice", "dynamic-update-slice")
+def _slice_read(user, position):
+    """Bytes that a slice, or an update in place, reads of its first operand; else None."""
+    if position == 0 and user.operation in ("slice", "dynamic-slice"):
+        return _bytes(user.shape)
+    if position == 0 and user.operation == "dynamic-update-slice":
+        return 0.0
+    return None
 
 
 def _operands(instruction):
