@@ -80,7 +80,8 @@ CASES = [
     pytest.param(1, 8, dict(data=8), marks=thorough, id="data 8"),
     pytest.param(1, 8, dict(data=2, fsdp=4), marks=thorough, id="data 2 x fsdp 4"),
     pytest.param(1, 8, dict(fsdp=8, frozen="sharded"), marks=thorough, id="fsdp 8"),
-    pytest.param(2, 4, dict(data=2, fsdp=4), id="2 processes"),
+    pytest.param(2, 4, dict(data=2, fsdp=4), marks=thorough, id="2 processes of 4"),
+    pytest.param(2, 1, dict(fsdp=2), id="2 processes"),
 ]
 
 
