@@ -32,11 +32,12 @@ def check_devices(config: ConfigDict, device_count: int) -> None:
     unit = device_count * parts
     if config.batch_size % unit:
         below = config.batch_size // unit * unit
+        fitting = f"{below} or {below + unit}" if below else str(unit)
         what = f"the {device_count} devices"
         what += f" times config.compute.micro_batches {parts}" if parts > 1 else ""
         raise UserError(
             f"config.batch_size is {config.batch_size}, not divisible by {what}: "
-            f"use {below or unit} or {below + unit}"
+            f"use {fitting}"
         )
 
 

@@ -1,5 +1,6 @@
 """Programs compiled for TPUs that are not there."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -7,7 +8,9 @@ import pytest
 import tiny
 
 from repae_jax.cli import main
+from repae_jax.errors import UserError
 from repae_jax.parallel.chips import TPUS, parse_topology
+from repae_jax.training import ahead
 
 TINY = str(pathlib.Path(tiny.__file__))
 
@@ -25,7 +28,8 @@ def test_what_is_no_topology_is_said(topology, capsys):
 
 def test_a_slice_that_nobody_rents_is_said(capsys):
     pytest.importorskip("libtpu")
-    assert main(["compile", "--config", TINY, "--topology", "v5e:3x7"]) == 2
+    words = ["--topology", "v5e:3x7", "--batch-per-device", "1"]
+    assert main(["compile", "--config", TINY, *words]) == 2
     assert "--topology v5e:3x7" in capsys.readouterr().err
 
 
@@ -46,3 +50,37 @@ def test_the_step_is_compiled_for_a_slice(capsys):
     assert report["links"]["all-gather"] > 0
     assert report["links"].keys() & {"all-reduce", "reduce-scatter"}
     assert report["seconds"] == max(report[f"{k}_seconds"] for k in ("compute", "memory", "link"))
+
+
+def test_the_sweep_finds_the_largest_batch_that_fits(monkeypatch, capsys):
+    tried = []
+
+    def compile_train(config, topology):
+        per_device = config.batch_size // 8
+        tried.append(per_device)
+        if per_device > 20:
+            raise ahead.OutOfMemory("too large")
+        return report(config.batch_size, peak=per_device, memory=limit)
+
+    monkeypatch.setattr(ahead, "compile_train", compile_train)
+    for limit in (1, 2, 7, 13):
+        tried.clear()
+        (found,) = ahead.sweep(tiny.get_config(), "v5e:2x4")
+        assert found.batch_size == limit * 8
+        assert len(tried) == len(set(tried)) <= 9
+    limit = 0
+    with pytest.raises(UserError, match="not one image per device fits v5e:2x4"):
+        ahead.sweep(tiny.get_config(), "v5e:2x4")
+
+
+def report(batch_size, **values):
+    fields = dict.fromkeys((field.name for field in dataclasses.fields(ahead.Report)), 1)
+    return ahead.Report(**{**fields, "links": {}, "batch_size": batch_size, **values})
+
+
+def test_a_report_is_readable():
+    text = ahead.describe(report(64, devices=8, peak=12e9, memory=16e9, compute_seconds=0.2,
+                                 memory_seconds=0.1, link_seconds=0.05))  # fmt: skip
+    assert "12.00 GB at the peak of 16.0: fits" in text
+    assert "200.0 ms, 320 images/s, 100 % of the peak" in text
+    assert "DOES NOT FIT" in ahead.describe(report(64, peak=17, memory=16))
