@@ -23,6 +23,7 @@ The shortest way to see it work, on handwritten digits and two CPU cores:
   python -m repae_jax report --workdir runs/digits
 """
 
+DEFAULT = "(default: %(default)s)"
 CONFIG_HELP = """\
 Any key of the configuration can be set behind --config, for example
   --config configs/digits.py --config.run.steps=200 --config.sit.depth=4
@@ -35,8 +36,9 @@ All keys and their defaults are in repae_jax/config.py.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status.
 
-    0: done. 2: bad input, said in one line. 75: a signal ended the training before its last
-    step, after saving, or another process of the job is gone; run the same command to go on.
+    0: done. 2: bad input, said in one line. 75: a signal ended the training before its last step,
+    after saving, or another process of the job is gone; run the same command to go on. 130:
+    Ctrl-C ended another command.
     """
     parser = _parser()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -58,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; what is complete stays: run the same command again", file=sys.stderr)
+        return 130
 
 
 def _parser():
@@ -175,12 +180,16 @@ def _add_prepare(command):
     prepare.add_argument(
         "--verify", metavar="FOLDER", type=pathlib.Path, help="check a packed folder"
     )
-    prepare.add_argument("--resolution", type=int, default=256, help="pixels along a side")
+    prepare.add_argument(
+        "--resolution", type=int, default=256, help="pixels along a side (default: %(default)s)"
+    )
     prepare.add_argument("--format", default="raw", help="raw (default), png, webp: lossless; jpeg")
     prepare.add_argument("--quality", type=int, help="1 to 100, for jpeg, or webp with loss")
     prepare.add_argument("--split", default="train", help="of the source")
     prepare.add_argument("--path", default="", help="tfds: the data directory, if not its default")
-    prepare.add_argument("--per-shard", type=int, default=2048, help="images in a shard")
+    prepare.add_argument(
+        "--per-shard", type=int, default=2048, help="images in a shard (default: %(default)s)"
+    )
     prepare.add_argument(
         "--workers",
         type=int,
@@ -188,7 +197,12 @@ def _add_prepare(command):
         help="processes; 0: in this one (default: %(default)s)",
     )
     prepare.add_argument("--exif", action="store_true", help="turn pictures as EXIF says")
-    prepare.add_argument("--on-bad-image", default="error", choices=["error", "skip"])
+    prepare.add_argument(
+        "--on-bad-image",
+        default="error",
+        choices=["error", "skip"],
+        help="end at a file that is no readable image, or leave it out and list it",
+    )
     _add_quiet(prepare)
 
 
@@ -197,17 +211,31 @@ def _add_encode(command):
         "encode",
         _encode,
         "put a configuration's images through its VAE once, to train on the latents",
-        CONFIG_HELP + "\nA killed run goes on where it stopped, and ends with the same bytes.",
+        "The configuration names the images (config.data), the VAE (config.vae.weights) and the\n"
+        "teachers. A killed run goes on where it stopped, and ends with the same bytes.\n\n"
+        "examples:\n"
+        "  encode --config configs/imagenet256_ldm_e2e_vavae.py:images --output data/e2e_vavae "
+        "--teachers --dtype float16\n"
+        "  encode --config mine.py:repa --config.vae.weights=my-vae --output data/mine --images\n\n"
+        "then train with --config.data.source=latents --config.data.path=data/mine",
     )
     _add_config(encode)
     encode.add_argument("--output", required=True, type=pathlib.Path, help="a new folder")
     encode.add_argument("--split", default="train", help="of the data")
-    encode.add_argument("--batch-size", type=int, default=64, help="images at a time")
-    encode.add_argument("--per-shard", type=int, default=4096, help="images in a shard")
+    encode.add_argument(
+        "--batch-size", type=int, default=64, help="images at a time (default: %(default)s)"
+    )
+    encode.add_argument(
+        "--per-shard", type=int, default=4096, help="images in a shard (default: %(default)s)"
+    )
     encode.add_argument("--mirrored", action="store_true", help="the mirrored images as well")
     encode.add_argument("--images", action="store_true", help="keep the images, for the teachers")
-    encode.add_argument("--teachers", action="store_true", help="keep the teachers' tokens instead")
-    encode.add_argument("--dtype", default="float32", help="or float16, bfloat16: as stored")
+    encode.add_argument(
+        "--teachers", action="store_true", help="keep the teachers' tokens, which are used then"
+    )
+    encode.add_argument(
+        "--dtype", default="float32", help="as stored; or float16, bfloat16 (default: %(default)s)"
+    )
     _add_processes(encode)
     _add_quiet(encode)
 

@@ -36,8 +36,7 @@ def check_devices(config: ConfigDict, device_count: int) -> None:
         what = f"the {device_count} devices"
         what += f" times config.compute.micro_batches {parts}" if parts > 1 else ""
         raise UserError(
-            f"config.batch_size is {config.batch_size}, not divisible by {what}: "
-            f"use {fitting}"
+            f"config.batch_size is {config.batch_size}, not divisible by {what}: use {fitting}"
         )
 
 

@@ -12,7 +12,7 @@ the pipeline chooses (`choose_mirrored`).
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -101,14 +101,17 @@ def choose_mirrored(element: Mapping[str, Any], mirrored: bool) -> dict[str, Any
 
 
 def check_for_training(
-    source: LatentSource, fingerprint: str, teachers: Sequence[str], latent_shape: tuple[int, ...]
+    source: LatentSource,
+    fingerprint: str,
+    teachers: Mapping[str, str],
+    latent_shape: tuple[int, ...],
 ) -> None:
     """Raise UserError unless the cache serves this configuration.
 
     Args:
       source: the cache.
       fingerprint: of the configuration's VAE.
-      teachers: the names of its teachers.
+      teachers: the fingerprints of its teachers, by name.
       latent_shape: (h, w, c) of its latents.
     """
     made = source.manifest["made"]
@@ -122,9 +125,17 @@ def check_for_training(
             f"{source.name} holds latents of shape {tuple(made['latent_shape'])}, the "
             f"configuration needs {tuple(latent_shape)}"
         )
-    if not teachers or made["images"]:
+    if not teachers or (made["images"] and not made["teachers"]):
         return
-    if list(made["teachers"]) != list(teachers):
+    if list(made["teachers"]) == list(teachers):
+        for name in teachers:
+            if made["teachers"][name] != teachers[name]:
+                raise UserError(
+                    f"{source.name} keeps the tokens of another teacher {name!r} "
+                    f"({made['teachers'][name][:12]}...) than that of config.teachers.{name}."
+                    f"weights ({teachers[name][:12]}...): encode anew, or name the one that made it"
+                )
+    else:
         kept = ", ".join(made["teachers"]) or "none"
         raise UserError(
             f"{source.name} keeps neither images nor the tokens of the teachers "

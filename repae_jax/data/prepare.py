@@ -56,12 +56,17 @@ def prepare_command(options: argparse.Namespace) -> int:
         progress=not options.quiet,
     )
     print(f"{options.output}: {_summary(options.output)}")
+    say_skipped(manifest)
+    return 0
+
+
+def say_skipped(manifest: Mapping[str, Any]) -> None:
+    """Print which images were left out, if any were."""
     if skipped := manifest["skipped"]:
         names = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
         # a name need not be Unicode, and then cannot be printed as it is
         names = names.encode("utf-8", "backslashreplace").decode()
         print(f"skipped {len(skipped)} that are no readable images (see its manifest): {names}")
-    return 0
 
 
 def prepare(
@@ -131,7 +136,6 @@ def prepare(
         "format": format,
         "quality": quality,
         "exif": exif,
-        "on_bad_image": on_bad_image,
     }
     classes = getattr(images, "classes", None)
     return write_shards(
@@ -163,7 +167,7 @@ class _ImageWriter:
     def __call__(self, indexes: range, writer: ShardWriter) -> Mapping[str, Any]:
         skipped = []
         for index in indexes:
-            name = _name(self.source, index)
+            name = relative_name(self.source, index)
             try:
                 element = self.source[index]
             except BadImage:
@@ -200,12 +204,13 @@ def _parse(source, path):
     if source == "digits":
         return "digits", "", ""
     if not source or not pathlib.Path(source).is_dir():
+        what = "which is no folder here" if source else "empty"
         known = "a folder of class folders, tfds:NAME, hdf5:FOLDER or digits"
-        raise UserError(f"SOURCE is {source!r}: give {known}")
+        raise UserError(f"SOURCE is {source!r}, {what}: give {known}")
     return "folder", "", source
 
 
-def _name(source, index):
+def relative_name(source: Source, index: int) -> str:
     """What the source calls an image, without where on this machine it lies."""
     if not hasattr(source, "image_name"):
         return str(index)
@@ -216,7 +221,7 @@ def names_checksum(source: Source) -> str:
     """Tells one source's images from another's by their names, for a path tells nothing."""
     digest = hashlib.sha256()
     for index in range(len(source)):
-        digest.update(_name(source, index).encode("utf-8", "surrogateescape") + b"\0")
+        digest.update(relative_name(source, index).encode("utf-8", "surrogateescape") + b"\0")
     return digest.hexdigest()
 
 

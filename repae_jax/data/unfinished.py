@@ -189,6 +189,11 @@ def _check_same(plan, there, path):
         raise UserError(f"{path}: damaged; delete {plan.folder} and begin anew")
     theirs = {**{key: there.get(key) for key in plan.begun}, **there["made"]}
     ours = {**plan.begun, **plan.begun["made"]}
+    if theirs.get("names_sha256") != ours.get("names_sha256"):
+        raise UserError(
+            f"{plan.folder} was begun with other images: files have been added, removed or renamed "
+            "since, or it is another source; delete it and begin anew, or choose another folder"
+        )
     differing = [
         f"{key} = {theirs.get(key)!r}, not {ours.get(key)!r}"
         for key in {**ours, **theirs}
@@ -196,6 +201,6 @@ def _check_same(plan, there, path):
     ]
     if differing:
         raise UserError(
-            f"{plan.folder} was begun with {'; '.join(differing)}: repeat that, or choose another "
-            "folder"
+            f"{plan.folder} was begun with {'; '.join(differing)}: repeat that, delete it, or "
+            "choose another folder"
         )

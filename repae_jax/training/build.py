@@ -93,7 +93,7 @@ def init_state(
     models: Models,
     measure: Measure | None = None,
     shardings: TrainState | None = None,
-    check_vae: Callable[[Any], None] = lambda params: None,
+    check: Callable[[Any, Any], None] = lambda vae, frozen: None,
 ) -> TrainState:
     """The state at step 0: fresh weights from the seed, then those that the files bring.
 
@@ -103,12 +103,12 @@ def init_state(
       measure: a VAE's parameters -> its latents' statistics, asked where a pretrained VAE comes
         without them; without it LatentNorm then starts at mean 0 and variance 1.
       shardings: where each array of the state is to be; on one device by default.
-      check_vae: raises what is wrong with a pretrained VAE's parameters.
+      check: raises what is wrong with a pretrained VAE's parameters and the frozen networks'.
 
     Raises:
       UserError: a file is missing or damaged, or holds another model.
     """
-    loaded = _from_files(config, models, measure, check_vae)
+    loaded = _from_files(config, models, measure, check)
     fresh = jax.jit(
         lambda data: fresh_state(config, models, jax.random.wrap_key_data(data)),
         compiler_options=_init_compiler_options(),
@@ -238,7 +238,7 @@ def _pretrained_vae(config, models, measure):
     return params, statistics
 
 
-def _from_files(config, models, measure, check_vae):
+def _from_files(config, models, measure, check):
     """By field of the state and network, the arrays that files bring; read before any is made."""
     from repae_jax.interop.discriminator import load_discriminator
     from repae_jax.interop.files import read_tensors
@@ -246,7 +246,6 @@ def _from_files(config, models, measure, check_vae):
     params, batch_stats, ema = {}, {}, {}
     if config.vae.weights:
         params["vae"], statistics = _pretrained_vae(config, models, measure)
-        check_vae(params["vae"])
         if statistics is not None and models.latent_norm is not None:
             batch_stats["latent_norm"] = ema["latent_norm"] = dict(statistics)
     if config.discriminator.weights and models.discriminator is not None:
@@ -256,6 +255,8 @@ def _from_files(config, models, measure, check_vae):
         batch_stats["discriminator"] = loaded["batch_stats"]
     names = [*models.teachers, *(["lpips"] if models.lpips is not None else [])]
     frozen = load_frozen(config, models, names)
+    if "vae" in params:
+        check(params["vae"], frozen)
     return {"params": params, "batch_stats": batch_stats, "ema": ema, "frozen": frozen}
 
 

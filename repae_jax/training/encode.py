@@ -14,8 +14,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from repae_jax.data import latents
+from repae_jax.data.decode import BadImage
 from repae_jax.data.images import encode_pixels
-from repae_jax.data.prepare import names_checksum
+from repae_jax.data.prepare import names_checksum, relative_name, say_skipped
 from repae_jax.data.shards import ShardWriter, write_shards
 from repae_jax.data.sources import Source, open_source
 from repae_jax.errors import UserError
@@ -56,6 +57,7 @@ def encode_command(options: argparse.Namespace, config: ConfigDict) -> int:
     manifest = latents.read_manifest(options.output)
     size = sum((options.output / shard["file"]).stat().st_size for shard in manifest["shards"])
     print(f"{options.output}: {manifest['count']} latents, {size / 1e6:.1f} MB")
+    say_skipped(manifest)
     return 0
 
 
@@ -94,7 +96,10 @@ def encode(
       UserError: bad configuration, files, data or output folder.
     """
     _check(config, dtype, batch_size)
-    source = open_source(config.data, split)
+    with_errors = config.data.copy_and_resolve_references()
+    with_errors.on_bad_image = "error"  # a bad one is left out here, not replaced
+    source = open_source(with_errors, split)
+    skip = config.data.on_bad_image == "skip"
     models = build_models(config)
     params, _ = read_vae(config, models.vae)
     encoder = _Encoder(config, models, params, batch_size, teachers)
@@ -106,17 +111,17 @@ def encode(
         "resolution": config.data.resolution,
         "mirrored": mirrored,
         "images": images,
-        "teachers": list(models.teachers) if teachers else [],
+        "teachers": encoder.teachers,
         "dtype": dtype,
         "compute_dtype": config.dtype,
         "batch_size": batch_size,
     }
 
     def write(indexes: range, writer: ShardWriter) -> dict[str, Any]:
-        sums = Sums(models.vae.latent_channels)
-        for record in _records(source, indexes, encoder, made, sums):
+        sums, skipped = Sums(models.vae.latent_channels), []
+        for record in _records(source, indexes, encoder, made, sums, skipped if skip else None):
             writer.write(record)
-        return sums.as_json()
+        return {**sums.as_json(), "skipped": skipped}
 
     write_shards(
         output,
@@ -156,11 +161,12 @@ def summarise(sums: list[Mapping[str, Any]]) -> dict[str, Any]:
     mean = [math.fsum(s["first"][c] for s in sums) / count for c in range(channels)]
     second = [math.fsum(s["second"][c] for s in sums) / count for c in range(channels)]
     var = [q - m**2 for q, m in zip(second, mean, strict=True)]
-    return {"statistics": {"mean": mean, "var": var}}
+    skipped = [name for shard in sums for name in shard["skipped"]]
+    return {"statistics": {"mean": mean, "var": var}, "skipped": skipped}
 
 
 def fingerprint(params: Mapping[str, Any]) -> str:
-    """SHA-256 of a VAE's parameters as float32, by path: whatever file they came from."""
+    """SHA-256 of a network's parameters as float32, by path: whatever file they came from."""
     digest = hashlib.sha256()
     for path, array in sorted(flatten(params).items()):
         digest.update(path.encode())
@@ -173,13 +179,15 @@ class _Encoder:
 
     def __init__(self, config: ConfigDict, models: Models, params, batch_size: int, teachers: bool):
         self.batch_size = batch_size
-        self._mesh = make_mesh(jax.local_devices())
+        self._mesh = make_mesh(devices=jax.local_devices())
         if batch_size % self._mesh.size:
             raise UserError(
                 f"--batch-size {batch_size} does not divide over the {self._mesh.size} devices"
             )
         names = list(models.teachers) if teachers else []
-        weights = {"vae": params, **load_frozen(config, models, names)}
+        frozen = load_frozen(config, models, names)
+        self.teachers = {name: fingerprint(frozen[name]["params"]) for name in names}
+        weights = {"vae": params, **frozen}
         self._weights = jax.device_put(weights, replicated(self._mesh))
         side = config.data.resolution // models.vae.factor
         self.latent_shape = (side, side, models.vae.latent_channels)
@@ -205,16 +213,21 @@ class _Encoder:
         return jax.tree.map(lambda a: a[:count], jax.device_get(self._run(self._weights, batch)))
 
 
-def _records(source: Source, indexes, encoder, made, sums) -> Iterator[dict[str, Any]]:
-    """The records of these images, in order; the next images are read while these are encoded."""
+def _records(source: Source, indexes, encoder, made, sums, skipped) -> Iterator[dict[str, Any]]:
+    """The records of these images, in order; the next images are read while these are encoded.
+
+    Bad images are an error, unless there is a list `skipped` to note them in.
+    """
     starts = range(indexes.start, indexes.stop, encoder.batch_size)
     chunks = [range(s, min(s + encoder.batch_size, indexes.stop)) for s in starts]
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         reading = [pool.submit(source.__getitem__, i) for i in chunks[0]]
         for number in range(len(chunks)):
-            elements = [future.result() for future in reading]
+            elements = list(_readable(source, chunks[number], reading, skipped))
             if number + 1 < len(chunks):
                 reading = [pool.submit(source.__getitem__, i) for i in chunks[number + 1]]
+            if not elements:
+                continue
             images = np.stack([element["image"] for element in elements])
             parts = list(_parts(images, encoder, made, sums))
             if made["mirrored"]:
@@ -225,6 +238,17 @@ def _records(source: Source, indexes, encoder, made, sums) -> Iterator[dict[str,
                 ]
             for part, element in zip(parts, elements, strict=True):
                 yield {**part, "label": int(element["label"])}
+
+
+def _readable(source, indexes, reading, skipped):
+    """The elements that are being read; names of bad images go to `skipped`, if there is one."""
+    for index, future in zip(indexes, reading, strict=True):
+        try:
+            yield future.result()
+        except BadImage:
+            if skipped is None:
+                raise
+            skipped.append(relative_name(source, index))
 
 
 def _parts(images, encoder, made, sums):
@@ -246,8 +270,13 @@ def _check(config, dtype, batch_size):
     if batch_size < 1:
         raise UserError(f"--batch-size is {batch_size}: give at least 1")
     if config.data.source == latents.KIND:
-        raise UserError("config.data.source is 'latents' already: name the images to encode")
+        raise UserError(
+            "config.data.source is 'latents' already: name the images to encode, as the argument "
+            ":images of the second stage's configurations does"
+        )
     if not config.vae.weights:
-        raise UserError("config.vae.weights is empty: name the VAE that encodes")
+        raise UserError(
+            "config.vae.weights is empty: name the VAE that encodes (--config.vae.weights=PATH)"
+        )
     validate(config)
     check_files(config)

@@ -144,14 +144,14 @@ def _initial_state(program, source):
             return latents.statistics_of(source.manifest)
         return latent_moments(models.vae, vae, source, config.batch_size)
 
-    def check(vae):  # cached latents are of one VAE: the configuration may name another
+    def check(vae, frozen):  # a cache is of one VAE and its teachers: these may be others
         if config.data.source != latents.KIND:
             return
-        latents.check_for_training(
-            source, fingerprint(vae), tuple(models.teachers), latent_shape(config, models)
-        )
+        teachers = {name: fingerprint(frozen[name]["params"]) for name in models.teachers}
+        shape = latent_shape(config, models)
+        latents.check_for_training(source, fingerprint(vae), teachers, shape)
 
-    return init_state(config, models, measure, program.shardings, check_vae=check)
+    return init_state(config, models, measure, program.shardings, check)
 
 
 def _continued(program, checkpoints, batches):

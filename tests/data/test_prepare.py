@@ -144,7 +144,6 @@ def test_the_manifest_says_how_it_was_made_but_not_where(pictures, tmp_path):
         "format": "webp",
         "quality": None,
         "exif": True,
-        "on_bad_image": "error",
         "per_shard": 2,
         "source_count": 5,
     }
@@ -295,6 +294,24 @@ def test_bad_images_can_be_left_out_and_are_listed(pictures, tmp_path):
     for record in records:
         expected = cropped(pictures / record["name"])
         np.testing.assert_array_equal(np.asarray(opened(record)), expected)
+
+
+def test_a_run_that_a_bad_image_stopped_may_leave_it_out(pictures, tmp_path):
+    damage(pictures / "cat" / "2.png")
+    with pytest.raises(UserError, match="cat/2.png"):
+        run(pictures, tmp_path / "packed")
+    run(pictures, tmp_path / "packed", on_bad_image="skip")
+    run(pictures, tmp_path / "at once", on_bad_image="skip")
+    assert content(tmp_path / "packed") == content(tmp_path / "at once")
+
+
+def test_files_that_were_removed_are_said(pictures, tmp_path):
+    damage(pictures / "cat" / "2.png")
+    with pytest.raises(UserError, match="cat/2.png"):
+        run(pictures, tmp_path / "packed")
+    (pictures / "cat" / "2.png").unlink()
+    with pytest.raises(UserError, match="was begun with other images: .* delete it and begin"):
+        run(pictures, tmp_path / "packed")
 
 
 def test_a_file_that_cannot_be_read_is_never_left_out(pictures, tmp_path):

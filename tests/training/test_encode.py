@@ -16,11 +16,14 @@ import numpy as np
 import parity
 import pytest
 import tiny
+from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from repae_jax.cli import main
 from repae_jax.config import to_json
 from repae_jax.data.latents import open_latents
 from repae_jax.data.sources import open_source
+from repae_jax.errors import UserError
 from repae_jax.models.teachers import preprocess
 from repae_jax.sampling.pixels import to_float
 from repae_jax.training.build import (
@@ -209,6 +212,44 @@ def test_another_vaes_cache_is_refused_and_nothing_is_written(folder, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
+def test_another_teachers_tokens_are_refused(folder, tmp_path, capsys):
+    cache, other = tmp_path / "cache", tmp_path / "other.safetensors"
+    encode(make_config(folder), cache, teachers=True, progress=False)
+    changed = load_file(folder / "teacher.safetensors")
+    save_file({name: array * 1.01 for name, array in changed.items()}, other)
+    words = ["--config", f"{TINY}:repa", "--config.data.source=latents"]
+    words += [f"--config.data.path={cache}", f"--config.vae.weights={folder / 'vae'}"]
+    words += [f"--config.teachers.small.weights={other}"]
+    assert main(["train", *words, "--workdir", str(tmp_path / "run"), "--quiet"]) == 2
+    assert "keeps the tokens of another teacher 'small'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    config = make_config(folder)
+    config.teachers.small.weights = str(other)
+    with pytest.raises(UserError, match="was begun with teachers"):  # nor are two mixed
+        encode(config, cache, teachers=True, progress=False)
+
+
+def test_bad_images_are_left_out_of_the_cache(folder, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for index in range(10):
+        path = tmp_path / "images" / f"class{index}" / "a.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(path)
+    (tmp_path / "images" / "class4" / "b.png").write_text("no image")
+    words = ["--config", f"{TINY}:repa", f"--config.vae.weights={folder / 'vae'}"]
+    words += [f"--config.teachers.small.weights={folder / 'teacher.safetensors'}"]
+    words += ["--config.data.source=folder", f"--config.data.path={tmp_path / 'images'}"]
+    encode_it = ["encode", *words, "--output", str(tmp_path / "cache"), "--quiet"]
+    assert main(encode_it) == 2
+    assert "class4/b.png" in capsys.readouterr().err
+    assert main([*encode_it, "--config.data.on_bad_image=skip"]) == 0
+    assert "skipped 1 that are no readable images" in capsys.readouterr().out
+    cache = open_latents(tmp_path / "cache")
+    assert len(cache) == 10
+    assert cache.manifest["skipped"] == ["class4/b.png"]
+    assert [cache[i]["label"] for i in range(10)] == list(range(10))
+
+
 def test_the_fingerprint_is_of_the_weights_whatever_their_file(folder, tmp_path):
     config = make_config(folder)
     models = build_models(config)
@@ -230,8 +271,6 @@ def test_the_fingerprint_is_of_the_weights_whatever_their_file(folder, tmp_path)
     ],
 )
 def test_what_cannot_be_encoded_is_said(change, message, folder, tmp_path):
-    from repae_jax.errors import UserError
-
     config = make_config(folder)
     for key, value in change.items():
         section, leaf = key.split(".")
