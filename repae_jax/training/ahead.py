@@ -118,6 +118,7 @@ def compiler(effort: str) -> Iterator[None]:
         of ten, and may come out a little larger and slower.
     """
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU to ask
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nor to quarrel about
     names = ("jax_exec_time_optimization_effort", "jax_memory_fitting_effort")
     before = {name: getattr(jax.config, name) for name in names}
     for name in names:

@@ -378,7 +378,7 @@ def test_other_options_or_images_are_refused(pictures, tmp_path):
     with pytest.raises(UserError, match="begun with format = 'png', not 'webp'"):
         run(pictures, tmp_path / "packed", format="webp")
     (pictures / "cat" / "2.png").rename(pictures / "cat" / "3.png")
-    with pytest.raises(UserError, match="begun with names_sha256"):
+    with pytest.raises(UserError, match="begun with other images"):
         run(pictures, tmp_path / "packed")
     assert content(tmp_path / "packed") == before
 

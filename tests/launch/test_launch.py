@@ -193,7 +193,7 @@ def test_local_processes_train_and_survive_one_that_dies(tmp_path):
         assert process.poll() is None, process.communicate()[0][-3000:]
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    subprocess.run(["pkill", "-KILL", "-f", f"--workdir {workdir}.*--process-index 1"], check=True)
+    subprocess.run(["pkill", "-KILL", "-f", "--", f"--workdir {workdir}.*--process-index 1"], check=True)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output[-3000:]
     assert "again.sh: status" in output
