@@ -33,7 +33,10 @@ for ((restart = 0; restart <= limit; restart++)); do
   if [ "$status" -eq 0 ] || [ "$status" -eq 2 ] || [ -n "$ending" ]; then
     exit "$status"
   fi
+  [ "$restart" -eq "$limit" ] && break
   echo "again.sh: status $status, starting again in $pause s ($((restart + 1)) of $limit)" >&2
-  sleep "$pause"
+  sleep "$pause" &
+  wait $! # so that a signal is answered at once
+  [ -n "$ending" ] && exit "$status"
 done
 exit "$status"

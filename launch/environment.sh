@@ -3,7 +3,7 @@
 #
 #   make_environment FOLDER REQUIREMENTS...
 #
-# Takes $PYTHON, or the newest of python3.13 ... python3.11 that is there.
+# Takes $PYTHON, or python3.12, 3.11 or 3.13, or what python3 is, in this order.
 
 find_python() {
   for candidate in "${PYTHON:-}" python3.12 python3.11 python3.13 python3; do

@@ -26,7 +26,10 @@ fi
 workdir=run
 arguments=("$@")
 for ((i = 0; i < $#; i++)); do
-  [ "${arguments[i]}" = --workdir ] && workdir=${arguments[i + 1]:-run}
+  case "${arguments[i]}" in
+    --workdir) workdir=${arguments[i + 1]:-run} ;;
+    --workdir=*) workdir=${arguments[i]#--workdir=} ;;
+  esac
 done
 port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
 mkdir -p "$(dirname "$workdir")"

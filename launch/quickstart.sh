@@ -7,8 +7,11 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
 
-workdir=${1:-runs/digits}
-shift || true
+workdir=runs/digits
+case "${1:-}" in
+  "" | --*) ;;
+  *) workdir=$1 && shift ;;
+esac
 teacher=$workdir/teacher.safetensors
 config=(--config configs/digits.py "--config.teachers.digits.weights=$teacher" "$@")
 

@@ -43,8 +43,8 @@ wait_until_active() {
   while true; do
     case "$(state)" in
       ACTIVE) return ;;
-      ABSENT) create ;;
-      SUSPENDED | SUSPENDING | FAILED) delete && create ;;
+      ABSENT) create || true ;; # it may be there, and only the question failed
+      SUSPENDED | SUSPENDING | FAILED) delete && create || true ;;
       *) echo "tpu_vm.sh: $NAME is $(state)" >&2 ;;
     esac
     sleep 30
@@ -55,10 +55,13 @@ install() {
   : "${BUCKET:?a Cloud Storage bucket for work directories and data}"
   local archive
   archive=$(mktemp --suffix .tar.gz)
-  git archive --format tar.gz --output "$archive" HEAD
-  gcloud compute tpus tpu-vm scp "$archive" "$node:repae_jax.tar.gz" --zone "$ZONE" --worker all
+  git archive --format tar.gz --output "$archive" HEAD || return
+  gcloud compute tpus tpu-vm scp "$archive" "$node:repae_jax.tar.gz" --zone "$ZONE" --worker all ||
+    return
   rm "$archive"
+  # A trainer that an earlier call of this script left behind saves and ends first.
   on_all "set -e
+    pkill -TERM -f '[l]aunch/again.sh' && sleep 60 || true
     mkdir -p repae_jax && tar xzf repae_jax.tar.gz -C repae_jax
     python3 -m venv venv
     venv/bin/pip install --quiet -r repae_jax/requirements.txt 'jax[tpu]'

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from absl import logging as absl_logging
 
 from repae_jax import __version__
-from repae_jax.errors import RUN_AGAIN, LostProcess, UserError
+from repae_jax.errors import RUN_AGAIN, TryAgain, UserError
 from repae_jax.overrides import PREFIX, apply_overrides, read_config
 
 DESCRIPTION = """\
@@ -53,16 +53,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax explains itself at length
     try:
         return options.run(options)
-    except LostProcess as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(RUN_AGAIN)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        status = RUN_AGAIN if isinstance(error, TryAgain) else 2
+        if _is_one_of_several():
+            sys.stdout.flush()
+            os._exit(status)  # in order it would wait for the others, and they may wait for it
+        return status
     except KeyboardInterrupt:
         print("interrupted; what is complete stays: run the same command again", file=sys.stderr)
         return 130
+
+
+def _is_one_of_several():
+    """Whether this process has joined others."""
+    if "jax" not in sys.modules:
+        return False
+    import jax
+
+    return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def _parser():

@@ -12,8 +12,9 @@ class UserError(ValueError):
     """
 
 
-class LostProcess(UserError):
-    """Another process of the same job is gone, and with it what both were doing.
+class TryAgain(UserError):
+    """A fault that may be gone when the same command runs again; its exit status is 75."""
 
-    The command line ends this process at once: in order it could only wait for the other.
-    """
+
+class LostProcess(TryAgain):
+    """Another process of the same job is gone, and with it what both were doing."""

@@ -15,7 +15,7 @@ import typing
 
 import grain
 
-from repae_jax.errors import UserError
+from repae_jax.errors import TryAgain
 
 _NEXT = "global_next_index"  # the state: how many images all processes together have consumed
 _CAUSES = {  # by exit status: minus the signal's number on Linux
@@ -27,25 +27,23 @@ _CAUSES = {  # by exit status: minus the signal's number on Linux
 class Batches(grain.DatasetIterator):
     """A process' share of every batch of a stream.
 
-    Of P processes, process i gets the i-th of P equal parts of every batch, so that all parts in
-    a row are the batch that a single process would have. Neither P nor the number of workers
-    changes that, so one number is the state of all processes.
+    Each process gets its `rows` of every batch, which all together is the batch that a single
+    process would have. Neither their number nor that of workers changes that, so one number is
+    the state of all processes.
     """
 
     def __init__(
         self,
         stream: grain.MapDataset,
         batch_size: int,
-        process_index: int,
-        process_count: int,
+        rows: tuple[int, ...],
         read_options: grain.ReadOptions,
         workers: int,
     ):
         super().__init__()
         self._stream = stream
         self._batch_size = batch_size
-        self._process_index = process_index
-        self._process_count = process_count
+        self._rows = rows
         self._read_options = read_options
         self._workers = workers
         self._next = 0
@@ -77,9 +75,8 @@ class Batches(grain.DatasetIterator):
             self._reading = None
 
     def _read_from(self, start):
-        share = self._batch_size // self._process_count
-        own = _Part(self._stream, start + self._process_index * share, share, self._batch_size)
-        batches = grain.MapDataset.source(own).batch(share, drop_remainder=True)
+        own = _Rows(self._stream, start, self._rows, self._batch_size)
+        batches = grain.MapDataset.source(own).batch(len(self._rows), drop_remainder=True)
         batches = batches.to_iter_dataset(self._read_options)
         if self._workers:
             options = grain.MultiprocessingOptions(
@@ -90,20 +87,20 @@ class Batches(grain.DatasetIterator):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Part:
-    """Of a stream, `length` images from `start` on, then those `stride` further on, and so on."""
+class _Rows:
+    """These rows of every batch of a stream, from an image on."""
 
     stream: grain.MapDataset
     start: int
-    length: int
-    stride: int
+    rows: tuple[int, ...]
+    batch_size: int
 
     def __len__(self) -> int:
-        return (len(self.stream) - self.start) // self.stride * self.length
+        return (len(self.stream) - self.start) // self.batch_size * len(self.rows)
 
     def __getitem__(self, index: int) -> typing.Any:
-        whole, rest = divmod(index, self.length)
-        return self.stream[self.start + whole * self.stride + rest]
+        batch, row = divmod(index, len(self.rows))
+        return self.stream[self.start + batch * self.batch_size + self.rows[row]]
 
 
 def _live_and_die_with_parent(index: int, count: int) -> None:
@@ -131,7 +128,7 @@ def _raise_if_worker_died(error: Exception, workers: int) -> None:
         return
     status = int(death[1])
     cause = _CAUSES.get(status, "see the messages above")
-    raise UserError(
+    raise TryAgain(
         f"config.data.workers = {workers}: a process that reads images ahead died with exit "
         f"status {status} ({cause})"
     ) from error

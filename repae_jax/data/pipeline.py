@@ -27,6 +27,7 @@ def train_batches(
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
+    rows: tuple[int, ...] | None = None,
     workers: int = 0,
     flip: bool = False,
 ) -> grain.DatasetIterator:
@@ -37,8 +38,8 @@ def train_batches(
     The images form one endless stream, one freshly shuffled epoch after another; a batch is the
     stream's next `batch_size` images. No image is dropped at an epoch's end: the batch there
     takes its rest from the next epoch. The stream depends on the source and `seed` only. Each
-    process receives its b = batch_size / process_count images of every batch, and all processes
-    together what a single one would.
+    process receives its b images of every batch, and all processes together what a single one
+    would.
 
     The iterator's `get_state()` is a small dict that json can write: how many images all
     processes together have consumed. It is the same on every process, and `set_state()`
@@ -51,7 +52,8 @@ def train_batches(
       batch_size: images in a batch, of all processes together.
       seed: not negative; decides order and flips.
       process_index: which share of each batch to yield.
-      process_count: in how many shares a batch is divided.
+      process_count: in how many shares, side by side, a batch is divided.
+      rows: which rows of every batch to yield, where the shares are others.
       workers: processes that read ahead; with 0, threads of this process do. Processes are
         started afresh: a script's own code must stand under `if __name__ == "__main__"`.
       flip: mirror every image with probability 1/2, decided anew in every epoch.
@@ -70,9 +72,10 @@ def train_batches(
         images = images.random_map(_mirror_half)
     if workers:
         _allow_grain_flags()
-    return Batches(
-        images.repeat(), batch_size, process_index, process_count, _read_options(workers), workers
-    )
+    if rows is None:
+        share = batch_size // process_count
+        rows = tuple(range(process_index * share, (process_index + 1) * share))
+    return Batches(images.repeat(), batch_size, rows, _read_options(workers), workers)
 
 
 def eval_batches(source: Source, batch_size: int) -> Iterator[dict[str, np.ndarray]]:

@@ -63,12 +63,22 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's share of a batch as global arrays; returns before the copies are done."""
+    """This process's rows of a batch (`local_rows`) as global arrays, which may still be on their
+    way when this returns."""
     sharding = over_batch(mesh)
     return jax.tree.map(
         lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)),
         dict(batch),
     )
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
+    """Which rows of the global batch this process's devices hold, in ascending order.
+
+    On a slice they need not lie side by side: devices are ordered by their links.
+    """
+    parts = over_batch(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return tuple(sorted({row for (part,) in parts for row in range(*part.indices(batch_size))}))
 
 
 def put(tree, shardings):

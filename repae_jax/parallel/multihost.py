@@ -23,7 +23,7 @@ def start(
       index: which of them this is, from 0.
 
     Raises:
-      UserError: the platform does not tell, or the others did not come.
+      UserError: the platform does not tell. (If the others do not come, JAX ends the process.)
     """
     import jax
 

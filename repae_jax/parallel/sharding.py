@@ -12,7 +12,6 @@ copies. Every device computes on its part of the batch with whole parameters: th
 where they are used, and gradients are summed where they are kept.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -112,25 +111,17 @@ def bytes_per_device(leaf, sharding: NamedSharding) -> int:
     return int(np.prod(sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
 
 
-def table(shapes, shardings, *, merge: bool = False) -> str:
-    """Name, shape, sharding and bytes per device of every array of a state, as text.
-
-    With `merge`, one line for arrays that differ in a number of their names alone, such as those
-    of a transformer's blocks.
-    """
-    rows: dict[tuple, list[int]] = {}
+def table(shapes, shardings) -> str:
+    """Name, type, shape, sharding and bytes per device of every array of a state, as text."""
+    lines, total = [("array", "type", "shape", "sharding", "MB per device")], 0
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
         name = "/".join(_word(entry) for entry in path)
-        name = re.sub(r"\d+", "*", name) if merge else name
-        row = (name, leaf.dtype.name, tuple(leaf.shape), _spec(sharding))
-        rows.setdefault(row, []).append(bytes_per_device(leaf, sharding))
-    lines = [("array", "number", "type", "shape", "sharding", "MB per device")]
-    for (name, dtype, shape, spec), sizes in rows.items():
-        shape = " x ".join(map(str, shape)) or "scalar"
-        lines.append((name, str(len(sizes)), dtype, shape, spec, f"{sum(sizes) / 1e6:.3f}"))
-    total = sum(sum(sizes) for sizes in rows.values()) / 1e6
-    lines.append(("all", str(sum(map(len, rows.values()))), "", "", "", f"{total:.3f}"))
+        shape = " x ".join(map(str, leaf.shape)) or "scalar"
+        size = bytes_per_device(leaf, sharding)
+        lines.append((name, leaf.dtype.name, shape, _spec(sharding), f"{size / 1e6:.3f}"))
+        total += size
+    lines.append(("all", "", "", "", f"{total / 1e6:.3f}"))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -99,8 +99,9 @@ def compile_command(options: argparse.Namespace, config: ConfigDict) -> int:
             reports = sweep(config, options.topology, verbose=not quiet)
         else:
             reports = [compile_train(config, options.topology, verbose=not quiet)]
-            if options.sampler:
-                reports.append(compile_sampler(config, options.topology))
+        if options.sampler:
+            config.batch_size = reports[0].batch_size
+            reports.append(compile_sampler(config, options.topology))
     for report in reports:
         if options.json:
             print(json.dumps({**dataclasses.asdict(report), "seconds": report.seconds}))
@@ -165,9 +166,10 @@ def compile_sampler(config: ConfigDict, topology: str) -> Report:
 
 
 def sweep(config: ConfigDict, topology: str, *, verbose: bool = False) -> list[Report]:
-    """Reports for growing batches, the last of them the largest that fits a chip's memory.
+    """The report of the largest batch that fits a chip's memory, to an eighth.
 
-    Doubles the images per device until they do not fit, then halves the difference.
+    Doubles the images per device until they do not fit, then halves the difference. With
+    micro-batches it counts so many images at a time.
 
     Raises:
       UserError: not even one image per device fits; or as `compile_train`.
@@ -176,7 +178,7 @@ def sweep(config: ConfigDict, topology: str, *, verbose: bool = False) -> list[R
     fitting: dict[int, Report] = {}
     low, high, size = 0, math.inf, 1
     while True:
-        config.batch_size = size * count
+        config.batch_size = size * count * config.compute.micro_batches
         try:
             report = compile_train(config, topology)
             fits = report.fits
@@ -184,7 +186,7 @@ def sweep(config: ConfigDict, topology: str, *, verbose: bool = False) -> list[R
             fits, report = False, error
         if verbose:
             what = f"{report.peak / 1e9:.2f} GB" if fits else "does not fit"
-            print(f"{size} images per device: {what}", flush=True)
+            print(f"{config.batch_size // count} images per device: {what}", flush=True)
         if fits:
             low, fitting[size] = size, report
         else:

@@ -92,6 +92,8 @@ class Alarms:
             if name not in values or not math.isfinite(values[name]):
                 continue
             first = self._first.setdefault(name, [])
+            if not first and values[name] == 0.0:
+                continue  # it has not begun: a discriminator that joins later
             if len(first) < _FIRST:
                 first.append(values[name])
                 continue

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from repae_jax.atomic import write_atomically
-from repae_jax.errors import UserError
+from repae_jax.errors import LostProcess, UserError
 from repae_jax.parallel.multihost import processes
 from repae_jax.training.state import TrainState
 
@@ -189,6 +189,7 @@ class Checkpoints:
                 target = self.folder / f"damaged-{damaged}"
                 shutil.rmtree(target, ignore_errors=True)
                 (self.folder / str(damaged)).rename(target)
+            self._sizes.update()
         self._manager.reload()
 
     @contextlib.contextmanager
@@ -210,6 +211,11 @@ class Checkpoints:
         except (ValueError, OSError, RuntimeError) as error:
             if isinstance(error, jax.errors.JaxRuntimeError):
                 raise  # of the devices
+            if isinstance(error, TimeoutError) and processes().count > 1:
+                raise LostProcess(
+                    f"another process did not finish its part of a checkpoint "
+                    f"({_first_line(error)}); start all processes again"
+                ) from error
             what = "the checkpoint" if step is None else f"the checkpoint of step {step}"
             raise UserError(
                 f"{self.folder}: {what} cannot be written ({_first_line(error)}); make room or "

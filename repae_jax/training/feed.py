@@ -6,7 +6,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from repae_jax.errors import UserError
+from repae_jax.errors import TryAgain
 from repae_jax.parallel.mesh import put_batch
 
 
@@ -33,12 +33,12 @@ class Feed:
         """The next batch, on the devices.
 
         Raises:
-          UserError: it took longer than the timeout. What reading raised is raised here.
+          TryAgain: it took longer than the timeout. What reading raised is raised here.
         """
         try:
             batch, self._state, error = self._ready.get(timeout=self._timeout)
         except queue.Empty:
-            raise UserError(
+            raise TryAgain(
                 f"no batch for {self._timeout:g} s: the data or a process that reads it is stuck "
                 "(config.run.data_timeout sets the limit); run the same command to go on from "
                 "the last checkpoint"

@@ -3,21 +3,30 @@
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
+
+_SAME_WISH = 2.0  # seconds
 
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT or SIGTERM sets; the second signal has its usual effect.
+    """An event that SIGINT or SIGTERM sets; another one later has its usual effect.
 
-    Clouds and schedulers announce a preemption by SIGTERM.
+    Clouds and schedulers announce a preemption by SIGTERM. One that comes right behind the first
+    is the same wish once more: a terminal sends Ctrl-C to a script and to what it runs.
     """
     requested = threading.Event()
     previous = {}
+    first = [0.0]
 
     def handle(number, frame):
-        requested.set()
-        restore()
+        if not requested.is_set():
+            first[0] = time.monotonic()
+            requested.set()
+        elif time.monotonic() - first[0] > _SAME_WISH:
+            restore()
+            signal.raise_signal(number)
 
     def restore():
         for number, handler in previous.items():

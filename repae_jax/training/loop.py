@@ -4,15 +4,16 @@ import contextlib
 import pathlib
 
 import jax
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from repae_jax.atomic import write_atomically
 from repae_jax.data import latents
 from repae_jax.data.pipeline import train_batches
 from repae_jax.data.sources import open_source
-from repae_jax.errors import RUN_AGAIN, LostProcess
+from repae_jax.errors import RUN_AGAIN, LostProcess, UserError
 from repae_jax.parallel import multihost, sharding
-from repae_jax.parallel.mesh import make_mesh, put
+from repae_jax.parallel.mesh import local_rows, make_mesh, put
 from repae_jax.training import workdir as work_directory
 from repae_jax.training.build import build_models, init_state, latent_shape, load_frozen
 from repae_jax.training.checkpoints import FOLDER, Checkpoints
@@ -45,6 +46,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, progress: bool = True) -
     """
     processes = multihost.processes()
     with contextlib.ExitStack() as closing:
+        if processes.count > 1:  # JAX takes SIGTERM from here on, and would only note it
+            interruption = closing.enter_context(catch_signals())
         with processes.together():
             validate(config)
             check_files(config)
@@ -53,7 +56,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, progress: bool = True) -
             mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
             program = Program(config, build_models(config), mesh)
             source = open_source(config.data, "train", bad_images=workdir / BAD_IMAGES)
-            batches = _batches(config, source, processes)
+            batches = _batches(config, source, mesh)
         with processes.together():
             # What is wrong with the weights' files shows before anything is written.
             begun = (workdir / FOLDER).exists()
@@ -70,18 +73,30 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, progress: bool = True) -
         else:
             state = _continued(program, checkpoints, batches)
         del initial
-        reporter = Reporter(program, workdir, checkpoints, processes, progress)
-        closing.callback(reporter.close)
-        _describe(program, workdir, reporter, processes)
-        interruption = closing.enter_context(catch_signals())
+        with processes.together():
+            reporter = Reporter(program, workdir, checkpoints, processes, progress)
+            closing.callback(reporter.close)
+            _describe(program, workdir, reporter, processes)
+        if processes.count == 1:
+            interruption = closing.enter_context(catch_signals())
         feed = Feed(batches, mesh, config.run.data_timeout)
         closing.callback(feed.close)
         try:
             return _run(program, state, feed, checkpoints, reporter, interruption, processes)
+        except UserError:
+            if processes.count > 1:
+                closing.pop_all()  # each of them would wait for the other processes
+            raise
         except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" in str(error):
+                raise UserError(
+                    f"the step does not fit the memory ({str(error).splitlines()[0][:200]}): raise "
+                    "config.mesh.fsdp or config.compute.micro_batches, or set "
+                    "config.compute.vae_remat and sit_remat to 'blocks'"
+                ) from error
             if processes.count == 1:
                 raise
-            closing.pop_all()  # each of them would wait for the other process
+            closing.pop_all()
             raise LostProcess(
                 "the devices of another process do not answer, it may be gone "
                 f"({str(error).splitlines()[0][:200]}); start all processes again to go on from "
@@ -123,13 +138,12 @@ def _run(program, state, feed, checkpoints, reporter, interruption, processes):
     return 0
 
 
-def _batches(config, source, processes):
+def _batches(config, source, mesh):
     return train_batches(
         source,
         batch_size=config.batch_size,
         seed=config.seed,
-        process_index=processes.index,
-        process_count=processes.count,
+        rows=local_rows(mesh, config.batch_size),
         workers=config.data.workers,
         flip=config.data.flip,
     )
@@ -142,7 +156,10 @@ def _initial_state(program, source):
     def measure(vae):
         if config.data.source == latents.KIND:
             return latents.statistics_of(source.manifest)
-        return latent_moments(models.vae, vae, source, config.batch_size)
+        moments = latent_moments(models.vae, vae, source, config.batch_size)
+        if jax.process_count() > 1:  # to the last bit the same everywhere
+            moments = multihost_utils.broadcast_one_to_all(moments)
+        return moments
 
     def check(vae, frozen):  # a cache is of one VAE and its teachers: these may be others
         if config.data.source != latents.KIND:

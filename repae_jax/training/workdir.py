@@ -26,13 +26,10 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
     values.
 
     Raises:
-      UserError: the directory holds another configuration, or other files, or is unwritable.
+      UserError: the directory holds another configuration, or is unwritable.
     """
     check(workdir, config)
-    try:
-        write_atomically(workdir / CONFIG, to_json(config).encode())
-    except OSError as error:
-        raise UserError(f"cannot write to the work directory {workdir}: {error}") from error
+    write_atomically(workdir / CONFIG, to_json(config).encode())
 
 
 def check(workdir: pathlib.Path, config: ConfigDict) -> None:

@@ -113,6 +113,19 @@ def test_again_repeats_what_may_be_repeated(statuses, result, calls, tmp_path):
     assert (tmp_path / "calls").read_text().count("call") == calls
 
 
+def test_again_ends_at_a_signal_between_two_tries(tmp_path):
+    environment = fake(tmp_path, "job", f"echo call >> {tmp_path}/calls; exit 75")
+    process = subprocess.Popen(
+        ["bash", LAUNCH / "again.sh", "job"], env={**environment, "AGAIN_PAUSE": "60"}
+    )
+    while not (tmp_path / "calls").exists():
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 75
+    assert (tmp_path / "calls").read_text().count("call") == 1
+
+
 def test_again_passes_a_signal_on_and_does_not_repeat(tmp_path):
     body = f"trap 'echo saved > {tmp_path}/saved; exit 75' TERM; touch {tmp_path}/up\n"
     body += "for _ in {1..600}; do sleep 0.1; done"
@@ -154,7 +167,7 @@ case "$*" in
     [ -e {tmp_path}/exists ] && cat {tmp_path}/exists || exit 1 ;;
   *"queued-resources create"*) echo ACTIVE > {tmp_path}/exists ;;
   *"queued-resources delete"*) rm {tmp_path}/exists ;;
-  *again.sh*)
+  *"bash launch/again.sh"*)
     if [ -e {tmp_path}/trained ]; then exit 0; fi
     touch {tmp_path}/trained; echo SUSPENDED > {tmp_path}/exists; exit 255 ;;
 esac""",
@@ -166,7 +179,7 @@ esac""",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     log = (tmp_path / "log").read_text()
-    kinds = re.findall(r"queued-resources (create|delete)|(again\.sh)", log)
+    kinds = re.findall(r"queued-resources (create|delete)|bash launch/(again\.sh)", log)
     assert ["".join(kind) for kind in kinds] == ["create", "again.sh", "delete", "create",
                                                  "again.sh"]  # fmt: skip
     assert r"train --distributed --workdir /mnt/bucket/my\ run" in log
@@ -193,7 +206,9 @@ def test_local_processes_train_and_survive_one_that_dies(tmp_path):
         assert process.poll() is None, process.communicate()[0][-3000:]
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    subprocess.run(["pkill", "-KILL", "-f", "--", f"--workdir {workdir}.*--process-index 1"], check=True)
+    subprocess.run(
+        ["pkill", "-KILL", "-f", "--", f"--workdir {workdir}.*--process-index 1"], check=True
+    )
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output[-3000:]
     assert "again.sh: status" in output

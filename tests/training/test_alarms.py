@@ -62,6 +62,17 @@ def test_slow_change_and_noise_are_no_collapse():
     assert told == []
 
 
+def test_a_discriminator_that_joins_later_is_not_dead():
+    alarms, told = make("stop")
+    for step in range(60):
+        alarms.look(step, {**FINE, "grad_norm_disc": 0.0 if step < 30 else 0.4})
+    assert told == []
+    for step in range(60, 62):
+        alarms.look(step, {**FINE, "grad_norm_disc": 1e-6})
+    with pytest.raises(UserError, match="that network is dead"):
+        alarms.look(62, {**FINE, "grad_norm_disc": 1e-6})
+
+
 def test_a_collapse_can_stop_the_run():
     alarms, _ = make("stop")
     for step in range(22):
