@@ -40,6 +40,8 @@ Metrics = dict[str, jax.Array]
 Batch = Mapping[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch, Draws], tuple[TrainState, Metrics]]
 
+# What the original's log does not have.
+OWN_METRICS = ("latent_std", "skipped")
 GRAD_NORM = {"sit": "grad_norm_sit", "vae": "grad_norm_vae", "discriminator": "grad_norm_disc"}
 
 

@@ -26,7 +26,7 @@ from repae_jax.training.draws import Draws
 from repae_jax.training.optimizers import adamw
 from repae_jax.training.recipe import Models, Objective
 from repae_jax.training.state import TrainState, create_state
-from repae_jax.training.step import make_train_step
+from repae_jax.training.step import OWN_METRICS, make_train_step
 
 STEPS, BATCH = 3, 4
 EMA_DECAY = 0.5  # the default, 0.9999, would move the average by less than float32 shows
@@ -179,8 +179,13 @@ def run_ours(state: TrainState, case: Case) -> tuple[list[dict[str, float]], Tra
     metrics = []
     for step in range(STEPS):
         state, step_metrics = train_step(state, *make_batch(step))
-        metrics.append({name: float(value) for name, value in step_metrics.items()})
+        metrics.append(in_both_logs(step_metrics))
     return metrics, state
+
+
+def in_both_logs(metrics: dict) -> dict[str, float]:
+    """Our metrics without those that only we have."""
+    return {name: float(value) for name, value in metrics.items() if name not in OWN_METRICS}
 
 
 def run_theirs(networks: Mapping[str, torch.nn.Module], case: Case) -> tuple[list[dict], dict]:
