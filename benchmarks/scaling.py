@@ -112,7 +112,7 @@ def cells(r: dict) -> list[str]:
         f"{sum(r['links'].values()) / 1e9:.2f}",
         f"{1e3 * best:.0f}",
         f"{r['batch_size'] / best:.0f}",
-        f"{100 * seconds['compute'] / best:.0f} %",
+        f"{100 * seconds['compute'] * r['work'] / r['flops'] / best:.0f} %",
         max(seconds, key=seconds.get),
         f"{r['compile_seconds']:.0f}",
     ]
