@@ -11,16 +11,14 @@ import sys
 import time
 
 import pytest
-import tiny
 import yaml
+from runs import TINY, make_teacher
 
 from repae_jax.training.checkpoints import restore_latest
-from repae_jax.training.teacher import pretrain_teacher
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
-TINY = str(pathlib.Path(tiny.__file__))
 # The custom resource definition of JobSet (config/components/crd in its repository).
 JOBSET_CRD = os.environ.get("JOBSET_CRD")
 
@@ -188,10 +186,7 @@ esac""",
 @pytest.mark.slow  # four processes that compile the step
 @pytest.mark.skipif(not os.environ.get("REPAE_THOROUGH"), reason="minutes: set REPAE_THOROUGH=1")
 def test_local_processes_train_and_survive_one_that_dies(tmp_path):
-    config = tiny.get_config()
-    teacher = tmp_path / "teacher.safetensors"
-    config.teachers.small.weights = str(teacher)
-    pretrain_teacher(config, "small", progress=False)
+    teacher = make_teacher(tmp_path)
     workdir = tmp_path / "runs" / "run"
     words = ["--config", TINY, f"--config.teachers.small.weights={teacher}", "--quiet"]
     words += ["--config.run.steps=400", "--config.run.checkpoint_every=50"]

@@ -1,19 +1,17 @@
 """One run is the same on one device, on several, in several processes, and moved between them."""
 
 import os
-import pathlib
 import shutil
 
 import cluster
 import numpy as np
 import pytest
-import tiny
+import runs
+from runs import make_teacher
 
 from repae_jax.cli import main
 from repae_jax.training.metrics import read_history
-from repae_jax.training.teacher import pretrain_teacher
 
-TINY = str(pathlib.Path(tiny.__file__))
 # Everything that the acceptance asks for takes six minutes; the rest of it with this set.
 THOROUGH = bool(os.environ.get("REPAE_THOROUGH"))
 thorough = pytest.mark.skipif(not THOROUGH, reason="takes minutes: set REPAE_THOROUGH=1")
@@ -21,20 +19,14 @@ thorough = pytest.mark.skipif(not THOROUGH, reason="takes minutes: set REPAE_THO
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    config = tiny.get_config()
-    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    config.teachers.small.weights = str(path)
-    pretrain_teacher(config, "small", progress=False)
-    return path
+    return make_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 def words(workdir, teacher, steps=5, **mesh):
-    run = dict(steps=steps, checkpoint_every=3, log_every=1, sample_every=1000)
-    overrides = [f"--config.run.{key}={value}" for key, value in run.items()]
     mesh = {"smallest": 64, "data": -1, "fsdp": 1, **mesh}
-    overrides += [f"--config.mesh.{key}={value}" for key, value in mesh.items()]
-    weights = f"--config.teachers.small.weights={teacher}"
-    return ["train", "--config", TINY, weights, *overrides, "--workdir", str(workdir), "--quiet"]
+    overrides = [f"--config.mesh.{key}={value}" for key, value in mesh.items()]
+    run = dict(steps=steps, checkpoint_every=3, log_every=1, sample_every=1000)
+    return runs.words(workdir, teacher, *overrides, **run)
 
 
 def train(workdir, teacher, processes, devices, **options):

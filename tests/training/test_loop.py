@@ -14,15 +14,14 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from runs import TINY, make_teacher, wait_for, words
 
 from repae_jax.cli import main
 from repae_jax.errors import UserError
 from repae_jax.training import workdir as work_directory
 from repae_jax.training.checkpoints import restore_latest
 from repae_jax.training.metrics import read_history
-from repae_jax.training.teacher import pretrain_teacher
 
-TINY = str(pathlib.Path(tiny.__file__))
 KILLS = int(os.environ.get("REPAE_KILLS", "2"))  # twenty-five take eight minutes
 # Contract 2 of the design: the names of the original's log.
 METRICS = set(
@@ -36,18 +35,7 @@ OWN_METRICS = {"latent_std", "images_per_second", "skipped_steps"}
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     """A trained tiny teacher's file."""
-    config = tiny.get_config()
-    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    config.teachers.small.weights = str(path)
-    accuracy = pretrain_teacher(config, "small", progress=False)
-    assert 0 <= accuracy <= 1
-    return path
-
-
-def words(workdir, teacher, **run):
-    overrides = [f"--config.run.{key}={value}" for key, value in run.items()]
-    weights = f"--config.teachers.small.weights={teacher}"
-    return ["train", "--config", TINY, weights, *overrides, "--workdir", str(workdir), "--quiet"]
+    return make_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture(scope="module")
@@ -154,14 +142,6 @@ def start(arguments):
         [sys.executable, "-m", "repae_jax", *arguments],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-
-
-def wait_for(condition, process, seconds=240):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[1][-2000:]
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.05)
 
 
 @pytest.mark.slow  # processes, each with its own start-up and compilation

@@ -16,7 +16,7 @@ import cluster
 import jax
 import numpy as np
 import pytest
-import tiny
+from runs import TINY, make_teacher, wait_for, words
 
 from repae_jax.cli import main
 from repae_jax.errors import UserError
@@ -24,18 +24,11 @@ from repae_jax.parallel.mesh import make_mesh
 from repae_jax.training.checkpoints import restore_latest
 from repae_jax.training.feed import Feed
 from repae_jax.training.reporter import Reporter
-from repae_jax.training.teacher import pretrain_teacher
-
-TINY = str(pathlib.Path(tiny.__file__))
 
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    config = tiny.get_config()
-    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    config.teachers.small.weights = str(path)
-    pretrain_teacher(config, "small", progress=False)
-    return path
+    return make_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +37,6 @@ def trained(teacher, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "run"
     assert main(words(workdir, teacher)) == 0
     return workdir
-
-
-def words(workdir, teacher, *overrides, **run):
-    overrides = [*overrides, *(f"--config.run.{key}={value}" for key, value in run.items())]
-    weights = f"--config.teachers.small.weights={teacher}"
-    return ["train", "--config", TINY, weights, *overrides, "--workdir", str(workdir), "--quiet"]
 
 
 def files_of(folder):
@@ -282,14 +269,6 @@ def test_an_error_of_the_data_reaches_the_loop():
 
 
 # --- processes ---
-
-
-def wait_for(condition, process, seconds=240):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[1][-2000:]
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.1)
 
 
 @pytest.mark.slow  # two processes that compile the step

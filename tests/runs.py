@@ -1,0 +1,36 @@
+"""Runs of the tiny configuration: its teacher, the command's words, and waiting for one."""
+
+import pathlib
+import time
+
+import tiny
+
+TINY = str(pathlib.Path(tiny.__file__))
+
+
+def make_teacher(folder):
+    """Trains the tiny teacher; returns its file."""
+    from repae_jax.training.teacher import pretrain_teacher
+
+    config = tiny.get_config()
+    path = folder / "teacher.safetensors"
+    config.teachers.small.weights = str(path)
+    accuracy = pretrain_teacher(config, "small", progress=False)
+    assert 0 <= accuracy <= 1
+    return path
+
+
+def words(workdir, teacher, *overrides, **run):
+    """The words of `train`, with keys of config.run."""
+    overrides = [*overrides, *(f"--config.run.{key}={value}" for key, value in run.items())]
+    weights = f"--config.teachers.small.weights={teacher}"
+    return ["train", "--config", TINY, weights, *overrides, "--workdir", str(workdir), "--quiet"]
+
+
+def wait_for(condition, process, seconds=240):
+    """Returns once the condition holds; fails if the process ends or the time passes before."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1][-2000:]
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.05)
