@@ -45,7 +45,7 @@ def state_shardings(shapes, mesh: Mesh, rules: Mapping[str, Any]):
 
     def choose(path, leaf):
         field = path[0].name
-        rule = {"frozen": rules["frozen"]}.get(field, rules["trained"])
+        rule = rules["frozen" if field == "frozen" else "trained"]
         divide = field not in ("step", "batch_stats") and rule == "sharded"
         spec = _longest(leaf.shape, mesh.shape["fsdp"], rules["smallest"]) if divide else ()
         return NamedSharding(mesh, PartitionSpec(*spec))
@@ -122,11 +122,7 @@ def table(shapes, shardings) -> str:
         lines.append((name, leaf.dtype.name, shape, _spec(sharding), f"{size / 1e6:.3f}"))
         total += size
     lines.append(("all", "", "", "", f"{total / 1e6:.3f}"))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+    return "\n".join(_aligned(lines, str.ljust))
 
 
 def summary(shapes, shardings) -> str:
@@ -144,11 +140,15 @@ def summary(shapes, shardings) -> str:
     for network, row in sorted(sizes.items()):
         lines.append((network, *(f"{row[c]:.1f}" if c in row else "" for c in columns)))
     lines.append(("all", *(f"{sum(r.get(c, 0.0) for r in sizes.values()):.1f}" for c in columns)))
+    return "\n".join(f"  {line}" for line in _aligned(lines, str.rjust))
+
+
+def _aligned(lines, justify):
+    """Rows of cells as lines of text with columns of one width."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  " + "  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True))
-        for line in lines
-    )
+    for line in lines:
+        cells = (justify(cell, width) for cell, width in zip(line, widths, strict=True))
+        yield "  ".join(cells).rstrip()
 
 
 def _word(entry) -> str:

@@ -97,10 +97,8 @@ def compile_command(options: argparse.Namespace, config: ConfigDict) -> int:
         config.batch_size = options.batch_per_device * count
     quiet = options.json
     with compiler(options.effort):
-        if options.sweep:
-            reports = sweep(config, options.topology, verbose=not quiet)
-        else:
-            reports = [compile_train(config, options.topology, verbose=not quiet)]
+        make = sweep if options.sweep else compile_train
+        reports = [make(config, options.topology, verbose=not quiet)]
         if options.sampler:
             config.batch_size = reports[0].batch_size
             reports.append(compile_sampler(config, options.topology))
@@ -171,7 +169,7 @@ def compile_sampler(config: ConfigDict, topology: str) -> Report:
     return _compile("sample", generate, arguments, flops, flops, config, topology, chip)
 
 
-def sweep(config: ConfigDict, topology: str, *, verbose: bool = False) -> list[Report]:
+def sweep(config: ConfigDict, topology: str, *, verbose: bool = False) -> Report:
     """The report of the largest batch that fits a chip's memory, to an eighth.
 
     Doubles the images per device until they do not fit, then halves the difference. With
@@ -181,7 +179,7 @@ def sweep(config: ConfigDict, topology: str, *, verbose: bool = False) -> list[R
       UserError: not even one image per device fits; or as `compile_train`.
     """
     _, count = parse_topology(topology)
-    fitting: dict[int, Report] = {}
+    largest = None
     low, high, size = 0, math.inf, 1
     while True:
         config.batch_size = size * count * config.compute.micro_batches
@@ -194,18 +192,18 @@ def sweep(config: ConfigDict, topology: str, *, verbose: bool = False) -> list[R
             what = f"{report.peak / 1e9:.2f} GB" if fits else "does not fit"
             print(f"{config.batch_size // count} images per device: {what}", flush=True)
         if fits:
-            low, fitting[size] = size, report
+            low, largest = size, report
         else:
             high = size
         if high - low <= max(1, low // 8):
             break
         size = 2 * low if high is math.inf else (low + high) // 2
-    if not fitting:
+    if largest is None:
         raise UserError(
             f"not one image per device fits {topology}: raise config.mesh.fsdp, or set "
             "config.compute.vae_remat and config.compute.sit_remat to 'blocks'"
         )
-    return [fitting[low]]
+    return largest
 
 
 class OutOfMemory(UserError):

@@ -65,7 +65,7 @@ def test_the_sweep_finds_the_largest_batch_that_fits(monkeypatch, capsys):
     monkeypatch.setattr(ahead, "compile_train", compile_train)
     for limit in (1, 2, 7, 13):
         tried.clear()
-        (found,) = ahead.sweep(tiny.get_config(), "v5e:2x4")
+        found = ahead.sweep(tiny.get_config(), "v5e:2x4")
         assert found.batch_size == limit * 8
         assert len(tried) == len(set(tried)) <= 9
     limit = 0
