@@ -5,6 +5,17 @@
 RUN_AGAIN = 75
 
 
+def first_line(error: Exception) -> str:
+    """The beginning of another library's message, or the error's name if it has none."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether XLA says that a program does not fit the device's memory."""
+    return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
+
+
 class UserError(ValueError):
     """Bad input: the message names the culprit, its value, and the way out, in one line.
 

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 
-from repae_jax.errors import UserError
+from repae_jax.errors import UserError, first_line
 
 
 def start(
@@ -34,9 +34,8 @@ def start(
     try:
         jax.distributed.initialize(coordinator, count, index)
     except (ValueError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"cannot join the other processes ({reason}): give --coordinator HOST:PORT, "
+            f"cannot join the other processes ({first_line(error)}): give --coordinator HOST:PORT, "
             "--process-count and --process-index"
         ) from error
 

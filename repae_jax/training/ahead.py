@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from repae_jax.errors import UserError
+from repae_jax.errors import UserError, first_line, out_of_memory
 from repae_jax.parallel.chips import Chip, parse_topology
 from repae_jax.parallel.flops import count_flops
 from repae_jax.parallel.hlo import measure_traffic
@@ -225,10 +225,9 @@ def _devices(topology, count):
         options = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
         description = topologies.get_topology_desc(topology, "tpu", **options)
     except Exception as error:  # of the plug-in, without a class of its own
-        reason = (str(error).splitlines() or [""])[0][:200]
         raise UserError(
-            f"--topology {topology}: the TPU compiler gives none ({reason}); it comes with "
-            "`pip install libtpu`, and knows the slices that are for rent"
+            f"--topology {topology}: the TPU compiler gives none ({first_line(error)}); it comes "
+            "with `pip install libtpu`, and knows the slices that are for rent"
         ) from error
     if len(description.devices) != count:
         raise UserError(
@@ -243,12 +242,11 @@ def _compile(name, function, arguments, flops, work, config, topology, chip: Chi
     try:
         compiled = function.lower(*arguments).compile()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
+        if not out_of_memory(error):
             raise
-        line = next(line for line in str(error).splitlines() if line.strip())
         raise OutOfMemory(
-            f"{batch_size} images do not fit {topology} ({line[:200]}): raise config.mesh.fsdp, "
-            "lower --batch-per-device, or set config.compute.vae_remat = 'blocks'"
+            f"{batch_size} images do not fit {topology} ({first_line(error)}): raise "
+            "config.mesh.fsdp, lower --batch-per-device, or set config.compute.vae_remat = 'blocks'"
         ) from error
     seconds = time.perf_counter() - started
     count = parse_topology(topology)[1]

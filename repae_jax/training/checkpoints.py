@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from repae_jax.atomic import write_atomically
-from repae_jax.errors import LostProcess, UserError
+from repae_jax.errors import LostProcess, UserError, first_line
 from repae_jax.parallel.multihost import processes
 from repae_jax.training.state import TrainState
 
@@ -200,7 +200,7 @@ class Checkpoints:
         except (ValueError, KeyError, OSError, TypeError, json.JSONDecodeError) as error:
             raise UserError(
                 f"checkpoint {self.folder / str(step)} cannot be read "
-                f"({type(error).__name__}: {_first_line(error)})"
+                f"({type(error).__name__}: {first_line(error)})"
             ) from error
 
     @contextlib.contextmanager
@@ -214,11 +214,11 @@ class Checkpoints:
             if isinstance(error, TimeoutError) and processes().count > 1:
                 raise LostProcess(
                     f"another process did not finish its part of a checkpoint "
-                    f"({_first_line(error)}); start all processes again"
+                    f"({first_line(error)}); start all processes again"
                 ) from error
             what = "the checkpoint" if step is None else f"the checkpoint of step {step}"
             raise UserError(
-                f"{self.folder}: {what} cannot be written ({_first_line(error)}); make room or "
+                f"{self.folder}: {what} cannot be written ({first_line(error)}); make room or "
                 "permit it there, and run the same command to go on from the last whole one"
             ) from error
 
@@ -258,11 +258,6 @@ class _Sizes:
 def _file_sizes(folder):
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {str(path.relative_to(folder)): path.stat().st_size for path in files}
-
-
-def _first_line(error):
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
 
 
 def _filled_fields(state: TrainState) -> dict[str, Any]:

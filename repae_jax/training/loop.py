@@ -11,7 +11,7 @@ from repae_jax.atomic import write_atomically
 from repae_jax.data import latents
 from repae_jax.data.pipeline import train_batches
 from repae_jax.data.sources import open_source
-from repae_jax.errors import RUN_AGAIN, LostProcess, UserError
+from repae_jax.errors import RUN_AGAIN, LostProcess, UserError, first_line, out_of_memory
 from repae_jax.parallel import multihost, sharding
 from repae_jax.parallel.mesh import local_rows, make_mesh, put
 from repae_jax.training import workdir as work_directory
@@ -88,9 +88,9 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, progress: bool = True) -
                 closing.pop_all()  # each of them would wait for the other processes
             raise
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" in str(error):
+            if out_of_memory(error):
                 raise UserError(
-                    f"the step does not fit the memory ({str(error).splitlines()[0][:200]}): raise "
+                    f"the step does not fit the memory ({first_line(error)}): raise "
                     "config.mesh.fsdp or config.compute.micro_batches, or set "
                     "config.compute.vae_remat and sit_remat to 'blocks'"
                 ) from error
@@ -99,7 +99,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, progress: bool = True) -
             closing.pop_all()
             raise LostProcess(
                 "the devices of another process do not answer, it may be gone "
-                f"({str(error).splitlines()[0][:200]}); start all processes again to go on from "
+                f"({first_line(error)}); start all processes again to go on from "
                 "the last checkpoint"
             ) from error
 
