@@ -16,7 +16,7 @@ from data import make_images, rate
 
 from repae_jax.data.images import encode_pixels
 from repae_jax.data.pipeline import train_batches
-from repae_jax.data.shards import write_shards
+from repae_jax.data.shard_writer import write_shards
 from repae_jax.data.sources import open_source
 
 LATENTS = {"f8d4": (32, 32, 4), "f16d32": (16, 16, 32)}

@@ -17,7 +17,7 @@ import numpy as np
 
 from repae_jax.data.images import encode_pixels
 from repae_jax.data.pipeline import train_batches
-from repae_jax.data.shards import write_shards
+from repae_jax.data.shard_writer import write_shards
 from repae_jax.data.sources import open_source
 
 IMAGES, CLASSES = 2000, 10

@@ -14,26 +14,20 @@ import pathlib
 import subprocess
 import sys
 
+from repae_jax.parallel.chips import parse_topology
+
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = {"sdvae": "SiT-XL/2 + f8d4", "vavae": "SiT-XL/1 + f16d32"}
-# name of the slice -> how many chips "fsdp" takes: enough that the state leaves room
-SLICES = {
-    "v4:2x2x2": 8, "v4:2x4x4": 8, "v4:4x8x8": 8,
-    "v5e:2x4": 8, "v5e:4x8": 8, "v5e:16x16": 8,
-    "v5p:2x2x2": 8, "v5p:2x4x4": 8, "v5p:4x8x8": 8,
-    "v6e:2x4": 8, "v6e:4x8": 8, "v6e:16x16": 8,
-}  # fmt: skip
+SLICES = [
+    "v4:2x2x2", "v4:2x4x4", "v4:4x8x8",
+    "v5e:2x4", "v5e:4x8", "v5e:16x16",
+    "v5p:2x2x2", "v5p:2x4x4", "v5p:4x8x8",
+    "v6e:2x4", "v6e:4x8", "v6e:16x16",
+]  # fmt: skip
+FSDP = 8  # chips that divide the state: enough that it leaves room
 BATCHES = (256, 1024)
 PER_DEVICE = 4  # of the rows that show that nothing grows with the slice
 COMPUTE = {"scan_blocks": True, "sit_remat": "products", "vae_remat": "blocks"}
-
-
-def chips(topology: str) -> int:
-    """The chips of a slice."""
-    count = 1
-    for side in topology.partition(":")[2].split("x"):
-        count *= int(side)
-    return count
 
 
 def rows() -> list[tuple[str, str, int]]:
@@ -41,8 +35,8 @@ def rows() -> list[tuple[str, str, int]]:
     wanted = []
     for config in CONFIGS:
         for topology in SLICES:
-            sizes = {*BATCHES, PER_DEVICE * chips(topology)}
-            wanted += [(topology, config, b) for b in sorted(sizes) if b >= chips(topology)]
+            _, chips = parse_topology(topology)
+            wanted += [(topology, config, b) for b in sorted({*BATCHES, PER_DEVICE * chips})]
     return wanted
 
 
@@ -50,7 +44,7 @@ def command(topology: str, config: str, batch: int, effort: str) -> list[str]:
     """The command of one row."""
     words = ["compile", "--config", f"configs/imagenet256_repae_{config}.py", "--json"]
     words += ["--topology", topology, "--effort", effort, f"--config.batch_size={batch}"]
-    words += [f"--config.mesh.fsdp={SLICES[topology]}"]
+    words += [f"--config.mesh.fsdp={FSDP}"]
     return words + [f"--config.compute.{key}={value}" for key, value in COMPUTE.items()]
 
 
@@ -95,12 +89,12 @@ def print_tables(found: list[dict]) -> None:
 
 def order(topology: str) -> tuple:
     """Sorts slices by chip and size."""
-    return list(SLICES).index(topology) if topology in SLICES else len(SLICES), topology
+    return SLICES.index(topology) if topology in SLICES else len(SLICES), topology
 
 
 def cells(r: dict) -> list[str]:
     """A row of the table."""
-    first = [r["topology"], str(chips(r["topology"])), str(r["batch_size"])]
+    first = [r["topology"], str(parse_topology(r["topology"])[1]), str(r["batch_size"])]
     if "error" in r:
         return [*first, "does not fit", *[""] * 9]
     seconds = {name: r[f"{name}_seconds"] for name in ("compute", "memory", "link")}

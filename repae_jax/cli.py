@@ -1,6 +1,5 @@
 """The command line: `python -m repae_jax <command>`, or `repae <command>`."""
 
-import argparse
 import os
 import pathlib
 import sys
@@ -8,29 +7,9 @@ from collections.abc import Sequence
 
 from absl import logging as absl_logging
 
-from repae_jax import __version__
+from repae_jax.arguments import make_parser
 from repae_jax.errors import RUN_AGAIN, TryAgain, UserError
 from repae_jax.overrides import PREFIX, apply_overrides, read_config
-
-DESCRIPTION = """\
-REPA-E in JAX: train a VAE and a latent diffusion transformer together, and use them.
-
-The shortest way to see it work, on handwritten digits and two CPU cores:
-
-  python -m repae_jax pretrain-teacher --config configs/digits.py
-  python -m repae_jax train  --config configs/digits.py --workdir runs/digits
-  python -m repae_jax sample --workdir runs/digits --labels 3,1,4,1,5
-  python -m repae_jax report --workdir runs/digits
-"""
-
-DEFAULT = "(default: %(default)s)"
-CONFIG_HELP = """\
-Any key of the configuration can be set behind --config, for example
-  --config configs/digits.py --config.run.steps=200 --config.sit.depth=4
-and a config file may take an argument behind a colon, such as its recipe:
-  --config configs/digits.py:repa --config.vae.weights=runs/digits_vae
-All keys and their defaults are in repae_jax/config.py.
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,19 +19,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     after saving, or another process of the job is gone; run the same command to go on. 130:
     Ctrl-C ended another command.
     """
-    parser = _parser()
+    parser = make_parser()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options, rest = parser.parse_known_args(arguments)
-    if not hasattr(options, "run"):
+    if options.command is None:
         parser.print_help()
         return 0
-    wrong = [word for word in rest if not _is_override(word) or not hasattr(options, "config")]
+    wrong = [word for word in rest if not word.startswith(PREFIX) or not hasattr(options, "config")]
     if wrong:
         parser.error(f"unrecognized argument: {wrong[0]}")
     options.overrides = rest
     absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax explains itself at length
     try:
-        return options.run(options)
+        return COMMANDS[options.command](options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         status = RUN_AGAIN if isinstance(error, TryAgain) else 2
@@ -74,271 +53,12 @@ def _is_one_of_several():
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def _parser():
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="python -m repae_jax", description=DESCRIPTION, formatter_class=raw
-    )
-    parser.add_argument("--version", action="version", version=f"repae_jax {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="<command>")
-
-    def command(name, run, summary, epilog=""):
-        sub = commands.add_parser(
-            name,
-            help=summary,
-            description=summary[0].upper() + summary[1:] + ".",
-            epilog=epilog,
-            formatter_class=raw,
-            allow_abbrev=False,
-        )
-        sub.set_defaults(run=run)
-        return sub
-
-    train = command(
-        "train",
-        _train,
-        "train a configuration in a work directory, or go on where it stopped",
-        CONFIG_HELP + "\nThe work directory is the whole run: config.json, checkpoints/, "
-        "tensorboard/, samples/.\nCtrl-C or SIGTERM saves and exits with status 75; the same "
-        "command goes on from there.",
-    )
-    _add_config(
-        train,
-        "a Python file with get_config(); a run that has begun knows its own",
-        required=False,
-    )
-    _add_workdir(train, "where the run lives; made if missing, continued if not")
-    _add_processes(train)
-    _add_quiet(train)
-
-    teacher = command(
-        "pretrain-teacher",
-        _pretrain_teacher,
-        "train the small teacher of a configuration on its own images",
-        CONFIG_HELP + "\nFor images that DINOv2 does not know. Writes the file that "
-        "config.teachers.<name>.weights names.",
-    )
-    _add_config(teacher)
-    teacher.add_argument("--teacher", help="its name in config.teachers, where there are several")
-    teacher.add_argument("--force", action="store_true", help="replace a file that exists")
-    _add_quiet(teacher)
-
-    sample = command("sample", _sample, "generate images from a trained run")
-    _add_workdir(sample, "a trained run")
-    sample.add_argument(
-        "--output", type=pathlib.Path, help="PNG grid (default: WORKDIR/sample.png)"
-    )
-    sample.add_argument(
-        "--labels", help="classes, such as 3,1,4 (default: eight of each, up to 10)"
-    )
-    sample.add_argument("--seed", type=int, default=0, help="image i depends on (seed, i) alone")
-    sample.add_argument("--batch-size", type=int, default=64, help="images at a time")
-    sample.add_argument("--method", help="euler, heun or euler-maruyama (default: the config's)")
-    sample.add_argument("--steps", type=int, help="integration steps (default: the config's)")
-    sample.add_argument("--guidance-scale", type=float, help="1 is none (default: the config's)")
-    sample.add_argument("--guidance-low", type=float, help="guide only at times t from here,")
-    sample.add_argument("--guidance-high", type=float, help="to here; t runs from 1 to 0")
-    sample.add_argument("--npz", type=pathlib.Path, help="also write arr_0 (images), labels there")
-    _add_quiet(sample)
-
-    report = command("report", _report, "measure a trained run and write its report.html")
-    _add_workdir(report, "a trained run")
-    report.add_argument("--samples", type=int, default=1000, help="generated images to measure")
-    report.add_argument("--seed", type=int, default=0, help="of the generated images")
-    _add_quiet(report)
-
-    _add_prepare(command)
-    _add_encode(command)
-    _add_compile(command)
-    _add_convert(command)
-    _add_inspect(command)
-    return parser
-
-
-def _add_inspect(command):
-    from repae_jax.interop.targets import FORMATS
-
-    inspect = command(
-        "inspect",
-        _inspect,
-        "say what a file or folder holds",
-        "Told by what is in it, not by its name:\n"
-        + "\n".join(f"  {what}" for what in FORMATS.values())
-        + "\n\nNothing in a file is executed.",
-    )
-    inspect.add_argument("path", metavar="PATH", help="a file, a folder, or hf://owner/name")
-
-
-def _add_prepare(command):
-    prepare = command(
-        "prepare",
-        _prepare,
-        "pack images into shards: cropped, encoded, ready to be read at random",
-        "SOURCE is a folder of class folders, tfds:NAME, hdf5:FOLDER (the original's images.h5),\n"
-        "or digits. A killed run goes on where it stopped, and ends with the same bytes.\n\n"
-        "examples:\n"
-        "  prepare ~/imagenet/train data/imagenet256/train --resolution 256 --workers 8\n"
-        "  prepare tfds:imagenet2012 data/imagenet256/train --format webp --quality 95\n"
-        "  prepare --verify data/imagenet256/train\n\n"
-        "then train with --config.data.source=packed --config.data.path=data/imagenet256",
-    )
-    prepare.add_argument("source", metavar="SOURCE", nargs="?", help="where the images are")
-    prepare.add_argument(
-        "output", metavar="OUTPUT", nargs="?", type=pathlib.Path, help="a new folder"
-    )
-    prepare.add_argument(
-        "--verify", metavar="FOLDER", type=pathlib.Path, help="check a packed folder"
-    )
-    prepare.add_argument(
-        "--resolution", type=int, default=256, help="pixels along a side (default: %(default)s)"
-    )
-    prepare.add_argument("--format", default="raw", help="raw (default), png, webp: lossless; jpeg")
-    prepare.add_argument("--quality", type=int, help="1 to 100, for jpeg, or webp with loss")
-    prepare.add_argument("--split", default="train", help="of the source")
-    prepare.add_argument("--path", default="", help="tfds: the data directory, if not its default")
-    prepare.add_argument(
-        "--per-shard", type=int, default=2048, help="images in a shard (default: %(default)s)"
-    )
-    prepare.add_argument(
-        "--workers",
-        type=int,
-        default=os.cpu_count(),
-        help="processes; 0: in this one (default: %(default)s)",
-    )
-    prepare.add_argument("--exif", action="store_true", help="turn pictures as EXIF says")
-    prepare.add_argument(
-        "--on-bad-image",
-        default="error",
-        choices=["error", "skip"],
-        help="end at a file that is no readable image, or leave it out and list it",
-    )
-    _add_quiet(prepare)
-
-
-def _add_encode(command):
-    encode = command(
-        "encode",
-        _encode,
-        "put a configuration's images through its VAE once, to train on the latents",
-        "The configuration names the images (config.data), the VAE (config.vae.weights) and the\n"
-        "teachers. A killed run goes on where it stopped, and ends with the same bytes.\n\n"
-        "examples:\n"
-        "  encode --config configs/imagenet256_ldm_e2e_vavae.py:images --output data/e2e_vavae "
-        "--teachers --dtype float16\n"
-        "  encode --config mine.py:repa --config.vae.weights=my-vae --output data/mine --images\n\n"
-        "then train with --config.data.source=latents --config.data.path=data/mine",
-    )
-    _add_config(encode)
-    encode.add_argument("--output", required=True, type=pathlib.Path, help="a new folder")
-    encode.add_argument("--split", default="train", help="of the data")
-    encode.add_argument(
-        "--batch-size", type=int, default=64, help="images at a time (default: %(default)s)"
-    )
-    encode.add_argument(
-        "--per-shard", type=int, default=4096, help="images in a shard (default: %(default)s)"
-    )
-    encode.add_argument("--mirrored", action="store_true", help="the mirrored images as well")
-    encode.add_argument("--images", action="store_true", help="keep the images, for the teachers")
-    encode.add_argument(
-        "--teachers", action="store_true", help="keep the teachers' tokens, which are used then"
-    )
-    encode.add_argument(
-        "--dtype", default="float32", help="as stored; or float16, bfloat16 (default: %(default)s)"
-    )
-    _add_processes(encode)
-    _add_quiet(encode)
-
-
-def _add_compile(command):
-    ahead = command(
-        "compile",
-        _compile,
-        "compile a configuration's train step for TPUs that are not there",
-        CONFIG_HELP + "\nNeeds `pip install libtpu`, no TPU and no weights. Prints memory, "
-        "collectives, work, and the time\nthat the chip's published rates allow.\n\nexamples:\n"
-        "  compile --config configs/imagenet256_repae_sdvae.py --topology v5e:4x8 "
-        "--config.mesh.fsdp=8\n"
-        "  compile --config configs/imagenet256_repae_sdvae.py --topology v5p:4x4x4 --sweep",
-    )
-    _add_config(ahead)
-    ahead.add_argument("--topology", required=True, help="v4, v5e, v5p or v6e, such as v5e:16x16")
-    ahead.add_argument(
-        "--batch-per-device", type=int, help="images (default: config.batch_size over all devices)"
-    )
-    ahead.add_argument("--sweep", action="store_true", help="find the largest batch that fits")
-    ahead.add_argument("--sampler", action="store_true", help="compile sampling, too")
-    ahead.add_argument(
-        "--effort",
-        choices=["full", "quick"],
-        default="full",
-        help="quick: minutes in place of tens of minutes, and a slightly larger result",
-    )
-    ahead.add_argument("--json", action="store_true", help="one JSON object a program")
-
-
-def _add_convert(command):
-    from repae_jax.interop.targets import TARGETS
-
-    choices = "\n".join(f"  {name:<12}{what}" for name, what in TARGETS.items())
-    convert = command(
-        "convert",
-        _convert,
-        "bring weights from one format into another",
-        "SOURCE is recognised by what is in it: a work directory, a training checkpoint of the\n"
-        "original REPA-E or of REPA, a VAE under LDM's or diffusers' names, a teacher, LPIPS.\n"
-        "TARGET tells the format by its name, or --to does:\n" + choices + "\n\n"
-        "examples:\n"
-        "  convert runs/digits my-vae                     the VAE, for diffusers\n"
-        "  convert runs/digits exps/digits/0001450.pt     all of it, for the original\n"
-        "  convert exps/sdvae/checkpoints/0400000.pt runs/sdvae    and back, to train on\n"
-        "  convert sdvae-f8d4.pt sdvae                    one VAE file, for diffusers\n\n"
-        "A run takes its configuration from the checkpoint's arguments, or from --config; keys\n"
-        "can be set, for example --config.vae.weights=VAE where the checkpoint has none.",
-    )
-    convert.add_argument("source", metavar="SOURCE", help="a file, a folder, or hf://owner/name")
-    convert.add_argument("target", metavar="TARGET", type=pathlib.Path, help="a new file or folder")
-    convert.add_argument("--to", choices=list(TARGETS), help="where the names do not tell")
-    _add_config(convert, "for a run whose model has no published name", required=False)
-    _add_quiet(convert)
-
-
-def _add_config(parser, what="a Python file with get_config()", *, required=True):
-    parser.add_argument("--config", required=required, metavar="FILE[:ARG]", help=what)
-
-
-def _add_workdir(parser, what):
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help=what)
-
-
-def _add_processes(parser):
-    group = parser.add_argument_group(
-        "several processes",
-        "Run the same command on every host (one process a host, or one a GPU).",
-    )
-    group.add_argument(
-        "--distributed",
-        action="store_true",
-        help="join the job's other processes, as the TPU pod, GKE, Slurm or Open MPI tells",
-    )
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, elsewhere")
-    group.add_argument("--process-count", type=int, metavar="N", help="with --coordinator")
-    group.add_argument("--process-index", type=int, metavar="I", help="of this one, from 0")
-
-
 def _join_processes(options):
     told = (options.coordinator, options.process_count, options.process_index)
     if options.distributed or any(value is not None for value in told):
         from repae_jax.parallel.multihost import start
 
         start(*told)
-
-
-def _add_quiet(parser):
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
-
-
-def _is_override(word):
-    return word.startswith(PREFIX)
 
 
 def _train(options):
@@ -432,3 +152,16 @@ def _inspect(options):
 
     print(describe(options.path))
     return 0
+
+
+COMMANDS = {
+    "train": _train,
+    "pretrain-teacher": _pretrain_teacher,
+    "sample": _sample,
+    "report": _report,
+    "prepare": _prepare,
+    "encode": _encode,
+    "compile": _compile,
+    "convert": _convert,
+    "inspect": _inspect,
+}

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from repae_jax.data.decode import decode_pixels
-from repae_jax.data.shards import PackedRecords, read_manifest
+from repae_jax.data.manifest import read_manifest
+from repae_jax.data.shards import PackedRecords
 from repae_jax.errors import UserError
 
 KIND = "latents"

@@ -18,8 +18,10 @@ import numpy as np
 
 from repae_jax.data.decode import BadImage
 from repae_jax.data.images import encode_pixels
+from repae_jax.data.manifest import read_manifest
 from repae_jax.data.packed import KIND
-from repae_jax.data.shards import ShardWriter, read_manifest, verify, write_shards
+from repae_jax.data.shard_writer import ShardWriter, write_shards
+from repae_jax.data.shards import verify
 from repae_jax.data.sources import ON_BAD_IMAGE, Source, open_source
 from repae_jax.errors import UserError
 

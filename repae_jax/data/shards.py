@@ -1,5 +1,5 @@
-"""Packed data sets: folders of ArrayRecord shards under a manifest, written so that a killed
-run goes on where it stopped and ends with the same bytes.
+"""Packed data sets: folders of ArrayRecord shards under a manifest. Reading them; `shard_writer`
+makes them.
 
     FOLDER/
       shard-00000-of-00012.array_record ...   records (see `records`), in the source's order
@@ -12,59 +12,26 @@ run goes on where it stopped and ends with the same bytes.
 from __future__ import annotations
 
 import bisect
-import contextlib
-import functools
 import itertools
-import json
 import os
 import pathlib
 import threading
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from repae_jax.atomic import replacing
-from repae_jax.data.manifest import (
-    FORMAT,
-    HEAL,
-    check_there,
-    checksum,
-    read_json,
-    read_manifest,
-    write_json,
-    write_manifest,
-)
-from repae_jax.data.processes import over_processes
-from repae_jax.data.records import Value, pack, unpack
-from repae_jax.data.unfinished import Plan, begin, begun, check_entries, claimed
+from repae_jax.data.manifest import HEAL, check_there, checksum, read_manifest
+from repae_jax.data.records import Value, unpack
 from repae_jax.errors import UserError
-from repae_jax.parallel.multihost import ALONE, Processes
 
 if typing.TYPE_CHECKING:
     from array_record.python.array_record_module import ArrayRecordReader
 
-__all__ = [
-    "PackedRecords",
-    "ShardWriter",
-    "WriteShard",
-    "read_manifest",
-    "verify",
-    "write_shards",
-]
-
-WriteShard = Callable[[range, "ShardWriter"], Mapping[str, Any]]
-
-# One record a group, so that each can be read by itself. Not compressed: pictures are already,
-# latents hardly can be, and so the bytes do not depend on a compressor's version.
-_WRITER_OPTIONS = "group_size:1,uncompressed"
 # For random access: no reading ahead, no threads (the package's own advice).
 _READER_OPTIONS = {
     "options": "readahead_buffer_size:0,max_parallelism:0",
     "file_reader_buffer_size": 1 << 15,
 }
-
-
-# --- reading ---
 
 
 class PackedRecords(Sequence):
@@ -179,236 +146,3 @@ def _open_reader(path: pathlib.Path, count: int) -> ArrayRecordReader:
         except RuntimeError as error:
             reason = error
     raise UserError(f"{path}: cannot be read or is damaged ({reason}); {HEAL}")
-
-
-# --- writing ---
-
-
-class ShardWriter:
-    """Appends records to one shard, as a context."""
-
-    def __init__(self, path: pathlib.Path, advance: Callable[[], Any] = lambda: None):
-        """Write to `path`; `advance` is called after every record."""
-        from array_record.python.array_record_module import ArrayRecordWriter
-
-        self.count = 0
-        self._advance = advance
-        with _as_os_error():
-            self._writer = ArrayRecordWriter(str(path), _WRITER_OPTIONS)
-
-    def write(self, record: Mapping[str, Value]) -> None:
-        """Append a record (see `records.pack`).
-
-        Raises:
-          TypeError: it holds something that cannot be packed.
-          OSError: there is no room for it; `write_shards` makes it a UserError.
-        """
-        data = pack(record)
-        with _as_os_error():
-            self._writer.write(data)
-        self.count += 1
-        self._advance()
-
-    def __enter__(self) -> typing.Self:
-        return self
-
-    def __exit__(self, kind: type | None, *_) -> None:
-        try:
-            with _as_os_error():
-                self._writer.close()
-        except OSError:
-            if kind is None:  # else the error that ended the block is the one to report
-                raise
-
-
-@contextlib.contextmanager
-def _as_os_error():
-    """ArrayRecord's errors as what they are, so that `replacing` explains them."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise OSError(str(error)) from error
-
-
-def write_shards(
-    folder: str | os.PathLike,
-    count: int,
-    per_shard: int,
-    write_shard: WriteShard,
-    made: Mapping[str, Any],
-    *,
-    manifest: Mapping[str, Any],
-    summarise: Callable[[list[Mapping[str, Any]]], Mapping[str, Any]] | None = None,
-    workers: int = 0,
-    processes: Processes = ALONE,
-    progress: bool = False,
-) -> dict[str, Any]:
-    """Write a packed data set, or what is missing of one.
-
-    A run that was ended, by whatever and whenever, is continued by the same call: complete
-    shards are kept, the others are made anew, and all bytes are those of a run that nothing
-    disturbed, provided that `write_shard` gives the same records for the same indexes. Nothing
-    unfinished ever has a final name. In a finished data set, shards that are missing or cut short
-    are made again.
-
-    Args:
-      folder: made if missing.
-      count: how many elements the source has.
-      per_shard: how many of them a shard takes: shard k those from k * per_shard on.
-      write_shard: writes the elements of a range of indexes as records, in order (it may leave
-        some out), and returns a small dict that JSON can hold, for `summarise`.
-      made: everything that decides the content, such as names and options, so that a folder with
-        another `made` is refused. No times, no machine's names, no absolute paths.
-      manifest: what else the manifest says: "kind", "num_classes", perhaps "classes".
-      summarise: from what `write_shard` returned, in the order of the shards, to further entries
-        of the manifest.
-      workers: processes that write shards; with 0 this process does. They are started afresh:
-        `write_shard` must be picklable, and a script's own code must stand under
-        `if __name__ == "__main__"`.
-      processes: those that make this call at the same time, each for every count-th shard, in
-        one folder that all of them see.
-      progress: show a bar.
-
-    Returns:
-      The manifest.
-
-    Raises:
-      UserError: the folder holds something else or another `made`, another process is writing
-        there, a disk is full, there is nothing to write, or what `write_shard` raises.
-    """
-    _check_numbers(count, per_shard, workers)
-    made = {**made, "per_shard": per_shard, "source_count": count}
-    begins = {"format": FORMAT, "classes": None, **manifest, "made": made}
-    plan = Plan(pathlib.Path(folder), count, per_shard, _as_read(begins))
-    with contextlib.ExitStack() as held:
-        with processes.together():
-            if processes.first:
-                check_entries(plan)
-                held.enter_context(claimed(plan))
-                begin(plan)
-        with processes.together():
-            finished = begun(plan)
-            done = _shards_there(plan, finished) if finished else _read_sidecars(plan)
-        with processes.together():
-            share = range(processes.index, plan.shards, processes.count)
-            _write_missing(plan, share, done, write_shard, workers, progress and processes.first)
-        with processes.together():
-            if processes.first and not finished:
-                _finish(plan, summarise)
-            elif processes.first:
-                _check_repaired(plan, set(range(plan.shards)).difference(done), finished)
-        with processes.together():
-            return read_manifest(plan.folder)
-
-
-def _check_numbers(count, per_shard, workers):
-    if count < 1:
-        raise UserError("there is nothing to write: the source is empty")
-    if per_shard < 1:
-        raise UserError(f"per_shard = {per_shard}: give at least 1 record a shard")
-    if workers < 0:
-        raise UserError(f"workers = {workers}: give 0 for this process, or a number of processes")
-
-
-def _as_read(content):
-    """What JSON gives back of `content`."""
-    return json.loads(json.dumps(content))
-
-
-# --- the shards, their sidecars, and the manifest ---
-
-
-def _read_sidecars(plan: Plan) -> dict[int, dict[str, Any]]:
-    """By number, the sidecars of the shards that an earlier run completed."""
-    done = {}
-    for number in range(plan.shards):
-        with contextlib.suppress(UserError):  # not there, or damaged by a power failure
-            sidecar = read_json(plan.sidecar(number))
-            check_there(plan.shard(number), sidecar["shard"])
-            done[number] = sidecar
-    return done
-
-
-def _shards_there(plan, finished):
-    """The numbers of the shards of a finished data set that have not been lost since."""
-    there = set()
-    for number, shard in enumerate(finished["shards"]):
-        with contextlib.suppress(UserError):
-            check_there(plan.shard(number), shard)
-            there.add(number)
-    return there
-
-
-def _write_missing(plan, numbers, done, write_shard, workers, progress):
-    """Write those of the shards that are not done, and each one's sidecar once it is complete."""
-    from tqdm import tqdm
-
-    todo = [number for number in numbers if number not in done]
-    if not todo:
-        return
-    count, missing = (sum(len(plan.indexes(n)) for n in part) for part in (numbers, todo))
-    with tqdm(
-        total=count,
-        initial=count - missing,
-        desc=plan.folder.name,
-        unit="image",
-        disable=not progress,
-    ) as bar:
-        if workers and len(todo) > 1:
-            write = functools.partial(_write_one, plan, write_shard)
-            with over_processes(write, todo, min(workers, len(todo))) as results:
-                for number, sidecar in results:
-                    write_json(plan.sidecar(number), sidecar)
-                    bar.update(len(plan.indexes(number)))
-            return
-        for number in todo:
-            sidecar = _write_one(plan, write_shard, number, bar.update)
-            write_json(plan.sidecar(number), sidecar)
-            # an image that was left out counts as done
-            bar.update(len(plan.indexes(number)) - sidecar["shard"]["count"])
-
-
-def _write_one(plan, write_shard, number, advance=lambda: None):
-    """Write one shard; returns its sidecar."""
-    path = plan.shard(number)
-    with replacing(path) as temporary:
-        with ShardWriter(temporary, advance) as writer:
-            notes = write_shard(plan.indexes(number), writer)
-        # What a restart relies on must survive a power failure, too; and some file systems say
-        # only now that they are full.
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        shard = {
-            "file": path.name,
-            "count": writer.count,
-            "bytes": temporary.stat().st_size,
-            "sha256": checksum(temporary),
-        }
-    return {"shard": shard, "notes": dict(notes)}
-
-
-def _finish(plan: Plan, summarise) -> dict[str, Any]:
-    """Merge the sidecars into the manifest."""
-    sidecars = list(_read_sidecars(plan).values())
-    shards = [sidecar["shard"] for sidecar in sidecars]
-    if len(shards) != plan.shards:
-        raise UserError(f"{plan.folder}: something else removed files there; run this again")
-    count = sum(shard["count"] for shard in shards)
-    if not count:
-        raise UserError(f"{plan.folder}: there is nothing to write, every element was left out")
-    extra = summarise([sidecar["notes"] for sidecar in sidecars]) if summarise else {}
-    manifest = _as_read({**plan.begun, "count": count, **extra, "shards": shards})
-    write_manifest(plan.folder, manifest)
-    return manifest
-
-
-def _check_repaired(plan, numbers, finished):
-    """Raise UserError, and remove the shard, if one was made again with another content."""
-    for number in numbers:
-        shard = read_json(plan.sidecar(number))["shard"]
-        if shard != finished["shards"][number]:
-            plan.shard(number).unlink()
-            raise UserError(
-                f"{plan.shard(number)}: made again, it has another content, so the source or the "
-                f"libraries have changed since; delete {plan.folder} and make it anew"
-            )

@@ -21,7 +21,7 @@ from repae_jax.errors import UserError, first_line, out_of_memory
 from repae_jax.parallel.chips import Chip, parse_topology
 from repae_jax.parallel.flops import count_flops
 from repae_jax.parallel.hlo import measure_traffic
-from repae_jax.parallel.mesh import make_mesh, over_batch, replicated
+from repae_jax.parallel.mesh import make_mesh, over_batch
 from repae_jax.parallel.sharding import summary
 from repae_jax.sampling.generate import make_generate
 from repae_jax.training.build import build_models
@@ -151,7 +151,7 @@ def compile_train(config: ConfigDict, topology: str, *, verbose: bool = False) -
     plain.compute.update(sit_remat="none", vae_remat="none")
     simple = dataclasses.replace(program, config=plain, models=build_models(plain))
     work = count_flops(simple.step, *arguments) / config.batch_size
-    return _compile("train", program.step, arguments, flops, work, config, topology, chip)
+    return _compile("train", program.step, arguments, flops, work, program, topology, chip)
 
 
 def compile_sampler(config: ConfigDict, topology: str) -> Report:
@@ -161,12 +161,10 @@ def compile_sampler(config: ConfigDict, topology: str) -> Report:
     if models.sit is None:
         raise UserError("config.train has no 'sit': there is nothing to sample")
     generate = make_generate(models.sit, models.vae, make_sampler(config), mesh=mesh)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
     ids = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32, sharding=over_batch(mesh))
-    arguments = (sampling_weights(program.template), key, ids, ids)
+    arguments = (sampling_weights(program.template), program.key_shape(), ids, ids)
     flops = count_flops(generate, *arguments) / config.batch_size
-    return _compile("sample", generate, arguments, flops, flops, config, topology, chip)
+    return _compile("sample", generate, arguments, flops, flops, program, topology, chip)
 
 
 def sweep(config: ConfigDict, topology: str, *, verbose: bool = False) -> Report:
@@ -236,8 +234,8 @@ def _devices(topology, count):
     return description.devices
 
 
-def _compile(name, function, arguments, flops, work, config, topology, chip: Chip):
-    batch_size = config.batch_size
+def _compile(name, function, arguments, flops, work, program: Program, topology, chip: Chip):
+    batch_size, count = program.config.batch_size, program.mesh.size
     started = time.perf_counter()
     try:
         compiled = function.lower(*arguments).compile()
@@ -249,7 +247,6 @@ def _compile(name, function, arguments, flops, work, config, topology, chip: Chi
             "config.mesh.fsdp, lower --batch-per-device, or set config.compute.vae_remat = 'blocks'"
         ) from error
     seconds = time.perf_counter() - started
-    count = parse_topology(topology)[1]
     memory = compiled.memory_analysis()
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     reserved = memory.argument_size_in_bytes + results + memory.temp_size_in_bytes

@@ -1,6 +1,7 @@
 """From a configuration to networks, optimizers, and a state with its weights loaded."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -168,11 +169,17 @@ def fresh_state(config: ConfigDict, models: Models, key: jax.Array) -> TrainStat
     return create_state(params, batch_stats, frozen, build_optimizers(config))
 
 
+def state_shapes(config: ConfigDict, models: Models) -> TrainState:
+    """Shapes and types of the state; allocates nothing."""
+    make = functools.partial(fresh_state, config, models)
+    return jax.eval_shape(make, jax.random.key(0))
+
+
 def state_template(config: ConfigDict, models: Models, sharding) -> TrainState:
-    """Shapes, types and `sharding` of the state, for restoring a checkpoint; allocates nothing."""
-    shapes = jax.eval_shape(lambda key: fresh_state(config, models, key), jax.random.key(0))
+    """Shapes and types of the state, all of it at `sharding`, for restoring a checkpoint."""
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state_shapes(config, models),
     )
 
 

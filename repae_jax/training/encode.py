@@ -17,7 +17,7 @@ from repae_jax.data import latents
 from repae_jax.data.decode import BadImage
 from repae_jax.data.images import encode_pixels
 from repae_jax.data.prepare import names_checksum, relative_name, say_skipped
-from repae_jax.data.shards import ShardWriter, write_shards
+from repae_jax.data.shard_writer import ShardWriter, write_shards
 from repae_jax.data.sources import Source, open_source
 from repae_jax.errors import UserError
 from repae_jax.interop.tables import flatten

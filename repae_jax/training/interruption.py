@@ -18,13 +18,14 @@ def catch_signals() -> Iterator[threading.Event]:
     """
     requested = threading.Event()
     previous = {}
-    first = [0.0]
+    first = 0.0
 
     def handle(number, frame):
+        nonlocal first
         if not requested.is_set():
-            first[0] = time.monotonic()
+            first = time.monotonic()
             requested.set()
-        elif time.monotonic() - first[0] > _SAME_WISH:
+        elif time.monotonic() - first > _SAME_WISH:
             restore()
             signal.raise_signal(number)
 

@@ -26,10 +26,6 @@ class MetricWriter:
         """Write one picture, uint8 (H, W, 3)."""
         self._writer.write_images(step, {name: image[None]})
 
-    def flush(self) -> None:
-        """Wait until everything is on disk."""
-        self._writer.flush()
-
     def close(self) -> None:
         """Flush and close."""
         self._writer.close()

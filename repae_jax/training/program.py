@@ -15,8 +15,8 @@ from repae_jax.parallel.sharding import make_whole, state_shardings
 from repae_jax.training.build import (
     build_objective,
     build_optimizers,
-    fresh_state,
     latent_shape,
+    state_shapes,
 )
 from repae_jax.training.draws import sample_draws
 from repae_jax.training.recipe import Models
@@ -41,8 +41,7 @@ class Program:
     @functools.cached_property
     def template(self) -> TrainState:
         """The state's shapes, types and shardings; allocates nothing."""
-        make = functools.partial(fresh_state, self.config, self.models)
-        shapes = jax.eval_shape(make, jax.random.key(0))
+        shapes = state_shapes(self.config, self.models)
         shardings = state_shardings(shapes, self.mesh, self.config.mesh)
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -50,7 +49,7 @@ class Program:
             shardings,
         )
 
-    @property
+    @functools.cached_property
     def shardings(self) -> TrainState:
         """The sharding of every array of the state."""
         return jax.tree.map(lambda leaf: leaf.sharding, self.template)
@@ -61,15 +60,18 @@ class Program:
         Batches are of images, with the tokens of no teacher.
         """
         side, size = self.config.data.resolution, self.config.batch_size
-        sharded, whole = over_batch(self.mesh), replicated(self.mesh)
+        sharded = over_batch(self.mesh)
         batch = {
             "image": jax.ShapeDtypeStruct((size, side, side, 3), jnp.uint8, sharding=sharded),
             "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharded),
         }
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
         requests = jax.ShapeDtypeStruct((self.mesh.size,), jnp.int32, sharding=sharded)
-        return self.template, batch, key, requests
+        return self.template, batch, self.key_shape(), requests
+
+    def key_shape(self) -> jax.ShapeDtypeStruct:
+        """The shape of `key()`, for compiling ahead."""
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(self.mesh))
 
     def key(self) -> jax.Array:
         """The run's key, on all devices."""

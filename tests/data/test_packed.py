@@ -7,7 +7,7 @@ import pytest
 from pictures import data_config, encoded, random_picture
 
 from repae_jax.data.pipeline import eval_batches, train_batches
-from repae_jax.data.shards import write_shards
+from repae_jax.data.shard_writer import write_shards
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError
 

@@ -15,8 +15,9 @@ from PIL import Image, ImageOps
 from repae_jax.data import prepare as module
 from repae_jax.data.crop import rgb_square
 from repae_jax.data.digits import load_digits_split
+from repae_jax.data.manifest import read_manifest
 from repae_jax.data.prepare import prepare, prepare_command
-from repae_jax.data.shards import PackedRecords, read_manifest
+from repae_jax.data.shards import PackedRecords
 from repae_jax.errors import UserError
 
 SIZE = 16
