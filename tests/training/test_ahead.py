@@ -37,9 +37,8 @@ def test_a_slice_that_nobody_rents_is_said(capsys):
 def test_the_step_is_compiled_for_a_slice(capsys):
     pytest.importorskip("libtpu")
     words = ["--topology", "v5e:2x4", "--effort", "quick", "--json", "--config.mesh.fsdp=4"]
-    words += ["--config.mesh.smallest=64", "--config.train=('sit','vae')"]
-    words += ["--config.objective.adversarial_weight=0.0"]
-    assert main(["compile", "--config", TINY, *words]) == 0
+    words += ["--config.mesh.smallest=64", "--config.vae.weights=none.safetensors"]
+    assert main(["compile", "--config", f"{TINY}:repa", *words]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["devices"] == 8
     assert report["batch_size"] == 8

@@ -40,7 +40,7 @@ from repae_jax.training.step import make_train_step
 from repae_jax.training.weights import read_vae, save_teacher
 
 TINY = str(pathlib.Path(tiny.__file__))
-KILLS = int(os.environ.get("REPAE_KILLS", "2"))  # ten take three minutes
+KILLS = int(os.environ.get("REPAE_KILLS", "1"))  # ten take three minutes
 
 
 def make_config(folder, source="digits"):
