@@ -4,8 +4,9 @@
     python benchmarks/scaling.py runs/scaling.jsonl --only "v5e:4x8 sdvae 256"
     python benchmarks/scaling.py runs/scaling.jsonl --table    print the tables
 
-Every row is a `python -m repae_jax compile` in a process of its own, a minute or two at
-`--effort quick`; needs `pip install libtpu`, no TPU.
+Every row is a `python -m repae_jax compile` in a process of its own, four or five minutes at
+`--effort quick` on two cores; needs `pip install libtpu`, no TPU. Where a chip would get more
+images than `AT_ONCE`, the batch is taken in micro-batches.
 """
 
 import argparse
@@ -27,6 +28,7 @@ SLICES = [
 FSDP = 8  # chips that divide the state: enough that it leaves room
 BATCHES = (256, 1024)
 PER_DEVICE = 4  # of the rows that show that nothing grows with the slice
+AT_ONCE = {"v4": 16, "v5e": 4, "v5p": 32, "v6e": 16}  # images per chip
 COMPUTE = {"scan_blocks": True, "sit_remat": "products", "vae_remat": "blocks"}
 
 
@@ -36,8 +38,15 @@ def rows() -> list[tuple[str, str, int]]:
     for config in CONFIGS:
         for topology in SLICES:
             _, chips = parse_topology(topology)
-            wanted += [(topology, config, b) for b in sorted({*BATCHES, PER_DEVICE * chips})]
+            flat = {PER_DEVICE * chips} if topology.startswith("v5e") and chips >= 32 else set()
+            wanted += [(topology, config, b) for b in sorted({*BATCHES} | flat)]
     return wanted
+
+
+def micro_batches(topology: str, batch: int) -> int:
+    """How many parts of the batch are taken one after the other."""
+    _, chips = parse_topology(topology)
+    return max(1, batch // chips // AT_ONCE[topology.partition(":")[0]])
 
 
 def command(topology: str, config: str, batch: int, effort: str) -> list[str]:
@@ -45,7 +54,8 @@ def command(topology: str, config: str, batch: int, effort: str) -> list[str]:
     words = ["compile", "--config", f"configs/imagenet256_repae_{config}.py", "--json"]
     words += ["--topology", topology, "--effort", effort, f"--config.batch_size={batch}"]
     words += [f"--config.mesh.fsdp={FSDP}"]
-    return words + [f"--config.compute.{key}={value}" for key, value in COMPUTE.items()]
+    compute = {**COMPUTE, "micro_batches": micro_batches(topology, batch)}
+    return words + [f"--config.compute.{key}={value}" for key, value in compute.items()]
 
 
 def measure(path: pathlib.Path, only: str, effort: str) -> None:
@@ -78,8 +88,8 @@ def read(path: pathlib.Path) -> list[dict]:
 
 def print_tables(found: list[dict]) -> None:
     """One table for each configuration."""
-    head = ["slice", "chips", "batch", "arguments, GB", "temporaries, GB", "peak, GB", "of, GB",
-            "links, GB", "best step, ms", "images/s", "MFU", "limit", "compiled in, s"]  # fmt: skip
+    head = ["slice", "chips", "batch", "at once", "arguments, GB", "temporaries, GB", "peak, GB",
+            "of, GB", "links, GB", "best step, ms", "images/s", "MFU", "limit", "compiled in, s"]  # fmt: skip
     for config, title in CONFIGS.items():
         print(f"\n### {title}\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
         for r in sorted(found, key=lambda r: (order(r["topology"]), r["batch_size"])):
@@ -94,7 +104,9 @@ def order(topology: str) -> tuple:
 
 def cells(r: dict) -> list[str]:
     """A row of the table."""
-    first = [r["topology"], str(parse_topology(r["topology"])[1]), str(r["batch_size"])]
+    chips, batch = parse_topology(r["topology"])[1], r["batch_size"]
+    at_once = batch // chips // micro_batches(r["topology"], batch)
+    first = [r["topology"], str(chips), str(batch), str(at_once)]
     if "error" in r:
         return [*first, "does not fit", *[""] * 9]
     seconds = {name: r[f"{name}_seconds"] for name in ("compute", "memory", "link")}
