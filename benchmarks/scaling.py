@@ -89,7 +89,8 @@ def read(path: pathlib.Path) -> list[dict]:
 def print_tables(found: list[dict]) -> None:
     """One table for each configuration."""
     head = ["slice", "chips", "batch", "at once", "arguments, GB", "temporaries, GB", "peak, GB",
-            "of, GB", "links, GB", "best step, ms", "images/s", "MFU", "limit", "compiled in, s"]  # fmt: skip
+            "of, GB", "links, GB", "best step, ms", "images/s", "MFU", "limit",
+            "compiled in, s"]  # fmt: skip
     for config, title in CONFIGS.items():
         print(f"\n### {title}\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
         for r in sorted(found, key=lambda r: (order(r["topology"]), r["batch_size"])):
