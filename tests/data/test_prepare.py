@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from packing import content
 from PIL import Image, ImageOps
 
 from repae_jax.data import prepare as module
@@ -56,11 +57,6 @@ def cropped(path):
 def opened(record):
     """The image that a record holds, as Pillow reads it."""
     return Image.open(io.BytesIO(record["image"]))
-
-
-def content(folder):
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 # --- what is written ---

@@ -13,6 +13,7 @@ import tiny
 import torch
 import torch_sit
 from ml_collections import ConfigDict
+from saved import assert_same_content, saved_content
 
 from repae_jax.cli import main
 from repae_jax.config import base
@@ -52,25 +53,6 @@ def exported(trained, tmp_path_factory):
     return path
 
 
-def content(path):
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(path, weights_only=True)
-
-
-def assert_same_content(actual, expected, at=""):
-    """Nested dicts, lists and values equal, tensors bit for bit."""
-    assert type(actual) is type(expected), at
-    if isinstance(expected, dict):
-        assert list(actual) == list(expected), at
-        for key, value in expected.items():
-            assert_same_content(actual[key], value, f"{at}/{key}")
-    elif isinstance(expected, torch.Tensor):
-        assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape), at
-        assert torch.equal(actual, expected), at
-    else:
-        assert actual == expected, at
-
-
 def state_of(workdir):
     """The newest state, with the structure that the configuration gives it."""
     config = tiny.get_config()
@@ -85,7 +67,7 @@ def state_of(workdir):
 
 def make_foreign(exported, path):
     """A checkpoint with what only the original's own training leaves: a moved position table."""
-    whole = content(exported)
+    whole = saved_content(exported)
     generator = torch.Generator().manual_seed(0)
     table = whole["model"]["pos_embed"]
     for key in ("model", "ema"):
@@ -125,7 +107,7 @@ def test_a_foreign_checkpoint_survives_the_trip(exported, tmp_path):
     assert main(["convert", str(foreign), str(tmp_path / "run"), "--quiet"]) == 0
     again = tmp_path / "again" / "checkpoints" / "0000003.pt"
     assert main(["convert", str(tmp_path / "run"), str(again), "--quiet"]) == 0
-    actual, expected = content(again), content(foreign)
+    actual, expected = saved_content(again), saved_content(foreign)
     assert vars(actual.pop("args")) == vars(expected.pop("args"))
     assert set(actual) == set(expected)
     for key in expected:
@@ -159,7 +141,7 @@ def test_counters_and_slots_go_on(exported, trained, tmp_path):
     weights = f"--config.teachers.small.weights={trained[1]}"
     assert main(["train", "--workdir", str(run), weights, "--config.run.steps=5", "--quiet"]) == 0
     assert main(["convert", str(run), str(tmp_path / "later.pt"), "--quiet"]) == 0
-    before, after = content(foreign), content(tmp_path / "later.pt")
+    before, after = saved_content(foreign), saved_content(tmp_path / "later.pt")
     assert after["steps"] == 5
     count = "bn.num_batches_tracked"
     assert after["model"][count] == before["model"][count] + 2
@@ -191,7 +173,7 @@ def test_names_and_order_are_those_of_torch_modules(exported):
         num_classes=sit.num_classes, encoder_depth=sit.encoder_depth,
         teacher_dims=sit.teacher_dims, projector_dim=sit.projector_dim,
     )  # fmt: skip
-    whole = content(exported)
+    whole = saved_content(exported)
     assert list(whole["model"]) == list(module.state_dict())
     module.load_state_dict(whole["model"], strict=True)
     # torch's own optimizer takes the state, moments at the parameters that they belong to
@@ -211,7 +193,7 @@ def test_names_and_order_are_those_of_torch_modules(exported):
 
 @pytest.mark.parametrize("kind", ["ldm", "repa"])
 def test_stage_two_and_repa_survive_the_trip(kind, trained, exported, tmp_path):
-    whole = content(exported)
+    whole = saved_content(exported)
     parts = {key: whole[key] for key in ("model", "ema", "opt", "steps")}
     if kind == "repa":
         for key in ("model", "ema"):
@@ -231,7 +213,7 @@ def test_stage_two_and_repa_survive_the_trip(kind, trained, exported, tmp_path):
     else:
         np.testing.assert_array_equal(statistics["var"], whole["model"]["bn.running_var"])
     assert main(["convert", str(run), str(tmp_path / "again.pt"), "--quiet"]) == 0
-    actual, expected = content(tmp_path / "again.pt"), content(path)
+    actual, expected = saved_content(tmp_path / "again.pt"), saved_content(path)
     for key in ("model", "ema", "opt", "steps"):
         assert_same_content(actual[key], expected[key], key)
     assert set(actual) == set(expected)
@@ -240,7 +222,7 @@ def test_stage_two_and_repa_survive_the_trip(kind, trained, exported, tmp_path):
 
 
 def test_a_bare_state_dict_becomes_a_run_that_samples(trained, exported, tmp_path):
-    ema = {n: t for n, t in content(exported)["ema"].items() if not n.startswith("bn.")}
+    ema = {n: t for n, t in saved_content(exported)["ema"].items() if not n.startswith("bn.")}
     path = tmp_path / "last.pt"  # as REPA publishes its SiT
     torch.save(ema, path)
     words = ["--config", f"{TINY}:repa", f"--config.vae.weights={trained[0]}"]
@@ -250,7 +232,7 @@ def test_a_bare_state_dict_becomes_a_run_that_samples(trained, exported, tmp_pat
     assert main(["sample", "--workdir", str(run), "--labels", "1,2", "--quiet"]) == 0
     assert (run / "sample.png").stat().st_size > 0
     assert main(["convert", str(run), str(tmp_path / "again.pt"), "--quiet"]) == 0
-    again = content(tmp_path / "again.pt")
+    again = saved_content(tmp_path / "again.pt")
     assert again["steps"] == 0
     for key in ("model", "ema"):
         assert_same_content(again[key], dict(ema), key)
@@ -271,7 +253,7 @@ def test_a_published_size_needs_no_configuration():
 
 
 def test_without_its_vae_a_stage_two_checkpoint_says_so(exported, tmp_path, capsys):
-    whole = content(exported)
+    whole = saved_content(exported)
     path = tmp_path / "0000003.pt"
     torch.save({key: whole[key] for key in ("model", "ema", "opt", "steps", "args")}, path)
     words = ["convert", str(path), str(tmp_path / "run"), "--config", f"{TINY}:repa", "--quiet"]
@@ -316,7 +298,7 @@ def spoil(whole, how):
     ["missing", "extra", "shape", "nan", "nan-moment", "slot", "parameters", "uneven", "part"],
 )
 def test_damage_is_one_line_and_nothing_is_written(how, exported, tmp_path, capsys):
-    whole = content(exported)
+    whole = saved_content(exported)
     expected = spoil(whole, how)
     path = tmp_path / "0000003.pt"
     torch.save(whole, path)
@@ -430,7 +412,7 @@ def test_the_vae_goes_out_alone(trained, exported, tmp_path):
     assert one == other
     path = tmp_path / "vae.safetensors"
     assert main(["convert", str(trained[0]), str(path), "--to", "vae", "--quiet"]) == 0
-    whole = content(exported)
+    whole = saved_content(exported)
     assert list(files.read_stored(path)) == sorted(whole["vae"])
     for name, array in files.read_stored(path).items():
         np.testing.assert_array_equal(array, whole["vae"][name])

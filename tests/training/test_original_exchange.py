@@ -23,8 +23,6 @@ from original_comparison import BATCH, MODELS, Case, Comparison
 from original_exchange import (
     NEEDS_ORIGINAL,
     NEEDS_REPA,
-    assert_same_content,
-    saved_content,
     small_config,
 )
 from parity import (
@@ -38,14 +36,13 @@ from parity import (
     to_nchw,
     to_nhwc,
 )
+from saved import assert_same_content, saved_content
 
 from repae_jax.cli import main
-from repae_jax.config import base, teacher
 from repae_jax.interop import files
 from repae_jax.interop.conversion import convert
 from repae_jax.interop.discriminator import load_discriminator
 from repae_jax.interop.lpips import load_lpips
-from repae_jax.interop.original import sit_part, vae_part
 from repae_jax.interop.pretrained import PretrainedVAE, write_ldm
 from repae_jax.interop.recognise import find
 from repae_jax.interop.sit import export_sit, load_sit, unify_names
@@ -61,7 +58,6 @@ from repae_jax.training.build import (
     build_vit,
 )
 from repae_jax.training.exchange import export_run, import_run
-from repae_jax.training.original_args import args_from_config, config_from_args
 from repae_jax.training.run import load_state, open_run, sampling_weights
 from repae_jax.training.state import TrainState
 from repae_jax.training.step import make_train_step
@@ -484,86 +480,6 @@ def test_repas_published_weights_are_read(repa, tmp_path, naming):
     exported = {k: torch.tensor(v) for k, v in export_sit(variables, MODELS.sit).items()}
     assert_same_content(exported, repa.training.scope["ema"].state_dict())
     exchange.make_repa_sit(seed=22).load_state_dict(exported, strict=True)
-
-
-# --- published sizes and arguments -----------------------------------------------------------
-
-
-def assert_same_tensors(part, module):
-    """Names, order and shapes of a state dict, its counters, and what an optimizer numbers."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    counters = [name for name in shapes if name.endswith("num_batches_tracked")]
-    assert list(part.counters) == counters
-    for name in counters:
-        del shapes[name]
-    assert list(part.shapes.items()) == list(shapes.items())
-    assert list(part.slots) == [name for name, _ in module.named_parameters()]
-
-
-def published_models(arch, vae="f8d4", qk_norm=False):
-    """Our networks, and the keywords that the originals' scripts give their SiT."""
-    config = base()
-    config.sit.update(arch=arch, qk_norm=qk_norm)
-    config.vae.arch = vae
-    config.teachers.dinov2 = teacher("dinov2-b")
-    models = build_models(config)
-    keywords = {"input_size": models.sit.latent_size, "num_classes": 1000, "z_dims": [768]}
-    return models, {**keywords, "encoder_depth": 8, "fused_attn": True, "qk_norm": qk_norm}
-
-
-@NEEDS_ORIGINAL
-@pytest.mark.parametrize(
-    ("arch", "vae", "qk_norm"), [("SiT-XL/2", "f8d4", False), ("SiT-XL/1", "f16d32", True)]
-)
-def test_published_sizes_have_the_originals_tensors(arch, vae, qk_norm):
-    models, keywords = published_models(arch, vae, qk_norm)
-    theirs = original.modules()
-    # timm once had this default for the norm of queries and keys
-    attention = functools.partial(theirs.sit.Attention, norm_layer=torch.nn.LayerNorm)
-    with torch.device("meta"), mock.patch.object(theirs.sit, "Attention", attention):
-        sit = theirs.sit.SiT_models[arch](
-            in_channels=models.sit.latent_channels, class_dropout_prob=0.1, **keywords
-        )
-        autoencoder = theirs.autoencoder.vae_models[vae]()
-    assert_same_tensors(sit_part(models.sit), sit)
-    assert_same_tensors(vae_part(models.vae), autoencoder)
-
-
-@NEEDS_REPA
-def test_published_sizes_have_repas_tensors():
-    models, keywords = published_models("SiT-XL/2")
-    with torch.device("meta"):
-        sit = exchange.repa_module("models/sit.py").SiT_models["SiT-XL/2"](use_cfg=True, **keywords)
-    assert_same_tensors(sit_part(models.sit, statistics=False), sit)
-
-
-@NEEDS_ORIGINAL
-@pytest.mark.parametrize(("script", "kind"), [(loop.REPAE, "repae"), (loop.LDM_ONLY, "ldm")])
-def test_the_originals_default_arguments_are_understood(script, kind):
-    """And what we write as arguments are ones that the original has, with its values."""
-    theirs = vars(loop.default_args(script))
-    config = config_from_args(theirs, kind, source="X")
-    assert (config.sit.arch, config.vae.arch) == (theirs["model"], theirs["vae"])
-    ours = args_from_config(config)
-    del ours["repae_jax"]
-    assert ours.pop("mixed_precision") == "bf16"  # in place of fp16
-    if kind == "repae":  # whose checkpoint holds its VAE, so that no file need be named
-        assert ours.pop("vae_ckpt") == ""
-    both = ours.keys() & theirs.keys()
-    assert {name: ours[name] for name in both} == {name: theirs[name] for name in both}
-    if kind == "repae":
-        assert both == set(ours)
-
-
-@NEEDS_REPA
-def test_repas_default_arguments_are_understood():
-    args = vars(exchange.repa_args())
-    config = config_from_args(args, "repa", source="X")
-    assert (config.sit.arch, config.vae.arch) == (args["model"], "f8d4")
-    assert tuple(config.train) == ("sit",)
-    ours = args_from_config(config)
-    for name in ours.keys() & args.keys() - {"exp_name", "mixed_precision"}:
-        assert ours[name] == args[name], name
 
 
 # --- a run that was trained here -------------------------------------------------------------
