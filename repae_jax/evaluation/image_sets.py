@@ -1,0 +1,188 @@
+"""Images to be measured, wherever they are: read in order, a batch at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from repae_jax.data.decode import checked_size, decode_cropped, decode_pixels, read_file
+from repae_jax.data.folder import SUFFIXES
+from repae_jax.data.manifest import MANIFEST, read_manifest
+from repae_jax.data.pipeline import eval_batches
+from repae_jax.data.shards import PackedRecords
+from repae_jax.errors import UserError
+
+IMAGES = "arr_0"  # their name in the files that ADM's scripts write
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images of one size.
+
+    Attributes:
+      name: what to call the set in messages.
+      count: how many there are.
+      resolution: pixels along a side.
+      batches: from a batch's size to batches, uint8 (b, H, W, 3), of all images in their order;
+        the last one may be smaller.
+    """
+
+    name: str
+    count: int
+    resolution: int
+    batches: Callable[[int], Iterator[np.ndarray]]
+
+
+def open_images(path: str | os.PathLike, resolution: int | None = None) -> ImageSet:
+    """The images of a file or folder.
+
+    Args:
+      path: an `.npz` whose `arr_0` is uint8 (N, H, W, 3), as `generate` and ADM's scripts write
+        it; a folder that `prepare` wrote; or a folder of pictures, in folders of their own or not.
+      resolution: pixels along a side. Pictures of another size are cropped as `prepare` does;
+        without it they must have one size, and the other kinds must have this one.
+
+    Raises:
+      UserError: there are no images, they are damaged, or their sizes differ.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        opener = _open_packed if (path / MANIFEST).exists() else _open_pictures
+    elif path.suffix == ".npz" and path.exists():
+        opener = _open_npz
+    else:
+        raise UserError(
+            f"{path}: there are no images; name an .npz, a folder of pictures, or one that "
+            "`python -m repae_jax prepare` wrote"
+        )
+    images = opener(path, resolution)
+    if not images.count:
+        raise UserError(f"{path} holds no images")
+    if resolution not in (None, images.resolution):
+        raise UserError(
+            f"{path} holds images of {images.resolution} x {images.resolution} pixels, not "
+            f"{resolution}"
+        )
+    return images
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Pictures:
+    """Picture files as a source; without a resolution all must have the first one's size."""
+
+    name: str
+    files: list[str]
+    resolution: int
+    crop: bool
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, index):
+        path = self.files[index]
+        data = read_file(path)
+        if self.crop:
+            return {"image": decode_cropped(data, self.resolution, path)}
+        return {"image": checked_size(decode_pixels(data, path), self.resolution, path)}
+
+
+def _open_pictures(folder, resolution):
+    files = sorted(
+        os.path.join(root, name)
+        for root, _, names in os.walk(folder)
+        for name in names
+        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+    )
+    if not files:
+        raise UserError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
+    side = resolution or decode_pixels(read_file(files[0]), files[0]).shape[0]
+    return _from_source(_Pictures(str(folder), files, side, crop=resolution is not None))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Packed:
+    """The images of packed records."""
+
+    name: str
+    records: PackedRecords
+    resolution: int
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, index):
+        name = self.records.record_name(index)
+        pixels = decode_pixels(self.records[index]["image"], name)
+        return {"image": checked_size(pixels, self.resolution, name)}
+
+
+def _open_packed(folder, _):
+    manifest = read_manifest(folder)
+    if manifest["kind"] != "images":
+        raise UserError(f"{folder} holds packed {manifest['kind']}, not images")
+    return _from_source(_Packed(str(folder), PackedRecords(folder), manifest["made"]["resolution"]))
+
+
+def _from_source(source):
+    def batches(size):
+        return (batch["image"] for batch in eval_batches(source, size))
+
+    return ImageSet(source.name, len(source), source.resolution, batches)
+
+
+def _open_npz(path, _):
+    """The file is read as a stream: it may be larger than the memory."""
+    with _array_file(path) as (_, shape):
+        count, side = shape[:2]
+
+    def batches(size):
+        with _array_file(path) as (file, _), _explained(path):
+            for start in range(0, count, size):
+                wanted = min(size, count - start) * side * side * 3
+                data = file.read(wanted)
+                if len(data) != wanted:
+                    raise ValueError(f"it ends at image {start} of {count}")
+                yield np.frombuffer(data, np.uint8).reshape(-1, side, side, 3)
+
+    return ImageSet(str(path), count, side, batches)
+
+
+@contextlib.contextmanager
+def _array_file(path):
+    """The open images of an .npz, behind their header, and their shape."""
+    with contextlib.ExitStack() as opened:
+        with _explained(path):
+            archive = opened.enter_context(zipfile.ZipFile(path))
+            file = opened.enter_context(archive.open(f"{IMAGES}.npy"))
+            shape, dtype = _read_header(file)
+            if dtype != np.uint8 or len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3:
+                raise ValueError(f"{IMAGES} is {dtype} {shape}, not uint8 (N, H, H, 3)")
+        yield file, shape
+
+
+@contextlib.contextmanager
+def _explained(path):
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, OSError) as error:
+        raise UserError(
+            f"{path}: no whole .npz with RGB pixels in {IMAGES} ({error}); make it anew"
+        ) from error
+
+
+def _read_header(file):
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+        version, np.lib.format.read_array_header_2_0
+    )
+    shape, fortran, dtype = read(file)
+    if fortran:
+        raise ValueError("the array is in Fortran's order")
+    return shape, dtype

@@ -1,0 +1,103 @@
+"""Images to be measured: the same from every kind of file, and clear words about what is none."""
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from repae_jax.data.prepare import prepare
+from repae_jax.errors import UserError
+from repae_jax.evaluation.image_sets import open_images
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), np.uint8)
+
+
+def write_pictures(folder, images=IMAGES):
+    for number, image in enumerate(images):
+        place = folder / f"class{number % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / f"{number}.png")
+    return folder
+
+
+def everything(images, size=3):
+    batches = list(images.batches(size))
+    assert [len(batch) for batch in batches] == [3, 3, 1]
+    return np.concatenate(batches)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_an_npz_is_read_as_numpy_reads_it(save, tmp_path):
+    save(tmp_path / "samples.npz", arr_0=IMAGES, arr_1=np.arange(7))
+    images = open_images(tmp_path / "samples.npz")
+    assert (images.count, images.resolution) == (7, 16)
+    np.testing.assert_array_equal(everything(images), IMAGES)
+    np.testing.assert_array_equal(everything(images), IMAGES)  # again from the beginning
+
+
+def test_a_folder_of_pictures_is_read_in_the_order_of_its_names(tmp_path):
+    images = open_images(write_pictures(tmp_path / "pictures"))
+    assert (images.count, images.resolution) == (7, 16)
+    np.testing.assert_array_equal(everything(images), IMAGES[[0, 2, 4, 6, 1, 3, 5]])
+
+
+def test_packed_images_are_read(tmp_path):
+    write_pictures(tmp_path / "pictures")
+    prepare(str(tmp_path / "pictures"), tmp_path / "packed", resolution=16, per_shard=3)
+    images = open_images(tmp_path / "packed")
+    np.testing.assert_array_equal(everything(images), IMAGES[[0, 2, 4, 6, 1, 3, 5]])
+
+
+def test_pictures_are_cropped_to_a_resolution(tmp_path):
+    write_pictures(tmp_path / "pictures")
+    (batch,) = open_images(tmp_path / "pictures", 8).batches(10)
+    assert batch.shape == (7, 8, 8, 3)
+
+
+def test_pictures_of_two_sizes_are_refused(tmp_path):
+    write_pictures(tmp_path / "pictures")
+    Image.fromarray(IMAGES[0, :8, :8]).save(tmp_path / "pictures" / "z.png")
+    with pytest.raises(UserError, match=r"z\.png"):
+        list(open_images(tmp_path / "pictures").batches(4))
+
+
+def test_another_resolution_is_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", arr_0=IMAGES)
+    with pytest.raises(UserError, match="16 x 16 pixels, not 32"):
+        open_images(tmp_path / "x.npz", 32)
+
+
+@pytest.mark.parametrize("name", ["none", "none.npz", "empty", "text.npz"])
+def test_no_images_are_said(name, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.npz").write_text("nothing")
+    with pytest.raises(UserError, match=name):
+        open_images(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [IMAGES.astype(np.float32), IMAGES[..., :1], IMAGES[0], IMAGES[:, :8], IMAGES[:0],
+     np.array([{}])],
+)  # fmt: skip
+def test_other_arrays_are_refused(array, tmp_path):
+    np.savez(tmp_path / "x.npz", arr_0=array)
+    with pytest.raises(UserError, match=r"x\.npz"):
+        open_images(tmp_path / "x.npz")
+
+
+def test_a_damaged_npz_is_said(tmp_path):
+    buffer = io.BytesIO()
+    np.save(buffer, IMAGES)
+    with zipfile.ZipFile(tmp_path / "cut.npz", "w") as archive:
+        archive.writestr("arr_0.npy", buffer.getvalue()[:-100])
+    with pytest.raises(UserError, match="it ends at image 6 of 7"):
+        list(open_images(tmp_path / "cut.npz").batches(2))
+    np.savez(tmp_path / "flipped.npz", arr_0=IMAGES)
+    data = bytearray((tmp_path / "flipped.npz").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "flipped.npz").write_bytes(data)
+    with pytest.raises(UserError, match="CRC"):
+        list(open_images(tmp_path / "flipped.npz").batches(2))
