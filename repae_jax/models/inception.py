@@ -60,7 +60,7 @@ class ConvNorm(nn.Module):
             self.padding,
             use_bias=False,
             precision=_EXACT,
-            kernel_init=initializers.he_normal(),
+            kernel_init=initializers.he_uniform(),
             name="conv",
         )(x)
         return nn.relu(BatchNorm(epsilon=1e-3, name="bn")(x, train=False))

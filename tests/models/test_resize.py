@@ -63,9 +63,8 @@ def test_half_precision_input_is_resized_in_float32():
 @pytest.mark.parametrize("size_in", [(32, 32), (64, 64), (256, 256), (512, 512), (1, 700)])
 def test_bilinear_equals_that_of_tensorflow_1(size_in):
     pixels = np.random.default_rng(0).integers(0, 256, (2, *size_in, 3), np.uint8)
-    floats = to_nchw(pixels).float()
-    expected = interpolate_bilinear_2d_like_tensorflow1x(
-        floats, size=(299, 299), align_corners=False
+    expected = tensorflow1.interpolate_bilinear_2d_like_tensorflow1x(
+        to_nchw(pixels).float(), size=(299, 299), align_corners=False
     )
     actual = resize_bilinear_tf1(pixels, 299, 299)
     assert actual.dtype == np.float32
