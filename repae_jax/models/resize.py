@@ -1,4 +1,4 @@
-"""Bicubic resizing as two small matrix products, equal to PyTorch's."""
+"""Resizing as two small matrix products: PyTorch's bicubic, TensorFlow 1's bilinear."""
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,37 @@ def resize_bicubic(
     """(B, H, W, C) -> (B, height, width, C), float32; see `bicubic_matrix` for the convention."""
     rows = bicubic_matrix(x.shape[1], height, a=a, antialias=antialias)
     columns = bicubic_matrix(x.shape[2], width, a=a, antialias=antialias)
+    return _resampled(x, rows, columns)
+
+
+def bilinear_matrix_tf1(size_in: int, size_out: int) -> np.ndarray:
+    """The matrix (size_out, size_in), float32, that resamples one axis as TensorFlow 1 does.
+
+    Equal to tf.compat.v1.image.resize_bilinear with its defaults: sample o lies at o * in / out,
+    without the half pixel, so that the first samples coincide and the last input pixel is
+    repeated; there is no antialias.
+
+    Args:
+      size_in: samples along the axis before.
+      size_out: samples along the axis after.
+    """
+    # float32 as in TensorFlow's kernel: rounding decides between neighbours at whole positions
+    position = np.arange(size_out, dtype=np.float32) * np.float32(size_in / size_out)
+    low = position.astype(int).clip(0, size_in - 1)
+    fraction = (position - low).astype(np.float32)
+    rows, matrix = np.arange(size_out), np.zeros((size_out, size_in), np.float32)
+    matrix[rows, low] = 1.0 - fraction
+    matrix[rows, (low + 1).clip(0, size_in - 1)] += fraction
+    return matrix
+
+
+def resize_bilinear_tf1(x: jax.Array, height: int, width: int) -> jax.Array:
+    """(B, H, W, C) -> (B, height, width, C), float32; see `bilinear_matrix_tf1`."""
+    rows = bilinear_matrix_tf1(x.shape[1], height)
+    return _resampled(x, rows, bilinear_matrix_tf1(x.shape[2], width))
+
+
+def _resampled(x, rows, columns):
     # default precision would round the pixels to bfloat16 on TPUs and to TF32 on GPUs
     exact = jax.lax.Precision.HIGHEST
     x = jnp.einsum("oh,bhwc->bowc", rows, x.astype(jnp.float32), precision=exact)

@@ -2,8 +2,10 @@ import jax
 import numpy as np
 import pytest
 import torch
+from parity import to_nchw, to_nhwc
+from torch_fidelity import interpolate_compat_tensorflow as tensorflow1
 
-from repae_jax.models.resize import bicubic_matrix, resize_bicubic
+from repae_jax.models.resize import bicubic_matrix, resize_bicubic, resize_bilinear_tf1
 
 
 def torch_bicubic(x, height, width, antialias):
@@ -56,3 +58,19 @@ def test_coefficient_defaults_to_the_one_of_torch():
 def test_half_precision_input_is_resized_in_float32():
     x = jax.numpy.full((1, 4, 4, 1), 1.0, jax.numpy.bfloat16)
     assert resize_bicubic(x, 3, 3).dtype == np.float32
+
+
+@pytest.mark.parametrize("size_in", [(32, 32), (64, 64), (256, 256), (512, 512), (1, 700)])
+def test_bilinear_equals_that_of_tensorflow_1(size_in):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *size_in, 3), np.uint8)
+    expected = tensorflow1.interpolate_bilinear_2d_like_tensorflow1x(
+        to_nchw(pixels).float(), size=(299, 299), align_corners=False
+    )
+    actual = resize_bilinear_tf1(pixels, 299, 299)
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, to_nhwc(expected), atol=1e-4)
+
+
+def test_bilinear_at_the_same_size_changes_nothing():
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 7, 5, 3), np.uint8)
+    np.testing.assert_array_equal(resize_bilinear_tf1(pixels, 7, 5), pixels)

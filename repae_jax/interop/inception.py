@@ -1,0 +1,78 @@
+"""InceptionV3's published weights, as pytorch-fid and torch-fidelity distribute them."""
+
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from repae_jax.errors import UserError
+from repae_jax.interop import tables
+from repae_jax.interop.files import read_tensors
+from repae_jax.interop.tables import CONV, LINEAR, Rule
+from repae_jax.models.inception import SIZE, InceptionV3
+
+WEIGHTS_URL = (
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+    "pt_inception-2015-12-05-6726825d.pth"
+)
+
+# counters that only training reads; the Inception Score leaves the bias out
+_IGNORED = (r".*\.num_batches_tracked", r"fc\.bias")
+
+
+def read_inception(path: str | pathlib.Path) -> dict:
+    """The variables of `InceptionV3` from a file of published weights.
+
+    Args:
+      path: pytorch-fid's `pt_inception-2015-12-05-6726825d.pth` (`WEIGHTS_URL`) or
+        torch-fidelity's `weights-inception-2015-12-05-6726825d.pth`, which are alike: PyTorch
+        state dicts of the TensorFlow graph's tensors.
+
+    Raises:
+      UserError: the file is missing, damaged or of another network.
+    """
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"no InceptionV3 weights at {path}; download {WEIGHTS_URL} to there")
+    return load_inception(read_tensors(path), source=str(path))
+
+
+def load_inception(tensors: Mapping[str, np.ndarray], *, source: str = "Inception weights") -> dict:
+    """{"params": ..., "batch_stats": ...} for `InceptionV3`.
+
+    Args:
+      tensors: `Mixed_5b.branch1x1.conv.weight` and so on -> arrays; the classes' bias `fc.bias`
+        and `num_batches_tracked` are left out.
+      source: what to call the tensors in an error, e.g. the file's name.
+
+    Raises:
+      UserError: a tensor is missing, unexpected, misshapen or not finite.
+    """
+    shapes = inception_shapes()
+    return tables.load(_table(shapes), tensors, shapes, source=source, ignore=_IGNORED)
+
+
+def inception_shapes() -> dict:
+    """Shapes and types of what `load_inception` gives; allocates nothing."""
+    images = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
+    return jax.eval_shape(InceptionV3().init, jax.random.key(0), images)
+
+
+def _table(shapes):
+    """Rules for every convolution with its BatchNorm, and for the head."""
+    rules = [Rule("fc.weight", "params/fc/kernel", LINEAR)]
+    for path in tables.flatten(shapes["params"]):
+        if path.endswith("conv/kernel"):
+            rules += _conv_norm(path.removesuffix("/conv/kernel"))
+    return rules
+
+
+def _conv_norm(ours):
+    theirs = ours.replace("/", ".")
+    return [
+        Rule(f"{theirs}.conv.weight", f"params/{ours}/conv/kernel", CONV),
+        *tables.norm(f"{theirs}.bn", f"params/{ours}/bn"),
+        Rule(f"{theirs}.bn.running_mean", f"batch_stats/{ours}/bn/mean"),
+        Rule(f"{theirs}.bn.running_var", f"batch_stats/{ours}/bn/var"),
+    ]
