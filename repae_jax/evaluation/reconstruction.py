@@ -1,6 +1,21 @@
-"""How much of an image survives the autoencoder."""
+"""How much of an image survives the autoencoder.
+
+Figures elsewhere: REPA-E's repository generates samples and leaves their evaluation to ADM's
+suite; it holds no code for reconstructions. LightningDiT's `evaluate_tokenizer.py` (VA-VAE)
+takes ImageNet's 50,000 validation images at 256 x 256, samples the posterior, and reports
+pytorch-fid's distance between the two folders of PNG files as rFID, the mean of the images'
+PSNR over those files, and torchmetrics' SSIM (the same window and constants as here) of the
+decoder's output before it is clipped and rounded to uint8, with LPIPS (VGG) of the same.
+"""
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
+
+# Wang et al. 2004, section III-B, eq. 13: a window of 11 x 11, and K1, K2 of a range of 255.
+_SIGMA = 1.5
+_RADIUS = 5
+_C1 = (0.01 * 255) ** 2
+_C2 = (0.03 * 255) ** 2
 
 
 def psnr(originals: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
@@ -18,16 +33,7 @@ def psnr(originals: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
       ValueError: shapes differ or are not (N, H, W, C), or a dtype is not uint8 (floats would
         have another data range).
     """
-    originals, reconstructions = np.asarray(originals), np.asarray(reconstructions)
-    if originals.ndim != 4 or originals.shape != reconstructions.shape:
-        raise ValueError(
-            f"PSNR needs two (N, H, W, C) of one shape, got {originals.shape} and "
-            f"{reconstructions.shape}"
-        )
-    if originals.dtype != np.uint8 or reconstructions.dtype != np.uint8:
-        raise ValueError(
-            f"PSNR is taken of uint8 images, got {originals.dtype} and {reconstructions.dtype}"
-        )
+    originals, reconstructions = _checked(originals, reconstructions, "PSNR")
     # One image at a time: 50,000 images widened together would not fit in memory.
     pairs = zip(originals, reconstructions, strict=True)
     errors = np.array([_mean_squared_error(a, b) for a, b in pairs], np.float64)
@@ -50,5 +56,72 @@ def mean_psnr(originals: np.ndarray, reconstructions: np.ndarray) -> float:
     return float(values.mean())
 
 
+def ssim(originals: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
+    """Structural similarity of each pair (Wang et al. 2004, eq. 13), averaged over channels.
+
+    Means, variances and covariances are weighted by a Gaussian of sigma 1.5 in 11 x 11 pixels;
+    the mean is over the windows that lie within the image. scikit-image's
+    `structural_similarity` gives the same with gaussian_weights=True, sigma=1.5,
+    use_sample_covariance=False, data_range=255, channel_axis=-1.
+
+    Args:
+      originals, reconstructions: (N, H, W, C) uint8, H and W at least 11.
+
+    Returns:
+      (N,) float64 in [-1, 1]; 1 where the two images are identical.
+
+    Raises:
+      ValueError: as `psnr`, or the images are smaller than the window.
+    """
+    originals, reconstructions = _checked(originals, reconstructions, "SSIM")
+    if min(originals.shape[1:3]) <= 2 * _RADIUS:
+        raise ValueError(
+            f"SSIM's window is 11 x 11, got images of {originals.shape[1]} x {originals.shape[2]}"
+        )
+    pairs = zip(originals, reconstructions, strict=True)
+    return np.array([_structural_similarity(a, b) for a, b in pairs], np.float64)
+
+
+def mean_ssim(originals: np.ndarray, reconstructions: np.ndarray) -> float:
+    """Mean over images of each image's SSIM; arguments as in `ssim`.
+
+    Raises:
+      ValueError: as `ssim`, or there are no images.
+    """
+    values = ssim(originals, reconstructions)
+    if not values.size:
+        raise ValueError("the mean SSIM of no images is not defined")
+    return float(values.mean())
+
+
+def _checked(originals, reconstructions, what):
+    originals, reconstructions = np.asarray(originals), np.asarray(reconstructions)
+    if originals.ndim != 4 or originals.shape != reconstructions.shape:
+        raise ValueError(
+            f"{what} needs two (N, H, W, C) of one shape, got {originals.shape} and "
+            f"{reconstructions.shape}"
+        )
+    if originals.dtype != np.uint8 or reconstructions.dtype != np.uint8:
+        raise ValueError(
+            f"{what} is taken of uint8 images, got {originals.dtype} and {reconstructions.dtype}"
+        )
+    return originals, reconstructions
+
+
 def _mean_squared_error(a, b):
     return np.square(a.astype(np.int32) - b.astype(np.int32)).mean()
+
+
+def _structural_similarity(a, b):
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    mean_a, mean_b = _windowed(a), _windowed(b)
+    covariance = _windowed(a * b) - mean_a * mean_b
+    variances = _windowed(a * a + b * b) - mean_a**2 - mean_b**2
+    likeness = (2 * mean_a * mean_b + _C1) * (2 * covariance + _C2)
+    return (likeness / ((mean_a**2 + mean_b**2 + _C1) * (variances + _C2))).mean()
+
+
+def _windowed(values):
+    """Weighted means (H - 10, W - 10, C) over all windows within (H, W, C)."""
+    means = gaussian_filter(values, _SIGMA, radius=_RADIUS, axes=(0, 1))
+    return means[_RADIUS:-_RADIUS, _RADIUS:-_RADIUS]

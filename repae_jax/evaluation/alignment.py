@@ -1,0 +1,124 @@
+"""CKNNA: how alike two networks see the neighbourhoods of the same images.
+
+Huh et al. 2024, "The Platonic Representation Hypothesis" (arXiv 2405.07987), appendix A.
+"""
+
+import numpy as np
+from scipy.sparse import csr_array, diags_array
+
+from repae_jax.errors import UserError
+from repae_jax.evaluation.features import checked
+
+TOP_K = 10  # REPA's, on 10,000 images
+_ROWS = 1024  # of a similarity matrix at a time
+# Added to the denominator as platonic-rep's `AlignmentMetrics.cknna` does. For features of unit
+# length HSIC is about k / N = 1e-3 at 10,000 images, so it is seen in the fourth digit.
+_OFFSET = 1e-6
+
+
+def cknna(
+    first: np.ndarray,
+    second: np.ndarray,
+    topk: int | None = TOP_K,
+    *,
+    distance_agnostic: bool = False,
+    unbiased: bool = True,
+) -> float:
+    """Centred kernel nearest-neighbour alignment of two networks' features of the same N images.
+
+    With kernels K = X X', L = Y Y' and the mask of pairs (i, j) where j is among the `topk` most
+    similar to i in both, it is
+
+      HSIC(mask K, mask L) / (sqrt(HSIC(mask_K K, mask_K K) HSIC(mask_L L, mask_L L)) + 1e-6)
+
+    as platonic-rep's code computes it, here in float64: the kernels are inner products, centred
+    by HSIC after masking; the unbiased HSIC (Song et al. 2012, eq. 5) leaves out each image's
+    similarity with itself, the biased one lets it be a neighbour.
+
+    The value depends on the rows' lengths, and through the 1e-6 slightly on their scale.
+    platonic-rep's scripts cut off each feature set at the 95 % quantile of its magnitudes and
+    scale rows to unit length first; both are the caller's to do. REPA (arXiv 2410.06940) takes
+    k = 10 and 10,000 images of ImageNet's validation set; its code holds no CKNNA. Tokens have
+    to become one row an image: their mean, or all of them side by side.
+
+    Args:
+      first: (N, D) features, one row an image.
+      second: (N, E) features of the same images in the same order.
+      topk: neighbours, 2 to N - 1; None takes N - 1. Of equally similar ones the first count.
+      distance_agnostic: compare the masks alone: the share of neighbours in common,
+        |mask| / (N topk). platonic-rep's code fails there: it leaves the mask unsummed.
+      unbiased: which HSIC.
+
+    Returns:
+      At most 1 but for what sampling does to the unbiased estimate; it can fall below 0. NaN
+      where a denominator is the root of a negative estimate, as can be for few images.
+
+    Raises:
+      UserError: unequal N, `topk` out of range, fewer than 4 images, values that are not finite,
+        or all rows of one set equal, which have no nearest ones.
+    """
+    first, second = checked(first, "first features"), checked(second, "second features")
+    count = len(first)
+    if count != len(second):
+        raise UserError(f"{count} and {len(second)} features: give both of the same images")
+    topk = count - 1 if topk is None else topk
+    if count < 4 or not 2 <= topk < count:
+        raise UserError(
+            f"CKNNA of {count} images with topk = {topk}: needs 4 images and 2 <= topk < images"
+        )
+    for name, features in (("first", first), ("second", second)):
+        if (features == features[0]).all():
+            raise UserError(f"the {name} features are all equal, so none is nearer than another")
+    kernels = [_nearest(features, topk, unbiased) for features in (first, second)]
+    masks = [_mask(kernel) for kernel in kernels]
+    if distance_agnostic:
+        return float((masks[0] * masks[1]).sum() / (count * topk))
+    hsic = _unbiased_hsic if unbiased else _biased_hsic
+    shared = hsic(kernels[0] * masks[1], kernels[1] * masks[0])
+    own = hsic(kernels[0], kernels[0]) * hsic(kernels[1], kernels[1])
+    return float(shared / (np.sqrt(own) + _OFFSET)) if own >= 0 else float("nan")
+
+
+def _nearest(features, topk, unbiased):
+    """The kernel (N, N), kept where a column is among the row's `topk` largest."""
+    count = len(features)
+    columns, values = [], []
+    for start in range(0, count, _ROWS):
+        similarities = features[start : start + _ROWS] @ features.T
+        ranked = similarities.copy()
+        if unbiased:
+            ranked[np.arange(len(ranked)), start + np.arange(len(ranked))] = -np.inf
+        chosen = _largest(ranked, topk)
+        columns.append(chosen)
+        values.append(np.take_along_axis(similarities, chosen, axis=1))
+    ends = topk * np.arange(count + 1)
+    data = (np.concatenate(values).ravel(), np.concatenate(columns).ravel(), ends)
+    return csr_array(data, shape=(count, count))
+
+
+def _largest(rows, topk):
+    """(R, topk) columns of each row's largest values, the first ones of equals."""
+    bound = np.partition(rows, -topk, axis=1)[:, -topk, None]
+    above, equal = rows > bound, rows == bound
+    room = topk - above.sum(1, keepdims=True)
+    kept = above | (equal & (np.cumsum(equal, axis=1) <= room))
+    return np.nonzero(kept)[1].reshape(len(rows), topk)
+
+
+def _mask(kernel):
+    """1 where `kernel` has an entry, be its value 0."""
+    return csr_array((np.ones_like(kernel.data), kernel.indices, kernel.indptr), kernel.shape)
+
+
+def _unbiased_hsic(a, b):
+    count = a.shape[0]
+    a, b = (each - diags_array(each.diagonal()) for each in (a, b))
+    value = (a * b.T).sum() + a.sum() * b.sum() / ((count - 1) * (count - 2))
+    return (value - 2.0 * (a.sum(0) @ b.sum(1)) / (count - 2)) / (count * (count - 3))
+
+
+def _biased_hsic(a, b):
+    """tr(A H B H) with H = 1 - 11'/N, multiplied out for sparse A, B."""
+    count = a.shape[0]
+    crossed = a.sum(0) @ b.sum(1) + b.sum(0) @ a.sum(1)
+    return (a * b.T).sum() - crossed / count + a.sum() * b.sum() / count**2

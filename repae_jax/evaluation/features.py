@@ -1,0 +1,33 @@
+"""What the measures on features ask of them."""
+
+import numpy as np
+
+from repae_jax.errors import UserError
+
+
+def checked(features: np.ndarray, what: str = "features", first_row: int = 0) -> np.ndarray:
+    """`features` as a finite float64 (N, D), D > 0; N may be 0. `first_row` counts for messages.
+
+    Raises:
+      UserError: another number of axes, no columns, or a row with NaN or infinite values, which
+        is named.
+    """
+    features = np.asarray(features, np.float64)
+    if features.ndim != 2 or not features.shape[1]:
+        raise UserError(f"{what} must be (N, D) with D > 0, got {features.shape}: flatten the rest")
+    finite = np.isfinite(features).all(axis=1)
+    if not finite.all():
+        row = first_row + int(np.argmin(finite))
+        raise UserError(
+            f"{what}: row {row} holds NaN or infinite values: look at the image that it is of"
+        )
+    return features
+
+
+def check_same_dimension(a: int, b: int) -> None:
+    """Raise UserError unless two sets of features have as many columns."""
+    if a != b:
+        raise UserError(
+            f"features of {a} and of {b} dimensions cannot be compared: take both from one layer "
+            "of one network"
+        )

@@ -1,0 +1,186 @@
+"""The Fréchet distance of features: FID and its relatives, from streamed moments.
+
+Heusel et al. 2017 (arXiv 1706.08500), eq. 6. Which network and layer the features come from
+decides what the number is called: FID, sFID, rFID.
+"""
+
+import dataclasses
+import os
+
+import numpy as np
+from scipy.linalg import eigh, svdvals
+from scipy.linalg.blas import dsyrk
+
+from repae_jax.atomic import replacing
+from repae_jax.errors import UserError, first_line
+from repae_jax.evaluation.features import check_same_dimension, checked
+
+# Rows that are widened to float64 at a time: 64 MiB at 2048 dimensions.
+_ROWS = 4096
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Gaussian:
+    """A normal distribution: mean (D,) and covariance (D, D), float64."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+
+
+class Moments:
+    """Count, mean and covariance of features (N, D), streamed, in float64.
+
+    Deviations are summed about the mean of what has been seen (Chan, Golub & LeVeque 1983), so
+    features far from zero lose no digits. Order and grouping matter to rounding only.
+
+    Attributes:
+      count: rows seen.
+      mean: (D,) of them.
+    """
+
+    def __init__(self, dimension: int):
+        self.count = 0
+        self.mean = np.zeros(dimension)
+        # Outer products of deviations, summed. BLAS adds to an array in Fortran's order in
+        # place, and to its upper triangle only.
+        self._scatter = np.zeros((dimension, dimension), order="F")
+
+    def update(self, features: np.ndarray) -> None:
+        """Adds a batch (B, D) of any float type; B may be 0, or all there are.
+
+        Raises:
+          UserError: another D, or NaN or infinite values.
+        """
+        features = np.atleast_2d(features)
+        check_same_dimension(features.shape[-1], len(self.mean))
+        for start in range(0, len(features), _ROWS):
+            rows = checked(features[start : start + _ROWS], first_row=start)
+            mean = rows.mean(0)
+            self._include(len(rows), mean, rows - mean)
+
+    def merge(self, other: "Moments") -> None:
+        """Adds what `other` saw: another shard's, or another host's.
+
+        Raises:
+          UserError: another D.
+        """
+        check_same_dimension(len(other.mean), len(self.mean))
+        if other.count:
+            scatter = other._scatter.copy(order="F")  # `other` may be this object
+            self._include(other.count, other.mean, np.empty((0, len(self.mean))))
+            self._scatter += scatter
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """The sample covariance (D, D), divided by N - 1 as ADM's evaluator and pytorch-fid do.
+
+        Raises:
+          UserError: fewer than two rows.
+        """
+        if self.count < 2:
+            raise UserError(f"a covariance needs at least 2 samples, got {self.count}")
+        upper = np.triu(self._scatter)
+        return (upper + np.triu(upper, 1).T) / (self.count - 1)
+
+    def gaussian(self) -> Gaussian:
+        """The normal distribution with these moments.
+
+        Raises:
+          UserError: fewer than two rows.
+        """
+        return Gaussian(self.mean.copy(), self.covariance)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write all to an .npz file; `load` gives it back bit for bit."""
+        arrays = {"count": self.count, "mean": self.mean, "scatter": self._scatter}
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Moments":
+        """What `save` wrote.
+
+        Raises:
+          UserError: there is no such file, or it is none of `save`'s.
+        """
+        try:
+            with np.load(path) as arrays:
+                moments = cls(len(arrays["mean"]))
+                moments.count = int(arrays["count"])
+                moments.mean = arrays["mean"]
+                moments._scatter = np.asfortranarray(arrays["scatter"])
+        except Exception as error:  # zipfile, numpy and the system each have their own
+            raise UserError(
+                f"{path}: cannot be read as saved moments ({first_line(error)}); compute them anew"
+            ) from error
+        return moments
+
+    def _include(self, count, mean, deviations):
+        """`count` rows of this mean; their deviations (R, D) from it, as far as not yet summed."""
+        total = self.count + count
+        shift = mean - self.mean
+        # The two groups' means lie apart, which is one more outer product.
+        apart = np.sqrt(self.count * count / total) * shift
+        rows = np.concatenate([deviations, apart[None]])
+        self._scatter = dsyrk(1.0, rows.T, beta=1.0, c=self._scatter, overwrite_c=True)
+        self.mean = self.mean + shift * (count / total)
+        self.count = total
+
+
+def frechet_distance(a: Gaussian | Moments, b: Gaussian | Moments) -> float:
+    """The squared Fréchet (2-Wasserstein) distance of two normal distributions.
+
+    |mean_a - mean_b|^2 + tr(A) + tr(B) - 2 tr((A B)^(1/2)), with covariances A, B.
+
+    tr((A B)^(1/2)) is the sum of the singular values of F' G for any factors A = F F', B = G G'.
+    They are taken from the eigenvectors of A and B, without the directions in which a covariance
+    is zero but for rounding. So covariances of fewer samples than dimensions need no offset on
+    their diagonals, as the usual square root of the unsymmetric A B does.
+
+    Args:
+      a, b: means (D,), covariances (D, D).
+
+    Returns:
+      At least 0: what rounding leaves below is cut off. Equal distributions give 0 up to about
+      1e-12 of their traces. A point (all samples equal) is a distribution of covariance 0.
+
+    Raises:
+      UserError: unequal dimensions, fewer than two samples, values that are not finite, or a
+        covariance that is not symmetric or has negative eigenvalues.
+    """
+    mean_a, covariance_a = _parts(a, "first")
+    mean_b, covariance_b = _parts(b, "second")
+    check_same_dimension(len(mean_a), len(mean_b))
+    product = _factor(covariance_a, "first").T @ _factor(covariance_b, "second")
+    root = svdvals(product, overwrite_a=True).sum() if product.size else 0.0
+    spread = np.trace(covariance_a) + np.trace(covariance_b) - 2.0 * root
+    return max(0.0, float(np.square(mean_a - mean_b).sum() + spread))
+
+
+def _parts(distribution, which):
+    mean = np.asarray(distribution.mean, np.float64)
+    covariance = np.asarray(distribution.covariance, np.float64)
+    if mean.ndim != 1 or covariance.shape != 2 * mean.shape:
+        raise UserError(
+            f"the {which} distribution must have a mean (D,) and a covariance (D, D), got "
+            f"{mean.shape} and {covariance.shape}"
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise UserError(f"the {which} distribution's moments are not finite: compute them anew")
+    if np.abs(covariance - covariance.T).max() > 1e-5 * np.abs(covariance).max():
+        raise UserError(f"the {which} covariance is not symmetric: compute it anew")
+    return mean, covariance
+
+
+def _factor(covariance, which):
+    """F (D, R) with F F' = covariance, of rank R."""
+    values, vectors = eigh(covariance)  # ascending
+    largest = np.abs(values).max()
+    # float32 rounding of a published covariance stays far above this bound.
+    if values[0] < -1e-3 * largest:
+        raise UserError(
+            f"the {which} covariance has the negative eigenvalue {values[0]:.3g} (the largest is "
+            f"{largest:.3g}), so it is none: compute it anew"
+        )
+    kept = values > len(values) * np.finfo(np.float64).eps * largest
+    return vectors[:, kept] * np.sqrt(values[kept])

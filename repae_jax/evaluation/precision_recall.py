@@ -1,0 +1,174 @@
+"""Improved precision and recall of generated features (Kynkäänniemi et al. 2019).
+
+arXiv 1904.06991, eqs. 1 and 2: a set's manifold is the union of balls about its points, each
+reaching to the point's k-th nearest neighbour within the set.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from repae_jax.errors import UserError
+from repae_jax.evaluation.features import check_same_dimension, checked
+
+NEIGHBOURS = 3
+_PADDING = -1.0  # the radius of rows that only fill a block: no distance is so small
+
+
+@dataclasses.dataclass(frozen=True)
+class PrecisionRecall:
+    """Fractions in [0, 1].
+
+    precision: of the generated points, those within the reference's manifold.
+    recall: of the reference's points, those within the generated manifold.
+    """
+
+    precision: float
+    recall: float
+
+
+def precision_recall(
+    reference: np.ndarray,
+    generated: np.ndarray,
+    neighbours: int = NEIGHBOURS,
+    *,
+    block: int = 4096,
+    progress: bool = False,
+) -> PrecisionRecall:
+    """Precision and recall of `generated` (M, D) against `reference` (N, D).
+
+    As ADM's evaluator: k = 3; a point is not its own neighbour, but its duplicates are (the
+    radius is the (k + 1)-th smallest distance with the point itself counted); a point on a
+    ball's surface is inside; distances are |u|^2 + |v|^2 - 2 u.v, cut off at 0. ADM's evaluator
+    takes them in float16 wherever nothing overflows there, so its figures differ by points near
+    a surface; here they are float32, about the reference's median, which costs features far from
+    zero no digits.
+
+    Where all points of a set are equal its radii are 0, and only their copies lie within.
+
+    Args:
+      reference, generated: features, arrays or memory maps (read a block at a time).
+      neighbours: k.
+      block: most points of one block; beside the features in float32 the device holds a few
+        arrays (block, block).
+      progress: show a bar.
+
+    Raises:
+      UserError: unequal D, no more than k points in a set, or values that are not finite.
+    """
+    sets = {
+        name: _opened(features, name)
+        for name, features in (("reference", reference), ("generated", generated))
+    }
+    check_same_dimension(*(features.shape[1] for features in sets.values()))
+    for name, features in sets.items():
+        if len(features) <= neighbours:
+            raise UserError(
+                f"{len(features)} {name} features have no {neighbours} neighbours each: give more"
+            )
+    # One shape for all blocks compiles each program once, with little padding.
+    largest = max(map(len, sets.values()))
+    size = -(-largest // -(-largest // block))
+    centre = _centre(sets["reference"])
+    blocks = [_blocks(features, name, centre, size) for name, features in sets.items()]
+    with _bar(blocks, progress) as bar:
+        radii = [_radii(each, neighbours, bar) for each in blocks]
+        inside = _inside(blocks, radii, bar)
+    recall, precision = (
+        float(flags.reshape(-1)[: len(features)].mean())
+        for flags, features in zip(inside, sets.values(), strict=True)
+    )
+    return PrecisionRecall(precision, recall)
+
+
+def _blocks(features, name, centre, size):
+    """Blocks (size, D), float32, on the device, the last filled up; and their features' count."""
+    blocks = []
+    for start in range(0, len(features), size):
+        rows = checked(features[start : start + size], f"{name} features", start) - centre
+        filled = np.pad(rows.astype(np.float32), ((0, size - len(rows)), (0, 0)))
+        blocks.append((jnp.asarray(filled), len(rows)))
+    return blocks
+
+
+def _radii(blocks, neighbours, bar):
+    """For each block (size,) the points' squared distances to their k-th neighbours."""
+    size = len(blocks[0][0])
+    nearest = [jnp.full((size, neighbours + 1), jnp.inf)] * len(blocks)
+    for row, (points, count) in enumerate(blocks):
+        for column, (others, other_count) in enumerate(blocks[row:], start=row):
+            distances = _squared_distances(points, others)
+            nearest[row] = _nearer(nearest[row], distances, other_count)
+            if row != column:
+                nearest[column] = _nearer(nearest[column], distances.T, count)
+            # Without this wait the distances of many blocks would be under way at once.
+            nearest[column].block_until_ready()
+            bar.update(1)
+    return [
+        jnp.where(jnp.arange(size) < count, each[:, -1], _PADDING)
+        for each, (_, count) in zip(nearest, blocks, strict=True)
+    ]
+
+
+def _inside(blocks, radii, bar):
+    """For each of two sets, (blocks, size), whether its points lie within the other's manifold."""
+    inside = [np.zeros((len(each), len(each[0][0])), bool) for each in blocks]
+    for row, (first, _) in enumerate(blocks[0]):
+        for column, (second, _) in enumerate(blocks[1]):
+            found = _within(first, radii[0][row], second, radii[1][column])
+            inside[0][row] |= np.asarray(found[0])
+            inside[1][column] |= np.asarray(found[1])
+            bar.update(1)
+    return inside
+
+
+@jax.jit
+def _nearer(nearest, distances, count):
+    """The smallest of `nearest` (R, k + 1) and of the first `count` columns of `distances`."""
+    known = jnp.where(jnp.arange(distances.shape[1]) < count, distances, jnp.inf)
+    both = jnp.concatenate([nearest, known], axis=1)
+    return -jax.lax.top_k(-both, nearest.shape[1])[0]
+
+
+@jax.jit
+def _within(first, first_radii, second, second_radii):
+    distances = _squared_distances(first, second)
+    return (
+        (distances <= second_radii[None, :]).any(1),
+        (distances <= first_radii[:, None]).any(0),
+    )
+
+
+@jax.jit
+def _squared_distances(a, b):
+    # On TPUs and newer GPUs a product's default precision would be bfloat16's or TF32's.
+    product = jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
+    norms = jnp.square(a).sum(1)[:, None] + jnp.square(b).sum(1)[None, :]
+    return jnp.maximum(norms - 2.0 * product, 0.0)
+
+
+def _centre(features):
+    """A point amid the features: each dimension's median over the first rows, (D,) float64.
+
+    The median of an odd number of rows is one of their values, so integers stay integers and
+    equal points become zeros: distances that float32 holds exactly stay exact.
+    """
+    count = min(255, len(features))
+    return np.median(checked(features[: count - 1 + count % 2], "reference features"), axis=0)
+
+
+def _opened(features, name):
+    features = features if isinstance(features, np.ndarray) else np.asarray(features)
+    if features.ndim != 2:
+        raise UserError(f"{name} features must be (N, D), got {features.shape}: flatten the rest")
+    return features
+
+
+def _bar(blocks, progress):
+    from tqdm import tqdm
+
+    first, second = map(len, blocks)
+    total = (first * (first + 1) + second * (second + 1)) // 2 + first * second
+    return tqdm(total=total, desc="precision, recall", unit="block", disable=not progress)

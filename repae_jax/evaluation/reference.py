@@ -1,0 +1,123 @@
+"""ADM's reference batches: .npz files of images and of their features' moments.
+
+Evaluations of openai/guided-diffusion read them. Keys: `mu` (2048,) and `sigma` (2048, 2048) of
+Inception's pooled features, for FID; `mu_s`, `sigma_s` (2023, ...) of its spatial features, for
+sFID; `arr_0`, uint8 images (N, H, W, 3). pytorch-fid writes `mu` and `sigma` alone.
+"""
+
+import os
+import zipfile
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.lib import format as npy
+
+from repae_jax.atomic import replacing
+from repae_jax.errors import UserError, first_line
+from repae_jax.evaluation.frechet import Gaussian
+
+POOLED = ("mu", "sigma")
+SPATIAL = ("mu_s", "sigma_s")
+IMAGES = "arr_0"
+
+
+def read_statistics(path: str | os.PathLike, *, spatial: bool = False) -> Gaussian:
+    """The reference's distribution of pooled features, or of spatial ones.
+
+    Raises:
+      UserError: no such file, no .npz, or it lacks the statistics.
+    """
+    keys = SPATIAL if spatial else POOLED
+    try:
+        with np.lib.npyio.NpzFile(path) as arrays:
+            present = list(arrays)
+            values = [np.asarray(arrays[key], np.float64) for key in keys if key in arrays]
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise _unreadable(path, error) from error
+    missing = [key for key in keys if key not in present]
+    if missing:
+        raise UserError(
+            f"{path}: no {missing[0]!r}, it holds {', '.join(present) or 'nothing'}: "
+            + _remedy(present, spatial)
+        )
+    return Gaussian(*values)
+
+
+def write_statistics(
+    path: str | os.PathLike,
+    pooled: Gaussian,
+    spatial: Gaussian | None = None,
+    images: np.ndarray | None = None,
+) -> None:
+    """Write what `read_statistics` and ADM's evaluator read.
+
+    ADM's evaluator wants all five keys; pytorch-fid is content with the pooled moments.
+
+    Args:
+      path: of the .npz file.
+      pooled, spatial: distributions of the two kinds of features.
+      images: (N, H, W, 3) uint8.
+    """
+    arrays = dict(zip(POOLED, (pooled.mean, pooled.covariance), strict=True))
+    if spatial is not None:
+        arrays |= dict(zip(SPATIAL, (spatial.mean, spatial.covariance), strict=True))
+    if images is not None:
+        arrays[IMAGES] = images
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def read_images(path: str | os.PathLike, batch_size: int) -> Iterator[np.ndarray]:
+    """The images of a reference or of samples, (B, H, W, 3) uint8 at a time; the last may be short.
+
+    They are read as they are asked for: 50,000 of 256 x 256 are 10 GB.
+
+    Raises:
+      UserError: no such file, no .npz, no images in it, or it ends early.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if f"{IMAGES}.npy" not in archive.namelist():
+                raise UserError(
+                    f"{path}: no {IMAGES!r} (images): it holds statistics alone, which precision "
+                    "and recall cannot be taken of"
+                )
+            with archive.open(f"{IMAGES}.npy") as file:
+                shape = _header(file, path)
+                yield from _batches(file, shape, batch_size, path)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        if isinstance(error, UserError):
+            raise
+        raise _unreadable(path, error) from error
+
+
+def _header(file, path):
+    """The shape of the images that follow."""
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    shape, fortran, dtype = readers[npy.read_magic(file)](file)
+    if dtype != np.uint8 or len(shape) != 4 or fortran:
+        raise UserError(f"{path}: {IMAGES!r} must be uint8 (N, H, W, 3), got {dtype} {shape}")
+    return shape
+
+
+def _batches(file, shape, batch_size, path):
+    for start in range(0, shape[0], batch_size):
+        batch = (min(batch_size, shape[0] - start), *shape[1:])
+        content = file.read(int(np.prod(batch)))
+        if len(content) != np.prod(batch):
+            raise UserError(f"{path}: ends before image {start + batch[0]}: copy it anew")
+        yield np.frombuffer(content, np.uint8).reshape(batch)
+
+
+def _remedy(present, spatial):
+    if IMAGES in present and not set(POOLED) & set(present):
+        return "compute the moments of its images' features, or take a reference that has them"
+    if spatial:
+        return "sFID needs the spatial features' moments, which pytorch-fid's files lack"
+    return "take one of ADM's reference batches, or write the moments with `write_statistics`"
+
+
+def _unreadable(path, error):
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"{path}: there is no such file")
+    return UserError(f"{path}: cannot be read as .npz ({first_line(error)}); copy it anew")
