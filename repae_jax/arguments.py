@@ -97,6 +97,7 @@ def make_parser() -> argparse.ArgumentParser:
     report.add_argument("--seed", type=int, default=0, help="of the generated images")
     _add_quiet(report)
 
+    _add_evaluate(command)
     _add_prepare(command)
     _add_encode(command)
     _add_compile(command)
@@ -116,6 +117,35 @@ def _add_inspect(command):
         + "\n\nNothing in a file is executed.",
     )
     inspect.add_argument("path", metavar="PATH", help="a file, a folder, or hf://owner/name")
+
+
+def _add_evaluate(command):
+    evaluate = command(
+        "evaluate",
+        "measure generated images against real ones: FID, sFID, IS, precision, recall",
+        "SAMPLES is an .npz as `generate` and ADM's scripts write it, a folder of pictures, or\n"
+        "one that `prepare` wrote. The reference is any of these, or one of ADM's reference\n"
+        "batches, such as VIRTUAL_imagenet256_labeled.npz. The figures are ADM's evaluator's.\n\n"
+        "examples:\n"
+        "  evaluate samples.npz --reference VIRTUAL_imagenet256_labeled.npz\n"
+        "  evaluate samples/ --reference data/mine/heldout --save-reference mine.npz",
+    )
+    evaluate.add_argument("samples", metavar="SAMPLES", help="generated images")
+    evaluate.add_argument("--reference", required=True, help="real images, or their statistics")
+    evaluate.add_argument(
+        "--inception",
+        default="pretrained/inception/pt_inception-2015-12-05-6726825d.pth",
+        help="InceptionV3's weights (default: %(default)s; if they are not there, an error tells "
+        "where they are)",
+    )
+    evaluate.add_argument("--count", type=int, help="measure the first so many samples")
+    evaluate.add_argument("--resolution", type=int, help="crop pictures to so many pixels a side")
+    evaluate.add_argument("--batch-size", type=int, help="images at a time (default: 64 a device)")
+    evaluate.add_argument("--output", type=pathlib.Path, help="also write the figures there, JSON")
+    evaluate.add_argument(
+        "--save-reference", type=pathlib.Path, help="write the reference's statistics as .npz"
+    )
+    _add_quiet(evaluate)
 
 
 def _add_prepare(command):

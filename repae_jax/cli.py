@@ -111,6 +111,12 @@ def _report(options):
     return report_command(options)
 
 
+def _evaluate(options):
+    from repae_jax.evaluation.evaluate_command import evaluate_command
+
+    return evaluate_command(options)
+
+
 def _prepare(options):
     from repae_jax.data.prepare import prepare_command
 
@@ -159,6 +165,7 @@ COMMANDS = {
     "pretrain-teacher": _pretrain_teacher,
     "sample": _sample,
     "report": _report,
+    "evaluate": _evaluate,
     "prepare": _prepare,
     "encode": _encode,
     "compile": _compile,

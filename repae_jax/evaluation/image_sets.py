@@ -18,8 +18,7 @@ from repae_jax.data.manifest import MANIFEST, read_manifest
 from repae_jax.data.pipeline import eval_batches
 from repae_jax.data.shards import PackedRecords
 from repae_jax.errors import UserError
-
-IMAGES = "arr_0"  # their name in the files that ADM's scripts write
+from repae_jax.evaluation.reference import IMAGES
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,6 +70,14 @@ def open_images(path: str | os.PathLike, resolution: int | None = None) -> Image
             f"{resolution}"
         )
     return images
+
+
+def has_images(path: str | os.PathLike) -> bool:
+    """Whether a file or folder may hold images: an `.npz` of statistics alone does not."""
+    if not zipfile.is_zipfile(path):
+        return pathlib.Path(path).is_dir()
+    with zipfile.ZipFile(path) as archive:
+        return f"{IMAGES}.npy" in archive.namelist()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

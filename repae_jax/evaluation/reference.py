@@ -7,10 +7,8 @@ sFID; `arr_0`, uint8 images (N, H, W, 3). pytorch-fid writes `mu` and `sigma` al
 
 import os
 import zipfile
-from collections.abc import Iterator
 
 import numpy as np
-from numpy.lib import format as npy
 
 from repae_jax.atomic import replacing
 from repae_jax.errors import UserError, first_line
@@ -19,6 +17,15 @@ from repae_jax.evaluation.frechet import Gaussian
 POOLED = ("mu", "sigma")
 SPATIAL = ("mu_s", "sigma_s")
 IMAGES = "arr_0"
+
+
+def has_statistics(path: str | os.PathLike, *, spatial: bool = False) -> bool:
+    """Whether a file is an .npz with the moments of pooled features, or of spatial ones."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        keys = SPATIAL if spatial else POOLED
+        return {f"{key}.npy" for key in keys} <= set(archive.namelist())
 
 
 def read_statistics(path: str | os.PathLike, *, spatial: bool = False) -> Gaussian:
@@ -65,48 +72,6 @@ def write_statistics(
         arrays[IMAGES] = images
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
-
-
-def read_images(path: str | os.PathLike, batch_size: int) -> Iterator[np.ndarray]:
-    """The images of a reference or of samples, (B, H, W, 3) uint8 at a time; the last may be short.
-
-    They are read as they are asked for: 50,000 of 256 x 256 are 10 GB.
-
-    Raises:
-      UserError: no such file, no .npz, no images in it, or it ends early.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if f"{IMAGES}.npy" not in archive.namelist():
-                raise UserError(
-                    f"{path}: no {IMAGES!r} (images): it holds statistics alone, which precision "
-                    "and recall cannot be taken of"
-                )
-            with archive.open(f"{IMAGES}.npy") as file:
-                shape = _header(file, path)
-                yield from _batches(file, shape, batch_size, path)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        if isinstance(error, UserError):
-            raise
-        raise _unreadable(path, error) from error
-
-
-def _header(file, path):
-    """The shape of the images that follow."""
-    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-    shape, fortran, dtype = readers[npy.read_magic(file)](file)
-    if dtype != np.uint8 or len(shape) != 4 or fortran:
-        raise UserError(f"{path}: {IMAGES!r} must be uint8 (N, H, W, 3), got {dtype} {shape}")
-    return shape
-
-
-def _batches(file, shape, batch_size, path):
-    for start in range(0, shape[0], batch_size):
-        batch = (min(batch_size, shape[0] - start), *shape[1:])
-        content = file.read(int(np.prod(batch)))
-        if len(content) != np.prod(batch):
-            raise UserError(f"{path}: ends before image {start + batch[0]}: copy it anew")
-        yield np.frombuffer(content, np.uint8).reshape(batch)
 
 
 def _remedy(present, spatial):

@@ -1,0 +1,73 @@
+"""The `evaluate` command: how near generated images come to real ones."""
+
+import argparse
+import dataclasses
+import json
+
+from repae_jax.atomic import write_atomically
+from repae_jax.errors import UserError
+from repae_jax.evaluation.generated import Reference, Scores, compare, measure, read_reference
+from repae_jax.evaluation.image_sets import open_images
+from repae_jax.evaluation.inception_features import make_features
+from repae_jax.evaluation.reference import write_statistics
+from repae_jax.interop.inception import read_inception
+from repae_jax.parallel.mesh import make_mesh
+
+PER_DEVICE = 64  # images at a time, unless --batch-size tells
+LABELS = {
+    "fid": ("FID", "Fréchet distance of Inception's pooled features"),
+    "sfid": ("sFID", "the same of its spatial features"),
+    "inception_score": ("Inception Score", "of the samples by themselves"),
+    "precision": ("precision", "samples that are near real images"),
+    "recall": ("recall", "real images that are near samples"),
+}
+FEW = 10_000  # images; with fewer, FID says more of their number than of their quality
+
+
+def evaluate_command(options: argparse.Namespace) -> int:
+    """Measure `options.samples` against `options.reference`; returns 0.
+
+    Raises:
+      UserError: bad options, images, reference or weights; images that cannot be compared.
+    """
+    mesh = make_mesh(-1, 1)
+    given = PER_DEVICE * mesh.size if options.batch_size is None else options.batch_size
+    if given < 1:
+        raise UserError(f"--batch-size is {given}: give at least 1")
+    batch_size = -(-given // mesh.size) * mesh.size
+    samples = open_images(options.samples, options.resolution)
+    if options.count is not None and options.count > samples.count:
+        raise UserError(f"{samples.name} holds {samples.count} images, --count asks for "
+                        f"{options.count}")  # fmt: skip
+    features = make_features(read_inception(options.inception), mesh=mesh)
+    how = {"batch_size": batch_size, "progress": not options.quiet}
+    reference = read_reference(options.reference, features, resolution=options.resolution, **how)
+    if options.save_reference:
+        write_statistics(options.save_reference, reference.pooled, reference.spatial)
+        print(f"reference: {options.save_reference}")
+    measured = measure(samples, features, count=options.count, **how)
+    scores = compare(measured, reference, progress=not options.quiet)
+    print(describe(scores, reference))
+    if options.output:
+        figures = {k: v for k, v in dataclasses.asdict(scores).items() if v is not None}
+        told = {"samples": str(options.samples), "reference": reference.name, **figures}
+        write_atomically(options.output, (json.dumps(told, indent=2) + "\n").encode())
+        print(f"figures: {options.output}")
+    return 0
+
+
+def describe(scores: Scores, reference: Reference) -> str:
+    """The figures as text, and what is missing and why."""
+    lines = [f"{scores.count} images against {reference.name}"]
+    for key, (label, what) in LABELS.items():
+        value = getattr(scores, key)
+        shown = "-" if value is None else f"{value:.4f}"
+        lines.append(f"  {label:<16}{shown:>10}  {what}")
+    if scores.sfid is None:
+        lines.append("  no sFID: the reference has no mu_s and sigma_s")
+    if scores.precision is None:
+        lines.append("  no precision and recall: the reference has no images")
+    if scores.count < FEW:
+        lines.append(f"  FID falls with the number of images: compare it at equal numbers only, "
+                     f"published ones are of 50000, these of {scores.count}")  # fmt: skip
+    return "\n".join(lines)
