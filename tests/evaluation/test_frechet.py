@@ -134,6 +134,14 @@ def test_few_samples_against_many_match_a_gram_matrix():
     assert frechet_distance(a, many) == pytest.approx(expected, rel=1e-9)
 
 
+def test_covariances_rounded_to_float32_lose_digits_only():
+    # Rounding makes some of a singular covariance's eigenvalues negative.
+    exact = [moments_of(features(30, 60, seed=seed)).gaussian() for seed in (0, 1)]
+    rounded = [Gaussian(g.mean, g.covariance.astype(np.float32)) for g in exact]
+    assert np.linalg.eigvalsh(rounded[0].covariance.astype(np.float64))[0] < 0
+    assert frechet_distance(*rounded) == pytest.approx(frechet_distance(*exact), rel=1e-2)
+
+
 @pytest.mark.parametrize("count", [2, 30, 500])
 def test_equal_distributions_are_zero_apart(count):
     moments = moments_of(features(count, 100, offset=10.0))
