@@ -92,6 +92,8 @@ def test_distance_is_that_of_the_matrix_root(dimension):
     a = moments_of(features(3000, dimension, seed=0))
     b = moments_of(features(2000, dimension, seed=1) * 1.3)
     assert frechet_distance(a, b) == pytest.approx(by_matrix_root(a, b), rel=1e-9)
+    centred = Gaussian(a.mean, b.covariance)  # the covariances' part alone
+    assert frechet_distance(a, centred) == pytest.approx(by_matrix_root(a, centred), rel=1e-9)
     assert frechet_distance(b, a) == pytest.approx(frechet_distance(a, b), rel=1e-12)
     assert frechet_distance(a.gaussian(), b) == frechet_distance(a, b)
 
