@@ -10,6 +10,7 @@ import os
 import numpy as np
 from scipy.linalg import eigh, svdvals
 from scipy.linalg.blas import dsyrk
+from scipy.linalg.lapack import dpstrf
 
 from repae_jax.atomic import replacing
 from repae_jax.errors import UserError, first_line
@@ -133,9 +134,9 @@ def frechet_distance(a: Gaussian | Moments, b: Gaussian | Moments) -> float:
     |mean_a - mean_b|^2 + tr(A) + tr(B) - 2 tr((A B)^(1/2)), with covariances A, B.
 
     tr((A B)^(1/2)) is the sum of the singular values of F' G for any factors A = F F', B = G G'.
-    They are taken from the eigenvectors of A and B, without the directions in which a covariance
-    is zero but for rounding. So covariances of fewer samples than dimensions need no offset on
-    their diagonals, as the usual square root of the unsymmetric A B does.
+    They leave out the directions in which a covariance is zero but for rounding. So covariances
+    of fewer samples than dimensions need no offset on their diagonals, as the usual square root
+    of the unsymmetric A B does.
 
     Args:
       a, b: means (D,), covariances (D, D).
@@ -174,6 +175,18 @@ def _parts(distribution, which):
 
 def _factor(covariance, which):
     """F (D, R) with F F' = covariance, of rank R."""
+    # Cholesky's factor is found some 50 times faster than eigenvectors. With pivots it tells the
+    # rank, but covariances with negative eigenvalues, be they of rounding, break it.
+    upper, pivots, rank, _ = dpstrf(covariance)
+    factor = np.zeros((len(covariance), rank))
+    factor[pivots - 1] = np.triu(upper)[:rank].T
+    error = np.abs(factor @ factor.T - covariance).max(initial=0.0)
+    if error <= _rounding(covariance) * np.abs(covariance).max():
+        return factor
+    return _factor_by_eigenvectors(covariance, which)
+
+
+def _factor_by_eigenvectors(covariance, which):
     values, vectors = eigh(covariance)  # ascending
     largest = np.abs(values).max()
     # float32 rounding of a published covariance stays far above this bound.
@@ -182,5 +195,10 @@ def _factor(covariance, which):
             f"the {which} covariance has the negative eigenvalue {values[0]:.3g} (the largest is "
             f"{largest:.3g}), so it is none: compute it anew"
         )
-    kept = values > len(values) * np.finfo(np.float64).eps * largest
+    kept = values > _rounding(covariance) * largest
     return vectors[:, kept] * np.sqrt(values[kept])
+
+
+def _rounding(matrix):
+    """How far from zero, in parts of the largest, what is zero may be."""
+    return len(matrix) * np.finfo(np.float64).eps

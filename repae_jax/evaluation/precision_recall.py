@@ -56,8 +56,11 @@ def precision_recall(
       progress: show a bar.
 
     Raises:
+      ValueError: `neighbours` or `block` below 1.
       UserError: unequal D, no more than k points in a set, or values that are not finite.
     """
+    if neighbours < 1 or block < 1:
+        raise ValueError(f"neighbours = {neighbours} and block = {block} must be at least 1")
     sets = {
         name: _opened(features, name)
         for name, features in (("reference", reference), ("generated", generated))

@@ -92,6 +92,8 @@ def test_distance_is_that_of_the_matrix_root(dimension):
     a = moments_of(features(3000, dimension, seed=0))
     b = moments_of(features(2000, dimension, seed=1) * 1.3)
     assert frechet_distance(a, b) == pytest.approx(by_matrix_root(a, b), rel=1e-9)
+    centred = Gaussian(a.mean, b.covariance)  # the covariances' part alone
+    assert frechet_distance(a, centred) == pytest.approx(by_matrix_root(a, centred), rel=1e-9)
     assert frechet_distance(b, a) == pytest.approx(frechet_distance(a, b), rel=1e-12)
     assert frechet_distance(a.gaussian(), b) == frechet_distance(a, b)
 
@@ -132,6 +134,14 @@ def test_few_samples_against_many_match_a_gram_matrix():
     expected = np.square(a.mean - many.mean).sum() - 2 * root
     expected += np.trace(a.covariance) + np.trace(many.covariance)
     assert frechet_distance(a, many) == pytest.approx(expected, rel=1e-9)
+
+
+def test_covariances_rounded_to_float32_lose_digits_only():
+    # Rounding makes some of a singular covariance's eigenvalues negative.
+    exact = [moments_of(features(30, 60, seed=seed)).gaussian() for seed in (0, 1)]
+    rounded = [Gaussian(g.mean, g.covariance.astype(np.float32)) for g in exact]
+    assert np.linalg.eigvalsh(rounded[0].covariance.astype(np.float64))[0] < 0
+    assert frechet_distance(*rounded) == pytest.approx(frechet_distance(*exact), rel=1e-2)
 
 
 @pytest.mark.parametrize("count", [2, 30, 500])

@@ -111,3 +111,5 @@ def test_bad_features_are_named():
         precision_recall(reference, generated[:, :15])
     with pytest.raises(ValueError, match="reference features must be"):
         precision_recall(reference[:, :, None], generated)
+    with pytest.raises(ValueError, match="neighbours = 0"):
+        precision_recall(reference, generated, 0)
