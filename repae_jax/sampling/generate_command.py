@@ -66,7 +66,8 @@ def generate_command(options: argparse.Namespace) -> int:
         missing = np.flatnonzero(group.from_first(missing)) * job.batch_size
         generate = make_generate(run.models.sit, run.models.vae, job.sampler, mesh=job.mesh)
         del run  # only what sampling needs stays on the devices
-        _write_missing(job, generate, weights, missing, group, progress=not options.quiet)
+        if missing.size:
+            _write_missing(job, generate, weights, missing, group, progress=not options.quiet)
         with group.together():
             if group.first:
                 job.output.show(len(job.labels))

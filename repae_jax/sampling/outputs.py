@@ -27,7 +27,7 @@ from repae_jax.evaluation.figures import image_grid, save_png
 FORMAT = "repae_jax samples 1"
 _SHOWN = 64  # images of the preview, eight a row
 _THREADS = 8  # that compress PNGs
-_CHUNK = 1 << 24  # bytes
+_CHUNK = 1 << 20  # bytes
 _PNG_END = b"IEND\xaeB`\x82"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first time that a zip file knows: bytes must not tell the hour
 
