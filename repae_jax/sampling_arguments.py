@@ -12,14 +12,14 @@ Command = Callable[..., argparse.ArgumentParser]
 SAMPLER_OPTIONS = ("method", "steps", "guidance_scale", "guidance_low", "guidance_high")
 
 _GENERATE = """\
-Image i depends on the seed, its number i and its class alone: whatever the batch, the devices and
-the processes, the set is the same. A killed run goes on where it stopped, and ends with the same
-bytes; beside the images stand OUTPUT's .json, which says what they are, and a _preview.png.
+Image i depends on the seed, its number i and its class alone: other batches, devices or processes
+change no pixel by more than one level. A killed run goes on where it stopped, and ends with the
+same bytes. Beside NAME.npz lie NAME.json, which says what it holds, and NAME_preview.png.
 
 examples:
   generate --workdir runs/x --output samples/x.npz                50,000, for FID
-  generate --workdir runs/x --output samples/x --labels 207,360 --count 64    PNG files
-  generate --workdir runs/x --output x.npz --method euler-maruyama --steps 250 \\
+  generate --workdir runs/x --output samples/dogs --labels 207,250 --count 64    PNG files
+  generate --workdir runs/x --output samples/sde.npz --method euler-maruyama --steps 250 \\
       --guidance-scale 2.5 --guidance-high 0.75
   generate --distributed --workdir ... --output ...               on every host of a pod
 
@@ -54,8 +54,7 @@ def add_generate(command: Command) -> None:
         "--output",
         required=True,
         type=pathlib.Path,
-        metavar="NAME.npz | FOLDER",
-        help="all images in one file, or each as a PNG",
+        help="NAME.npz: all images in one file; a folder: each as a PNG",
     )
     generate.add_argument(
         "--count", type=int, default=50_000, help="images in all (default: %(default)s)"
