@@ -5,6 +5,8 @@ import os
 import pathlib
 
 from repae_jax import __version__
+from repae_jax.common_arguments import add_config, add_processes, add_quiet, add_workdir
+from repae_jax.sampling_arguments import add_generate, add_sample
 
 DESCRIPTION = """\
 REPA-E in JAX: train a VAE and a latent diffusion transformer together, and use them.
@@ -17,7 +19,6 @@ The shortest way to see it work, on handwritten digits and two CPU cores:
   python -m repae_jax report --workdir runs/digits
 """
 
-DEFAULT = "(default: %(default)s)"
 CONFIG_HELP = """\
 Any key of the configuration can be set behind --config, for example
   --config configs/digits.py --config.run.steps=200 --config.sit.depth=4
@@ -53,14 +54,14 @@ def make_parser() -> argparse.ArgumentParser:
         "tensorboard/, samples/.\nCtrl-C or SIGTERM saves and exits with status 75; the same "
         "command goes on from there.",
     )
-    _add_config(
+    add_config(
         train,
         "a Python file with get_config(); a run that has begun knows its own",
         required=False,
     )
-    _add_workdir(train, "where the run lives; made if missing, continued if not")
-    _add_processes(train)
-    _add_quiet(train)
+    add_workdir(train, "where the run lives; made if missing, continued if not")
+    add_processes(train)
+    add_quiet(train)
 
     teacher = command(
         "pretrain-teacher",
@@ -68,34 +69,19 @@ def make_parser() -> argparse.ArgumentParser:
         CONFIG_HELP + "\nFor images that DINOv2 does not know. Writes the file that "
         "config.teachers.<name>.weights names.",
     )
-    _add_config(teacher)
+    add_config(teacher)
     teacher.add_argument("--teacher", help="its name in config.teachers, where there are several")
     teacher.add_argument("--force", action="store_true", help="replace a file that exists")
-    _add_quiet(teacher)
+    add_quiet(teacher)
 
-    sample = command("sample", "generate images from a trained run")
-    _add_workdir(sample, "a trained run")
-    sample.add_argument(
-        "--output", type=pathlib.Path, help="PNG grid (default: WORKDIR/sample.png)"
-    )
-    sample.add_argument(
-        "--labels", help="classes, such as 3,1,4 (default: eight of each, up to 10)"
-    )
-    sample.add_argument("--seed", type=int, default=0, help="image i depends on (seed, i) alone")
-    sample.add_argument("--batch-size", type=int, default=64, help="images at a time")
-    sample.add_argument("--method", help="euler, heun or euler-maruyama (default: the config's)")
-    sample.add_argument("--steps", type=int, help="integration steps (default: the config's)")
-    sample.add_argument("--guidance-scale", type=float, help="1 is none (default: the config's)")
-    sample.add_argument("--guidance-low", type=float, help="guide only at times t from here,")
-    sample.add_argument("--guidance-high", type=float, help="to here; t runs from 1 to 0")
-    sample.add_argument("--npz", type=pathlib.Path, help="also write arr_0 (images), labels there")
-    _add_quiet(sample)
+    add_sample(command)
+    add_generate(command)
 
     report = command("report", "measure a trained run and write its report.html")
-    _add_workdir(report, "a trained run")
+    add_workdir(report, "a trained run")
     report.add_argument("--samples", type=int, default=1000, help="generated images to measure")
     report.add_argument("--seed", type=int, default=0, help="of the generated images")
-    _add_quiet(report)
+    add_quiet(report)
 
     _add_evaluate(command)
     _add_prepare(command)
@@ -190,7 +176,7 @@ def _add_prepare(command):
         choices=["error", "skip"],
         help="end at a file that is no readable image, or leave it out and list it",
     )
-    _add_quiet(prepare)
+    add_quiet(prepare)
 
 
 def _add_encode(command):
@@ -205,7 +191,7 @@ def _add_encode(command):
         "  encode --config mine.py:repa --config.vae.weights=my-vae --output data/mine --images\n\n"
         "then train with --config.data.source=latents --config.data.path=data/mine",
     )
-    _add_config(encode)
+    add_config(encode)
     encode.add_argument("--output", required=True, type=pathlib.Path, help="a new folder")
     encode.add_argument("--split", default="train", help="of the data")
     encode.add_argument(
@@ -222,8 +208,8 @@ def _add_encode(command):
     encode.add_argument(
         "--dtype", default="float32", help="as stored; or float16, bfloat16 (default: %(default)s)"
     )
-    _add_processes(encode)
-    _add_quiet(encode)
+    add_processes(encode)
+    add_quiet(encode)
 
 
 def _add_compile(command):
@@ -236,7 +222,7 @@ def _add_compile(command):
         "--config.mesh.fsdp=8\n"
         "  compile --config configs/imagenet256_repae_sdvae.py --topology v5p:4x4x4 --sweep",
     )
-    _add_config(ahead)
+    add_config(ahead)
     ahead.add_argument("--topology", required=True, help="v4, v5e, v5p or v6e, such as v5e:16x16")
     ahead.add_argument(
         "--batch-per-device", type=int, help="images (default: config.batch_size over all devices)"
@@ -273,32 +259,5 @@ def _add_convert(command):
     convert.add_argument("source", metavar="SOURCE", help="a file, a folder, or hf://owner/name")
     convert.add_argument("target", metavar="TARGET", type=pathlib.Path, help="a new file or folder")
     convert.add_argument("--to", choices=list(TARGETS), help="where the names do not tell")
-    _add_config(convert, "for a run whose model has no published name", required=False)
-    _add_quiet(convert)
-
-
-def _add_config(parser, what="a Python file with get_config()", *, required=True):
-    parser.add_argument("--config", required=required, metavar="FILE[:ARG]", help=what)
-
-
-def _add_workdir(parser, what):
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help=what)
-
-
-def _add_processes(parser):
-    group = parser.add_argument_group(
-        "several processes",
-        "Run the same command on every host (one process a host, or one a GPU).",
-    )
-    group.add_argument(
-        "--distributed",
-        action="store_true",
-        help="join the job's other processes, as the TPU pod, GKE, Slurm or Open MPI tells",
-    )
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, elsewhere")
-    group.add_argument("--process-count", type=int, metavar="N", help="with --coordinator")
-    group.add_argument("--process-index", type=int, metavar="I", help="of this one, from 0")
-
-
-def _add_quiet(parser):
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_config(convert, "for a run whose model has no published name", required=False)
+    add_quiet(convert)

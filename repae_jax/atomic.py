@@ -1,12 +1,15 @@
-"""Writing files and folders so that nobody ever sees half of one."""
+"""Writing files and folders so that nobody ever sees half of one, and one process at a time."""
 
 import contextlib
 import os
 import pathlib
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from repae_jax.errors import UserError
+
+_TEMPORARY_NAME = re.compile(r"\.(.+)\.\d+\.tmp")  # as `replacing` makes them
 
 
 @contextlib.contextmanager
@@ -40,6 +43,63 @@ def write_atomically(path: str | os.PathLike, content: bytes) -> pathlib.Path:
     with replacing(path) as temporary:
         temporary.write_bytes(content)
     return pathlib.Path(path)
+
+
+def entries(folder: pathlib.Path) -> list[str]:
+    """The names in a folder; none if there is no folder.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}; choose another folder") from error
+
+
+def remove_temporaries(folder: pathlib.Path, own: Callable[[str], object]) -> None:
+    """Delete what killed runs left of files in `folder` whose names `own` knows."""
+    for name in entries(folder):
+        wanted = _TEMPORARY_NAME.fullmatch(name)
+        if wanted and own(wanted[1]):
+            (folder / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path, what: pathlib.Path) -> Iterator[None]:
+    """Holds `what` against other processes, by a lock on the file `path`, which is made for it.
+
+    The end of the process frees it, however it ends.
+
+    Raises:
+      UserError: another process holds it, or the file cannot be made.
+    """
+    with _open_lock(path) as file:
+        _lock(file, what)
+        yield
+
+
+def _open_lock(path):
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "ab")
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); permit it, or choose another folder"
+        ) from error
+
+
+def _lock(file, what):
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"{what}: another process is writing there; wait for it") from error
+    except OSError:  # a file system without locks
+        pass
 
 
 def _remove(path):

@@ -105,6 +105,13 @@ def _sample(options):
     return sample_command(options)
 
 
+def _generate(options):
+    _join_processes(options)
+    from repae_jax.sampling.generate_command import generate_command
+
+    return generate_command(options)
+
+
 def _report(options):
     from repae_jax.evaluation.run_report import report_command
 
@@ -164,6 +171,7 @@ COMMANDS = {
     "train": _train,
     "pretrain-teacher": _pretrain_teacher,
     "sample": _sample,
+    "generate": _generate,
     "report": _report,
     "evaluate": _evaluate,
     "prepare": _prepare,

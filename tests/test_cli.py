@@ -11,7 +11,7 @@ import pytest
 from repae_jax.cli import main
 
 TINY = str(pathlib.Path(__file__).with_name("tiny.py"))
-COMMANDS = ("train", "pretrain-teacher", "sample", "report")
+COMMANDS = ("train", "pretrain-teacher", "sample", "generate", "report")
 
 
 @pytest.mark.parametrize(

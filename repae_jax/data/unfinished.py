@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from repae_jax.atomic import entries, locked, remove_temporaries
 from repae_jax.data.manifest import (
     BEGUN,
     MANIFEST,
@@ -21,11 +21,9 @@ from repae_jax.data.manifest import (
 )
 from repae_jax.errors import UserError
 
-# What a run can leave in the folder and in progress/, and what `replacing` calls a file that is
-# being written.
+# What a run can leave in the folder and in progress/.
 _OWN_NAME = re.compile(rf"{SHARD_NAME}|manifest\.json|progress")
 _OWN_PROGRESS_NAME = re.compile(r"made\.json|lock|shard-\d{5,}\.json")
-_TEMPORARY_NAME = re.compile(r"\.(.+)\.\d+\.tmp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +67,11 @@ class Plan:
 
 def check_entries(plan: Plan) -> None:
     """Raise UserError if the folder holds what no earlier run can have left there."""
-    names = [name for name in _names(plan.folder) if name[0] != "."]
+    names = [name for name in entries(plan.folder) if name[0] != "."]
     foreign = [name for name in names if not _OWN_NAME.fullmatch(name)]
     foreign += [
         f"{plan.progress.name}/{name}"
-        for name in _names(plan.progress)
+        for name in entries(plan.progress)
         if name[0] != "." and not _OWN_PROGRESS_NAME.fullmatch(name)
     ]
     if not plan.made.exists() and MANIFEST not in names:  # nothing was begun here
@@ -85,15 +83,6 @@ def check_entries(plan: Plan) -> None:
         )
 
 
-def _names(folder):
-    try:
-        return os.listdir(folder)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise UserError(f"{folder}: {error.strerror}; choose another folder") from error
-
-
 @contextlib.contextmanager
 def claimed(plan: Plan) -> Iterator[None]:
     """Holds the folder against other processes; unfinished files are gone before and after.
@@ -103,8 +92,7 @@ def claimed(plan: Plan) -> Iterator[None]:
     Raises:
       UserError: another process holds it, or it cannot be written to.
     """
-    with _open_lock(plan.progress / "lock") as file:
-        _lock(file, plan.folder)
+    with locked(plan.progress / "lock", plan.folder):
         _remove_temporaries(plan)
         try:
             yield
@@ -114,38 +102,13 @@ def claimed(plan: Plan) -> Iterator[None]:
                 _remove_progress(plan)
 
 
-def _open_lock(path):
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return open(path, "ab")
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); permit it, or choose another folder"
-        ) from error
-
-
-def _lock(file, folder):
-    """Lock an open file until it is closed, be it by the end of the process."""
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(f"{folder}: another process is writing there; wait for it") from error
-    except OSError:  # a file system without locks
-        pass
-
-
 def _remove_temporaries(plan):
-    for folder, own in ((plan.folder, _OWN_NAME), (plan.progress, _OWN_PROGRESS_NAME)):
-        for name in _names(folder):
-            wanted = _TEMPORARY_NAME.fullmatch(name)
-            if wanted and own.fullmatch(wanted[1]):
-                (folder / name).unlink(missing_ok=True)
+    remove_temporaries(plan.folder, _OWN_NAME.fullmatch)
+    remove_temporaries(plan.progress, _OWN_PROGRESS_NAME.fullmatch)
 
 
 def _remove_progress(plan):
-    for name in filter(_OWN_PROGRESS_NAME.fullmatch, _names(plan.progress)):
+    for name in filter(_OWN_PROGRESS_NAME.fullmatch, entries(plan.progress)):
         (plan.progress / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # a network disk may keep the open lock's name until later
         plan.progress.rmdir()
@@ -194,6 +157,11 @@ def _check_same(plan, there, path):
             f"{plan.folder} was begun with other images: files have been added, removed or renamed "
             "since, or it is another source; delete it and begin anew, or choose another folder"
         )
+    check_same(plan.folder, theirs, ours)
+
+
+def check_same(what: pathlib.Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raise UserError if `what` was begun with other entries (but "made", which holds some)."""
     differing = [
         f"{key} = {theirs.get(key)!r}, not {ours.get(key)!r}"
         for key in {**ours, **theirs}
@@ -201,6 +169,6 @@ def _check_same(plan, there, path):
     ]
     if differing:
         raise UserError(
-            f"{plan.folder} was begun with {'; '.join(differing)}: repeat that, delete it, or "
-            "choose another folder"
+            f"{what} was begun with {'; '.join(differing)}: repeat that, delete it, or choose "
+            f"another {'folder' if what.is_dir() else 'name'}"
         )

@@ -94,3 +94,9 @@ def put(tree, shardings):
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
     return jax.tree.map(place, tree, shardings)
+
+
+def put_key(mesh: Mesh, seed: int) -> jax.Array:
+    """The random key of a seed, on every device."""
+    key = jax.random.key_data(jax.random.key(seed))
+    return jax.random.wrap_key_data(put(key, replicated(mesh)))

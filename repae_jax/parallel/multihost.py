@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from repae_jax.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def start(
@@ -69,6 +73,14 @@ class Processes:
             raise error
         if failed:
             raise UserError(f"process {failed[0]} of {self.count} failed; its own message says why")
+
+    def from_first(self, value: np.ndarray) -> np.ndarray:
+        """The first process's `value`, an array of one shape and type in all of them."""
+        if self.count == 1:
+            return value
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.broadcast_one_to_all(value)
 
     def _gather(self, flag):
         if self.count == 1:

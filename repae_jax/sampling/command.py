@@ -1,35 +1,30 @@
-"""The `sample` command: a picture, and the images themselves if asked for."""
+"""The `sample` command: a picture of a few images; and what `generate` shares with it."""
 
 import argparse
-import io
+import json
+import pathlib
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from repae_jax.atomic import write_atomically
 from repae_jax.errors import UserError
 from repae_jax.evaluation.figures import image_grid, save_png
 from repae_jax.sampling.generate import generate_all, make_generate
+from repae_jax.sampling.labels import class_numbers
+from repae_jax.sampling.samplers import Sampler
+from repae_jax.sampling_arguments import SAMPLER_OPTIONS
 from repae_jax.training.run import make_sampler, open_run, sampling_weights
-from repae_jax.training.workdir import load_config
+from repae_jax.training.workdir import CONFIG, load_config
 
 
 def sample_command(options: argparse.Namespace) -> int:
     """Generate images from the newest checkpoint of `options.workdir`; returns 0."""
-    config = load_config(options.workdir)
-    labels, columns = parse_labels(options.labels, config.data.num_classes)
-    if "sit" not in config.train:
-        raise UserError(f"{options.workdir} trained a VAE alone: there is nothing to sample from")
+    config = sampled_config(options.workdir)
+    sampler = chosen_sampler(config, options)
+    labels, columns = _labels(options.labels, config.data.num_classes)
     if options.batch_size < 1:
         raise UserError(f"--batch-size is {options.batch_size}: give at least 1")
-    sampler = make_sampler(
-        config,
-        method=options.method,
-        steps=options.steps,
-        guidance_scale=options.guidance_scale,
-        guidance_low=options.guidance_low,
-        guidance_high=options.guidance_high,
-    )
     run = open_run(options.workdir)
     generate = make_generate(run.models.sit, run.models.vae, sampler)
     images = generate_all(
@@ -43,28 +38,52 @@ def sample_command(options: argparse.Namespace) -> int:
     output = options.output or options.workdir / "sample.png"
     save_png(output, image_grid(images, columns))
     print(f"samples: {output}")
-    if options.npz is not None:
-        buffer = io.BytesIO()
-        np.savez(buffer, arr_0=images, labels=labels)
-        write_atomically(options.npz, buffer.getvalue())
-        print(f"arrays: {options.npz}")
     return 0
 
 
-def parse_labels(text: str | None, num_classes: int) -> tuple[np.ndarray, int]:
-    """Labels (N,) int32 from "3,1,4", and the columns of their grid; default eight a class.
+def sampled_config(workdir: pathlib.Path) -> ConfigDict:
+    """The configuration of a run that can be sampled from.
 
     Raises:
-      UserError: not numbers, or a class that does not exist.
+      UserError: there is no run, or it has no SiT.
     """
-    if text is None:
-        labels = np.repeat(np.arange(min(10, num_classes), dtype=np.int32), 8)
-        return labels, 8
+    if workdir.is_file():
+        raise UserError(
+            f"--workdir {workdir} is a file: sampling needs a work directory; `convert` makes one "
+            "of the original's checkpoint"
+        )
+    if _is_of_diffusers(workdir / CONFIG):
+        raise UserError(
+            f"--workdir {workdir} holds a VAE for diffusers, which makes no images of its own: "
+            "give a run's work directory"
+        )
+    config = load_config(workdir)
+    if "sit" not in config.train:
+        raise UserError(f"{workdir} trained a VAE alone: there is nothing to sample from")
+    return config
+
+
+def _is_of_diffusers(path):
     try:
-        labels = np.array([int(word) for word in text.split(",")], np.int32)
-    except ValueError as error:
-        raise UserError(f"--labels is {text!r}: give class numbers such as 3,1,4") from error
-    wrong = labels[(labels < 0) | (labels >= num_classes)]
-    if wrong.size:
-        raise UserError(f"--labels has {wrong[0]}: the run's classes are 0 to {num_classes - 1}")
+        return "_class_name" in json.loads(path.read_bytes())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def chosen_sampler(config: ConfigDict, options: argparse.Namespace) -> Sampler:
+    """The configuration's sampler, with what the command line changes.
+
+    Raises:
+      UserError: it is no sampler, or the seed is none.
+    """
+    if not 0 <= options.seed < 2**32:
+        raise UserError(f"--seed is {options.seed}: give 0 to {2**32 - 1}")
+    return make_sampler(config, **{name: getattr(options, name) for name in SAMPLER_OPTIONS})
+
+
+def _labels(text: str | None, num_classes: int) -> tuple[np.ndarray, int]:
+    """Labels (N,) int32, and the columns of their grid; default eight a class."""
+    if text is None:
+        return np.repeat(np.arange(min(10, num_classes), dtype=np.int32), 8), 8
+    labels = class_numbers(text, num_classes)
     return labels, min(len(labels), 10)

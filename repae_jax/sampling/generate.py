@@ -1,7 +1,7 @@
 """From labels to pictures: sampler and decoder as one compiled program."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from repae_jax.models.batch_norm import denormalize
 from repae_jax.models.sit import SiT
 from repae_jax.models.vae import VAE
-from repae_jax.parallel.mesh import over_batch, replicated
+from repae_jax.parallel.mesh import over_batch, put, replicated
 from repae_jax.sampling.pixels import to_uint8
 from repae_jax.sampling.samplers import Sampler, image_noise, sample, step_noise
 
@@ -53,6 +53,55 @@ def make_generate(sit: SiT, vae: VAE, sampler: Sampler, *, mesh: Mesh | None = N
     return generate
 
 
+def generate_batches(
+    generate: Generate,
+    weights: Mapping,
+    key: jax.Array,
+    labels: np.ndarray,
+    starts: Iterable[int],
+    *,
+    batch_size: int,
+    first_index: int = 0,
+    mesh: Mesh | None = None,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Batches of images, each while the next one is made.
+
+    Args:
+      generate: from `make_generate`, with the same `mesh`.
+      weights: as it takes them.
+      key: of all images; on the mesh.
+      labels: (N,), of all images.
+      starts: the numbers of the images with which the batches begin, 0 to N - 1.
+      batch_size: images at a time.
+      first_index: the index of image 0.
+      mesh: the devices.
+
+    Yields:
+      a batch's start, and its images (n, H, W, 3) uint8: n is the batch size, or what is left.
+      What is computed has always the batch size, so that everything is one compiled shape.
+    """
+
+    def begun(start):
+        batch = np.arange(start, start + batch_size)
+        chunk = labels[np.minimum(batch, len(labels) - 1)].astype(np.int32)
+        inputs = (first_index + batch, chunk)
+        inputs = inputs if mesh is None else put(inputs, replicated(mesh))
+        return start, generate(weights, key, *inputs)
+
+    before = None
+    for start in starts:
+        after = begun(start)
+        if before is not None:
+            yield _whole(*before, len(labels))
+        before = after
+    if before is not None:
+        yield _whole(*before, len(labels))
+
+
+def _whole(start, images, count):
+    return start, np.asarray(images)[: count - start]
+
+
 def generate_all(
     generate: Generate,
     weights: Mapping,
@@ -63,19 +112,15 @@ def generate_all(
     first_index: int = 0,
     progress: bool = True,
 ) -> np.ndarray:
-    """Images (N, H, W, 3) uint8 for all `labels` (N,), in batches, with a progress bar.
-
-    The last batch is padded, so that everything is one compiled shape.
-    """
+    """Images (N, H, W, 3) uint8 for all `labels` (N,), in batches, with a progress bar."""
     from tqdm import tqdm
 
-    count = len(labels)
     images = []
-    with tqdm(total=count, unit="image", desc="sampling", disable=not progress) as bar:
-        for start in range(0, count, batch_size):
-            batch = np.arange(start, start + batch_size)
-            chunk = labels[np.minimum(batch, count - 1)].astype(np.int32)
-            made = generate(weights, key, first_index + batch, chunk)
-            images.append(np.asarray(made)[: count - start])
-            bar.update(len(images[-1]))
+    starts = range(0, len(labels), batch_size)
+    with tqdm(total=len(labels), unit="image", desc="sampling", disable=not progress) as bar:
+        for _, made in generate_batches(
+            generate, weights, key, labels, starts, batch_size=batch_size, first_index=first_index
+        ):
+            images.append(made)
+            bar.update(len(made))
     return np.concatenate(images)

@@ -147,7 +147,7 @@ def _open_on_host(workdir, *, optimizers):
     """(configuration, models, newest state as numpy arrays)."""
     config = work_directory.load_config(workdir)
     models = build_models(config)
-    host = jax.local_devices(backend="cpu")[0]
+    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     state = load_state(workdir, config, models, host, optimizers=optimizers)
     return config, models, jax.tree.map(np.asarray, state)
 

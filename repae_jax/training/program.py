@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from repae_jax.parallel.mesh import over_batch, put, replicated
+from repae_jax.parallel.mesh import over_batch, put_key, replicated
 from repae_jax.parallel.sharding import make_whole, state_shardings
 from repae_jax.training.build import (
     build_objective,
@@ -75,8 +75,7 @@ class Program:
 
     def key(self) -> jax.Array:
         """The run's key, on all devices."""
-        key = jax.random.key(self.config.seed)
-        return jax.random.wrap_key_data(put(jax.random.key_data(key), replicated(self.mesh)))
+        return put_key(self.mesh, self.config.seed)
 
     def requests(self, stop: bool) -> jax.Array:
         """What this process asks of all in the next step: to stop, or nothing."""

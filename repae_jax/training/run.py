@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from repae_jax.errors import UserError
+from repae_jax.parallel.mesh import replicated
 from repae_jax.sampling.samplers import Sampler
 from repae_jax.training.build import build_models, state_template
 from repae_jax.training.checkpoints import FOLDER, Checkpoints
@@ -27,15 +29,18 @@ class Run:
     state: TrainState
 
 
-def open_run(workdir: pathlib.Path) -> Run:
-    """Load the newest checkpoint of `workdir`.
+def open_run(workdir: pathlib.Path, mesh: Mesh | None = None) -> Run:
+    """Load the newest checkpoint of `workdir`: on the first device, or on all of a mesh.
+
+    With a mesh, all processes call it alike.
 
     Raises:
       UserError: there is no run or no checkpoint, or it is damaged.
     """
     config = load_config(workdir)
     models = build_models(config)
-    state = load_state(workdir, config, models, jax.devices()[0])
+    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    state = load_state(workdir, config, models, one if mesh is None else replicated(mesh))
     return Run(workdir, config, models, state)
 
 
@@ -43,18 +48,20 @@ def load_state(
     workdir: pathlib.Path,
     config: ConfigDict,
     models: Models,
-    device: jax.Device,
+    sharding: jax.sharding.Sharding,
     *,
     optimizers: bool = False,
 ) -> TrainState:
-    """The newest state in `workdir` on `device`; `opt_state` is empty unless it is asked for.
+    """The newest state in `workdir`, all of it at `sharding`.
+
+    `opt_state` is empty unless it is asked for.
 
     Raises:
       UserError: there is no checkpoint, or it is damaged.
     """
     if not (workdir / FOLDER).is_dir():
         raise UserError(f"{workdir} has no checkpoint yet: train first")
-    template = state_template(config, models, jax.sharding.SingleDeviceSharding(device))
+    template = state_template(config, models, sharding)
     if not optimizers:
         template = template.replace(opt_state={})
     checkpoints = Checkpoints(workdir, read_only=True)

@@ -152,7 +152,8 @@ def only(*names):
 
 
 def imported_state(workdir, config) -> TrainState:
-    return load_state(workdir, config, build_models(config), jax.devices()[0], optimizers=True)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return load_state(workdir, config, build_models(config), device, optimizers=True)
 
 
 @NEEDS_ORIGINAL
