@@ -131,7 +131,7 @@ def _add_evaluate(command):
     evaluate.add_argument(
         "--save-reference", type=pathlib.Path, help="write the reference's statistics as .npz"
     )
-    _add_quiet(evaluate)
+    add_quiet(evaluate)
 
 
 def _add_prepare(command):
