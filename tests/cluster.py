@@ -30,7 +30,7 @@ def command(
     return started
 
 
-def finish(started: Sequence[subprocess.Popen], timeout: float = 300) -> list[tuple]:
+def finish(started: Sequence[subprocess.Popen], timeout: float = 600) -> list[tuple]:
     """Each process's (exit status, stdout, stderr); none outlives the call."""
     try:
         ends = [process.communicate(timeout=timeout) for process in started]
