@@ -89,8 +89,8 @@ def test_matches_the_definition_pair_by_pair(kind, k, unbiased):
 
 def test_matches_dense_matrices_in_torch_over_several_blocks():
     # More rows than one block of the similarity matrix holds.
-    first, second = (torch.tensor(x) for x in structured_features(1500))
-    n, k = 1500, 10
+    first, second = (torch.tensor(x) for x in structured_features(1100))
+    n, k = 1100, 10
     kernels = [x @ x.T for x in (first, second)]
     masks = []
     for kernel in kernels:
