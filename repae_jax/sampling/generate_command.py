@@ -61,8 +61,9 @@ def generate_command(options: argparse.Namespace) -> int:
             if group.first:
                 held.enter_context(job.output.claimed())
                 job.output.begin(_made(job, run, weights))
-                finished = job.output.finished()
-                missing[np.array(job.output.missing(job.batch_size), int) // job.batch_size] = 1
+                starts = job.output.missing(job.batch_size)
+                finished = not starts and job.output.path.exists()
+                missing[np.array(starts, int) // job.batch_size] = 1
         missing = np.flatnonzero(group.from_first(missing)) * job.batch_size
         generate = make_generate(run.models.sit, run.models.vae, job.sampler, mesh=job.mesh)
         del run  # only what sampling needs stays on the devices

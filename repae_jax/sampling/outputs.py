@@ -26,7 +26,7 @@ from repae_jax.evaluation.figures import image_grid, save_png
 
 FORMAT = "repae_jax samples 1"
 _SHOWN = 64  # images of the preview, eight a row
-_THREADS = 8  # that compress PNGs
+_THREADS = 8  # that read and write PNGs
 _CHUNK = 1 << 20  # bytes
 _PNG_END = b"IEND\xaeB`\x82"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first time that a zip file knows: bytes must not tell the hour
@@ -130,16 +130,12 @@ class Npz(Output):
         Batches that are not whole are made anew, so that each image has the neighbours that it has
         in a run that nothing disturbed: rounding may depend on them.
         """
-        if self.finished():
+        if self.path.exists():
             self.partial.unlink(missing_ok=True)
             return []
         rows = self.partial.stat().st_size // self._bytes if self.partial.exists() else 0
         done = self.count if rows >= self.count else rows // batch_size * batch_size
         return list(range(done, self.count, batch_size))
-
-    def finished(self) -> bool:
-        """Whether the file is there."""
-        return self.path.exists()
 
     def write(self, start: int, images: np.ndarray) -> None:
         """Put images (n, H, W, 3) behind the first `start`; n may be beyond the count."""
@@ -174,7 +170,7 @@ class Npz(Output):
     @contextlib.contextmanager
     def _images(self):
         """The images' bytes, be they finished or not."""
-        if not self.finished():
+        if not self.path.exists():
             with open(self.partial, "rb") as file:
                 yield file
             return
@@ -200,13 +196,12 @@ class Folder(Output):
 
     def missing(self, batch_size: int) -> list[int]:
         """The first index of every batch that is to be made."""
-        there = self._there()
+        names = entries(self.path)
+        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:  # a disk may be far away
+            whole = pool.map(_is_whole, [self.path / name for name in names])
+            there = {name for name, good in zip(names, whole, strict=True) if good}
         batches = range(0, self.count, batch_size)
         return [s for s in batches if not there.issuperset(self._names(s, batch_size))]
-
-    def finished(self) -> bool:
-        """Whether all images are there."""
-        return self._there().issuperset(self._names(0, self.count))
 
     def write(self, start: int, images: np.ndarray) -> None:
         """Write images (n, H, W, 3) from the index `start` on, but those that are there."""
@@ -227,9 +222,6 @@ class Folder(Output):
 
     def _names(self, start, size):
         return [f"{index:06d}.png" for index in range(start, min(start + size, self.count))]
-
-    def _there(self):
-        return {name for name in entries(self.path) if _is_whole(self.path / name)}
 
     def _begun(self):
         return any(name[0] != "." for name in entries(self.path))

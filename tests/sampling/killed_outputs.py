@@ -50,8 +50,9 @@ def write(path):
     output = outputs.make_output(path, COUNT, SHAPE)
     with output.claimed():
         output.begin(MADE)
-        finished = output.finished()
-        for start in output.missing(BATCH):
+        starts = output.missing(BATCH)
+        finished = not starts and path.exists()
+        for start in starts:
             output.write(start, IMAGES[start : start + BATCH])
             output.show(start + BATCH)
         output.show(COUNT)
