@@ -84,6 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_quiet(report)
 
     _add_evaluate(command)
+    _add_evaluate_vae(command)
     _add_prepare(command)
     _add_encode(command)
     _add_compile(command)
@@ -131,6 +132,33 @@ def _add_evaluate(command):
     evaluate.add_argument(
         "--save-reference", type=pathlib.Path, help="write the reference's statistics as .npz"
     )
+    add_quiet(evaluate)
+
+
+def _add_evaluate_vae(command):
+    evaluate = command(
+        "evaluate-vae",
+        "measure what a VAE keeps of images: PSNR, SSIM, rFID, LPIPS, its latents",
+        "VAE is a work directory, a folder that diffusers wrote, a file under LDM's names, or a\n"
+        "repository of the hub. IMAGES is a folder of pictures, one that `prepare` wrote, or an "
+        ".npz.\n\n"
+        "examples:\n"
+        "  evaluate-vae runs/sdvae data/imagenet256/heldout\n"
+        "  evaluate-vae REPA-E/e2e-sdvae-hf imagenet/val --resolution 256 \\\n"
+        "      --inception pt_inception-2015-12-05-6726825d.pth",
+    )
+    evaluate.add_argument("vae", metavar="VAE", help="what is measured")
+    evaluate.add_argument("images", metavar="IMAGES", help="to be encoded and decoded")
+    evaluate.add_argument("--inception", help="InceptionV3's weights, for rFID")
+    evaluate.add_argument("--lpips", help="LPIPS's heads (vgg.pth), for LPIPS")
+    evaluate.add_argument("--vgg", help="VGG16's weights (vgg16-397923af.pth), for LPIPS")
+    evaluate.add_argument(
+        "--seed", type=int, help="sample the posterior (default: its mean is decoded)"
+    )
+    evaluate.add_argument("--count", type=int, help="take the first so many images")
+    evaluate.add_argument("--resolution", type=int, help="crop pictures to so many pixels a side")
+    evaluate.add_argument("--batch-size", type=int, help="images at a time (default: 16 a device)")
+    evaluate.add_argument("--output", type=pathlib.Path, help="also write the figures there, JSON")
     add_quiet(evaluate)
 
 

@@ -124,6 +124,12 @@ def _evaluate(options):
     return evaluate_command(options)
 
 
+def _evaluate_vae(options):
+    from repae_jax.evaluation.evaluate_vae_command import evaluate_vae_command
+
+    return evaluate_vae_command(options)
+
+
 def _prepare(options):
     from repae_jax.data.prepare import prepare_command
 
@@ -174,6 +180,7 @@ COMMANDS = {
     "generate": _generate,
     "report": _report,
     "evaluate": _evaluate,
+    "evaluate-vae": _evaluate_vae,
     "prepare": _prepare,
     "encode": _encode,
     "compile": _compile,

@@ -35,17 +35,14 @@ def evaluate_command(options: argparse.Namespace) -> int:
     if given < 1:
         raise UserError(f"--batch-size is {given}: give at least 1")
     batch_size = -(-given // mesh.size) * mesh.size
-    samples = open_images(options.samples, options.resolution)
-    if options.count is not None and options.count > samples.count:
-        raise UserError(f"{samples.name} holds {samples.count} images, --count asks for "
-                        f"{options.count}")  # fmt: skip
+    samples = open_images(options.samples, options.resolution).first(options.count)
     features = make_features(read_inception(options.inception), mesh=mesh)
     how = {"batch_size": batch_size, "progress": not options.quiet}
     reference = read_reference(options.reference, features, resolution=options.resolution, **how)
     if options.save_reference:
         write_statistics(options.save_reference, reference.pooled, reference.spatial)
         print(f"reference: {options.save_reference}")
-    measured = measure(samples, features, count=options.count, **how)
+    measured = measure(samples, features, **how)
     scores = compare(measured, reference, progress=not options.quiet)
     print(describe(scores, reference))
     if options.output:

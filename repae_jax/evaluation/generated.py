@@ -8,14 +8,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator
 
 import jax
 import numpy as np
 
 from repae_jax.errors import UserError
 from repae_jax.evaluation.frechet import Gaussian, Moments, frechet_distance
-from repae_jax.evaluation.image_sets import ImageSet, has_images, open_images
+from repae_jax.evaluation.image_sets import ImageSet, filled, has_images, open_images
 from repae_jax.evaluation.inception_features import Features
 from repae_jax.evaluation.inception_score import InceptionScore
 from repae_jax.evaluation.precision_recall import precision_recall
@@ -86,7 +85,6 @@ def measure(
     features: Features,
     *,
     batch_size: int,
-    count: int | None = None,
     progress: bool = False,
 ) -> Measured:
     """Put images through Inception; memory grows by 8 KiB an image.
@@ -95,25 +93,22 @@ def measure(
       images: the set.
       features: see `make_features`.
       batch_size: images at a time, a multiple of the devices; the last batch is filled up.
-      count: take the first so many.
       progress: show a bar.
 
     Raises:
-      UserError: there are fewer images than `count`, or all are the same.
+      UserError: there is one image, or all are the same.
     """
     from tqdm import tqdm
 
-    if count is not None and not 2 <= count <= images.count:
-        raise UserError(f"{images.name} holds {images.count} images, asked for are {count}")
-    count = images.count if count is None else count
+    count = images.count
     if count < 2:
         raise UserError(f"{images.name} holds 1 image: a distribution needs at least 2")
     pooled, spatial = Moments(2048), Moments(2023)
     score, kept = InceptionScore(), np.empty((count, 2048), np.float32)
     first, different, start = None, False, 0
     with tqdm(total=count, unit="image", desc=images.name, disable=not progress) as bar:
-        for batch in _first(images.batches(batch_size), count):
-            seen = jax.device_get(features(_filled(batch, batch_size)))
+        for batch in images.batches(batch_size):
+            seen = jax.device_get(features(filled(batch, batch_size)))
             seen = {name: values[: len(batch)] for name, values in seen.items()}
             pooled.update(seen["pool"])
             spatial.update(seen["spatial"])
@@ -127,9 +122,8 @@ def measure(
         raise UserError(
             f"{images.name}: all {count} images are the same, there is no distribution to measure"
         )
-    return Measured(
-        images.name, count, images.resolution, pooled, spatial, kept, score.result()
-    )  # fmt: skip
+    score = score.result()
+    return Measured(images.name, count, images.resolution, pooled, spatial, kept, score)
 
 
 def read_reference(
@@ -198,19 +192,6 @@ def compare(samples: Measured, reference: Reference, *, progress: bool = False) 
 
 def _distance(moments, gaussian):
     return None if gaussian is None else frechet_distance(moments, gaussian)
-
-
-def _first(batches: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]:
-    for batch in batches:
-        yield batch[:count]
-        count -= len(batch)
-        if count <= 0:
-            return
-
-
-def _filled(batch, size):
-    missing = size - len(batch)
-    return batch if not missing else np.concatenate([batch, batch[-1:].repeat(missing, 0)])
 
 
 def _softmax(logits):

@@ -38,6 +38,33 @@ class ImageSet:
     resolution: int
     batches: Callable[[int], Iterator[np.ndarray]]
 
+    def first(self, count: int | None) -> ImageSet:
+        """The first so many images; all of them for None.
+
+        Raises:
+          UserError: there are fewer.
+        """
+        if count is None:
+            return self
+        if not 1 <= count <= self.count:
+            raise UserError(f"{self.name} holds {self.count} images, asked for are {count}")
+
+        def batches(size):
+            left = count
+            for batch in self.batches(min(size, count)):
+                yield batch[:left]
+                left -= len(batch)
+                if left <= 0:
+                    return
+
+        return dataclasses.replace(self, count=count, batches=batches)
+
+
+def filled(batch: np.ndarray, size: int) -> np.ndarray:
+    """A batch with its last image repeated up to `size`, so that all have one compiled shape."""
+    missing = size - len(batch)
+    return batch if not missing else np.concatenate([batch, batch[-1:].repeat(missing, 0)])
+
 
 def open_images(path: str | os.PathLike, resolution: int | None = None) -> ImageSet:
     """The images of a file or folder.

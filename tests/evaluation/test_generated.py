@@ -103,11 +103,11 @@ def test_adms_statistics_take_the_place_of_images(samples, tmp_path):
 
 def test_only_so_many_are_measured(tmp_path):
     images = open_images(write(tmp_path / "samples.npz", MADE))
-    some = measure(images, features, batch_size=16, count=20)
+    some = measure(images.first(20), features, batch_size=16)
     assert (some.count, len(some.features)) == (20, 20)
     np.testing.assert_allclose(some.pooled.mean, exact(MADE[:20])["pool"].mean(0), atol=1e-5)
     with pytest.raises(UserError, match="holds 50 images, asked for are 51"):
-        measure(images, features, batch_size=16, count=51)
+        images.first(51)
 
 
 def test_images_that_are_all_the_same_are_said(tmp_path):
@@ -163,4 +163,4 @@ def test_the_command_refuses(inception, tmp_path, capsys):
     assert main([*words, "--inception", str(inception)]) == 2
     assert "none.npz: there are no images" in capsys.readouterr().err
     assert main([*words, "--inception", str(inception), "--count", "7"]) == 2
-    assert "holds 6 images, --count asks for 7" in capsys.readouterr().err
+    assert "holds 6 images, asked for are 7" in capsys.readouterr().err

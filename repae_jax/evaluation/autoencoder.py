@@ -1,0 +1,131 @@
+"""What a VAE keeps of images, and what its latents are like."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from repae_jax.errors import UserError
+from repae_jax.evaluation.frechet import Moments, frechet_distance
+from repae_jax.evaluation.image_sets import ImageSet, filled
+from repae_jax.evaluation.inception_features import Features
+from repae_jax.evaluation.latents import LatentStatistics
+from repae_jax.evaluation.reconstruction import psnr, ssim
+from repae_jax.interop.pretrained import PretrainedVAE
+from repae_jax.parallel.mesh import over_batch, put, replicated
+from repae_jax.sampling.pixels import to_float, to_uint8
+
+# (images, reconstructions), float (B, H, W, 3) in [-1, 1] -> distances (B,)
+Distance = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderScores:
+    """Figures of a VAE on images; None where the network for it was not given.
+
+    Attributes:
+      count: images.
+      psnr: mean of the images' PSNR, dB, of uint8 pixels.
+      ssim: mean of the images' SSIM, at most 1, of uint8 pixels.
+      rfid: Fréchet distance between images and reconstructions, 0 or more.
+      lpips: mean perceptual distance, 0 or more.
+      latents: moments of the latents, not normalised.
+    """
+
+    count: int
+    psnr: float
+    ssim: float
+    rfid: float | None
+    lpips: float | None
+    latents: LatentStatistics
+
+
+def measure_autoencoder(
+    vae: PretrainedVAE,
+    images: ImageSet,
+    mesh: Mesh,
+    *,
+    batch_size: int,
+    key: jax.Array | None = None,
+    features: Features | None = None,
+    distance: Distance | None = None,
+    progress: bool = False,
+) -> AutoencoderScores:
+    """Encode and decode images and compare; nothing but sums is kept.
+
+    Args:
+      vae: with its weights.
+      images: the set, of sides that the VAE's factor divides.
+      mesh: its devices divide every batch.
+      batch_size: images at a time, a multiple of the devices.
+      key: to sample the posterior, as LightningDiT's evaluation does; None takes its mean.
+      features: Inception's, for rFID.
+      distance: LPIPS.
+      progress: show a bar.
+
+    Raises:
+      UserError: the images' sides do not suit the VAE, or one image has to make a distribution.
+    """
+    from tqdm import tqdm
+
+    if images.resolution % vae.module.factor:
+        raise UserError(
+            f"{images.name} has images of {images.resolution} x {images.resolution} pixels, which "
+            f"the VAE's factor {vae.module.factor} does not divide: give --resolution"
+        )
+    count = images.count
+    if features is not None and count < 2:
+        raise UserError("rFID needs at least 2 images")
+    vae = dataclasses.replace(vae, params=put(vae.params, replicated(mesh)))
+    sums = _Sums(vae.module.latent_channels)
+    with tqdm(total=count, unit="image", desc=images.name, disable=not progress) as bar:
+        for number, batch in enumerate(images.batches(batch_size)):
+            shown = put(filled(batch, batch_size), over_batch(mesh))
+            posterior = vae.encode(shown)
+            latents = posterior.mean
+            if key is not None:
+                latents = posterior.sample(jax.random.fold_in(key, number))
+            decoded = vae.decode(latents)
+            sums.latents.update(_rows(latents, len(batch)))
+            again = to_uint8(decoded)
+            if features is not None:
+                sums.real.update(_rows(features(shown)["pool"], len(batch)))
+                sums.made.update(_rows(features(again)["pool"], len(batch)))
+            if distance is not None:
+                apart = distance(to_float(shown), decoded.clip(-1, 1))
+                sums.lpips += float(np.asarray(apart, np.float64)[: len(batch)].sum())
+            again = np.asarray(again)[: len(batch)]
+            sums.psnr += float(psnr(batch, again).sum())
+            sums.ssim += float(ssim(batch, again).sum())
+            bar.update(len(batch))
+    return AutoencoderScores(
+        count=count,
+        psnr=sums.psnr / count,
+        ssim=sums.ssim / count,
+        rfid=None if features is None else frechet_distance(sums.real, sums.made),
+        lpips=None if distance is None else sums.lpips / count,
+        latents=_statistics(sums.latents),
+    )
+
+
+class _Sums:
+    """What is summed over batches."""
+
+    def __init__(self, channels):
+        self.psnr = self.ssim = self.lpips = 0.0
+        self.latents, self.real, self.made = Moments(channels), Moments(2048), Moments(2048)
+
+
+def _rows(values, count):
+    values = np.asarray(values)[:count]
+    return values.reshape(-1, values.shape[-1])
+
+
+def _statistics(moments):
+    variances = np.diag(moments.covariance) * (moments.count - 1) / moments.count
+    whole = variances.mean() + moments.mean.var()
+    return LatentStatistics(moments.mean, np.sqrt(variances), float(whole))

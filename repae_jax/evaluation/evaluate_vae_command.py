@@ -1,0 +1,92 @@
+"""The `evaluate-vae` command: what a VAE keeps of images."""
+
+import argparse
+import dataclasses
+import json
+
+import jax
+
+from repae_jax.atomic import write_atomically
+from repae_jax.errors import UserError
+from repae_jax.evaluation.autoencoder import AutoencoderScores, Distance, measure_autoencoder
+from repae_jax.evaluation.image_sets import open_images
+from repae_jax.evaluation.inception_features import make_features
+from repae_jax.interop.files import read_tensors
+from repae_jax.interop.inception import read_inception
+from repae_jax.interop.lpips import load_lpips
+from repae_jax.interop.pretrained import PretrainedVAE
+from repae_jax.models.lpips import LPIPS
+from repae_jax.parallel.mesh import make_mesh, put, replicated
+
+PER_DEVICE = 16  # images at a time, unless --batch-size tells
+
+
+def evaluate_vae_command(options: argparse.Namespace) -> int:
+    """Measure how `options.vae` reconstructs `options.images`; returns 0.
+
+    Raises:
+      UserError: bad options, images, VAE or weights.
+    """
+    mesh = make_mesh()
+    given = PER_DEVICE * mesh.size if options.batch_size is None else options.batch_size
+    if given < 1:
+        raise UserError(f"--batch-size is {given}: give at least 1")
+    images = open_images(options.images, options.resolution).first(options.count)
+    vae = PretrainedVAE.from_pretrained(options.vae)
+    scores = measure_autoencoder(
+        vae,
+        images,
+        mesh,
+        batch_size=-(-given // mesh.size) * mesh.size,
+        key=None if options.seed is None else jax.random.key(options.seed),
+        features=make_features(read_inception(options.inception), mesh=mesh)
+        if options.inception
+        else None,
+        distance=_read_lpips(options, mesh),
+        progress=not options.quiet,
+    )
+    print(describe(scores, images.name))
+    if options.output:
+        told = {"vae": str(options.vae), "images": images.name, **_figures(scores)}
+        write_atomically(options.output, (json.dumps(told, indent=2) + "\n").encode())
+        print(f"figures: {options.output}")
+    return 0
+
+
+def describe(scores: AutoencoderScores, name: str) -> str:
+    """The figures as text."""
+    latents = scores.latents
+    lines = [
+        f"{scores.count} images of {name}",
+        f"  PSNR    {scores.psnr:10.2f} dB",
+        f"  SSIM    {scores.ssim:10.4f}",
+        f"  rFID    {_shown(scores.rfid)}",
+        f"  LPIPS   {_shown(scores.lpips)}",
+        f"  latents: variance {latents.variance:.4f}; by channel mean {latents.mean.min():.3f} to "
+        f"{latents.mean.max():.3f}, deviation {latents.std.min():.3f} to {latents.std.max():.3f}",
+    ]
+    return "\n".join(lines)
+
+
+def _shown(value):
+    return f"{value:10.4f}" if value is not None else "         -  its network was not given"
+
+
+def _figures(scores):
+    figures = dataclasses.asdict(scores)
+    latents = figures.pop("latents")
+    figures = {name: value for name, value in figures.items() if value is not None}
+    figures["latent_variance"] = latents["variance"]
+    return figures | {f"latent_{key}": latents[key].tolist() for key in ("mean", "std")}
+
+
+def _read_lpips(options, mesh) -> Distance | None:
+    if bool(options.lpips) != bool(options.vgg):
+        raise UserError("LPIPS needs both --lpips (its heads) and --vgg (VGG16)")
+    if not options.lpips:
+        return None
+    model = LPIPS(rescale_inputs=False)
+    tensors = {**read_tensors(options.vgg), **read_tensors(options.lpips)}
+    variables = put(load_lpips(tensors, model, source=options.lpips), replicated(mesh))
+    apply = jax.jit(model.apply)
+    return lambda a, b: apply(variables, a, b)
