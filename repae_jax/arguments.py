@@ -6,6 +6,7 @@ import pathlib
 
 from repae_jax import __version__
 from repae_jax.common_arguments import add_config, add_processes, add_quiet, add_workdir
+from repae_jax.evaluation_arguments import add_evaluation
 from repae_jax.sampling_arguments import add_generate, add_sample
 
 DESCRIPTION = """\
@@ -83,8 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
     report.add_argument("--seed", type=int, default=0, help="of the generated images")
     add_quiet(report)
 
-    _add_evaluate(command)
-    _add_evaluate_vae(command)
+    add_evaluation(command)
     _add_prepare(command)
     _add_encode(command)
     _add_compile(command)
@@ -104,62 +104,6 @@ def _add_inspect(command):
         + "\n\nNothing in a file is executed.",
     )
     inspect.add_argument("path", metavar="PATH", help="a file, a folder, or hf://owner/name")
-
-
-def _add_evaluate(command):
-    evaluate = command(
-        "evaluate",
-        "measure generated images against real ones: FID, sFID, IS, precision, recall",
-        "SAMPLES is an .npz as `generate` and ADM's scripts write it, a folder of pictures, or\n"
-        "one that `prepare` wrote. The reference is any of these, or one of ADM's reference\n"
-        "batches, such as VIRTUAL_imagenet256_labeled.npz. The figures are ADM's evaluator's.\n\n"
-        "examples:\n"
-        "  evaluate samples.npz --reference VIRTUAL_imagenet256_labeled.npz\n"
-        "  evaluate samples/ --reference data/mine/heldout --save-reference mine.npz",
-    )
-    evaluate.add_argument("samples", metavar="SAMPLES", help="generated images")
-    evaluate.add_argument("--reference", required=True, help="real images, or their statistics")
-    evaluate.add_argument(
-        "--inception",
-        default="pretrained/inception/pt_inception-2015-12-05-6726825d.pth",
-        help="InceptionV3's weights (default: %(default)s; if they are not there, an error tells "
-        "where they are)",
-    )
-    evaluate.add_argument("--count", type=int, help="measure the first so many samples")
-    evaluate.add_argument("--resolution", type=int, help="crop pictures to so many pixels a side")
-    evaluate.add_argument("--batch-size", type=int, help="images at a time (default: 64 a device)")
-    evaluate.add_argument("--output", type=pathlib.Path, help="also write the figures there, JSON")
-    evaluate.add_argument(
-        "--save-reference", type=pathlib.Path, help="write the reference's statistics as .npz"
-    )
-    add_quiet(evaluate)
-
-
-def _add_evaluate_vae(command):
-    evaluate = command(
-        "evaluate-vae",
-        "measure what a VAE keeps of images: PSNR, SSIM, rFID, LPIPS, its latents",
-        "VAE is a work directory, a folder that diffusers wrote, a file under LDM's names, or a\n"
-        "repository of the hub. IMAGES is a folder of pictures, one that `prepare` wrote, or an "
-        ".npz.\n\n"
-        "examples:\n"
-        "  evaluate-vae runs/sdvae data/imagenet256/heldout\n"
-        "  evaluate-vae REPA-E/e2e-sdvae-hf imagenet/val --resolution 256 \\\n"
-        "      --inception pt_inception-2015-12-05-6726825d.pth",
-    )
-    evaluate.add_argument("vae", metavar="VAE", help="what is measured")
-    evaluate.add_argument("images", metavar="IMAGES", help="to be encoded and decoded")
-    evaluate.add_argument("--inception", help="InceptionV3's weights, for rFID")
-    evaluate.add_argument("--lpips", help="LPIPS's heads (vgg.pth), for LPIPS")
-    evaluate.add_argument("--vgg", help="VGG16's weights (vgg16-397923af.pth), for LPIPS")
-    evaluate.add_argument(
-        "--seed", type=int, help="sample the posterior (default: its mean is decoded)"
-    )
-    evaluate.add_argument("--count", type=int, help="take the first so many images")
-    evaluate.add_argument("--resolution", type=int, help="crop pictures to so many pixels a side")
-    evaluate.add_argument("--batch-size", type=int, help="images at a time (default: 16 a device)")
-    evaluate.add_argument("--output", type=pathlib.Path, help="also write the figures there, JSON")
-    add_quiet(evaluate)
 
 
 def _add_prepare(command):

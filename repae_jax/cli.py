@@ -130,6 +130,12 @@ def _evaluate_vae(options):
     return evaluate_vae_command(options)
 
 
+def _evaluate_alignment(options):
+    from repae_jax.evaluation.evaluate_alignment_command import evaluate_alignment_command
+
+    return evaluate_alignment_command(options)
+
+
 def _prepare(options):
     from repae_jax.data.prepare import prepare_command
 
@@ -181,6 +187,7 @@ COMMANDS = {
     "report": _report,
     "evaluate": _evaluate,
     "evaluate-vae": _evaluate_vae,
+    "evaluate-alignment": _evaluate_alignment,
     "prepare": _prepare,
     "encode": _encode,
     "compile": _compile,

@@ -79,6 +79,20 @@ def cknna(
     return float(shared / (np.sqrt(own) + _OFFSET)) if own >= 0 else float("nan")
 
 
+def prepared(features: np.ndarray) -> np.ndarray:
+    """Features (N, D) as platonic-rep's scripts bring them to `cknna`: float64, unit length.
+
+    Before that, values are cut off at the mean over rows of the 95 % quantile of their magnitudes.
+
+    Raises:
+      UserError: values that are not finite.
+    """
+    features = checked(features)
+    limit = np.quantile(np.abs(features), 0.95, axis=1).mean()
+    features = features.clip(-limit, limit)
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+
+
 def _nearest(features, topk, unbiased):
     """The kernel (N, N), kept where a column is among the row's `topk` largest."""
     count = len(features)

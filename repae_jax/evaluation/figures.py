@@ -149,6 +149,46 @@ def loss_curves(history: History, groups: Mapping[str, Sequence[str]]):
     return figure
 
 
+def depth_figure(
+    times: Sequence[float],
+    tables: Mapping[str, np.ndarray],
+    references: Mapping[str, Mapping[str, float]],
+):
+    """A quantity over a network's blocks and noise levels: a heat map and curves for each.
+
+    Args:
+      times: noise levels (T,).
+      tables: title -> (T, depth) values.
+      references: title -> {name: value}, drawn as dashed lines.
+
+    Returns:
+      a matplotlib Figure, not registered with pyplot.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, 3.0 * len(tables)), layout="constrained")
+    for row, (title, table) in enumerate(tables.items()):
+        blocks = np.arange(1, table.shape[1] + 1)
+        axes = figure.add_subplot(len(tables), 2, 2 * row + 1)
+        image = axes.imshow(table, aspect="auto", cmap="viridis", interpolation="nearest")
+        axes.set_yticks(range(len(times)), [f"t = {time:g}" for time in times])
+        shown = blocks[:: max(1, len(blocks) // 8)]
+        axes.set_xticks(shown - 1, shown)
+        axes.set_title(title, loc="left", fontsize=11)
+        axes.set_xlabel("block")
+        figure.colorbar(image, ax=axes)
+        axes = figure.add_subplot(len(tables), 2, 2 * row + 2)
+        for index, (time, values) in enumerate(zip(times, table, strict=True)):
+            colour = CURVE_COLOURS[index % len(CURVE_COLOURS)]
+            axes.plot(blocks, values, color=colour, marker=".", label=f"t = {time:g}")
+        for name, value in references.get(title, {}).items():
+            axes.axhline(value, color="#888888", linestyle="--", linewidth=1)
+            axes.annotate(name, (blocks[0], value), fontsize=8, va="bottom")
+        axes.set_xlabel("block")
+        axes.legend(fontsize=8, frameon=False)
+    return figure
+
+
 def save_png(path: str | os.PathLike, picture) -> pathlib.Path:
     """Writes a uint8 (H, W, 3) array or a matplotlib Figure as PNG, atomically; gives the path.
 

@@ -216,6 +216,15 @@ class SiT(nn.Module):
         """The velocity alone, (B, h, w, c), as sampling needs it."""
         return self(x, t, labels).velocity
 
+    def hidden(self, x: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
+        """The tokens after every block, averaged over positions: (depth, B, D), float32."""
+        h, condition = self._embed(x, t, labels)
+        pooled = []
+        for block in self.blocks:
+            h = block(h, condition)
+            pooled.append(h.astype(jnp.float32).mean(1))
+        return jnp.stack(pooled)
+
     def _embed(self, x, t, labels):
         h = self.patch_embed(self._patchify(x)) + self.position_table.value.astype(self.dtype)
         return h, self.time_embed(t) + self.label_embed(labels)

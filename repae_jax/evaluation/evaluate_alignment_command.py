@@ -1,0 +1,103 @@
+"""The `evaluate-alignment` command: where in a SiT the teacher's view of images is."""
+
+import argparse
+import json
+
+from repae_jax.atomic import write_atomically
+from repae_jax.data.sources import open_source
+from repae_jax.errors import UserError
+from repae_jax.evaluation.figures import depth_figure, save_png
+from repae_jax.evaluation.representation import (
+    Representation,
+    extract_features,
+    measure_representation,
+)
+from repae_jax.training.run import open_run
+
+
+def evaluate_alignment_command(options: argparse.Namespace) -> int:
+    """Measure CKNNA and linear probes of `options.workdir`'s newest checkpoint; returns 0.
+
+    Raises:
+      UserError: bad options, run or data.
+    """
+    times = parse_times(options.times)
+    if options.batch_size < 1:
+        raise UserError(f"--batch-size is {options.batch_size}: give at least 1")
+    run = open_run(options.workdir)
+    source = open_source(run.config.data, options.split)
+    progress = not options.quiet
+    features = extract_features(
+        run,
+        source,
+        times,
+        count=min(options.count, len(source)),
+        batch_size=options.batch_size,
+        progress=progress,
+    )
+    found = measure_representation(features, topk=options.topk, progress=progress)
+    print(describe(found, len(features.labels)))
+    folder = options.output or options.workdir / "alignment"
+    picture = save_png(folder / "alignment.png", _picture(found))
+    told = {"step": int(run.state.step), "images": len(features.labels), **_figures(found)}
+    write_atomically(folder / "alignment.json", (json.dumps(told, indent=2) + "\n").encode())
+    print(f"picture: {picture}\nfigures: {folder / 'alignment.json'}")
+    return 0
+
+
+def parse_times(text: str) -> tuple[float, ...]:
+    """Noise levels from "0.1,0.5".
+
+    Raises:
+      UserError: they are no numbers.
+    """
+    try:
+        return tuple(float(word) for word in text.split(","))
+    except ValueError as error:
+        raise UserError(f"--times is {text!r}: give noise levels such as 0.1,0.5,0.9") from error
+
+
+def describe(found: Representation, count: int) -> str:
+    """The figures as text: a row a noise level, a column a block."""
+    lines = [f"{count} images; by row the noise level t, by column the block"]
+    for name, table in found.alignment.items():
+        lines += [f"CKNNA with {name} (the VAE's latents: {found.latents[name]:.3f})"]
+        lines += _rows(found.times, table)
+    if found.probes is not None:
+        others = [f"the VAE's latents: {found.probe_latents:.3f}"]
+        others += [f"{name}: {value:.3f}" for name, value in found.probe_teachers.items()]
+        lines += [f"accuracy of linear probes ({', '.join(others)})"]
+        lines += _rows(found.times, found.probes)
+    return "\n".join(lines)
+
+
+def _picture(found):
+    tables = {f"CKNNA with {name}": table for name, table in found.alignment.items()}
+    references = {
+        f"CKNNA with {name}": {"the VAE's latents": value} for name, value in found.latents.items()
+    }
+    if found.probes is not None:
+        tables["accuracy of linear probes"] = found.probes
+        references["accuracy of linear probes"] = {
+            "the VAE's latents": found.probe_latents,
+            **found.probe_teachers,
+        }
+    return depth_figure(found.times, tables, references)
+
+
+def _rows(times, table):
+    return [
+        f"  t = {time:<5g}" + " ".join(f"{value:6.3f}" for value in row)
+        for time, row in zip(times, table, strict=True)
+    ]
+
+
+def _figures(found):
+    return {
+        "times": list(found.times),
+        "cknna": {name: table.tolist() for name, table in found.alignment.items()},
+        "cknna_latents": dict(found.latents),
+        "probes": None if found.probes is None else found.probes.tolist(),
+        "probe_latents": found.probe_latents,
+        "probe_teachers": dict(found.probe_teachers),
+    }

@@ -1,0 +1,216 @@
+"""What a run's SiT knows of images, block by block and at each noise level.
+
+Measured as REPA does (arXiv 2410.06940, section 3): by CKNNA with the teacher, and by linear
+probes of the classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from repae_jax.data.pipeline import eval_batches
+from repae_jax.data.source import Source
+from repae_jax.errors import UserError
+from repae_jax.evaluation.alignment import TOP_K, cknna, prepared
+from repae_jax.evaluation.image_sets import filled
+from repae_jax.models.sit import SiT
+from repae_jax.models.teachers import preprocess
+from repae_jax.objectives.interpolant import INTERPOLANTS, interpolate
+from repae_jax.sampling.pixels import to_float
+from repae_jax.training.run import Run, sampling_weights
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Features:
+    """One row an image; tokens are averaged over positions.
+
+    Attributes:
+      labels: (N,) classes.
+      sit: by time t, (depth, N, D) after each block.
+      latents: (N, h w c), the normalised posterior means.
+      teachers: by name, (N, D_k).
+    """
+
+    labels: np.ndarray
+    sit: Mapping[float, np.ndarray]
+    latents: np.ndarray
+    teachers: Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Representation:
+    """How much of the teachers and the classes there is.
+
+    Attributes:
+      times: noise levels t, from 0, an image, to 1, noise.
+      alignment: by teacher, CKNNA (times, depth) of the SiT's tokens with it.
+      latents: by teacher, CKNNA of the VAE's latents with it.
+      probes: accuracy (times, depth) of linear probes of the SiT's tokens; None with one class.
+      probe_latents, probe_teachers: the same of the others.
+    """
+
+    times: tuple[float, ...]
+    alignment: Mapping[str, np.ndarray]
+    latents: Mapping[str, float]
+    probes: np.ndarray | None
+    probe_latents: float | None
+    probe_teachers: Mapping[str, float]
+
+
+def extract_features(
+    run: Run,
+    source: Source,
+    times: Sequence[float],
+    *,
+    count: int,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: bool = False,
+) -> Features:
+    """Put images through the run's VAE, averaged SiT and teachers.
+
+    The SiT is told no class, where it knows "no class": a label would give away what the probe
+    asks for.
+
+    Args:
+      run: with a SiT.
+      source: labelled images, of which the first `count` are taken.
+      times: noise levels in [0, 1].
+      count: images.
+      batch_size: at a time.
+      seed: of the noise.
+      progress: show a bar.
+
+    Raises:
+      UserError: the run has no SiT or teacher, the source has too few images, or a time is
+        outside [0, 1].
+    """
+    from tqdm import tqdm
+
+    _check(run, source, times, count)
+    features = _make_features(run)
+    weights = {**sampling_weights(run.state), "frozen": run.state.frozen}
+    labels, parts = [], []
+    with tqdm(total=count, unit="image", desc="features", disable=not progress) as bar:
+        for number, batch in enumerate(eval_batches(source, batch_size)):
+            images, classes = (batch[key][: count - len(labels)] for key in ("image", "label"))
+            key = jax.random.fold_in(jax.random.key(seed), number)
+            seen = features(
+                weights, filled(images, batch_size), filled(classes, batch_size), key,
+                jnp.asarray(times, jnp.float32),
+            )  # fmt: skip
+            parts.append(jax.tree.map(lambda a: np.asarray(a)[..., : len(images), :], seen))  # noqa: B023
+            labels += list(classes)
+            bar.update(len(images))
+            if len(labels) >= count:
+                break
+    joined = jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=-2), *parts)
+    return Features(
+        labels=np.asarray(labels),
+        sit=dict(zip(times, joined["sit"], strict=True)),
+        latents=joined["latents"],
+        teachers=joined["teachers"],
+    )
+
+
+def measure_representation(
+    features: Features, *, topk: int = TOP_K, progress: bool = False
+) -> Representation:
+    """CKNNA and linear probes of extracted features.
+
+    A probe is a ridge classifier on standardised features, its penalty chosen by leaving one out,
+    fitted on every other image and tested on those between.
+
+    Raises:
+      UserError: as `cknna`.
+    """
+    from tqdm import tqdm
+
+    times, depth = tuple(features.sit), len(next(iter(features.sit.values())))
+    teachers = {name: prepared(tokens) for name, tokens in features.teachers.items()}
+    classes = len(np.unique(features.labels)) > 1
+    alignment = {name: np.zeros((len(times), depth)) for name in teachers}
+    probes = np.zeros((len(times), depth)) if classes else None
+    with tqdm(total=len(times) * depth, desc="alignment", disable=not progress) as bar:
+        for row, time in enumerate(times):
+            for block, tokens in enumerate(features.sit[time]):
+                ready = prepared(tokens)
+                for name, teacher in teachers.items():
+                    alignment[name][row, block] = cknna(ready, teacher, topk)
+                if classes:
+                    probes[row, block] = probe(tokens, features.labels)
+                bar.update()
+    latents = prepared(features.latents)
+    return Representation(
+        times=times,
+        alignment=alignment,
+        latents={name: cknna(latents, teacher, topk) for name, teacher in teachers.items()},
+        probes=probes,
+        probe_latents=probe(features.latents, features.labels) if classes else None,
+        probe_teachers={
+            name: probe(tokens, features.labels) for name, tokens in features.teachers.items()
+        }
+        if classes
+        else {},
+    )
+
+
+def probe(features: np.ndarray, labels: np.ndarray) -> float:
+    """Accuracy of a linear classifier of features (N, D), see `measure_representation`."""
+    from sklearn.linear_model import RidgeClassifierCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    classifier = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=np.logspace(-2, 4, 7)))
+    classifier.fit(features[::2], labels[::2])
+    return float(classifier.score(features[1::2], labels[1::2]))
+
+
+def _check(run, source, times, count):
+    if run.models.sit is None:
+        raise UserError(f"{run.workdir} trained a VAE alone: it has no SiT to look into")
+    if not run.models.teachers:
+        raise UserError(f"{run.workdir} has no teacher to compare with: config.teachers is empty")
+    if not 4 <= count <= len(source):
+        raise UserError(f"{source.name} holds {len(source)} images, asked for are {count}")
+    wrong = [time for time in times if not 0 <= time <= 1]
+    if wrong or not len(times):
+        raise UserError(f"times are {list(times)}: give noise levels from 0 to 1")
+
+
+def _make_features(run):
+    models = run.models
+    interpolant = INTERPOLANTS[run.config.objective.interpolant]
+
+    @jax.jit
+    def features(weights, images, labels, key, times):
+        posterior = models.vae.apply({"params": weights["vae"]}, to_float(images), method="encode")
+        norm = weights["latent_norm"]
+        latents = (posterior.mean - norm["mean"]) / jnp.sqrt(norm["var"])
+        noise = jax.random.normal(key, latents.shape, latents.dtype)
+        null = models.sit.null_label
+        labels = labels if null is None else jnp.full_like(labels, null)
+
+        def hidden(t):
+            t = jnp.full(len(images), t)
+            x, _ = interpolate(interpolant, latents, noise, t)
+            return models.sit.apply(weights["sit"], x, t, labels, method=SiT.hidden)
+
+        teachers = {
+            name: teacher.model.apply(
+                weights["frozen"][name], preprocess(images, teacher.preprocessing)
+            ).patch_tokens.astype(jnp.float32).mean(1)
+            for name, teacher in models.teachers.items()
+        }  # fmt: skip
+        return {
+            "sit": jax.lax.map(hidden, times),
+            "latents": latents.reshape(len(images), -1),
+            "teachers": teachers,
+        }
+
+    return features

@@ -1,0 +1,143 @@
+"""What a SiT knows of images: its features are those of its blocks, and what is made of them."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from runs import make_teacher
+
+from repae_jax.cli import main
+from repae_jax.data.sources import open_source
+from repae_jax.errors import UserError
+from repae_jax.evaluation.alignment import cknna, prepared
+from repae_jax.evaluation.representation import (
+    Features,
+    extract_features,
+    measure_representation,
+    probe,
+)
+from repae_jax.models.teachers import preprocess
+from repae_jax.sampling.pixels import to_float
+from repae_jax.training.build import build_models, state_template
+from repae_jax.training.checkpoints import Checkpoints
+from repae_jax.training.run import open_run
+from repae_jax.training.workdir import claim
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A run with random weights: nothing is trained."""
+    folder = tmp_path_factory.mktemp("representation")
+    config = tiny.get_config()
+    config.teachers.small.weights = str(make_teacher(folder))
+    rng = np.random.default_rng(0)
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    state = jax.tree.map(
+        lambda s: rng.uniform(0.05, 0.4, s.shape).astype(s.dtype),
+        state_template(config, build_models(config), sharding),
+    )
+    claim(folder / "run", config)
+    checkpoints = Checkpoints(folder / "run")
+    checkpoints.save(3, state.replace(step=np.asarray(3, np.int32)), {"global_next_index": 0})
+    checkpoints.close()
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def features(workdir):
+    run = open_run(workdir)
+    source = open_source(run.config.data, "heldout")
+    return run, source, extract_features(run, source, (0.0, 0.7), count=20, batch_size=8)
+
+
+def test_features_are_those_of_the_networks(features):
+    run, source, found = features
+    images = np.stack([source[index]["image"] for index in range(20)])
+    np.testing.assert_array_equal(found.labels, [source[index]["label"] for index in range(20)])
+    teacher = run.models.teachers["small"]
+    tokens = teacher.model.apply(
+        run.state.frozen["small"], preprocess(jnp.asarray(images), teacher.preprocessing)
+    )
+    expected = np.asarray(tokens.patch_tokens).mean(1)
+    np.testing.assert_allclose(found.teachers["small"], expected, rtol=1e-4, atol=1e-5)
+    vae = {"params": run.state.params["vae"]}
+    norm = run.state.ema["latent_norm"]
+    latents = run.models.vae.apply(vae, to_float(jnp.asarray(images)), method="encode").mean
+    latents = (latents - norm["mean"]) / np.sqrt(norm["var"])
+    np.testing.assert_allclose(found.latents, latents.reshape(20, -1), rtol=1e-4, atol=1e-4)
+    # at t = 0 nothing is noise; after block `encoder_depth` = 1 the SiT gives its tokens itself
+    variables = {"params": run.state.ema["params"], "constants": run.state.ema["constants"]}
+    null = np.full(20, run.models.sit.null_label)
+    output = run.models.sit.apply(variables, latents, np.zeros(20, np.float32), null)
+    expected = np.asarray(output.tokens).mean(1)
+    np.testing.assert_allclose(found.sit[0.0][0], expected, rtol=1e-3, atol=1e-3)
+    assert found.sit[0.7].shape == (2, 20, 16)
+    assert np.abs(found.sit[0.7] - found.sit[0.0]).max() > 1e-3
+
+
+def test_the_sit_of_batches_is_the_sit_of_all(features):
+    run, source, found = features
+    again = extract_features(run, source, (0.0,), count=20, batch_size=20)
+    np.testing.assert_allclose(found.sit[0.0], again.sit[0.0], rtol=1e-4, atol=1e-4)
+
+
+def test_tables_are_cknna_and_probes():
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    teacher = rng.normal(size=(60, 5)) + 2 * np.eye(5)[labels]
+    near, far = teacher + 0.01 * rng.normal(size=(60, 5)), rng.normal(size=(60, 5))
+    found = measure_representation(
+        Features(labels, {0.1: np.stack([near, far])}, far, {"x": teacher}), topk=5
+    )
+    table = found.alignment["x"]
+    assert table[0, 0] == cknna(prepared(near), prepared(teacher), 5)
+    assert table[0, 0] > 0.9 > 0.5 > table[0, 1] == found.latents["x"]
+    assert found.probes[0, 0] > 0.6 > found.probes[0, 1] == found.probe_latents
+    assert found.probe_teachers["x"] == probe(teacher, labels)
+    one = Features(0 * labels, {0.1: near[None]}, far, {"x": teacher})
+    assert measure_representation(one, topk=5).probes is None
+
+
+def test_a_probe_is_tested_on_images_that_it_has_not_seen():
+    rng = np.random.default_rng(0)
+    features, labels = rng.normal(size=(400, 100)), rng.integers(0, 2, 400)
+    assert 0.35 < probe(features, labels) < 0.65  # there is nothing to know
+    features[:, 0] += 10 * labels
+    assert probe(features, labels) > 0.95
+
+
+def test_preparation_cuts_off_and_normalises():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(30, 40))
+    features[3, 7] = 1000.0
+    limit = np.mean([np.percentile(np.abs(row), 95) for row in features])
+    expected = np.array([row / np.sqrt((row**2).sum()) for row in features.clip(-limit, limit)])
+    np.testing.assert_allclose(prepared(features), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("times", "count", "message"),
+    [((0.5, 1.2), 10, "times are"), ((), 10, "times are"), ((0.5,), 10**6, "asked for are")],
+)
+def test_impossible_wishes_are_said(times, count, message, workdir):
+    run = open_run(workdir)
+    source = open_source(run.config.data, "heldout")
+    with pytest.raises(UserError, match=message):
+        extract_features(run, source, times, count=count)
+
+
+def test_the_command(workdir, tmp_path, capsys):
+    words = ["evaluate-alignment", "--workdir", str(workdir), "--quiet"]
+    more = ["--count", "20", "--times", "0,0.7", "--batch-size", "8", "--output", str(tmp_path)]
+    assert main([*words, *more]) == 0
+    printed = capsys.readouterr().out
+    assert "CKNNA with small" in printed
+    assert "accuracy of linear probes" in printed
+    figures = json.loads((tmp_path / "alignment.json").read_text())
+    assert np.shape(figures["cknna"]["small"]) == (2, 2)
+    assert (tmp_path / "alignment.png").stat().st_size > 5000
+    assert main([*words, "--times", "early"]) == 2
+    assert "--times is 'early'" in capsys.readouterr().err
