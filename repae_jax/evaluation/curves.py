@@ -112,6 +112,29 @@ def spectra_figure(spectra: Mapping[str, tuple[np.ndarray, np.ndarray]]):
     return figure
 
 
+def channels_figure(channels: Mapping[str, tuple[np.ndarray, np.ndarray]]):
+    """Mean and standard deviation of every channel, a panel a name.
+
+    Args:
+      channels: name -> (mean (c,), standard deviation (c,)).
+
+    Returns:
+      a matplotlib Figure, not registered with pyplot.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, 2.4 * len(channels)), layout="constrained")
+    for row, (name, (mean, std)) in enumerate(channels.items()):
+        axes = figure.add_subplot(len(channels), 1, row + 1)
+        colour = CURVE_COLOURS[row % len(CURVE_COLOURS)]
+        axes.errorbar(range(len(mean)), mean, yerr=std, fmt="o", color=colour, capsize=3)
+        axes.axhline(0, color="#888888", linewidth=0.8)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_title(f"{name}: mean and standard deviation", loc="left", fontsize=11)
+    axes.set_xlabel("channel")
+    return figure
+
+
 def _curve(name, steps, values):
     steps, values = np.asarray(steps, np.float64), np.asarray(values, np.float64)
     if steps.ndim != 1 or steps.shape != values.shape:

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 
 from repae_jax.errors import UserError
-from repae_jax.evaluation.curves import spectra_figure
+from repae_jax.evaluation.curves import channels_figure, spectra_figure
 from repae_jax.evaluation.figures import pca_figure, save_png
 from repae_jax.evaluation.image_sets import ImageSet, filled, open_images
 from repae_jax.evaluation.latents import (
@@ -136,6 +136,11 @@ def _write(folder, spaces, shown, images):
             "Radially averaged, divided by the variance; white noise is a level line at 1. What "
             "falls steeply is smooth.",
         ),
+        "Channels": (
+            "channels",
+            channels_figure({s.name: (s.statistics.mean, s.statistics.std) for s in spaces}),
+            "Over all images and positions, not normalised.",
+        ),
     }
     sections = []
     for title, (name, picture, text) in pictures.items():
@@ -149,7 +154,6 @@ def _write(folder, spaces, shown, images):
             for space in spaces
         ],
         sections=sections,
-        config_text="\n\n".join(_table(space) for space in spaces),
     )
 
 
@@ -163,10 +167,3 @@ def _details(space):
 
 def _summary(space):
     return f"{space.name}: variance {space.statistics.variance:.4g}, {_details(space)}"
-
-
-def _table(space):
-    lines = [space.name, "channel      mean  deviation"]
-    pairs = zip(space.statistics.mean, space.statistics.std, strict=True)
-    lines += [f"{index:7d} {mean:9.4f} {std:10.4f}" for index, (mean, std) in enumerate(pairs)]
-    return "\n".join(lines)
