@@ -130,6 +130,12 @@ def _evaluate_vae(options):
     return evaluate_vae_command(options)
 
 
+def _evaluate_latents(options):
+    from repae_jax.evaluation.evaluate_latents_command import evaluate_latents_command
+
+    return evaluate_latents_command(options)
+
+
 def _evaluate_alignment(options):
     from repae_jax.evaluation.evaluate_alignment_command import evaluate_alignment_command
 
@@ -187,6 +193,7 @@ COMMANDS = {
     "report": _report,
     "evaluate": _evaluate,
     "evaluate-vae": _evaluate_vae,
+    "evaluate-latents": _evaluate_latents,
     "evaluate-alignment": _evaluate_alignment,
     "prepare": _prepare,
     "encode": _encode,

@@ -9,9 +9,10 @@ DEFAULT = "(default: %(default)s)"
 
 
 def add_evaluation(command: Command) -> None:
-    """Add evaluate, evaluate-vae and evaluate-alignment; `command` makes a command's parser."""
+    """Add the commands' parsers, which `command` makes."""
     _add_evaluate(command)
     _add_evaluate_vae(command)
+    _add_evaluate_latents(command)
     _add_evaluate_alignment(command)
 
 
@@ -68,6 +69,25 @@ def _add_evaluate_vae(command):
     evaluate.add_argument("--resolution", type=int, help="crop pictures to so many pixels a side")
     evaluate.add_argument("--batch-size", type=int, help="images at a time (default: 16 a device)")
     evaluate.add_argument("--output", type=pathlib.Path, help="also write the figures there, JSON")
+    add_quiet(evaluate)
+
+
+def _add_evaluate_latents(command):
+    evaluate = command(
+        "evaluate-latents",
+        "show the latent spaces of VAEs side by side: colours, spectra, statistics",
+        "IMAGES and VAE are what `evaluate-vae` takes; NAME=VAE names one in the pictures. Writes\n"
+        "report.html and its pictures.\n\n"
+        "example:\n"
+        "  evaluate-latents data/heldout before=sdvae.pt after=runs/sdvae --output latents",
+    )
+    evaluate.add_argument("images", metavar="IMAGES", help="to be encoded")
+    evaluate.add_argument("vaes", metavar="[NAME=]VAE", nargs="+", help="one or more")
+    evaluate.add_argument("--output", required=True, type=pathlib.Path, help="a folder")
+    evaluate.add_argument("--shown", type=int, default=10, help="images in the pictures " + DEFAULT)
+    evaluate.add_argument("--count", type=int, default=256, help="most images " + DEFAULT)
+    evaluate.add_argument("--resolution", type=int, help="crop pictures to so many pixels a side")
+    evaluate.add_argument("--batch-size", type=int, default=16, help="images at a time " + DEFAULT)
     add_quiet(evaluate)
 
 

@@ -6,7 +6,8 @@ import json
 from repae_jax.atomic import write_atomically
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError
-from repae_jax.evaluation.figures import depth_figure, save_png
+from repae_jax.evaluation.curves import depth_figure
+from repae_jax.evaluation.figures import save_png
 from repae_jax.evaluation.representation import (
     Representation,
     extract_features,

@@ -1,7 +1,6 @@
-"""Pictures of images, latents and losses; plain arrays in, pixels out.
+"""Pictures of images and latents; plain arrays in, pixels out. Curves are in `curves`.
 
 Tiles are composed pixel by pixel, never resampled: what a figure shows is what the model made.
-Curves use the Okabe-Ito colours, which all common kinds of colour vision can tell apart.
 """
 
 import io
@@ -13,12 +12,9 @@ import numpy as np
 
 from repae_jax.atomic import write_atomically
 
-PAPER, INK, FAINT = 255, 34, 0.25
+PAPER, INK = 255, 34
 TILE = 64  # smaller images are enlarged, by a whole factor, up to about this many pixels
 PAD = 4
-CURVE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-
-History = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 
 
 def image_grid(images: np.ndarray, columns: int, *, pad: int = 2, scale: int = 1) -> np.ndarray:
@@ -95,13 +91,13 @@ def pairs_figure(
 
 
 def pca_figure(
-    images: np.ndarray, before: np.ndarray, after: np.ndarray, *, columns: int = 10
+    images: np.ndarray, colours: Mapping[str, np.ndarray], *, columns: int = 10
 ) -> np.ndarray:
-    """Images, and under each its latent as colours before and after training.
+    """Images, and under each its latents as colours, a row a VAE.
 
     Args:
       images: (N, H, W, 3) uint8.
-      before, after: (N, h, w, 3) uint8, from `latents.pca_colours`; each latent position is
+      colours: name -> (N, h, w, 3) uint8, from `latents.pca_colours`; each latent position is
         shown as a block of the image's size / h.
       columns: images a band.
 
@@ -111,82 +107,7 @@ def pca_figure(
     Raises:
       ValueError: images of another shape or dtype, or not as many of each.
     """
-    return _strips({"image": images, "before": before, "after": after}, columns)
-
-
-def loss_curves(history: History, groups: Mapping[str, Sequence[str]]):
-    """Small multiples: one panel a group, one curve a metric.
-
-    Long curves are drawn faintly, with a moving average over a fiftieth of their length on top.
-    A panel whose values are positive and span over two orders of magnitude is logarithmic, and
-    says so. Values that are not finite leave gaps.
-
-    Args:
-      history: metric -> (steps, values), of equal length.
-      groups: panel title -> its metrics; metrics that history lacks are left out, and so are
-        panels of which nothing is left (a run without a GAN has no GAN losses).
-
-    Returns:
-      a matplotlib Figure, not registered with pyplot.
-
-    Raises:
-      ValueError: nothing is left to draw, or steps and values differ in length.
-    """
-    from matplotlib.figure import Figure
-
-    panels = {
-        title: {name: _curve(name, *history[name]) for name in names if name in history}
-        for title, names in groups.items()
-    }
-    panels = {title: curves for title, curves in panels.items() if curves}
-    if not panels:
-        raise ValueError(f"no curves: the history has {sorted(history)}, the groups {dict(groups)}")
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(9.6 if columns == 2 else 6.4, 2.7 * rows), layout="constrained")
-    for index, (title, curves) in enumerate(panels.items()):
-        _draw_panel(figure.add_subplot(rows, columns, index + 1), title, curves)
-    return figure
-
-
-def depth_figure(
-    times: Sequence[float],
-    tables: Mapping[str, np.ndarray],
-    references: Mapping[str, Mapping[str, float]],
-):
-    """A quantity over a network's blocks and noise levels: a heat map and curves for each.
-
-    Args:
-      times: noise levels (T,).
-      tables: title -> (T, depth) values.
-      references: title -> {name: value}, drawn as dashed lines.
-
-    Returns:
-      a matplotlib Figure, not registered with pyplot.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.6, 3.0 * len(tables)), layout="constrained")
-    for row, (title, table) in enumerate(tables.items()):
-        blocks = np.arange(1, table.shape[1] + 1)
-        axes = figure.add_subplot(len(tables), 2, 2 * row + 1)
-        image = axes.imshow(table, aspect="auto", cmap="viridis", interpolation="nearest")
-        axes.set_yticks(range(len(times)), [f"t = {time:g}" for time in times])
-        shown = blocks[:: max(1, len(blocks) // 8)]
-        axes.set_xticks(shown - 1, shown)
-        axes.set_title(title, loc="left", fontsize=11)
-        axes.set_xlabel("block")
-        figure.colorbar(image, ax=axes)
-        axes = figure.add_subplot(len(tables), 2, 2 * row + 2)
-        for index, (time, values) in enumerate(zip(times, table, strict=True)):
-            colour = CURVE_COLOURS[index % len(CURVE_COLOURS)]
-            axes.plot(blocks, values, color=colour, marker=".", label=f"t = {time:g}")
-        for name, value in references.get(title, {}).items():
-            axes.axhline(value, color="#888888", linestyle="--", linewidth=1)
-            axes.annotate(name, (blocks[0], value), fontsize=8, va="bottom")
-        axes.set_xlabel("block")
-        axes.legend(fontsize=8, frameon=False)
-    return figure
+    return _strips({"image": images, **colours}, columns)
 
 
 def save_png(path: str | os.PathLike, picture) -> pathlib.Path:
@@ -257,44 +178,6 @@ def _font(size):
 
     folder = pathlib.Path(matplotlib.get_data_path(), "fonts", "ttf")
     return ImageFont.truetype(str(folder / "DejaVuSans.ttf"), size)
-
-
-def _curve(name, steps, values):
-    steps, values = np.asarray(steps, np.float64), np.asarray(values, np.float64)
-    if steps.ndim != 1 or steps.shape != values.shape:
-        raise ValueError(f"{name}: steps {steps.shape} and values {values.shape} differ in length")
-    return steps, np.where(np.isfinite(values), values, np.nan)
-
-
-def _draw_panel(axes, title, curves):
-    for index, (name, (steps, values)) in enumerate(curves.items()):
-        colour = CURVE_COLOURS[index % len(CURVE_COLOURS)]
-        window = len(values) // 50
-        if window > 1:
-            axes.plot(steps, values, color=colour, alpha=FAINT, linewidth=0.8)
-            values = _moving_average(values, window)
-        marker = "o" if len(values) == 1 else None
-        axes.plot(steps, values, color=colour, linewidth=1.6, marker=marker, label=name)
-    logarithmic = _spans_orders(np.concatenate([values for _, values in curves.values()]))
-    axes.set_yscale("log" if logarithmic else "linear")
-    axes.set_title(f"{title} (logarithmic)" if logarithmic else title, loc="left", fontsize=11)
-    axes.set_xlabel("step", fontsize=9)
-    axes.tick_params(labelsize=9)
-    axes.grid(alpha=FAINT, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=9, frameon=True, framealpha=0.85, edgecolor="none")
-
-
-def _moving_average(values, window):
-    finite, kernel = np.isfinite(values), np.ones(window)
-    total = np.convolve(np.where(finite, values, 0.0), kernel, "same")
-    count = np.convolve(finite, kernel, "same")
-    return np.where(finite, total / np.maximum(count, 1), np.nan)
-
-
-def _spans_orders(values):
-    values = values[np.isfinite(values)]
-    return bool(values.size and values.min() > 0 and values.max() / values.min() > 100)
 
 
 def _checked(images):

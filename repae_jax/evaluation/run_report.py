@@ -12,7 +12,8 @@ from repae_jax.config import to_json
 from repae_jax.data.pipeline import eval_batches
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError
-from repae_jax.evaluation.figures import class_grid, loss_curves, pairs_figure, pca_figure, save_png
+from repae_jax.evaluation.curves import loss_curves
+from repae_jax.evaluation.figures import class_grid, pairs_figure, pca_figure, save_png
 from repae_jax.evaluation.latents import latent_statistics, pca_colours
 from repae_jax.evaluation.reconstruction import mean_psnr
 from repae_jax.evaluation.report import Section, write_report
@@ -145,13 +146,14 @@ def _reconstructed(run: Run, page: Page) -> None:
     text = f"Mean PSNR over {len(images)} held-out images: {psnr:.2f} dB (posterior means)."
     page.add("Held-out images and their reconstructions", "reconstructions", picture, text)
 
-    before = encode(initial_vae(run.config, run.models), images[:SHOWN])
-    colours = pca_colours([np.asarray(before), np.asarray(latents[:SHOWN])])
+    first = encode(initial_vae(run.config, run.models), images[:SHOWN])
+    before, after = pca_colours([np.asarray(first), np.asarray(latents[:SHOWN])])
     text = (
         "The first three principal components of the latents as red, green and blue, with the "
         "VAE's weights before the first step and now; colours mean the same within a row only."
     )
-    page.add("The latent space", "latents", pca_figure(images[:SHOWN], *colours), text)
+    picture = pca_figure(images[:SHOWN], {"before": before, "after": after})
+    page.add("The latent space", "latents", picture, text)
 
 
 def _heldout_images(run: Run) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from repae_jax.errors import UserError
-from repae_jax.evaluation import figures, report
+from repae_jax.evaluation import curves, figures, report
 
 VOID = {"meta", "img", "link", "br"}
 
@@ -181,7 +181,7 @@ def test_class_grid_has_one_row_a_class_and_names_beside_it():
 
 def test_strips_put_kinds_under_each_other():
     tiles, small = images(5, size=64), images(5, size=8, seed=1)
-    figure = figures.pca_figure(tiles, small, 255 - small, columns=3)
+    figure = figures.pca_figure(tiles, {"before": small, "after": 255 - small}, columns=3)
     for index in range(5):
         enlarged = np.kron(small[index], np.ones((8, 8, 1), np.uint8))
         image, before, after = (
@@ -215,7 +215,7 @@ def test_loss_curves_draw_what_the_history_has():
         "GAN": ["d_loss"],
         "Norm": ["grad_norm_sit"],
     }
-    diffusion, gan, norm = figures.loss_curves(history, groups).axes
+    diffusion, gan, norm = curves.loss_curves(history, groups).axes
     assert [a.get_title(loc="left") for a in (diffusion, gan, norm)] == [
         "Diffusion", "GAN", "Norm (logarithmic)"]  # fmt: skip
     assert [a.get_yscale() for a in (diffusion, gan, norm)] == ["linear", "linear", "log"]
@@ -229,16 +229,16 @@ def test_loss_curves_draw_what_the_history_has():
 
 def test_loss_curves_refuse_nothing_and_unequal_lengths():
     with pytest.raises(ValueError, match="no curves"):
-        figures.loss_curves({"d_loss": ([0], [1.0])}, {"SiT": ["sit_loss"]})
+        curves.loss_curves({"d_loss": ([0], [1.0])}, {"SiT": ["sit_loss"]})
     with pytest.raises(ValueError, match="d_loss"):
-        figures.loss_curves({"d_loss": ([0, 1], [1.0])}, {"GAN": ["d_loss"]})
+        curves.loss_curves({"d_loss": ([0, 1], [1.0])}, {"GAN": ["d_loss"]})
 
 
 def test_save_png_writes_arrays_and_figures(tmp_path):
     array = images(1, size=5)[0]
     path = figures.save_png(tmp_path / "deep" / "array.png", array)
     np.testing.assert_array_equal(np.asarray(Image.open(path)), array)
-    figure = figures.loss_curves({"d_loss": ([0, 1], [1.0, 2.0])}, {"GAN": ["d_loss"]})
+    figure = curves.loss_curves({"d_loss": ([0, 1], [1.0, 2.0])}, {"GAN": ["d_loss"]})
     drawn = np.asarray(Image.open(figures.save_png(tmp_path / "figure.png", figure)).convert("RGB"))
     blue = np.array([0x00, 0x72, 0xB2])
     assert (np.abs(drawn.astype(int) - blue).sum(-1) < 10).sum() > 100  # the curve is on it
