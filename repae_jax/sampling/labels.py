@@ -35,7 +35,7 @@ def choose_labels(text: str, count: int, num_classes: int, seed: int) -> tuple[n
     if text == RANDOM:
         return _random(count, num_classes, seed), text
     path = pathlib.Path(text)
-    if not path.is_file():
+    if not _is_file(path):
         given = class_numbers(text, num_classes)
         return np.resize(given, count), ",".join(map(str, given))
     given = class_numbers(_content(path), num_classes, f"{text} (--labels)")
@@ -63,6 +63,13 @@ def class_numbers(text: str, num_classes: int, source: str = "--labels") -> np.n
     if wrong.size:
         raise UserError(f"{source} has {wrong[0]}: the run's classes are 0 to {num_classes - 1}")
     return labels.astype(np.int32)
+
+
+def _is_file(path):
+    try:
+        return path.is_file()
+    except OSError:  # a long list of numbers is longer than a name may be
+        return False
 
 
 def _content(path):

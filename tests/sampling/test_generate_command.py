@@ -252,6 +252,8 @@ def test_given_labels_are_repeated(tmp_path):
     labels, told = choose_labels("3,1,4", 7, 10, 0)
     assert labels.tolist() == [3, 1, 4, 3, 1, 4, 3]
     assert told == "3,1,4"
+    many = ",".join(map(str, range(200)))  # longer than a file's name may be
+    assert choose_labels(many, 200, 200, 0)[0].tolist() == list(range(200))
     (tmp_path / "classes.txt").write_text("3\n1, 4\n\n9\n")
     labels, told = choose_labels(str(tmp_path / "classes.txt"), 6, 10, 0)
     assert labels.tolist() == [3, 1, 4, 9, 3, 1]
