@@ -107,6 +107,9 @@ def test_a_probe_is_tested_on_images_that_it_has_not_seen():
     assert 0.35 < probe(features, labels) < 0.65  # there is nothing to know
     features[:, 0] += 10 * labels
     assert probe(features, labels) > 0.95
+    order = np.concatenate([np.flatnonzero(labels == k)[:150] for k in (0, 1)])
+    order = order.reshape(2, -1).T.ravel()  # the classes in turn
+    assert probe(features[order], labels[order]) > 0.95
 
 
 def test_preparation_cuts_off_and_normalises():
