@@ -18,7 +18,7 @@ from repae_jax.data.manifest import MANIFEST, read_manifest
 from repae_jax.data.pipeline import eval_batches
 from repae_jax.data.shards import PackedRecords
 from repae_jax.errors import UserError
-from repae_jax.evaluation.reference import IMAGES
+from repae_jax.evaluation.reference import IMAGES, keys_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,9 +79,11 @@ def open_images(path: str | os.PathLike, resolution: int | None = None) -> Image
       UserError: there are no images, they are damaged, or their sizes differ.
     """
     path = pathlib.Path(path)
+    if resolution is not None and resolution < 1:
+        raise UserError(f"--resolution is {resolution}: give at least 1")
     if path.is_dir():
         opener = _open_packed if (path / MANIFEST).exists() else _open_pictures
-    elif path.suffix == ".npz" and path.exists():
+    elif zipfile.is_zipfile(path) or (path.suffix == ".npz" and path.exists()):
         opener = _open_npz
     else:
         raise UserError(
@@ -101,10 +103,7 @@ def open_images(path: str | os.PathLike, resolution: int | None = None) -> Image
 
 def has_images(path: str | os.PathLike) -> bool:
     """Whether a file or folder may hold images: an `.npz` of statistics alone does not."""
-    if not zipfile.is_zipfile(path):
-        return pathlib.Path(path).is_dir()
-    with zipfile.ZipFile(path) as archive:
-        return f"{IMAGES}.npy" in archive.namelist()
+    return pathlib.Path(path).is_dir() or IMAGES in keys_of(path)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,20 +123,29 @@ class _Pictures:
         data = read_file(path)
         if self.crop:
             return {"image": decode_cropped(data, self.resolution, path)}
-        return {"image": checked_size(decode_pixels(data, path), self.resolution, path)}
+        pixels = decode_pixels(data, path)
+        if pixels.shape[:2] != (self.resolution, self.resolution):
+            raise UserError(
+                f"{path}: {pixels.shape[1]} x {pixels.shape[0]} pixels, but pictures must be "
+                "squares of one size: give --resolution to crop them"
+            )
+        return {"image": pixels}
 
 
 def _open_pictures(folder, resolution):
-    files = sorted(
-        os.path.join(root, name)
-        for root, _, names in os.walk(folder)
-        for name in names
-        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-    )
+    files = sorted(_pictures(folder))
     if not files:
         raise UserError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
     side = resolution or decode_pixels(read_file(files[0]), files[0]).shape[0]
     return _from_source(_Pictures(str(folder), files, side, crop=resolution is not None))
+
+
+def _pictures(folder):
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]  # not looked into
+        for name in names:
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                yield os.path.join(root, name)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -205,7 +213,7 @@ def _array_file(path):
 def _explained(path):
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, OSError) as error:
         raise UserError(
             f"{path}: no whole .npz with RGB pixels in {IMAGES} ({error}); make it anew"
         ) from error

@@ -7,6 +7,7 @@ sFID; `arr_0`, uint8 images (N, H, W, 3). pytorch-fid writes `mu` and `sigma` al
 
 import os
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -21,11 +22,22 @@ IMAGES = "arr_0"
 
 def has_statistics(path: str | os.PathLike, *, spatial: bool = False) -> bool:
     """Whether a file is an .npz with the moments of pooled features, or of spatial ones."""
+    return set(SPATIAL if spatial else POOLED) <= keys_of(path)
+
+
+def keys_of(path: str | os.PathLike) -> set[str]:
+    """The names of an .npz's arrays; none if it is something else, or nothing.
+
+    Raises:
+      UserError: it is damaged.
+    """
     if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        keys = SPATIAL if spatial else POOLED
-        return {f"{key}.npy" for key in keys} <= set(archive.namelist())
+        return set()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name.removesuffix(".npy") for name in archive.namelist()}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise _unreadable(path, error) from error
 
 
 def read_statistics(path: str | os.PathLike, *, spatial: bool = False) -> Gaussian:
@@ -39,7 +51,7 @@ def read_statistics(path: str | os.PathLike, *, spatial: bool = False) -> Gaussi
         with np.lib.npyio.NpzFile(path) as arrays:
             present = list(arrays)
             values = [np.asarray(arrays[key], np.float64) for key in keys if key in arrays]
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise _unreadable(path, error) from error
     missing = [key for key in keys if key not in present]
     if missing:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from repae_jax.data.prepare import prepare
 from repae_jax.errors import UserError
-from repae_jax.evaluation.image_sets import open_images
+from repae_jax.evaluation.image_sets import has_images, open_images
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), np.uint8)
 
@@ -59,8 +59,42 @@ def test_pictures_are_cropped_to_a_resolution(tmp_path):
 def test_pictures_of_two_sizes_are_refused(tmp_path):
     write_pictures(tmp_path / "pictures")
     Image.fromarray(IMAGES[0, :8, :8]).save(tmp_path / "pictures" / "z.png")
-    with pytest.raises(UserError, match=r"z\.png"):
+    with pytest.raises(UserError, match=r"z\.png: 8 x 8 pixels, .* give --resolution"):
         list(open_images(tmp_path / "pictures").batches(4))
+
+
+def test_folders_of_pictures_may_be_links_and_hidden_ones_are_left_out(tmp_path):
+    write_pictures(tmp_path / "elsewhere")
+    write_pictures(tmp_path / "pictures" / ".ipynb_checkpoints")
+    (tmp_path / "pictures" / "linked").symlink_to(tmp_path / "elsewhere")
+    assert open_images(tmp_path / "pictures").count == 7
+
+
+def test_pictures_that_are_no_squares_or_grey_are_cropped_to_rgb(tmp_path):
+    Image.fromarray(IMAGES[0, :8]).save(tmp_path / "flat.PNG")
+    Image.fromarray(IMAGES[1, ..., 0]).save(tmp_path / "grey.png")
+    with pytest.raises(UserError, match=r"flat\.PNG: 16 x 8 pixels, .* give --resolution"):
+        list(open_images(tmp_path).batches(2))
+    (batch,) = open_images(tmp_path, 8).batches(2)
+    assert batch.shape == (2, 8, 8, 3)
+    with pytest.raises(UserError, match="--resolution is -8"):
+        open_images(tmp_path, -8)
+
+
+def test_an_npz_may_have_another_suffix(tmp_path):
+    np.savez(tmp_path / "x.npz", arr_0=IMAGES)
+    for name in ("x.NPZ", "x.npz.1"):
+        (tmp_path / "x.npz").replace(tmp_path / "y.npz").replace(tmp_path / name)
+        assert open_images(tmp_path / name).count == 7
+        (tmp_path / name).replace(tmp_path / "x.npz")
+
+
+def test_a_damaged_table_of_contents_is_said(tmp_path):
+    np.savez(tmp_path / "x.npz", arr_0=IMAGES)
+    data = (tmp_path / "x.npz").read_bytes()
+    (tmp_path / "x.npz").write_bytes(data.replace(b"PK\1\2", b"XX\1\2"))
+    with pytest.raises(UserError, match=r"x\.npz: cannot be read as \.npz"):
+        has_images(tmp_path / "x.npz")
 
 
 def test_another_resolution_is_refused(tmp_path):
