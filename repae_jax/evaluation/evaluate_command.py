@@ -6,7 +6,14 @@ import json
 
 from repae_jax.atomic import write_atomically
 from repae_jax.errors import UserError
-from repae_jax.evaluation.generated import Reference, Scores, compare, measure, read_reference
+from repae_jax.evaluation.generated import (
+    Reference,
+    Scores,
+    check_resolutions,
+    compare,
+    measure,
+    read_reference,
+)
 from repae_jax.evaluation.image_sets import open_images
 from repae_jax.evaluation.inception_features import make_features
 from repae_jax.evaluation.reference import write_statistics
@@ -42,6 +49,7 @@ def evaluate_command(options: argparse.Namespace) -> int:
     if options.save_reference:
         write_statistics(options.save_reference, reference.pooled, reference.spatial)
         print(f"reference: {options.save_reference}")
+    check_resolutions(samples, reference)  # before the samples take their time
     measured = measure(samples, features, **how)
     scores = compare(measured, reference, progress=not options.quiet)
     print(describe(scores, reference))

@@ -171,12 +171,7 @@ def compare(samples: Measured, reference: Reference, *, progress: bool = False) 
     Raises:
       UserError: the two have different resolutions.
     """
-    if reference.resolution not in (None, samples.resolution):
-        raise UserError(
-            f"{samples.name} has images of {samples.resolution} x {samples.resolution} pixels, "
-            f"{reference.name} of {reference.resolution} x {reference.resolution}: compare equal "
-            "sizes (--resolution crops pictures)"
-        )
+    check_resolutions(samples, reference)
     balls = None
     if reference.features is not None:
         balls = precision_recall(reference.features, samples.features, progress=progress)
@@ -188,6 +183,16 @@ def compare(samples: Measured, reference: Reference, *, progress: bool = False) 
         precision=balls and balls.precision,
         recall=balls and balls.recall,
     )
+
+
+def check_resolutions(samples: ImageSet | Measured, reference: Reference) -> None:
+    """Raise UserError if the two have different resolutions."""
+    if reference.resolution not in (None, samples.resolution):
+        raise UserError(
+            f"{samples.name} has images of {samples.resolution} x {samples.resolution} pixels, "
+            f"{reference.name} of {reference.resolution} x {reference.resolution}: compare equal "
+            "sizes (--resolution crops pictures)"
+        )
 
 
 def _distance(moments, gaussian):
