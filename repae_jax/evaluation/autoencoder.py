@@ -14,8 +14,9 @@ from repae_jax.evaluation.frechet import Moments, frechet_distance
 from repae_jax.evaluation.image_sets import ImageSet, filled
 from repae_jax.evaluation.inception_features import Features
 from repae_jax.evaluation.latents import LatentStatistics
-from repae_jax.evaluation.reconstruction import psnr, ssim
+from repae_jax.evaluation.reconstruction import SSIM_WINDOW, psnr, ssim
 from repae_jax.interop.pretrained import PretrainedVAE
+from repae_jax.models.lpips import SMALLEST
 from repae_jax.parallel.mesh import over_batch, put, replicated
 from repae_jax.sampling.pixels import to_float, to_uint8
 
@@ -68,7 +69,8 @@ def measure_autoencoder(
       progress: show a bar.
 
     Raises:
-      UserError: the images' sides do not suit the VAE, or one image has to make a distribution.
+      UserError: the images' sides do not suit the VAE, or are too small for SSIM or LPIPS; or one
+        image has to make a distribution.
     """
     from tqdm import tqdm
 
@@ -76,6 +78,12 @@ def measure_autoencoder(
         raise UserError(
             f"{images.name} has images of {images.resolution} x {images.resolution} pixels, which "
             f"the VAE's factor {vae.module.factor} does not divide: give --resolution"
+        )
+    smallest, name = (SSIM_WINDOW, "SSIM") if distance is None else (SMALLEST, "LPIPS")
+    if images.resolution < smallest:
+        raise UserError(
+            f"{images.name} has images of {images.resolution} x {images.resolution} pixels, {name} "
+            f"needs at least {smallest}: give --resolution"
         )
     count = images.count
     if features is not None and count < 2:

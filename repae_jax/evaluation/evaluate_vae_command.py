@@ -17,6 +17,7 @@ from repae_jax.interop.lpips import load_lpips
 from repae_jax.interop.pretrained import PretrainedVAE
 from repae_jax.models.lpips import LPIPS
 from repae_jax.parallel.mesh import make_mesh, put, replicated
+from repae_jax.sampling.command import check_seed
 
 PER_DEVICE = 16  # images at a time, unless --batch-size tells
 
@@ -31,6 +32,8 @@ def evaluate_vae_command(options: argparse.Namespace) -> int:
     given = PER_DEVICE * mesh.size if options.batch_size is None else options.batch_size
     if given < 1:
         raise UserError(f"--batch-size is {given}: give at least 1")
+    if options.seed is not None:
+        check_seed(options.seed)
     images = open_images(options.images, options.resolution).first(options.count)
     vae = PretrainedVAE.from_pretrained(options.vae)
     scores = measure_autoencoder(

@@ -14,6 +14,7 @@ from scipy.ndimage import gaussian_filter
 # Wang et al. 2004, section III-B, eq. 13: a window of 11 x 11, and K1, K2 of a range of 255.
 _SIGMA = 1.5
 _RADIUS = 5
+SSIM_WINDOW = 2 * _RADIUS + 1  # pixels a side: images must be no smaller
 _C1 = (0.01 * 255) ** 2
 _C2 = (0.03 * 255) ** 2
 
@@ -74,7 +75,7 @@ def ssim(originals: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
       ValueError: as `psnr`, or the images are smaller than the window.
     """
     originals, reconstructions = _checked(originals, reconstructions, "SSIM")
-    if min(originals.shape[1:3]) <= 2 * _RADIUS:
+    if min(originals.shape[1:3]) < SSIM_WINDOW:
         raise ValueError(
             f"SSIM's window is 11 x 11, got images of {originals.shape[1]} x {originals.shape[2]}"
         )

@@ -8,6 +8,7 @@ from jax.nn import initializers
 
 # VGG16 has this many convolutions in each block; LPIPS taps the last ReLU of each
 BLOCKS = (2, 2, 3, 3, 3)
+SMALLEST = 16  # pixels a side: the last block sees one
 SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
 SCALE = np.array([0.458, 0.448, 0.450], np.float32)
 

@@ -76,9 +76,14 @@ def chosen_sampler(config: ConfigDict, options: argparse.Namespace) -> Sampler:
     Raises:
       UserError: it is no sampler, or the seed is none.
     """
-    if not 0 <= options.seed < 2**32:
-        raise UserError(f"--seed is {options.seed}: give 0 to {2**32 - 1}")
+    check_seed(options.seed)
     return make_sampler(config, **{name: getattr(options, name) for name in SAMPLER_OPTIONS})
+
+
+def check_seed(seed: int) -> None:
+    """Raise UserError unless --seed is one that the random keys tell from all others."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed is {seed}: give 0 to {2**32 - 1}")
 
 
 def _labels(text: str | None, num_classes: int) -> tuple[np.ndarray, int]:

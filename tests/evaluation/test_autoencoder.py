@@ -95,6 +95,14 @@ def test_sides_that_the_factor_does_not_divide_are_said(vae, tmp_path):
         measure_autoencoder(vae, open_images(tmp_path / "odd.npz"), make_mesh(), batch_size=3)
 
 
+@pytest.mark.parametrize(("side", "distance", "name"), [(8, None, "SSIM"), (14, distance, "LPIPS")])
+def test_images_that_are_too_small_are_said(side, distance, name, vae, tmp_path):
+    np.savez(tmp_path / "small.npz", arr_0=IMAGES[:, :side, :side])
+    images = open_images(tmp_path / "small.npz")
+    with pytest.raises(UserError, match=f"{side} x {side} pixels, {name} needs at least"):
+        measure_autoencoder(vae, images, make_mesh(), batch_size=3, distance=distance)
+
+
 def test_the_command(vae, images, tmp_path, capsys):
     vae.save_pretrained(tmp_path / "vae")
     words = ["evaluate-vae", str(tmp_path / "vae"), str(tmp_path / "images.npz"), "--quiet"]
@@ -104,5 +112,7 @@ def test_the_command(vae, images, tmp_path, capsys):
     assert f"{figures['psnr']:.2f} dB" in printed
     assert "its network was not given" in printed
     assert len(figures["latent_mean"]) == 2
+    assert main([*words, "--seed", str(2**70)]) == 2
+    assert "--seed is" in capsys.readouterr().err
     assert main([*words, "--lpips", "vgg.pth"]) == 2
     assert "both --lpips (its heads) and --vgg" in capsys.readouterr().err
