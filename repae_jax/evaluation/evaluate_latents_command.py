@@ -96,7 +96,7 @@ def measure_latents(
     """Encode all images; memory holds their latents.
 
     Raises:
-      UserError: the images' sides do not suit the VAE.
+      UserError: the images' sides do not suit the VAE, or its latents are not finite.
     """
     from tqdm import tqdm
 
@@ -112,6 +112,8 @@ def measure_latents(
             parts.append(np.asarray(means, np.float32)[: len(batch)])
             bar.update(len(batch))
     latents = np.concatenate(parts)
+    if not np.isfinite(latents).all():
+        raise UserError(f"{name} makes latents that are NaN or infinite: its weights are damaged")
     statistics = latent_statistics(latents)
     frequencies, power = power_spectrum(latents)
     within = max(float(np.square(statistics.std).mean()), np.finfo(np.float64).tiny)

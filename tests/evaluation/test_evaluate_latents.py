@@ -53,6 +53,15 @@ def test_latents_and_their_spectrum(images):
     assert 0.35 < space.high_share < 0.65
 
 
+def test_latents_that_are_not_finite_are_said(images):
+    class Broken(Blocks):
+        def encode(self, images):
+            return type("Posterior", (), {"mean": np.full((len(images), 8, 8, 3), np.nan)})
+
+    with pytest.raises(UserError, match="x makes latents that are NaN"):
+        measure_latents("x", Broken(), images, batch_size=3)
+
+
 def test_smooth_images_have_no_high_frequencies(tmp_path):
     x = np.arange(16)[None, :, None, None] * np.ones((5, 1, 16, 3))
     smooth = (120 + 100 * np.sin(2 * np.pi * x / 16 + np.arange(5)[:, None, None, None])).astype(
