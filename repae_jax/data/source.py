@@ -51,6 +51,15 @@ def checked_label(label: int, num_classes: int, name: str) -> np.int32:
     return np.int32(label)
 
 
+def check_images(source: Source) -> None:
+    """Raise UserError if the elements hold no images, as those of a cache of latents may not."""
+    if len(source) and "image" not in source[0]:
+        raise UserError(
+            f"{source.name} holds latents without their images, which are needed here: encode "
+            "them with --images"
+        )
+
+
 def split_folder(
     path: typing.Any, split: str, holds: Callable[[pathlib.Path], bool], content: str
 ) -> pathlib.Path:

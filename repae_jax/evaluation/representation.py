@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from repae_jax.data.pipeline import eval_batches
-from repae_jax.data.source import Source
+from repae_jax.data.source import Source, check_images
 from repae_jax.errors import UserError
 from repae_jax.evaluation.alignment import TOP_K, cknna, prepared
 from repae_jax.evaluation.image_sets import filled
@@ -87,8 +87,8 @@ def extract_features(
       progress: show a bar.
 
     Raises:
-      UserError: the run has no SiT or teacher, the source has too few images, or a time is
-        outside [0, 1].
+      UserError: the run has no SiT or teacher, the source has too few images or none, or a time
+        is outside [0, 1].
     """
     from tqdm import tqdm
 
@@ -179,6 +179,7 @@ def _check(run, source, times, count):
         raise UserError(f"{run.workdir} trained a VAE alone: it has no SiT to look into")
     if not run.models.teachers:
         raise UserError(f"{run.workdir} has no teacher to compare with: config.teachers is empty")
+    check_images(source)
     if not 4 <= count <= len(source):
         raise UserError(f"{source.name} holds {len(source)} images, asked for are {count}")
     wrong = [time for time in times if not 0 <= time <= 1]

@@ -10,6 +10,7 @@ import numpy as np
 
 from repae_jax.config import to_json
 from repae_jax.data.pipeline import eval_batches
+from repae_jax.data.source import check_images
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError
 from repae_jax.evaluation.curves import loss_curves
@@ -158,5 +159,6 @@ def _reconstructed(run: Run, page: Page) -> None:
 
 def _heldout_images(run: Run) -> np.ndarray:
     source = open_source(run.config.data, "heldout")
+    check_images(source)
     batches = eval_batches(source, min(HELDOUT, len(source)))
     return np.asarray(jnp.asarray(next(iter(batches))["image"]))

@@ -10,6 +10,7 @@ import tiny
 from runs import make_teacher
 
 from repae_jax.cli import main
+from repae_jax.data.source import check_images
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError
 from repae_jax.evaluation.alignment import cknna, prepared
@@ -130,6 +131,14 @@ def test_impossible_wishes_are_said(times, count, message, workdir):
     source = open_source(run.config.data, "heldout")
     with pytest.raises(UserError, match=message):
         extract_features(run, source, times, count=count)
+
+
+def test_cached_latents_without_images_are_said():
+    class Latents(list):
+        name = "cache"
+
+    with pytest.raises(UserError, match="cache holds latents without their images"):
+        check_images(Latents([{"latent_mean": 0, "label": 1}]))
 
 
 def test_the_command(workdir, tmp_path, capsys):
