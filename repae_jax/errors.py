@@ -1,5 +1,8 @@
 """Exceptions that are said in one line, and exit statuses."""
 
+import contextlib
+from collections.abc import Iterator
+
 # The exit status of what was ended before it was done: run the same command to go on
 # (EX_TEMPFAIL of sysexits.h).
 RUN_AGAIN = 75
@@ -29,3 +32,16 @@ class TryAgain(UserError):
 
 class LostProcess(TryAgain):
     """Another process of the same job is gone, and with it what both were doing."""
+
+
+@contextlib.contextmanager
+def batch_size_advised() -> Iterator[None]:
+    """A batch that does not fit the memory is a UserError that names --batch-size."""
+    try:
+        yield
+    except RuntimeError as error:  # JAX's errors are; without its import
+        if not out_of_memory(error):
+            raise
+        raise UserError(
+            f"a batch does not fit the memory ({first_line(error)}): lower --batch-size"
+        ) from error

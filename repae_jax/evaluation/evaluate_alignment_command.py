@@ -5,7 +5,7 @@ import json
 
 from repae_jax.atomic import write_atomically
 from repae_jax.data.sources import open_source
-from repae_jax.errors import UserError
+from repae_jax.errors import UserError, batch_size_advised
 from repae_jax.evaluation.curves import depth_figure
 from repae_jax.evaluation.figures import save_png
 from repae_jax.evaluation.representation import (
@@ -16,6 +16,7 @@ from repae_jax.evaluation.representation import (
 from repae_jax.training.run import open_run
 
 
+@batch_size_advised()
 def evaluate_alignment_command(options: argparse.Namespace) -> int:
     """Measure CKNNA and linear probes of `options.workdir`'s newest checkpoint; returns 0.
 

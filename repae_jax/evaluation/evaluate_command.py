@@ -5,7 +5,7 @@ import dataclasses
 import json
 
 from repae_jax.atomic import write_atomically
-from repae_jax.errors import UserError
+from repae_jax.errors import UserError, batch_size_advised
 from repae_jax.evaluation.generated import (
     Reference,
     Scores,
@@ -31,6 +31,7 @@ LABELS = {
 FEW = 10_000  # images; with fewer, FID says more of their number than of their quality
 
 
+@batch_size_advised()
 def evaluate_command(options: argparse.Namespace) -> int:
     """Measure `options.samples` against `options.reference`; returns 0.
 

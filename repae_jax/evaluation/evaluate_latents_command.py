@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from repae_jax.errors import UserError
+from repae_jax.errors import UserError, batch_size_advised
 from repae_jax.evaluation.curves import channels_figure, spectra_figure
 from repae_jax.evaluation.figures import pca_figure, save_png
 from repae_jax.evaluation.image_sets import ImageSet, filled, open_images
@@ -46,6 +46,7 @@ class LatentSpace:
         return float(self.power[self.frequencies > HIGH].sum() / self.power[1:].sum())
 
 
+@batch_size_advised()
 def evaluate_latents_command(options: argparse.Namespace) -> int:
     """Encode `options.images` by each of `options.vaes`, and write a report; returns 0.
 

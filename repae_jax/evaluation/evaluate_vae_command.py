@@ -7,7 +7,7 @@ import json
 import jax
 
 from repae_jax.atomic import write_atomically
-from repae_jax.errors import UserError
+from repae_jax.errors import UserError, batch_size_advised
 from repae_jax.evaluation.autoencoder import AutoencoderScores, Distance, measure_autoencoder
 from repae_jax.evaluation.image_sets import open_images
 from repae_jax.evaluation.inception_features import make_features
@@ -22,6 +22,7 @@ from repae_jax.sampling.command import check_seed
 PER_DEVICE = 16  # images at a time, unless --batch-size tells
 
 
+@batch_size_advised()
 def evaluate_vae_command(options: argparse.Namespace) -> int:
     """Measure how `options.vae` reconstructs `options.images`; returns 0.
 

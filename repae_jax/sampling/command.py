@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from repae_jax.errors import UserError
+from repae_jax.errors import UserError, batch_size_advised
 from repae_jax.evaluation.figures import image_grid, save_png
 from repae_jax.sampling.generate import generate_all, make_generate
 from repae_jax.sampling.labels import class_numbers
@@ -18,6 +18,7 @@ from repae_jax.training.run import make_sampler, open_run, sampling_weights
 from repae_jax.training.workdir import CONFIG, load_config
 
 
+@batch_size_advised()
 def sample_command(options: argparse.Namespace) -> int:
     """Generate images from the newest checkpoint of `options.workdir`; returns 0."""
     config = sampled_config(options.workdir)

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from repae_jax.errors import LostProcess, UserError, first_line, out_of_memory
+from repae_jax.errors import LostProcess, UserError, batch_size_advised, first_line
 from repae_jax.parallel.mesh import make_mesh, put_key
 from repae_jax.parallel.multihost import Processes, processes
 from repae_jax.sampling.command import chosen_sampler, sampled_config
@@ -141,12 +141,9 @@ def _write_missing(job, generate, weights, starts, group: Processes, *, progress
 def _devices_errors_said(group: Processes) -> Iterator[None]:
     """The devices' errors as one line."""
     try:
-        yield
+        with batch_size_advised():
+            yield
     except jax.errors.JaxRuntimeError as error:
-        if out_of_memory(error):
-            raise UserError(
-                f"a batch does not fit the memory ({first_line(error)}): lower --batch-size"
-            ) from error
         if group.count == 1:
             raise
         raise LostProcess(

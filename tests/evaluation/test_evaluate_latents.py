@@ -62,6 +62,17 @@ def test_latents_that_are_not_finite_are_said(images):
         measure_latents("x", Broken(), images, batch_size=3)
 
 
+def test_a_batch_that_does_not_fit_is_said(images, tmp_path, capsys, monkeypatch):
+    def full(self, images):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
+
+    make_vae(1).save_pretrained(tmp_path / "vae")
+    monkeypatch.setattr(PretrainedVAE, "encode", full)
+    words = ["evaluate-latents", str(tmp_path / "images.npz"), str(tmp_path / "vae"), "--quiet"]
+    assert main([*words, "--output", str(tmp_path / "out")]) == 2
+    assert "lower --batch-size" in capsys.readouterr().err
+
+
 def test_smooth_images_have_no_high_frequencies(tmp_path):
     x = np.arange(16)[None, :, None, None] * np.ones((5, 1, 16, 3))
     smooth = (120 + 100 * np.sin(2 * np.pi * x / 16 + np.arange(5)[:, None, None, None])).astype(
