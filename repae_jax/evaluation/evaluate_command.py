@@ -5,7 +5,7 @@ import dataclasses
 import json
 
 from repae_jax.atomic import write_atomically
-from repae_jax.errors import UserError, batch_size_advised
+from repae_jax.errors import batch_size_advised
 from repae_jax.evaluation.generated import (
     Reference,
     Scores,
@@ -18,7 +18,7 @@ from repae_jax.evaluation.image_sets import open_images
 from repae_jax.evaluation.inception_features import make_features
 from repae_jax.evaluation.reference import write_statistics
 from repae_jax.interop.inception import read_inception
-from repae_jax.parallel.mesh import make_mesh
+from repae_jax.parallel.mesh import make_mesh, whole_batches
 
 PER_DEVICE = 64  # images at a time, unless --batch-size tells
 LABELS = {
@@ -38,11 +38,8 @@ def evaluate_command(options: argparse.Namespace) -> int:
     Raises:
       UserError: bad options, images, reference or weights; images that cannot be compared.
     """
-    mesh = make_mesh(-1, 1)
-    given = PER_DEVICE * mesh.size if options.batch_size is None else options.batch_size
-    if given < 1:
-        raise UserError(f"--batch-size is {given}: give at least 1")
-    batch_size = -(-given // mesh.size) * mesh.size
+    mesh = make_mesh()
+    batch_size = whole_batches(mesh, options.batch_size, PER_DEVICE)
     samples = open_images(options.samples, options.resolution).first(options.count)
     features = make_features(read_inception(options.inception), mesh=mesh)
     how = {"batch_size": batch_size, "progress": not options.quiet}

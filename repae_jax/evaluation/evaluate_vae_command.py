@@ -16,7 +16,7 @@ from repae_jax.interop.inception import read_inception
 from repae_jax.interop.lpips import load_lpips
 from repae_jax.interop.pretrained import PretrainedVAE
 from repae_jax.models.lpips import LPIPS
-from repae_jax.parallel.mesh import make_mesh, put, replicated
+from repae_jax.parallel.mesh import make_mesh, put, replicated, whole_batches
 from repae_jax.sampling.command import check_seed
 
 PER_DEVICE = 16  # images at a time, unless --batch-size tells
@@ -30,18 +30,16 @@ def evaluate_vae_command(options: argparse.Namespace) -> int:
       UserError: bad options, images, VAE or weights.
     """
     mesh = make_mesh()
-    given = PER_DEVICE * mesh.size if options.batch_size is None else options.batch_size
-    if given < 1:
-        raise UserError(f"--batch-size is {given}: give at least 1")
     if options.seed is not None:
         check_seed(options.seed)
     images = open_images(options.images, options.resolution).first(options.count)
+    batch_size = whole_batches(mesh, options.batch_size, PER_DEVICE, images.count)
     vae = PretrainedVAE.from_pretrained(options.vae)
     scores = measure_autoencoder(
         vae,
         images,
         mesh,
-        batch_size=-(-given // mesh.size) * mesh.size,
+        batch_size=batch_size,
         key=None if options.seed is None else jax.random.key(options.seed),
         features=make_features(read_inception(options.inception), mesh=mesh)
         if options.inception

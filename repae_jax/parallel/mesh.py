@@ -62,6 +62,25 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def whole_batches(mesh: Mesh, given: int | None, per_device: int, count: int | None = None) -> int:
+    """Images at a time: a multiple of the devices, which every batch is filled up to.
+
+    Args:
+      mesh: the devices.
+      given: --batch-size; None: it was not given.
+      per_device: images a device without it.
+      count: how many images there are, if that is known: no batch need hold more.
+
+    Raises:
+      UserError: the batch size is not positive.
+    """
+    size = per_device * mesh.size if given is None else given
+    if size < 1:
+        raise UserError(f"--batch-size is {size}: give at least 1")
+    size = size if count is None else min(size, count)
+    return -(-size // mesh.size) * mesh.size
+
+
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """This process's rows of a batch (`local_rows`) as global arrays, which may still be on their
     way when this returns."""

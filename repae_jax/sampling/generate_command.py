@@ -12,8 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from repae_jax.errors import LostProcess, UserError, batch_size_advised, first_line
-from repae_jax.parallel.mesh import make_mesh, put_key
+from repae_jax.errors import LostProcess, batch_size_advised, first_line
+from repae_jax.parallel.mesh import make_mesh, put_key, whole_batches
 from repae_jax.parallel.multihost import Processes, processes
 from repae_jax.sampling.command import chosen_sampler, sampled_config
 from repae_jax.sampling.generate import generate_batches, make_generate
@@ -89,10 +89,7 @@ def _plan(options: argparse.Namespace) -> Job:
         options.labels, options.count, config.data.num_classes, options.seed
     )
     mesh = make_mesh()
-    given = options.batch_size if options.batch_size is not None else _PER_DEVICE * mesh.size
-    if given < 1:
-        raise UserError(f"--batch-size is {given}: give at least 1")
-    batch_size = -(-min(given, options.count) // mesh.size) * mesh.size
+    batch_size = whole_batches(mesh, options.batch_size, _PER_DEVICE, options.count)
     return Job(config, sampler, options.seed, labels, told, output, mesh, batch_size)
 
 
