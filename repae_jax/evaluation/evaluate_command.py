@@ -3,9 +3,10 @@
 import argparse
 import dataclasses
 import json
+import pathlib
 
 from repae_jax.atomic import write_atomically
-from repae_jax.errors import batch_size_advised
+from repae_jax.errors import UserError, batch_size_advised
 from repae_jax.evaluation.generated import (
     Reference,
     Scores,
@@ -40,6 +41,9 @@ def evaluate_command(options: argparse.Namespace) -> int:
     """
     mesh = make_mesh()
     batch_size = whole_batches(mesh, options.batch_size, PER_DEVICE)
+    written, read = options.save_reference, (options.reference, options.samples)
+    if written and written.resolve() in [pathlib.Path(path).resolve() for path in read]:
+        raise UserError(f"--save-reference {written} would replace what is read: give another name")
     samples = open_images(options.samples, options.resolution).first(options.count)
     features = make_features(read_inception(options.inception), mesh=mesh)
     how = {"batch_size": batch_size, "progress": not options.quiet}

@@ -126,6 +126,13 @@ def test_another_resolution_is_said(samples, tmp_path):
         compare(samples, reference)
 
 
+def test_a_reference_is_not_replaced_by_its_statistics(tmp_path, capsys):
+    path = str(write(tmp_path / "real.npz", REAL))
+    words = ["evaluate", path, "--reference", path, "--save-reference", path]
+    assert main(words) == 2
+    assert "would replace what is read" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def inception(tmp_path_factory):
     path = tmp_path_factory.mktemp("inception") / "inception.pth"
