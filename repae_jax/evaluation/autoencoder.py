@@ -19,6 +19,7 @@ from repae_jax.interop.pretrained import PretrainedVAE
 from repae_jax.models.lpips import SMALLEST
 from repae_jax.parallel.mesh import over_batch, put, replicated
 from repae_jax.sampling.pixels import to_float, to_uint8
+from repae_jax.sampling.samplers import image_noise
 
 # (images, reconstructions), float (B, H, W, 3) in [-1, 1] -> distances (B,)
 Distance = Callable[[jax.Array, jax.Array], jax.Array]
@@ -63,7 +64,8 @@ def measure_autoencoder(
       images: the set, of sides that the VAE's factor divides.
       mesh: its devices divide every batch.
       batch_size: images at a time, a multiple of the devices.
-      key: to sample the posterior, as LightningDiT's evaluation does; None takes its mean.
+      key: to sample the posterior, as LightningDiT's evaluation does, for image i by the key and
+        i alone; None takes its mean.
       features: Inception's, for rFID.
       distance: LPIPS.
       progress: show a bar.
@@ -90,13 +92,16 @@ def measure_autoencoder(
         raise UserError("rFID needs at least 2 images")
     vae = dataclasses.replace(vae, params=put(vae.params, replicated(mesh)))
     sums = _Sums(vae.module.latent_channels)
-    with tqdm(total=count, unit="image", desc=images.name, disable=not progress) as bar:
+    bar = tqdm(total=count, unit="image", desc=images.name, disable=not progress)
+    with bar, jax.default_matmul_precision("highest"):
         for number, batch in enumerate(images.batches(batch_size)):
             shown = put(filled(batch, batch_size), over_batch(mesh))
             posterior = vae.encode(shown)
             latents = posterior.mean
             if key is not None:
-                latents = posterior.sample(jax.random.fold_in(key, number))
+                indexes = np.arange(batch_size) + number * batch_size
+                noise = image_noise(key, indexes, latents.shape[1:])
+                latents = latents + posterior.std * noise
             decoded = vae.decode(latents)
             sums.latents.update(_rows(latents, len(batch)))
             again = to_uint8(decoded)

@@ -1,13 +1,12 @@
 """The `evaluate-alignment` command: where in a SiT the teacher's view of images is."""
 
 import argparse
-import json
 
-from repae_jax.atomic import write_atomically
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError, batch_size_advised
 from repae_jax.evaluation.curves import depth_figure
 from repae_jax.evaluation.figures import save_png
+from repae_jax.evaluation.report import write_figures
 from repae_jax.evaluation.representation import (
     Representation,
     extract_features,
@@ -28,12 +27,15 @@ def evaluate_alignment_command(options: argparse.Namespace) -> int:
         raise UserError(f"--batch-size is {options.batch_size}: give at least 1")
     run = open_run(options.workdir)
     source = open_source(run.config.data, options.split)
+    count = min(options.count, len(source))
+    if not 2 <= options.topk < count:
+        raise UserError(f"--topk is {options.topk}: give 2 to {count - 1}, for {count} images")
     progress = not options.quiet
     features = extract_features(
         run,
         source,
         times,
-        count=min(options.count, len(source)),
+        count=count,
         batch_size=options.batch_size,
         progress=progress,
     )
@@ -42,7 +44,7 @@ def evaluate_alignment_command(options: argparse.Namespace) -> int:
     folder = options.output or options.workdir / "alignment"
     picture = save_png(folder / "alignment.png", _picture(found))
     told = {"step": int(run.state.step), "images": len(features.labels), **_figures(found)}
-    write_atomically(folder / "alignment.json", (json.dumps(told, indent=2) + "\n").encode())
+    write_figures(folder / "alignment.json", told)
     print(f"picture: {picture}\nfigures: {folder / 'alignment.json'}")
     return 0
 

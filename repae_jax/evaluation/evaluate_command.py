@@ -2,10 +2,8 @@
 
 import argparse
 import dataclasses
-import json
 import pathlib
 
-from repae_jax.atomic import write_atomically
 from repae_jax.errors import UserError, batch_size_advised
 from repae_jax.evaluation.generated import (
     Reference,
@@ -17,7 +15,9 @@ from repae_jax.evaluation.generated import (
 )
 from repae_jax.evaluation.image_sets import open_images
 from repae_jax.evaluation.inception_features import make_features
+from repae_jax.evaluation.precision_recall import NEIGHBOURS
 from repae_jax.evaluation.reference import write_statistics
+from repae_jax.evaluation.report import write_figures
 from repae_jax.interop.inception import read_inception
 from repae_jax.parallel.mesh import make_mesh, whole_batches
 
@@ -58,7 +58,7 @@ def evaluate_command(options: argparse.Namespace) -> int:
     if options.output:
         figures = {k: v for k, v in dataclasses.asdict(scores).items() if v is not None}
         told = {"samples": str(options.samples), "reference": reference.name, **figures}
-        write_atomically(options.output, (json.dumps(told, indent=2) + "\n").encode())
+        write_figures(options.output, told)
         print(f"figures: {options.output}")
     return 0
 
@@ -73,7 +73,9 @@ def describe(scores: Scores, reference: Reference) -> str:
     if scores.sfid is None:
         lines.append("  no sFID: the reference has no mu_s and sigma_s")
     if scores.precision is None:
-        lines.append("  no precision and recall: the reference has no images")
+        lines.append(
+            f"  no precision and recall: they need more than {NEIGHBOURS} images of either side"
+        )
     if scores.count < FEW:
         lines.append(f"  FID falls with the number of images: compare it at equal numbers only, "
                      f"published ones are of 50000, these of {scores.count}")  # fmt: skip

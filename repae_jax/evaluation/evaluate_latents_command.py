@@ -43,7 +43,8 @@ class LatentSpace:
     @property
     def high_share(self) -> float:
         """The part of the spectrum, summed over rings, that lies above `HIGH`."""
-        return float(self.power[self.frequencies > HIGH].sum() / self.power[1:].sum())
+        whole = self.power[1:].sum()
+        return float(self.power[self.frequencies > HIGH].sum() / whole) if whole else 0.0
 
 
 @batch_size_advised()

@@ -2,15 +2,14 @@
 
 import argparse
 import dataclasses
-import json
 
 import jax
 
-from repae_jax.atomic import write_atomically
 from repae_jax.errors import UserError, batch_size_advised
 from repae_jax.evaluation.autoencoder import AutoencoderScores, Distance, measure_autoencoder
 from repae_jax.evaluation.image_sets import open_images
 from repae_jax.evaluation.inception_features import make_features
+from repae_jax.evaluation.report import write_figures
 from repae_jax.interop.files import read_tensors
 from repae_jax.interop.inception import read_inception
 from repae_jax.interop.lpips import load_lpips
@@ -34,6 +33,7 @@ def evaluate_vae_command(options: argparse.Namespace) -> int:
         check_seed(options.seed)
     images = open_images(options.images, options.resolution).first(options.count)
     batch_size = whole_batches(mesh, options.batch_size, PER_DEVICE, images.count)
+    distance = _read_lpips(options, mesh)
     vae = PretrainedVAE.from_pretrained(options.vae)
     scores = measure_autoencoder(
         vae,
@@ -44,13 +44,13 @@ def evaluate_vae_command(options: argparse.Namespace) -> int:
         features=make_features(read_inception(options.inception), mesh=mesh)
         if options.inception
         else None,
-        distance=_read_lpips(options, mesh),
+        distance=distance,
         progress=not options.quiet,
     )
     print(describe(scores, images.name))
     if options.output:
         told = {"vae": str(options.vae), "images": images.name, **_figures(scores)}
-        write_atomically(options.output, (json.dumps(told, indent=2) + "\n").encode())
+        write_figures(options.output, told)
         print(f"figures: {options.output}")
     return 0
 
@@ -89,6 +89,8 @@ def _read_lpips(options, mesh) -> Distance | None:
         return None
     model = LPIPS(rescale_inputs=False)
     tensors = {**read_tensors(options.vgg), **read_tensors(options.lpips)}
-    variables = put(load_lpips(tensors, model, source=options.lpips), replicated(mesh))
+    variables = put(
+        load_lpips(tensors, model, source=f"{options.vgg} and {options.lpips}"), replicated(mesh)
+    )
     apply = jax.jit(model.apply)
     return lambda a, b: apply(variables, a, b)

@@ -17,7 +17,7 @@ from repae_jax.evaluation.frechet import Gaussian, Moments, frechet_distance
 from repae_jax.evaluation.image_sets import ImageSet, filled, has_images, open_images
 from repae_jax.evaluation.inception_features import Features
 from repae_jax.evaluation.inception_score import InceptionScore
-from repae_jax.evaluation.precision_recall import precision_recall
+from repae_jax.evaluation.precision_recall import NEIGHBOURS, precision_recall
 from repae_jax.evaluation.reference import has_statistics, read_statistics
 
 
@@ -69,7 +69,7 @@ class Scores:
       count: images that were measured.
       fid, sfid: Fréchet distances of pooled and of spatial features, 0 or more.
       inception_score: from 1 to 1008.
-      precision, recall: 0 to 1.
+      precision, recall: 0 to 1; None also for fewer images than they need.
     """
 
     count: int
@@ -173,7 +173,7 @@ def compare(samples: Measured, reference: Reference, *, progress: bool = False) 
     """
     check_resolutions(samples, reference)
     balls = None
-    if reference.features is not None:
+    if reference.features is not None and min(samples.count, len(reference.features)) > NEIGHBOURS:
         balls = precision_recall(reference.features, samples.features, progress=progress)
     return Scores(
         count=samples.count,

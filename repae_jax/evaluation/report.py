@@ -3,10 +3,13 @@
 import base64
 import dataclasses
 import html
+import json
+import math
 import os
 import pathlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from repae_jax.atomic import write_atomically
 
@@ -110,6 +113,24 @@ def write_report(
     page = PAGE.format(title=html.escape(title), style=STYLE, body="\n".join(body))
     # A file name that is not UTF-8 may reach the text as lone surrogates: show, do not crash.
     return write_atomically(path, page.encode("utf-8", errors="backslashreplace"))
+
+
+def write_figures(path: str | os.PathLike, figures: Mapping[str, Any]) -> pathlib.Path:
+    """Writes figures as JSON, atomically; gives the path. NaN and infinity become null.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    text = json.dumps(_finite(figures), indent=2, allow_nan=False)
+    return write_atomically(path, (text + "\n").encode())
+
+
+def _finite(value):
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _summary(numbers):

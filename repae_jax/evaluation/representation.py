@@ -74,16 +74,19 @@ def extract_features(
 ) -> Features:
     """Put images through the run's VAE, averaged SiT and teachers.
 
+    The result takes 4 bytes times images, times, blocks and width: 3.9 GB for 10,000 images at
+    three times in a SiT-XL.
+
     The SiT is told no class, where it knows "no class": a label would give away what the probe
     asks for.
 
     Args:
       run: with a SiT.
-      source: labelled images, of which the first `count` are taken.
+      source: labelled images, of which `count` are drawn: the first ones may be of few classes.
       times: noise levels in [0, 1].
       count: images.
       batch_size: at a time.
-      seed: of the noise.
+      seed: of the choice of images and of the noise.
       progress: show a bar.
 
     Raises:
@@ -95,27 +98,60 @@ def extract_features(
     _check(run, source, times, count)
     features = _make_features(run)
     weights = {**sampling_weights(run.state), "frozen": run.state.frozen}
-    labels, parts = [], []
+    source = _drawn(source, count, seed)
+    labels, found = np.empty(count, np.int64), None
     with tqdm(total=count, unit="image", desc="features", disable=not progress) as bar:
         for number, batch in enumerate(eval_batches(source, batch_size)):
-            images, classes = (batch[key][: count - len(labels)] for key in ("image", "label"))
+            images, classes = batch["image"], batch["label"]
             key = jax.random.fold_in(jax.random.key(seed), number)
-            seen = features(
-                weights, filled(images, batch_size), filled(classes, batch_size), key,
-                jnp.asarray(times, jnp.float32),
-            )  # fmt: skip
-            parts.append(jax.tree.map(lambda a: np.asarray(a)[..., : len(images), :], seen))  # noqa: B023
-            labels += list(classes)
+            with jax.default_matmul_precision("highest"):
+                seen = features(
+                    weights, filled(images, batch_size), filled(classes, batch_size), key,
+                    jnp.asarray(times, jnp.float32),
+                )  # fmt: skip
+            seen = jax.device_get(seen)
+            if found is None:
+                found = jax.tree.map(
+                    lambda a: np.empty((*a.shape[:-2], count, a.shape[-1]), np.float32), seen
+                )
+            start = number * batch_size
+            labels[start : start + len(images)] = classes
+            _fill(found, seen, start, len(images))
             bar.update(len(images))
-            if len(labels) >= count:
-                break
-    joined = jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=-2), *parts)
     return Features(
-        labels=np.asarray(labels),
-        sit=dict(zip(times, joined["sit"], strict=True)),
-        latents=joined["latents"],
-        teachers=joined["teachers"],
+        labels=labels,
+        sit=dict(zip(times, found["sit"], strict=True)),
+        latents=found["latents"],
+        teachers=found["teachers"],
     )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Subset:
+    """Some elements of a source."""
+
+    source: Source
+    indexes: np.ndarray
+
+    def __len__(self):
+        return len(self.indexes)
+
+    def __getitem__(self, index):
+        return self.source[int(self.indexes[index])]
+
+
+def _drawn(source, count, seed):
+    chosen = np.random.default_rng(seed).choice(len(source), count, replace=False)
+    return _Subset(source, np.sort(chosen))
+
+
+def _fill(arrays, parts, start, count):
+    """Write the first rows of `parts` (..., B, D) to `arrays` (..., N, D) from `start` on."""
+
+    def write(array, part):
+        array[..., start : start + count, :] = part[..., :count, :]
+
+    jax.tree.map(write, arrays, parts)
 
 
 def measure_representation(

@@ -116,3 +116,11 @@ def test_the_command(vae, images, tmp_path, capsys):
     assert "--seed is" in capsys.readouterr().err
     assert main([*words, "--lpips", "vgg.pth"]) == 2
     assert "both --lpips (its heads) and --vgg" in capsys.readouterr().err
+
+
+def test_sampled_latents_do_not_depend_on_the_batch(vae, images):
+    key = jax.random.key(0)
+    whole = measure_autoencoder(vae, images, make_mesh(), batch_size=7, key=key)
+    parts = measure_autoencoder(vae, images, make_mesh(), batch_size=2, key=key)
+    assert parts.psnr == pytest.approx(whole.psnr, rel=1e-5)
+    assert parts.latents.variance == pytest.approx(whole.latents.variance, rel=1e-5)

@@ -159,7 +159,7 @@ def test_the_command(inception, tmp_path, capsys):
     assert main(["evaluate", *words, "--reference", statistics, "--quiet"]) == 0
     printed = capsys.readouterr().out
     assert f"{figures['fid']:.4f}" in printed
-    assert "no precision and recall: the reference has no images" in printed
+    assert "no precision and recall" in printed
 
 
 def test_the_command_refuses(inception, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import base64
 import html.parser
 import io
+import json
 
 import numpy as np
 import pytest
@@ -246,3 +247,9 @@ def test_save_png_writes_arrays_and_figures(tmp_path):
         figures.save_png(tmp_path / "float.png", array / 255)
     names = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
     assert names == ["deep/array.png", "figure.png"]
+
+
+def test_figures_that_are_no_numbers_are_null(tmp_path):
+    path = report.write_figures(tmp_path / "x.json", {"a": np.inf, "b": [1.5, np.nan], "c": None})
+    text = path.read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {"a": None, "b": [1.5, None], "c": None}

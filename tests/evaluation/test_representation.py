@@ -56,8 +56,9 @@ def features(workdir):
 
 def test_features_are_those_of_the_networks(features):
     run, source, found = features
-    images = np.stack([source[index]["image"] for index in range(20)])
-    np.testing.assert_array_equal(found.labels, [source[index]["label"] for index in range(20)])
+    drawn = np.sort(np.random.default_rng(0).choice(len(source), 20, replace=False))
+    images = np.stack([source[int(index)]["image"] for index in drawn])
+    np.testing.assert_array_equal(found.labels, [source[int(index)]["label"] for index in drawn])
     teacher = run.models.teachers["small"]
     tokens = teacher.model.apply(
         run.state.frozen["small"], preprocess(jnp.asarray(images), teacher.preprocessing)
@@ -151,5 +152,7 @@ def test_the_command(workdir, tmp_path, capsys):
     figures = json.loads((tmp_path / "alignment.json").read_text())
     assert np.shape(figures["cknna"]["small"]) == (2, 2)
     assert (tmp_path / "alignment.png").stat().st_size > 5000
+    assert main([*words, "--topk", "1"]) == 2
+    assert "--topk is 1: give 2 to" in capsys.readouterr().err
     assert main([*words, "--times", "early"]) == 2
     assert "--times is 'early'" in capsys.readouterr().err
