@@ -51,10 +51,7 @@ def mean_psnr(originals: np.ndarray, reconstructions: np.ndarray) -> float:
     Raises:
       ValueError: as `psnr`, or there are no images.
     """
-    values = psnr(originals, reconstructions)
-    if not values.size:
-        raise ValueError("the mean PSNR of no images is not defined")
-    return float(values.mean())
+    return _mean(psnr(originals, reconstructions), "PSNR")
 
 
 def ssim(originals: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
@@ -89,9 +86,12 @@ def mean_ssim(originals: np.ndarray, reconstructions: np.ndarray) -> float:
     Raises:
       ValueError: as `ssim`, or there are no images.
     """
-    values = ssim(originals, reconstructions)
+    return _mean(ssim(originals, reconstructions), "SSIM")
+
+
+def _mean(values, what):
     if not values.size:
-        raise ValueError("the mean SSIM of no images is not defined")
+        raise ValueError(f"the mean {what} of no images is not defined")
     return float(values.mean())
 
 

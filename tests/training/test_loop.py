@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tiny
 from PIL import Image
-from runs import TINY, make_teacher, wait_for, words
+from runs import TINY, wait_for, words
 
 from repae_jax.cli import main
 from repae_jax.errors import UserError
@@ -31,20 +31,6 @@ METRICS = set(
     "grad_norm_sit grad_norm_vae grad_norm_disc".split()
 )
 OWN_METRICS = {"latent_std", "images_per_second", "skipped_steps"}
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    """A trained tiny teacher's file."""
-    return make_teacher(tmp_path_factory.mktemp("teacher"))
-
-
-@pytest.fixture(scope="module")
-def trained(teacher, tmp_path_factory):
-    """A work directory after 4 steps."""
-    workdir = tmp_path_factory.mktemp("runs") / "run"
-    assert main(words(workdir, teacher)) == 0
-    return workdir
 
 
 def test_a_work_directory_is_the_whole_run(trained):

@@ -16,7 +16,7 @@ import cluster
 import jax
 import numpy as np
 import pytest
-from runs import TINY, make_teacher, wait_for, words
+from runs import TINY, wait_for, words
 
 from repae_jax.cli import main
 from repae_jax.errors import UserError
@@ -24,19 +24,6 @@ from repae_jax.parallel.mesh import make_mesh
 from repae_jax.training.checkpoints import restore_latest
 from repae_jax.training.feed import Feed
 from repae_jax.training.reporter import Reporter
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    return make_teacher(tmp_path_factory.mktemp("teacher"))
-
-
-@pytest.fixture(scope="module")
-def trained(teacher, tmp_path_factory):
-    """A work directory after 4 steps, with checkpoints at 2 and 4."""
-    workdir = tmp_path_factory.mktemp("runs") / "run"
-    assert main(words(workdir, teacher)) == 0
-    return workdir
 
 
 def files_of(folder):
