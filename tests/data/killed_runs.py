@@ -10,17 +10,16 @@ import os
 import pathlib
 import random
 import shutil
-import signal
 import sys
 import time
 
 import array_record.python.array_record_module  # noqa: F401
 import PIL.PngImagePlugin  # noqa: F401
 import tqdm  # noqa: F401
+from killing import die_before, in_fork
 
 from repae_jax.data.prepare import prepare
 
-FILE_CALLS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 MOMENTS = 10
 
 
@@ -69,37 +68,6 @@ def killed_at_moments(run, output, whole, seconds) -> int:
         assert content(output) == whole, "differs after a kill at a random moment"
         shutil.rmtree(output)
     return kills
-
-
-def in_fork(action, seconds=None) -> bool:
-    """Whether the fork in which `action` ran was killed, by itself or after `seconds`."""
-    pid = os.fork()
-    if not pid:
-        try:
-            action()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    if seconds is not None:
-        time.sleep(seconds)
-        os.kill(pid, signal.SIGKILL)  # at worst a process that has ended, but is not waited for
-    _, status = os.waitpid(pid, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFSIGNALED(status)
-
-
-def die_before(call, folder):
-    """Kill this process before its call number `call` that touches a file below `folder`."""
-    calls = 0
-
-    def hook(event, arguments):
-        nonlocal calls
-        if event in FILE_CALLS and str(arguments[0]).startswith(str(folder)):
-            calls += 1
-            if calls == call:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hook)
 
 
 def assert_nothing_half_written(output, whole):

@@ -10,15 +10,14 @@ import functools
 import os
 import pathlib
 import shutil
-import signal
 import sys
 
 import numpy as np
 import PIL.PngImagePlugin  # noqa: F401
+from killing import die_before, in_fork
 
 from repae_jax.sampling import outputs
 
-FILE_CALLS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate"}
 COUNT, BATCH, SHAPE = 6, 4, (8, 8, 3)
 MADE = {"seed": 0}
 IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, *SHAPE), np.uint8)
@@ -81,36 +80,6 @@ def kill_at_calls(folder, name, undisturbed):
     shutil.rmtree(folder)
     shutil.rmtree(undisturbed)
     return kills
-
-
-def in_fork(action) -> bool:
-    """Whether the fork in which `action` ran was killed."""
-    pid = os.fork()
-    if not pid:
-        try:
-            action()
-            os._exit(0)
-        except BaseException as error:
-            print(repr(error), file=sys.stderr, flush=True)
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(pid, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFSIGNALED(status)
-
-
-def die_before(call, folder):
-    """Kill this process before its call number `call` that touches a file below `folder`."""
-    calls = 0
-
-    def hook(event, arguments):
-        nonlocal calls
-        if event in FILE_CALLS and str(arguments[0]).startswith(str(folder)):
-            calls += 1
-            if calls == call:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hook)
 
 
 def content(folder):
