@@ -119,6 +119,7 @@ def _report(options):
 
 
 def _evaluate(options):
+    _join_processes(options)
     from repae_jax.evaluation.evaluate_command import evaluate_command
 
     return evaluate_command(options)

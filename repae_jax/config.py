@@ -12,7 +12,8 @@ A file in configs/ calls `base()` and changes what its experiment changes. The k
     mesh        the devices' axes, and what of the state is divided over them
     compute     what to recompute, loop over, or do bit by bit, for memory and compile time
     sampling    how sample grids are drawn
-    run         length and rhythm of the run; these keys alone may change when a run continues
+    evaluation  what is measured while the run trains, and how often
+    run         length and rhythm of the run
 """
 
 import json
@@ -154,6 +155,15 @@ def base() -> ConfigDict:
                 guidance_low=0.0,
                 guidance_high=1.0,
             ),
+            evaluation=dict(  # see evaluation/online.py
+                every=0,  # steps; 0: never
+                samples=2000,  # generated images of the Fréchet distance; 0: none
+                network="inception",  # whose features: FID's, or a name of config.teachers
+                weights="pretrained/inception/pt_inception-2015-12-05-6726825d.pth",  # of inception
+                reference="",  # images or their statistics; "": as many training images
+                cknna_images=1000,  # held-out images of CKNNA; 0: none
+                cknna_time=0.5,  # their noise level, 0 to 1
+            ),
             run=dict(
                 steps=400_000,
                 log_every=100,
@@ -221,9 +231,11 @@ def apply_recipe(config: ConfigDict, recipe: str) -> ConfigDict:
         config.objective.latent_norm = "fixed"
     if recipe == "sit":
         config.teachers = ConfigDict()
+        config.evaluation.cknna_images = 0
     if recipe == "vae":
         config.train = tuple(name for name in config.train if name != "sit")
         config.teachers = ConfigDict()
+        config.evaluation.every = 0
     if recipe == "repae_no_stop_gradient":
         config.objective.stop_gradient = False
     if recipe == "repae_no_latent_norm":

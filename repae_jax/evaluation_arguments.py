@@ -2,8 +2,8 @@
 
 import pathlib
 
-from repae_jax.common_arguments import add_quiet, add_workdir
-from repae_jax.sampling_arguments import Command
+from repae_jax.common_arguments import add_processes, add_quiet, add_workdir
+from repae_jax.sampling_arguments import LABELS_HELP, Command, add_sampler
 
 DEFAULT = "(default: %(default)s)"
 
@@ -22,12 +22,15 @@ def _add_evaluate(command):
         "measure generated images against real ones: FID, sFID, IS, precision, recall",
         "SAMPLES is an .npz as `generate` and ADM's scripts write it, a folder of pictures, or\n"
         "one that `prepare` wrote. The reference is any of these, or one of ADM's reference\n"
-        "batches, such as VIRTUAL_imagenet256_labeled.npz. The figures are ADM's evaluator's.\n\n"
+        "batches, such as VIRTUAL_imagenet256_labeled.npz. The figures are ADM's evaluator's.\n"
+        "SAMPLES may also be a run's work directory: what `generate` would write is then measured\n"
+        "while it is made, and goes through no disk.\n\n"
         "examples:\n"
+        "  evaluate runs/x --reference VIRTUAL_imagenet256_labeled.npz --guidance-scale 2.2\n"
         "  evaluate samples.npz --reference VIRTUAL_imagenet256_labeled.npz\n"
         "  evaluate samples/ --reference data/mine/heldout --save-reference mine.npz",
     )
-    evaluate.add_argument("samples", metavar="SAMPLES", help="generated images")
+    evaluate.add_argument("samples", metavar="SAMPLES", help="generated images, or a run")
     evaluate.add_argument("--reference", required=True, help="real images, or their statistics")
     evaluate.add_argument(
         "--inception",
@@ -35,13 +38,21 @@ def _add_evaluate(command):
         help="InceptionV3's weights (default: %(default)s; if they are not there, an error tells "
         "where they are)",
     )
-    evaluate.add_argument("--count", type=int, help="measure the first so many samples")
+    evaluate.add_argument(
+        "--count", type=int, help="measure the first so many samples (default: all; a run's: 50000)"
+    )
     evaluate.add_argument("--resolution", type=int, help="crop pictures to so many pixels a side")
-    evaluate.add_argument("--batch-size", type=int, help="images at a time (default: 64 a device)")
+    evaluate.add_argument(
+        "--batch-size", type=int, help="images at a time (default: 64 a device; a run's: 32)"
+    )
     evaluate.add_argument("--output", type=pathlib.Path, help="also write the figures there, JSON")
     evaluate.add_argument(
         "--save-reference", type=pathlib.Path, help="write the reference's statistics as .npz"
     )
+    run = evaluate.add_argument_group("where SAMPLES is a run", "As `generate` takes them.")
+    run.add_argument("--labels", help=LABELS_HELP)
+    add_sampler(run)
+    add_processes(evaluate)
     add_quiet(evaluate)
 
 

@@ -11,6 +11,10 @@ Command = Callable[..., argparse.ArgumentParser]
 # The keys of config.sampling that both commands can change.
 SAMPLER_OPTIONS = ("method", "steps", "guidance_scale", "guidance_low", "guidance_high")
 
+LABELS_HELP = (
+    "balanced (default): all classes in turn; random: drawn by the seed; or classes such as 3,1,4, "
+    "or a text file of them, repeated up to the count"
+)
 _GENERATE = """\
 Image i depends on the seed, its number i and its class alone: other batches, devices or processes
 change no pixel by more than one level. A killed run goes on where it stopped, and ends with the
@@ -40,7 +44,7 @@ def add_sample(command: Command) -> None:
         "--labels", help="classes, such as 3,1,4 (default: eight of each, up to 10)"
     )
     sample.add_argument("--batch-size", type=int, default=64, help="images at a time")
-    _add_sampler(sample)
+    add_sampler(sample)
     add_quiet(sample)
 
 
@@ -59,24 +63,20 @@ def add_generate(command: Command) -> None:
     generate.add_argument(
         "--count", type=int, default=50_000, help="images in all (default: %(default)s)"
     )
-    generate.add_argument(
-        "--labels",
-        default="balanced",
-        help="balanced (default): all classes in turn; random: drawn by the seed; or classes such "
-        "as 3,1,4, or a text file of them, repeated up to the count",
-    )
+    generate.add_argument("--labels", default="balanced", help=LABELS_HELP)
     generate.add_argument(
         "--batch-size",
         type=int,
         help="images at a time on all devices together, rounded up to a multiple of their number "
         "(default: 32 a device)",
     )
-    _add_sampler(generate)
+    add_sampler(generate)
     add_processes(generate)
     add_quiet(generate)
 
 
-def _add_sampler(parser):
+def add_sampler(parser: argparse.ArgumentParser) -> None:
+    """The seed, and the sampler's keys of the configuration."""
     parser.add_argument("--seed", type=int, default=0, help="image i depends on (seed, i) alone")
     parser.add_argument("--method", help="euler, heun or euler-maruyama (default: the config's)")
     parser.add_argument("--steps", type=int, help="integration steps (default: the config's)")

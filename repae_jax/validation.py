@@ -22,6 +22,7 @@ def validate(config: ConfigDict) -> None:
         _check_sit(config, latent_size)
     _check_objective(config)
     _check_sampling(config)
+    _check_evaluation(config)
     _check_compute(config)
 
 
@@ -52,6 +53,13 @@ def check_files(config: ConfigDict) -> None:
     }
     for key, path in named.items():
         _check_exists(f"config.{key}", path)
+    measured = config.evaluation
+    if measured.every and measured.samples:
+        _check_exists("config.evaluation.reference", measured.reference)
+        if measured.network == "inception":
+            made = "; `python -m repae_jax evaluate --help` says where it is, or take a teacher: "
+            made += "--config.evaluation.network=NAME"
+            _check_exists("config.evaluation.weights", measured.weights, made)
     for name, entry in config.teachers.items():
         key = f"config.teachers.{name}.weights"
         if not entry.weights:
@@ -278,6 +286,38 @@ def _check_sampling(config):
         raise UserError(
             f"config.sampling.guidance_scale is {sampler.guidance_scale}, but a SiT trained with "
             "config.sit.label_drop 0 has no null class to guide away from"
+        )
+
+
+def _check_evaluation(config):
+    wanted = config.evaluation
+    if wanted.every < 0:
+        raise UserError(f"config.evaluation.every is {wanted.every}: give steps, or 0 for never")
+    if not wanted.every:
+        return
+    if "sit" not in config.train:
+        raise UserError(
+            f"config.evaluation.every is {wanted.every}, but config.train has no 'sit', which is "
+            "what is measured: set it to 0"
+        )
+    # Neighbourhoods are of ten images; a covariance needs two.
+    for key, least in (("samples", 2), ("cknna_images", 12)):
+        if wanted[key] and wanted[key] < least:
+            raise UserError(
+                f"config.evaluation.{key} is {wanted[key]}: give at least {least}, or 0 for none"
+            )
+    networks = ("inception", *config.teachers)
+    if wanted.network not in networks:
+        choices = ", ".join(networks)
+        raise UserError(f"config.evaluation.network is {wanted.network!r}: use one of {choices}")
+    if wanted.cknna_images and not config.teachers:
+        raise UserError(
+            f"config.evaluation.cknna_images is {wanted.cknna_images}, but config.teachers, which "
+            "the SiT is compared with, is empty: set it to 0"
+        )
+    if not 0 <= wanted.cknna_time <= 1:
+        raise UserError(
+            f"config.evaluation.cknna_time is {wanted.cknna_time}: it must lie in [0, 1]"
         )
 
 

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import pathlib
 
-from repae_jax.errors import UserError, batch_size_advised
+from repae_jax.errors import UserError
 from repae_jax.evaluation.generated import (
     Reference,
     Scores,
@@ -18,10 +18,15 @@ from repae_jax.evaluation.inception_features import make_features
 from repae_jax.evaluation.precision_recall import NEIGHBOURS
 from repae_jax.evaluation.reference import write_statistics
 from repae_jax.evaluation.report import write_figures
+from repae_jax.evaluation.sampled import is_run, open_sampled
 from repae_jax.interop.inception import read_inception
 from repae_jax.parallel.mesh import make_mesh, whole_batches
+from repae_jax.parallel.multihost import Processes, processes
+from repae_jax.sampling.labels import BALANCED
+from repae_jax.sampling_arguments import SAMPLER_OPTIONS
 
-PER_DEVICE = 64  # images at a time, unless --batch-size tells
+PER_DEVICE = 64  # images at a time, unless --batch-size tells;
+MADE_PER_DEVICE = 32  # where they are made as well
 LABELS = {
     "fid": ("FID", "Fréchet distance of Inception's pooled features"),
     "sfid": ("sFID", "the same of its spatial features"),
@@ -32,35 +37,73 @@ LABELS = {
 FEW = 10_000  # images; with fewer, FID says more of their number than of their quality
 
 
-@batch_size_advised()
 def evaluate_command(options: argparse.Namespace) -> int:
     """Measure `options.samples` against `options.reference`; returns 0.
 
+    All processes of a job call it alike and see the same images; each computes its part of every
+    batch, and the first one writes.
+
     Raises:
       UserError: bad options, images, reference or weights; images that cannot be compared.
+      LostProcess: another process of the job is gone.
     """
+    group = processes()
+    with group.devices_errors_said():
+        scores, reference = _measured(options, group)
+        with group.together():
+            if group.first:
+                _say(options, scores, reference)
+    return 0
+
+
+def _measured(options, group: Processes) -> tuple[Scores, Reference]:
+    """The figures, and what they compare with; that is saved if it is asked for."""
     mesh = make_mesh()
-    batch_size = whole_batches(mesh, options.batch_size, PER_DEVICE)
-    written, read = options.save_reference, (options.reference, options.samples)
-    if written and written.resolve() in [pathlib.Path(path).resolve() for path in read]:
-        raise UserError(f"--save-reference {written} would replace what is read: give another name")
-    samples = open_images(options.samples, options.resolution).first(options.count)
-    features = make_features(read_inception(options.inception), mesh=mesh)
-    how = {"batch_size": batch_size, "progress": not options.quiet}
+    with group.together():
+        made = is_run(options.samples)
+        per_device = MADE_PER_DEVICE if made else PER_DEVICE
+        batch_size = whole_batches(mesh, options.batch_size, per_device)
+        _check_options(options, made)
+        variables = read_inception(options.inception)
+    features = make_features(variables, mesh=mesh)
+    progress = not options.quiet and group.first
+    how = {"batch_size": batch_size, "progress": progress}
+    if made:
+        samples = open_sampled(options, mesh)
+    else:
+        samples = open_images(options.samples, options.resolution).first(options.count)
     reference = read_reference(options.reference, features, resolution=options.resolution, **how)
-    if options.save_reference:
+    if options.save_reference and group.first:
         write_statistics(options.save_reference, reference.pooled, reference.spatial)
         print(f"reference: {options.save_reference}")
     check_resolutions(samples, reference)  # before the samples take their time
-    measured = measure(samples, features, **how)
-    scores = compare(measured, reference, progress=not options.quiet)
+    return compare(measure(samples, features, **how), reference, progress=progress), reference
+
+
+def _check_options(options, made):
+    """Raise UserError for what does not go together; `made`: the samples are a run's."""
+    written, read = options.save_reference, (options.reference, options.samples)
+    if written and written.resolve() in [pathlib.Path(path).resolve() for path in read]:
+        raise UserError(f"--save-reference {written} would replace what is read: give another name")
+    given = [name for name in ("labels", *SAMPLER_OPTIONS) if getattr(options, name) is not None]
+    if given and not made:
+        raise UserError(
+            f"--{given[0].replace('_', '-')} is for a run's work directory, but {options.samples} "
+            "is none: leave it out, or name the run"
+        )
+    if made:
+        options.labels = options.labels or BALANCED
+        if options.count is not None and options.count < 2:
+            raise UserError(f"--count is {options.count}: a distribution needs at least 2 images")
+
+
+def _say(options, scores, reference):
     print(describe(scores, reference))
     if options.output:
         figures = {k: v for k, v in dataclasses.asdict(scores).items() if v is not None}
         told = {"samples": str(options.samples), "reference": reference.name, **figures}
         write_figures(options.output, told)
         print(f"figures: {options.output}")
-    return 0
 
 
 def describe(scores: Scores, reference: Reference) -> str:

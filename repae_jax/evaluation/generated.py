@@ -1,6 +1,7 @@
 """Generated images against real ones: FID, sFID, Inception Score, precision and recall.
 
-As the evaluator of openai/guided-diffusion (ADM) defines them, on the features of its InceptionV3.
+As the evaluator of openai/guided-diffusion (ADM) defines them, on the features of its InceptionV3;
+on those of another network, what of them it allows.
 """
 
 from __future__ import annotations
@@ -23,24 +24,25 @@ from repae_jax.evaluation.reference import has_statistics, read_statistics
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
-    """What Inception sees in a set of images.
+    """What a network sees in a set of images.
 
     Attributes:
       name: of the set.
       count: images.
       resolution: pixels along a side.
-      pooled, spatial: moments of the two kinds of features, for FID and sFID.
-      features: (N, 2048) float32, for precision and recall.
-      inception_score: of the set by itself.
+      pooled, spatial: moments of the two kinds of features, for FID and sFID; only Inception
+        gives the spatial ones, else None.
+      features: (N, D) float32, the pooled ones, for precision and recall.
+      inception_score: of the set by itself; None of another network.
     """
 
     name: str
     count: int
     resolution: int
     pooled: Moments
-    spatial: Moments
+    spatial: Moments | None
     features: np.ndarray
-    inception_score: float
+    inception_score: float | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,7 +52,7 @@ class Reference:
     Attributes:
       name: of the file or folder.
       pooled, spatial: distributions, for FID and sFID; None: not known.
-      features: (N, 2048), for precision and recall; None: not known.
+      features: (N, D), for precision and recall; None: not known.
       resolution: pixels along a side; None: not known.
     """
 
@@ -63,7 +65,7 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """The figures; None where the reference lacks what they need.
+    """The figures; None where the reference or the network lacks what they need.
 
     Attributes:
       count: images that were measured.
@@ -75,9 +77,13 @@ class Scores:
     count: int
     fid: float | None
     sfid: float | None
-    inception_score: float
+    inception_score: float | None
     precision: float | None
     recall: float | None
+
+
+class AllAlike(UserError):
+    """Images that are all the same."""
 
 
 def measure(
@@ -87,43 +93,54 @@ def measure(
     batch_size: int,
     progress: bool = False,
 ) -> Measured:
-    """Put images through Inception; memory grows by 8 KiB an image.
+    """Put images through a network; memory grows by the pooled features, 8 KiB an image.
 
     Args:
       images: the set.
-      features: see `make_features`.
+      features: see `make_features`; only "pool" (B, D) is needed.
       batch_size: images at a time, a multiple of the devices; the last batch is filled up.
       progress: show a bar.
 
     Raises:
-      UserError: there is one image, or all are the same.
+      AllAlike: all images are the same.
+      UserError: there is one image.
     """
     from tqdm import tqdm
 
     count = images.count
     if count < 2:
         raise UserError(f"{images.name} holds 1 image: a distribution needs at least 2")
-    pooled, spatial = Moments(2048), Moments(2023)
-    score, kept = InceptionScore(), np.empty((count, 2048), np.float32)
-    first, different, start = None, False, 0
+    moments: dict[str, Moments] = {}
+    score, kept, first, different, start = InceptionScore(), None, None, False, 0
     with tqdm(total=count, unit="image", desc=images.name, disable=not progress) as bar:
         for batch in images.batches(batch_size):
             seen = jax.device_get(features(filled(batch, batch_size)))
             seen = {name: values[: len(batch)] for name, values in seen.items()}
-            pooled.update(seen["pool"])
-            spatial.update(seen["spatial"])
-            score.update(_softmax(seen["logits"]))
+            for name in ("pool", "spatial"):
+                if name in seen:
+                    moments.setdefault(name, Moments(seen[name].shape[1])).update(seen[name])
+            if "logits" in seen:
+                score.update(_softmax(seen["logits"]))
+            if kept is None:
+                kept = np.empty((count, seen["pool"].shape[1]), np.float32)
             kept[start : start + len(batch)] = seen["pool"]
             first = batch[0] if first is None else first
             different = different or bool((batch != first).any())
             start += len(batch)
             bar.update(len(batch))
     if not different:
-        raise UserError(
+        raise AllAlike(
             f"{images.name}: all {count} images are the same, there is no distribution to measure"
         )
-    score = score.result()
-    return Measured(images.name, count, images.resolution, pooled, spatial, kept, score)
+    return Measured(
+        name=images.name,
+        count=count,
+        resolution=images.resolution,
+        pooled=moments["pool"],
+        spatial=moments.get("spatial"),
+        features=kept,
+        inception_score=score.result() if score.scores().size else None,
+    )
 
 
 def read_reference(
@@ -145,23 +162,29 @@ def read_reference(
       UserError: it is neither, or damaged.
     """
     path = pathlib.Path(path)
-    pooled = spatial = measured = None
+    known, measured = {}, None
     if has_statistics(path):
-        pooled = read_statistics(path)
-        spatial = (
-            read_statistics(path, spatial=True) if has_statistics(path, spatial=True) else None
-        )
-    if pooled is None or has_images(path):
+        known["pooled"] = read_statistics(path)
+        if has_statistics(path, spatial=True):
+            known["spatial"] = read_statistics(path, spatial=True)
+    if not known or has_images(path):
         images = open_images(path, resolution)
         measured = measure(images, features, batch_size=batch_size, progress=progress)
-    if measured is not None and pooled is None:
-        pooled, spatial = measured.pooled.gaussian(), measured.spatial.gaussian()
+    if measured is None:
+        return Reference(str(path), known["pooled"], known.get("spatial"), None, None)
+    reference = as_reference(measured)
+    # Statistics count as they are: they may be of other images than those beside them.
+    return dataclasses.replace(reference, **{"spatial": None, **known}) if known else reference
+
+
+def as_reference(measured: Measured) -> Reference:
+    """Measured images as what others are compared with."""
     return Reference(
-        str(path),
-        pooled,
-        spatial,
-        None if measured is None else measured.features,
-        None if measured is None else measured.resolution,
+        name=measured.name,
+        pooled=measured.pooled.gaussian(),
+        spatial=measured.spatial and measured.spatial.gaussian(),
+        features=measured.features,
+        resolution=measured.resolution,
     )
 
 
@@ -196,7 +219,9 @@ def check_resolutions(samples: ImageSet | Measured, reference: Reference) -> Non
 
 
 def _distance(moments, gaussian):
-    return None if gaussian is None else frechet_distance(moments, gaussian)
+    if moments is None or gaussian is None:
+        return None
+    return frechet_distance(moments, gaussian)
 
 
 def _softmax(logits):

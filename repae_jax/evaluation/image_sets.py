@@ -8,7 +8,7 @@ import os
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -110,7 +110,6 @@ def has_images(path: str | os.PathLike) -> bool:
 class _Pictures:
     """Picture files as a source; without a resolution all must have the first one's size."""
 
-    name: str
     files: list[str]
     resolution: int
     crop: bool
@@ -137,7 +136,8 @@ def _open_pictures(folder, resolution):
     if not files:
         raise UserError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
     side = resolution or decode_pixels(read_file(files[0]), files[0]).shape[0]
-    return _from_source(_Pictures(str(folder), files, side, crop=resolution is not None))
+    pictures = _Pictures(files, side, crop=resolution is not None)
+    return from_source(pictures, str(folder), side)
 
 
 def _pictures(folder):
@@ -152,7 +152,6 @@ def _pictures(folder):
 class _Packed:
     """The images of packed records."""
 
-    name: str
     records: PackedRecords
     resolution: int
 
@@ -169,14 +168,17 @@ def _open_packed(folder, _):
     manifest = read_manifest(folder)
     if manifest["kind"] != "images":
         raise UserError(f"{folder} holds packed {manifest['kind']}, not images")
-    return _from_source(_Packed(str(folder), PackedRecords(folder), manifest["made"]["resolution"]))
+    side = manifest["made"]["resolution"]
+    return from_source(_Packed(PackedRecords(folder), side), str(folder), side)
 
 
-def _from_source(source):
+def from_source(source: Sequence, name: str, resolution: int) -> ImageSet:
+    """The images of a source, whose elements are {"image": uint8 (H, H, 3), ...}."""
+
     def batches(size):
         return (batch["image"] for batch in eval_batches(source, size))
 
-    return ImageSet(source.name, len(source), source.resolution, batches)
+    return ImageSet(name, len(source), resolution, batches)
 
 
 def _open_npz(path, _):

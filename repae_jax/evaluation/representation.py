@@ -7,11 +7,15 @@ probes of the classes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from repae_jax.data.pipeline import eval_batches
 from repae_jax.data.source import Source, check_images
@@ -21,7 +25,9 @@ from repae_jax.evaluation.image_sets import filled
 from repae_jax.models.sit import SiT
 from repae_jax.models.teachers import preprocess
 from repae_jax.objectives.interpolant import INTERPOLANTS, interpolate
+from repae_jax.parallel.mesh import over_batch, put, replicated
 from repae_jax.sampling.pixels import to_float
+from repae_jax.training.recipe import Models, Teacher
 from repae_jax.training.run import Run, sampling_weights
 
 
@@ -62,6 +68,9 @@ class Representation:
     probe_teachers: Mapping[str, float]
 
 
+Extract = Callable[..., dict[str, Any]]
+
+
 def extract_features(
     run: Run,
     source: Source,
@@ -71,6 +80,7 @@ def extract_features(
     batch_size: int = 64,
     seed: int = 0,
     progress: bool = False,
+    extract: Extract | None = None,
 ) -> Features:
     """Put images through the run's VAE, averaged SiT and teachers.
 
@@ -88,6 +98,7 @@ def extract_features(
       batch_size: at a time.
       seed: of the choice of images and of the noise.
       progress: show a bar.
+      extract: from `make_extract`, for a run that is measured more than once.
 
     Raises:
       UserError: the run has no SiT or teacher, the source has too few images or none, or a time
@@ -96,19 +107,18 @@ def extract_features(
     from tqdm import tqdm
 
     _check(run, source, times, count)
-    features = _make_features(run)
+    extract = extract or make_extract(run.config, run.models)
     weights = {**sampling_weights(run.state), "frozen": run.state.frozen}
-    source = _drawn(source, count, seed)
+    source = drawn(source, count, seed)
     labels, found = np.empty(count, np.int64), None
     with tqdm(total=count, unit="image", desc="features", disable=not progress) as bar:
         for number, batch in enumerate(eval_batches(source, batch_size)):
             images, classes = batch["image"], batch["label"]
-            key = jax.random.fold_in(jax.random.key(seed), number)
-            with jax.default_matmul_precision("highest"):
-                seen = features(
-                    weights, filled(images, batch_size), filled(classes, batch_size), key,
-                    jnp.asarray(times, jnp.float32),
-                )  # fmt: skip
+            seeds = np.array([seed, number], np.uint32)
+            seen = extract(
+                weights, filled(images, batch_size), filled(classes, batch_size), seeds,
+                np.asarray(times, np.float32),
+            )  # fmt: skip
             seen = jax.device_get(seen)
             if found is None:
                 found = jax.tree.map(
@@ -140,7 +150,8 @@ class _Subset:
         return self.source[int(self.indexes[index])]
 
 
-def _drawn(source, count, seed):
+def drawn(source: Source, count: int, seed: int) -> _Subset:
+    """So many elements of a source, chosen by the seed, in the source's order."""
     chosen = np.random.default_rng(seed).choice(len(source), count, replace=False)
     return _Subset(source, np.sort(chosen))
 
@@ -223,15 +234,26 @@ def _check(run, source, times, count):
         raise UserError(f"times are {list(times)}: give noise levels from 0 to 1")
 
 
-def _make_features(run):
-    models = run.models
-    interpolant = INTERPOLANTS[run.config.objective.interpolant]
+def make_extract(config: ConfigDict, models: Models, mesh: Mesh | None = None) -> Extract:
+    """Build the compiled `extract(weights, images, labels, seeds, times) -> dict`.
 
-    @jax.jit
-    def features(weights, images, labels, key, times):
+    `weights` are those of sampling and, under "frozen", of the teachers; images (B, H, W, 3) uint8,
+    labels (B,), seeds (2,) of the noise, times (T,). The dict has "sit" (T, depth, B, D), "latents"
+    (B, h w c) and by name the "teachers" (B, D_k), float32.
+
+    On a mesh all processes call it alike with the whole batch, which its devices divide, and every
+    process gets all.
+    """
+    interpolant = INTERPOLANTS[config.objective.interpolant]
+
+    @functools.partial(jax.jit, out_shardings=None if mesh is None else replicated(mesh))
+    def extract(weights, images, labels, seeds, times):
+        if mesh is not None:
+            images, labels = jax.lax.with_sharding_constraint((images, labels), over_batch(mesh))
         posterior = models.vae.apply({"params": weights["vae"]}, to_float(images), method="encode")
         norm = weights["latent_norm"]
         latents = (posterior.mean - norm["mean"]) / jnp.sqrt(norm["var"])
+        key = jax.random.fold_in(jax.random.key(seeds[0]), seeds[1])
         noise = jax.random.normal(key, latents.shape, latents.dtype)
         null = models.sit.null_label
         labels = labels if null is None else jnp.full_like(labels, null)
@@ -242,15 +264,24 @@ def _make_features(run):
             return models.sit.apply(weights["sit"], x, t, labels, method=SiT.hidden)
 
         teachers = {
-            name: teacher.model.apply(
-                weights["frozen"][name], preprocess(images, teacher.preprocessing)
-            ).patch_tokens.astype(jnp.float32).mean(1)
+            name: pooled_tokens(teacher, weights["frozen"][name], images)
             for name, teacher in models.teachers.items()
-        }  # fmt: skip
+        }
         return {
             "sit": jax.lax.map(hidden, times),
             "latents": latents.reshape(len(images), -1),
             "teachers": teachers,
         }
 
-    return features
+    def call(weights, *inputs):
+        inputs = inputs if mesh is None else put(inputs, replicated(mesh))
+        with jax.default_matmul_precision("highest"):
+            return extract(weights, *inputs)
+
+    return call
+
+
+def pooled_tokens(teacher: Teacher, variables: Mapping, images: jax.Array) -> jax.Array:
+    """A teacher's patch tokens of images (B, H, W, 3) uint8, averaged: (B, D), float32."""
+    tokens = teacher.model.apply(variables, preprocess(images, teacher.preprocessing))
+    return tokens.patch_tokens.astype(jnp.float32).mean(1)

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from repae_jax.errors import UserError, first_line
+from repae_jax.errors import LostProcess, UserError, batch_size_advised, first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,6 +81,20 @@ class Processes:
         from jax.experimental import multihost_utils
 
         return multihost_utils.broadcast_one_to_all(value)
+
+    @contextlib.contextmanager
+    def devices_errors_said(self) -> Iterator[None]:
+        """The devices' errors as one line: no memory for a batch, or a process that is gone."""
+        try:
+            with batch_size_advised():
+                yield
+        except RuntimeError as error:
+            if self.count == 1 or type(error).__name__ != "JaxRuntimeError":
+                raise
+            raise LostProcess(
+                "the devices of another process do not answer, it may be gone "
+                f"({first_line(error)}); start all processes again to go on"
+            ) from error
 
     def _gather(self, flag):
         if self.count == 1:

@@ -4,15 +4,13 @@ import argparse
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from repae_jax.errors import LostProcess, batch_size_advised, first_line
 from repae_jax.parallel.mesh import make_mesh, put_key, whole_batches
 from repae_jax.parallel.multihost import Processes, processes
 from repae_jax.sampling.command import chosen_sampler, sampled_config
@@ -51,7 +49,7 @@ def generate_command(options: argparse.Namespace) -> int:
       LostProcess: another process of the job is gone.
     """
     group = processes()
-    with _devices_errors_said(group), contextlib.ExitStack() as held:
+    with group.devices_errors_said(), contextlib.ExitStack() as held:
         with group.together():
             job = _plan(options)
         run = open_run(options.workdir, job.mesh)
@@ -132,21 +130,6 @@ def _write_missing(job, generate, weights, starts, group: Processes, *, progress
                 job.output.write(start, images)
                 job.output.show(start + len(images))
             bar.update(len(images))
-
-
-@contextlib.contextmanager
-def _devices_errors_said(group: Processes) -> Iterator[None]:
-    """The devices' errors as one line."""
-    try:
-        with batch_size_advised():
-            yield
-    except jax.errors.JaxRuntimeError as error:
-        if group.count == 1:
-            raise
-        raise LostProcess(
-            "the devices of another process do not answer, it may be gone "
-            f"({first_line(error)}); start all processes again to go on"
-        ) from error
 
 
 def _say(job, finished):

@@ -106,6 +106,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, progress: bool = True) -
 
 def _run(program, state, feed, checkpoints, reporter, interruption, processes):
     run, key = program.config.run, program.key()
+    measured_every = program.config.evaluation.every
     step, last, stop = int(state.step), program.config.run.steps, False
     if step:
         reporter.say(f"going on from step {step}")
@@ -121,10 +122,13 @@ def _run(program, state, feed, checkpoints, reporter, interruption, processes):
         pending = (step, metrics)
         if processes.count == 1:  # nobody else to agree with
             stop = interruption.is_set()
-        if step % run.checkpoint_every == 0 and step < last:
-            checkpoints.save(step, state, feed.state)
-        if step % run.sample_every == 0 and step < last:
-            reporter.samples(step, state)
+        if step < last:
+            if step % run.checkpoint_every == 0:
+                checkpoints.save(step, state, feed.state)
+            if step % run.sample_every == 0:
+                reporter.samples(step, state)
+            if measured_every and step % measured_every == 0:
+                reporter.evaluate(step, state)
     if pending is not None:
         reporter.step(*pending)
     checkpoints.save(step, state, feed.state)
@@ -133,6 +137,7 @@ def _run(program, state, feed, checkpoints, reporter, interruption, processes):
         reporter.say(f"stopped at step {step} of {last}, saved; run the same command to go on")
         return RUN_AGAIN
     reporter.samples(step, state)
+    reporter.evaluate(step, state)
     checkpoints.wait()
     reporter.say(f"done: {step} steps")
     return 0

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from repae_jax.evaluation.figures import class_grid, save_png
+from repae_jax.evaluation.online import OnlineEvaluation
 from repae_jax.parallel.mesh import put, replicated
 from repae_jax.parallel.multihost import Processes
 from repae_jax.sampling.generate import make_generate
@@ -40,11 +41,13 @@ class Reporter:
         self._bar = None
         run = self._config.run
         self._alarms = Alarms(run.max_skipped, run.on_collapse, self.say, checkpoints.last_saved)
-        self._generate = None
+        self._generate = self._online = None
         models = program.models
         if models.sit is not None:
             sampler = make_sampler(self._config, steps=run.sample_steps)
             self._generate = make_generate(models.sit, models.vae, sampler, mesh=program.mesh)
+        if self._config.evaluation.every:
+            self._online = OnlineEvaluation(program, workdir, self._generate, self._at_once)
 
     def begin(self, step: int) -> None:
         """Start the progress bar at `step`."""
@@ -103,8 +106,7 @@ class Reporter:
         started = time.perf_counter()
         classes = min(_CLASSES, self._config.data.num_classes)
         labels = np.repeat(np.arange(classes, dtype=np.int32), _EACH)
-        padded = np.resize(labels, -(-len(labels) // self._program.mesh.size)
-                           * self._program.mesh.size)  # fmt: skip
+        padded = np.resize(labels, self._at_once)
         inputs = put((np.arange(len(padded)), padded), replicated(self._program.mesh))
         images = self._generate(sampling_weights(state), self._program.key(), *inputs)
         images = np.asarray(images)[: len(labels)]
@@ -114,6 +116,25 @@ class Reporter:
             self._writer.image(step, "samples", grid)
         self._alarms.look_at_samples(step, images)
         self._clock += time.perf_counter() - started  # sampling is not training speed
+
+    @property
+    def _at_once(self):
+        """Images that are generated at a time, the grid's: one shape is compiled for all."""
+        size = self._program.mesh.size
+        count = _EACH * min(_CLASSES, self._config.data.num_classes)
+        return -(-count // size) * size
+
+    def evaluate(self, step: int, state: TrainState) -> None:
+        """Measure the moving average, if the configuration asks for it."""
+        if self._online is None:
+            return
+        started = time.perf_counter()
+        figures = self._online(state)
+        if self._first:
+            self._writer.scalars(step, {f"evaluation/{k}": v for k, v in figures.items()})
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        self.say(f"step {step}: {shown or 'the samples are all alike, nothing is measured'}")
+        self._clock += time.perf_counter() - started
 
     def say(self, text: str) -> None:
         """Print a line without breaking the progress bar."""

@@ -12,7 +12,7 @@ from repae_jax.errors import UserError
 CONFIG = "config.json"
 # Once a run has begun, its weights come from its checkpoints: where files lie may change.
 FREE_KEYS = (
-    r"config\.(run|sampling|mesh)\..*|config\.data\.(workers|path)"
+    r"config\.(run|sampling|evaluation|mesh)\..*|config\.data\.(workers|path)"
     r"|config\.compute\.(scan_blocks|sit_remat|vae_remat)"
     r"|config\.(.*\.)?(weights|vgg_weights|statistics)"
 )
@@ -22,8 +22,8 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Make `workdir` this configuration's, or check that it already is.
 
     Only the keys that do not change the mathematics may differ when a run is continued:
-    `FREE_KEYS` (length, rhythm, devices, memory, where files lie); the file then takes the new
-    values.
+    `FREE_KEYS` (length, rhythm, measures, devices, memory, where files lie); the file then takes
+    the new values.
 
     Raises:
       UserError: the directory holds another configuration, or is unwritable.
