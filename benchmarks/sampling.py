@@ -1,0 +1,124 @@
+"""Images per second of the samplers here and of the original's, side by side in one run.
+
+    python benchmarks/sampling.py --original PATH/TO/REPA-E
+
+The same random weights, noise and classes on both sides, float32: from noise to bytes, 50 guided
+Euler steps of SiT-B/2 and the decoder of the full-size f8d4 VAE, 128 x 128. The original's side is
+its own modules and sampler, with the lines of its generate.py around them; ours is the program that
+`generate` runs. The images must agree before anything is timed.
+"""
+
+import argparse
+
+import numpy as np
+import original as originals
+from side_by_side import alternate, report
+
+METHODS = {"euler": (False, "euler_sampler"), "heun": (True, "euler_sampler"),
+           "euler-maruyama": (False, "euler_maruyama_sampler")}  # fmt: skip
+
+
+def make_theirs(original, model, vae, noise: np.ndarray, labels: np.ndarray, options):
+    """The original's way from noise (B, h, w, c) to uint8 (B, H, W, 3), as a call."""
+    import torch
+
+    heun, name = METHODS[options.method]
+    run = getattr(original.parity.original_module("samplers.py"), name)
+    scale = model.bn.running_var.rsqrt().view(1, -1, 1, 1)
+    bias = model.bn.running_mean.view(1, -1, 1, 1)
+    z, y = original.parity.to_nchw(noise), torch.tensor(labels)
+
+    def call():
+        with torch.no_grad():
+            latents = run(
+                model, z, y, num_steps=options.steps, heun=heun, cfg_scale=options.guidance_scale
+            ).to(torch.float32)
+            images = (vae.decode(latents / scale + bias).sample + 1) / 2.0
+            images = torch.clamp(255.0 * images, 0, 255).permute(0, 2, 3, 1)
+            return images.to("cpu", dtype=torch.uint8).numpy()
+
+    return call
+
+
+def make_ours(original, model, vae, noise_key, labels: np.ndarray, options):
+    """Ours with the same weights, as a call."""
+    import jax
+
+    from repae_jax.interop.autoencoder_kl import load_vae
+    from repae_jax.interop.sit import load_sit
+    from repae_jax.models.autoencoder_kl import VAE_CONFIGS, AutoencoderKL
+    from repae_jax.models.sit import SIT_CONFIGS, SiT
+    from repae_jax.sampling.generate import make_generate
+    from repae_jax.sampling.samplers import Sampler
+
+    sit = SiT(
+        **SIT_CONFIGS[options.arch], latent_size=options.resolution // 8, latent_channels=4,
+        num_classes=1000, teacher_dims=(768,),
+    )  # fmt: skip
+    variables = load_sit(original.parity.state_of(model), sit)
+    module = AutoencoderKL(**VAE_CONFIGS["f8d4"])
+    weights = {
+        "sit": {name: variables[name] for name in ("params", "constants")},
+        "latent_norm": variables["batch_stats"],
+        "vae": load_vae(original.parity.state_of(vae), module),
+    }
+    weights = jax.device_put(weights)
+    sampler = Sampler(options.method, options.steps, "linear", options.guidance_scale)
+    generate = make_generate(sit, module, sampler)
+    indices = np.arange(len(labels))
+    return lambda: np.asarray(generate(weights, noise_key, indices, labels))
+
+
+def agreement(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
+    """How far the images are from each other, in levels of 255."""
+    assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
+    difference = np.abs(ours.astype(int) - theirs)
+    return {"largest": int(difference.max()), "other pixels": float((difference > 0).mean())}
+
+
+def main() -> None:
+    """Check that both make the same images, time them in turns, and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    originals.add_original(parser)
+    parser.add_argument("--arch", default="SiT-B/2")
+    parser.add_argument("--resolution", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--method", default="euler", choices=METHODS)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--guidance-scale", type=float, default=2.0)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    original = originals.load(options.original)
+    import jax
+
+    from repae_jax.sampling.samplers import image_noise
+
+    side = options.resolution // 8
+    model = originals.sit(original, options.arch, latent_size=side, latent_channels=4).eval()
+    vae = originals.vae(original, "f8d4").eval()
+    key = jax.random.key(0)
+    labels = np.arange(options.batch_size) * 100 % 1000
+    noise = np.asarray(image_noise(key, np.arange(options.batch_size), (side, side, 4)))
+    sides = {
+        "original": make_theirs(original, model, vae, noise, labels, options),
+        "ours": make_ours(original, model, vae, key, labels, options),
+    }
+    print("made once each, to compare", flush=True)
+    images = {name: call() for name, call in sides.items()}
+    apart = agreement(images["ours"], images["original"])
+    print(f"levels apart: {apart}; their standard deviation {images['original'].std():.0f}")
+    if options.method != "euler-maruyama" and apart["largest"] > 1:
+        raise SystemExit("the images differ: nothing to be compared")
+    seconds = alternate(sides, options.repeats)
+    report(
+        f"{options.arch}, {options.steps} steps of {options.method}, guidance "
+        f"{options.guidance_scale:g}, f8d4 to {options.resolution} x {options.resolution}, "
+        f"batch {options.batch_size}",
+        seconds,
+        options.batch_size,
+        apart=apart,
+    )
+
+
+if __name__ == "__main__":
+    main()

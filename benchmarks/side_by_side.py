@@ -1,0 +1,51 @@
+"""Two sides of one question in one run: turns, medians, spreads, a table and JSON."""
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def alternate(
+    sides: Mapping[str, Callable[[], Any]], repeats: int, *, warm_up: int = 1
+) -> dict[str, list[float]]:
+    """Wall-clock seconds of each side's calls, taken in turns: `repeats` of each.
+
+    A call must return when its work is done. The calls before the first counted one are the
+    warm-up: what they compile is not counted.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(warm_up + repeats):
+        for name, call in sides.items():
+            start = time.perf_counter()
+            call()
+            taken = time.perf_counter() - start
+            if turn >= warm_up:
+                seconds[name].append(taken)
+            print(f"  {name}: {taken:.2f} s{'' if turn >= warm_up else ' (warm-up)'}", flush=True)
+    return seconds
+
+
+def report(
+    title: str, seconds: Mapping[str, list[float]], images: int, **about: Any
+) -> dict[str, float]:
+    """Print a table and a line of JSON; returns each side's images/s.
+
+    Args:
+      title: what was measured.
+      seconds: of each side's calls, the first side being the one that others are compared with.
+      images: of one call.
+      about: what else the JSON should tell.
+    """
+    rates = {name: images / statistics.median(taken) for name, taken in seconds.items()}
+    base = next(iter(rates.values()))
+    print(f"\n{title}; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
+    print("| side | images/s | seconds, median (least to most) | of the first |")
+    print("| --- | --- | --- | --- |")
+    for name, taken in seconds.items():
+        spread = f"{statistics.median(taken):.2f} ({min(taken):.2f} to {max(taken):.2f})"
+        print(f"| {name} | {rates[name]:.3f} | {spread} | {rates[name] / base:.2f} x |")
+    print(json.dumps({"title": title, "seconds": seconds, "images": images, **about}), flush=True)
+    return rates
