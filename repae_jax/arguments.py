@@ -61,6 +61,11 @@ def make_parser() -> argparse.ArgumentParser:
         required=False,
     )
     add_workdir(train, "where the run lives; made if missing, continued if not")
+    train.add_argument(
+        "--profile",
+        action="store_true",
+        help="also trace five steps for XProf, into tensorboard/; see docs/performance.md",
+    )
     add_processes(train)
     add_quiet(train)
 

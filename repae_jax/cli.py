@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from absl import logging as absl_logging
 
 from repae_jax.arguments import make_parser
+from repae_jax.compilation_cache import use_compilation_cache
 from repae_jax.errors import RUN_AGAIN, TryAgain, UserError
 from repae_jax.overrides import PREFIX, apply_overrides, read_config
 
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if wrong:
         parser.error(f"unrecognized argument: {wrong[0]}")
     options.overrides = rest
+    use_compilation_cache()
     absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax explains itself at length
     try:
         return COMMANDS[options.command](options)
@@ -75,7 +77,7 @@ def _train(options):
     _join_processes(options)
     from repae_jax.training.loop import train
 
-    status = train(config, options.workdir, progress=not options.quiet)
+    status = train(config, options.workdir, progress=not options.quiet, profile=options.profile)
     print(f"run: {options.workdir}  (tensorboard --logdir {options.workdir})")
     return status
 

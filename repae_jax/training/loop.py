@@ -20,21 +20,31 @@ from repae_jax.training.checkpoints import FOLDER, Checkpoints
 from repae_jax.training.encode import fingerprint
 from repae_jax.training.feed import Feed
 from repae_jax.training.interruption import catch_signals
+from repae_jax.training.metrics import FOLDER as EVENTS
 from repae_jax.training.program import Program
 from repae_jax.training.reporter import Reporter
 from repae_jax.training.statistics import latent_moments
+from repae_jax.training.trace import Trace
 from repae_jax.validation import check_devices, check_files, validate
 
 BAD_IMAGES = "bad_images.txt"  # in the work directory: those that data.on_bad_image skipped
 SHARDING = "sharding.txt"  # in the work directory: where each array of the state is
 
 
-def train(config: ConfigDict, workdir: pathlib.Path, *, progress: bool = True) -> int:
+def train(
+    config: ConfigDict, workdir: pathlib.Path, *, progress: bool = True, profile: bool = False
+) -> int:
     """Train in `workdir` until `config.run.steps`, going on from its newest checkpoint.
 
     Everything that can be wrong with the input is checked before anything is written. SIGINT
     and SIGTERM save a checkpoint after the step in progress and end the run; a second one ends
     it at once. All processes of a job call it alike; the first writes.
+
+    Args:
+      config: of a new run, or of the one in `workdir`.
+      workdir: the run's folder.
+      progress: whether to show a bar.
+      profile: whether to trace a few steps (see `Trace`).
 
     Returns:
       The exit status: 0 when all steps are done, 75 when a signal ended the run before.
@@ -81,8 +91,13 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, progress: bool = True) -
             interruption = closing.enter_context(catch_signals())
         feed = Feed(batches, mesh, config.run.data_timeout)
         closing.callback(feed.close)
+        trace = None
+        if profile and processes.first:
+            folder = workdir / EVENTS
+            trace = Trace(folder, int(state.step), config.run.steps, reporter.say)
+            closing.callback(trace.close)
         try:
-            return _run(program, state, feed, checkpoints, reporter, interruption, processes)
+            return _run(program, state, feed, checkpoints, reporter, interruption, processes, trace)
         except UserError:
             if processes.count > 1:
                 closing.pop_all()  # each of them would wait for the other processes
@@ -104,18 +119,24 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, progress: bool = True) -
             ) from error
 
 
-def _run(program, state, feed, checkpoints, reporter, interruption, processes):
+def _run(program, state, feed, checkpoints, reporter, interruption, processes, trace):
     run, key = program.config.run, program.key()
     measured_every = program.config.evaluation.every
     step, last, stop = int(state.step), program.config.run.steps, False
     if step:
         reporter.say(f"going on from step {step}")
     reporter.begin(step)
-    pending = None
+    pending = metrics = None
     while step < last and not stop:
-        batch = next(feed)
-        state, metrics = program.step(state, batch, key, program.requests(interruption.is_set()))
+        if trace:
+            trace.before(step, metrics)
+        with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
+            batch = next(feed)
+            requests = program.requests(interruption.is_set())
+            state, metrics = program.step(state, batch, key, requests)
         step += 1
+        if trace:
+            trace.after(step, metrics)
         # The metrics of a step are read while the next one runs.
         if pending is not None:
             stop = reporter.step(*pending)

@@ -55,6 +55,17 @@ def test_more_steps_go_on_from_the_last(trained, teacher, tmp_path, capsys):
     assert json.loads((workdir / "config.json").read_text())["run"]["steps"] == 5
 
 
+def test_a_profile_is_of_the_last_steps_of_a_short_run(trained, teacher, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    assert main([*words(workdir, teacher, steps=11), "--profile"]) == 0
+    assert "traced steps 7 to 11: tensorboard --logdir" in capsys.readouterr().out
+    (traced,) = workdir.glob("tensorboard/plugins/profile/*/*.xplane.pb")
+    content = traced.read_bytes()
+    assert b"step_num" in content  # by which XProf tells the steps from each other
+    assert len(read_history(workdir)["vae_loss"][0]) == 11
+
+
 def test_sample_and_report_use_the_run(trained, tmp_path, capsys):
     output = tmp_path / "grid.png"
     options = ["--output", str(output), "--quiet", "--guidance-scale", "2"]
