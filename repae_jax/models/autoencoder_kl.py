@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from repae_jax.models.layers import conv
+from repae_jax.models.layers import conv_of
 from repae_jax.models.remat import rematerialised
 
 # Dimensions of the published families. `attention_levels` are the levels (0 = full resolution)
@@ -92,17 +92,18 @@ class ResBlock(nn.Module):
     features: int
     groups: int
     dtype: jnp.dtype
+    kernel_gradient: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, C) -> (B, H, W, features)."""
-        width = x.shape[-1]
+        width, conv = x.shape[-1], conv_of(self)
         h = GroupNorm(self.groups, self.dtype, name="norm1")(x)
-        h = conv(width, self.features, 3, dtype=self.dtype, name="conv1")(h)
+        h = conv(width, self.features, 3, name="conv1")(h)
         h = GroupNorm(self.groups, self.dtype, name="norm2")(h)
-        h = conv(self.features, self.features, 3, dtype=self.dtype, name="conv2")(h)
+        h = conv(self.features, self.features, 3, name="conv2")(h)
         if width != self.features:
-            x = conv(width, self.features, 1, dtype=self.dtype, name="shortcut")(x)
+            x = conv(width, self.features, 1, name="shortcut")(x)
         return x + h
 
 
@@ -111,15 +112,17 @@ class SpatialAttention(nn.Module):
 
     groups: int
     dtype: jnp.dtype
+    kernel_gradient: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, C) -> (B, H, W, C)."""
         batch, height, width, channels = x.shape
+        conv = conv_of(self)
         h = GroupNorm(self.groups, self.dtype, activate=False, name="norm")(x)
 
         def project(name, h):
-            return conv(channels, channels, 1, dtype=self.dtype, name=name)(h)
+            return conv(channels, channels, 1, name=name)(h)
 
         q, k, v = (project(name, h).reshape(batch, height * width, 1, channels) for name in "qkv")
         h = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
@@ -135,15 +138,17 @@ class Level(nn.Module):
     groups: int
     dtype: jnp.dtype
     remat: str
+    kernel_gradient: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         block = rematerialised(ResBlock, self.remat)
         attention = rematerialised(SpatialAttention, self.remat)
+        shared = (self.groups, self.dtype, self.kernel_gradient)
         for i in range(self.num_blocks):
-            x = block(self.features, self.groups, self.dtype, name=f"block_{i}")(x)
+            x = block(self.features, *shared, name=f"block_{i}")(x)
             if self.attention:
-                x = attention(self.groups, self.dtype, name=f"attn_{i}")(x)
+                x = attention(*shared, name=f"attn_{i}")(x)
         return x
 
 
@@ -154,15 +159,17 @@ class Middle(nn.Module):
     dtype: jnp.dtype
     attention: bool
     remat: str
+    kernel_gradient: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         block = rematerialised(ResBlock, self.remat)
-        x = block(x.shape[-1], self.groups, self.dtype, name="block_1")(x)
+        shared = (self.groups, self.dtype, self.kernel_gradient)
+        x = block(x.shape[-1], *shared, name="block_1")(x)
         if self.attention:
             attention = rematerialised(SpatialAttention, self.remat)
-            x = attention(self.groups, self.dtype, name="attn_1")(x)
-        return block(x.shape[-1], self.groups, self.dtype, name="block_2")(x)
+            x = attention(*shared, name="attn_1")(x)
+        return block(x.shape[-1], *shared, name="block_2")(x)
 
 
 class Encoder(nn.Module):
@@ -177,10 +184,12 @@ class Encoder(nn.Module):
     groups: int
     dtype: jnp.dtype
     remat: str
+    kernel_gradient: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        h = conv(x.shape[-1], self.channels, 3, dtype=self.dtype, name="conv_in")(x)
+        conv = conv_of(self)
+        h = conv(x.shape[-1], self.channels, 3, name="conv_in")(x)
         last = len(self.multipliers) - 1
         for i, multiplier in enumerate(self.multipliers):
             h = Level(
@@ -190,6 +199,7 @@ class Encoder(nn.Module):
                 self.groups,
                 self.dtype,
                 self.remat,
+                self.kernel_gradient,
                 name=f"down_{i}",
             )(h)
             if i != last:
@@ -200,12 +210,18 @@ class Encoder(nn.Module):
                     3,
                     stride=2,
                     padding=((0, 1), (0, 1)),
-                    dtype=self.dtype,
                     name=f"downsample_{i}",
                 )(h)
-        h = Middle(self.groups, self.dtype, self.middle_attention, self.remat, name="mid")(h)
+        h = Middle(
+            self.groups,
+            self.dtype,
+            self.middle_attention,
+            self.remat,
+            self.kernel_gradient,
+            name="mid",
+        )(h)
         h = GroupNorm(self.groups, self.dtype, name="norm_out")(h)
-        return conv(h.shape[-1], 2 * self.latent_channels, 3, dtype=self.dtype, name="conv_out")(h)
+        return conv(h.shape[-1], 2 * self.latent_channels, 3, name="conv_out")(h)
 
 
 class Decoder(nn.Module):
@@ -220,12 +236,21 @@ class Decoder(nn.Module):
     groups: int
     dtype: jnp.dtype
     remat: str
+    kernel_gradient: str
 
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
         width = self.channels * self.multipliers[-1]
-        h = conv(z.shape[-1], width, 3, dtype=self.dtype, name="conv_in")(z)
-        h = Middle(self.groups, self.dtype, self.middle_attention, self.remat, name="mid")(h)
+        conv = conv_of(self)
+        h = conv(z.shape[-1], width, 3, name="conv_in")(z)
+        h = Middle(
+            self.groups,
+            self.dtype,
+            self.middle_attention,
+            self.remat,
+            self.kernel_gradient,
+            name="mid",
+        )(h)
         for i in reversed(range(len(self.multipliers))):
             h = Level(
                 self.channels * self.multipliers[i],
@@ -234,13 +259,14 @@ class Decoder(nn.Module):
                 self.groups,
                 self.dtype,
                 self.remat,
+                self.kernel_gradient,
                 name=f"up_{i}",
             )(h)
             if i != 0:
                 h = upsample_nearest(h)
-                h = conv(h.shape[-1], h.shape[-1], 3, dtype=self.dtype, name=f"upsample_{i}")(h)
+                h = conv(h.shape[-1], h.shape[-1], 3, name=f"upsample_{i}")(h)
         h = GroupNorm(self.groups, self.dtype, name="norm_out")(h)
-        return conv(h.shape[-1], self.image_channels, 3, dtype=self.dtype, name="conv_out")(h)
+        return conv(h.shape[-1], self.image_channels, 3, name="conv_out")(h)
 
 
 def upsample_nearest(x: jax.Array) -> jax.Array:
@@ -268,6 +294,7 @@ class AutoencoderKL(nn.Module):
         them, SD3.5 and FLUX do not).
       groups: groups of every GroupNorm; must divide every level's width.
       remat: of the blocks and attentions, one of `remat.POLICIES`.
+      kernel_gradient: of the convolutions, one of `convolution.KERNEL_GRADIENTS`.
     """
 
     channels: int
@@ -281,6 +308,7 @@ class AutoencoderKL(nn.Module):
     image_channels: int = 3
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
+    kernel_gradient: str = "convolution"
 
     @classmethod
     def from_pretrained(cls, name, *, dtype=jnp.float32):
@@ -304,13 +332,14 @@ class AutoencoderKL(nn.Module):
             groups=self.groups,
             dtype=self.dtype,
             remat=self.remat,
+            kernel_gradient=self.kernel_gradient,
         )
         self.encoder = Encoder(latent_channels=self.latent_channels, **shared)
         self.decoder = Decoder(image_channels=self.image_channels, **shared)
         if self.quant_conv:
-            c = self.latent_channels
-            self.quant = conv(2 * c, 2 * c, 1, dtype=self.dtype)
-            self.post_quant = conv(c, c, 1, dtype=self.dtype)
+            c, conv = self.latent_channels, conv_of(self)
+            self.quant = conv(2 * c, 2 * c, 1)
+            self.post_quant = conv(c, c, 1)
 
     def encode(self, images: jax.Array) -> Posterior:
         """Images (B, H, W, 3) in [-1, 1] -> posterior over (B, H / f, W / f, c)."""

@@ -7,7 +7,7 @@ from jax.nn import initializers
 
 from repae_jax.errors import UserError
 from repae_jax.models.batch_norm import BatchNorm
-from repae_jax.models.layers import conv
+from repae_jax.models.layers import conv_of
 
 
 def _scale_init(key, shape, dtype=jnp.float32):
@@ -24,11 +24,13 @@ class PatchDiscriminator(nn.Module):
       num_layers: convolutions of stride 2.
       filters: channels after the first of them.
       dtype: of the convolutions; BatchNorm's statistics and the logits are float32.
+      kernel_gradient: of the convolutions, one of `convolution.KERNEL_GRADIENTS`.
     """
 
     num_layers: int = 3
     filters: int = 64
     dtype: jnp.dtype = jnp.float32
+    kernel_gradient: str = "convolution"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -58,14 +60,13 @@ class PatchDiscriminator(nn.Module):
         return x.astype(jnp.float32)
 
     def _conv(self, x, index, features, *, stride, bias):
-        return conv(
+        return conv_of(self)(
             x.shape[-1],
             features,
             4,
             stride=stride,
             padding=((1, 1), (1, 1)),
             bias=bias,
-            dtype=self.dtype,
             kernel_init=initializers.normal(0.02),
             name=f"conv_{index}",
         )(x)

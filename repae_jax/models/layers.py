@@ -1,5 +1,6 @@
 """Pieces shared by the models: initialisers, position tables, attention, the MLP."""
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -8,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.nn import initializers
+
+from repae_jax.models.convolution import Conv
 
 
 def torch_uniform(fan_in: int):
@@ -30,26 +33,34 @@ def conv(
     bias: bool = True,
     dtype=jnp.float32,
     kernel_init=None,
+    kernel_gradient: str = "convolution",
     name: str | None = None,
-) -> nn.Conv:
+) -> Conv:
     """A square 2-D convolution over (B, H, W, C), initialised as PyTorch does.
 
     `padding` is symmetric "same" padding for odd kernels by default; pass ((top, bottom),
-    (left, right)) for anything else. `kernel_init` overrides the weights' initialiser only.
+    (left, right)) for anything else. `kernel_init` overrides the weights' initialiser only;
+    `kernel_gradient` is one of `convolution.KERNEL_GRADIENTS`.
     """
     init = torch_uniform(in_features * kernel * kernel)
     pad = (kernel - 1) // 2
-    return nn.Conv(
+    return Conv(
         features,
-        (kernel, kernel),
-        (stride, stride),
+        kernel,
+        stride,
         padding=((pad, pad), (pad, pad)) if padding is None else padding,
         use_bias=bias,
         dtype=dtype,
         kernel_init=init if kernel_init is None else kernel_init,
         bias_init=init,
+        kernel_gradient=kernel_gradient,
         name=name,
     )
+
+
+def conv_of(module: nn.Module) -> Callable[..., Conv]:
+    """`conv` with the module's own `dtype` and `kernel_gradient`."""
+    return functools.partial(conv, dtype=module.dtype, kernel_gradient=module.kernel_gradient)
 
 
 def sincos_position_table(dim: int, grid: int) -> np.ndarray:
