@@ -19,7 +19,7 @@ def add_original(parser: argparse.ArgumentParser) -> None:
 
 
 def load(checkout: str) -> types.SimpleNamespace:
-    """The tests' modules that run it: `networks`, `loop`, and `parity` for arrays and tensors.
+    """The tests' modules that run it: `networks`, `loop`, `comparison` and `parity`.
 
     To be called before anything else imports torch: an old torchvision is made to import, too.
     """
@@ -29,11 +29,17 @@ def load(checkout: str) -> types.SimpleNamespace:
         )
     os.environ["REPAE_ORIGINAL"] = checkout
     sys.path[:0] = [str(TESTS), str(TESTS / "training")]
+    import original_comparison
     import original_loop
     import original_networks
     import parity
 
-    return types.SimpleNamespace(networks=original_networks, loop=original_loop, parity=parity)
+    return types.SimpleNamespace(
+        networks=original_networks,
+        loop=original_loop,
+        comparison=original_comparison,
+        parity=parity,
+    )
 
 
 def sit(original, arch: str, *, latent_size: int, latent_channels: int, teacher_dims=(768,)):

@@ -66,9 +66,9 @@ OPTIMIZERS = {
     "discriminator": "optimizer_loss_fn",
 }
 LOADERS = {
-    "sit": lambda arrays: load_sit(arrays, MODELS.sit),
-    "vae": lambda arrays: {"params": load_vae(arrays, MODELS.vae)},
-    "discriminator": lambda arrays: load_discriminator(arrays, MODELS.discriminator),
+    "sit": lambda arrays, models=MODELS: load_sit(arrays, models.sit),
+    "vae": lambda arrays, models=MODELS: {"params": load_vae(arrays, models.vae)},
+    "discriminator": lambda arrays, models=MODELS: load_discriminator(arrays, models.discriminator),
 }
 
 
@@ -205,10 +205,10 @@ def run_theirs(networks: Mapping[str, torch.nn.Module], case: Case) -> tuple[lis
     return metrics, their_arrays(networks, training)
 
 
-def our_state(networks: Mapping[str, torch.nn.Module]) -> TrainState:
-    """Our state from the original's modules, through their state dicts and our name tables."""
+def our_state(networks: Mapping[str, torch.nn.Module], models: Models = MODELS) -> TrainState:
+    """The state of our `models` from the original's, by their state dicts and our name tables."""
     parts = _parts(networks)
-    loaded = {name: LOADERS[name](state_of(part)) for name, part in parts.items()}
+    loaded = {name: LOADERS[name](state_of(part), models) for name, part in parts.items()}
     params = {name: variables["params"] for name, variables in loaded.items()}
     batch_stats = {"latent_norm": loaded["sit"]["batch_stats"]}
     frozen = {"sit": {"constants": loaded["sit"]["constants"]}}
@@ -217,7 +217,7 @@ def our_state(networks: Mapping[str, torch.nn.Module]) -> TrainState:
         batch_stats["discriminator"] = loaded["discriminator"]["batch_stats"]
         if loss.lecam_regularization_weight:
             batch_stats["lecam"] = _lecam(loss)
-        frozen["lpips"] = load_lpips(state_of(loss.perceptual_loss.lpips), MODELS.lpips)
+        frozen["lpips"] = load_lpips(state_of(loss.perceptual_loss.lpips), models.lpips)
         trained = tuple(parts)
     optimizers = {name: adamw(RATES[name]) for name in trained}  # their states know no rate
     state = create_state(params, batch_stats, frozen, optimizers)
@@ -260,20 +260,27 @@ def their_arrays(networks: Mapping[str, torch.nn.Module], training) -> dict[str,
 
 def _their_step(training, vae, case, step):
     batch, draws = make_batch(step)
+    cached = {"latents": moments(vae, batch["image"])} if case.frozen_vae else {}
+    return their_step(training, batch, draws, **cached)
+
+
+def their_step(training, batch: Mapping, draws: Draws, **cached) -> dict[str, float]:
+    """One step of the original's loop on our batch and draws; returns what it logs.
+
+    With a frozen VAE `cached` has the batch's "latents", as `moments` gives them.
+    """
     image, posterior_noise, noise = (
         to_nchw(array) for array in (batch["image"], draws.posterior_noise, draws.noise)
     )
     time = torch.tensor(draws.time)[:, None, None, None]
     keep = 1.0 - torch.tensor(draws.label_drop).float()  # a label is dropped below 0.1
-    variables, posterior = {}, "randn"
-    if case.frozen_vae:
-        variables, posterior = {"latents": _moments(vae, image)}, "randn_like"
+    posterior = "randn_like" if cached else "randn"
     return training.step(
         image,
         torch.tensor(batch["label"]).long(),
         [torch.tensor(tokens) for tokens in batch["teacher_tokens"]],
         [(posterior, posterior_noise), ("rand", time), ("randn_like", noise), ("rand", keep)],
-        **variables,
+        **cached,
     )
 
 
@@ -289,8 +296,8 @@ def _lecam(loss):
     return {name: mean.numpy().copy().reshape(()) for name, mean in means.items()}
 
 
-def _moments(vae, image):
-    """What the original caches of an image: mean and standard deviation, (B, 2c, h, w)."""
+def moments(vae, images: np.ndarray) -> torch.Tensor:
+    """What the original caches of images: mean and standard deviation, (B, 2c, h, w)."""
     with torch.no_grad():
-        posterior = vae.encode(image.float() / 127.5 - 1.0)
+        posterior = vae.encode(to_nchw(images).float() / 127.5 - 1.0)
     return torch.cat([posterior.mean, posterior.std], dim=1)

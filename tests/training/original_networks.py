@@ -84,11 +84,19 @@ def make_vae(seed: int) -> torch.nn.Module:
     return randomise(vae, seed)
 
 
-def make_vae_loss(seed: int, **changes) -> torch.nn.Module:
+def make_vae_loss(
+    seed: int,
+    *,
+    filters: int = DISCRIMINATOR_FILTERS,
+    vgg_shrink: int = VGG_SHRINK,
+    **changes,
+) -> torch.nn.Module:
     """The VAE's loss with discriminator and LPIPS, all weights random; configured by its yaml file.
 
     Args:
       seed: of the weights.
+      filters: the discriminator's; 64 is its size.
+      vgg_shrink: VGG16's widths are divided by it; 1 is its size.
       changes: values of the file's `losses` to replace.
     """
     import yaml
@@ -102,18 +110,18 @@ def make_vae_loss(seed: int, **changes) -> torch.nn.Module:
     config = AttributeDict({name: AttributeDict(part) for name, part in config.items()})
 
     with (
-        mock.patch.object(lpips.models, "vgg16", _small_vgg16),
+        mock.patch.object(lpips.models, "vgg16", functools.partial(_vgg16, vgg_shrink)),
         mock.patch.object(lpips.LPIPS, "load_pretrained"),
         mock.patch.object(
             losses,
             "NLayerDiscriminator",
-            functools.partial(losses.NLayerDiscriminator, ndf=DISCRIMINATOR_FILTERS),
+            functools.partial(losses.NLayerDiscriminator, ndf=filters),
         ),
     ):
         loss = losses.ReconstructionLoss_Single_Stage(config)
     distance = loss.perceptual_loss.lpips
     for k, width in enumerate(distance.chns):
-        setattr(distance, f"lin{k}", lpips.NetLinLayer(width // VGG_SHRINK, use_dropout=True))
+        setattr(distance, f"lin{k}", lpips.NetLinLayer(width // vgg_shrink, use_dropout=True))
     _randomise_vae_loss(loss, seed)
     return loss
 
@@ -144,10 +152,10 @@ def _statistics(channels, seed):
     return positive, torch.randn(channels, generator=generator)
 
 
-def _small_vgg16(weights):
+def _vgg16(shrink, weights):
     from torchvision.models import vgg
 
-    widths = [n if n == "M" else n // VGG_SHRINK for n in vgg.cfgs["D"]]
+    widths = [n if n == "M" else n // shrink for n in vgg.cfgs["D"]]
     return types.SimpleNamespace(features=vgg.make_layers(widths))
 
 
