@@ -104,8 +104,8 @@ def _explained(data: bytes, name: str) -> Iterator[None]:
     except Exception as error:  # PIL and numpy raise many kinds for damaged files
         reason = _without_address(error) if data else "it is empty"
         raise BadImage(
-            f"{name}: not a readable image ({reason}); repair or remove it, or pass over such "
-            'images with data.on_bad_image = "skip" (prepare: --on-bad-image skip)'
+            f"{name}: not a readable image ({reason}); repair or remove it (train, encode: or pass "
+            'over such images with data.on_bad_image = "skip"; prepare: --on-bad-image skip)'
         ) from error
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from repae_jax.data.decode import checked_size, decode_cropped, decode_pixels, read_file
 from repae_jax.data.folder import SUFFIXES
 from repae_jax.data.manifest import MANIFEST, read_manifest
+from repae_jax.data.npz import open_array
 from repae_jax.data.pipeline import eval_batches
 from repae_jax.data.shards import PackedRecords
 from repae_jax.errors import UserError
@@ -141,11 +142,20 @@ def _open_pictures(folder, resolution):
 
 
 def _pictures(folder):
+    above = {}  # folder -> those that it lies in: one that links to them would never end
     for root, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]  # not looked into
+        inside = above.pop(root, frozenset()) | {_identity(root)}
+        below = [(name, os.path.join(root, name)) for name in folders if not name.startswith(".")]
+        folders[:] = [name for name, path in below if _identity(path) not in inside]
+        above |= {os.path.join(root, name): inside for name in folders}
         for name in names:
             if name.lower().endswith(SUFFIXES) and not name.startswith("."):
                 yield os.path.join(root, name)
+
+
+def _identity(folder):
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -203,9 +213,7 @@ def _array_file(path):
     """The open images of an .npz, behind their header, and their shape."""
     with contextlib.ExitStack() as opened:
         with _explained(path):
-            archive = opened.enter_context(zipfile.ZipFile(path))
-            file = opened.enter_context(archive.open(f"{IMAGES}.npy"))
-            shape, dtype = _read_header(file)
+            file, shape, dtype = opened.enter_context(open_array(path, IMAGES))
             if dtype != np.uint8 or len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3:
                 raise ValueError(f"{IMAGES} is {dtype} {shape}, not uint8 (N, H, H, 3)")
         yield file, shape
@@ -219,14 +227,3 @@ def _explained(path):
         raise UserError(
             f"{path}: no whole .npz with RGB pixels in {IMAGES} ({error}); make it anew"
         ) from error
-
-
-def _read_header(file):
-    version = np.lib.format.read_magic(file)
-    read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
-        version, np.lib.format.read_array_header_2_0
-    )
-    shape, fortran, dtype = read(file)
-    if fortran:
-        raise ValueError("the array is in Fortran's order")
-    return shape, dtype

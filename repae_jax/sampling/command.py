@@ -50,8 +50,8 @@ def sampled_config(workdir: pathlib.Path) -> ConfigDict:
     """
     if workdir.is_file():
         raise UserError(
-            f"--workdir {workdir} is a file: sampling needs a work directory; `convert` makes one "
-            "of the original's checkpoint"
+            f"--workdir {workdir} is a file: sampling needs a work directory; of the original's "
+            f"checkpoint `python -m repae_jax convert {workdir} DIRECTORY` makes one"
         )
     if _is_of_diffusers(workdir / CONFIG):
         raise UserError(

@@ -20,6 +20,7 @@ import numpy as np
 from repae_jax.atomic import entries, locked, remove_temporaries, replacing, write_atomically
 from repae_jax.data.images import encode_pixels
 from repae_jax.data.manifest import read_json, write_json
+from repae_jax.data.npz import open_array
 from repae_jax.data.unfinished import check_same
 from repae_jax.errors import UserError
 from repae_jax.evaluation.figures import image_grid, save_png
@@ -174,9 +175,7 @@ class Npz(Output):
             with open(self.partial, "rb") as file:
                 yield file
             return
-        with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
-            np.lib.format.read_magic(file)
-            np.lib.format.read_array_header_1_0(file)
+        with open_array(self.path, "arr_0") as (file, _, _):
             yield file
 
     @property

@@ -70,6 +70,15 @@ def test_folders_of_pictures_may_be_links_and_hidden_ones_are_left_out(tmp_path)
     assert open_images(tmp_path / "pictures").count == 7
 
 
+def test_a_link_to_a_folder_above_does_not_lead_in_a_circle(tmp_path):
+    pictures = tmp_path / "pictures"
+    write_pictures(pictures / "a")
+    (pictures / "a" / "again").symlink_to(pictures)
+    (pictures / "a" / "itself").symlink_to(pictures / "a")
+    (pictures / "b").symlink_to(pictures / "a")  # the same pictures twice, as is asked for
+    assert open_images(pictures).count == 2 * 7
+
+
 def test_pictures_that_are_no_squares_or_grey_are_cropped_to_rgb(tmp_path):
     Image.fromarray(IMAGES[0, :8]).save(tmp_path / "flat.PNG")
     Image.fromarray(IMAGES[1, ..., 0]).save(tmp_path / "grey.png")

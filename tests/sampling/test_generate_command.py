@@ -29,8 +29,6 @@ from repae_jax.evaluation.figures import image_grid
 from repae_jax.sampling import generate_command
 from repae_jax.sampling.labels import choose_labels
 from repae_jax.training import workdir as work_directory
-from repae_jax.training.build import build_models, state_shapes
-from repae_jax.training.checkpoints import Checkpoints
 from repae_jax.training.run import open_run
 
 KILLS = int(os.environ.get("REPAE_KILLS", "1"))
@@ -38,28 +36,9 @@ SIDE = 32
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(random_run):
     """A work directory whose images depend on their classes, as after training."""
-    workdir = tmp_path_factory.mktemp("runs") / "run"
-    config = tiny.get_config()
-    shapes = state_shapes(config, build_models(config))
-    rng = np.random.default_rng(0)
-    state = jax.tree_util.tree_map_with_path(lambda *leaf: random_leaf(rng, *leaf), shapes)
-    work_directory.claim(workdir, config)
-    checkpoints = Checkpoints(workdir)
-    checkpoints.save(4, state.replace(step=np.int32(4), opt_state={}), {})
-    checkpoints.close()
-    return workdir
-
-
-def random_leaf(rng, path, leaf):
-    """An array of that shape: nothing is zero, as much of a fresh SiT is."""
-    values = 0.1 * rng.standard_normal(leaf.shape)
-    if len(leaf.shape) > 1:  # weights keep the size of what they multiply
-        values *= 10 / np.sqrt(np.prod(leaf.shape[:-1]))
-    elif "scale" in str(path[-1]) or "var" in str(path[-1]):
-        values = 1 + abs(values)
-    return values.astype(leaf.dtype)
+    return random_run
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +278,7 @@ def test_what_cannot_be_sampled_is_said(tmp_path, capsys):
     assert "holds a VAE for diffusers" in capsys.readouterr().err
     (tmp_path / "0400000.pt").write_bytes(b"")
     assert main(words(tmp_path / "0400000.pt", output)) == 2
-    assert "`convert` makes one of the original's checkpoint" in capsys.readouterr().err
+    assert f"convert {tmp_path / '0400000.pt'} DIRECTORY` makes one" in capsys.readouterr().err
     assert not output.exists()
 
 
