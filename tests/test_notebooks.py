@@ -24,7 +24,17 @@ SAID = {
         r"normalised +mean +(\S+)": (-0.1, 0.1),
         r"normalised .*standard deviation +(\S+)": (0.9, 1.1),
         r"and back, within (\S+)": (0.0, 1e-4),
-    }
+    },
+    "sampling": {
+        r"euler: order (\S+),": (0.8, 1.2),
+        r"heun: order (\S+),": (1.25, 2.5),
+        r"real held-out digits read rightly: (\S+) %": (97.0, 100.0),
+        r"guidance none +read as asked +(\S+) %": (70.0, 97.0),  # by chance: 10
+        r"guidance 2 +read as asked +(\S+) %": (97.0, 100.0),
+        r"ODE: images from one start differ by (\S+)": (0.0, 1e-3),
+        r"SDE: images from one start differ by (\S+)": (0.1, 0.6),  # digits of a class: about 0.3
+        r"made alone: at most (\S+) of 255": (0, 1),
+    },
 }
 # the same where a notebook says it at all: diffusers may be missing, or at odds with torchvision
 SAID_PERHAPS = {

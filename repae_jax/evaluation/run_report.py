@@ -63,6 +63,11 @@ def report_command(options: argparse.Namespace) -> int:
     if history:
         text = f"Training, step by step, up to step {int(run.state.step)}."
         page.add("Loss curves", "losses", loss_curves(history, CURVES), text)
+    prefix = "evaluation/"
+    measures = {tag[len(prefix) :]: (tag,) for tag in sorted(history) if tag.startswith(prefix)}
+    if measures:
+        text = "Of few images: to follow the run by, not to compare with published figures."
+        page.add("Measures of the run", "measures", loss_curves(history, measures), text)
     path = write_report(
         options.workdir / "report.html",
         title=f"{run.config.name or 'run'}: step {int(run.state.step)}",

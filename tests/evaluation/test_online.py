@@ -41,6 +41,13 @@ def test_figures_are_there_for_tensorboard(measured):
         assert history[f"evaluation/{name}"][0].tolist() == [2, 3]
 
 
+def test_the_report_draws_them(measured):
+    assert main(["report", "--workdir", str(measured), "--samples", "20", "--quiet"]) == 0
+    page = (measured / "report.html").read_text()
+    assert "Measures of the run" in page
+    assert (measured / "report" / "measures.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_distance_is_that_of_generated_and_training_images(measured):
     run = open_run(measured)
     labels = (np.arange(SAMPLES) % 10).astype(np.int32)
