@@ -122,10 +122,11 @@ def discriminator(side: int, filters: int, layers: int) -> int:
     return total + convolution(side - 1, 4, before, 1)
 
 
-def arithmetic(config, models) -> dict[str, int]:
+def arithmetic(config, models, *, teachers: bool = True) -> dict[str, int]:
     """Operations of one image's part of a step, by part: a backward pass costs two forward ones.
 
-    It costs one where only the input, or only the weights, want a gradient.
+    It costs one where only the input, or only the weights, want a gradient. Without `teachers`
+    their tokens are given.
     """
     side, trained = config.data.resolution, config.train
     encoder, decoder = vae(models.vae, side)
@@ -141,7 +142,7 @@ def arithmetic(config, models) -> dict[str, int]:
         filters, layers = models.discriminator.filters, models.discriminator.num_layers
         # fake for the VAE: forward, and back to the image; real and fake for itself: all
         parts["discriminator"] = 8 * discriminator(side, filters, layers)
-    if models.teachers:
+    if models.teachers and teachers:
         parts["teachers"] = sum(vit(teacher.model, side) for teacher in models.teachers.values())
     return parts
 

@@ -1,24 +1,35 @@
-"""Images per second of the train step here and of the original's, side by side in one run.
+r"""Images per second of the train step here and of the original's, side by side in one run.
 
     python benchmarks/step.py repae --original PATH/TO/REPA-E     # the VAE and the SiT jointly
     python benchmarks/step.py ldm   --original PATH/TO/REPA-E     # the SiT on cached latents
 
-The same random weights, images, draws and teacher tokens on both sides, float32, every network at
-full size: SiT-B/2, f8d4, LPIPS' VGG16, the discriminator, all terms on, updates and moving average
-included. The original's side is the statements of its own loop, eager and, with --compile, as its
---compile does it. What both log must agree before anything is timed.
+    python benchmarks/step.py repae --original PATH/TO/REPA-E --device cuda --dtype bfloat16 \
+        --compile --arch SiT-XL/2 --vae f8d4 --resolution 256 --batch-size 64      # on a GPU
+
+The same random weights, images, draws and teacher tokens on both sides, every network at full size:
+SiT, VAE, LPIPS' VGG16, the discriminator, all terms on, updates and moving average included. The
+original's side is the statements of its own loop, eager and, with --compile, as its --compile does
+it; its bfloat16 is autocast, with TF32 in the loss terms, as it ships. On a CPU ours computes
+kernel gradients by products (`config.compute.kernel_gradient`). What both log must agree before
+anything is timed.
 """
 
 import argparse
+import dataclasses
+import os
+import types
 from collections.abc import Callable
 from typing import Any
 
+import flops
 import numpy as np
 import original as originals
 from side_by_side import alternate, report
 
 TEACHER_DIM = 768
-AGREE = 1e-3  # relative: of float32 at full size, and no tighter than both sides' own rounding
+FACTORS, CHANNELS = {"f8d4": 8, "f16d32": 16}, {"f8d4": 4, "f16d32": 32}
+# Relative differences of the first step's metrics that rounding explains.
+AGREE = {"float32": 1e-3, "bfloat16": 1e-1}
 OURS_ALONE = ("latent_std", "skipped")
 
 
@@ -28,11 +39,12 @@ def make_batch(options: argparse.Namespace, side: int):
 
     rng = np.random.default_rng(0)
     count = options.batch_size
-    latents = (count, side, side, 4)
+    pixels, grid = options.resolution, side // int(options.arch.partition("/")[2])
+    latents = (count, side, side, CHANNELS[options.vae])
     batch = {
-        "image": rng.integers(0, 256, (count, 8 * side, 8 * side, 3), dtype=np.uint8),
+        "image": rng.integers(0, 256, (count, pixels, pixels, 3), dtype=np.uint8),
         "label": rng.integers(0, 1000, count).astype(np.int32),
-        "teacher_tokens": (rng.normal(size=(count, side**2 // 4, TEACHER_DIM)).astype(np.float32),),
+        "teacher_tokens": (rng.normal(size=(count, grid**2, TEACHER_DIM)).astype(np.float32),),
     }
     draws = Draws(
         posterior_noise=rng.normal(size=latents).astype(np.float32),
@@ -45,6 +57,8 @@ def make_batch(options: argparse.Namespace, side: int):
 
 def make_models(options: argparse.Namespace, side: int):
     """Our networks."""
+    import jax.numpy as jnp
+
     from repae_jax.models.autoencoder_kl import VAE_CONFIGS, AutoencoderKL
     from repae_jax.models.batch_norm import LatentNorm
     from repae_jax.models.discriminator import PatchDiscriminator
@@ -52,24 +66,27 @@ def make_models(options: argparse.Namespace, side: int):
     from repae_jax.models.sit import SIT_CONFIGS, SiT
     from repae_jax.training.recipe import Models
 
+    dtype = jnp.dtype(options.dtype)
+    gradient = {"kernel_gradient": "products" if options.device == "cpu" else "convolution"}
     sit = SiT(
-        **SIT_CONFIGS[options.arch], latent_size=side, latent_channels=4, num_classes=1000,
-        teacher_dims=(TEACHER_DIM,),
+        **SIT_CONFIGS[options.arch], latent_size=side, latent_channels=CHANNELS[options.vae],
+        num_classes=1000, teacher_dims=(TEACHER_DIM,), dtype=dtype,
     )  # fmt: skip
     return Models(
-        vae=AutoencoderKL(**VAE_CONFIGS["f8d4"]),
+        vae=AutoencoderKL(**VAE_CONFIGS[options.vae], dtype=dtype, **gradient),
         sit=sit,
         latent_norm=LatentNorm(),
-        discriminator=PatchDiscriminator(),
-        lpips=LPIPS(rescale_inputs=True),
+        discriminator=PatchDiscriminator(dtype=dtype, **gradient),
+        lpips=LPIPS(rescale_inputs=True, dtype=dtype),
     )
 
 
 def make_networks(original, options: argparse.Namespace, side: int) -> dict[str, Any]:
     """The original's, under the names of its loop."""
+    channels = CHANNELS[options.vae]
     networks = {
-        "model": originals.sit(original, options.arch, latent_size=side, latent_channels=4),
-        "vae": originals.vae(original, "f8d4"),
+        "model": originals.sit(original, options.arch, latent_size=side, latent_channels=channels),
+        "vae": originals.vae(original, options.vae),
     }
     if options.recipe == "repae":
         loss = original.networks.make_vae_loss(3, filters=64, vgg_shrink=1)
@@ -91,7 +108,7 @@ def make_ours(original, networks, batch, draws, options, side) -> Callable[[], d
     objective = Objective(latent_norm="batch" if options.recipe == "repae" else "fixed")
     if options.recipe == "ldm":
         mean, std = original.latents.numpy().transpose(0, 2, 3, 1).reshape(
-            options.batch_size, side, side, 2, 4
+            options.batch_size, side, side, 2, -1
         ).transpose(3, 0, 1, 2, 4)  # fmt: skip
         batch = {k: v for k, v in batch.items() if k != "image"}
         batch |= {"latent_mean": mean, "latent_std": std}
@@ -112,7 +129,7 @@ def make_theirs(original, networks, batch, draws, options, *, compiled: bool = F
 
     import torch
 
-    networks = copy.deepcopy(networks)
+    networks = {name: copy.deepcopy(part).to(options.device) for name, part in networks.items()}
     loop = original.loop
     script = loop.REPAE if options.recipe == "repae" else loop.LDM_ONLY
     args = loop.default_args(script, compile=compiled)
@@ -122,20 +139,54 @@ def make_theirs(original, networks, batch, draws, options, *, compiled: bool = F
         cached["latents"] = original.latents
         trained.pop("vae")
     training = loop.Training(script, args, trained, loop.default_ema_decay(script))
+    if options.dtype == "bfloat16":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        accelerator = training.scope["accelerator"]
+        accelerator.autocast = lambda: torch.autocast(options.device, dtype=torch.bfloat16)
     if compiled:  # the parameters are the same tensors: optimizers and average stay as they are
         for name in trained:
             training.scope[name] = torch.compile(trained[name], backend="inductor", mode="default")
-    return lambda: original.comparison.their_step(training, batch, draws, **cached)
+    return lambda: original.comparison.their_step(
+        training, batch, draws, device=options.device, **cached
+    )
 
 
-def check_agreement(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, float]:
+def peak_memory(device: str) -> dict[str, float]:
+    """GB that each side has held on a GPU at most."""
+    if device == "cpu":
+        return {}
+    import jax
+    import torch
+
+    ours = jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]
+    return {"original": torch.cuda.max_memory_allocated() / 1e9, "ours": ours / 1e9}
+
+
+def work(options: argparse.Namespace, side: int) -> float:
+    """GFLOP of an image's step, by arithmetic (benchmarks/flops.py), without the teachers."""
+    trained = ("sit", "vae", "discriminator") if options.recipe == "repae" else ("sit",)
+    config = types.SimpleNamespace(
+        data=types.SimpleNamespace(resolution=options.resolution), train=trained
+    )
+    models = make_models(options, side)
+    if options.recipe == "ldm":
+        whole, _, heads = flops.sit(models.sit)
+        return 3 * (whole + heads) / 1e9
+    models = dataclasses.replace(models, teachers={"given": None})
+    parts = flops.arithmetic(config, models, teachers=False)
+    return sum(parts.values()) / 1e9
+
+
+def check_agreement(
+    ours: dict[str, float], theirs: dict[str, float], dtype: str
+) -> dict[str, float]:
     """The relative difference of every metric; ends the program where one is too large."""
     names = sorted(set(ours) - set(OURS_ALONE))
     assert names == sorted(theirs), set(names) ^ set(theirs)
     apart = {name: abs(ours[name] - theirs[name]) / max(abs(theirs[name]), 1e-6) for name in names}
     worst = max(apart, key=apart.get)
     print(f"the first step's metrics agree within {apart[worst]:.1e} ({worst})", flush=True)
-    if apart[worst] > AGREE:
+    if apart[worst] > AGREE[dtype]:
         raise SystemExit(f"{worst}: ours {ours[worst]}, theirs {theirs[worst]}: not the same step")
     return apart
 
@@ -146,6 +197,9 @@ def main() -> None:
     parser.add_argument("recipe", choices=["repae", "ldm"])
     originals.add_original(parser)
     parser.add_argument("--arch", default="SiT-B/2")
+    parser.add_argument("--vae", default="f8d4", choices=FACTORS)
+    parser.add_argument("--dtype", default="float32", choices=AGREE)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--resolution", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=5)
@@ -153,8 +207,10 @@ def main() -> None:
         "--compile", action="store_true", help="the original with torch.compile too"
     )
     options = parser.parse_args()
+    if options.device == "cuda":  # both sides share its memory
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     original = originals.load(options.original)
-    side = options.resolution // 8
+    side = options.resolution // FACTORS[options.vae]
     batch, draws = make_batch(options, side)
     networks = make_networks(original, options, side)
     if options.recipe == "ldm":
@@ -165,15 +221,22 @@ def main() -> None:
         sides["original, compiled"] = make_theirs(*inputs, compiled=True)
     sides["ours"] = make_ours(*inputs, side)
     first = {name: call() for name, call in sides.items()}
-    apart = check_agreement(first["ours"], first["original"])
+    apart = check_agreement(first["ours"], first["original"], options.dtype)
     seconds = alternate(sides, options.repeats)
-    report(
-        f"{options.recipe}: {options.arch}, f8d4 at {options.resolution} x {options.resolution}, "
-        f"batch {options.batch_size}, float32",
+    rates = report(
+        f"{options.recipe}: {options.arch}, {options.vae} at {options.resolution} x "
+        f"{options.resolution}, batch {options.batch_size}, {options.dtype}",
         seconds,
         options.batch_size,
         apart=apart,
+        peak_memory=peak_memory(options.device),
     )
+    gflop = work(options, side)
+    print(f"\n{gflop:.0f} GFLOP an image by arithmetic:")
+    for name, rate in rates.items():
+        print(f"  {name}: {rate * gflop / 1e3:.3f} TFLOP/s")
+    for name, peak in peak_memory(options.device).items():
+        print(f"  {name}: {peak:.1f} GB at most")
 
 
 if __name__ == "__main__":

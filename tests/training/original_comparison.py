@@ -264,23 +264,25 @@ def _their_step(training, vae, case, step):
     return their_step(training, batch, draws, **cached)
 
 
-def their_step(training, batch: Mapping, draws: Draws, **cached) -> dict[str, float]:
+def their_step(
+    training, batch: Mapping, draws: Draws, *, device: str = "cpu", **cached
+) -> dict[str, float]:
     """One step of the original's loop on our batch and draws; returns what it logs.
 
     With a frozen VAE `cached` has the batch's "latents", as `moments` gives them.
     """
     image, posterior_noise, noise = (
-        to_nchw(array) for array in (batch["image"], draws.posterior_noise, draws.noise)
+        to_nchw(array).to(device) for array in (batch["image"], draws.posterior_noise, draws.noise)
     )
-    time = torch.tensor(draws.time)[:, None, None, None]
-    keep = 1.0 - torch.tensor(draws.label_drop).float()  # a label is dropped below 0.1
+    time = torch.tensor(draws.time, device=device)[:, None, None, None]
+    keep = 1.0 - torch.tensor(draws.label_drop, device=device).float()  # dropped below 0.1
     posterior = "randn_like" if cached else "randn"
     return training.step(
         image,
-        torch.tensor(batch["label"]).long(),
-        [torch.tensor(tokens) for tokens in batch["teacher_tokens"]],
+        torch.tensor(batch["label"], device=device).long(),
+        [torch.tensor(tokens, device=device) for tokens in batch["teacher_tokens"]],
         [(posterior, posterior_noise), ("rand", time), ("randn_like", noise), ("rand", keep)],
-        **cached,
+        **{name: tensor.to(device) for name, tensor in cached.items()},
     )
 
 
