@@ -1,5 +1,11 @@
 """Operations counted in the traced program against torch's own counter, and against arithmetic."""
 
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,3 +83,22 @@ def test_what_is_recomputed_counts_again():
     one = 2 * 4 * 8 * 8
     assert plain == 2 * one + 3 * one
     assert again >= plain + one
+
+
+@pytest.mark.slow  # traces the full-size step three times, eight seconds each
+def test_the_full_size_step_computes_what_arithmetic_says():
+    """Nothing is wasted: REPA-E, REPA and SiT at 256 x 256, by benchmarks/flops.py."""
+    script = pathlib.Path(__file__).parents[2] / "benchmarks" / "flops.py"
+    name = "imagenet256_repae_sdvae.py"
+    command = [sys.executable, str(script), "--json", name, f"{name}:repa", f"{name}:sit"]
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[1])}
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) == 3
+    for figures in found:
+        assert figures["counted"] == pytest.approx(figures["arithmetic"], rel=0.03)
+    # the parts that the original's modules were measured to cost, GFLOP an image
+    parts = found[0]["parts"]
+    assert parts["VAE"] == pytest.approx(2685, rel=0.01)
+    assert parts["SiT with heads"] == pytest.approx(724, rel=0.01)
+    assert parts["LPIPS"] == pytest.approx(120, rel=0.01)
