@@ -125,11 +125,9 @@ def make_ours(original, networks, batch, draws, options, side) -> Callable[[], d
 
 def make_theirs(original, networks, batch, draws, options, *, compiled: bool = False):
     """A call that makes the next step of the original's loop; returns what it logs."""
-    import copy
-
     import torch
 
-    networks = {name: copy.deepcopy(part).to(options.device) for name, part in networks.items()}
+    networks = {name: part.to(options.device) for name, part in networks.items()}
     loop = original.loop
     script = loop.REPAE if options.recipe == "repae" else loop.LDM_ONLY
     args = loop.default_args(script, compile=compiled)
@@ -182,6 +180,7 @@ def check_agreement(
 ) -> dict[str, float]:
     """The relative difference of every metric; ends the program where one is too large."""
     names = sorted(set(ours) - set(OURS_ALONE))
+    theirs = {name: value for name, value in theirs.items() if name != "epoch"}
     assert names == sorted(theirs), set(names) ^ set(theirs)
     apart = {name: abs(ours[name] - theirs[name]) / max(abs(theirs[name]), 1e-6) for name in names}
     worst = max(apart, key=apart.get)
@@ -215,11 +214,13 @@ def main() -> None:
     networks = make_networks(original, options, side)
     if options.recipe == "ldm":
         original.latents = original.comparison.moments(networks["vae"], batch["image"])
-    inputs = (original, networks, batch, draws, options)
-    sides = {"original": make_theirs(*inputs)}
+    given = (batch, draws, options)
+    ours = make_ours(original, networks, *given, side)  # copies the weights, before they move
+    sides = {"original": make_theirs(original, networks, *given)}
     if options.compile:
-        sides["original, compiled"] = make_theirs(*inputs, compiled=True)
-    sides["ours"] = make_ours(*inputs, side)
+        again = make_networks(original, options, side)
+        sides["original, compiled"] = make_theirs(original, again, *given, compiled=True)
+    sides["ours"] = ours
     first = {name: call() for name, call in sides.items()}
     apart = check_agreement(first["ours"], first["original"], options.dtype)
     seconds = alternate(sides, options.repeats, warm_up=0)  # that was it
