@@ -79,16 +79,21 @@ def _backward(stride, padding, kept, g):
 
 
 def _products(x, g, size, stride, padding):
-    """The kernel's gradient (h, w, C, D) from x (B, H, W, C) and g (B, H', W', D)."""
+    """The kernel's gradient (h, w, C, D) from x (B, H, W, C) and g (B, H', W', D).
+
+    One tap after the other, so that what one of them sees of x is in memory once, not size times.
+    """
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     rows, columns = (stride * (n - 1) + 1 for n in g.shape[1:3])
     g = g.reshape(-1, g.shape[-1])
 
-    def tap(i, j):
-        seen = x[:, i : i + rows : stride, j : j + columns : stride]
-        return seen.reshape(-1, x.shape[-1]).T @ g
+    def tap(place):
+        seen = lax.dynamic_slice(x, (0, *place, 0), (x.shape[0], rows, columns, x.shape[3]))
+        seen = seen[:, ::stride, ::stride].reshape(-1, x.shape[-1])
+        return seen.T @ g
 
-    return jnp.stack([jnp.stack([tap(i, j) for j in range(size[1])]) for i in range(size[0])])
+    places = jnp.stack(jnp.meshgrid(*map(jnp.arange, size), indexing="ij"), -1).reshape(-1, 2)
+    return lax.map(tap, places).reshape(*size, x.shape[-1], g.shape[-1])
 
 
 _convolve_by_products.defvjp(_forward, _backward)
