@@ -116,7 +116,8 @@ def _add_prepare(command):
         "prepare",
         "pack images into shards: cropped, encoded, ready to be read at random",
         "SOURCE is a folder of class folders, tfds:NAME, hdf5:FOLDER (the original's images.h5),\n"
-        "or digits. A killed run goes on where it stopped, and ends with the same bytes.\n\n"
+        "digits, or scenes:COUNT. A killed run goes on where it stopped, and ends with the same\n"
+        "bytes.\n\n"
         "examples:\n"
         "  prepare ~/imagenet/train data/imagenet256/train --resolution 256 --workers 8\n"
         "  prepare tfds:imagenet2012 data/imagenet256/train --format webp --quality 95\n"

@@ -74,9 +74,9 @@ def base() -> ConfigDict:
             ema_decay=0.9999,
             dtype="float32",  # of the networks' matrix products: "float32" or "bfloat16"
             data=dict(
-                source="tfds",  # "tfds", "folder", "packed", "hdf5", "latents" or "digits"
+                source="tfds",  # a key of `openers` in data/sources.py
                 path="",  # of a folder; tfds: the data directory ("" = default)
-                name="",  # tfds: the builder, e.g. "imagenet2012"
+                name="",  # tfds: the builder, e.g. "imagenet2012"; scenes: how many
                 resolution=256,
                 num_classes=1000,
                 flip=False,

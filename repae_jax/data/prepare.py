@@ -93,7 +93,7 @@ def prepare(
     bytes (see `shards.write_shards`).
 
     Args:
-      source: a folder of class folders, "tfds:NAME", "hdf5:FOLDER", or "digits".
+      source: a folder of class folders, "tfds:NAME", "hdf5:FOLDER", "digits" or "scenes:COUNT".
       output: a new folder, or one that a call with the same arguments has begun.
       resolution: pixels along a side.
       format: "png", "webp", "raw" (these are lossless) or "jpeg" (see `images`).
@@ -205,9 +205,11 @@ def _parse(source, path):
         return "hdf5", "", rest
     if source == "digits":
         return "digits", "", ""
+    if kind == "scenes" and rest:
+        return "scenes", rest, ""
     if not source or not pathlib.Path(source).is_dir():
         what = "which is no folder here" if source else "empty"
-        known = "a folder of class folders, tfds:NAME, hdf5:FOLDER or digits"
+        known = "a folder of class folders, tfds:NAME, hdf5:FOLDER, digits or scenes:COUNT"
         raise UserError(f"SOURCE is {source!r}, {what}: give {known}")
     return "folder", "", source
 

@@ -8,7 +8,7 @@ import typing
 
 import numpy as np
 
-from repae_jax.data import digits
+from repae_jax.data import digits, scenes
 from repae_jax.data.folder import open_folder
 from repae_jax.data.hdf5 import open_hdf5
 from repae_jax.data.latents import open_latents
@@ -21,6 +21,7 @@ from repae_jax.errors import UserError
 __all__ = ["ArraySource", "Source", "open_source"]
 
 ON_BAD_IMAGE = ("error", "skip")
+EMBEDDED = ("digits", "scenes")  # which need no files
 
 
 def open_source(
@@ -37,7 +38,8 @@ def open_source(
         "hdf5": `path`, a folder that the original's preprocessing wrote;
         "tfds": `name` (the builder's, config and version included) and `path` (TFDS' data folder;
         empty for its default);
-        "digits": nothing.
+        "digits": nothing;
+        "scenes": `name`, how many images there are (empty: `scenes.COUNTS`).
         Each `path` but that of TFDS may hold `train` and `heldout` (or `validation`, `val`,
         `test`) folders of that kind instead.
         Optional are `exif` (default False: pictures are not turned as their EXIF data say) and
@@ -51,6 +53,7 @@ def open_source(
     """
     openers = {
         "digits": _open_digits,
+        "scenes": _open_scenes,
         "folder": open_folder,
         "tfds": open_tfds,
         "packed": open_packed,
@@ -66,7 +69,7 @@ def open_source(
         )
     source = openers[data_config.source](data_config, split)
     _check_classes(source, data_config.num_classes)
-    if on_bad_image == "skip" and data_config.source not in ("digits", "latents"):
+    if on_bad_image == "skip" and data_config.source not in (*EMBEDDED, "latents"):
         return SkippingSource(source, str(bad_images))
     return source
 
@@ -108,6 +111,16 @@ def _open_digits(data_config, split):
         )
     part = digits.load_digits_split(split)
     return ArraySource("digits", digits.NUM_CLASSES, part.images, part.labels)
+
+
+def _open_scenes(data_config, split):
+    if split not in scenes.COUNTS:
+        raise UserError(f"scenes have no split {split!r}; choose one of {', '.join(scenes.COUNTS)}")
+    name = data_config.name
+    if name and not (name.isdecimal() and int(name)):
+        raise UserError(f"data.name = {name!r}; of scenes it is their number, such as 20000")
+    count = int(name) if name else scenes.COUNTS[split]
+    return scenes.Scenes(split, count, data_config.resolution)
 
 
 def _open_latents(data_config, split):

@@ -236,7 +236,9 @@ def test_tfds_by_name_and_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("source", ["nowhere", "file:x", ""])
 def test_an_unknown_source_is_named(tmp_path, source):
-    with pytest.raises(UserError, match=f"SOURCE is '{source}'.*tfds:NAME, hdf5:FOLDER or digits"):
+    with pytest.raises(
+        UserError, match=f"SOURCE is '{source}'.*tfds:NAME, hdf5:FOLDER, digits or scenes:COUNT"
+    ):
         run(source, tmp_path / "packed")
 
 

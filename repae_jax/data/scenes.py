@@ -1,0 +1,192 @@
+"""Rendered scenes: any number of small colour images, each a pure function of (seed, index).
+
+One object of 24 shapes stands in each, which is its class. Everything else is nuisance: pose,
+colours, the object's texture, light and shadow, a cloudy background, clutter behind and before it.
+They need no download, and compress as photographs do: noise, gradients and edges in one image.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from repae_jax.data.outlines import SHAPES, outlines
+
+CLASSES = tuple(SHAPES)
+RESOLUTION = 64
+TURN = 25.0  # degrees to either side
+# As many as there may be: these are what one pass is, and what others count.
+COUNTS = {"train": 1 << 20, "heldout": 1 << 14}
+
+_FINER = 4  # outlines are filled on a grid so many times as fine
+_SEEDS = {"train": 0, "heldout": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenes:
+    """One split as a source of images, see `data.source.Source`."""
+
+    split: str
+    count: int
+    resolution: int = RESOLUTION
+    num_classes: int = len(CLASSES)
+    name: str = "scenes"
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        if not 0 <= index < self.count:
+            raise IndexError(f"{self.image_name(index)}: there are {self.count}")
+        image, label = render(_SEEDS[self.split], index, self.resolution)
+        return {"image": image, "label": np.int32(label)}
+
+    def image_name(self, index: int) -> str:
+        return f"{self.name}, {self.split}, image {index}"
+
+
+def render(seed: int, index: int, resolution: int = RESOLUTION) -> tuple[np.ndarray, int]:
+    """Image `index` of the stream `seed`: uint8 (resolution, resolution, 3), and its class.
+
+    Classes follow each other: of any 24 images in a row each shows another.
+    """
+    rng = np.random.Generator(np.random.Philox(key=[seed, index]))
+    label = index % len(CLASSES)
+    canvas = _background(rng, resolution)
+    light = rng.uniform(0, 2 * np.pi)
+    for _ in range(rng.integers(2, 6)):
+        _put(canvas, _clutter(rng, resolution), _texture(rng, resolution), light, rng)
+    mask = _object(rng, CLASSES[label], resolution)
+    _put(canvas, mask, _contrasting(rng, canvas, mask), light, rng)
+    for _ in range(rng.integers(0, 3)):
+        thin = _stroke(rng, resolution)
+        _put(canvas, thin, _texture(rng, resolution), light, rng)
+    canvas *= rng.uniform(0.85, 1.15, 3)  # the light's colour
+    canvas += rng.normal(0, rng.uniform(0.003, 0.02), canvas.shape)
+    return np.rint(255 * canvas.clip(0, 1)).astype(np.uint8), label
+
+
+def _background(rng, resolution):
+    """Clouds between two colours, under a gradient of light: (H, W, 3) in [0, 1]."""
+    clouds = _clouds(rng, resolution, rng.uniform(1.2, 2.2))[..., None]
+    first, second = rng.uniform(0.05, 0.95, (2, 3))
+    y, x = _grid(resolution)
+    angle = rng.uniform(0, 2 * np.pi)
+    slope = 1 + rng.uniform(0, 0.35) * (np.cos(angle) * x + np.sin(angle) * y)
+    return (first + (second - first) * clouds) * slope[..., None]
+
+
+def _object(rng, name, resolution):
+    """Where the object is: (H, W) in [0, 1]."""
+    turn = np.deg2rad(rng.uniform(-TURN, TURN))
+    shear, stretch = rng.uniform(-0.15, 0.15), rng.uniform(0.85, 1.15)
+    matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    matrix = matrix @ np.array([[stretch, shear], [0, 1 / stretch]]) * rng.uniform(0.42, 0.68)
+    centre = rng.uniform(-0.25, 0.25, 2)
+    return _filled([part @ matrix.T + centre for part in outlines(name)], resolution)
+
+
+def _clutter(rng, resolution):
+    """A blob, a small one or a stroke, which are no class."""
+    if rng.random() < 0.4:
+        return _stroke(rng, resolution)
+    angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    radius = np.full(40, rng.uniform(0.1, 0.35))
+    for order in range(2, 5):
+        radius *= 1 + rng.uniform(0, 0.3) * np.cos(order * angle + rng.uniform(0, 2 * np.pi))
+    blob = np.stack([np.cos(angle), np.sin(angle)], 1) * radius[:, None]
+    return _filled([blob * rng.uniform(0.6, 1.6, 2) + rng.uniform(-1, 1, 2)], resolution)
+
+
+def _stroke(rng, resolution):
+    """A thin line across, a little bent."""
+    start, end = rng.uniform(-1.2, 1.2, (2, 2))
+    middle = (start + end) / 2 + rng.normal(0, 0.2, 2)
+    t = np.linspace(0, 1, 16)[:, None]
+    line = (1 - t) ** 2 * start + 2 * t * (1 - t) * middle + t**2 * end
+    across = np.array([[0, -1], [1, 0]]) @ (end - start)
+    across *= rng.uniform(0.012, 0.05) / max(np.hypot(*across), 1e-6)
+    return _filled([np.concatenate([line + across, (line - across)[::-1]])], resolution)
+
+
+def _filled(parts, resolution):
+    """Polygons in [-1, 1] (the first filled, the others holes) as coverage (H, W) in [0, 1]."""
+    from PIL import Image, ImageDraw
+
+    side = resolution * _FINER
+    image = Image.new("L", (side, side))
+    draw = ImageDraw.Draw(image)
+    for number, part in enumerate(parts):
+        corners = (part + 1) * (side / 2)
+        draw.polygon([tuple(corner) for corner in corners.tolist()], fill=0 if number else 255)
+    return np.asarray(image.reduce(_FINER), np.float64) / 255
+
+
+def _texture(rng, resolution):
+    """Plain, stripes, checks, dots or clouds between two colours: (H, W, 3) in [0, 1]."""
+    first = rng.uniform(0.05, 0.95, 3)
+    second = (first + rng.uniform(0.1, 0.6, 3) * rng.choice([-1, 1], 3)).clip(0, 1)
+    y, x = _grid(resolution)
+    angle, pitch = rng.uniform(0, np.pi), rng.uniform(6, 20)
+    phase = rng.uniform(0, 2 * np.pi, 2)
+    u = np.cos(angle) * x + np.sin(angle) * y
+    v = np.cos(angle) * y - np.sin(angle) * x
+    waves = np.sin(pitch * u + phase[0]), np.sin(pitch * v + phase[1])
+    kinds = (
+        lambda: np.zeros_like(x),
+        lambda: _soft(waves[0]),
+        lambda: _soft(waves[0] * waves[1]),
+        lambda: _soft(waves[0] + waves[1] - 1),
+        lambda: _clouds(rng, resolution, rng.uniform(0.6, 1.8)),
+    )
+    amount = kinds[rng.integers(len(kinds))]()[..., None]
+    return first + (second - first) * amount
+
+
+def _contrasting(rng, canvas, mask):
+    """A texture that differs from what it will cover; the last one of a few, if none does."""
+    weight = mask[..., None] / max(mask.sum(), 1e-6)
+    behind = (canvas * weight).sum((0, 1))
+    for _ in range(8):
+        texture = _texture(rng, len(mask))
+        if np.abs((texture * weight).sum((0, 1)) - behind).mean() > 0.3:
+            break
+    return texture
+
+
+def _put(canvas, mask, texture, light, rng):
+    """Lay a lit, bevelled thing with its shadow over the canvas, in place."""
+    from scipy import ndimage
+
+    resolution = len(mask)
+    reach = rng.uniform(0.02, 0.08) * resolution
+    shadow = ndimage.gaussian_filter(mask, reach / 2, mode="constant")
+    offset = (reach * np.sin(light), reach * np.cos(light))
+    shadow = ndimage.shift(shadow, offset, order=1, mode="constant")
+    canvas *= 1 - rng.uniform(0.2, 0.7) * shadow[..., None]
+
+    height = ndimage.gaussian_filter(mask, resolution / 24, mode="constant")
+    down, right = np.gradient(height * resolution * rng.uniform(0.02, 0.06))
+    lit = 1 + down * np.sin(light) + right * np.cos(light)  # what faces the light is brighter
+    alpha = mask[..., None]
+    canvas *= 1 - alpha
+    canvas += alpha * texture * lit.clip(0.3, 1.7)[..., None]
+
+
+def _clouds(rng, resolution, slope):
+    """Noise whose amplitude falls with frequency to the power `slope`: (H, W) in [0, 1]."""
+    noise = np.fft.rfft2(rng.normal(size=(resolution, resolution)))
+    frequency = np.hypot(np.fft.fftfreq(resolution)[:, None], np.fft.rfftfreq(resolution)[None, :])
+    frequency[0, 0] = np.inf
+    clouds = np.fft.irfft2(noise / frequency**slope, s=(resolution, resolution))
+    return (0.5 + 0.25 * clouds / max(clouds.std(), 1e-12)).clip(0, 1)
+
+
+def _soft(wave):
+    """A wave in [-1, 1] with steep flanks, in [0, 1]."""
+    return 0.5 + 0.5 * np.tanh(3 * wave)
+
+
+def _grid(resolution):
+    """y (H, W) and x (H, W), pixel centres in [-1, 1]."""
+    line = (np.arange(resolution) + 0.5) * (2 / resolution) - 1
+    return np.meshgrid(line, line, indexing="ij")
