@@ -75,40 +75,36 @@ def make_train_step(
     loss = make_loss(models, objective, tuple(optimizers), whole)
     gradients = accumulated(jax.grad(loss, has_aux=True), micro_batches)
 
-    def train_step(state: TrainState, batch: Batch, draws: Draws) -> tuple[TrainState, Metrics]:
-        before = {name: state.params[name] for name in optimizers}
-        grads, (metrics, batch_stats) = gradients(before, state, batch, draws)
-
-        params, opt_state = dict(state.params), {}
+    def updated(state: TrainState, grads, batch_stats) -> TrainState:
+        params, opt_state = dict(state.params), dict(state.opt_state)
         for name, optimizer in optimizers.items():
-            metrics[GRAD_NORM[name]] = optax.global_norm(grads[name])
             updates, opt_state[name] = optimizer.update(
-                grads[name], state.opt_state[name], before[name]
+                grads[name], state.opt_state[name], state.params[name]
             )
-            params[name] = optax.apply_updates(before[name], updates)
-
-        after = state.replace(
-            step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state
-        )
-        followed = averaged(after)
+            params[name] = optax.apply_updates(state.params[name], updates)
+        state = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
+        followed = averaged(state)
         old = {name: state.ema[name] for name in followed}
         ema = optax.incremental_update(followed, old, 1.0 - ema_decay)
-        return unless_broken(state, after.replace(ema={**state.ema, **ema}), metrics)
+        return state.replace(ema={**state.ema, **ema})
+
+    def unchanged(state: TrainState, grads, batch_stats) -> TrainState:
+        del grads, batch_stats
+        return state
+
+    def train_step(state: TrainState, batch: Batch, draws: Draws) -> tuple[TrainState, Metrics]:
+        trained = {name: state.params[name] for name in optimizers}
+        grads, (metrics, batch_stats) = gradients(trained, state, batch, draws)
+        for name in optimizers:
+            metrics[GRAD_NORM[name]] = optax.global_norm(grads[name])
+        # The gradients' norms are among the metrics, so no gradient needs a look of its own. A
+        # branch, where choosing between two states would keep both in memory.
+        whole = jnp.isfinite(jnp.stack(list(metrics.values()))).all()
+        state = state.replace(step=state.step + 1)
+        state = jax.lax.cond(whole, updated, unchanged, state, grads, batch_stats)
+        return state, metrics | {"skipped": 1.0 - whole.astype(jnp.float32)}
 
     return train_step
-
-
-def unless_broken(
-    before: TrainState, after: TrainState, metrics: Metrics
-) -> tuple[TrainState, Metrics]:
-    """`after` if all metrics are finite, else `before` with the step counted; adds "skipped".
-
-    The gradients' norms are among the metrics, so no gradient needs a look of its own.
-    """
-    whole = jnp.isfinite(jnp.stack(list(metrics.values()))).all()
-    unchanged = before.replace(step=after.step)
-    state = jax.tree.map(lambda new, old: jnp.where(whole, new, old), after, unchanged)
-    return state, metrics | {"skipped": 1.0 - whole.astype(jnp.float32)}
 
 
 def make_loss(
