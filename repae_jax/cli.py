@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from absl import logging as absl_logging
 
+from repae_jax.allocator import keep_memory
 from repae_jax.arguments import make_parser
 from repae_jax.compilation_cache import use_compilation_cache
 from repae_jax.errors import RUN_AGAIN, TryAgain, UserError
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if wrong:
         parser.error(f"unrecognized argument: {wrong[0]}")
     options.overrides = rest
+    keep_memory()
     use_compilation_cache()
     absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax explains itself at length
     try:
@@ -145,6 +147,15 @@ def _evaluate_alignment(options):
     return evaluate_alignment_command(options)
 
 
+def _study(options):
+    from repae_jax.study.schedule import keep_to_share
+
+    keep_to_share()
+    from repae_jax.study.command import study_command
+
+    return study_command(options)
+
+
 def _prepare(options):
     from repae_jax.data.prepare import prepare_command
 
@@ -198,6 +209,7 @@ COMMANDS = {
     "evaluate-vae": _evaluate_vae,
     "evaluate-latents": _evaluate_latents,
     "evaluate-alignment": _evaluate_alignment,
+    "study": _study,
     "prepare": _prepare,
     "encode": _encode,
     "compile": _compile,

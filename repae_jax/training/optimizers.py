@@ -5,18 +5,20 @@ import jax.numpy as jnp
 import optax
 
 
-def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
     """Scale by min(1, max_norm / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_ does.
 
-    optax's own clips without the 1e-6, so results would differ in the sixth digit.
+    optax's own clips without the 1e-6, so results would differ in the sixth digit. Who knows the
+    norm already gives it to `update` as `norm`.
     """
 
-    def update(updates, state, params=None):
-        del params
-        factor = jnp.minimum(1.0, max_norm / (optax.global_norm(updates) + 1e-6))
+    def update(updates, state, params=None, *, norm=None, **others):
+        del params, others
+        norm = optax.global_norm(updates) if norm is None else norm
+        factor = jnp.minimum(1.0, max_norm / (norm + 1e-6))
         return jax.tree.map(lambda u: u * factor, updates), state
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def adamw(

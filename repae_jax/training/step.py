@@ -75,11 +75,12 @@ def make_train_step(
     loss = make_loss(models, objective, tuple(optimizers), whole)
     gradients = accumulated(jax.grad(loss, has_aux=True), micro_batches)
 
-    def updated(state: TrainState, grads, batch_stats) -> TrainState:
+    def updated(state: TrainState, grads, norms, batch_stats) -> TrainState:
         params, opt_state = dict(state.params), dict(state.opt_state)
         for name, optimizer in optimizers.items():
+            optimizer = optax.with_extra_args_support(optimizer)
             updates, opt_state[name] = optimizer.update(
-                grads[name], state.opt_state[name], state.params[name]
+                grads[name], state.opt_state[name], state.params[name], norm=norms[name]
             )
             params[name] = optax.apply_updates(state.params[name], updates)
         state = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
@@ -88,20 +89,19 @@ def make_train_step(
         ema = optax.incremental_update(followed, old, 1.0 - ema_decay)
         return state.replace(ema={**state.ema, **ema})
 
-    def unchanged(state: TrainState, grads, batch_stats) -> TrainState:
-        del grads, batch_stats
+    def unchanged(state: TrainState, *_) -> TrainState:
         return state
 
     def train_step(state: TrainState, batch: Batch, draws: Draws) -> tuple[TrainState, Metrics]:
         trained = {name: state.params[name] for name in optimizers}
         grads, (metrics, batch_stats) = gradients(trained, state, batch, draws)
-        for name in optimizers:
-            metrics[GRAD_NORM[name]] = optax.global_norm(grads[name])
+        norms = {name: optax.global_norm(grads[name]) for name in optimizers}
+        metrics |= {GRAD_NORM[name]: norm for name, norm in norms.items()}
         # The gradients' norms are among the metrics, so no gradient needs a look of its own. A
         # branch, where choosing between two states would keep both in memory.
         whole = jnp.isfinite(jnp.stack(list(metrics.values()))).all()
         state = state.replace(step=state.step + 1)
-        state = jax.lax.cond(whole, updated, unchanged, state, grads, batch_stats)
+        state = jax.lax.cond(whole, updated, unchanged, state, grads, norms, batch_stats)
         return state, metrics | {"skipped": 1.0 - whole.astype(jnp.float32)}
 
     return train_step
