@@ -90,6 +90,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_quiet(report)
 
     add_evaluation(command)
+    _add_study(command)
     _add_prepare(command)
     _add_encode(command)
     _add_compile(command)
@@ -109,6 +110,32 @@ def _add_inspect(command):
         + "\n\nNothing in a file is executed.",
     )
     inspect.add_argument("path", metavar="PATH", help="a file, a folder, or hf://owner/name")
+
+
+def _add_study(command):
+    study = command(
+        "study",
+        "train and measure the arms of an experiment over several seeds, and compare them",
+        "STUDY is a Python file like configs/study_digits.py: a configuration, arms that change\n"
+        "it, seeds, and claims. What is done stays done: the same command goes on, and a changed\n"
+        "study is refused where it changes a run that is there. Writes report.html, tables.md and\n"
+        "results.json.\n\nexamples:\n"
+        "  study configs/study_digits.py --output runs/study_digits --jobs 2\n"
+        "  study configs/study_digits.py --output runs/try --config.seeds=1\n"
+        "  study configs/study_digits.py --output runs/study_digits --report",
+    )
+    study.add_argument("config", metavar="STUDY", help="a Python file with get_config()")
+    study.add_argument("--output", required=True, type=pathlib.Path, help="the study's folder")
+    study.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="runs side by side, which share the cores; figures depend on it in their last digits "
+        "(default: %(default)s)",
+    )
+    study.add_argument("--run", metavar="ARM:SEED", help="one run alone, as the study starts it")
+    study.add_argument("--report", action="store_true", help="only compare what is done")
+    add_quiet(study)
 
 
 def _add_prepare(command):

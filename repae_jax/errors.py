@@ -26,6 +26,10 @@ class UserError(ValueError):
     """
 
 
+class Diverged(UserError):
+    """A run whose losses stay not finite."""
+
+
 class TryAgain(UserError):
     """A fault that may be gone when the same command runs again; its exit status is 75."""
 

@@ -37,6 +37,10 @@ dd { margin: 0; }
   font-variant-numeric: tabular-nums; }
 figure { margin: .8rem 0 0; overflow-x: auto; }
 figure img { display: block; max-width: 100%; height: auto; border-radius: .4rem; }
+.table { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .8125rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left;
+  vertical-align: top; overflow-wrap: normal; }
 summary { margin-top: 2.4rem; font-size: 1.2rem; font-weight: 600; cursor: pointer; }
 pre { margin: .6rem 0 0; padding: 1rem; border: 1px solid var(--line); border-radius: .5rem;
   overflow-x: auto; font-size: .8125rem; line-height: 1.45; }
@@ -69,12 +73,14 @@ class Section:
     text: plain text; an empty line starts a new paragraph.
     picture_path: a PNG file, which is embedded; None for a section without a picture.
     alt: the picture in words, for those who cannot see it; the title if left empty.
+    table: rows of cells, the heading first; none if empty.
     """
 
     title: str
     text: str = ""
     picture_path: str | os.PathLike | None = None
     alt: str = ""
+    table: Sequence[Sequence[str]] = ()
 
 
 def write_report(
@@ -150,9 +156,20 @@ def _section(section):
     paragraphs = [part.strip() for part in section.text.split("\n\n") if part.strip()]
     lines = [f"<h2>{html.escape(section.title)}</h2>"]
     lines += [f"<p>{html.escape(text)}</p>" for text in paragraphs]
+    if section.table:
+        lines.append(_table(section.table))
     if section.picture_path is not None:
         lines.append(_figure(pathlib.Path(section.picture_path), section.alt or section.title))
     return "<section>\n" + "\n".join(lines) + "\n</section>"
+
+
+def _table(rows):
+    def row(cells, tag):
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    head, *body = rows
+    lines = [row(head, "th"), *(row(cells, "td") for cells in body)]
+    return '<div class="table" tabindex="0"><table>\n' + "\n".join(lines) + "\n</table></div>"
 
 
 def _figure(path, alt):

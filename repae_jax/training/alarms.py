@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from repae_jax.errors import UserError
+from repae_jax.errors import Diverged, UserError
 
 CHOICES = ("warn", "stop")
 # In the order in which the step computes them: the first that is not finite broke first.
@@ -63,7 +63,7 @@ class Alarms:
           read: gives the step's metrics, if they are needed.
 
         Raises:
-          UserError: too many in a row were.
+          Diverged: too many in a row were.
         """
         if not skipped:
             self._skipped_in_a_row = 0
@@ -76,7 +76,7 @@ class Alarms:
             self._broke_first = f"{name} is {values[name]} at step {step}"
             self._say(f"warning: {self._broke_first}: this step changed nothing")
         if self._skipped_in_a_row >= self._max_skipped:
-            raise UserError(
+            raise Diverged(
                 f"step {step}: {self._skipped_in_a_row} steps in a row had a loss or gradient that "
                 f"is not finite, and changed nothing ({self._broke_first} was the first); go back "
                 f"to {self._last_saved()} with a lower learning rate or config.dtype float32"

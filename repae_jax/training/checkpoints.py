@@ -108,8 +108,8 @@ class Checkpoints:
             if not self._read_only:
                 self._sizes.update()
 
-    def restore(self, template: TrainState) -> tuple[TrainState, dict]:
-        """The newest whole checkpoint's state and data state.
+    def restore(self, template: TrainState, step: int | None = None) -> tuple[TrainState, dict]:
+        """The newest whole checkpoint's state and data state, or those of a step.
 
         A damaged one is reported and the one before it is taken. Unless this is read-only, it is
         set aside under the name damaged-<step>, so that the run can save at that step again.
@@ -118,11 +118,19 @@ class Checkpoints:
           template: of the same structure; arrays, or shapes with shardings. Networks under
             `frozen` that the checkpoint does not hold (an imported one has no teachers) are left
             out, and so is what the template lacks: with an empty `opt_state` no moments are read.
+          step: take this one and no other.
 
         Raises:
           UserError: there is no checkpoint, or all are damaged or have another structure.
         """
-        return self._newest(lambda step: self._restore(step, template))
+        if step is None:
+            return self._newest(lambda step: self._restore(step, template))
+        if step not in self._manager.all_steps():
+            kept = ", ".join(map(str, sorted(self._manager.all_steps()))) or "none"
+            raise UserError(f"no checkpoint of step {step} in {self.folder}: there are {kept}")
+        self._sizes.check(step)
+        with self._readable(step):
+            return self._restore(step, template)
 
     def restore_as_saved(self) -> dict[str, Any]:
         """The newest whole checkpoint's state as nested dicts of numpy arrays.

@@ -51,8 +51,9 @@ def load_state(
     sharding: jax.sharding.Sharding,
     *,
     optimizers: bool = False,
+    step: int | None = None,
 ) -> TrainState:
-    """The newest state in `workdir`, all of it at `sharding`.
+    """The newest state in `workdir`, or that of a step, all of it at `sharding`.
 
     `opt_state` is empty unless it is asked for.
 
@@ -66,7 +67,7 @@ def load_state(
         template = template.replace(opt_state={})
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
-        return checkpoints.restore(template)[0]
+        return checkpoints.restore(template, step)[0]
     finally:
         checkpoints.close()
 

@@ -1,0 +1,132 @@
+"""The judge of samples: a small convolutional classifier that nothing is trained on or aligned to.
+
+It shares neither architecture nor weights with the teacher, so that what is tuned towards the
+teacher's features is not judged by them.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Iterable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from repae_jax.data.sources import open_source
+from repae_jax.evaluation.image_sets import filled
+from repae_jax.interop.files import read_metadata, read_tensors, write_safetensors
+from repae_jax.interop.tables import check, flatten, unflatten
+from repae_jax.sampling.pixels import to_float
+from repae_jax.training.classifier import accuracy, fit_classifier
+
+_BATCH = 256
+
+
+class JudgeNetwork(nn.Module):
+    """Residual blocks, a level of half the size after each, and the mean over positions.
+
+    channels: of the levels; the last is the number of features.
+    """
+
+    channels: tuple[int, ...]
+    num_classes: int
+
+    def setup(self):
+        self.levels = [_Level(width, name=f"level_{i}") for i, width in enumerate(self.channels)]
+        self.head = nn.Dense(self.num_classes)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Images (B, H, W, 3) in [-1, 1] -> logits (B, classes)."""
+        return self.head(self.features(images))
+
+    def features(self, images: jax.Array) -> jax.Array:
+        """Images (B, H, W, 3) in [-1, 1] -> features (B, channels[-1])."""
+        x = images
+        for level in self.levels:
+            x = level(x)
+        return x.mean((1, 2))
+
+
+class _Level(nn.Module):
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(self.width, (3, 3), strides=2, name="down")(x)
+        for index in (1, 2):
+            h = nn.silu(nn.GroupNorm(8, name=f"norm_{index}")(x))
+            x = x + nn.Conv(self.width, (3, 3), name=f"conv_{index}")(h)
+        return x
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """A trained judge.
+
+    accuracy: on the held-out images, in [0, 1].
+    """
+
+    network: JudgeNetwork
+    params: dict
+    accuracy: float
+
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Features (N, D) float32 and classes (N,) of images (N, H, W, 3) uint8."""
+        return self.see(images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
+
+    def see(self, batches: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """The same of batches of at most 256 images each."""
+        features, classes = [], []
+        for batch in batches:
+            seen = jax.device_get(self._look(self.params, filled(batch, _BATCH)))
+            features.append(seen[0][: len(batch)])
+            classes.append(seen[1][: len(batch)])
+        return np.concatenate(features), np.concatenate(classes)
+
+    @functools.cached_property
+    def _look(self):
+        @jax.jit
+        def look(params, images):
+            variables = {"params": params}
+            features = self.network.apply(variables, to_float(images), method="features")
+            logits = self.network.apply(variables, features, method=lambda m, x: m.head(x))
+            return features, logits.argmax(-1)
+
+        return look
+
+
+def train_judge(study: ConfigDict, path: pathlib.Path, *, progress: bool = True) -> None:
+    """Train the study's judge on the training split, and save it with its held-out accuracy."""
+    recipe, data = study.judge, study.config.data
+    network = _network(study)
+    train, heldout = (open_source(data, split) for split in ("train", "heldout"))
+    # The runs' seeds are 0, 1, 2, ...; the judge has one of its own.
+    params = fit_classifier(
+        network, to_float, train, recipe, seed=1_000, name="judge", progress=progress
+    )
+    reached = accuracy(network, to_float, params, heldout, recipe.batch_size)
+    notes = {"accuracy": json.dumps(reached)}
+    write_safetensors(path, flatten(params), notes)
+
+
+def load_judge(study: ConfigDict, path: pathlib.Path) -> Judge:
+    """The judge that `train_judge` saved.
+
+    Raises:
+      UserError: the file is missing or damaged, or holds another network.
+    """
+    network = _network(study)
+    side = study.config.data.resolution
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))
+    tensors = read_tensors(path)
+    expected = {name: leaf.shape for name, leaf in flatten(shapes["params"]).items()}
+    check(tensors, expected, source=str(path))
+    return Judge(network, unflatten(tensors), json.loads(read_metadata(path)["accuracy"]))
+
+
+def _network(study):
+    return JudgeNetwork(tuple(study.judge.channels), study.config.data.num_classes)

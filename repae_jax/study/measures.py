@@ -1,0 +1,146 @@
+"""The figures of one run at one step."""
+
+import dataclasses
+import math
+import pathlib
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from repae_jax.data.pipeline import eval_batches
+from repae_jax.data.sources import open_source
+from repae_jax.evaluation.alignment import TOP_K, cknna, prepared
+from repae_jax.evaluation.frechet import Moments, frechet_distance
+from repae_jax.evaluation.latents import latent_statistics, power_spectrum
+from repae_jax.evaluation.precision_recall import precision_recall
+from repae_jax.evaluation.reconstruction import mean_psnr
+from repae_jax.evaluation.representation import drawn, extract_features, make_extract
+from repae_jax.sampling.generate import generate_all, make_generate
+from repae_jax.sampling.pixels import to_float, to_uint8
+from repae_jax.study.judge import Judge
+from repae_jax.training.recipe import Models
+from repae_jax.training.run import Run, make_sampler, sampling_weights
+from repae_jax.training.state import TrainState
+
+_BATCH = 100
+SHOWN = 10  # images in pictures
+FINE = 0.25  # cycles per position, from where on a latent's detail is fine
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Seen:
+    """What one step of a run shows.
+
+    Attributes:
+      figures: by name of `plan.MEASURES`; what is not defined is left out.
+      samples: (N, H, W, 3) uint8, `labels` (N,) their classes; None without a SiT.
+      heldout: the first held-out images (M, H, W, 3), and their `latents` (M, h, w, c).
+    """
+
+    figures: dict[str, float]
+    samples: np.ndarray | None
+    labels: np.ndarray | None
+    heldout: np.ndarray
+    latents: np.ndarray
+
+
+class Measures:
+    """Measures one run's states, step after step."""
+
+    def __init__(self, study: ConfigDict, judge: Judge, config: ConfigDict, models: Models):
+        """Open the images, and see those that samples are compared with.
+
+        Args:
+          study: what is measured.
+          judge: whose features samples are compared in.
+          config: the run's.
+          models: its networks, with the teacher even where the run itself has none.
+        """
+        self._wanted, self._judge = study.measures, judge
+        self._config, self._models = config, models
+        self._source = open_source(config.data, "heldout")
+        self._count = min(self._wanted.heldout, len(self._source))
+        self._heldout = _images(drawn(self._source, self._count, 0))
+        self._encode, self._decode = _autoencoder(models.vae)
+        if models.sit is not None:
+            self._generate = make_generate(models.sit, models.vae, make_sampler(config))
+            self._extract = make_extract(config, models)
+            train = open_source(config.data, "train")
+            reference = drawn(train, min(self._wanted.reference, len(train)), 0)
+            batches = (batch["image"] for batch in eval_batches(reference, 256))
+            self._reference = judge.see(batches)[0]
+
+    def __call__(self, state: TrainState) -> Seen:
+        """The figures of a state; its `frozen` holds the teacher's variables."""
+        figures, samples, labels = {}, None, None
+        latents = self._reconstructed(state, figures)
+        if self._models.sit is not None:
+            samples, labels = self._sampled(state, figures)
+            self._aligned(state, figures)
+        finite = {name: value for name, value in figures.items() if math.isfinite(value)}
+        return Seen(finite, samples, labels, self._heldout[:SHOWN], latents[:SHOWN])
+
+    def _reconstructed(self, state, figures):
+        params = state.params["vae"]
+        parts = np.array_split(self._heldout, -(-len(self._heldout) // _BATCH))
+        latents = [np.asarray(self._encode(params, part)) for part in parts]
+        images = [np.asarray(self._decode(params, part)) for part in latents]
+        latents = np.concatenate(latents)
+        figures["psnr"] = mean_psnr(self._heldout, np.concatenate(images))
+        if not np.isfinite(latents).all():
+            return np.zeros_like(latents)
+        figures["latent_variance"] = latent_statistics(latents).variance
+        frequencies, power = power_spectrum(latents)
+        power = power * frequencies  # a ring holds as many as its radius; none at 0
+        if power.sum() > 0:
+            figures["latent_detail"] = float(power[frequencies >= FINE].sum() / power.sum())
+        return latents
+
+    def _sampled(self, state, figures):
+        labels = (np.arange(self._wanted.samples) % self._config.data.num_classes).astype(np.int32)
+        images = generate_all(
+            self._generate,
+            sampling_weights(state),
+            jax.random.key(self._config.seed),
+            labels,
+            batch_size=_BATCH,
+            progress=False,
+        )
+        features, seen = self._judge(images)
+        moments = [Moments(features.shape[1]) for _ in range(2)]
+        for each, rows in zip(moments, (features, self._reference), strict=True):
+            each.update(rows)
+        figures["frechet"] = frechet_distance(*moments)
+        balls = precision_recall(self._reference, features)
+        figures["precision"], figures["recall"] = balls.precision, balls.recall
+        figures["class_accuracy"] = float((seen == labels).mean())
+        return images, labels
+
+    def _aligned(self, state, figures):
+        time = self._wanted.cknna_time
+        run = Run(pathlib.Path(), self._config, self._models, state)
+        seen = extract_features(
+            run, self._source, (time,), count=self._count, extract=self._extract
+        )
+        tokens = seen.sit[time][self._config.sit.encoder_depth - 1]
+        if not np.isfinite(tokens).all() or (tokens == tokens[0]).all():
+            return  # of a collapsed run
+        (teacher,) = seen.teachers.values()
+        figures["cknna"] = cknna(prepared(tokens), prepared(teacher), TOP_K)
+
+
+def _images(source):
+    return np.concatenate([batch["image"] for batch in eval_batches(source, 256)])
+
+
+def _autoencoder(vae):
+    @jax.jit
+    def encode(params, images):
+        return vae.apply({"params": params}, to_float(images), method="encode").mean
+
+    @jax.jit
+    def decode(params, latents):
+        return to_uint8(vae.apply({"params": params}, latents, method="decode"))
+
+    return encode, decode

@@ -1,0 +1,175 @@
+"""What a study is: arms, each one change of a common configuration, over several seeds.
+
+A study's file in configs/ calls `base()` and fills in:
+
+    name        of the study
+    config      the configuration that the arms change (config.py)
+    arms        by name, see `arm`
+    seeds       runs of each arm, with seeds 0, 1, 2, ...
+    measured_at steps at which every run is measured; the last is its length
+    judge       the network whose features and classes judge samples (study/judge.py)
+    measures    how many images are looked at
+    claims      by name, see `claim`
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from repae_jax.config import apply_recipe
+from repae_jax.errors import UserError
+from repae_jax.validation import validate
+
+MEASURES = {  # name -> (what it is, whether more is better)
+    "frechet": ("Fréchet distance in the judge's features", False),
+    "precision": ("precision", True),
+    "recall": ("recall", True),
+    "class_accuracy": ("samples that the judge sees as the class asked for", True),
+    "psnr": ("PSNR of held-out images, dB", True),
+    "latent_variance": ("variance of the latents", None),
+    "latent_detail": ("share of the latents' power in fine detail", None),
+    "cknna": ("CKNNA of the aligned block with the teacher", True),
+}
+
+
+def base() -> ConfigDict:
+    """Every key with its default."""
+    return ConfigDict(
+        dict(
+            name="",
+            config=ConfigDict(),
+            arms=ConfigDict(sort_keys=False),
+            seeds=5,
+            measured_at=(),
+            judge=dict(
+                channels=(32, 64, 128),
+                steps=600,
+                batch_size=128,
+                learning_rate=2e-3,
+                weight_decay=0.05,
+                shift=2,
+            ),
+            measures=dict(
+                samples=1000,  # generated images
+                reference=10_000,  # training images, or as many as there are
+                heldout=2000,  # held-out images, or as many as there are
+                cknna_time=0.5,  # noise level of CKNNA, 0 to 1
+            ),
+            claims=ConfigDict(sort_keys=False),
+        ),
+        sort_keys=False,  # arms and claims are shown as they were written down
+    )
+
+
+def arm(
+    title: str,
+    recipe: str = "repae",
+    *,
+    vae: str = "",
+    changes: Mapping[str, Any] | None = None,
+) -> ConfigDict:
+    """One entry of `arms`.
+
+    Args:
+      title: what readers call it.
+      recipe: one of `config.RECIPES`.
+      vae: the arm whose tuned or trained VAE, of the same seed, this one starts from; "": none.
+      changes: other keys that it changes, nested as the configuration is.
+    """
+    return ConfigDict(dict(title=title, recipe=recipe, vae=vae, changes=dict(changes or {})))
+
+
+def claim(text: str, measure: str, better: str, worse: str) -> ConfigDict:
+    """One entry of `claims`: that `better` is ahead of `worse` in `measure` at the end.
+
+    Where a measure has no better side, as a variance has none, that its value is larger.
+    """
+    return ConfigDict(dict(text=text, measure=measure, better=better, worse=worse))
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run: an arm with a seed."""
+
+    arm: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.arm}:{self.seed}"
+
+    def workdir(self, output: pathlib.Path) -> pathlib.Path:
+        """Where it lives in a study's folder."""
+        return output / "runs" / f"{self.arm}_{self.seed}"
+
+
+def jobs(study: ConfigDict) -> list[Job]:
+    """All runs, seed after seed, each behind the one whose VAE it takes."""
+    order, left = [], dict(study.arms)
+    while left:
+        ready = [name for name, entry in left.items() if not entry.vae or entry.vae in order]
+        order += ready
+        left = {name: entry for name, entry in left.items() if name not in ready}
+    return [Job(name, seed) for seed in range(study.seeds) for name in order]
+
+
+def teacher_path(output: pathlib.Path, name: str) -> pathlib.Path:
+    """Where a study keeps a teacher."""
+    return output / f"teacher_{name}.safetensors"
+
+
+def run_config(study: ConfigDict, job: Job, output: pathlib.Path) -> ConfigDict:
+    """The configuration of one run."""
+    entry = study.arms[job.arm]
+    config = apply_recipe(study.config.copy_and_resolve_references(), entry.recipe)
+    config.update(entry.changes)
+    config.name = f"{study.name} {job.arm}"
+    config.seed = job.seed
+    for name in config.teachers:
+        config.teachers[name].weights = str(teacher_path(output, name))
+    if entry.vae:
+        config.vae.weights = str(Job(entry.vae, job.seed).workdir(output))
+    last = study.measured_at[-1]
+    every = math.gcd(*study.measured_at)
+    config.run.update(
+        steps=last, checkpoint_every=every, keep_checkpoints=1, keep_every=every, sample_every=last
+    )
+    return config
+
+
+def check(study: ConfigDict, output: pathlib.Path) -> None:
+    """Raise UserError for what is impossible, naming the key and the way out."""
+    if study.seeds < 1:
+        raise UserError(f"seeds is {study.seeds}: give at least 1")
+    steps = list(study.measured_at)
+    if not steps or steps != sorted(set(steps)) or steps[0] < 1:
+        raise UserError(
+            f"measured_at is {tuple(steps)}: give rising steps, the last a run's length"
+        )
+    if not study.arms:
+        raise UserError("the study has no arms: add some with arm(...)")
+    for name, entry in study.arms.items():
+        seen = [name]
+        while entry.vae:
+            if entry.vae not in study.arms:
+                known = ", ".join(study.arms)
+                raise UserError(f"arm {name}: there is no arm {entry.vae!r}; there are {known}")
+            if entry.vae in seen:
+                raise UserError(f"arm {name}: its VAE is its own, by way of {', '.join(seen)}")
+            seen.append(entry.vae)
+            entry = study.arms[entry.vae]
+        try:
+            validate(run_config(study, Job(name, 0), output))
+        except UserError as error:
+            raise UserError(f"arm {name}: {error}") from error
+        except (KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"arm {name}: {' '.join(str(error).split())}") from error
+    for name, entry in study.claims.items():
+        if entry.measure not in MEASURES:
+            raise UserError(f"claim {name}: no measure {entry.measure!r}; {', '.join(MEASURES)}")
+        for side in (entry.better, entry.worse):
+            if side not in study.arms:
+                raise UserError(f"claim {name}: no arm {side!r}; {', '.join(study.arms)}")

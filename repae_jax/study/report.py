@@ -1,0 +1,184 @@
+"""A study as one page: tables, curves, pictures."""
+
+import json
+import math
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from repae_jax.atomic import write_atomically
+from repae_jax.evaluation.curves import CURVE_COLOURS, FAINT
+from repae_jax.evaluation.figures import save_png
+from repae_jax.evaluation.report import Section, write_report
+from repae_jax.study.plan import MEASURES, Job
+from repae_jax.study.results import (
+    Result,
+    at_work,
+    correlation,
+    effect,
+    figure,
+    of_arm,
+    work,
+)
+from repae_jax.study.run import LATENTS, SAMPLES
+
+_MARKERS = "osD^vP*X<>ph"
+
+
+def write_study(
+    study: ConfigDict, output: pathlib.Path, results: Sequence[Result], about: str
+) -> pathlib.Path:
+    """Write `results.json`, `tables.md` and `report.html` into the study's folder.
+
+    Args:
+      study: the plan.
+      output: its folder.
+      results: of the runs that are done.
+      about: what the judge and the teachers reached, for the top.
+
+    Returns:
+      the report's path.
+    """
+    write_atomically(output / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+    arms, claims = arms_table(study, results), claims_table(study, results)
+    together = together_table(study, results)
+    text = "\n\n".join(_markdown(table) for table in (arms, claims, together)) + "\n"
+    write_atomically(output / "tables.md", text.encode())
+    last = study.measured_at[-1]
+    pictures = output / "report"
+    sections = [
+        Section(f"All arms at step {last}", "Mean over the seeds, and its standard error.\n\n"
+                + about, table=arms),
+        Section("Claims", "Differences are taken seed by seed, in the better arm's favour.",
+                table=claims),
+        Section("What goes together", "Correlations over all runs of all arms.", table=together),
+    ]  # fmt: skip
+    shown = [name for name in MEASURES if any(figure(r, name, last) is not None for r in results)]
+    for name in shown:
+        path = save_png(pictures / f"{name}.png", _curves(study, results, name))
+        sections.append(Section(MEASURES[name][0], "", path, alt=MEASURES[name][0]))
+    for name, entry in study.arms.items():
+        for kind, what in ((SAMPLES, "samples"), (LATENTS, "latents")):
+            path = Job(name, 0).workdir(output) / kind
+            if path.is_file():
+                sections.append(Section(f"{entry.title}: {what}, seed 0", "", path))
+    return write_report(
+        output / "report.html",
+        title=f"Study {study.name}",
+        sections=sections,
+        config_text=study.to_json_best_effort(indent=2, sort_keys=True),
+    )
+
+
+def arms_table(study: ConfigDict, results: Sequence[Result]) -> list[list[str]]:
+    """Every arm's figures at the last step; the first row is the heading."""
+    last = study.measured_at[-1]
+    rows = [["arm", "seeds", *MEASURES, "GFLOP an image", "diverged"]]
+    for name, entry in study.arms.items():
+        own = [result for result in results if result["arm"] == name]
+        if not own:
+            continue
+        figures = [str(of_arm(results, name, measure, last)) for measure in MEASURES]
+        diverged = sum(bool(result["diverged"]) for result in own)
+        cost = f"{own[0]['gflop_per_image']:.3g}"
+        rows.append([entry.title, str(len(own)), *figures, cost, f"{diverged} of {len(own)}"])
+    return rows
+
+
+def claims_table(study: ConfigDict, results: Sequence[Result]) -> list[list[str]]:
+    """Every claim's effect at equal steps, and at the smaller of the two arms' work."""
+    last = study.measured_at[-1]
+    rows = [["claim", "measure", "better", "worse", "difference", "seeds ahead", "at equal work"]]
+    for entry in study.claims.values():
+        found = effect(results, entry, last)
+        sides = [study.arms[side].title for side in (entry.better, entry.worse)]
+        difference = found.difference
+        rows.append([
+            entry.text,
+            entry.measure,
+            f"{sides[0]}: {found.better}",
+            f"{sides[1]}: {found.worse}",
+            f"{difference}{_in_errors(difference)}",
+            f"{found.ahead} of {difference.count}",
+            _equal_work(study, results, entry),
+        ])  # fmt: skip
+    return rows
+
+
+def together_table(study: ConfigDict, results: Sequence[Result]) -> list[list[str]]:
+    """How CKNNA goes with what samples are like, at every measured step."""
+    rows = [["step", "measures", "Pearson (of the logarithm)", "Spearman", "runs"]]
+    for step in study.measured_at:
+        for name in ("frechet", "class_accuracy"):
+            found = correlation(results, "cknna", name, step)
+            shown = [f"{value:.2f}" for value in (found.pearson, found.spearman)]
+            rows.append([str(step), f"cknna, {name}", *shown, str(found.count)])
+    return rows
+
+
+def _in_errors(difference):
+    if difference.count < 2 or not difference.error:
+        return ""
+    return f" ({difference.value / difference.error:.1f} s.e.)"
+
+
+def _equal_work(study, results, entry):
+    """Both arms' figures where the dearer one has spent what the cheaper one has at its end."""
+    last = study.measured_at[-1]
+    spent = [
+        min((work(r, last) for r in results if r["arm"] == side), default=math.nan)
+        for side in (entry.better, entry.worse)
+    ]
+    if math.isnan(sum(spent)):
+        return "-"
+    figures = [
+        at_work(results, side, entry.measure, min(spent)) for side in (entry.better, entry.worse)
+    ]
+    return f"{figures[0]} and {figures[1]} after {min(spent):.3g} TFLOP"
+
+
+def _markdown(table):
+    head, *rows = table
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in lines
+    )
+
+
+def _curves(study, results, measure):
+    """A measure over steps and over work: means of all arms, standard errors as bars."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(9.6, 4.2), layout="constrained")
+    by_steps, by_work = drawn.subplots(1, 2, sharey=True)
+    positive = []
+    for number, (name, entry) in enumerate(study.arms.items()):
+        own = [result for result in results if result["arm"] == name]
+        means = [(step, of_arm(results, name, measure, step)) for step in study.measured_at]
+        means = [(step, value) for step, value in means if value.count]
+        if not means:
+            continue
+        steps = np.array([step for step, _ in means])
+        values = np.array([value.value for _, value in means])
+        errors = np.nan_to_num([value.error for _, value in means])
+        positive += list(values)
+        style = {
+            "color": CURVE_COLOURS[number % len(CURVE_COLOURS)],
+            "marker": _MARKERS[number % len(_MARKERS)],
+            "linestyle": "-" if number < len(CURVE_COLOURS) else "--",
+            "markersize": 5, "capsize": 2, "linewidth": 1.4, "label": entry.title,
+        }  # fmt: skip
+        by_steps.errorbar(steps, values, errors, **style)
+        by_work.errorbar([work(own[0], step) for step in steps], values, errors, **style)
+    if positive and min(positive) > 0 and max(positive) > 10 * min(positive):
+        by_steps.set_yscale("log")
+    for axes, label in ((by_steps, "step"), (by_work, "TFLOP")):
+        axes.set_xlabel(label)
+        axes.grid(alpha=FAINT)
+    by_work.set_xscale("log")
+    by_steps.set_ylabel(measure)
+    handles, labels = by_steps.get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside right upper", fontsize=7, frameon=False)
+    return drawn

@@ -1,0 +1,133 @@
+"""One run of a study: trained, measured at every step that is asked for, written down."""
+
+import dataclasses
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from repae_jax.atomic import write_atomically
+from repae_jax.config import differences, to_json
+from repae_jax.errors import RUN_AGAIN, Diverged, TryAgain, UserError
+from repae_jax.evaluation.figures import class_grid, pca_figure, save_png
+from repae_jax.evaluation.latents import pca_colours
+from repae_jax.parallel.flops import count_flops
+from repae_jax.parallel.mesh import make_mesh
+from repae_jax.study.judge import load_judge
+from repae_jax.study.measures import Measures, Seen
+from repae_jax.study.plan import Job, run_config
+from repae_jax.training.build import build_models, load_frozen
+from repae_jax.training.loop import train
+from repae_jax.training.program import Program
+from repae_jax.training.run import load_state
+
+RESULT = "result.json"
+JUDGE = "judge.safetensors"
+SAMPLES, LATENTS = "study_samples.png", "study_latents.png"
+_CLASSES, _EACH = 10, 8  # of the pictures of samples
+
+
+def run_job(study: ConfigDict, job: Job, output: pathlib.Path, *, progress: bool = True) -> None:
+    """Train and measure one run, unless that is done; its figures are `result.json` beside it.
+
+    A run that diverges is a result: its figures end there, and "diverged" says how.
+
+    Raises:
+      UserError: bad files, or a run of another configuration is there.
+      TryAgain: a signal ended the training.
+    """
+    config, workdir = run_config(study, job, output), job.workdir(output)
+    if read_result(study, job, output) is not None:
+        return
+    started = time.perf_counter()
+    diverged = ""
+    try:
+        if train(config, workdir, progress=progress) == RUN_AGAIN:
+            raise TryAgain(f"{job} was interrupted and saved; run the same command to go on")
+    except Diverged as error:
+        diverged = str(error)
+    trained = time.perf_counter()
+    figures = _measured(study, config, workdir, output)
+    result = {
+        "arm": job.arm,
+        "seed": job.seed,
+        "config": config.to_dict(),
+        "gflop_per_image": _work(config) / 1e9,
+        "diverged": diverged,
+        "figures": figures,
+        "seconds": {
+            "training": trained - started,
+            "measuring": time.perf_counter() - trained,
+        },
+    }
+    write_atomically(workdir / RESULT, (json.dumps(result, indent=1) + "\n").encode())
+
+
+def read_result(study: ConfigDict, job: Job, output: pathlib.Path) -> dict[str, Any] | None:
+    """What `run_job` wrote, or None where it has not yet.
+
+    Raises:
+      UserError: it is damaged, or of another configuration.
+    """
+    path = job.workdir(output) / RESULT
+    if not path.is_file():
+        return None
+    try:
+        result = json.loads(path.read_text())
+        wanted = json.loads(to_json(run_config(study, job, output)))
+        told = differences(result["config"], wanted)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}): remove it, and it is measured again"
+        ) from error
+    if told:
+        raise UserError(
+            f"{path} is of another configuration: {'; '.join(told[:3])}; take another --output"
+        )
+    return result
+
+
+def _measured(study, config, workdir, output):
+    """The figures by step, and pictures of the last one."""
+    teachers = study.config.teachers
+    whole = config.copy_and_resolve_references()
+    models = build_models(config)
+    if models.sit is not None and not models.teachers:  # a run without one is compared with it
+        for name in teachers:
+            whole.teachers[name] = teachers[name].copy_and_resolve_references()
+            whole.teachers[name].weights = str(output / f"teacher_{name}.safetensors")
+        models = dataclasses.replace(models, teachers=build_models(whole).teachers)
+    frozen = load_frozen(whole, models, models.teachers)
+    judge = load_judge(study, output / JUDGE)
+    measures = Measures(study, judge, config, models)
+    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    figures, seen = {}, None
+    for step in study.measured_at:
+        try:
+            state = load_state(workdir, config, build_models(config), one, step=step)
+        except UserError:
+            break  # it diverged before
+        seen = measures(state.replace(frozen={**state.frozen, **frozen}))
+        figures[str(step)] = seen.figures
+    if seen is not None:
+        _draw(seen, workdir, config)
+    return figures
+
+
+def _draw(seen: Seen, workdir, config):
+    if seen.samples is not None:
+        classes = min(_CLASSES, config.data.num_classes)
+        names = [str(number) for number in range(classes)]
+        save_png(workdir / SAMPLES, class_grid(seen.samples, seen.labels, names, _EACH))
+    colours = pca_colours([np.asarray(seen.latents)])[0]
+    save_png(workdir / LATENTS, pca_figure(seen.heldout, {"latents": colours}))
+
+
+def _work(config):
+    """Operations of the train step for one image, counted in its program."""
+    program = Program(config, build_models(config), make_mesh(1, 1))
+    return count_flops(program.step, *program.arguments()) / config.batch_size

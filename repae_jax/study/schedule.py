@@ -1,0 +1,121 @@
+"""Who runs when: every run in a process of its own, behind the one whose VAE it takes."""
+
+import concurrent.futures
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+
+from ml_collections import ConfigDict
+
+from repae_jax.errors import RUN_AGAIN, TryAgain, UserError
+from repae_jax.study.plan import Job, jobs
+
+LOG = "study.log"  # in a run's folder: what it prints
+
+
+def run_all(
+    study: ConfigDict,
+    output: pathlib.Path,
+    command: Callable[[Job], Sequence[str]],
+    done: Callable[[Job], bool],
+    *,
+    side_by_side: int = 1,
+    progress: bool = True,
+) -> None:
+    """Run what is not done yet, in `jobs`' order, `side_by_side` at a time.
+
+    Side by side, each has an equal share of the processor's cores, where the system tells which
+    process may use which. The first failure ends the study when those that run have ended.
+
+    Args:
+      study: what to run.
+      output: its folder.
+      command: the words that run one job.
+      done: whether a job's result is there.
+      side_by_side: processes at a time.
+      progress: show a bar.
+
+    Raises:
+      UserError: a run failed; names its log.
+      TryAgain: one was interrupted.
+    """
+    from tqdm import tqdm
+
+    queue = [job for job in jobs(study) if not done(job)]
+    finished = {job: threading.Event() for job in queue}
+    shares: list[set[int] | None] = _shares(side_by_side)
+    failed: list[UserError] = []
+
+    def work(job):
+        needed = Job(study.arms[job.arm].vae, job.seed)
+        while needed in finished and not finished[needed].wait(1.0):
+            if failed:
+                return
+        if failed:
+            return
+        share = shares.pop()
+        try:
+            _run(command(job), job, output, share)
+            finished[job].set()
+        except UserError as error:
+            failed.append(error)
+        finally:
+            shares.append(share)
+
+    total = len(jobs(study))
+    with (
+        tqdm(total=total, initial=total - len(queue), unit="run", disable=not progress) as bar,
+        concurrent.futures.ThreadPoolExecutor(side_by_side) as pool,
+    ):
+        for job, _ in zip(queue, pool.map(work, queue), strict=True):
+            bar.update()
+            bar.set_postfix_str(str(job))
+    if failed:
+        raise failed[0]
+
+
+def _shares(count):
+    """The cores of each process: None is all of them."""
+    if count == 1 or not hasattr(os, "sched_getaffinity"):
+        return [None] * count
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < count:
+        raise UserError(f"--jobs is {count}, but there are {len(cores)} cores: use at most those")
+    return [set(cores[number::count]) for number in range(count)]
+
+
+def _run(words, job, output, share):
+    folder = job.workdir(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / LOG
+    environment = dict(os.environ)
+    if share is not None:
+        environment[CORES] = ",".join(map(str, sorted(share)))
+    with open(log, "a") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "repae_jax", *words],
+            stdout=file, stderr=subprocess.STDOUT, env=environment,
+        )  # fmt: skip
+        try:
+            status = process.wait()
+        except BaseException:
+            process.terminate()  # it saves and ends
+            process.wait()
+            raise
+    if status == RUN_AGAIN:
+        raise TryAgain(f"{job} was interrupted and saved; run the same command to go on")
+    if status:
+        lines = log.read_text(errors="replace").strip().splitlines() or [""]
+        raise UserError(f"{job} ended with status {status} ({lines[-1][:300]}); see {log}")
+
+
+CORES = "REPAE_STUDY_CORES"
+
+
+def keep_to_share() -> None:
+    """Let this process use those cores only that the study gave it; before JAX is imported."""
+    if CORES in os.environ:
+        os.sched_setaffinity(0, {int(core) for core in os.environ[CORES].split(",")})

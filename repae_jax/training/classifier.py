@@ -1,0 +1,99 @@
+"""Training a small classifier on one's own images, and testing it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from repae_jax.data.pipeline import eval_batches, train_batches
+from repae_jax.data.source import Source
+
+Prepare = Callable[[jax.Array], jax.Array]
+
+
+def fit_classifier(
+    model: nn.Module,
+    prepare: Prepare,
+    source: Source,
+    recipe: ConfigDict,
+    seed: int,
+    *,
+    name: str,
+    progress: bool = True,
+) -> Any:
+    """The parameters of `model`, trained by cross-entropy with AdamW and a cosine schedule.
+
+    Args:
+      model: prepared images (B, H, W, 3) -> logits (B, classes).
+      prepare: uint8 images (B, H, W, 3), which are shifted at random before -> prepared ones.
+      source: labelled images.
+      recipe: `steps`, `batch_size`, `learning_rate`, `weight_decay`, and `shift`, in pixels.
+      seed: of the initialisation, the order and the shifts.
+      name: what to call it beside the progress bar.
+      progress: show one.
+    """
+    from tqdm import tqdm
+
+    rate = optax.warmup_cosine_decay_schedule(
+        0.0, recipe.learning_rate, recipe.steps // 10, recipe.steps
+    )
+    optimizer = optax.adamw(rate, weight_decay=recipe.weight_decay)
+    key = jax.random.key(seed)
+
+    def loss(params, images, labels):
+        logits = model.apply({"params": params}, images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    @jax.jit
+    def step(params, opt_state, batch, index):
+        shifts = jax.random.randint(
+            jax.random.fold_in(key, index), (recipe.batch_size, 2), -recipe.shift, recipe.shift + 1
+        )
+        images = prepare(shifted(batch["image"], shifts, recipe.shift))
+        value, grads = jax.value_and_grad(loss)(params, images, batch["label"])
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, value
+
+    batches = train_batches(source, batch_size=recipe.batch_size, seed=seed)
+    sample = prepare(jnp.asarray(source[0]["image"])[None])
+    params = jax.jit(model.init)(key, sample)["params"]
+    opt_state = optimizer.init(params)
+    bar = tqdm(range(recipe.steps), desc=name, unit="step", disable=not progress)
+    for index in bar:
+        params, opt_state, value = step(params, opt_state, next(batches), index)
+        if index % 20 == 0:
+            bar.set_postfix(loss=f"{float(value):.3f}")
+    batches.close()
+    return jax.device_get(params)
+
+
+def accuracy(
+    model: nn.Module, prepare: Prepare, params: Any, source: Source, batch_size: int
+) -> float:
+    """The share of a source's images, in [0, 1], whose class has the largest logit."""
+
+    @jax.jit
+    def predict(images):
+        return model.apply({"params": params}, prepare(images)).argmax(axis=-1)
+
+    right = [
+        np.asarray(predict(batch["image"])) == batch["label"]
+        for batch in eval_batches(source, batch_size)
+    ]
+    return float(np.concatenate(right).mean())
+
+
+def shifted(images: jax.Array, shifts: jax.Array, largest: int) -> jax.Array:
+    """Images (B, H, W, C) moved by `shifts` (B, 2) pixels, edges repeated."""
+    pad = ((largest, largest), (largest, largest), (0, 0))
+
+    def one(image, shift):
+        padded = jnp.pad(image, pad, mode="edge")
+        return jax.lax.dynamic_slice(padded, (*(largest + shift), 0), image.shape)
+
+    return jax.vmap(one)(images, shifts)

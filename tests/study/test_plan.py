@@ -1,0 +1,80 @@
+import pathlib
+
+import pytest
+from ml_collections import ConfigDict
+
+from repae_jax.errors import UserError
+from repae_jax.overrides import read_config
+from repae_jax.study.plan import Job, arm, check, claim, jobs, run_config
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+OUTPUT = pathlib.Path("out")
+
+
+@pytest.fixture
+def study() -> ConfigDict:
+    return read_config(str(CONFIGS / "study_digits.py"), [])
+
+
+def test_the_studies_of_the_house_are_possible():
+    paths = sorted(CONFIGS.glob("study_*.py"))
+    assert paths
+    for path in paths:
+        check(read_config(str(path), []), OUTPUT)
+
+
+def test_an_arm_differs_from_the_base_in_what_it_says_alone(study):
+    repae = run_config(study, Job("repae", 3), OUTPUT)
+    small = run_config(study, Job("second_small", 3), OUTPUT)
+    assert small.sit.depth == 4
+    for config in (repae, small):
+        assert config.seed == 3
+        config.sit = study.config.sit
+        config.vae.weights = config.name = ""
+    repae.train = small.train
+    repae.objective.latent_norm = small.objective.latent_norm
+    assert repae.to_dict() == small.to_dict()
+    assert study.config.seed == 0  # the study's own stays as it is
+
+
+def test_a_run_comes_behind_the_one_whose_vae_it_takes_of_the_same_seed(study):
+    order = jobs(study)
+    assert len(order) == len(set(order)) == study.seeds * len(study.arms)
+    for position, job in enumerate(order):
+        before = study.arms[job.arm].vae
+        if before:
+            needed = Job(before, job.seed)
+            assert needed in order[:position]
+            weights = run_config(study, job, OUTPUT).vae.weights
+            assert weights == str(needed.workdir(OUTPUT))
+    assert [job.seed for job in order] == sorted(job.seed for job in order)
+
+
+def test_every_measured_step_is_a_checkpoint_that_stays(study):
+    study.measured_at = (200, 500, 600)
+    run = run_config(study, Job("repae", 0), OUTPUT).run
+    assert (run.steps, run.checkpoint_every, run.keep_every) == (600, 100, 100)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": 0}, "seeds is 0"),
+        ({"measured_at": ()}, r"measured_at is \(\)"),
+        ({"measured_at": (20, 10)}, r"measured_at is \(20, 10\): give rising steps"),
+        ({"arms": {}}, "the study has no arms"),
+        ({"arms": {"x": arm("", "repea")}}, "arm x: no recipe 'repea'"),
+        ({"arms": {"x": arm("", vae="y")}}, "arm x: there is no arm 'y'"),
+        ({"arms": {"x": arm("", vae="y"), "y": arm("", vae="x")}}, "arm x: its VAE is its own"),
+        ({"arms": {"x": arm("", changes={"sit": {"width": 1}})}}, "arm x: .*width"),
+        ({"arms": {"x": arm("", changes={"batch_size": 0})}}, "arm x: config.batch_size is 0"),
+        ({"claims": {"c": claim("", "fid", "repae", "repa")}}, "claim c: no measure 'fid'"),
+        ({"claims": {"c": claim("", "psnr", "repae", "other")}}, "claim c: no arm 'other'"),
+    ],
+)
+def test_what_is_impossible_is_named(study, changes, message):
+    with study.ignore_type():
+        for key, value in changes.items():
+            study[key] = ConfigDict(value) if isinstance(value, dict) else value
+    with pytest.raises(UserError, match=message):
+        check(study, OUTPUT)

@@ -1,0 +1,89 @@
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from repae_jax.study.plan import claim
+from repae_jax.study.results import at_work, correlation, effect, mean, of_arm, work
+
+
+def result(arm, seed, gflop=1.0, **figures):
+    """A run's result with figures at steps 10 and 20 (pairs)."""
+    steps = {
+        str(step): {name: pair[index] for name, pair in figures.items()}
+        for index, step in enumerate((10, 20))
+    }
+    config = {"batch_size": 4}
+    return {"arm": arm, "seed": seed, "gflop_per_image": gflop, "config": config, "figures": steps}
+
+
+def test_a_mean_has_the_standard_error_of_scipy():
+    values = np.random.default_rng(0).normal(size=7)
+    found = mean(values)
+    assert found.value == pytest.approx(values.mean())
+    assert found.error == pytest.approx(stats.sem(values))
+    assert found.count == 7
+
+
+def test_a_mean_is_shown_to_the_digits_that_its_error_allows():
+    assert str(mean([])) == "-"
+    assert str(mean([1.23456])) == "1.235"
+    assert str(mean([100.0, 104.0])) == "102.0 ± 2.0"
+    assert str(mean([0.1, 0.1004])) == "0.10020 ± 0.00020"
+
+
+def test_an_effect_is_paired_by_seed_and_signed_for_the_better_arm():
+    results = [
+        result("a", 0, frechet=(9.0, 1.0)),
+        result("a", 1, frechet=(9.0, 5.0)),
+        result("a", 2, frechet=(9.0, 7.0)),
+        result("b", 0, frechet=(9.0, 2.0)),
+        result("b", 1, frechet=(9.0, 7.0)),
+        result("b", 3, frechet=(9.0, 100.0)),  # a seed that a does not have
+    ]
+    found = effect(results, claim("", "frechet", "a", "b"), 20)
+    test = stats.ttest_rel([2.0, 7.0], [1.0, 5.0])
+    assert found.difference.value == pytest.approx(1.5)
+    assert found.difference.value / found.difference.error == pytest.approx(test.statistic)
+    assert (found.ahead, found.difference.count) == (2, 2)
+    other = effect(results, claim("", "frechet", "b", "a"), 20)
+    assert other.difference.value == pytest.approx(-1.5)
+    assert other.ahead == 0
+
+
+def test_more_is_better_where_the_measure_says_so():
+    results = [result("a", 0, psnr=(1.0, 3.0)), result("b", 0, psnr=(1.0, 1.0))]
+    assert effect(results, claim("", "psnr", "a", "b"), 20).difference.value == 2.0
+
+
+def test_figures_that_a_run_lacks_are_left_out():
+    results = [result("a", 0, psnr=(1.0, 3.0)), result("a", 1)]
+    assert of_arm(results, "a", "psnr", 20).count == 1
+    assert of_arm(results, "a", "cknna", 20).count == 0
+
+
+def test_equal_work_is_found_between_the_measured_steps():
+    cheap = result("cheap", 0, gflop=1000.0, frechet=(8.0, 4.0))
+    dear = result("dear", 0, gflop=1414.2135623730951, frechet=(6.0, 2.0))
+    results = [cheap, dear]
+    spent = work(cheap, 20)
+    assert spent == pytest.approx(1000 * 4 * 20 / 1e3)
+    assert at_work(results, "cheap", "frechet", spent).value == pytest.approx(4.0)
+    # The dearer arm has spent that after 14.1 steps, half-way from 10 to 20 in logarithms.
+    assert at_work(results, "dear", "frechet", spent).value == pytest.approx(4.0)
+    assert at_work(results, "dear", "frechet", 10 * spent).count == 0
+
+
+def test_a_correlation_is_scipys_over_all_runs():
+    rng = np.random.default_rng(1)
+    x, y = rng.uniform(0.1, 0.6, 9), rng.uniform(1, 50, 9)
+    results = [
+        result(f"arm{i % 3}", i // 3, cknna=(0.0, a), frechet=(0.0, b))
+        for i, (a, b) in enumerate(zip(x, y, strict=True))
+    ]
+    found = correlation(results, "cknna", "frechet", 20)
+    assert found.count == 9
+    assert found.pearson == pytest.approx(np.corrcoef(x, np.log(y))[0, 1])
+    assert found.spearman == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert math.isnan(correlation(results[:2], "cknna", "frechet", 20).pearson)

@@ -1,0 +1,170 @@
+import json
+import math
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import tiny_study
+from sklearn.neighbors import KNeighborsClassifier
+
+from repae_jax.cli import main
+from repae_jax.data.digits import load_digits_split
+from repae_jax.errors import UserError
+from repae_jax.evaluation.reconstruction import mean_psnr
+from repae_jax.sampling.pixels import to_float, to_uint8
+from repae_jax.study.judge import load_judge, train_judge
+from repae_jax.study.plan import MEASURES, Job
+from repae_jax.study.schedule import run_all
+from repae_jax.training.run import open_run
+
+STUDY = str(pathlib.Path(tiny_study.__file__))
+
+
+def run(output, *words):
+    return main(["study", STUDY, "--output", str(output), "--quiet", *words])
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A study that has run, two runs side by side."""
+    output = tmp_path_factory.mktemp("study")
+    assert run(output, "--jobs", "2") == 0
+    return output
+
+
+@pytest.mark.slow  # three processes, one a run, each of which imports, compiles and trains
+def test_a_study_runs_measures_and_reports(done):
+    results = json.loads((done / "results.json").read_text())
+    assert [(r["arm"], r["seed"]) for r in results] == [("vae", 0), ("sit", 0), ("repae", 0)]
+    for result in results:
+        assert list(result["figures"]) == ["2", "4"]
+        expected = set(MEASURES) if result["arm"] != "vae" else set()
+        expected |= {"psnr", "latent_variance", "latent_detail"}
+        assert set(result["figures"]["4"]) <= expected
+        assert all(math.isfinite(v) for v in result["figures"]["4"].values())
+    assert {"frechet", "precision", "recall", "class_accuracy"} < set(results[1]["figures"]["4"])
+    tables, page = (done / "tables.md").read_text(), (done / "report.html").read_text()
+    for text in ("REPA-E", "it is ahead", "cknna, frechet"):
+        assert text in tables
+        assert text in page
+    assert page.count("<img") >= 5
+
+
+def test_figures_are_of_the_states_that_the_run_has_kept(done):
+    """The VAE's last PSNR, from its checkpoint by another way."""
+    opened = open_run(Job("vae", 0).workdir(done))
+    images = load_digits_split("heldout").images
+    chosen = np.sort(np.random.default_rng(0).choice(len(images), 30, replace=False))
+    vae, params = opened.models.vae, {"params": opened.state.params["vae"]}
+    latents = vae.apply(params, to_float(images[chosen]), method="encode").mean
+    again = np.asarray(to_uint8(vae.apply(params, latents, method="decode")))
+    results = json.loads((done / "results.json").read_text())
+    assert results[0]["figures"]["4"]["psnr"] == pytest.approx(
+        mean_psnr(images[chosen], again), rel=1e-4
+    )
+    assert results[0]["figures"]["2"]["psnr"] != results[0]["figures"]["4"]["psnr"]
+
+
+def test_frozen_arms_keep_the_vae_that_they_took(done):
+    results = {r["arm"]: r for r in json.loads((done / "results.json").read_text())}
+    assert results["sit"]["figures"]["2"]["psnr"] == results["vae"]["figures"]["4"]["psnr"]
+    assert results["repae"]["figures"]["4"]["psnr"] != results["vae"]["figures"]["4"]["psnr"]
+    assert results["repae"]["gflop_per_image"] > results["sit"]["gflop_per_image"]
+
+
+@pytest.mark.slow  # one more such process
+def test_a_run_that_is_gone_is_made_again_to_the_same_figures(done, tmp_path):
+    copy = tmp_path / "study"
+    shutil.copytree(done, copy)
+    shutil.rmtree(Job("repae", 0).workdir(copy))
+    kept = Job("vae", 0).workdir(copy) / "result.json"
+    before = kept.stat().st_mtime_ns
+    # In the same place, since a run's configuration names the files that it takes.
+    moved = tmp_path / "moved"
+    done.rename(moved)
+    copy.rename(done)
+    try:
+        assert run(done, "--jobs", "2") == 0
+        first = (moved / "results.json").read_text()
+        second = (done / "results.json").read_text()
+        assert (Job("vae", 0).workdir(done) / "result.json").stat().st_mtime_ns == before
+        assert [r["figures"] for r in json.loads(first)] == [
+            r["figures"] for r in json.loads(second)
+        ]
+    finally:
+        shutil.rmtree(done)
+        moved.rename(done)
+
+
+def test_a_changed_study_is_refused_where_it_changes_a_run(done, capsys):
+    assert run(done, "--config.config.batch_size=16") == 2
+    said = capsys.readouterr().err
+    assert "config.batch_size: 8 -> 16" in said
+    assert "take another --output" in said
+
+
+def test_more_claims_change_no_run(done, capsys):
+    assert run(done, "--report", "--config.claims.ahead.measure=psnr") == 0
+    assert "psnr" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--jobs", "0"], "--jobs is 0"),
+        (["--run", "other:0"], "--run is 'other:0': give ARM:SEED"),
+        (["--run", "vae"], "--run is 'vae'"),
+        (["--report"], "holds no result yet"),
+        (["--config.config.sit.depth=0"], "arm"),
+    ],
+)
+def test_bad_options_are_named(tmp_path, capsys, words, message):
+    assert run(tmp_path / "new", *words) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "new" / "results.json").exists()
+
+
+def test_what_is_no_study_is_named(tmp_path, capsys):
+    words = ["study", str(tiny_study.TINY), "--output", str(tmp_path), "--quiet"]
+    assert main(words) == 2
+    assert "is no study" in capsys.readouterr().err
+
+
+def test_a_failed_run_ends_the_study_and_names_its_log(tmp_path):
+    study = tiny_study.get_config()
+    with pytest.raises(UserError, match=r"vae:0 ended with status 2 \(error: .*; see .*study.log"):
+        run_all(
+            study, tmp_path, lambda job: ["train", "--workdir", str(tmp_path)], lambda job: False,
+            progress=False,
+        )  # fmt: skip
+    assert not Job("sit", 0).workdir(tmp_path).exists()  # nothing was begun on what is missing
+
+
+def test_more_runs_than_cores_are_refused(tmp_path):
+    with pytest.raises(UserError, match="--jobs is 4096"):
+        run_all(tiny_study.get_config(), tmp_path, list, bool, side_by_side=4096, progress=False)
+
+
+@pytest.mark.slow  # trains a classifier until it is one
+def test_the_judge_learns_and_is_read_back(tmp_path):
+    study = tiny_study.get_config()
+    study.judge.update(channels=(16, 32), steps=250, batch_size=64)
+    path = tmp_path / "judge.safetensors"
+    train_judge(study, path, progress=False)
+    judge = load_judge(study, path)
+    assert judge.accuracy > 0.9
+    part = load_digits_split("heldout")
+    features, classes = judge(part.images)
+    assert features.shape == (355, 32)
+    assert (classes == part.labels).mean() == pytest.approx(judge.accuracy)
+    # Its features hold the classes: their nearest neighbours are of the same.
+    nearest = KNeighborsClassifier(1).fit(features[::2], part.labels[::2])
+    assert nearest.score(features[1::2], part.labels[1::2]) > 0.9
+
+
+def test_a_judge_of_another_size_is_refused(done):
+    study = tiny_study.get_config()
+    study.judge.channels = (8, 16)
+    with pytest.raises(UserError, match="level_1"):
+        load_judge(study, done / "judge.safetensors")
