@@ -1,11 +1,39 @@
 """Two sides of one question in one run: turns, medians, spreads, a table and JSON."""
 
 import json
+import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
+
+
+class Side:
+    """A call in a process of its own, so that no side inherits what another did to its process."""
+
+    def __init__(self, make: Callable[..., Callable[[], Any]], *arguments: Any):
+        """Start the process, in which `make(*arguments)` gives the call; both must be picklable."""
+        context = multiprocessing.get_context("spawn")
+        self._connection, other = context.Pipe()
+        process = context.Process(target=_serve, args=(other, make, arguments), daemon=True)
+        process.start()
+        other.close()
+
+    def __call__(self) -> Any:
+        """What the call gives, there.
+
+        Raises:
+          EOFError: the process has ended, and said why.
+        """
+        self._connection.send(True)
+        return self._connection.recv()
+
+
+def _serve(connection, make, arguments):
+    call = make(*arguments)
+    while connection.recv():
+        connection.send(call())
 
 
 def alternate(

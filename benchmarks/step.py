@@ -1,4 +1,4 @@
-r"""Images per second of the train step here and of the original's, side by side in one run.
+r"""Images per second of the train step here and of the original's, in turns in one run.
 
     python benchmarks/step.py repae --original PATH/TO/REPA-E     # the VAE and the SiT jointly
     python benchmarks/step.py ldm   --original PATH/TO/REPA-E     # the SiT on cached latents
@@ -10,8 +10,8 @@ The same random weights, images, draws and teacher tokens on both sides, every n
 SiT, VAE, LPIPS' VGG16, the discriminator, all terms on, updates and moving average included. The
 original's side is the statements of its own loop, eager and, with --compile, as its --compile does
 it; its bfloat16 is autocast, with TF32 in the loss terms, as it ships. On a CPU ours computes
-kernel gradients by products (`config.compute.kernel_gradient`). What both log must agree before
-anything is timed.
+kernel gradients by products (`config.compute.kernel_gradient`). Each side has a process of its own;
+what both log must agree before anything is timed.
 """
 
 import argparse
@@ -24,14 +24,15 @@ from typing import Any
 import flops
 import numpy as np
 import original as originals
-from side_by_side import alternate, report
+from side_by_side import Side, alternate, report
 
 TEACHER_DIM = 768
 FACTORS, CHANNELS = {"f8d4": 8, "f16d32": 16}, {"f8d4": 4, "f16d32": 32}
 # Relative differences of the first step's metrics that rounding explains.
 AGREE = {"float32": 1e-3, "bfloat16": 1e-1}
-OURS_ALONE = ("latent_std", "skipped")
-THEIRS_ALONE = ("epoch", "d_weight", "discriminator_factor")
+PEAK = "peak_memory"  # GB that a side has held on a GPU at most
+OURS_ALONE = ("latent_std", "skipped", PEAK)
+THEIRS_ALONE = ("epoch", "d_weight", "discriminator_factor", PEAK)
 
 
 def make_batch(options: argparse.Namespace, side: int):
@@ -150,15 +151,38 @@ def make_theirs(original, networks, batch, draws, options, *, compiled: bool = F
     )
 
 
-def peak_memory(device: str) -> dict[str, float]:
-    """GB that each side has held on a GPU at most."""
-    if device == "cpu":
-        return {}
+def make_side(name: str, options: argparse.Namespace) -> Callable[[], dict[str, float]]:
+    """One of the sides, with the same weights, batch and draws as the others; in its process."""
+    if name == "ours":
+        from repae_jax.allocator import keep_memory
+
+        keep_memory()  # as the command line does
+    original = originals.load(options.original)
+    side = options.resolution // FACTORS[options.vae]
+    batch, draws = make_batch(options, side)
+    networks = make_networks(original, options, side)
+    if options.recipe == "ldm":
+        original.latents = original.comparison.moments(networks["vae"], batch["image"])
+    given = (original, networks, batch, draws, options)
+    if name == "ours":
+        call, peak = make_ours(*given, side), _jax_peak
+    else:
+        call, peak = make_theirs(*given, compiled=name != "original"), _torch_peak
+    if options.device == "cpu":
+        return call
+    return lambda: {**call(), PEAK: peak() / 1e9}
+
+
+def _jax_peak():
     import jax
+
+    return jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]
+
+
+def _torch_peak():
     import torch
 
-    ours = jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]
-    return {"original": torch.cuda.max_memory_allocated() / 1e9, "ours": ours / 1e9}
+    return torch.cuda.max_memory_allocated()
 
 
 def work(options: argparse.Namespace, side: int) -> float:
@@ -207,37 +231,27 @@ def main() -> None:
         "--compile", action="store_true", help="the original with torch.compile too"
     )
     options = parser.parse_args()
-    if options.device == "cuda":  # both sides share its memory
+    if options.device == "cuda":  # the sides share its memory
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    original = originals.load(options.original)
-    side = options.resolution // FACTORS[options.vae]
-    batch, draws = make_batch(options, side)
-    networks = make_networks(original, options, side)
-    if options.recipe == "ldm":
-        original.latents = original.comparison.moments(networks["vae"], batch["image"])
-    given = (batch, draws, options)
-    ours = make_ours(original, networks, *given, side)  # copies the weights, before they move
-    sides = {"original": make_theirs(original, networks, *given)}
-    if options.compile:
-        again = make_networks(original, options, side)
-        sides["original, compiled"] = make_theirs(original, again, *given, compiled=True)
-    sides["ours"] = ours
+    names = ["original", *(["original, compiled"] if options.compile else []), "ours"]
+    sides = {name: Side(make_side, name, options) for name in names}
     first = {name: call() for name, call in sides.items()}
     apart = check_agreement(first["ours"], first["original"], options.dtype)
-    seconds = alternate(sides, options.repeats, warm_up=0)  # that was it
+    seconds = alternate(sides, options.repeats)
+    peaks = {name: metrics[PEAK] for name, metrics in first.items() if PEAK in metrics}
     rates = report(
         f"{options.recipe}: {options.arch}, {options.vae} at {options.resolution} x "
         f"{options.resolution}, batch {options.batch_size}, {options.dtype}",
         seconds,
         options.batch_size,
         apart=apart,
-        peak_memory=peak_memory(options.device),
+        peak_memory=peaks,
     )
-    gflop = work(options, side)
+    gflop = work(options, options.resolution // FACTORS[options.vae])
     print(f"\n{gflop:.0f} GFLOP an image by arithmetic:")
     for name, rate in rates.items():
         print(f"  {name}: {rate * gflop / 1e3:.3f} TFLOP/s")
-    for name, peak in peak_memory(options.device).items():
+    for name, peak in peaks.items():
         print(f"  {name}: {peak:.1f} GB at most")
 
 

@@ -12,7 +12,9 @@ from repae_jax.errors import UserError
 from repae_jax.overrides import read_config
 from repae_jax.validation import check_devices, check_files, validate
 
-CONFIGS = sorted(pathlib.Path(__file__).parents[1].glob("configs/*.py"))
+FOLDER = pathlib.Path(__file__).parents[1] / "configs"
+# Studies are no configurations of a run: tests/study has them.
+CONFIGS = sorted(path for path in FOLDER.glob("*.py") if not path.name.startswith("study_"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
