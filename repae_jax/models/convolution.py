@@ -53,10 +53,10 @@ class Conv(nn.Module):
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
         x = x.astype(self.dtype)
-        if self.size == self.stride == 1 and self.padding == ((0, 0), (0, 0)):
-            x = _multiply(x, kernel)
-        elif self.kernel_gradient == "convolution":
+        if self.kernel_gradient == "convolution":
             x = _convolve(x, kernel, self.stride, self.padding)
+        elif self.size == self.stride == 1 and self.padding == ((0, 0), (0, 0)):
+            x = _multiply(x, kernel)
         else:
             x = _convolve_by_products(x, kernel, self.stride, self.padding)
         if self.use_bias:

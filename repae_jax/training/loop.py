@@ -70,7 +70,7 @@ def train(
         with processes.together():
             # What is wrong with the weights' files shows before anything is written.
             begun = (workdir / FOLDER).exists()
-            initial = None if begun else _initial_state(program, source)
+            initial = None if begun else _initial_state(program, source, progress)
         with processes.together():
             if processes.first:
                 work_directory.claim(workdir, config)
@@ -79,7 +79,7 @@ def train(
         )
         closing.callback(checkpoints.close)
         if checkpoints.latest_step() is None:
-            state = initial or _initial_state(program, source)
+            state = initial or _initial_state(program, source, progress)
         else:
             state = _continued(program, checkpoints, batches)
         del initial
@@ -175,14 +175,14 @@ def _batches(config, source, mesh):
     )
 
 
-def _initial_state(program, source):
+def _initial_state(program, source, progress):
     """The state at step 0, its latent statistics measured where none came with the VAE."""
     config, models = program.config, program.models
 
     def measure(vae):
         if config.data.source == latents.KIND:
             return latents.statistics_of(source.manifest)
-        moments = latent_moments(models.vae, vae, source, config.batch_size)
+        moments = latent_moments(models.vae, vae, source, config.batch_size, progress=progress)
         if jax.process_count() > 1:  # to the last bit the same everywhere
             moments = multihost_utils.broadcast_one_to_all(moments)
         return moments

@@ -13,7 +13,7 @@ IMAGES = 10_000  # of the source's first: enough for means and variances to thre
 
 
 def latent_moments(
-    vae: VAE, params, source, batch_size: int, images: int = IMAGES
+    vae: VAE, params, source, batch_size: int, images: int = IMAGES, *, progress: bool = True
 ) -> dict[str, np.ndarray]:
     """{"mean": (c,), "var": (c,)} of z = mean + std * noise over images and positions.
 
@@ -30,7 +30,7 @@ def latent_moments(
 
     count, first, second = 0, 0.0, 0.0
     batches = itertools.islice(eval_batches(source, batch_size), max(1, images // batch_size))
-    for batch in tqdm(batches, desc="latent statistics", unit="batch"):
+    for batch in tqdm(batches, desc="latent statistics", unit="batch", disable=not progress):
         mean, square = (np.asarray(a, np.float64) for a in sums(params, batch["image"]))
         size = len(batch["image"])
         count, first, second = count + size, first + size * mean, second + size * square
