@@ -37,16 +37,19 @@ def _serve(connection, make, arguments):
 
 
 def alternate(
-    sides: Mapping[str, Callable[[], Any]], repeats: int, *, warm_up: int = 1
+    sides: Mapping[str, Callable[[], Any]], repeats: int, *, warm_up: int = 1, settle: int = 0
 ) -> dict[str, list[float]]:
     """Wall-clock seconds of each side's calls, taken in turns: `repeats` of each.
 
     A call must return when its work is done. The calls before the first counted one are the
-    warm-up: what they compile is not counted.
+    warm-up: what they compile is not counted. In every turn `settle` calls come before the counted
+    one, which has back by then what the system took from an idle side, memory above all.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(warm_up + repeats):
         for name, call in sides.items():
+            for _ in range(settle):
+                call()
             start = time.perf_counter()
             call()
             taken = time.perf_counter() - start

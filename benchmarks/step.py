@@ -237,7 +237,7 @@ def main() -> None:
     sides = {name: Side(make_side, name, options) for name in names}
     first = {name: call() for name, call in sides.items()}
     apart = check_agreement(first["ours"], first["original"], options.dtype)
-    seconds = alternate(sides, options.repeats)
+    seconds = alternate(sides, options.repeats, warm_up=0, settle=1)
     peaks = {name: metrics[PEAK] for name, metrics in first.items() if PEAK in metrics}
     rates = report(
         f"{options.recipe}: {options.arch}, {options.vae} at {options.resolution} x "

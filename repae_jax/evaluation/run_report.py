@@ -13,13 +13,13 @@ from repae_jax.data.pipeline import eval_batches
 from repae_jax.data.source import check_images
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError
+from repae_jax.evaluation.coder import make_coder
 from repae_jax.evaluation.curves import loss_curves
 from repae_jax.evaluation.figures import class_grid, pairs_figure, pca_figure, save_png
 from repae_jax.evaluation.latents import latent_statistics, pca_colours
 from repae_jax.evaluation.reconstruction import mean_psnr
 from repae_jax.evaluation.report import Section, write_report
 from repae_jax.sampling.generate import generate_all, make_generate
-from repae_jax.sampling.pixels import to_float, to_uint8
 from repae_jax.training.build import initial_vae
 from repae_jax.training.metrics import read_history
 from repae_jax.training.run import Run, make_sampler, open_run, sampling_weights
@@ -129,16 +129,7 @@ def _judge_digits(page: Page, images, labels) -> None:
 
 def _reconstructed(run: Run, page: Page) -> None:
     images = _heldout_images(run)
-    vae = run.models.vae
-
-    @jax.jit
-    def encode(params, images):
-        return vae.apply({"params": params}, to_float(images), method="encode").mean
-
-    @jax.jit
-    def decode(params, latents):
-        return to_uint8(vae.apply({"params": params}, latents, method="decode"))
-
+    encode, decode = make_coder(run.models.vae)
     params = run.state.params["vae"]
     latents = encode(params, images)
     reconstructions = np.asarray(decode(params, latents))

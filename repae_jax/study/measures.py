@@ -11,13 +11,13 @@ from ml_collections import ConfigDict
 from repae_jax.data.pipeline import eval_batches
 from repae_jax.data.sources import open_source
 from repae_jax.evaluation.alignment import TOP_K, cknna, prepared
+from repae_jax.evaluation.coder import make_coder
 from repae_jax.evaluation.frechet import Moments, frechet_distance
 from repae_jax.evaluation.latents import latent_statistics, power_spectrum
 from repae_jax.evaluation.precision_recall import precision_recall
 from repae_jax.evaluation.reconstruction import mean_psnr
 from repae_jax.evaluation.representation import drawn, extract_features, make_extract
 from repae_jax.sampling.generate import generate_all, make_generate
-from repae_jax.sampling.pixels import to_float, to_uint8
 from repae_jax.study.judge import Judge
 from repae_jax.training.recipe import Models
 from repae_jax.training.run import Run, make_sampler, sampling_weights
@@ -62,7 +62,7 @@ class Measures:
         self._source = open_source(config.data, "heldout")
         self._count = min(self._wanted.heldout, len(self._source))
         self._heldout = _images(drawn(self._source, self._count, 0))
-        self._encode, self._decode = _autoencoder(models.vae)
+        self._encode, self._decode = make_coder(models.vae)
         if models.sit is not None:
             self._generate = make_generate(models.sit, models.vae, make_sampler(config))
             self._extract = make_extract(config, models)
@@ -132,15 +132,3 @@ class Measures:
 
 def _images(source):
     return np.concatenate([batch["image"] for batch in eval_batches(source, 256)])
-
-
-def _autoencoder(vae):
-    @jax.jit
-    def encode(params, images):
-        return vae.apply({"params": params}, to_float(images), method="encode").mean
-
-    @jax.jit
-    def decode(params, latents):
-        return to_uint8(vae.apply({"params": params}, latents, method="decode"))
-
-    return encode, decode
