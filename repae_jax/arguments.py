@@ -24,7 +24,7 @@ CONFIG_HELP = """\
 Any key of the configuration can be set behind --config, for example
   --config configs/digits.py --config.run.steps=200 --config.sit.depth=4
 and a config file may take an argument behind a colon, such as its recipe:
-  --config configs/digits.py:repa --config.vae.weights=runs/digits_vae
+  --config configs/digits.py:repa --config.vae.weights=runs/digits
 All keys and their defaults are in repae_jax/config.py.
 """
 

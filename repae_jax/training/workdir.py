@@ -14,6 +14,7 @@ CONFIG = "config.json"
 FREE_KEYS = (
     r"config\.(run|sampling|evaluation|mesh)\..*|config\.data\.(workers|path)"
     r"|config\.compute\.(scan_blocks|sit_remat|vae_remat|kernel_gradient)"
+    r"|config\.teachers\.[^.]+\.pretrain\..*"
     r"|config\.(.*\.)?(weights|vgg_weights|statistics)"
 )
 
