@@ -83,6 +83,9 @@ def _measured(options, group: Processes) -> tuple[Scores, Reference]:
 def _check_options(options, made):
     """Raise UserError for what does not go together; `made`: the samples are a run's."""
     written, read = options.save_reference, (options.reference, options.samples)
+    for path in read:  # before anyone goes for the weights
+        if not pathlib.Path(path).exists():
+            raise UserError(f"{path} does not exist: name images, an .npz file or a run")
     if written and written.resolve() in [pathlib.Path(path).resolve() for path in read]:
         raise UserError(f"--save-reference {written} would replace what is read: give another name")
     given = [name for name in ("labels", *SAMPLER_OPTIONS) if getattr(options, name) is not None]
