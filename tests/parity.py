@@ -135,10 +135,10 @@ def _import_torchvision():
             importlib.import_module("torchvision")
         except RuntimeError:
             # Its import only registers further properties of these two; nothing here calls them.
-            definitions = torch.library.Library("torchvision", "DEF")
-            for name in ("nms", "qnms"):
-                definitions.define(f"{name}(Tensor dets, Tensor scores, float threshold) -> Tensor")
-            _import_torchvision.definitions = definitions  # they live as long as this object does
+            for name in ("torchvision::nms", "torchvision::qnms"):
+                torch.library.define(
+                    name, "(Tensor dets, Tensor scores, float threshold) -> Tensor"
+                )
             importlib.import_module("torchvision")
 
 
