@@ -35,12 +35,18 @@ OURS_ALONE = ("latent_std", "skipped", PEAK)
 THEIRS_ALONE = ("epoch", "d_weight", "discriminator_factor", PEAK)
 
 
-def make_batch(options: argparse.Namespace, side: int):
+def latent_side(options: argparse.Namespace) -> int:
+    """Positions along a side of the latents."""
+    return options.resolution // FACTORS[options.vae]
+
+
+def make_batch(options: argparse.Namespace):
     """Images, labels and teacher tokens, and the step's draws, in our layout."""
     from repae_jax.training.draws import Draws
 
     rng = np.random.default_rng(0)
     count = options.batch_size
+    side = latent_side(options)
     pixels, grid = options.resolution, side // int(options.arch.partition("/")[2])
     latents = (count, side, side, CHANNELS[options.vae])
     batch = {
@@ -57,7 +63,7 @@ def make_batch(options: argparse.Namespace, side: int):
     return batch, draws
 
 
-def make_models(options: argparse.Namespace, side: int):
+def make_models(options: argparse.Namespace):
     """Our networks."""
     import jax.numpy as jnp
 
@@ -71,8 +77,9 @@ def make_models(options: argparse.Namespace, side: int):
     dtype = jnp.dtype(options.dtype)
     gradient = {"kernel_gradient": "products" if options.device == "cpu" else "convolution"}
     sit = SiT(
-        **SIT_CONFIGS[options.arch], latent_size=side, latent_channels=CHANNELS[options.vae],
-        num_classes=1000, teacher_dims=(TEACHER_DIM,), dtype=dtype,
+        **SIT_CONFIGS[options.arch], latent_size=latent_side(options),
+        latent_channels=CHANNELS[options.vae], num_classes=1000,
+        teacher_dims=(TEACHER_DIM,), dtype=dtype,
     )  # fmt: skip
     return Models(
         vae=AutoencoderKL(**VAE_CONFIGS[options.vae], dtype=dtype, **gradient),
@@ -83,11 +90,13 @@ def make_models(options: argparse.Namespace, side: int):
     )
 
 
-def make_networks(original, options: argparse.Namespace, side: int) -> dict[str, Any]:
+def make_networks(original, options: argparse.Namespace) -> dict[str, Any]:
     """The original's, under the names of its loop."""
     channels = CHANNELS[options.vae]
     networks = {
-        "model": originals.sit(original, options.arch, latent_size=side, latent_channels=channels),
+        "model": originals.sit(
+            original, options.arch, latent_size=latent_side(options), latent_channels=channels
+        ),
         "vae": originals.vae(original, options.vae),
     }
     if options.recipe == "repae":
@@ -96,7 +105,7 @@ def make_networks(original, options: argparse.Namespace, side: int) -> dict[str,
     return networks
 
 
-def make_ours(original, networks, batch, draws, options, side) -> Callable[[], dict[str, float]]:
+def make_ours(original, networks, batch, draws, options) -> Callable[[], dict[str, float]]:
     """A call that makes the next step of ours; returns its metrics."""
     import jax
 
@@ -104,13 +113,13 @@ def make_ours(original, networks, batch, draws, options, side) -> Callable[[], d
     from repae_jax.training.recipe import Objective
     from repae_jax.training.step import make_train_step
 
-    models = make_models(options, side)
+    models = make_models(options)
     state = original.comparison.our_state(networks, models)
     optimizers = {name: adamw(1e-4) for name in state.opt_state}
     objective = Objective(latent_norm="batch" if options.recipe == "repae" else "fixed")
     if options.recipe == "ldm":
         mean, std = original.latents.numpy().transpose(0, 2, 3, 1).reshape(
-            options.batch_size, side, side, 2, -1
+            options.batch_size, latent_side(options), latent_side(options), 2, -1
         ).transpose(3, 0, 1, 2, 4)  # fmt: skip
         batch = {k: v for k, v in batch.items() if k != "image"}
         batch |= {"latent_mean": mean, "latent_std": std}
@@ -158,14 +167,13 @@ def make_side(name: str, options: argparse.Namespace) -> Callable[[], dict[str, 
 
         keep_memory()  # as the command line does
     original = originals.load(options.original)
-    side = options.resolution // FACTORS[options.vae]
-    batch, draws = make_batch(options, side)
-    networks = make_networks(original, options, side)
+    batch, draws = make_batch(options)
+    networks = make_networks(original, options)
     if options.recipe == "ldm":
         original.latents = original.comparison.moments(networks["vae"], batch["image"])
     given = (original, networks, batch, draws, options)
     if name == "ours":
-        call, peak = make_ours(*given, side), _jax_peak
+        call, peak = make_ours(*given), _jax_peak
     else:
         call, peak = make_theirs(*given, compiled=name != "original"), _torch_peak
     if options.device == "cpu":
@@ -185,13 +193,13 @@ def _torch_peak():
     return torch.cuda.max_memory_allocated()
 
 
-def work(options: argparse.Namespace, side: int) -> float:
+def work(options: argparse.Namespace) -> float:
     """GFLOP of an image's step, by arithmetic (benchmarks/flops.py), without the teachers."""
     trained = ("sit", "vae", "discriminator") if options.recipe == "repae" else ("sit",)
     config = types.SimpleNamespace(
         data=types.SimpleNamespace(resolution=options.resolution), train=trained
     )
-    models = make_models(options, side)
+    models = make_models(options)
     if options.recipe == "ldm":
         whole, _, heads = flops.sit(models.sit)
         return 3 * (whole + heads) / 1e9
@@ -247,7 +255,7 @@ def main() -> None:
         apart=apart,
         peak_memory=peaks,
     )
-    gflop = work(options, options.resolution // FACTORS[options.vae])
+    gflop = work(options)
     print(f"\n{gflop:.0f} GFLOP an image by arithmetic:")
     for name, rate in rates.items():
         print(f"  {name}: {rate * gflop / 1e3:.3f} TFLOP/s")
