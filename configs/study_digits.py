@@ -1,6 +1,6 @@
 """The paper's claims on handwritten digits: every arm, five seeds, on two cores.
 
-python -m repae_jax study configs/study_digits.py --output runs/study_digits --jobs 2
+    python -m repae_jax study configs/study_digits.py --output runs/study_digits --jobs 2
 
 Keys, measures and what `arm` and `claim` take are in repae_jax/study/plan.py. Arms that start from
 "vae" have its steps behind them, which "scratch" has not.

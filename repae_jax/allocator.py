@@ -27,13 +27,13 @@ def keep_memory() -> bool:
         return False
     try:
         libc = ctypes.CDLL(None)
-        libc.gnu_get_libc_version  # noqa: B018
-        mallopt = libc.mallopt
-    except (OSError, AttributeError):
+    except (OSError, TypeError):
+        return False
+    if not hasattr(libc, "gnu_get_libc_version"):
         return False
     # One heap: a thread's own ones do not grow beyond 64 MiB, whatever is larger is mapped.
     settings = {_M_ARENA_MAX: 1, _M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1}
-    return all([mallopt(name, value) for name, value in settings.items()])
+    return all([libc.mallopt(name, value) for name, value in settings.items()])
 
 
 def accelerated() -> bool:

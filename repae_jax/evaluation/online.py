@@ -10,7 +10,6 @@ import math
 import pathlib
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from repae_jax.data.source import check_images
@@ -38,6 +37,7 @@ from repae_jax.evaluation.sampled import sampled
 from repae_jax.interop.inception import read_inception
 from repae_jax.parallel.mesh import over_batch, put, replicated
 from repae_jax.sampling.generate import Generate
+from repae_jax.sampling.labels import balanced
 from repae_jax.training.program import Program
 from repae_jax.training.recipe import Teacher
 from repae_jax.training.run import Run, sampling_weights
@@ -106,7 +106,7 @@ class OnlineEvaluation:
         if self._reference is None:
             self._reference = self._seen_reference(features)
         config, mesh = self._config, self._program.mesh
-        labels = (np.arange(self._wanted.samples) % config.data.num_classes).astype(np.int32)
+        labels = balanced(self._wanted.samples, config.data.num_classes)
         images = sampled(
             "samples", self._generate, sampling_weights(state), self._program.key(), labels,
             config.data.resolution, mesh,

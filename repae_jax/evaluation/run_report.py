@@ -20,6 +20,7 @@ from repae_jax.evaluation.latents import latent_statistics, pca_colours
 from repae_jax.evaluation.reconstruction import mean_psnr
 from repae_jax.evaluation.report import Section, write_report
 from repae_jax.sampling.generate import generate_all, make_generate
+from repae_jax.sampling.labels import balanced
 from repae_jax.training.build import initial_vae
 from repae_jax.training.metrics import read_history
 from repae_jax.training.run import Run, make_sampler, open_run, sampling_weights
@@ -84,7 +85,7 @@ def report_command(options: argparse.Namespace) -> int:
 def _generated(run: Run, page: Page, options: argparse.Namespace) -> None:
     config = run.config
     classes = config.data.num_classes
-    labels = (np.arange(options.samples) % classes).astype(np.int32)
+    labels = balanced(options.samples, classes)
     sampler = make_sampler(config, guidance_scale=1.0)
     images = generate_all(
         make_generate(run.models.sit, run.models.vae, sampler),

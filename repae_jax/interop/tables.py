@@ -119,6 +119,21 @@ def load(
     return unflatten(to_ours(table, tensors, source=source))
 
 
+def load_flat(tensors: Mapping[str, np.ndarray], shapes: Mapping, *, source: str) -> dict:
+    """A model's variables from tensors under our own paths, the inverse of `flatten`, checked.
+
+    Args:
+      tensors: path -> array.
+      shapes: the variables as `jax.eval_shape` describes them.
+      source: what to call the tensors in an error.
+
+    Raises:
+      UserError: as `check`.
+    """
+    check(tensors, {path: leaf.shape for path, leaf in flatten(shapes).items()}, source=source)
+    return unflatten(tensors)
+
+
 def in_order(table: Sequence[Rule], tensors: Mapping[str, Any]) -> dict[str, Any]:
     """`tensors`, under their names, sorted as the table lists them; placeholders count up.
 

@@ -31,7 +31,7 @@ def choose_labels(text: str, count: int, num_classes: int, seed: int) -> tuple[n
       UserError: not numbers, or a class that does not exist.
     """
     if text == BALANCED:
-        return (np.arange(count) % num_classes).astype(np.int32), text
+        return balanced(count, num_classes), text
     if text == RANDOM:
         return _random(count, num_classes, seed), text
     path = pathlib.Path(text)
@@ -40,6 +40,11 @@ def choose_labels(text: str, count: int, num_classes: int, seed: int) -> tuple[n
         return np.resize(given, count), ",".join(map(str, given))
     given = class_numbers(_content(path), num_classes, f"{text} (--labels)")
     return np.resize(given, count), f"{len(given)} numbers, {hashlib.sha256(given).hexdigest()}"
+
+
+def balanced(count: int, num_classes: int) -> np.ndarray:
+    """Labels (count,) int32: all classes in turn."""
+    return (np.arange(count) % num_classes).astype(np.int32)
 
 
 def class_numbers(text: str, num_classes: int, source: str = "--labels") -> np.ndarray:

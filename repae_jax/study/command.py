@@ -7,7 +7,7 @@ import pathlib
 from repae_jax.errors import UserError
 from repae_jax.interop.files import read_metadata
 from repae_jax.overrides import read_config
-from repae_jax.study.plan import Job, check, jobs, teacher_path
+from repae_jax.study.plan import Job, check, jobs, place_teachers, teacher_path
 from repae_jax.study.report import write_study
 from repae_jax.study.run import JUDGE, read_result, run_job
 from repae_jax.study.schedule import run_all
@@ -67,11 +67,9 @@ def _train_networks(study, output, progress):
     from repae_jax.study.judge import train_judge
     from repae_jax.training.teacher import pretrain_teacher
 
-    config = study.config.copy_and_resolve_references()
+    config = place_teachers(study.config.copy_and_resolve_references(), output)
     for name in config.teachers:
-        path = teacher_path(output, name)
-        config.teachers[name].weights = str(path)
-        if not path.is_file():
+        if not teacher_path(output, name).is_file():
             pretrain_teacher(config, name, progress=progress)
     if not (output / JUDGE).is_file():
         train_judge(study, output / JUDGE, progress=progress)

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from repae_jax.data.sources import open_source
 from repae_jax.evaluation.image_sets import filled
 from repae_jax.interop.files import read_metadata, read_tensors, write_safetensors
-from repae_jax.interop.tables import check, flatten, unflatten
+from repae_jax.interop.tables import flatten, load_flat
 from repae_jax.sampling.pixels import to_float
 from repae_jax.training.classifier import accuracy, fit_classifier
 
@@ -41,14 +41,15 @@ class JudgeNetwork(nn.Module):
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Images (B, H, W, 3) in [-1, 1] -> logits (B, classes)."""
-        return self.head(self.features(images))
+        return self.look(images)[1]
 
-    def features(self, images: jax.Array) -> jax.Array:
-        """Images (B, H, W, 3) in [-1, 1] -> features (B, channels[-1])."""
+    def look(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Images (B, H, W, 3) in [-1, 1] -> features (B, channels[-1]), logits (B, classes)."""
         x = images
         for level in self.levels:
             x = level(x)
-        return x.mean((1, 2))
+        features = x.mean((1, 2))
+        return features, self.head(features)
 
 
 class _Level(nn.Module):
@@ -91,9 +92,8 @@ class Judge:
     def _look(self):
         @jax.jit
         def look(params, images):
-            variables = {"params": params}
-            features = self.network.apply(variables, to_float(images), method="features")
-            logits = self.network.apply(variables, features, method=lambda m, x: m.head(x))
+            inputs = {"params": params}, to_float(images)
+            features, logits = self.network.apply(*inputs, method="look")
             return features, logits.argmax(-1)
 
         return look
@@ -122,10 +122,8 @@ def load_judge(study: ConfigDict, path: pathlib.Path) -> Judge:
     network = _network(study)
     side = study.config.data.resolution
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))
-    tensors = read_tensors(path)
-    expected = {name: leaf.shape for name, leaf in flatten(shapes["params"]).items()}
-    check(tensors, expected, source=str(path))
-    return Judge(network, unflatten(tensors), json.loads(read_metadata(path)["accuracy"]))
+    params = load_flat(read_tensors(path), shapes["params"], source=str(path))
+    return Judge(network, params, json.loads(read_metadata(path)["accuracy"]))
 
 
 def _network(study):

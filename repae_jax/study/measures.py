@@ -18,6 +18,7 @@ from repae_jax.evaluation.precision_recall import precision_recall
 from repae_jax.evaluation.reconstruction import mean_psnr
 from repae_jax.evaluation.representation import drawn, extract_features, make_extract
 from repae_jax.sampling.generate import generate_all, make_generate
+from repae_jax.sampling.labels import balanced
 from repae_jax.study.judge import Judge
 from repae_jax.training.recipe import Models
 from repae_jax.training.run import Run, make_sampler, sampling_weights
@@ -98,7 +99,7 @@ class Measures:
         return latents
 
     def _sampled(self, state, figures):
-        labels = (np.arange(self._wanted.samples) % self._config.data.num_classes).astype(np.int32)
+        labels = balanced(self._wanted.samples, self._config.data.num_classes)
         images = generate_all(
             self._generate,
             sampling_weights(state),

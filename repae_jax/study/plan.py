@@ -121,6 +121,13 @@ def teacher_path(output: pathlib.Path, name: str) -> pathlib.Path:
     return output / f"teacher_{name}.safetensors"
 
 
+def place_teachers(config: ConfigDict, output: pathlib.Path) -> ConfigDict:
+    """Let a configuration take its teachers from the study's folder, in place; returns it."""
+    for name in config.teachers:
+        config.teachers[name].weights = str(teacher_path(output, name))
+    return config
+
+
 def run_config(study: ConfigDict, job: Job, output: pathlib.Path) -> ConfigDict:
     """The configuration of one run."""
     entry = study.arms[job.arm]
@@ -128,8 +135,7 @@ def run_config(study: ConfigDict, job: Job, output: pathlib.Path) -> ConfigDict:
     config.update(entry.changes)
     config.name = f"{study.name} {job.arm}"
     config.seed = job.seed
-    for name in config.teachers:
-        config.teachers[name].weights = str(teacher_path(output, name))
+    place_teachers(config, output)
     if entry.vae:
         config.vae.weights = str(Job(entry.vae, job.seed).workdir(output))
     last = study.measured_at[-1]

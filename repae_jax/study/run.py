@@ -19,7 +19,7 @@ from repae_jax.parallel.flops import count_flops
 from repae_jax.parallel.mesh import make_mesh
 from repae_jax.study.judge import load_judge
 from repae_jax.study.measures import Measures, Seen
-from repae_jax.study.plan import Job, run_config
+from repae_jax.study.plan import Job, place_teachers, run_config
 from repae_jax.training.build import build_models, load_frozen
 from repae_jax.training.loop import train
 from repae_jax.training.program import Program
@@ -51,7 +51,7 @@ def run_job(study: ConfigDict, job: Job, output: pathlib.Path, *, progress: bool
     except Diverged as error:
         diverged = str(error)
     trained = time.perf_counter()
-    figures = _measured(study, config, workdir, output)
+    figures = _measured(study, config, workdir, output, diverged)
     result = {
         "arm": job.arm,
         "seed": job.seed,
@@ -91,26 +91,24 @@ def read_result(study: ConfigDict, job: Job, output: pathlib.Path) -> dict[str, 
     return result
 
 
-def _measured(study, config, workdir, output):
-    """The figures by step, and pictures of the last one."""
-    teachers = study.config.teachers
-    whole = config.copy_and_resolve_references()
-    models = build_models(config)
-    if models.sit is not None and not models.teachers:  # a run without one is compared with it
-        for name in teachers:
-            whole.teachers[name] = teachers[name].copy_and_resolve_references()
-            whole.teachers[name].weights = str(output / f"teacher_{name}.safetensors")
-        models = dataclasses.replace(models, teachers=build_models(whole).teachers)
-    frozen = load_frozen(whole, models, models.teachers)
-    judge = load_judge(study, output / JUDGE)
-    measures = Measures(study, judge, config, models)
+def _measured(study, config, workdir, output, diverged):
+    """The figures by step, as far as a run that `diverged` has come, and pictures of the last."""
+    own = build_models(config)
+    models, frozen = own, {}
+    if own.sit is not None and not own.teachers:  # a run without a teacher is compared with it
+        whole = place_teachers(study.config.copy_and_resolve_references(), output)
+        models = dataclasses.replace(own, teachers=build_models(whole).teachers)
+        frozen = load_frozen(whole, models, models.teachers)
+    measures = Measures(study, load_judge(study, output / JUDGE), config, models)
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     figures, seen = {}, None
     for step in study.measured_at:
         try:
-            state = load_state(workdir, config, build_models(config), one, step=step)
+            state = load_state(workdir, config, own, one, step=step)
         except UserError:
-            break  # it diverged before
+            if not diverged:
+                raise
+            break
         seen = measures(state.replace(frozen={**state.frozen, **frozen}))
         figures[str(step)] = seen.figures
     if seen is not None:

@@ -14,6 +14,7 @@ from repae_jax.errors import RUN_AGAIN, TryAgain, UserError
 from repae_jax.study.plan import Job, jobs
 
 LOG = "study.log"  # in a run's folder: what it prints
+CORES = "REPAE_STUDY_CORES"  # in a run's environment: the numbers of those that it may use
 
 
 def run_all(
@@ -110,9 +111,6 @@ def _run(words, job, output, share):
     if status:
         lines = log.read_text(errors="replace").strip().splitlines() or [""]
         raise UserError(f"{job} ended with status {status} ({lines[-1][:300]}); see {log}")
-
-
-CORES = "REPAE_STUDY_CORES"
 
 
 def keep_to_share() -> None:

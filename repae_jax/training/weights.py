@@ -14,7 +14,7 @@ from repae_jax.interop import hub, latent_statistics
 from repae_jax.interop.files import read_tensors, write_safetensors
 from repae_jax.interop.latent_statistics import Statistics
 from repae_jax.interop.pretrained import read_weights
-from repae_jax.interop.tables import check, flatten, unflatten
+from repae_jax.interop.tables import flatten, load_flat
 from repae_jax.interop.vit import load_vit
 from repae_jax.models.vae import parameter_shapes
 from repae_jax.models.vit import ViT
@@ -44,8 +44,7 @@ def load_teacher(path: str, model: ViT) -> dict:
         return load_vit(tensors, model, source=path)
     image = jnp.zeros((1, model.patch_size, model.patch_size, 3))
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
-    check(tensors, {name: s.shape for name, s in flatten(shapes).items()}, source=path)
-    return unflatten(tensors)
+    return load_flat(tensors, shapes, source=path)
 
 
 def save_teacher(path: str, params: Mapping, notes: Mapping[str, object]) -> None:
@@ -83,7 +82,6 @@ def read_vae(config: ConfigDict, vae: nn.Module) -> tuple[dict, Statistics | Non
 def _read_run(workdir, vae):
     """The VAE of a work directory, and the statistics that its LatentNorm arrived at."""
     state = restore_latest(workdir)
-    shapes = parameter_shapes(vae)
     tensors = flatten(state["params"]["vae"])
-    check(tensors, {name: s.shape for name, s in flatten(shapes).items()}, source=workdir)
-    return unflatten(tensors), (state["ema"] or {}).get("latent_norm")
+    params = load_flat(tensors, parameter_shapes(vae), source=workdir)
+    return params, (state["ema"] or {}).get("latent_norm")
