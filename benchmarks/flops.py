@@ -67,8 +67,8 @@ def vae(sizes, side: int) -> tuple[int, int]:
         decoder += level(i, widths[min(i + 1, len(widths) - 1)], sizes.num_res_blocks + 1)
         if i + 1 < len(widths):
             encoder += convolution(sides[i + 1], 3, width, width)
-        if i:
-            decoder += convolution(sides[i - 1], 3, width, width)
+        if i:  # up-sampling and convolution in one (models/upsample.py)
+            decoder += convolution(sides[i] + 1, 2, width, 4 * width)
     return encoder + quant[0] * sizes.quant_conv, decoder + quant[1] * sizes.quant_conv
 
 

@@ -9,9 +9,8 @@ r"""Images per second of the train step here and of the original's, in turns in 
 The same random weights, images, draws and teacher tokens on both sides, every network at full size:
 SiT, VAE, LPIPS' VGG16, the discriminator, all terms on, updates and moving average included. The
 original's side is the statements of its own loop, eager and, with --compile, as its --compile does
-it; its bfloat16 is autocast, with TF32 in the loss terms, as it ships. On a CPU ours computes
-kernel gradients by products (`config.compute.kernel_gradient`). Each side has a process of its own;
-what both log must agree before anything is timed.
+it; its bfloat16 is autocast, with TF32 in the loss terms, as it ships. Each side has a process of
+its own; what both log must agree before anything is timed.
 """
 
 import argparse
@@ -25,6 +24,8 @@ import flops
 import numpy as np
 import original as originals
 from side_by_side import Side, alternate, report
+
+from repae_jax import cpu
 
 TEACHER_DIM = 768
 FACTORS, CHANNELS = {"f8d4": 8, "f16d32": 16}, {"f8d4": 4, "f16d32": 32}
@@ -75,17 +76,16 @@ def make_models(options: argparse.Namespace):
     from repae_jax.training.recipe import Models
 
     dtype = jnp.dtype(options.dtype)
-    gradient = {"kernel_gradient": "products" if options.device == "cpu" else "convolution"}
     sit = SiT(
         **SIT_CONFIGS[options.arch], latent_size=latent_side(options),
         latent_channels=CHANNELS[options.vae], num_classes=1000,
         teacher_dims=(TEACHER_DIM,), dtype=dtype,
     )  # fmt: skip
     return Models(
-        vae=AutoencoderKL(**VAE_CONFIGS[options.vae], dtype=dtype, **gradient),
+        vae=AutoencoderKL(**VAE_CONFIGS[options.vae], dtype=dtype),
         sit=sit,
         latent_norm=LatentNorm(),
-        discriminator=PatchDiscriminator(dtype=dtype, **gradient),
+        discriminator=PatchDiscriminator(dtype=dtype),
         lpips=LPIPS(rescale_inputs=True, dtype=dtype),
     )
 
@@ -163,9 +163,7 @@ def make_theirs(original, networks, batch, draws, options, *, compiled: bool = F
 def make_side(name: str, options: argparse.Namespace) -> Callable[[], dict[str, float]]:
     """One of the sides, with the same weights, batch and draws as the others; in its process."""
     if name == "ours":
-        from repae_jax.allocator import keep_memory
-
-        keep_memory()  # as the command line does
+        cpu.prepare()  # as the command line does
     original = originals.load(options.original)
     batch, draws = make_batch(options)
     networks = make_networks(original, options)

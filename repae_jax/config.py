@@ -147,8 +147,6 @@ def base() -> ConfigDict:
                 scan_blocks=False,  # the SiT's blocks as one compiled loop
                 sit_remat="none",  # "products" or "blocks": see models/remat.py
                 vae_remat="none",
-                # "products" is several times faster on CPUs: see models/convolution.py
-                kernel_gradient="convolution",
             ),
             sampling=dict(
                 method="euler-maruyama",  # or "euler", "heun"

@@ -322,7 +322,6 @@ def _check_evaluation(config):
 
 
 def _check_compute(config):
-    from repae_jax.models.convolution import KERNEL_GRADIENTS
     from repae_jax.models.remat import POLICIES
     from repae_jax.parallel.sharding import check_rules
     from repae_jax.training.alarms import CHOICES
@@ -332,10 +331,6 @@ def _check_compute(config):
         if config.compute[key] not in POLICIES:
             choices = "; ".join(f"{name}: keep {what}" for name, what in POLICIES.items())
             raise UserError(f"config.compute.{key} is {config.compute[key]!r}: use {choices}")
-    gradient = config.compute.kernel_gradient
-    if gradient not in KERNEL_GRADIENTS:
-        choices = "; ".join(f"{name}: {what}" for name, what in KERNEL_GRADIENTS.items())
-        raise UserError(f"config.compute.kernel_gradient is {gradient!r}: use {choices}")
     if config.run.on_collapse not in CHOICES:
         choices = " or ".join(map(repr, CHOICES))
         raise UserError(f"config.run.on_collapse is {config.run.on_collapse!r}: use {choices}")

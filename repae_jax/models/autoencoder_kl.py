@@ -8,6 +8,7 @@ from jax.nn import initializers
 
 from repae_jax.models.layers import conv_of
 from repae_jax.models.remat import rematerialised
+from repae_jax.models.upsample import UpsampleConv
 
 # Dimensions of the published families. `attention_levels` are the levels (0 = full resolution)
 # with attention after every block, fixed by the architecture and not by the input's size.
@@ -92,7 +93,6 @@ class ResBlock(nn.Module):
     features: int
     groups: int
     dtype: jnp.dtype
-    kernel_gradient: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -112,7 +112,6 @@ class SpatialAttention(nn.Module):
 
     groups: int
     dtype: jnp.dtype
-    kernel_gradient: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -138,13 +137,12 @@ class Level(nn.Module):
     groups: int
     dtype: jnp.dtype
     remat: str
-    kernel_gradient: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         block = rematerialised(ResBlock, self.remat)
         attention = rematerialised(SpatialAttention, self.remat)
-        shared = (self.groups, self.dtype, self.kernel_gradient)
+        shared = (self.groups, self.dtype)
         for i in range(self.num_blocks):
             x = block(self.features, *shared, name=f"block_{i}")(x)
             if self.attention:
@@ -159,12 +157,11 @@ class Middle(nn.Module):
     dtype: jnp.dtype
     attention: bool
     remat: str
-    kernel_gradient: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         block = rematerialised(ResBlock, self.remat)
-        shared = (self.groups, self.dtype, self.kernel_gradient)
+        shared = (self.groups, self.dtype)
         x = block(x.shape[-1], *shared, name="block_1")(x)
         if self.attention:
             attention = rematerialised(SpatialAttention, self.remat)
@@ -184,7 +181,6 @@ class Encoder(nn.Module):
     groups: int
     dtype: jnp.dtype
     remat: str
-    kernel_gradient: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -199,7 +195,6 @@ class Encoder(nn.Module):
                 self.groups,
                 self.dtype,
                 self.remat,
-                self.kernel_gradient,
                 name=f"down_{i}",
             )(h)
             if i != last:
@@ -217,7 +212,6 @@ class Encoder(nn.Module):
             self.dtype,
             self.middle_attention,
             self.remat,
-            self.kernel_gradient,
             name="mid",
         )(h)
         h = GroupNorm(self.groups, self.dtype, name="norm_out")(h)
@@ -236,7 +230,6 @@ class Decoder(nn.Module):
     groups: int
     dtype: jnp.dtype
     remat: str
-    kernel_gradient: str
 
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
@@ -248,7 +241,6 @@ class Decoder(nn.Module):
             self.dtype,
             self.middle_attention,
             self.remat,
-            self.kernel_gradient,
             name="mid",
         )(h)
         for i in reversed(range(len(self.multipliers))):
@@ -259,21 +251,13 @@ class Decoder(nn.Module):
                 self.groups,
                 self.dtype,
                 self.remat,
-                self.kernel_gradient,
                 name=f"up_{i}",
             )(h)
             if i != 0:
-                h = upsample_nearest(h)
-                h = conv(h.shape[-1], h.shape[-1], 3, name=f"upsample_{i}")(h)
+                width = h.shape[-1]
+                h = UpsampleConv(width, width, dtype=self.dtype, name=f"upsample_{i}")(h)
         h = GroupNorm(self.groups, self.dtype, name="norm_out")(h)
         return conv(h.shape[-1], self.image_channels, 3, name="conv_out")(h)
-
-
-def upsample_nearest(x: jax.Array) -> jax.Array:
-    """(B, H, W, C) -> (B, 2H, 2W, C), each value repeated in a 2 x 2 square."""
-    batch, height, width, channels = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
-    return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
 class AutoencoderKL(nn.Module):
@@ -294,7 +278,6 @@ class AutoencoderKL(nn.Module):
         them, SD3.5 and FLUX do not).
       groups: groups of every GroupNorm; must divide every level's width.
       remat: of the blocks and attentions, one of `remat.POLICIES`.
-      kernel_gradient: of the convolutions, one of `convolution.KERNEL_GRADIENTS`.
     """
 
     channels: int
@@ -308,7 +291,6 @@ class AutoencoderKL(nn.Module):
     image_channels: int = 3
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
-    kernel_gradient: str = "convolution"
 
     @classmethod
     def from_pretrained(cls, name, *, dtype=jnp.float32):
@@ -332,7 +314,6 @@ class AutoencoderKL(nn.Module):
             groups=self.groups,
             dtype=self.dtype,
             remat=self.remat,
-            kernel_gradient=self.kernel_gradient,
         )
         self.encoder = Encoder(latent_channels=self.latent_channels, **shared)
         self.decoder = Decoder(image_channels=self.image_channels, **shared)

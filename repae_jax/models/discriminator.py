@@ -24,13 +24,11 @@ class PatchDiscriminator(nn.Module):
       num_layers: convolutions of stride 2.
       filters: channels after the first of them.
       dtype: of the convolutions; BatchNorm's statistics and the logits are float32.
-      kernel_gradient: of the convolutions, one of `convolution.KERNEL_GRADIENTS`.
     """
 
     num_layers: int = 3
     filters: int = 64
     dtype: jnp.dtype = jnp.float32
-    kernel_gradient: str = "convolution"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

@@ -10,8 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn import initializers
 
-from repae_jax.models.convolution import Conv
-
 
 def torch_uniform(fan_in: int):
     """PyTorch's default for weights and biases of a layer: U(-b, b) with b = 1 / sqrt(fan_in)."""
@@ -33,34 +31,31 @@ def conv(
     bias: bool = True,
     dtype=jnp.float32,
     kernel_init=None,
-    kernel_gradient: str = "convolution",
     name: str | None = None,
-) -> Conv:
+) -> nn.Conv:
     """A square 2-D convolution over (B, H, W, C), initialised as PyTorch does.
 
     `padding` is symmetric "same" padding for odd kernels by default; pass ((top, bottom),
-    (left, right)) for anything else. `kernel_init` overrides the weights' initialiser only;
-    `kernel_gradient` is one of `convolution.KERNEL_GRADIENTS`.
+    (left, right)) for anything else. `kernel_init` overrides the weights' initialiser only.
     """
     init = torch_uniform(in_features * kernel * kernel)
     pad = (kernel - 1) // 2
-    return Conv(
+    return nn.Conv(
         features,
-        kernel,
+        (kernel, kernel),
         stride,
         padding=((pad, pad), (pad, pad)) if padding is None else padding,
         use_bias=bias,
         dtype=dtype,
         kernel_init=init if kernel_init is None else kernel_init,
         bias_init=init,
-        kernel_gradient=kernel_gradient,
         name=name,
     )
 
 
-def conv_of(module: nn.Module) -> Callable[..., Conv]:
-    """`conv` with the module's own `dtype` and `kernel_gradient`."""
-    return functools.partial(conv, dtype=module.dtype, kernel_gradient=module.kernel_gradient)
+def conv_of(module: nn.Module) -> Callable[..., nn.Conv]:
+    """`conv` with the module's own `dtype`."""
+    return functools.partial(conv, dtype=module.dtype)
 
 
 def sincos_position_table(dim: int, grid: int) -> np.ndarray:

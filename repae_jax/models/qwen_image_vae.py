@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from jax.nn import initializers
 
 from repae_jax.errors import UserError
-from repae_jax.models.autoencoder_kl import Posterior, upsample_nearest
+from repae_jax.models.autoencoder_kl import Posterior
 from repae_jax.models.layers import conv, torch_uniform
 from repae_jax.models.remat import rematerialised
+from repae_jax.models.upsample import UpsampleConv
 
 # Dimensions of the published VAE, which the end-to-end tuned ones keep.
 QWEN_VAE_CONFIGS = {
@@ -233,8 +234,7 @@ class Decoder(nn.Module):
                 # Level i goes up by what level i - 1 went down by.
                 if self.temporal_downsample[i - 1]:
                     TimeConv(width, 2 * width, name=f"time_conv_{i}")()
-                h = upsample_nearest(h)
-                h = conv(width, width // 2, 3, dtype=self.dtype, name=f"upsample_{i}")(h)
+                h = UpsampleConv(width, width // 2, dtype=self.dtype, name=f"upsample_{i}")(h)
         h = RMSNorm(self.dtype, name="norm_out")(h)
         return CausalConv(self.image_channels, 3, self.dtype, name="conv_out")(h)
 

@@ -49,7 +49,6 @@ def build_models(config: ConfigDict) -> Models:
             filters=dims.filters,
             num_layers=dims.layers,
             dtype=dtype,
-            kernel_gradient=config.compute.kernel_gradient,
         )
         models = dataclasses.replace(models, discriminator=discriminator)
     if needs_lpips(config):
@@ -61,8 +60,6 @@ def build_models(config: ConfigDict) -> Models:
 def build_vae(config: ConfigDict, dtype: Any = jnp.float32) -> VAE:
     """The VAE of `config.vae`."""
     family, dimensions = vae_dimensions(config)
-    if family == "kl":  # the others' convolutions know one kernel gradient
-        dimensions = {**dimensions, "kernel_gradient": config.compute.kernel_gradient}
     return VAE_FAMILIES[family](**dimensions, dtype=dtype, remat=config.compute.vae_remat)
 
 

@@ -13,7 +13,7 @@ CONFIG = "config.json"
 # Once a run has begun, its weights come from its checkpoints: where files lie may change.
 FREE_KEYS = (
     r"config\.(run|sampling|evaluation|mesh)\..*|config\.data\.(workers|path)"
-    r"|config\.compute\.(scan_blocks|sit_remat|vae_remat|kernel_gradient)"
+    r"|config\.compute\.(scan_blocks|sit_remat|vae_remat)"
     r"|config\.teachers\.[^.]+\.pretrain\..*"
     r"|config\.(.*\.)?(weights|vgg_weights|statistics)"
 )

@@ -1,0 +1,55 @@
+"""Up-sampling by nearest neighbours and the 3x3 convolution behind it, as one convolution.
+
+Along one axis, with x_i repeated at 2i and 2i + 1 and the kernel (k0, k1, k2) centred,
+
+    y[2i]     = k0 x[i - 1] + (k1 + k2) x[i]
+    y[2i + 1] = (k0 + k1) x[i] + k2 x[i + 1].
+
+So every output needs two taps, not three, of the small image: 4/9 of the operations in two
+dimensions. Both rows are one convolution of two taps with twice the features: at position p,
+between x[p - 1] and x[p], it gives y[2p - 1] and y[2p], which lie side by side in the output.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from repae_jax.models.layers import torch_uniform
+
+# What y[2p - 1], then y[2p], take of the kernel's taps: (output, tap of two, tap of three).
+_TAPS = np.array([[[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]], np.float32)
+
+
+class UpsampleConv(nn.Module):
+    """Nearest-neighbour up-sampling by two, then a 3x3 convolution with zeros around the image.
+
+    Parameters, names and initialisation of that convolution: "kernel" (3, 3, C, features) and
+    "bias" (features,), float32. Taps are added in float32, before they take `dtype`.
+    """
+
+    in_features: int
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, H, W, in_features) -> (B, 2H, 2W, features)."""
+        batch, height, width, channels = x.shape
+        init = torch_uniform(9 * self.in_features)
+        kernel = self.param("kernel", init, (3, 3, channels, self.features), jnp.float32)
+        bias = self.param("bias", init, (self.features,), jnp.float32)
+        taps = jnp.einsum(
+            "ytk,xul,klcd->tucyxd", _TAPS, _TAPS, kernel, precision=lax.Precision.HIGHEST
+        )
+        y = lax.conv_general_dilated(
+            x.astype(self.dtype),
+            taps.reshape(2, 2, channels, -1).astype(self.dtype),
+            window_strides=(1, 1),
+            padding=((1, 1), (1, 1)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        y = y.reshape(batch, height + 1, width + 1, 2, 2, self.features).swapaxes(2, 3)
+        y = y.reshape(batch, 2 * height + 2, 2 * width + 2, self.features)
+        return y[:, 1:-1, 1:-1] + bias.astype(self.dtype)
