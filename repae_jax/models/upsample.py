@@ -43,11 +43,13 @@ class UpsampleConv(nn.Module):
         taps = jnp.einsum(
             "ytk,xul,klcd->tucyxd", _TAPS, _TAPS, kernel, precision=lax.Precision.HIGHEST
         )
+        # The zeros are in the image: where the window of the kernel's gradient, which is as large as
+        # what comes out, exceeds the image, XLA's CPU compiler has no quick convolution.
         y = lax.conv_general_dilated(
-            x.astype(self.dtype),
+            jnp.pad(x.astype(self.dtype), ((0, 0), (1, 1), (1, 1), (0, 0))),
             taps.reshape(2, 2, channels, -1).astype(self.dtype),
             window_strides=(1, 1),
-            padding=((1, 1), (1, 1)),
+            padding="VALID",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         y = y.reshape(batch, height + 1, width + 1, 2, 2, self.features).swapaxes(2, 3)
