@@ -5,14 +5,16 @@
 The same random weights, noise and classes on both sides, float32: from noise to bytes, 50 guided
 Euler steps of SiT-B/2 and the decoder of the full-size f8d4 VAE, 128 x 128. The original's side is
 its own modules and sampler, with the lines of its generate.py around them; ours is the program that
-`generate` runs. The images must agree before anything is timed.
+`generate` runs. Each side has a process of its own; the images must agree before anything is timed.
 """
 
 import argparse
 
 import numpy as np
 import original as originals
-from side_by_side import alternate, report
+from side_by_side import alternate, processes, report
+
+from repae_jax import cpu
 
 METHODS = {"euler": (False, "euler_sampler"), "heun": (True, "euler_sampler"),
            "euler-maruyama": (False, "euler_maruyama_sampler")}  # fmt: skip
@@ -69,6 +71,26 @@ def make_ours(original, model, vae, noise_key, labels: np.ndarray, options):
     return lambda: np.asarray(generate(weights, noise_key, indices, labels))
 
 
+def make_side(name: str, options: argparse.Namespace):
+    """One of the sides, with the same weights, noise and classes as the other; in its process."""
+    if name == "ours":
+        cpu.prepare()  # as the command line does
+    original = originals.load(options.original)
+    import jax
+
+    from repae_jax.sampling.samplers import image_noise
+
+    side = options.resolution // 8
+    model = originals.sit(original, options.arch, latent_size=side, latent_channels=4).eval()
+    vae = originals.vae(original, "f8d4").eval()
+    key = jax.random.key(0)
+    labels = np.arange(options.batch_size) * 100 % 1000
+    if name == "ours":
+        return make_ours(original, model, vae, key, labels, options)
+    noise = np.asarray(image_noise(key, np.arange(options.batch_size), (side, side, 4)))
+    return make_theirs(original, model, vae, noise, labels, options)
+
+
 def agreement(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
     """How far the images are from each other, in levels of 255."""
     assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
@@ -88,28 +110,14 @@ def main() -> None:
     parser.add_argument("--guidance-scale", type=float, default=2.0)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    original = originals.load(options.original)
-    import jax
-
-    from repae_jax.sampling.samplers import image_noise
-
-    side = options.resolution // 8
-    model = originals.sit(original, options.arch, latent_size=side, latent_channels=4).eval()
-    vae = originals.vae(original, "f8d4").eval()
-    key = jax.random.key(0)
-    labels = np.arange(options.batch_size) * 100 % 1000
-    noise = np.asarray(image_noise(key, np.arange(options.batch_size), (side, side, 4)))
-    sides = {
-        "original": make_theirs(original, model, vae, noise, labels, options),
-        "ours": make_ours(original, model, vae, key, labels, options),
-    }
-    print("made once each, to compare", flush=True)
-    images = {name: call() for name, call in sides.items()}
-    apart = agreement(images["ours"], images["original"])
-    print(f"levels apart: {apart}; their standard deviation {images['original'].std():.0f}")
-    if options.method != "euler-maruyama" and apart["largest"] > 1:
-        raise SystemExit("the images differ: nothing to be compared")
-    seconds = alternate(sides, options.repeats, warm_up=0)  # that was it
+    with processes(["original", "ours"], make_side, options) as sides:
+        print("made once each, to compare", flush=True)
+        images = {name: call() for name, call in sides.items()}
+        apart = agreement(images["ours"], images["original"])
+        print(f"levels apart: {apart}; their standard deviation {images['original'].std():.0f}")
+        if options.method != "euler-maruyama" and apart["largest"] > 1:
+            raise SystemExit("the images differ: nothing to be compared")
+        seconds = alternate(sides, options.repeats, warm_up=0)  # that was it
     report(
         f"{options.arch}, {options.steps} steps of {options.method}, guidance "
         f"{options.guidance_scale:g}, f8d4 to {options.resolution} x {options.resolution}, "

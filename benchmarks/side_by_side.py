@@ -1,11 +1,12 @@
 """Two sides of one question in one run: turns, medians, spreads, a table and JSON."""
 
+import contextlib
 import json
 import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -16,8 +17,8 @@ class Side:
         """Start the process, in which `make(*arguments)` gives the call; both must be picklable."""
         context = multiprocessing.get_context("spawn")
         self._connection, other = context.Pipe()
-        process = context.Process(target=_serve, args=(other, make, arguments), daemon=True)
-        process.start()
+        self._process = context.Process(target=_serve, args=(other, make, arguments), daemon=True)
+        self._process.start()
         other.close()
 
     def __call__(self) -> Any:
@@ -28,6 +29,22 @@ class Side:
         """
         self._connection.send(True)
         return self._connection.recv()
+
+    def close(self) -> None:
+        """End the process."""
+        self._connection.send(False)
+        self._process.join()
+
+
+@contextlib.contextmanager
+def processes(
+    names: Sequence[str], make: Callable[..., Callable[[], Any]], *arguments: Any
+) -> Iterator[dict[str, Side]]:
+    """A side of each name, of `make(name, *arguments)`, for as long as the context lasts."""
+    sides = {name: Side(make, name, *arguments) for name in names}
+    yield sides
+    for side in sides.values():
+        side.close()
 
 
 def _serve(connection, make, arguments):

@@ -23,7 +23,7 @@ from typing import Any
 import flops
 import numpy as np
 import original as originals
-from side_by_side import Side, alternate, report
+from side_by_side import alternate, processes, report
 
 from repae_jax import cpu
 
@@ -31,6 +31,7 @@ TEACHER_DIM = 768
 FACTORS, CHANNELS = {"f8d4": 8, "f16d32": 16}, {"f8d4": 4, "f16d32": 32}
 # Relative differences of the first step's metrics that rounding explains.
 AGREE = {"float32": 1e-3, "bfloat16": 1e-1}
+EAGER, COMPILED = "original", "original, compiled"
 PEAK = "peak_memory"  # GB that a side has held on a GPU at most
 OURS_ALONE = ("latent_std", "skipped", PEAK)
 THEIRS_ALONE = ("epoch", "d_weight", "discriminator_factor", PEAK)
@@ -173,7 +174,7 @@ def make_side(name: str, options: argparse.Namespace) -> Callable[[], dict[str, 
     if name == "ours":
         call, peak = make_ours(*given), _jax_peak
     else:
-        call, peak = make_theirs(*given, compiled=name != "original"), _torch_peak
+        call, peak = make_theirs(*given, compiled=name == COMPILED), _torch_peak
     if options.device == "cpu":
         return call
     return lambda: {**call(), PEAK: peak() / 1e9}
@@ -234,16 +235,17 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
-        "--compile", action="store_true", help="the original with torch.compile too"
-    )
+        "--compile", nargs="?", const="too", choices=["too", "only"],
+        help="the original with torch.compile too, or only so: three full-size sides hold 26 GB",
+    )  # fmt: skip
     options = parser.parse_args()
     if options.device == "cuda":  # the sides share its memory
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    names = ["original", *(["original, compiled"] if options.compile else []), "ours"]
-    sides = {name: Side(make_side, name, options) for name in names}
-    first = {name: call() for name, call in sides.items()}
-    apart = check_agreement(first["ours"], first["original"], options.dtype)
-    seconds = alternate(sides, options.repeats, warm_up=0, settle=1)
+    theirs = {None: [EAGER], "too": [EAGER, COMPILED], "only": [COMPILED]}[options.compile]
+    with processes([*theirs, "ours"], make_side, options) as sides:
+        first = {name: call() for name, call in sides.items()}
+        apart = check_agreement(first["ours"], first[theirs[0]], options.dtype)
+        seconds = alternate(sides, options.repeats, warm_up=0, settle=1)
     peaks = {name: metrics[PEAK] for name, metrics in first.items() if PEAK in metrics}
     rates = report(
         f"{options.recipe}: {options.arch}, {options.vae} at {options.resolution} x "

@@ -43,8 +43,8 @@ class UpsampleConv(nn.Module):
         taps = jnp.einsum(
             "ytk,xul,klcd->tucyxd", _TAPS, _TAPS, kernel, precision=lax.Precision.HIGHEST
         )
-        # The zeros are in the image: where the window of the kernel's gradient, which is as large as
-        # what comes out, exceeds the image, XLA's CPU compiler has no quick convolution.
+        # The zeros are in the image: where the window of the kernel's gradient, as large as what
+        # comes out, exceeds the image, XLA's CPU compiler has no quick convolution.
         y = lax.conv_general_dilated(
             jnp.pad(x.astype(self.dtype), ((0, 0), (1, 1), (1, 1), (0, 0))),
             taps.reshape(2, 2, channels, -1).astype(self.dtype),
