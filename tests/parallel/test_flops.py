@@ -99,9 +99,7 @@ def test_the_full_size_step_computes_what_arithmetic_says():
         assert figures["counted"] == pytest.approx(figures["arithmetic"], rel=0.03)
     # the parts that the original's modules were measured to cost, GFLOP an image
     parts = found[0]["parts"]
-    saved = (
-        0  # by up-sampling and convolution in one: 16 taps of the small image for 9 of the large
-    )
+    saved = 0  # by up-sampling and convolution in one: 16 taps at small size for 9 at large
     for side, width in ((32, 512), (64, 512), (128, 256)):
         saved += 3 * 2 * width**2 * (9 * (2 * side) ** 2 - 16 * (side + 1) ** 2) / 1e9
     assert saved > 250

@@ -77,8 +77,8 @@ class Case:
     """A configuration of the step.
 
     `frozen_vae` is the original's second script; `distinct_rates` are in place of its default.
-    `first_batch` is the seed of the first step's batch and draws: one with which no activation falls
-    within rounding of its kink, where both sides' gradients jump (docs/numerics.md).
+    `first_batch` is the seed of the first step's batch and draws: one with which no activation
+    falls within rounding of its kink, where a side's gradient jumps (docs/numerics.md).
     """
 
     interpolant: str = "linear"
