@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 import torch
+from torch import library
 
 TOLERANCE = 1e-4
 
@@ -136,9 +137,7 @@ def _import_torchvision():
         except RuntimeError:
             # Its import only registers further properties of these two; nothing here calls them.
             for name in ("torchvision::nms", "torchvision::qnms"):
-                torch.library.define(
-                    name, "(Tensor dets, Tensor scores, float threshold) -> Tensor"
-                )
+                library.define(name, "(Tensor dets, Tensor scores, float threshold) -> Tensor")
             importlib.import_module("torchvision")
 
 
