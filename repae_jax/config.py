@@ -144,7 +144,7 @@ def base() -> ConfigDict:
             ),
             compute=dict(
                 micro_batches=1,  # gradients are averaged over so many parts of a batch
-                scan_blocks=False,  # the SiT's blocks as one compiled loop
+                scan_blocks=False,  # the SiT's blocks as one compiled loop, and a teacher's
                 sit_remat="none",  # "products" or "blocks": see models/remat.py
                 vae_remat="none",
             ),

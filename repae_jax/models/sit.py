@@ -16,6 +16,7 @@ from repae_jax.models.layers import (
     sincos_position_table,
     tanh_gelu,
 )
+from repae_jax.models.loop import as_loop
 from repae_jax.models.remat import rematerialised
 
 # name -> (hidden_size, depth, num_heads); SiT paper (arXiv 2401.08740), table 1.
@@ -238,18 +239,7 @@ class SiT(nn.Module):
             for block in blocks:
                 h = block(h, condition)
             return h
-        # In the type that they are used in, so that what is stacked is small.
-        params = [jax.tree.map(self._used, block.variables["params"]) for block in blocks]
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-        block = blocks[0].clone(parent=None)
-
-        def apply(h, params):
-            return block.apply({"params": params}, h, condition), None
-
-        return jax.lax.scan(apply, h, stacked)[0]
-
-    def _used(self, leaf):
-        return leaf.astype(self.dtype) if leaf.ndim > 1 else leaf
+        return as_loop(blocks, h, condition, dtype=self.dtype)
 
     def _project(self, tokens):
         return tuple(head(tokens) for head in self.projectors)

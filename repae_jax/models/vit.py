@@ -9,6 +9,7 @@ from jax.nn import initializers
 
 from repae_jax.errors import UserError
 from repae_jax.models.layers import MLP, Attention, Dense, gelu, layer_norm, quick_gelu
+from repae_jax.models.loop import as_loop
 from repae_jax.models.resize import resize_bicubic
 
 # The published sizes, by what their authors call them. `native_grid` is that of the published
@@ -169,6 +170,7 @@ class ViT(nn.Module):
       family: whose weights these are, for the names in files (interop/vit.py) and the
         preprocessing of images (teachers.py).
       dtype: of the matrix products.
+      scan: the blocks as one compiled loop; same parameters and results, compiles faster.
     """
 
     patch_size: int
@@ -190,6 +192,7 @@ class ViT(nn.Module):
     table_antialias: bool = True
     family: str = "dinov2"
     dtype: jnp.dtype = jnp.float32
+    scan: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array) -> ViTTokens:
@@ -211,8 +214,8 @@ class ViT(nn.Module):
         x = jnp.concatenate([*self._prefix(class_position, len(x)), x], axis=1)
         if self.pre_norm:
             x = layer_norm(self.norm_epsilon, affine=True, name="pre_norm")(x)
-        for i in range(self.depth):
-            x = ViTBlock(
+        blocks = [
+            ViTBlock(
                 self.num_heads,
                 int(self.dim * self.mlp_ratio),
                 self.swiglu,
@@ -221,7 +224,14 @@ class ViT(nn.Module):
                 self.norm_epsilon,
                 self.dtype,
                 name=f"blocks_{i}",
-            )(x)
+            )
+            for i in range(self.depth)
+        ]
+        if self.scan and not self.is_initializing():
+            x = as_loop(blocks, x, dtype=self.dtype)
+        else:
+            for block in blocks:
+                x = block(x)
         if self.final_norm:
             x = layer_norm(self.norm_epsilon, affine=True, name="norm")(x)
         first = int(self.class_token) + self.num_registers

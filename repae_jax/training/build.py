@@ -34,7 +34,10 @@ def build_models(config: ConfigDict) -> Models:
     models = Models(vae=vae)
     if "sit" in config.train:
         teachers = {
-            name: Teacher(build_vit(entry, config.data.resolution, dtype), entry.preprocessing)
+            name: Teacher(
+                build_vit(entry, config.data.resolution, dtype, scan=config.compute.scan_blocks),
+                entry.preprocessing,
+            )
             for name, entry in config.teachers.items()
         }
         models = dataclasses.replace(
@@ -63,7 +66,9 @@ def build_vae(config: ConfigDict, dtype: Any = jnp.float32) -> VAE:
     return VAE_FAMILIES[family](**dimensions, dtype=dtype, remat=config.compute.vae_remat)
 
 
-def build_vit(entry: ConfigDict, resolution: int, dtype: Any = jnp.float32) -> ViT:
+def build_vit(
+    entry: ConfigDict, resolution: int, dtype: Any = jnp.float32, *, scan: bool = False
+) -> ViT:
     """The ViT of one teacher entry; one without an `arch` gets a table of just its own grid.
 
     Explicit keys override the preset's.
@@ -76,9 +81,9 @@ def build_vit(entry: ConfigDict, resolution: int, dtype: Any = jnp.float32) -> V
     }
     explicit = {field: size for field, size in sizes.items() if size is not None}
     if entry.arch:
-        return create_vit(entry.arch, dtype=dtype, **explicit)
+        return create_vit(entry.arch, dtype=dtype, scan=scan, **explicit)
     grid = resolution // entry.patch_size
-    return ViT(native_grid=grid, layer_scale=None, dtype=dtype, **explicit)
+    return ViT(native_grid=grid, layer_scale=None, dtype=dtype, scan=scan, **explicit)
 
 
 def build_objective(config: ConfigDict) -> Objective:

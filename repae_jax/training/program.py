@@ -1,7 +1,9 @@
 """The compiled train step on a mesh: what goes in, what comes out, and where it all is."""
 
+import contextlib
 import dataclasses
 import functools
+import gc
 from typing import Any
 
 import jax
@@ -24,6 +26,18 @@ from repae_jax.training.state import TrainState
 from repae_jax.training.step import make_train_step
 
 
+@contextlib.contextmanager
+def uncollected():
+    """Leave out Python's cyclic garbage collector: a trace is many small objects, all in use."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
     """A configuration's train step for the devices of a mesh.
@@ -39,6 +53,7 @@ class Program:
     mesh: Mesh
 
     @functools.cached_property
+    @uncollected()
     def template(self) -> TrainState:
         """The state's shapes, types and shardings; allocates nothing."""
         shapes = state_shapes(self.config, self.models)
@@ -101,6 +116,7 @@ class Program:
         )
         shape = latent_shape(config, self.models)
 
+        @uncollected()  # while it is traced
         def step(state, batch, key, requests):
             draws = sample_draws(
                 jax.random.fold_in(key, state.step),

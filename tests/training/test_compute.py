@@ -1,12 +1,14 @@
 """Micro-batches, rematerialisation and the scan over blocks change memory, not results."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 from parity import normal
 
 from repae_jax.models.remat import POLICIES
+from repae_jax.models.vit import create_vit
 from repae_jax.training.build import (
     build_models,
     build_objective,
@@ -94,6 +96,23 @@ def test_the_scan_and_rematerialisation_of_the_sit_change_nothing():
     for scan in (False, True):
         for remat in POLICIES:
             assert_close(run(scan_blocks=scan, sit_remat=remat), expected)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("preset", ["dinov2-b-reg", "dinov2-g", "clip-l"])
+def test_the_scan_of_a_teacher_changes_nothing(preset, dtype):
+    sizes = dict(patch_size=4, native_grid=2, dim=8, depth=3, num_heads=2)
+    images = normal(2, 8, 8, 3, seed=1)
+    vit = create_vit(preset, **sizes, dtype=dtype)
+    variables = nonzero(jax.jit(vit.init)(jax.random.key(0), images))
+    expected = jax.jit(vit.apply)(variables, images)
+    looped = vit.clone(scan=True)
+    names = jax.eval_shape(looped.init, jax.random.key(0), images)
+    assert jax.tree.structure(names) == jax.tree.structure(variables)
+    assert "scan" in str(jax.make_jaxpr(looped.apply)(variables, images))
+    tolerance = 1e-5 if dtype == jnp.float32 else 2e-2  # the loop may round elsewhere
+    for seen, wanted in zip(jax.jit(looped.apply)(variables, images), expected, strict=True):
+        assert_close(seen, wanted, tolerance)
 
 
 @pytest.mark.parametrize("family", ["kl", "qwenimage"])
