@@ -17,10 +17,15 @@ def study() -> ConfigDict:
 
 
 def test_the_studies_of_the_house_are_possible():
-    paths = sorted(CONFIGS.glob("study_*.py"))
-    assert paths
-    for path in paths:
-        check(read_config(str(path), []), OUTPUT)
+    files = [str(path) for path in sorted(CONFIGS.glob("study_*.py"))]
+    assert len(files) >= 2
+    for file in [*files, f"{CONFIGS / 'study_scenes.py'}:small"]:
+        check(read_config(file, []), OUTPUT)
+
+
+def test_a_size_that_a_study_does_not_have_is_named():
+    with pytest.raises(UserError, match="study_scenes.py:huge: there is no such size"):
+        read_config(f"{CONFIGS / 'study_scenes.py'}:huge", [])
 
 
 def test_an_arm_differs_from_the_base_in_what_it_says_alone(study):

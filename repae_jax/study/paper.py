@@ -1,0 +1,54 @@
+"""The paper's comparisons (arXiv 2504.10483, section 4) as arms and claims of a study."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from repae_jax.study.plan import arm, claim
+
+
+def add_paper(study: ConfigDict, smaller: Mapping[str, Any]) -> None:
+    """Give a study the paper's arms and claims.
+
+    All arms have the same steps. Those that start from "vae" have its steps behind them, which
+    "scratch" has not.
+
+    Args:
+      study: whose `arms` and `claims` to fill.
+      smaller: keys of `config.sit` of a smaller transformer, the second stage's other backbone.
+    """
+    sizes = {"sit": dict(smaller)}
+    study.arms.update(
+        vae=arm("VAE alone", "vae"),
+        sit=arm("SiT, VAE frozen", "sit", vae="vae"),
+        repa=arm("REPA, VAE frozen", "repa", vae="vae"),
+        repae=arm("REPA-E", vae="vae"),
+        scratch=arm("REPA-E from scratch"),
+        diffusion=arm("REPA-E with the diffusion loss into the VAE", "repae_no_stop_gradient",
+                      vae="vae"),
+        no_norm=arm("REPA-E without LatentNorm", "repae_no_latent_norm", vae="vae"),
+        no_regularisation=arm("REPA-E without regularisation", "repae_no_regularisation",
+                              vae="vae"),
+        second=arm("REPA on REPA-E's VAE, frozen", "repa", vae="repae"),
+        repa_small=arm("REPA, smaller SiT, VAE frozen", "repa", vae="vae", changes=sizes),
+        second_small=arm("REPA, smaller SiT, on REPA-E's VAE, frozen", "repa", vae="repae",
+                         changes=sizes),
+    )  # fmt: skip
+    study.claims.update(
+        faster_than_sit=claim("REPA-E is ahead of SiT", "frechet", "repae", "sit"),
+        faster_than_repa=claim("REPA-E is ahead of REPA", "frechet", "repae", "repa"),
+        repa=claim("REPA is ahead of SiT", "frechet", "repa", "sit"),
+        collapse=claim("the diffusion loss takes the latents' variance", "latent_variance",
+                       "repae", "diffusion"),
+        collapse_samples=claim("and samples suffer", "frechet", "repae", "diffusion"),
+        norm=claim("LatentNorm helps", "frechet", "repae", "no_norm"),
+        regularisation=claim("without L_REG reconstruction is worse", "psnr", "repae",
+                             "no_regularisation"),
+        reconstruction=claim("tuning keeps reconstruction", "psnr", "repae", "vae"),
+        drop_in=claim("a fresh SiT is better on the tuned VAE", "frechet", "second", "repa"),
+        drop_in_small=claim("also one of another size", "frechet", "second_small", "repa_small"),
+        scratch=claim("from scratch REPA-E is ahead of REPA on a trained VAE", "frechet",
+                      "scratch", "repa"),
+        alignment=claim("REPA-E's SiT is more aligned than REPA's", "cknna", "repae", "repa"),
+    )  # fmt: skip
