@@ -3,9 +3,9 @@
     python -m repae_jax study configs/study_scenes.py --output runs/study_scenes
     python -m repae_jax study configs/study_scenes.py:small --output runs/study_scenes --jobs 2
 
-The first takes networks and batches as configs/scenes.py has them; the second narrower ones, shorter
-runs and fewer images to look at, for hours on two cores. Keys, measures and what an arm and a
-claim are: repae_jax/study/plan.py. The arms and claims: repae_jax/study/paper.py.
+The first takes networks and batches as configs/scenes.py has them; the second narrower ones,
+shorter runs and fewer images to look at, for hours on two cores. Keys, measures and what an arm
+and a claim are: repae_jax/study/plan.py. The arms and claims: repae_jax/study/paper.py.
 """
 
 import pathlib
