@@ -119,7 +119,7 @@ def _add_study(command):
         "STUDY is a Python file like configs/study_digits.py: a configuration, arms that change\n"
         "it, seeds, and claims. What is done stays done: the same command goes on, and a changed\n"
         "study is refused where it changes a run that is there. Writes report.html, tables.md and\n"
-        "results.json.\n\nexamples:\n"
+        "results.jsonl.\n\nexamples:\n"
         "  study configs/study_digits.py --output runs/study_digits --jobs 2\n"
         "  study configs/study_digits.py --output runs/try --config.seeds=1\n"
         "  study configs/study_digits.py --output runs/study_digits --report",

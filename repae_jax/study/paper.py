@@ -12,7 +12,7 @@ def add_paper(study: ConfigDict, smaller: Mapping[str, Any]) -> None:
     """Give a study the paper's arms and claims.
 
     All arms have the same steps. Those that start from "vae" have its steps behind them, which
-    "scratch" has not.
+    "scratch" has not. "longer" is the tuned VAE's control: as many steps as it had, without a SiT.
 
     Args:
       study: whose `arms` and `claims` to fill.
@@ -31,6 +31,8 @@ def add_paper(study: ConfigDict, smaller: Mapping[str, Any]) -> None:
         no_regularisation=arm("REPA-E without regularisation", "repae_no_regularisation",
                               vae="vae"),
         second=arm("REPA on REPA-E's VAE, frozen", "repa", vae="repae"),
+        longer=arm("VAE alone, twice the steps", "vae", vae="vae"),
+        second_longer=arm("REPA on the VAE with twice the steps", "repa", vae="longer"),
         repa_small=arm("REPA, smaller SiT, VAE frozen", "repa", vae="vae", changes=sizes),
         second_small=arm("REPA, smaller SiT, on REPA-E's VAE, frozen", "repa", vae="repae",
                          changes=sizes),
@@ -46,8 +48,12 @@ def add_paper(study: ConfigDict, smaller: Mapping[str, Any]) -> None:
         regularisation=claim("without L_REG reconstruction is worse", "psnr", "repae",
                              "no_regularisation"),
         reconstruction=claim("tuning keeps reconstruction", "psnr", "repae", "vae"),
+        reconstruction_longer=claim("also beside a VAE with as many steps", "psnr", "repae",
+                                    "longer"),
         drop_in=claim("a fresh SiT is better on the tuned VAE", "frechet", "second", "repa"),
-        drop_in_small=claim("also one of another size", "frechet", "second_small", "repa_small"),
+        drop_in_longer=claim("also beside a VAE with as many steps", "frechet", "second",
+                             "second_longer"),
+        drop_in_small=claim("also a SiT of another size", "frechet", "second_small", "repa_small"),
         scratch=claim("from scratch REPA-E is ahead of REPA on a trained VAE", "frechet",
                       "scratch", "repa"),
         alignment=claim("REPA-E's SiT is more aligned than REPA's", "cknna", "repae", "repa"),

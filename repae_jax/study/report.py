@@ -1,6 +1,5 @@
 """A study as one page: tables, curves, pictures."""
 
-import json
 import math
 import pathlib
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from repae_jax.study.results import (
     figure,
     of_arm,
     work,
+    write_results,
 )
 from repae_jax.study.run import LATENTS, SAMPLES
 
@@ -30,7 +30,7 @@ _MARKERS = "osD^vP*X<>ph"
 def write_study(
     study: ConfigDict, output: pathlib.Path, results: Sequence[Result], about: str
 ) -> pathlib.Path:
-    """Write `results.json`, `tables.md` and `report.html` into the study's folder.
+    """Write `results.jsonl`, `tables.md` and `report.html` into the study's folder.
 
     Args:
       study: the plan.
@@ -41,11 +41,9 @@ def write_study(
     Returns:
       the report's path.
     """
-    write_atomically(output / "results.json", (json.dumps(results, indent=1) + "\n").encode())
-    arms, claims = arms_table(study, results), claims_table(study, results)
-    together = together_table(study, results)
-    text = "\n\n".join(_markdown(table) for table in (arms, claims, together)) + "\n"
-    write_atomically(output / "tables.md", text.encode())
+    write_results(output / "results.jsonl", results)
+    arms, claims, together = (table(study, results) for table in _TABLES)
+    write_atomically(output / "tables.md", tables(study, results).encode())
     last = study.measured_at[-1]
     pictures = output / "report"
     sections = [
@@ -70,6 +68,11 @@ def write_study(
         sections=sections,
         config_text=study.to_json_best_effort(indent=2, sort_keys=True),
     )
+
+
+def tables(study: ConfigDict, results: Sequence[Result]) -> str:
+    """The arms, the claims and what goes together, in Markdown."""
+    return "\n\n".join(_markdown(table(study, results)) for table in _TABLES) + "\n"
 
 
 def arms_table(study: ConfigDict, results: Sequence[Result]) -> list[list[str]]:
@@ -116,6 +119,9 @@ def together_table(study: ConfigDict, results: Sequence[Result]) -> list[list[st
             shown = [f"{value:.2f}" for value in (found.pearson, found.spearman)]
             rows.append([str(step), f"cknna, {name}", *shown, str(found.count)])
     return rows
+
+
+_TABLES = (arms_table, claims_table, together_table)
 
 
 def _in_errors(difference):

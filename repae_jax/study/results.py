@@ -1,16 +1,33 @@
 """What a study found: means and standard errors, effects, and what goes with what."""
 
 import dataclasses
+import json
 import math
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from repae_jax.atomic import write_atomically
 from repae_jax.study.plan import MEASURES
 
 Result = Mapping[str, Any]
+
+
+def write_results(path: pathlib.Path, results: Sequence[Result]) -> None:
+    """All runs, one a line; of their configurations what this module asks for."""
+    lines = [
+        json.dumps({**result, "config": {"batch_size": result["config"]["batch_size"]}}) + "\n"
+        for result in results
+    ]
+    write_atomically(path, "".join(lines).encode())
+
+
+def read_results(path: pathlib.Path) -> list[Result]:
+    """What `write_results` wrote."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,3 @@
-import json
 import math
 import pathlib
 import shutil
@@ -15,6 +14,7 @@ from repae_jax.evaluation.reconstruction import mean_psnr
 from repae_jax.sampling.pixels import to_float, to_uint8
 from repae_jax.study.judge import load_judge, train_judge
 from repae_jax.study.plan import MEASURES, Job
+from repae_jax.study.results import read_results
 from repae_jax.study.schedule import run_all
 from repae_jax.training.run import open_run
 
@@ -35,7 +35,7 @@ def done(tmp_path_factory):
 
 @pytest.mark.slow  # three processes, one a run, each of which imports, compiles and trains
 def test_a_study_runs_measures_and_reports(done):
-    results = json.loads((done / "results.json").read_text())
+    results = read_results(done / "results.jsonl")
     assert [(r["arm"], r["seed"]) for r in results] == [("vae", 0), ("sit", 0), ("repae", 0)]
     for result in results:
         assert list(result["figures"]) == ["2", "4"]
@@ -59,7 +59,7 @@ def test_figures_are_of_the_states_that_the_run_has_kept(done):
     vae, params = opened.models.vae, {"params": opened.state.params["vae"]}
     latents = vae.apply(params, to_float(images[chosen]), method="encode").mean
     again = np.asarray(to_uint8(vae.apply(params, latents, method="decode")))
-    results = json.loads((done / "results.json").read_text())
+    results = read_results(done / "results.jsonl")
     assert results[0]["figures"]["4"]["psnr"] == pytest.approx(
         mean_psnr(images[chosen], again), rel=1e-4
     )
@@ -67,7 +67,7 @@ def test_figures_are_of_the_states_that_the_run_has_kept(done):
 
 
 def test_frozen_arms_keep_the_vae_that_they_took(done):
-    results = {r["arm"]: r for r in json.loads((done / "results.json").read_text())}
+    results = {r["arm"]: r for r in read_results(done / "results.jsonl")}
     assert results["sit"]["figures"]["2"]["psnr"] == results["vae"]["figures"]["4"]["psnr"]
     assert results["repae"]["figures"]["4"]["psnr"] != results["vae"]["figures"]["4"]["psnr"]
     assert results["repae"]["gflop_per_image"] > results["sit"]["gflop_per_image"]
@@ -86,12 +86,9 @@ def test_a_run_that_is_gone_is_made_again_to_the_same_figures(done, tmp_path):
     copy.rename(done)
     try:
         assert run(done, "--jobs", "2") == 0
-        first = (moved / "results.json").read_text()
-        second = (done / "results.json").read_text()
+        first, second = (read_results(folder / "results.jsonl") for folder in (moved, done))
         assert (Job("vae", 0).workdir(done) / "result.json").stat().st_mtime_ns == before
-        assert [r["figures"] for r in json.loads(first)] == [
-            r["figures"] for r in json.loads(second)
-        ]
+        assert [r["figures"] for r in first] == [r["figures"] for r in second]
     finally:
         shutil.rmtree(done)
         moved.rename(done)
@@ -122,7 +119,7 @@ def test_more_claims_change_no_run(done, capsys):
 def test_bad_options_are_named(tmp_path, capsys, words, message):
     assert run(tmp_path / "new", *words) == 2
     assert message in capsys.readouterr().err
-    assert not (tmp_path / "new" / "results.json").exists()
+    assert not (tmp_path / "new" / "results.jsonl").exists()
 
 
 def test_what_is_no_study_is_named(tmp_path, capsys):

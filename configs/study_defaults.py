@@ -1,0 +1,49 @@
+"""Which defaults matter when REPA-E trains from scratch: one change an arm, on digits.
+
+    python -m repae_jax study configs/study_defaults.py --output runs/study_defaults --jobs 2
+
+Keys, measures and what an arm and a claim are: repae_jax/study/plan.py.
+"""
+
+import pathlib
+
+from ml_collections import ConfigDict
+
+from repae_jax.config import NETWORKS
+from repae_jax.overrides import read_config
+from repae_jax.study.plan import arm, claim
+
+STUDY = pathlib.Path(__file__).with_name("study_digits.py")
+
+
+def get_config():
+    study = read_config(str(STUDY), [])
+    study.name = "defaults"
+    study.seeds = 3
+    steps = study.measured_at[-1]
+
+    def rate(value, *names):
+        return {"optimizer": {name: {"learning_rate": value} for name in names or NETWORKS}}
+
+    def objective(**terms):
+        return {"objective": terms}
+
+    changes = {  # name -> (what it is called, what it changes)
+        "slower": ("learning rate 3e-4", rate(3e-4)),
+        "quicker": ("learning rate 3e-3", rate(3e-3)),
+        "vae_slower": ("the VAE's learning rate 3e-4", rate(3e-4, "vae")),
+        "weak_vae_alignment": ("alignment for the VAE x 0.3", objective(vae_alignment=0.5)),
+        "strong_vae_alignment": ("alignment for the VAE x 3", objective(vae_alignment=4.5)),
+        "strong_sit_alignment": ("alignment for the SiT x 3", objective(sit_alignment=1.5)),
+        "published_kl": ("KL weight 1e-6, as published", objective(kl_weight=1e-6)),
+        "strong_kl": ("KL weight x 10", objective(kl_weight=2e-4)),
+        "late_discriminator": ("discriminator from half-way",
+                               objective(discriminator_start=steps // 2)),
+        "no_discriminator": ("no adversarial term", objective(adversarial_weight=0.0)),
+    }  # fmt: skip
+    study.arms = ConfigDict({"default": arm("defaults")}, sort_keys=False)
+    study.claims = ConfigDict(sort_keys=False)
+    for name, (title, changed) in changes.items():
+        study.arms[name] = arm(title, changes=changed)
+        study.claims[name] = claim(f"better than {title}", "frechet", "default", name)
+    return study
