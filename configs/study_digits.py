@@ -13,7 +13,7 @@ from repae_jax.study.paper import add_paper
 from repae_jax.study.plan import base
 
 DIGITS = pathlib.Path(__file__).with_name("digits.py")
-STEPS = 400  # so that 55 runs end within 3 hours on two slow cores; chosen before any was looked at
+STEPS = 400  # so that 65 runs end in about 3 hours on two slow cores; chosen before a look
 
 
 def get_config():

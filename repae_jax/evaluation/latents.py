@@ -26,6 +26,18 @@ def latent_statistics(latents: np.ndarray) -> LatentStatistics:
     return LatentStatistics(latents.mean(axes), latents.std(axes), float(latents.var()))
 
 
+def variance_within(latents: np.ndarray) -> float:
+    """How much of the variance of latents (N, h, w, c) lies within images, between positions.
+
+    Of each channel, about its own mean, and summed over channels: scaling or shifting the latents
+    changes nothing. 0 is flat images, 1 is images with one and the same mean; NaN without variance.
+    """
+    latents = _checked(latents)
+    whole = latents.var((0, 1, 2)).sum()
+    within = latents.var((1, 2)).mean(0).sum()
+    return float(within / whole) if whole else float("nan")
+
+
 def pca_colours(latent_sets: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Shows latents as pictures: the first three principal components as red, green, blue.
 

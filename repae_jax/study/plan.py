@@ -24,6 +24,7 @@ from repae_jax.config import apply_recipe
 from repae_jax.errors import UserError
 from repae_jax.validation import validate
 
+_APART = 10_000  # between the seeds of stages
 MEASURES = {  # name -> (what it is, whether more is better)
     "frechet": ("Fréchet distance in the judge's features", False),
     "precision": ("precision", True),
@@ -31,6 +32,7 @@ MEASURES = {  # name -> (what it is, whether more is better)
     "class_accuracy": ("samples that the judge sees as the class asked for", True),
     "psnr": ("PSNR of held-out images, dB", True),
     "latent_variance": ("variance of the latents", None),
+    "latent_within": ("share of the latents' variance that lies within images", None),
     "latent_detail": ("share of the latents' power in fine detail", None),
     "cknna": ("CKNNA of the aligned block with the teacher", True),
 }
@@ -129,12 +131,17 @@ def place_teachers(config: ConfigDict, output: pathlib.Path) -> ConfigDict:
 
 
 def run_config(study: ConfigDict, job: Job, output: pathlib.Path) -> ConfigDict:
-    """The configuration of one run."""
+    """The configuration of one run.
+
+    Runs with the seed s have the same initialisation and draws in all arms, so that they are
+    compared in pairs. But one on a VAE that was itself tuned from another has its own: a SiT on
+    the VAE that REPA-E tuned would otherwise start as, and see what, that VAE was tuned with.
+    """
     entry = study.arms[job.arm]
     config = apply_recipe(study.config.copy_and_resolve_references(), entry.recipe)
     config.update(entry.changes)
     config.name = f"{study.name} {job.arm}"
-    config.seed = job.seed
+    config.seed = job.seed + _APART * max(0, _stage(study, job.arm) - 1)
     place_teachers(config, output)
     if entry.vae:
         config.vae.weights = str(Job(entry.vae, job.seed).workdir(output))
@@ -144,6 +151,14 @@ def run_config(study: ConfigDict, job: Job, output: pathlib.Path) -> ConfigDict:
         steps=last, checkpoint_every=every, keep_checkpoints=1, keep_every=every, sample_every=last
     )
     return config
+
+
+def _stage(study, name):
+    """How many arms trained one after the other come before this one."""
+    count = 0
+    while study.arms[name].vae:
+        name, count = study.arms[name].vae, count + 1
+    return count
 
 
 def check(study: ConfigDict, output: pathlib.Path) -> None:

@@ -56,6 +56,7 @@ def run_job(study: ConfigDict, job: Job, output: pathlib.Path, *, progress: bool
         "arm": job.arm,
         "seed": job.seed,
         "config": config.to_dict(),
+        "measured": _measured_with(study),
         "gflop_per_image": _work(config) / 1e9,
         "diverged": diverged,
         "figures": figures,
@@ -80,6 +81,7 @@ def read_result(study: ConfigDict, job: Job, output: pathlib.Path) -> dict[str, 
         result = json.loads(path.read_text())
         wanted = json.loads(to_json(run_config(study, job, output)))
         told = differences(result["config"], wanted)
+        told += differences(result["measured"], _measured_with(study))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({error}): remove it, and it is measured again"
@@ -89,6 +91,11 @@ def read_result(study: ConfigDict, job: Job, output: pathlib.Path) -> dict[str, 
             f"{path} is of another configuration: {'; '.join(told[:3])}; take another --output"
         )
     return result
+
+
+def _measured_with(study):
+    """What figures depend on besides a run's configuration."""
+    return {"measures": study.measures.to_dict(), "judge": study.judge.to_dict()}
 
 
 def _measured(study, config, workdir, output, diverged):

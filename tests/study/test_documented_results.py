@@ -1,0 +1,24 @@
+"""docs/results.md shows what the runs beside it found."""
+
+import pathlib
+
+import pytest
+
+from repae_jax.overrides import read_config
+from repae_jax.study.report import tables
+from repae_jax.study.results import read_results
+
+ROOT = pathlib.Path(__file__).parents[2]
+RUNS = sorted((ROOT / "docs").glob("study_*.jsonl"))
+
+
+def test_there_are_results():
+    assert RUNS
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_the_document_shows_the_tables_of_its_runs(path):
+    study = read_config(str(ROOT / "configs" / f"{path.stem}.py"), [])
+    results = read_results(path)
+    assert len(results) == study.seeds * len(study.arms)
+    assert tables(study, results) in (ROOT / "docs" / "results.md").read_text()
