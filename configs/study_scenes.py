@@ -26,7 +26,7 @@ def get_config(size: str = ""):
     study = base()
     study.name = f"scenes {size}".strip()
     study.seeds = 3
-    study.measured_at = (2 * steps // 5, steps)
+    study.measured_at = (3 * steps // 10, steps)
     study.judge.update(steps=4000, shift=4)
 
     config = study.config = read_config(str(SCENES), [])

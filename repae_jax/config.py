@@ -47,7 +47,7 @@ RECIPES = {
     "repa": "the SiT with alignment, on a frozen VAE (REPA)",
     "sit": "the SiT without alignment, on a frozen VAE",
     "vae": "the VAE alone, with its discriminator",
-    "repae_no_stop_gradient": "ablation: the diffusion loss trains the VAE as well",
+    "repae_no_stop_gradient": "ablation: the SiT's whole loss trains the VAE as well",
     "repae_no_latent_norm": "ablation: fixed latent statistics in place of LatentNorm",
     "repae_no_regularisation": "ablation: L_REG = 0, the VAE learns from the alignment alone",
 }

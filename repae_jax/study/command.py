@@ -7,7 +7,7 @@ import pathlib
 from repae_jax.errors import UserError
 from repae_jax.interop.files import read_metadata
 from repae_jax.overrides import read_config
-from repae_jax.study.plan import Job, check, jobs, place_teachers, teacher_path
+from repae_jax.study.plan import Job, check, jobs, own_teachers, place_teachers, teacher_path
 from repae_jax.study.report import write_study
 from repae_jax.study.run import JUDGE, read_result, run_job
 from repae_jax.study.schedule import run_all
@@ -68,7 +68,7 @@ def _train_networks(study, output, progress):
     from repae_jax.training.teacher import pretrain_teacher
 
     config = place_teachers(study.config.copy_and_resolve_references(), output)
-    for name in config.teachers:
+    for name in own_teachers(config):
         if not teacher_path(output, name).is_file():
             pretrain_teacher(config, name, progress=progress)
     if not (output / JUDGE).is_file():
@@ -77,7 +77,8 @@ def _train_networks(study, output, progress):
 
 def _about(study, output):
     said = []
-    paths = {f"the teacher {name}": teacher_path(output, name) for name in study.config.teachers}
+    names = own_teachers(study.config)
+    paths = {f"the teacher {name}": teacher_path(output, name) for name in names}
     for name, path in {**paths, "the judge": output / JUDGE}.items():
         reached = json.loads(read_metadata(path)["accuracy"])
         said.append(f"{name} classifies {100 * reached:.1f} % of the held-out images correctly")

@@ -24,6 +24,7 @@ from repae_jax.config import apply_recipe
 from repae_jax.errors import UserError
 from repae_jax.validation import validate
 
+_MOST_CHECKPOINTS = 50  # of a run
 _APART = 10_000  # between the seeds of stages
 MEASURES = {  # name -> (what it is, whether more is better)
     "frechet": ("Fréchet distance in the judge's features", False),
@@ -124,10 +125,15 @@ def teacher_path(output: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def place_teachers(config: ConfigDict, output: pathlib.Path) -> ConfigDict:
-    """Let a configuration take its teachers from the study's folder, in place; returns it."""
-    for name in config.teachers:
+    """Let a configuration take its own teachers from the study's folder, in place; returns it."""
+    for name in own_teachers(config):
         config.teachers[name].weights = str(teacher_path(output, name))
     return config
+
+
+def own_teachers(config: ConfigDict) -> list[str]:
+    """The teachers that are trained here; others have published weights."""
+    return [name for name, entry in config.teachers.items() if entry.pretrain.steps]
 
 
 def run_config(study: ConfigDict, job: Job, output: pathlib.Path) -> ConfigDict:
@@ -169,6 +175,17 @@ def check(study: ConfigDict, output: pathlib.Path) -> None:
     if not steps or steps != sorted(set(steps)) or steps[0] < 1:
         raise UserError(
             f"measured_at is {tuple(steps)}: give rising steps, the last a run's length"
+        )
+    rhythm = math.gcd(*steps)
+    if steps[-1] > _MOST_CHECKPOINTS * rhythm:
+        raise UserError(
+            f"measured_at is {tuple(steps)}: a run keeps a checkpoint every {rhythm} steps, the "
+            f"greatest common divisor; let it divide the last into at most {_MOST_CHECKPOINTS}"
+        )
+    if len(study.config.teachers) != 1:
+        raise UserError(
+            f"config.teachers has {len(study.config.teachers)} entries: a study measures the "
+            "alignment with one"
         )
     if not study.arms:
         raise UserError("the study has no arms: add some with arm(...)")

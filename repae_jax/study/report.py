@@ -24,6 +24,16 @@ from repae_jax.study.results import (
 )
 from repae_jax.study.run import LATENTS, SAMPLES
 
+ARMS = (
+    "Mean over the seeds, and its standard error. All seeds have the same teacher and the same "
+    "judge, whose own chance is not in it."
+)
+CLAIMS = (
+    "Differences are taken seed by seed, in the better arm's favour, over the seeds that have both "
+    "figures. At equal work: after as many operations as the cheaper arm has spent in all, where "
+    "both start from the same VAE; the dearer arm is then in the middle of its learning rate's "
+    "schedule. A frozen VAE and a teacher count at every step, though their results could be kept."
+)
 _MARKERS = "osD^vP*X<>ph"
 
 
@@ -47,10 +57,8 @@ def write_study(
     last = study.measured_at[-1]
     pictures = output / "report"
     sections = [
-        Section(f"All arms at step {last}", "Mean over the seeds, and its standard error.\n\n"
-                + about, table=arms),
-        Section("Claims", "Differences are taken seed by seed, in the better arm's favour.",
-                table=claims),
+        Section(f"All arms at step {last}", f"{ARMS}\n\n{about}", table=arms),
+        Section("Claims", CLAIMS, table=claims),
         Section("What goes together", "Correlations over all runs of all arms.", table=together),
     ]  # fmt: skip
     shown = [name for name in MEASURES if any(figure(r, name, last) is not None for r in results)]
@@ -104,7 +112,7 @@ def claims_table(study: ConfigDict, results: Sequence[Result]) -> list[list[str]
             f"{sides[0]}: {found.better}",
             f"{sides[1]}: {found.worse}",
             f"{difference}{_in_errors(difference)}",
-            f"{found.ahead} of {difference.count}",
+            f"{found.ahead} of {difference.count}{_without(results, entry, difference.count)}",
             _equal_work(study, results, entry),
         ])  # fmt: skip
     return rows
@@ -116,7 +124,10 @@ def together_table(study: ConfigDict, results: Sequence[Result]) -> list[list[st
     for step in study.measured_at:
         for name in ("frechet", "class_accuracy"):
             found = correlation(results, "cknna", name, step)
-            shown = [f"{value:.2f}" for value in (found.pearson, found.spearman)]
+            shown = [
+                "-" if math.isnan(value) else f"{value:.2f}"
+                for value in (found.pearson, found.spearman)
+            ]
             rows.append([str(step), f"cknna, {name}", *shown, str(found.count)])
     return rows
 
@@ -130,8 +141,17 @@ def _in_errors(difference):
     return f" ({difference.value / difference.error:.1f} s.e.)"
 
 
+def _without(results, entry, count):
+    """How many seeds that ran in both arms lack the figure in one."""
+    seeds = [{r["seed"] for r in results if r["arm"] == a} for a in (entry.better, entry.worse)]
+    missing = len(seeds[0] & seeds[1]) - count
+    return f" ({missing} without figures)" if missing else ""
+
+
 def _equal_work(study, results, entry):
     """Both arms' figures where the dearer one has spent what the cheaper one has at its end."""
+    if study.arms[entry.better].vae != study.arms[entry.worse].vae:
+        return "-"
     last = study.measured_at[-1]
     spent = [
         min((work(r, last) for r in results if r["arm"] == side), default=math.nan)

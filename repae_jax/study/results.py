@@ -46,8 +46,11 @@ class Mean:
             return "-"
         if math.isnan(self.error):
             return f"{self.value:.4g}"
-        digits = 0 if self.error == 0 else max(0, 1 - math.floor(math.log10(self.error)))
-        digits = min(digits, 6)
+        if not self.error:
+            return f"{self.value:.4g} ± 0"
+        digits = max(0, 1 - math.floor(math.log10(self.error)))
+        if digits > 6:
+            return f"{self.value:.4g} ± {self.error:.2g}"
         return f"{self.value:.{digits}f} ± {self.error:.{digits}f}"
 
 
@@ -127,9 +130,11 @@ def at_work(results: Sequence[Result], arm: str, measure: str, spent: float) -> 
 
 @dataclasses.dataclass(frozen=True)
 class Correlation:
-    """How two measures go together over runs: Pearson's of the values, Spearman's of the ranks.
+    """How two measures go together over runs.
 
-    logarithm: of the second measure's values, in Pearson's.
+    pearson: of the first one's values and the logarithms of the second one's, NaN where one is 0.
+    spearman: of the ranks.
+    count: runs.
     """
 
     pearson: float
@@ -146,7 +151,5 @@ def correlation(results: Sequence[Result], first: str, second: str, step: int) -
     if len(pairs) < 3:
         return Correlation(math.nan, math.nan, len(pairs))
     x, y = np.array(pairs).T
-    y = np.log(y) if (y > 0).all() else y
-    return Correlation(
-        float(stats.pearsonr(x, y).statistic), float(stats.spearmanr(x, y).statistic), len(pairs)
-    )
+    pearson = stats.pearsonr(x, np.log(y)).statistic if (y > 0).all() else math.nan
+    return Correlation(float(pearson), float(stats.spearmanr(x, y).statistic), len(pairs))

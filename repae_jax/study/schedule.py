@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from repae_jax.errors import RUN_AGAIN, TryAgain, UserError
 from repae_jax.study.plan import Job, jobs
+from repae_jax.training.interruption import catch_signals
 
 LOG = "study.log"  # in a run's folder: what it prints
 CORES = "REPAE_STUDY_CORES"  # in a run's environment: the numbers of those that it may use
@@ -29,7 +30,8 @@ def run_all(
     """Run what is not done yet, in `jobs`' order, `side_by_side` at a time.
 
     Side by side, each has an equal share of the processor's cores, where the system tells which
-    process may use which. The first failure ends the study when those that run have ended.
+    process may use which. The first failure ends the study when those that run have ended; SIGINT
+    and SIGTERM end those as well, which save what they have.
 
     Args:
       study: what to run.
@@ -41,39 +43,49 @@ def run_all(
 
     Raises:
       UserError: a run failed; names its log.
-      TryAgain: one was interrupted.
+      TryAgain: the study or one of its runs was interrupted.
     """
     from tqdm import tqdm
 
     queue = [job for job in jobs(study) if not done(job)]
     finished = {job: threading.Event() for job in queue}
     shares: list[set[int] | None] = _shares(side_by_side)
-    failed: list[UserError] = []
+    failed: list[Exception] = []
+    running: set[subprocess.Popen] = set()
+    told: set[subprocess.Popen] = set()
 
     def work(job):
         needed = Job(study.arms[job.arm].vae, job.seed)
         while needed in finished and not finished[needed].wait(1.0):
-            if failed:
+            if failed or stop.is_set():
                 return
-        if failed:
+        if failed or stop.is_set():
             return
         share = shares.pop()
         try:
-            _run(command(job), job, output, share)
+            _run(command(job), job, output, share, running, stop)
             finished[job].set()
-        except UserError as error:
+        except Exception as error:
             failed.append(error)
         finally:
             shares.append(share)
 
     total = len(jobs(study))
     with (
+        catch_signals() as stop,
         tqdm(total=total, initial=total - len(queue), unit="run", disable=not progress) as bar,
         concurrent.futures.ThreadPoolExecutor(side_by_side) as pool,
     ):
-        for job, _ in zip(queue, pool.map(work, queue), strict=True):
+        for job, future in [(job, pool.submit(work, job)) for job in queue]:
+            while concurrent.futures.wait([future], timeout=0.5).not_done:
+                if stop.is_set():
+                    for process in list(running - told):
+                        process.terminate()  # once: it saves and ends
+                        told.add(process)
             bar.update()
             bar.set_postfix_str(str(job))
+    if stop.is_set():
+        raise TryAgain("interrupted; run the same command to go on")
     if failed:
         raise failed[0]
 
@@ -88,26 +100,25 @@ def _shares(count):
     return [set(cores[number::count]) for number in range(count)]
 
 
-def _run(words, job, output, share):
+def _run(words, job, output, share, running, stop):
     folder = job.workdir(output)
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / LOG
     environment = dict(os.environ)
     if share is not None:
         environment[CORES] = ",".join(map(str, sorted(share)))
-    with open(log, "a") as file:
-        process = subprocess.Popen(
+    with (
+        open(log, "a") as file,
+        subprocess.Popen(
             [sys.executable, "-m", "repae_jax", *words],
             stdout=file, stderr=subprocess.STDOUT, env=environment,
-        )  # fmt: skip
-        try:
-            status = process.wait()
-        except BaseException:
-            process.terminate()  # it saves and ends
-            process.wait()
-            raise
-    if status == RUN_AGAIN:
-        raise TryAgain(f"{job} was interrupted and saved; run the same command to go on")
+        ) as process,
+    ):  # fmt: skip
+        running.add(process)
+        status = process.wait()
+        running.remove(process)
+    if status == RUN_AGAIN or (status and stop.is_set()):
+        raise TryAgain(f"{job} was interrupted; run the same command to go on")
     if status:
         lines = log.read_text(errors="replace").strip().splitlines() or [""]
         raise UserError(f"{job} ended with status {status} ({lines[-1][:300]}); see {log}")

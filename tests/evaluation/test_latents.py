@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import scipy.fft
 import scipy.ndimage
+import scipy.stats
 import torch
 from sklearn.decomposition import PCA
 
@@ -80,6 +81,22 @@ def test_statistics_match_torch():
     assert statistics.variance == pytest.approx(channels.var(correction=0).item(), rel=1e-10)
 
 
+def test_variance_within_images_is_what_an_analysis_of_variance_leaves_over():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(6, 4, 5, 1)) + 2 * rng.normal(size=(6, 1, 1, 1))
+    images = values.reshape(6, 20)
+    # F is the variance between images over that within: 5 and 114 degrees of freedom
+    between_to_within = scipy.stats.f_oneway(*images).statistic * 5 / 114
+    share = latents.variance_within(values)
+    assert share == pytest.approx(1 / (1 + between_to_within))
+    assert latents.variance_within(3 * values + 7) == pytest.approx(share)
+    # Channels count by their variance
+    both = np.concatenate([values, 10 * rng.normal(size=(6, 1, 1, 1)) * np.ones((6, 4, 5, 1))], -1)
+    whole = both.var((0, 1, 2))
+    assert latents.variance_within(both) == pytest.approx(share * whole[0] / whole.sum())
+    assert np.isnan(latents.variance_within(np.ones((2, 3, 3, 1))))
+
+
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 9, 9), (2, 6, 10)])
 def test_spectrum_matches_scipy(shape):
     values = mixed(4, shape=shape)
@@ -107,7 +124,9 @@ def test_spectrum_of_a_wave_peaks_at_its_frequency_and_of_noise_is_its_variance(
 @pytest.mark.parametrize("bad", [np.zeros((4, 4, 3)), np.zeros((0, 4, 4, 3)),
                                  np.full((1, 2, 2, 3), np.nan)])  # fmt: skip
 def test_refuses_what_is_not_a_set_of_latents(bad):
-    for function in (latents.latent_statistics, latents.power_spectrum):
+    for function in (
+        latents.latent_statistics, latents.power_spectrum, latents.variance_within,
+    ):  # fmt: skip
         with pytest.raises(ValueError, match="latents must be"):
             function(bad)
     with pytest.raises(ValueError, match="latents must be"):

@@ -30,7 +30,7 @@ def test_a_size_that_a_study_does_not_have_is_named():
 
 def test_an_arm_differs_from_the_base_in_what_it_says_alone(study):
     repae = run_config(study, Job("repae", 3), OUTPUT)
-    small = run_config(study, Job("second_small", 3), OUTPUT)
+    small = run_config(study, Job("repa_small", 3), OUTPUT)
     assert small.sit.depth == 4
     for config in (repae, small):
         assert config.seed == 3
@@ -55,6 +55,20 @@ def test_a_run_comes_behind_the_one_whose_vae_it_takes_of_the_same_seed(study):
     assert [job.seed for job in order] == sorted(job.seed for job in order)
 
 
+def test_a_stage_behind_a_tuned_vae_has_draws_of_its_own(study):
+    seeds = {arm: run_config(study, Job(arm, 3), OUTPUT).seed for arm in study.arms}
+    assert seeds["vae"] == seeds["repae"] == seeds["repa"] == seeds["sit"] == 3
+    assert seeds["second"] == seeds["second_longer"] == seeds["second_small"]
+    assert seeds["second"] not in range(study.seeds)
+
+
+def test_published_teachers_keep_their_weights(study):
+    study.config.teachers.digits.weights = "published.pth"
+    assert run_config(study, Job("repae", 0), OUTPUT).teachers.digits.weights.startswith("out")
+    study.config.teachers.digits.pretrain.steps = 0
+    assert run_config(study, Job("repae", 0), OUTPUT).teachers.digits.weights == "published.pth"
+
+
 def test_every_measured_step_is_a_checkpoint_that_stays(study):
     study.measured_at = (200, 500, 600)
     run = run_config(study, Job("repae", 0), OUTPUT).run
@@ -67,6 +81,7 @@ def test_every_measured_step_is_a_checkpoint_that_stays(study):
         ({"seeds": 0}, "seeds is 0"),
         ({"measured_at": ()}, r"measured_at is \(\)"),
         ({"measured_at": (20, 10)}, r"measured_at is \(20, 10\): give rising steps"),
+        ({"measured_at": (333, 1000)}, "a run keeps a checkpoint every 1 steps"),
         ({"arms": {}}, "the study has no arms"),
         ({"arms": {"x": arm("", "repea")}}, "arm x: no recipe 'repea'"),
         ({"arms": {"x": arm("", vae="y")}}, "arm x: there is no arm 'y'"),

@@ -31,6 +31,8 @@ def test_a_mean_is_shown_to_the_digits_that_its_error_allows():
     assert str(mean([1.23456])) == "1.235"
     assert str(mean([100.0, 104.0])) == "102.0 ± 2.0"
     assert str(mean([0.1, 0.1004])) == "0.10020 ± 0.00020"
+    assert str(mean([0.97, 0.97])) == "0.97 ± 0"
+    assert str(mean([1.0e-9, 3.0e-9])) == "2e-09 ± 1e-09"
 
 
 def test_an_effect_is_paired_by_seed_and_signed_for_the_better_arm():
@@ -87,3 +89,6 @@ def test_a_correlation_is_scipys_over_all_runs():
     assert found.pearson == pytest.approx(np.corrcoef(x, np.log(y))[0, 1])
     assert found.spearman == pytest.approx(stats.spearmanr(x, y).statistic)
     assert math.isnan(correlation(results[:2], "cknna", "frechet", 20).pearson)
+    results[0]["figures"]["20"]["frechet"] = 0.0  # has no logarithm
+    assert math.isnan(correlation(results, "cknna", "frechet", 20).pearson)
+    assert not math.isnan(correlation(results, "cknna", "frechet", 20).spearman)

@@ -1,6 +1,10 @@
 import math
+import os
 import pathlib
 import shutil
+import signal
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from repae_jax.cli import main
 from repae_jax.data.digits import load_digits_split
-from repae_jax.errors import UserError
+from repae_jax.errors import TryAgain, UserError
 from repae_jax.evaluation.reconstruction import mean_psnr
 from repae_jax.sampling.pixels import to_float, to_uint8
 from repae_jax.study.judge import load_judge, train_judge
@@ -40,7 +44,7 @@ def test_a_study_runs_measures_and_reports(done):
     for result in results:
         assert list(result["figures"]) == ["2", "4"]
         expected = set(MEASURES) if result["arm"] != "vae" else set()
-        expected |= {"psnr", "latent_variance", "latent_detail"}
+        expected |= {"psnr", "latent_variance", "latent_within", "latent_detail"}
         assert set(result["figures"]["4"]) <= expected
         assert all(math.isfinite(v) for v in result["figures"]["4"].values())
     assert {"frechet", "precision", "recall", "class_accuracy"} < set(results[1]["figures"]["4"])
@@ -101,6 +105,11 @@ def test_a_changed_study_is_refused_where_it_changes_a_run(done, capsys):
     assert "take another --output" in said
 
 
+def test_figures_measured_in_another_way_are_refused(done, capsys):
+    assert run(done, "--report", "--config.measures.samples=30") == 2
+    assert "config.measures.samples: 20 -> 30" in capsys.readouterr().err
+
+
 def test_more_claims_change_no_run(done, capsys):
     assert run(done, "--report", "--config.claims.ahead.measure=psnr") == 0
     assert "psnr" in capsys.readouterr().out
@@ -136,6 +145,29 @@ def test_a_failed_run_ends_the_study_and_names_its_log(tmp_path):
             progress=False,
         )  # fmt: skip
     assert not Job("sit", 0).workdir(tmp_path).exists()  # nothing was begun on what is missing
+
+
+def test_a_signal_ends_the_runs_too_which_are_told_once(tmp_path, monkeypatch):
+    script = tmp_path / "run.sh"
+    script.write_text(
+        "#!/bin/sh\ntrap 'echo told; sleep 3; exit 75' TERM\necho begun\nsleep 60 & wait\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr("repae_jax.study.schedule.sys.executable", str(script))
+    log = Job("vae", 0).workdir(tmp_path) / "study.log"
+
+    def interrupt():
+        while not log.is_file() or "begun" not in log.read_text():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(TryAgain, match="interrupted; run the same command to go on"):
+        run_all(
+            tiny_study.get_config(), tmp_path, lambda job: [], lambda job: False, progress=False
+        )
+    assert log.read_text().split() == ["begun", "told"]
+    assert not Job("sit", 0).workdir(tmp_path).exists()
 
 
 def test_more_runs_than_cores_are_refused(tmp_path):
