@@ -149,12 +149,10 @@ def arithmetic(config, models, *, teachers: bool = True) -> dict[str, int]:
 
 def counted(config, models) -> float:
     """The same, of the traced step."""
-    from repae_jax.parallel.flops import count_flops
     from repae_jax.parallel.mesh import make_mesh
     from repae_jax.training.program import Program
 
-    program = Program(config, models, make_mesh())
-    return count_flops(program.step, *program.arguments()) / config.batch_size
+    return Program(config, models, make_mesh()).flops()
 
 
 def main() -> None:

@@ -15,7 +15,6 @@ from repae_jax.config import differences, to_json
 from repae_jax.errors import RUN_AGAIN, Diverged, TryAgain, UserError
 from repae_jax.evaluation.figures import class_grid, pca_figure, save_png
 from repae_jax.evaluation.latents import pca_colours
-from repae_jax.parallel.flops import count_flops
 from repae_jax.parallel.mesh import make_mesh
 from repae_jax.study.judge import load_judge
 from repae_jax.study.measures import Measures, Seen
@@ -57,7 +56,7 @@ def run_job(study: ConfigDict, job: Job, output: pathlib.Path, *, progress: bool
         "seed": job.seed,
         "config": config.to_dict(),
         "measured": _measured_with(study),
-        "gflop_per_image": _work(config) / 1e9,
+        "gflop_per_image": Program(config, build_models(config), make_mesh(1, 1)).flops() / 1e9,
         "diverged": diverged,
         "figures": figures,
         "seconds": {
@@ -130,9 +129,3 @@ def _draw(seen: Seen, workdir, config):
         save_png(workdir / SAMPLES, class_grid(seen.samples, seen.labels, names, _EACH))
     colours = pca_colours([np.asarray(seen.latents)])[0]
     save_png(workdir / LATENTS, pca_figure(seen.heldout, {"latents": colours}))
-
-
-def _work(config):
-    """Operations of the train step for one image, counted in its program."""
-    program = Program(config, build_models(config), make_mesh(1, 1))
-    return count_flops(program.step, *program.arguments()) / config.batch_size

@@ -146,11 +146,11 @@ def compile_train(config: ConfigDict, topology: str, *, verbose: bool = False) -
     if verbose:
         print(summary(program.template, program.shardings), flush=True)
     arguments = program.arguments()
-    flops = count_flops(program.step, *arguments) / config.batch_size
+    flops = program.flops()
     plain = config.copy_and_resolve_references()
     plain.compute.update(sit_remat="none", vae_remat="none")
     simple = dataclasses.replace(program, config=plain, models=build_models(plain))
-    work = count_flops(simple.step, *arguments) / config.batch_size
+    work = simple.flops()
     return _compile("train", program.step, arguments, flops, work, program, topology, chip)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from repae_jax.parallel.flops import count_flops
 from repae_jax.parallel.mesh import over_batch, put_key, replicated
 from repae_jax.parallel.sharding import make_whole, state_shardings
 from repae_jax.training.build import (
@@ -82,6 +83,10 @@ class Program:
         }
         requests = jax.ShapeDtypeStruct((self.mesh.size,), jnp.int32, sharding=sharded)
         return self.template, batch, self.key_shape(), requests
+
+    def flops(self) -> float:
+        """Operations of `step` for one image; see `parallel.flops.count_flops`."""
+        return count_flops(self.step, *self.arguments()) / self.config.batch_size
 
     def key_shape(self) -> jax.ShapeDtypeStruct:
         """The shape of `key()`, for compiling ahead."""
