@@ -38,6 +38,20 @@ def variance_within(latents: np.ndarray) -> float:
     return float(within / whole) if whole else float("nan")
 
 
+def variance_in_common(latents: np.ndarray) -> float:
+    """How much of the variance of latents (N, h, w, c) is a pattern that all images share.
+
+    The variance over positions of the mean image, of each channel about its own mean, and summed
+    over channels: scaling or shifting the latents changes nothing. 1 is latents that tell nothing
+    of their image, however much they vary from one position to the next; of unrelated images it
+    is about 1 / N. NaN without variance.
+    """
+    latents = _checked(latents)
+    whole = latents.var((0, 1, 2)).sum()
+    common = latents.mean(0).var((0, 1)).sum()
+    return float(common / whole) if whole else float("nan")
+
+
 def pca_colours(latent_sets: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Shows latents as pictures: the first three principal components as red, green, blue.
 

@@ -13,7 +13,12 @@ from repae_jax.data.sources import open_source
 from repae_jax.evaluation.alignment import TOP_K, cknna, prepared
 from repae_jax.evaluation.coder import make_coder
 from repae_jax.evaluation.frechet import Moments, frechet_distance
-from repae_jax.evaluation.latents import latent_statistics, power_spectrum, variance_within
+from repae_jax.evaluation.latents import (
+    latent_statistics,
+    power_spectrum,
+    variance_in_common,
+    variance_within,
+)
 from repae_jax.evaluation.precision_recall import precision_recall
 from repae_jax.evaluation.reconstruction import mean_psnr
 from repae_jax.evaluation.representation import drawn, extract_features, make_extract
@@ -93,6 +98,7 @@ class Measures:
             return np.zeros_like(latents)
         figures["latent_variance"] = latent_statistics(latents).variance
         figures["latent_within"] = variance_within(latents)
+        figures["latent_common"] = variance_in_common(latents)
         frequencies, power = power_spectrum(latents)
         power = power * frequencies  # a ring holds as many as its radius; none at 0
         if power.sum() > 0:

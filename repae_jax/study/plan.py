@@ -34,6 +34,7 @@ MEASURES = {  # name -> (what it is, whether more is better)
     "psnr": ("PSNR of held-out images, dB", True),
     "latent_variance": ("variance of the latents", None),
     "latent_within": ("share of the latents' variance that lies within images", None),
+    "latent_common": ("share of the latents' variance that all images have in common", None),
     "latent_detail": ("share of the latents' power in fine detail", None),
     "cknna": ("CKNNA of the aligned block with the teacher", True),
 }

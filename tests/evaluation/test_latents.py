@@ -97,6 +97,20 @@ def test_variance_within_images_is_what_an_analysis_of_variance_leaves_over():
     assert np.isnan(latents.variance_within(np.ones((2, 3, 3, 1))))
 
 
+def test_variance_in_common_is_what_an_analysis_of_variance_gives_positions():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(6, 4, 5, 1)) + 2 * rng.normal(size=(1, 4, 5, 1))
+    positions = values.reshape(6, 20).T
+    # F with 19 and 100 degrees of freedom
+    between_to_within = scipy.stats.f_oneway(*positions).statistic * 19 / 100
+    share = latents.variance_in_common(values)
+    assert share == pytest.approx(between_to_within / (1 + between_to_within))
+    assert latents.variance_in_common(3 * values + 7) == pytest.approx(share)
+    pattern = np.broadcast_to(rng.normal(size=(1, 4, 5, 2)), (6, 4, 5, 2))
+    assert latents.variance_in_common(pattern) == pytest.approx(1)
+    assert np.isnan(latents.variance_in_common(np.ones((2, 3, 3, 1))))
+
+
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 9, 9), (2, 6, 10)])
 def test_spectrum_matches_scipy(shape):
     values = mixed(4, shape=shape)
@@ -126,6 +140,7 @@ def test_spectrum_of_a_wave_peaks_at_its_frequency_and_of_noise_is_its_variance(
 def test_refuses_what_is_not_a_set_of_latents(bad):
     for function in (
         latents.latent_statistics, latents.power_spectrum, latents.variance_within,
+        latents.variance_in_common,
     ):  # fmt: skip
         with pytest.raises(ValueError, match="latents must be"):
             function(bad)

@@ -20,5 +20,5 @@ def test_there_are_results():
 def test_the_document_shows_the_tables_of_its_runs(path):
     study = read_config(str(ROOT / "configs" / f"{path.stem}.py"), [])
     results = read_results(path)
-    assert len(results) == study.seeds * len(study.arms)
+    assert {r["arm"] for r in results} == set(study.arms)
     assert tables(study, results) in (ROOT / "docs" / "results.md").read_text()
