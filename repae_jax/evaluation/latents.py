@@ -33,9 +33,7 @@ def variance_within(latents: np.ndarray) -> float:
     changes nothing. 0 is flat images, 1 is images with one and the same mean; NaN without variance.
     """
     latents = _checked(latents)
-    whole = latents.var((0, 1, 2)).sum()
-    within = latents.var((1, 2)).mean(0).sum()
-    return float(within / whole) if whole else float("nan")
+    return _share(latents.var((1, 2)).mean(0), latents)
 
 
 def variance_in_common(latents: np.ndarray) -> float:
@@ -47,9 +45,7 @@ def variance_in_common(latents: np.ndarray) -> float:
     is about 1 / N. NaN without variance.
     """
     latents = _checked(latents)
-    whole = latents.var((0, 1, 2)).sum()
-    common = latents.mean(0).var((0, 1)).sum()
-    return float(common / whole) if whole else float("nan")
+    return _share(latents.mean(0).var((0, 1)), latents)
 
 
 def pca_colours(latent_sets: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -97,6 +93,12 @@ def power_spectrum(latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     ring = np.rint(radius * side).astype(int)
     rings = np.arange(side // 2 + 1)
     return rings / side, np.array([power[ring == index].mean() for index in rings])
+
+
+def _share(variances, latents):
+    """What each channel's variance, (c,), is of the whole, all channels together."""
+    whole = latents.var((0, 1, 2)).sum()
+    return float(variances.sum() / whole) if whole else float("nan")
 
 
 def _colours(latents):

@@ -52,8 +52,8 @@ def write_study(
       the report's path.
     """
     write_results(output / "results.jsonl", results)
-    arms, claims, together = (table(study, results) for table in _TABLES)
-    write_atomically(output / "tables.md", tables(study, results).encode())
+    arms, claims, together = made = [table(study, results) for table in _TABLES]
+    write_atomically(output / "tables.md", _text(made).encode())
     last = study.measured_at[-1]
     pictures = output / "report"
     sections = [
@@ -80,7 +80,7 @@ def write_study(
 
 def tables(study: ConfigDict, results: Sequence[Result]) -> str:
     """The arms, the claims and what goes together, in Markdown."""
-    return "\n\n".join(_markdown(table(study, results)) for table in _TABLES) + "\n"
+    return _text([table(study, results) for table in _TABLES])
 
 
 def arms_table(study: ConfigDict, results: Sequence[Result]) -> list[list[str]]:
@@ -163,6 +163,10 @@ def _equal_work(study, results, entry):
         at_work(results, side, entry.measure, min(spent)) for side in (entry.better, entry.worse)
     ]
     return f"{figures[0]} and {figures[1]} after {min(spent):.3g} TFLOP"
+
+
+def _text(made):
+    return "\n\n".join(map(_markdown, made)) + "\n"
 
 
 def _markdown(table):
