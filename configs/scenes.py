@@ -29,8 +29,8 @@ def get_config(recipe: str = "repae"):
     )  # fmt: skip
     config.discriminator.update(filters=32, layers=3)
     config.teachers.scenes = teacher(
-        patch_size=8, hidden_size=192, depth=6, num_heads=6, preprocessing="native",
-        weights="runs/scenes_teacher.safetensors",
+        patch_size=8, hidden_size=192, depth=4, num_heads=6, stem=(32, 64, 128),
+        preprocessing="native", weights="runs/scenes_teacher.safetensors",
     )  # fmt: skip
     config.teachers.scenes.pretrain.update(steps=4000, shift=4)
 

@@ -209,6 +209,7 @@ def teacher(arch: str = "", **changes: Any) -> ConfigDict:
         hidden_size=placeholder(int),
         depth=placeholder(int),
         num_heads=placeholder(int),
+        stem=placeholder(tuple),  # widths of convolutional levels before the patches, if any
         # How `pretrain-teacher` trains it; not used with published weights.
         pretrain=dict(steps=0, batch_size=128, learning_rate=1e-3, weight_decay=0.05, shift=2),
     )

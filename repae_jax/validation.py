@@ -237,10 +237,27 @@ def _teacher_grid(config, name, entry):
     if missing and not entry.arch:
         raise UserError(f"{key}.{missing[0]} is not set, and {key}.arch names no preset")
     patch = entry.patch_size or VIT_CONFIGS[entry.arch]["patch_size"]
+    if entry.stem:
+        _check_stem(key, entry)
     side = _teacher_side(config.data.resolution, key, entry)
     if side % patch:
         raise UserError(f"{key}: its patch size {patch} does not divide {side} pixels")
     return side // patch
+
+
+def _check_stem(key, entry):
+    stem = tuple(entry.stem)
+    if entry.arch:
+        raise UserError(
+            f"{key}.stem is {stem}, but {entry.arch} has none: leave {key}.arch or the stem empty"
+        )
+    if entry.patch_size % 2 ** len(stem):
+        raise UserError(
+            f"{key}.stem has {len(stem)} levels, each of which halves the image, but "
+            f"{key}.patch_size is {entry.patch_size}: use a multiple of {2 ** len(stem)}"
+        )
+    if any(width < 8 or width % 8 for width in stem):
+        raise UserError(f"{key}.stem is {stem}: use widths that are multiples of 8")
 
 
 def _teacher_side(resolution, key, entry):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.nn import initializers
 
 from repae_jax.errors import UserError
+from repae_jax.models.convnet import ConvLevel
 from repae_jax.models.layers import MLP, Attention, Dense, gelu, layer_norm, quick_gelu
 from repae_jax.models.loop import as_loop
 from repae_jax.models.resize import resize_bicubic
@@ -163,6 +164,10 @@ class ViT(nn.Module):
       patch_bias: the patch embedding has a bias.
       pre_norm: LayerNorm in front of the first block.
       final_norm: LayerNorm behind the last block.
+      stem: widths of convolutional levels in front of the patches, which then are of their
+        features and not of pixels (arXiv 2010.11929, section 3.1, "hybrid"). Each level halves
+        the image, so patch_size is a multiple of 2 to their number. None has published weights:
+        it is for small ViTs that are trained here, which learn shapes much sooner so.
       norm_epsilon: of every LayerNorm.
       table_antialias: how the table is resampled to another grid: True is bicubic with
         antialias (a = -0.5), as the REPA-E code and DINOv2 with registers do; False is plain
@@ -188,6 +193,7 @@ class ViT(nn.Module):
     patch_bias: bool = True
     pre_norm: bool = False
     final_norm: bool = True
+    stem: tuple[int, ...] = ()
     norm_epsilon: float = 1e-6
     table_antialias: bool = True
     family: str = "dinov2"
@@ -250,8 +256,8 @@ class ViT(nn.Module):
         return [jnp.broadcast_to(tokens, (batch, *tokens.shape[1:])) for tokens in prefix]
 
     def _patches(self, images):
-        """(B, H, W, C) -> (B, N, p * p * C) and the grid (rows, columns)."""
-        batch, height, width, channels = images.shape
+        """(B, H, W, C) -> (B, N, P) and the grid (rows, columns); P = p * p * C without a stem."""
+        height, width = images.shape[1:3]
         p = self.patch_size
         if height % p or width % p:
             raise UserError(
@@ -259,7 +265,11 @@ class ViT(nn.Module):
                 f"resize them to multiples of {p}"
             )
         rows, columns = height // p, width // p
-        x = images.reshape(batch, rows, p, columns, p, channels).transpose(0, 1, 3, 2, 4, 5)
+        x = images
+        for i, features in enumerate(self.stem):
+            x = ConvLevel(features, self.dtype, name=f"stem_{i}")(x)
+        batch, channels, p = len(x), x.shape[-1], p // 2 ** len(self.stem)
+        x = x.reshape(batch, rows, p, columns, p, channels).transpose(0, 1, 3, 2, 4, 5)
         return x.reshape(batch, rows * columns, p * p * channels), (rows, columns)
 
     def _positions(self, grid):

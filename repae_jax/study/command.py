@@ -2,12 +2,21 @@
 
 import argparse
 import json
+import os
 import pathlib
 
 from repae_jax.errors import UserError
 from repae_jax.interop.files import read_metadata
 from repae_jax.overrides import read_config
-from repae_jax.study.plan import Job, check, jobs, own_teachers, place_teachers, teacher_path
+from repae_jax.study.plan import (
+    DATA,
+    Job,
+    check,
+    jobs,
+    own_teachers,
+    placed_config,
+    teacher_path,
+)
 from repae_jax.study.report import write_study
 from repae_jax.study.run import JUDGE, read_result, run_job
 from repae_jax.study.schedule import run_all
@@ -34,7 +43,7 @@ def study_command(options: argparse.Namespace) -> int:
     if options.jobs < 1:
         raise UserError(f"--jobs is {options.jobs}: give at least 1")
     if not options.report:
-        _train_networks(study, output, progress)
+        _prepare(study, output, progress)
         words = ["study", options.config, "--output", str(output), *options.overrides, "--quiet"]
         run_all(
             study,
@@ -62,17 +71,28 @@ def _job(study, text):
     return Job(arm, int(seed))
 
 
-def _train_networks(study, output, progress):
-    """The teachers and the judge, unless they are there."""
+def _prepare(study, output, progress):
+    """What the runs share, unless it is there: rendered scenes, the teachers and the judge."""
+    from repae_jax.data.prepare import prepare
     from repae_jax.study.judge import train_judge
     from repae_jax.training.teacher import pretrain_teacher
 
-    config = place_teachers(study.config.copy_and_resolve_references(), output)
+    config = placed_config(study, output)
+    for split, count in study.rendered.items():
+        if count:
+            prepare(
+                f"scenes:{count}",
+                output / DATA / split,
+                split=split,
+                resolution=config.data.resolution,
+                workers=os.cpu_count() or 1,
+                progress=progress,
+            )
     for name in own_teachers(config):
         if not teacher_path(output, name).is_file():
             pretrain_teacher(config, name, progress=progress)
     if not (output / JUDGE).is_file():
-        train_judge(study, output / JUDGE, progress=progress)
+        train_judge(study, config.data, output / JUDGE, progress=progress)
 
 
 def _about(study, output):

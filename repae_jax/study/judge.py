@@ -1,7 +1,7 @@
 """The judge of samples: a small convolutional classifier that nothing is trained on or aligned to.
 
-It shares neither architecture nor weights with the teacher, so that what is tuned towards the
-teacher's features is not judged by them.
+Weights and seed are its own, and it is no transformer as the teacher is, so that what is tuned
+towards the teacher's features is not judged by them.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from repae_jax.data.sources import open_source
 from repae_jax.evaluation.image_sets import filled
 from repae_jax.interop.files import read_metadata, read_tensors, write_safetensors
 from repae_jax.interop.tables import flatten, load_flat
+from repae_jax.models.convnet import ConvLevel
 from repae_jax.sampling.pixels import to_float
 from repae_jax.training.classifier import accuracy, fit_classifier
 
@@ -36,7 +37,7 @@ class JudgeNetwork(nn.Module):
     num_classes: int
 
     def setup(self):
-        self.levels = [_Level(width, name=f"level_{i}") for i, width in enumerate(self.channels)]
+        self.levels = [ConvLevel(width, name=f"level_{i}") for i, width in enumerate(self.channels)]
         self.head = nn.Dense(self.num_classes)
 
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -50,18 +51,6 @@ class JudgeNetwork(nn.Module):
             x = level(x)
         features = x.mean((1, 2))
         return features, self.head(features)
-
-
-class _Level(nn.Module):
-    width: int
-
-    @nn.compact
-    def __call__(self, x):
-        x = nn.Conv(self.width, (3, 3), strides=2, name="down")(x)
-        for index in (1, 2):
-            h = nn.silu(nn.GroupNorm(8, name=f"norm_{index}")(x))
-            x = x + nn.Conv(self.width, (3, 3), name=f"conv_{index}")(h)
-        return x
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +88,18 @@ class Judge:
         return look
 
 
-def train_judge(study: ConfigDict, path: pathlib.Path, *, progress: bool = True) -> None:
-    """Train the study's judge on the training split, and save it with its held-out accuracy."""
-    recipe, data = study.judge, study.config.data
+def train_judge(
+    study: ConfigDict, data: ConfigDict, path: pathlib.Path, *, progress: bool = True
+) -> None:
+    """Train the study's judge on the training split, and save it with its held-out accuracy.
+
+    Args:
+      study: says which network, and how it is trained.
+      data: what `open_source` takes.
+      path: the file to write.
+      progress: show a bar.
+    """
+    recipe = study.judge
     network = _network(study)
     train, heldout = (open_source(data, split) for split in ("train", "heldout"))
     # The runs' seeds are 0, 1, 2, ...; the judge has one of its own.

@@ -7,6 +7,7 @@ A study's file in configs/ calls `base()` and fills in:
     arms        by name, see `arm`
     seeds       runs of each arm, with seeds 0, 1, 2, ...
     measured_at steps at which every run is measured; the last is its length
+    rendered    how many scenes of each split are rendered once, into the study's folder
     judge       the network whose features and classes judge samples (study/judge.py)
     measures    how many images are looked at
     claims      by name, see `claim`
@@ -24,6 +25,7 @@ from repae_jax.config import apply_recipe
 from repae_jax.errors import UserError
 from repae_jax.validation import validate
 
+DATA = "data"  # in a study's folder: the scenes that are rendered once
 _MOST_CHECKPOINTS = 50  # of a run
 _APART = 10_000  # between the seeds of stages
 MEASURES = {  # name -> (what it is, whether more is better)
@@ -49,6 +51,7 @@ def base() -> ConfigDict:
             arms=ConfigDict(sort_keys=False),
             seeds=5,
             measured_at=(),
+            rendered=dict(train=0, heldout=0),  # 0: as many as there are, when they are needed
             judge=dict(
                 channels=(32, 64, 128),
                 steps=600,
@@ -125,10 +128,13 @@ def teacher_path(output: pathlib.Path, name: str) -> pathlib.Path:
     return output / f"teacher_{name}.safetensors"
 
 
-def place_teachers(config: ConfigDict, output: pathlib.Path) -> ConfigDict:
-    """Let a configuration take its own teachers from the study's folder, in place; returns it."""
+def placed_config(study: ConfigDict, output: pathlib.Path) -> ConfigDict:
+    """The study's configuration, with what its runs share taken from the study's folder."""
+    config = study.config.copy_and_resolve_references()
     for name in own_teachers(config):
         config.teachers[name].weights = str(teacher_path(output, name))
+    if study.rendered.train:
+        config.data.update(source="packed", path=str(output / DATA), name="")
     return config
 
 
@@ -145,11 +151,10 @@ def run_config(study: ConfigDict, job: Job, output: pathlib.Path) -> ConfigDict:
     the VAE that REPA-E tuned would otherwise start as, and see what, that VAE was tuned with.
     """
     entry = study.arms[job.arm]
-    config = apply_recipe(study.config.copy_and_resolve_references(), entry.recipe)
+    config = apply_recipe(placed_config(study, output), entry.recipe)
     config.update(entry.changes)
     config.name = f"{study.name} {job.arm}"
     config.seed = job.seed + _APART * max(0, _stage(study, job.arm) - 1)
-    place_teachers(config, output)
     if entry.vae:
         config.vae.weights = str(Job(entry.vae, job.seed).workdir(output))
     last = study.measured_at[-1]
@@ -188,6 +193,15 @@ def check(study: ConfigDict, output: pathlib.Path) -> None:
             f"config.teachers has {len(study.config.teachers)} entries: a study measures the "
             "alignment with one"
         )
+    counts = study.rendered.to_dict()
+    if any(counts.values()):
+        if study.config.data.source != "scenes":
+            raise UserError(
+                f"rendered is {counts}, but config.data.source is {study.config.data.source!r}: "
+                "only scenes are rendered; leave it at 0"
+            )
+        if min(counts.values()) < 1:
+            raise UserError(f"rendered is {counts}: give both splits at least 1, or both 0")
     if not study.arms:
         raise UserError("the study has no arms: add some with arm(...)")
     for name, entry in study.arms.items():

@@ -18,7 +18,7 @@ from repae_jax.evaluation.latents import pca_colours
 from repae_jax.parallel.mesh import make_mesh
 from repae_jax.study.judge import load_judge
 from repae_jax.study.measures import Measures, Seen
-from repae_jax.study.plan import Job, place_teachers, run_config
+from repae_jax.study.plan import Job, placed_config, run_config
 from repae_jax.training.build import build_models, load_frozen
 from repae_jax.training.loop import train
 from repae_jax.training.program import Program
@@ -102,7 +102,7 @@ def _measured(study, config, workdir, output, diverged):
     own = build_models(config)
     models, frozen = own, {}
     if own.sit is not None and not own.teachers:  # a run without a teacher is compared with it
-        whole = place_teachers(study.config.copy_and_resolve_references(), output)
+        whole = placed_config(study, output)
         models = dataclasses.replace(own, teachers=build_models(whole).teachers)
         frozen = load_frozen(whole, models, models.teachers)
     measures = Measures(study, load_judge(study, output / JUDGE), config, models)

@@ -83,7 +83,8 @@ def build_vit(
     if entry.arch:
         return create_vit(entry.arch, dtype=dtype, scan=scan, **explicit)
     grid = resolution // entry.patch_size
-    return ViT(native_grid=grid, layer_scale=None, dtype=dtype, scan=scan, **explicit)
+    stem = tuple(entry.stem or ())
+    return ViT(native_grid=grid, layer_scale=None, stem=stem, dtype=dtype, scan=scan, **explicit)
 
 
 def build_objective(config: ConfigDict) -> Objective:

@@ -181,7 +181,7 @@ def test_the_judge_learns_and_is_read_back(tmp_path):
     study = tiny_study.get_config()
     study.judge.update(channels=(16, 32), steps=250, batch_size=64)
     path = tmp_path / "judge.safetensors"
-    train_judge(study, path, progress=False)
+    train_judge(study, study.config.data, path, progress=False)
     judge = load_judge(study, path)
     assert judge.accuracy > 0.9
     part = load_digits_split("heldout")

@@ -1,0 +1,26 @@
+"""The convolutional level that small classifiers are made of."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class ConvLevel(nn.Module):
+    """A convolution to half the size, then two residual ones behind GroupNorm and SiLU.
+
+    Attributes:
+      width: features, a multiple of 8.
+      dtype: of the convolutions; the norms are float32.
+    """
+
+    width: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, H, W, C) -> (B, H / 2, W / 2, width)."""
+        x = nn.Conv(self.width, (3, 3), strides=2, dtype=self.dtype, name="down")(x)
+        for index in (1, 2):
+            h = nn.silu(nn.GroupNorm(8, name=f"norm_{index}")(x))
+            x = x + nn.Conv(self.width, (3, 3), dtype=self.dtype, name=f"conv_{index}")(h)
+        return x
