@@ -101,6 +101,9 @@ def test_presets_bring_their_preprocessing_and_keys_override_it():
     assert {preprocessing_of(name) for name in VIT_CONFIGS} <= set(TEACHER_KINDS)
 
 
+SMALL = dict(patch_size=16, hidden_size=24, depth=1, num_heads=3)
+
+
 def config_at_256(**teachers):
     """The tiny configuration for 256 pixels: 16 x 16 tokens, as the published teachers give."""
     config = tiny.get_config()
@@ -125,6 +128,9 @@ def test_every_preset_fits_a_grid_of_16(preset):
         (teacher("mae-l", preprocessing="siglip"), "use one of dinov2, clip, imagenet, native"),
         (teacher("siglip-l"), "arch is 'siglip-l': use one of"),
         (teacher(patch_size=16, depth=1, num_heads=1), "it.hidden_size is not set"),
+        (teacher("mae-l", stem=(8,)), "stem is (8,), but mae-l has none"),
+        (teacher(**SMALL, stem=(8,) * 5), "stem has 5 levels"),
+        (teacher(**SMALL, stem=(8, 12)), "stem is (8, 12): use widths that are multiples of 8"),
     ],
     ids=lambda value: "" if isinstance(value, str) else value.arch,
 )

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from repae_jax.errors import UserError
 from repae_jax.interop.vit import export_vit, load_vit
+from repae_jax.models.convnet import ConvLevel
 from repae_jax.models.vit import VIT_CONFIGS, ViT, create_vit
 
 try:
@@ -168,3 +170,62 @@ def test_sides_that_the_patch_does_not_divide_are_refused():
     model = ViT(PATCH, GRID, DIM, 1, HEADS)
     with pytest.raises(UserError, match=r"12 x 13 pixels.*3 x 3"):
         model.init(jax.random.key(0), jnp.zeros((1, 12, 13, 3)))
+
+
+def random_variables(model, *inputs):
+    variables = model.init(jax.random.key(0), *inputs)
+    leaves, treedef = jax.tree.flatten(variables)
+    rng = np.random.default_rng(1)
+    return treedef.unflatten([rng.normal(0, 0.3, leaf.shape).astype("f") for leaf in leaves])
+
+
+def test_a_convolutional_level_is_what_torch_makes_of_it():
+    level = ConvLevel(16)
+    x = np.random.default_rng(0).normal(size=(2, 6, 8, 3)).astype("f")
+    variables = random_variables(level, x)
+    weight = np.random.default_rng(2).normal(size=(2, 3, 4, 16)).astype("f")
+
+    given = jax.tree.map(lambda leaf: torch.tensor(leaf, requires_grad=True), variables)["params"]
+    x_torch = torch.tensor(x, requires_grad=True)
+
+    def convolved(h, name, **options):
+        kernel = given[name]["kernel"].permute(3, 2, 0, 1)
+        return functional.conv2d(h, kernel, given[name]["bias"], **options)
+
+    padded = functional.pad(x_torch.permute(0, 3, 1, 2), (0, 1, 0, 1))  # even sides: "SAME"
+    y = convolved(padded, "down", stride=2)
+    for i in (1, 2):
+        norm = given[f"norm_{i}"]
+        h = functional.group_norm(y, 8, norm["scale"], norm["bias"], eps=1e-6)
+        y = y + convolved(functional.silu(h), f"conv_{i}", padding=1)
+    y = y.permute(0, 2, 3, 1)
+    (y * torch.tensor(weight)).sum().backward()
+
+    def loss(params, images):
+        return (level.apply({"params": params}, images) * weight).sum()
+
+    assert_close(level.apply(variables, x), y, "values")
+    grads, by_image = jax.grad(loss, (0, 1))(variables["params"], x)
+    assert_close(by_image, x_torch.grad, "gradient of the image")
+    for (path, ours), theirs in zip(
+        jax.tree.leaves_with_path(grads), jax.tree.leaves(given), strict=True
+    ):
+        assert_close(ours, theirs.grad, jax.tree_util.keystr(path))
+
+
+def test_a_vit_behind_a_stem_sees_the_stems_features_as_its_image():
+    x = np.random.default_rng(0).normal(size=(2, 16, 24, 3)).astype("f")
+    hybrid = ViT(8, 3, DIM, DEPTH, HEADS, stem=(8, 16))
+    params = random_variables(hybrid, x)["params"]
+    features = x
+    for i, width in enumerate(hybrid.stem):
+        features = ConvLevel(width).apply({"params": params[f"stem_{i}"]}, features)
+    assert features.shape == (2, 4, 6, 16)
+    plain = {name: each for name, each in params.items() if not name.startswith("stem")}
+    expected = ViT(2, 3, DIM, DEPTH, HEADS).apply({"params": plain}, features)
+    actual = hybrid.apply({"params": params}, x)
+    assert actual.patch_tokens.shape == (2, 6, DIM)
+    np.testing.assert_array_equal(actual.patch_tokens, expected.patch_tokens)
+    np.testing.assert_array_equal(actual.class_token, expected.class_token)
+    with pytest.raises(UserError, match="images of 12 x 24 pixels do not divide into patches"):
+        hybrid.apply({"params": params}, x[:, :12])

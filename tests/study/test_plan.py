@@ -69,6 +69,23 @@ def test_published_teachers_keep_their_weights(study):
     assert run_config(study, Job("repae", 0), OUTPUT).teachers.digits.weights == "published.pth"
 
 
+def test_scenes_that_are_rendered_once_lie_in_the_studys_folder():
+    study = read_config(f"{CONFIGS / 'study_scenes.py'}:small", [])
+    study.config.data.name = "24000"
+    data = run_config(study, Job("sit", 0), OUTPUT).data
+    assert (data.source, data.path, data.name) == ("packed", str(OUTPUT / "data"), "")
+    study.rendered.update(train=0, heldout=0)
+    data = run_config(study, Job("sit", 0), OUTPUT).data
+    assert (data.source, data.path, data.name) == ("scenes", "", "24000")
+
+
+def test_scenes_of_one_split_alone_are_refused():
+    study = read_config(f"{CONFIGS / 'study_scenes.py'}:small", [])
+    study.rendered.heldout = 0
+    with pytest.raises(UserError, match="rendered is .*: give both splits at least 1, or both 0"):
+        check(study, OUTPUT)
+
+
 def test_every_measured_step_is_a_checkpoint_that_stays(study):
     study.measured_at = (200, 500, 600)
     run = run_config(study, Job("repae", 0), OUTPUT).run
@@ -82,6 +99,10 @@ def test_every_measured_step_is_a_checkpoint_that_stays(study):
         ({"measured_at": ()}, r"measured_at is \(\)"),
         ({"measured_at": (20, 10)}, r"measured_at is \(20, 10\): give rising steps"),
         ({"measured_at": (333, 1000)}, "a run keeps a checkpoint every 1 steps"),
+        (
+            {"rendered": {"train": 9, "heldout": 9}},
+            "rendered is .*, but config.data.source is 'digits'",
+        ),
         ({"arms": {}}, "the study has no arms"),
         ({"arms": {"x": arm("", "repea")}}, "arm x: no recipe 'repea'"),
         ({"arms": {"x": arm("", vae="y")}}, "arm x: there is no arm 'y'"),
