@@ -1,6 +1,8 @@
 """What goes wrong with data: every fault is one error that names its file, or is passed over."""
 
 import concurrent.futures
+import gc
+import io
 import logging
 import multiprocessing
 import os
@@ -16,6 +18,7 @@ import pytest
 from pictures import data_config, encoded, png, random_picture, write_pictures
 
 from repae_jax.data.decode import BadImage, decode_pixels
+from repae_jax.data.images import encode_pixels
 from repae_jax.data.pipeline import eval_batches, train_batches
 from repae_jax.data.skip import read_listing
 from repae_jax.data.sources import ArraySource, open_source
@@ -67,6 +70,56 @@ def test_a_damaged_file_is_named(folder, content, reason):
 def test_damaged_pixels_are_named():
     with pytest.raises(BadImage, match="record 3: not a readable image"):
         decode_pixels(b"\x93NUMPY\x01\x00", "record 3")
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(105, dtype=np.uint8).reshape(5, 7, 3),
+        np.asfortranarray(np.arange(105, dtype=np.uint8).reshape(5, 7, 3)),
+        np.ones((2, 2), np.float32),
+    ],
+    ids=["C", "Fortran", "float"],
+)
+def test_raw_pixels_are_what_numpy_wrote_and_never_less(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    data = file.getvalue()
+    read = decode_pixels(data, "record 3")
+    assert read.dtype == array.dtype
+    np.testing.assert_array_equal(read, array)
+    read += 1  # nobody else's memory
+    for length, reason in [(60, "its header is cut short"), (len(data) - 1, "smaller than")]:
+        with pytest.raises(BadImage, match=rf"record 3: not a readable image \(.*{reason}"):
+            decode_pixels(data[:length], "record 3")
+
+
+def test_raw_pixels_hold_no_objects():
+    file = io.BytesIO()
+    np.save(file, np.array([{}], object), allow_pickle=True)
+    with pytest.raises(BadImage, match="record 3: not a readable image"):
+        decode_pixels(file.getvalue(), "record 3")
+
+
+def test_raw_pixels_are_read_in_threads_while_garbage_is_collected():
+    """numpy's reader parses its header; CPython 3.11 fails at that, about once in a thousand."""
+    data = encode_pixels(np.zeros((32, 32, 3), np.uint8), "raw")
+
+    def read(depth):
+        return read(depth - 1) if depth else decode_pixels(data, "record 3")
+
+    def yield_to_others(*_):
+        time.sleep(0)
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(yield_to_others)  # as JAX has one
+    gc.set_threshold(7)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            list(pool.map(read, [number % 37 for number in range(8_000)]))
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(yield_to_others)
 
 
 def test_a_damaged_file_is_named_through_worker_processes(folder):
