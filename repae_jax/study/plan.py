@@ -154,7 +154,7 @@ def run_config(study: ConfigDict, job: Job, output: pathlib.Path) -> ConfigDict:
     config = apply_recipe(placed_config(study, output), entry.recipe)
     config.update(entry.changes)
     config.name = f"{study.name} {job.arm}"
-    config.seed = job.seed + _APART * max(0, _stage(study, job.arm) - 1)
+    config.seed = job.seed + _APART * max(0, len(_before(study, job.arm)) - 1)
     if entry.vae:
         config.vae.weights = str(Job(entry.vae, job.seed).workdir(output))
     last = study.measured_at[-1]
@@ -165,12 +165,17 @@ def run_config(study: ConfigDict, job: Job, output: pathlib.Path) -> ConfigDict:
     return config
 
 
-def _stage(study, name):
-    """How many arms trained one after the other come before this one."""
-    count = 0
-    while study.arms[name].vae:
-        name, count = study.arms[name].vae, count + 1
-    return count
+def _before(study, name):
+    """The arms that are trained before this one, whose VAE each next one takes: the last first."""
+    chain = [name]
+    while vae := study.arms[chain[-1]].vae:
+        if vae not in study.arms:
+            known = ", ".join(study.arms)
+            raise UserError(f"arm {name}: there is no arm {vae!r}; there are {known}")
+        if vae in chain:
+            raise UserError(f"arm {name}: its VAE is its own, by way of {', '.join(chain)}")
+        chain.append(vae)
+    return chain[1:]
 
 
 def check(study: ConfigDict, output: pathlib.Path) -> None:
@@ -204,16 +209,8 @@ def check(study: ConfigDict, output: pathlib.Path) -> None:
             raise UserError(f"rendered is {counts}: give both splits at least 1, or both 0")
     if not study.arms:
         raise UserError("the study has no arms: add some with arm(...)")
-    for name, entry in study.arms.items():
-        seen = [name]
-        while entry.vae:
-            if entry.vae not in study.arms:
-                known = ", ".join(study.arms)
-                raise UserError(f"arm {name}: there is no arm {entry.vae!r}; there are {known}")
-            if entry.vae in seen:
-                raise UserError(f"arm {name}: its VAE is its own, by way of {', '.join(seen)}")
-            seen.append(entry.vae)
-            entry = study.arms[entry.vae]
+    for name in study.arms:
+        _before(study, name)
         try:
             validate(run_config(study, Job(name, 0), output))
         except UserError as error:

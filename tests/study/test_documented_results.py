@@ -9,7 +9,15 @@ from repae_jax.study.report import tables
 from repae_jax.study.results import read_results
 
 ROOT = pathlib.Path(__file__).parents[2]
+STUDIES = sorted((ROOT / "configs").glob("study_*.py"), reverse=True)
 RUNS = sorted((ROOT / "docs").glob("study_*.jsonl"))
+
+
+def study_of(runs):
+    """The study that runs are of: NAME.jsonl of NAME.py, NAME_SIZE.jsonl of NAME.py:SIZE."""
+    file = next(file for file in STUDIES if runs.stem.startswith(file.stem))
+    size = runs.stem.removeprefix(file.stem).removeprefix("_")
+    return read_config(f"{file}:{size}" if size else str(file), [])
 
 
 def test_there_are_results():
@@ -18,7 +26,7 @@ def test_there_are_results():
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_the_document_shows_the_tables_of_its_runs(path):
-    study = read_config(str(ROOT / "configs" / f"{path.stem}.py"), [])
+    study = study_of(path)
     results = read_results(path)
     assert {r["arm"] for r in results} == set(study.arms)
     assert tables(study, results) in (ROOT / "docs" / "results.md").read_text()
