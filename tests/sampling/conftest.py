@@ -1,5 +1,40 @@
-"""Tiny runs."""
+"""Tiny runs, and a `generate` that paints."""
 
+import numpy as np
+import pytest
+from painting import paint
 from run_fixtures import random_run, teacher, trained
 
+from repae_jax.sampling import generate_command
+from repae_jax.training.run import open_run
+
 __all__ = ["random_run", "teacher", "trained"]
+
+
+@pytest.fixture(scope="module")
+def run(random_run):
+    """A work directory whose images depend on their classes, as after training."""
+    return random_run
+
+
+@pytest.fixture(scope="module")
+def opened(run):
+    """The run as it is loaded, which takes seconds: once a file, for the tests that only paint."""
+    return open_run(run)
+
+
+@pytest.fixture
+def painted(opened, monkeypatch):
+    """Replaces the networks by a function of index and label; returns the list of its batches."""
+    batches = []
+    monkeypatch.setattr(generate_command, "open_run", lambda workdir, mesh: opened)
+
+    def make_generate(*_, **__):
+        def generate(weights, key, indices, labels):
+            batches.append(np.asarray(indices))
+            return paint(np.asarray(indices), np.asarray(labels))
+
+        return generate
+
+    monkeypatch.setattr(generate_command, "make_generate", make_generate)
+    return batches
