@@ -130,10 +130,13 @@ def _add_study(command):
         "--jobs",
         type=int,
         default=1,
-        help="runs side by side, which share the cores; figures depend on it in their last digits "
-        "(default: %(default)s)",
+        help="runs side by side, which share the processor's cores; figures depend on it in their "
+        "last digits; on a GPU leave it at 1 (default: %(default)s)",
     )
     study.add_argument("--run", metavar="ARM:SEED", help="one run alone, as the study starts it")
+    study.add_argument(
+        "--prepare", action="store_true", help="only make what all runs share: teachers, the judge"
+    )
     study.add_argument("--report", action="store_true", help="only compare what is done")
     add_quiet(study)
 

@@ -23,9 +23,12 @@ from ml_collections import ConfigDict
 
 from repae_jax.config import apply_recipe
 from repae_jax.errors import UserError
+from repae_jax.evaluation.alignment import TOP_K
+from repae_jax.evaluation.precision_recall import NEIGHBOURS
 from repae_jax.validation import validate
 
 DATA = "data"  # in a study's folder: the scenes that are rendered once
+RESULT = "result.json"  # in a run's folder
 _MOST_CHECKPOINTS = 50  # of a run
 _APART = 10_000  # between the seeds of stages
 MEASURES = {  # name -> (what it is, whether more is better)
@@ -182,8 +185,23 @@ def check(study: ConfigDict, output: pathlib.Path) -> None:
     """Raise UserError for what is impossible, naming the key and the way out."""
     if study.seeds < 1:
         raise UserError(f"seeds is {study.seeds}: give at least 1")
+    _check_steps(study)
+    _check_rendered(study)
+    _check_judge(study)
+    _check_measures(study)
+    _check_arms(study, output)
+    for name, entry in study.claims.items():
+        if entry.measure not in MEASURES:
+            raise UserError(f"claim {name}: no measure {entry.measure!r}; {', '.join(MEASURES)}")
+        for side in (entry.better, entry.worse):
+            if side not in study.arms:
+                raise UserError(f"claim {name}: no arm {side!r}; {', '.join(study.arms)}")
+
+
+def _check_steps(study):
     steps = list(study.measured_at)
-    if not steps or steps != sorted(set(steps)) or steps[0] < 1:
+    whole = all(isinstance(step, int) for step in steps)
+    if not steps or not whole or steps != sorted(set(steps)) or steps[0] < 1:
         raise UserError(
             f"measured_at is {tuple(steps)}: give rising steps, the last a run's length"
         )
@@ -193,11 +211,9 @@ def check(study: ConfigDict, output: pathlib.Path) -> None:
             f"measured_at is {tuple(steps)}: a run keeps a checkpoint every {rhythm} steps, the "
             f"greatest common divisor; let it divide the last into at most {_MOST_CHECKPOINTS}"
         )
-    if len(study.config.teachers) != 1:
-        raise UserError(
-            f"config.teachers has {len(study.config.teachers)} entries: a study measures the "
-            "alignment with one"
-        )
+
+
+def _check_rendered(study):
     counts = study.rendered.to_dict()
     if any(counts.values()):
         if study.config.data.source != "scenes":
@@ -207,6 +223,36 @@ def check(study: ConfigDict, output: pathlib.Path) -> None:
             )
         if min(counts.values()) < 1:
             raise UserError(f"rendered is {counts}: give both splits at least 1, or both 0")
+
+
+def _check_judge(study):
+    judge = study.judge
+    if not judge.channels or any(width < 8 or width % 8 for width in judge.channels):
+        raise UserError(f"judge.channels is {judge.channels}: give multiples of 8")
+    if judge.steps < 1:
+        raise UserError(f"judge.steps is {judge.steps}: give at least 1")
+    train = study.rendered.train
+    if judge.batch_size < 1 or (train and judge.batch_size > train):
+        raise UserError(
+            f"judge.batch_size is {judge.batch_size}: give 1 to the number of training images"
+        )
+
+
+def _check_measures(study):
+    least = {"samples": NEIGHBOURS + 1, "reference": NEIGHBOURS + 1, "heldout": TOP_K + 1}
+    for name, count in least.items():
+        if study.measures[name] < count:
+            raise UserError(f"measures.{name} is {study.measures[name]}: give at least {count}")
+    if not 0 <= study.measures.cknna_time <= 1:
+        raise UserError(f"measures.cknna_time is {study.measures.cknna_time}: give 0 to 1")
+
+
+def _check_arms(study, output):
+    if len(study.config.teachers) != 1:
+        raise UserError(
+            f"config.teachers has {len(study.config.teachers)} entries: a study measures the "
+            "alignment with one"
+        )
     if not study.arms:
         raise UserError("the study has no arms: add some with arm(...)")
     for name in study.arms:
@@ -217,9 +263,3 @@ def check(study: ConfigDict, output: pathlib.Path) -> None:
             raise UserError(f"arm {name}: {error}") from error
         except (KeyError, AttributeError, TypeError) as error:
             raise UserError(f"arm {name}: {' '.join(str(error).split())}") from error
-    for name, entry in study.claims.items():
-        if entry.measure not in MEASURES:
-            raise UserError(f"claim {name}: no measure {entry.measure!r}; {', '.join(MEASURES)}")
-        for side in (entry.better, entry.worse):
-            if side not in study.arms:
-                raise UserError(f"claim {name}: no arm {side!r}; {', '.join(study.arms)}")

@@ -17,12 +17,8 @@ Result = Mapping[str, Any]
 
 
 def write_results(path: pathlib.Path, results: Sequence[Result]) -> None:
-    """All runs, one a line; of their configurations what this module asks for."""
-    lines = [
-        json.dumps({**result, "config": {"batch_size": result["config"]["batch_size"]}}) + "\n"
-        for result in results
-    ]
-    write_atomically(path, "".join(lines).encode())
+    """All runs, one a line."""
+    write_atomically(path, "".join(json.dumps(result) + "\n" for result in results).encode())
 
 
 def read_results(path: pathlib.Path) -> list[Result]:
@@ -48,10 +44,31 @@ class Mean:
             return f"{self.value:.4g}"
         if not self.error:
             return f"{self.value:.4g} ± 0"
+        return f"{self._digits(self.value)} ± {self._digits(self.error, '.2g')}"
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval by Student's distribution; NaN for fewer than two."""
+        from scipy import stats
+
+        if self.count < 2:
+            return math.nan, math.nan
+        half = float(stats.t.ppf(0.975, self.count - 1)) * self.error
+        return self.value - half, self.value + half
+
+    def shown_interval(self) -> str:
+        """ "LOW to HIGH", to the digits that the error allows; "-" for fewer than two."""
+        if self.count < 2:
+            return "-"
+        low, high = self.interval
+        return f"{self._digits(low)} to {self._digits(high)}"
+
+    def _digits(self, value, tiny=".4g"):
+        """A value to two digits of the error."""
+        if not self.error:
+            return f"{value:.4g}"
         digits = max(0, 1 - math.floor(math.log10(self.error)))
-        if digits > 6:
-            return f"{self.value:.4g} ± {self.error:.2g}"
-        return f"{self.value:.{digits}f} ± {self.error:.{digits}f}"
+        return f"{value:.{digits}f}" if digits <= 6 else f"{value:{tiny}}"
 
 
 def mean(values: Sequence[float]) -> Mean:
@@ -80,22 +97,34 @@ class Effect:
 
     Attributes:
       difference: of the better minus the worse arm, or the other way round where less is better.
-      better, worse: the arms' own figures.
-      ahead: seeds in which it is ahead.
+      better, worse: the arms' own figures, of the same seeds.
+      ahead: seeds in which it is ahead, those included in which the worse arm alone diverged.
+      diverged: seeds in which one arm alone diverged, which are in no figure.
     """
 
     difference: Mean
     better: Mean
     worse: Mean
     ahead: int
+    diverged: int
+
+    @property
+    def verdict(self) -> str:
+        """Which arm is ahead, where the difference's 95 % interval leaves out 0; "open" else."""
+        low, high = self.difference.interval
+        return "ahead" if low > 0 else "behind" if high < 0 else "open"
 
 
 def effect(results: Sequence[Result], claim: ConfigDict, step: int) -> Effect:
     """A claim's effect at a step, over the seeds that both arms have."""
-    sides = []
+    sides, lost = [], []
     for arm in (claim.better, claim.worse):
-        found = {r["seed"]: figure(r, claim.measure, step) for r in results if r["arm"] == arm}
+        own = {r["seed"]: r for r in results if r["arm"] == arm}
+        found = {seed: figure(r, claim.measure, step) for seed, r in own.items()}
         sides.append({seed: value for seed, value in found.items() if value is not None})
+        lost.append({s for s, r in own.items() if r.get("diverged") and found[s] is None})
+    won = lost[1] & sides[0].keys()
+    alone = won | (lost[0] & sides[1].keys())
     seeds = sorted(sides[0].keys() & sides[1].keys())
     sign = -1.0 if MEASURES[claim.measure][1] is False else 1.0
     differences = [sign * (sides[0][seed] - sides[1][seed]) for seed in seeds]
@@ -103,7 +132,8 @@ def effect(results: Sequence[Result], claim: ConfigDict, step: int) -> Effect:
         difference=mean(differences),
         better=mean([sides[0][seed] for seed in seeds]),
         worse=mean([sides[1][seed] for seed in seeds]),
-        ahead=sum(value > 0 for value in differences),
+        ahead=sum(value > 0 for value in differences) + len(won),
+        diverged=len(alone),
     )
 
 
@@ -135,21 +165,34 @@ class Correlation:
     pearson: of the first one's values and the logarithms of the second one's, NaN where one is 0.
     spearman: of the ranks.
     count: runs.
+    arms_spearman: of the ranks of the arms' means, since runs of one arm are alike.
+    arms: how many there are.
     """
 
     pearson: float
     spearman: float
     count: int
+    arms_spearman: float
+    arms: int
 
 
 def correlation(results: Sequence[Result], first: str, second: str, step: int) -> Correlation:
     """Of two measures at a step, over all runs that have both; NaN for fewer than three."""
     from scipy import stats
 
-    pairs = [(figure(r, first, step), figure(r, second, step)) for r in results]
-    pairs = [pair for pair in pairs if None not in pair]
-    if len(pairs) < 3:
-        return Correlation(math.nan, math.nan, len(pairs))
-    x, y = np.array(pairs).T
-    pearson = stats.pearsonr(x, np.log(y)).statistic if (y > 0).all() else math.nan
-    return Correlation(float(pearson), float(stats.spearmanr(x, y).statistic), len(pairs))
+    by_arm: dict[str, list[tuple[float, float]]] = {}
+    for r in results:
+        pair = figure(r, first, step), figure(r, second, step)
+        if None not in pair:
+            by_arm.setdefault(r["arm"], []).append(pair)
+    pairs = np.array([pair for own in by_arm.values() for pair in own]).reshape(-1, 2)
+    means = np.array([np.mean(own, axis=0) for own in by_arm.values()]).reshape(-1, 2)
+
+    def ranked(points):
+        return float(stats.spearmanr(*points.T).statistic) if len(points) > 2 else math.nan
+
+    logarithmic = len(pairs) > 2 and (pairs[:, 1] > 0).all()
+    pearson = (
+        stats.pearsonr(pairs[:, 0], np.log(pairs[:, 1])).statistic if logarithmic else math.nan
+    )
+    return Correlation(float(pearson), ranked(pairs), len(pairs), ranked(means), len(means))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import time
 from typing import Any
@@ -18,14 +19,15 @@ from repae_jax.evaluation.latents import pca_colours
 from repae_jax.parallel.mesh import make_mesh
 from repae_jax.study.judge import load_judge
 from repae_jax.study.measures import Measures, Seen
-from repae_jax.study.plan import Job, placed_config, run_config
+from repae_jax.study.plan import RESULT, Job, placed_config, run_config
+from repae_jax.study.schedule import check_share
+from repae_jax.study.shared import JUDGE, accuracies
 from repae_jax.training.build import build_models, load_frozen
+from repae_jax.training.checkpoints import saved_steps
 from repae_jax.training.loop import train
 from repae_jax.training.program import Program
 from repae_jax.training.run import load_state
 
-RESULT = "result.json"
-JUDGE = "judge.safetensors"
 SAMPLES, LATENTS = "study_samples.png", "study_latents.png"
 _CLASSES, _EACH = 10, 8  # of the pictures of samples
 
@@ -33,29 +35,36 @@ _CLASSES, _EACH = 10, 8  # of the pictures of samples
 def run_job(study: ConfigDict, job: Job, output: pathlib.Path, *, progress: bool = True) -> None:
     """Train and measure one run, unless that is done; its figures are `result.json` beside it.
 
-    A run that diverges is a result: its figures end there, and "diverged" says how.
+    A run that diverges is a result: its figures end there, and "diverged" says how. So it is with
+    the runs that would take its VAE, which are not begun. "seconds" are those of the last process,
+    where there were several.
 
     Raises:
-      UserError: bad files, or a run of another configuration is there.
+      UserError: bad files, a run of another configuration is there, or none whose VAE to take.
       TryAgain: a signal ended the training.
     """
+    check_share()
     config, workdir = run_config(study, job, output), job.workdir(output)
     if read_result(study, job, output) is not None:
         return
     started = time.perf_counter()
-    diverged = ""
-    try:
-        if train(config, workdir, progress=progress) == RUN_AGAIN:
-            raise TryAgain(f"{job} was interrupted and saved; run the same command to go on")
-    except Diverged as error:
-        diverged = str(error)
-    trained = time.perf_counter()
-    figures = _measured(study, config, workdir, output, diverged)
+    figures, diverged = {}, _diverged_before(study, job, output)
+    if not diverged:
+        try:
+            if train(config, workdir, progress=progress) == RUN_AGAIN:
+                raise TryAgain(f"{job} was interrupted and saved; run the same command to go on")
+        except Diverged as error:
+            diverged = str(error)
+        trained = time.perf_counter()
+        figures = _measured(study, config, workdir, output, diverged)
+    else:
+        trained = started
     result = {
         "arm": job.arm,
         "seed": job.seed,
-        "config": config.to_dict(),
-        "measured": _measured_with(study),
+        "config": _within(output, json.loads(to_json(config))),
+        "made_with": {"jax": jax.__version__, "device": jax.devices()[0].device_kind},
+        "accuracies": accuracies(study, output),
         "gflop_per_image": Program(config, build_models(config), make_mesh(1, 1)).flops() / 1e9,
         "diverged": diverged,
         "figures": figures,
@@ -64,6 +73,7 @@ def run_job(study: ConfigDict, job: Job, output: pathlib.Path, *, progress: bool
             "measuring": time.perf_counter() - trained,
         },
     }
+    workdir.mkdir(parents=True, exist_ok=True)
     write_atomically(workdir / RESULT, (json.dumps(result, indent=1) + "\n").encode())
 
 
@@ -79,8 +89,7 @@ def read_result(study: ConfigDict, job: Job, output: pathlib.Path) -> dict[str, 
     try:
         result = json.loads(path.read_text())
         wanted = json.loads(to_json(run_config(study, job, output)))
-        told = differences(result["config"], wanted)
-        told += differences(result["measured"], _measured_with(study))
+        told = differences(result["config"], _within(output, wanted))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({error}): remove it, and it is measured again"
@@ -92,9 +101,23 @@ def read_result(study: ConfigDict, job: Job, output: pathlib.Path) -> dict[str, 
     return result
 
 
-def _measured_with(study):
-    """What figures depend on besides a run's configuration."""
-    return {"measures": study.measures.to_dict(), "judge": study.judge.to_dict()}
+def _diverged_before(study, job, output):
+    """What became of the run whose VAE this one takes: "" if all is well."""
+    vae = study.arms[job.arm].vae
+    if not vae:
+        return ""
+    source = Job(vae, job.seed)
+    before = read_result(study, source, output)
+    if before is None:
+        raise UserError(f"{job} takes the VAE of {source}, which is not done: --run {source} first")
+    return before["diverged"] and f"{source}, whose VAE it takes, diverged: {before['diverged']}"
+
+
+def _within(output, value):
+    """A configuration whose files in the study's folder are named from there: it may move."""
+    if isinstance(value, dict):
+        return {key: _within(output, item) for key, item in value.items()}
+    return value.removeprefix(f"{output}{os.sep}") if isinstance(value, str) else value
 
 
 def _measured(study, config, workdir, output, diverged):
@@ -108,13 +131,11 @@ def _measured(study, config, workdir, output, diverged):
     measures = Measures(study, load_judge(study, output / JUDGE), config, models)
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     figures, seen = {}, None
+    saved = saved_steps(workdir)
     for step in study.measured_at:
-        try:
-            state = load_state(workdir, config, own, one, step=step)
-        except UserError:
-            if not diverged:
-                raise
+        if diverged and step not in saved:
             break
+        state = load_state(workdir, config, own, one, step=step)
         seen = measures(state.replace(frozen={**state.frozen, **frozen}))
         figures[str(step)] = seen.figures
     if seen is not None:

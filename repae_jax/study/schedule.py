@@ -18,6 +18,29 @@ LOG = "study.log"  # in a run's folder: what it prints
 CORES = "REPAE_STUDY_CORES"  # in a run's environment: the numbers of those that it may use
 
 
+def prepare(words: Sequence[str]) -> None:
+    """Run one of our commands in a process of its own, which gives back its memory and devices.
+
+    Raises:
+      UserError: it failed; it has said why.
+      TryAgain: it was interrupted.
+    """
+    with (
+        catch_signals() as stop,
+        subprocess.Popen([sys.executable, "-m", "repae_jax", *words]) as process,
+    ):
+        told = False
+        while process.poll() is None:
+            if stop.wait(0.2) and not told:
+                process.terminate()
+                told = True
+                process.wait()
+    if stop.is_set():
+        raise TryAgain("interrupted; run the same command to go on")
+    if process.returncode:
+        raise UserError("what the runs share could not be made, see above")
+
+
 def run_all(
     study: ConfigDict,
     output: pathlib.Path,
@@ -49,7 +72,7 @@ def run_all(
 
     queue = [job for job in jobs(study) if not done(job)]
     finished = {job: threading.Event() for job in queue}
-    shares: list[set[int] | None] = _shares(side_by_side)
+    free = shares(side_by_side)
     failed: list[Exception] = []
     running: set[subprocess.Popen] = set()
     told: set[subprocess.Popen] = set()
@@ -61,14 +84,14 @@ def run_all(
                 return
         if failed or stop.is_set():
             return
-        share = shares.pop()
+        share = free.pop()
         try:
             _run(command(job), job, output, share, running, stop)
             finished[job].set()
         except Exception as error:
             failed.append(error)
         finally:
-            shares.append(share)
+            free.append(share)
 
     total = len(jobs(study))
     with (
@@ -82,16 +105,23 @@ def run_all(
                     for process in list(running - told):
                         process.terminate()  # once: it saves and ends
                         told.add(process)
-            bar.update()
-            bar.set_postfix_str(str(job))
+            if finished[job].is_set():
+                bar.update()
+                bar.set_postfix_str(str(job))
     if stop.is_set():
         raise TryAgain("interrupted; run the same command to go on")
     if failed:
         raise failed[0]
 
 
-def _shares(count):
-    """The cores of each process: None is all of them."""
+def shares(count: int) -> list[set[int] | None]:
+    """The cores of each of so many processes side by side: None is all of them.
+
+    Raises:
+      UserError: fewer than one process, or more than cores.
+    """
+    if count < 1:
+        raise UserError(f"--jobs is {count}: give at least 1")
     if count == 1 or not hasattr(os, "sched_getaffinity"):
         return [None] * count
     cores = sorted(os.sched_getaffinity(0))
@@ -128,3 +158,14 @@ def keep_to_share() -> None:
     """Let this process use those cores only that the study gave it; before JAX is imported."""
     if CORES in os.environ:
         os.sched_setaffinity(0, {int(core) for core in os.environ[CORES].split(",")})
+
+
+def check_share() -> None:
+    """Raise UserError where this process shares cores, but computes on something else."""
+    import jax
+
+    if CORES in os.environ and jax.default_backend() != "cpu":
+        raise UserError(
+            f"--jobs shares the processor's cores, but runs here are on {jax.default_backend()}: "
+            "leave it at 1"
+        )

@@ -72,6 +72,10 @@ class Checkpoints:
         """The newest checkpoint's step, or None."""
         return self._manager.latest_step()
 
+    def steps(self) -> list[int]:
+        """The checkpoints' steps, the first first."""
+        return sorted(self._manager.all_steps())
+
     def last_saved(self) -> str:
         """What to call the newest checkpoint in a message."""
         step = self.latest_step()
@@ -125,8 +129,8 @@ class Checkpoints:
         """
         if step is None:
             return self._newest(lambda step: self._restore(step, template))
-        if step not in self._manager.all_steps():
-            kept = ", ".join(map(str, sorted(self._manager.all_steps()))) or "none"
+        if step not in self.steps():
+            kept = ", ".join(map(str, self.steps())) or "none"
             raise UserError(f"no checkpoint of step {step} in {self.folder}: there are {kept}")
         self._sizes.check(step)
         with self._readable(step):
@@ -279,6 +283,17 @@ def _check_complete(tree):
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.ShapeDtypeStruct):
             raise KeyError(f"{jax.tree_util.keystr(path)} is missing")
+
+
+def saved_steps(workdir: str | pathlib.Path) -> list[int]:
+    """The steps of a work directory's checkpoints, the first first; none without any."""
+    if not (pathlib.Path(workdir) / FOLDER).is_dir():
+        return []
+    checkpoints = Checkpoints(workdir, read_only=True)
+    try:
+        return checkpoints.steps()
+    finally:
+        checkpoints.close()
 
 
 def restore_latest(workdir: str | pathlib.Path) -> dict[str, Any]:

@@ -4,7 +4,9 @@ import pathlib
 
 import pytest
 
+from repae_jax.config import differences
 from repae_jax.overrides import read_config
+from repae_jax.study.plan import Job, run_config
 from repae_jax.study.report import tables
 from repae_jax.study.results import read_results
 
@@ -24,7 +26,20 @@ def test_there_are_results():
     assert RUNS
 
 
-@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+each = pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+
+
+@each
+def test_the_runs_are_those_of_the_study_as_it_is(path):
+    """But for keys that were not there when they ran."""
+    study = study_of(path)
+    for result in read_results(path):
+        config = run_config(study, Job(result["arm"], result["seed"]), pathlib.Path()).to_dict()
+        told = differences(result["config"], config)
+        assert [line for line in told if ": None ->" not in line] == []
+
+
+@each
 def test_the_document_shows_the_tables_of_its_runs(path):
     study = study_of(path)
     results = read_results(path)

@@ -98,11 +98,18 @@ def test_every_measured_step_is_a_checkpoint_that_stays(study):
         ({"seeds": 0}, "seeds is 0"),
         ({"measured_at": ()}, r"measured_at is \(\)"),
         ({"measured_at": (20, 10)}, r"measured_at is \(20, 10\): give rising steps"),
+        ({"measured_at": ("all",)}, r"measured_at is \('all',\)"),
         ({"measured_at": (333, 1000)}, "a run keeps a checkpoint every 1 steps"),
         (
             {"rendered": {"train": 9, "heldout": 9}},
             "rendered is .*, but config.data.source is 'digits'",
         ),
+        ({"judge.channels": (30, 64)}, r"judge.channels is \(30, 64\): give multiples of 8"),
+        ({"judge.steps": 0}, "judge.steps is 0"),
+        ({"judge.batch_size": 0}, "judge.batch_size is 0"),
+        ({"measures.samples": 3}, "measures.samples is 3: give at least 4"),
+        ({"measures.heldout": 10}, "measures.heldout is 10: give at least 11"),
+        ({"measures.cknna_time": 7.0}, "measures.cknna_time is 7.0: give 0 to 1"),
         ({"arms": {}}, "the study has no arms"),
         ({"arms": {"x": arm("", "repea")}}, "arm x: no recipe 'repea'"),
         ({"arms": {"x": arm("", vae="y")}}, "arm x: there is no arm 'y'"),
@@ -116,6 +123,7 @@ def test_every_measured_step_is_a_checkpoint_that_stays(study):
 def test_what_is_impossible_is_named(study, changes, message):
     with study.ignore_type():
         for key, value in changes.items():
-            study[key] = ConfigDict(value) if isinstance(value, dict) else value
+            value = ConfigDict(value) if isinstance(value, dict) else value
+            study.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=message):
         check(study, OUTPUT)

@@ -48,10 +48,34 @@ def test_an_effect_is_paired_by_seed_and_signed_for_the_better_arm():
     test = stats.ttest_rel([2.0, 7.0], [1.0, 5.0])
     assert found.difference.value == pytest.approx(1.5)
     assert found.difference.value / found.difference.error == pytest.approx(test.statistic)
-    assert (found.ahead, found.difference.count) == (2, 2)
+    assert (found.ahead, found.diverged, found.difference.count) == (2, 0, 2)
+    interval = test.confidence_interval(0.95)
+    assert found.difference.interval == pytest.approx((interval.low, interval.high))
+    assert found.difference.shown_interval() == "-4.85 to 7.85"
+    assert found.verdict == "open"
     other = effect(results, claim("", "frechet", "b", "a"), 20)
     assert other.difference.value == pytest.approx(-1.5)
     assert other.ahead == 0
+
+
+def test_the_verdict_is_by_the_interval():
+    ahead = [result("a", seed, frechet=(9.0, seed + 1.0)) for seed in range(3)]
+    ahead += [result("b", seed, frechet=(9.0, seed + 2.0 + seed / 10)) for seed in range(3)]
+    assert effect(ahead, claim("", "frechet", "a", "b"), 20).verdict == "ahead"
+    assert effect(ahead, claim("", "frechet", "b", "a"), 20).verdict == "behind"
+    one = [r for r in ahead if r["seed"] == 0]
+    found = effect(one, claim("", "frechet", "a", "b"), 20)
+    assert (found.verdict, found.difference.shown_interval()) == ("open", "-")
+
+
+def test_a_seed_in_which_one_arm_diverged_counts_for_the_other():
+    results = [result("a", seed, frechet=(9.0, 1.0)) for seed in range(3)]
+    results += [result("b", seed, frechet=(9.0, 2.0)) for seed in range(2)]
+    results += [{**result("b", 2), "diverged": "the losses are not finite"}]
+    found = effect(results, claim("", "frechet", "a", "b"), 20)
+    assert (found.ahead, found.diverged, found.difference.count) == (3, 1, 2)
+    found = effect(results, claim("", "frechet", "b", "a"), 20)
+    assert (found.ahead, found.diverged, found.difference.count) == (0, 1, 2)
 
 
 def test_more_is_better_where_the_measure_says_so():
@@ -88,6 +112,9 @@ def test_a_correlation_is_scipys_over_all_runs():
     assert found.count == 9
     assert found.pearson == pytest.approx(np.corrcoef(x, np.log(y))[0, 1])
     assert found.spearman == pytest.approx(stats.spearmanr(x, y).statistic)
+    means = [[v[arm::3].mean() for arm in range(3)] for v in (x, y)]
+    assert found.arms == 3
+    assert found.arms_spearman == pytest.approx(stats.spearmanr(*means).statistic)
     assert math.isnan(correlation(results[:2], "cknna", "frechet", 20).pearson)
     results[0]["figures"]["20"]["frechet"] = 0.0  # has no logarithm
     assert math.isnan(correlation(results, "cknna", "frechet", 20).pearson)

@@ -83,6 +83,7 @@ def moved(before, after):
         ("repae", {"sit", "vae", "discriminator"}),
         ("repa", {"sit"}),
         ("vae", {"vae", "discriminator"}),
+        ("repae_no_latent_norm", {"vae", "sit", "discriminator"}),
     ],
 )
 def test_recipes_train_what_they_say(recipe, trained):
@@ -95,7 +96,7 @@ def test_recipes_train_what_they_say(recipe, trained):
     if recipe != "vae":
         statistics = state.batch_stats["latent_norm"], after.batch_stats["latent_norm"]
         same = np.array_equal(statistics[0]["mean"], statistics[1]["mean"])
-        assert same == (recipe == "repa")
+        assert same == (recipe in ("repa", "repae_no_latent_norm"))
 
 
 def test_before_its_start_the_discriminator_is_left_alone():

@@ -1,0 +1,111 @@
+"""What all runs of a study share, made once in its folder: rendered scenes, teachers, the judge.
+
+`study.json` says how, so that what another study left there is never taken for this one's.
+"""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from repae_jax.atomic import write_atomically
+from repae_jax.config import differences
+from repae_jax.errors import UserError
+from repae_jax.interop.files import read_metadata
+from repae_jax.study.plan import DATA, RESULT, own_teachers, placed_config, teacher_path
+
+COMMON = "study.json"
+JUDGE = "judge.safetensors"
+
+
+def make_shared(study: ConfigDict, output: pathlib.Path, *, progress: bool = True) -> None:
+    """Make what is not there yet.
+
+    Raises:
+      UserError: what `check_shared` raises, or a network is gone that results were made with.
+    """
+    from repae_jax.data.prepare import prepare
+    from repae_jax.study.judge import train_judge
+    from repae_jax.training.teacher import pretrain_teacher
+
+    check_shared(study, output)
+    gone = [path for path in _networks(study, output).values() if not path.is_file()]
+    if gone and any(output.glob(f"runs/*/{RESULT}")):
+        raise UserError(
+            f"{gone[0]} is gone, with which the results in {output} were made: put it back, or "
+            "take another --output"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    write_atomically(output / COMMON, (json.dumps(_common(study), indent=1) + "\n").encode())
+    config = placed_config(study, output)
+    for split, count in study.rendered.items():
+        if count:
+            prepare(
+                f"scenes:{count}",
+                output / DATA / split,
+                split=split,
+                resolution=config.data.resolution,
+                workers=os.cpu_count() or 1,
+                progress=progress,
+            )
+    for name in own_teachers(config):
+        if not teacher_path(output, name).is_file():
+            pretrain_teacher(config, name, progress=progress)
+    if not (output / JUDGE).is_file():
+        train_judge(study, config.data, output / JUDGE, progress=progress)
+
+
+def check_shared(study: ConfigDict, output: pathlib.Path) -> None:
+    """Raise UserError where the folder holds what is shared by another study's runs."""
+    path = output / COMMON
+    if not path.is_file():
+        there = [*_networks(study, output).values(), output / DATA, output / "runs"]
+        for found in there:
+            if found.exists():
+                raise UserError(
+                    f"{output} holds {found.name}, but no {COMMON} to say how it was made: take "
+                    "another --output"
+                )
+        return
+    try:
+        told = differences(json.loads(path.read_text()), _common(study))
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}): take another --output") from error
+    if told:
+        raise UserError(
+            f"{output} is of another study: {'; '.join(told[:3])}; take another --output"
+        )
+
+
+def accuracies(study: ConfigDict, output: pathlib.Path) -> dict[str, float]:
+    """Which share of the held-out images the judge and the teachers classify correctly."""
+    return {
+        name: json.loads(read_metadata(path)["accuracy"])
+        for name, path in _networks(study, output).items()
+    }
+
+
+def _networks(study, output):
+    """The files of the networks that are trained here, by what readers call them."""
+    names = own_teachers(study.config)
+    teachers = {f"the teacher {name}": teacher_path(output, name) for name in names}
+    return {**teachers, "the judge": output / JUDGE}
+
+
+def _common(study) -> dict[str, Any]:
+    """On what all figures depend beside a run's own configuration, but for where files lie."""
+    config = study.config.copy_and_resolve_references()
+    for name in own_teachers(config):
+        config.teachers[name].weights = ""
+    data = config.data.to_dict()
+    for key in ("path", "workers"):
+        del data[key]
+    common = {
+        "config": {"data": data, "teachers": config.teachers.to_dict()},
+        "rendered": study.rendered.to_dict(),
+        "judge": study.judge.to_dict(),
+        "measures": study.measures.to_dict(),
+    }
+    return json.loads(json.dumps(common))
