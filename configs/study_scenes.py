@@ -1,7 +1,7 @@
 """The paper's claims on rendered scenes: every arm, three seeds; for a GPU, or two cores.
 
     python -m repae_jax study configs/study_scenes.py --output runs/study_scenes
-    python -m repae_jax study configs/study_scenes.py:small --output runs/study_scenes_small --jobs 2
+    python -m repae_jax study configs/study_scenes.py:small --output runs/scenes_small --jobs 2
 
 The first takes networks and batches as configs/scenes.py has them; the second scenes of 32 x 32
 pixels, narrower networks and shorter runs. Keys, measures and what an arm and a claim are:
