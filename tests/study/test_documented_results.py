@@ -45,3 +45,16 @@ def test_the_document_shows_the_tables_of_its_runs(path):
     results = read_results(path)
     assert {r["arm"] for r in results} == set(study.arms)
     assert tables(study, results) in (ROOT / "docs" / "results.md").read_text()
+
+
+def test_what_two_studies_ran_came_out_the_same():
+    """The defaults' first arm is the digits' "from scratch", trained anew with all it needs."""
+    figures = {
+        (run["arm"], run["seed"]): run["figures"]
+        for name in ("digits", "defaults")
+        for run in read_results(ROOT / "docs" / f"study_{name}.jsonl")
+    }
+    both = [seed for arm, seed in figures if arm == "default"]
+    assert len(both) >= 2
+    for seed in both:
+        assert figures["default", seed] == figures["scratch", seed]
