@@ -16,7 +16,8 @@ from repae_jax.study.paper import add_paper
 from repae_jax.study.plan import base
 
 SCENES = pathlib.Path(__file__).with_name("scenes.py")
-# Steps. 500 would end in an hour and a half of two cores, but leave the VAE at 12 dB: see results.md.
+# Steps. 500 would end in an hour and a half of two cores, but leave the VAE at 12 dB, see
+# docs/results.md.
 SIZES = {"": 10_000, "small": 500}
 
 
