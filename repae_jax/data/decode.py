@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from repae_jax.data.crop import rgb_square, to_rgb
+from repae_jax.data.npz import read_header
 from repae_jax.errors import UserError
 
 if typing.TYPE_CHECKING:
@@ -93,13 +94,7 @@ _parsing = threading.Lock()
 
 @functools.lru_cache(maxsize=256)
 def _npy_layout(header):
-    """Shape, whether in Fortran's order, and type."""
-    file = io.BytesIO(header)
-    major, _ = np.lib.format.read_magic(file)
-    parse = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
-    if major not in parse:
-        raise ValueError(f"version {major} of numpy's format")
-    return parse[major](file)
+    return read_header(io.BytesIO(header))
 
 
 def checked_size(pixels: np.ndarray, size: int, name: str) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""One array of an .npz as a stream: it may be larger than the memory."""
+"""numpy's own files: their headers, and one array of an .npz as a stream.
+
+Such an array may be larger than the memory.
+"""
 
 import contextlib
 import os
@@ -7,6 +10,19 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
+
+
+def read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether in Fortran's order, and type of the array that numpy.save wrote.
+
+    Raises:
+      ValueError: it is damaged, or of a version that no plain array needs.
+    """
+    major, _ = np.lib.format.read_magic(file)
+    read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+    if major not in read:
+        raise ValueError(f"version {major} of numpy's format")
+    return read[major](file)
 
 
 @contextlib.contextmanager
@@ -19,10 +35,7 @@ def open_array(
       KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile: it is not there, or damaged.
     """
     with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
-        version = np.lib.format.read_magic(file)
-        first = version == (1, 0)
-        read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
+        shape, fortran, dtype = read_header(file)
         if fortran:
             raise ValueError("the array is in Fortran's order")
         yield file, shape, dtype

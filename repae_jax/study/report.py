@@ -163,7 +163,7 @@ def _equal_work(study, results, entry):
 
 
 def _about(results):
-    found = results[0].get("accuracies", {}).items()
+    found = results[0]["accuracies"].items()
     return (
         "Of the held-out images "
         + ", ".join(f"{name} classifies {100 * reached:.1f} %" for name, reached in found)

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from repae_jax.atomic import write_atomically
-from repae_jax.config import differences, to_json
+from repae_jax.config import differences
 from repae_jax.errors import RUN_AGAIN, Diverged, TryAgain, UserError
 from repae_jax.evaluation.figures import class_grid, pca_figure, save_png
 from repae_jax.evaluation.latents import pca_colours
@@ -48,21 +48,20 @@ def run_job(study: ConfigDict, job: Job, output: pathlib.Path, *, progress: bool
     if read_result(study, job, output) is not None:
         return
     started = time.perf_counter()
-    figures, diverged = {}, _diverged_before(study, job, output)
-    if not diverged:
+    diverged = _diverged_before(study, job, output)
+    begun = not diverged
+    if begun:
         try:
             if train(config, workdir, progress=progress) == RUN_AGAIN:
                 raise TryAgain(f"{job} was interrupted and saved; run the same command to go on")
         except Diverged as error:
             diverged = str(error)
-        trained = time.perf_counter()
-        figures = _measured(study, config, workdir, output, diverged)
-    else:
-        trained = started
+    trained = time.perf_counter()
+    figures = _measured(study, config, workdir, output, diverged) if begun else {}
     result = {
         "arm": job.arm,
         "seed": job.seed,
-        "config": _within(output, json.loads(to_json(config))),
+        "config": _within(output, config.to_dict()),
         "made_with": {"jax": jax.__version__, "device": jax.devices()[0].device_kind},
         "accuracies": accuracies(study, output),
         "gflop_per_image": Program(config, build_models(config), make_mesh(1, 1)).flops() / 1e9,
@@ -88,8 +87,8 @@ def read_result(study: ConfigDict, job: Job, output: pathlib.Path) -> dict[str, 
         return None
     try:
         result = json.loads(path.read_text())
-        wanted = json.loads(to_json(run_config(study, job, output)))
-        told = differences(result["config"], _within(output, wanted))
+        wanted = _within(output, run_config(study, job, output).to_dict())
+        told = differences(result["config"], wanted)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({error}): remove it, and it is measured again"

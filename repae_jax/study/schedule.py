@@ -29,11 +29,9 @@ def prepare(words: Sequence[str]) -> None:
         catch_signals() as stop,
         subprocess.Popen([sys.executable, "-m", "repae_jax", *words]) as process,
     ):
-        told = False
         while process.poll() is None:
-            if stop.wait(0.2) and not told:
+            if stop.wait(0.2):
                 process.terminate()
-                told = True
                 process.wait()
     if stop.is_set():
         raise TryAgain("interrupted; run the same command to go on")
@@ -155,7 +153,7 @@ def _run(words, job, output, share, running, stop):
 
 
 def keep_to_share() -> None:
-    """Let this process use those cores only that the study gave it; before JAX is imported."""
+    """Let this process use those cores only that the study gave it; before JAX computes."""
     if CORES in os.environ:
         os.sched_setaffinity(0, {int(core) for core in os.environ[CORES].split(",")})
 

@@ -102,10 +102,9 @@ def _common(study) -> dict[str, Any]:
     data = config.data.to_dict()
     for key in ("path", "workers"):
         del data[key]
-    common = {
+    return {
         "config": {"data": data, "teachers": config.teachers.to_dict()},
         "rendered": study.rendered.to_dict(),
         "judge": study.judge.to_dict(),
         "measures": study.measures.to_dict(),
     }
-    return json.loads(json.dumps(common))
