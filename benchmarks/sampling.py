@@ -16,7 +16,7 @@ import os
 
 import numpy as np
 import original as originals
-from side_by_side import alternate, processes, report
+from side_by_side import alternate, at_once, processes, report
 
 from repae_jax import cpu
 
@@ -130,7 +130,7 @@ def main() -> None:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     with processes(["original", "ours"], make_side, options) as sides:
         print("made once each, to compare", flush=True)
-        images = {name: call() for name, call in sides.items()}
+        images = at_once(sides)
         apart = agreement(images["ours"], images["original"])
         print(f"levels apart: {apart}; their standard deviation {images['original'].std():.0f}")
         comparable = options.method != "euler-maruyama" and options.dtype == "float32"

@@ -21,19 +21,43 @@ class Side:
         self._process.start()
         other.close()
 
-    def __call__(self) -> Any:
+    def __call__(self, *arguments: Any) -> Any:
         """What the call gives, there.
 
         Raises:
           EOFError: the process has ended, and said why.
         """
-        self._connection.send(True)
+        self.begin(*arguments)
+        return self.end()
+
+    def begin(self, *arguments: Any) -> None:
+        """Start the call and do not wait for it."""
+        self._connection.send(arguments)
+
+    def end(self) -> Any:
+        """What the call gives that `begin` started; raises as a call does."""
         return self._connection.recv()
 
-    def close(self) -> None:
-        """End the process."""
-        self._connection.send(False)
+    def ready(self, seconds: float) -> bool:
+        """Whether `end` need not wait, within that time."""
+        return self._connection.poll(seconds)
+
+    def kill(self) -> None:
+        """End the process, whatever it does."""
+        self._process.kill()
         self._process.join()
+
+    def close(self) -> None:
+        """End the process when it has done what it does."""
+        self._connection.send(None)
+        self._process.join()
+
+
+def at_once(sides: Mapping[str, Side]) -> dict[str, Any]:
+    """What a call of each gives, all at the same time: the first calls, which compile."""
+    for side in sides.values():
+        side.begin()
+    return {name: side.end() for name, side in sides.items()}
 
 
 @contextlib.contextmanager
@@ -49,8 +73,8 @@ def processes(
 
 def _serve(connection, make, arguments):
     call = make(*arguments)
-    while connection.recv():
-        connection.send(call())
+    while (arguments := connection.recv()) is not None:
+        connection.send(call(*arguments))
 
 
 def alternate(

@@ -14,6 +14,7 @@ its own; what both log must agree before anything is timed.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import types
@@ -23,7 +24,7 @@ from typing import Any
 import flops
 import numpy as np
 import original as originals
-from side_by_side import alternate, processes, report
+from side_by_side import alternate, at_once, processes, report
 
 from repae_jax import cpu
 
@@ -127,9 +128,11 @@ def make_ours(original, networks, batch, draws, options) -> Callable[[], dict[st
     step = jax.jit(make_train_step(models, objective, optimizers), donate_argnums=0)
     batch, draws = jax.device_put((batch, draws))
 
-    def call():
+    def call(trace: str | None = None):
         nonlocal state
-        state, metrics = step(state, batch, draws)
+        with jax.profiler.trace(trace) if trace else contextlib.nullcontext():
+            state, metrics = step(state, batch, draws)
+            metrics = jax.device_get(metrics)
         return {name: float(value) for name, value in metrics.items()}
 
     return call
@@ -153,8 +156,10 @@ def make_theirs(original, networks, batch, draws, options, *, compiled: bool = F
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         accelerator = training.scope["accelerator"]
         accelerator.autocast = lambda: torch.autocast(options.device, dtype=torch.bfloat16)
-    if compiled:  # the parameters are the same tensors: optimizers and average stay as they are
-        for name in trained:
+    if compiled:  # as its script does
+        torch._dynamo.config.cache_size_limit = 64
+        torch._dynamo.config.accumulated_cache_size_limit = 512
+        for name in trained:  # the same parameters: optimizers and average stay as they are
             training.scope[name] = torch.compile(trained[name], backend="inductor", mode="default")
     return lambda: original.comparison.their_step(
         training, batch, draws, device=options.device, **cached
@@ -175,9 +180,26 @@ def make_side(name: str, options: argparse.Namespace) -> Callable[[], dict[str, 
         call, peak = make_ours(*given), _jax_peak
     else:
         call, peak = make_theirs(*given, compiled=name == COMPILED), _torch_peak
-    if options.device == "cpu":
-        return call
-    return lambda: {**call(), PEAK: peak() / 1e9}
+    return call if options.device == "cpu" else _with_peak(call, peak)
+
+
+def _with_peak(call, peak):
+    """`call` that tells the GPU's memory too; what the first one's allocator keeps is given back,
+    since sides that compile quickly wait for others.
+    """
+    import torch
+
+    first = True
+
+    def told(*arguments):
+        nonlocal first
+        metrics = {**call(*arguments), PEAK: peak() / 1e9}
+        if first:
+            torch.cuda.empty_cache()
+        first = False
+        return metrics
+
+    return told
 
 
 def _jax_peak():
@@ -207,19 +229,12 @@ def work(options: argparse.Namespace) -> float:
     return sum(parts.values()) / 1e9
 
 
-def check_agreement(
-    ours: dict[str, float], theirs: dict[str, float], dtype: str
-) -> dict[str, float]:
-    """The relative difference of every metric; ends the program where one is too large."""
+def differences(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, float]:
+    """The relative difference of every metric."""
     names = sorted(set(ours) - set(OURS_ALONE))
     theirs = {name: value for name, value in theirs.items() if name not in THEIRS_ALONE}
     assert names == sorted(theirs), set(names) ^ set(theirs)
-    apart = {name: abs(ours[name] - theirs[name]) / max(abs(theirs[name]), 1e-6) for name in names}
-    worst = max(apart, key=apart.get)
-    print(f"the first step's metrics agree within {apart[worst]:.1e} ({worst})", flush=True)
-    if apart[worst] > AGREE[dtype]:
-        raise SystemExit(f"{worst}: ours {ours[worst]}, theirs {theirs[worst]}: not the same step")
-    return apart
+    return {name: abs(ours[name] - theirs[name]) / max(abs(theirs[name]), 1e-6) for name in names}
 
 
 def main() -> None:
@@ -238,14 +253,25 @@ def main() -> None:
         "--compile", nargs="?", const="too", choices=["too", "only"],
         help="the original with torch.compile too, or only so: three full-size sides hold 26 GB",
     )  # fmt: skip
+    parser.add_argument(
+        "--trace", metavar="DIR", help="an XProf trace of a step of ours goes there"
+    )
     options = parser.parse_args()
     if options.device == "cuda":  # the sides share its memory
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     theirs = {None: [EAGER], "too": [EAGER, COMPILED], "only": [COMPILED]}[options.compile]
     with processes([*theirs, "ours"], make_side, options) as sides:
-        first = {name: call() for name, call in sides.items()}
-        apart = check_agreement(first["ours"], first[theirs[0]], options.dtype)
+        first = at_once(sides)
+        ours, others = first["ours"], first[theirs[0]]
+        apart = differences(ours, others)
+        worst = max(apart, key=apart.get)
+        print(f"the first step's metrics agree within {apart[worst]:.1e} ({worst})", flush=True)
+        same = apart[worst] <= AGREE[options.dtype]
+        if not same and options.device == "cpu":
+            raise SystemExit(f"ours {ours[worst]}, theirs {others[worst]}: not the same step")
         seconds = alternate(sides, options.repeats, warm_up=0, settle=1)
+        if options.trace:
+            sides["ours"](options.trace)
     peaks = {name: metrics[PEAK] for name, metrics in first.items() if PEAK in metrics}
     rates = report(
         f"{options.recipe}: {options.arch}, {options.vae} at {options.resolution} x "
@@ -261,6 +287,8 @@ def main() -> None:
         print(f"  {name}: {rate * gflop / 1e3:.3f} TFLOP/s")
     for name, peak in peaks.items():
         print(f"  {name}: {peak:.1f} GB at most")
+    if not same:
+        raise SystemExit(f"{worst}: ours {ours[worst]}, theirs {others[worst]}: not the same step")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.nn import initializers
 
-from repae_jax.models.layers import conv_of
+from repae_jax.models.group_norm import GroupNorm
+from repae_jax.models.layers import attend, conv_of
 from repae_jax.models.remat import rematerialised
 from repae_jax.models.upsample import UpsampleConv
 
@@ -53,40 +53,6 @@ class Posterior:
         return 0.5 * terms.sum(axis=(1, 2, 3))
 
 
-class GroupNorm(nn.Module):
-    """GroupNorm (eps 1e-6) over (B, H, W, C), then SiLU if `activate`; statistics in float32.
-
-    Moments are taken per channel and then combined per group (the law of total variance), so
-    that no array is ever laid out by groups: channels stay innermost, in one pass for the mean
-    and one for the variance, as accurate as the two-pass formula.
-    """
-
-    groups: int
-    dtype: jnp.dtype
-    activate: bool = True
-    epsilon: float = 1e-6
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        channels = x.shape[-1]
-        scale = self.param("scale", initializers.ones, (channels,), jnp.float32)
-        bias = self.param("bias", initializers.zeros, (channels,), jnp.float32)
-        h = x.astype(jnp.float32)
-        mean = h.mean(axis=(1, 2), keepdims=True)  # (B, 1, 1, C)
-        var = jnp.square(h - mean).mean(axis=(1, 2), keepdims=True)
-        group_mean = self._over_group(mean)
-        group_var = self._over_group(var + jnp.square(mean - group_mean))
-        factor = jax.lax.rsqrt(group_var + self.epsilon) * scale
-        h = (h - group_mean) * factor + bias
-        return (nn.silu(h) if self.activate else h).astype(self.dtype)
-
-    def _over_group(self, moments):
-        """(B, 1, 1, C) -> the mean over each channel's group, (B, 1, 1, C)."""
-        grouped = moments.reshape(moments.shape[0], 1, 1, self.groups, -1)
-        mean = jnp.broadcast_to(grouped.mean(axis=-1, keepdims=True), grouped.shape)
-        return mean.reshape(moments.shape)
-
-
 class ResBlock(nn.Module):
     """Norm-SiLU-conv twice, with a 1x1 shortcut where the width changes."""
 
@@ -124,7 +90,7 @@ class SpatialAttention(nn.Module):
             return conv(channels, channels, 1, name=name)(h)
 
         q, k, v = (project(name, h).reshape(batch, height * width, 1, channels) for name in "qkv")
-        h = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
+        h = attend(q, k, v).reshape(x.shape)
         return x + project("proj_out", h)
 
 

@@ -60,7 +60,7 @@ class LPIPS(nn.Module):
         taps = []
         for block, depth in enumerate(BLOCKS, start=1):
             if block > 1:
-                x = nn.max_pool(x, (2, 2), strides=(2, 2))
+                x = _halved(x)
             for index in range(1, depth + 1):
                 x = nn.relu(getattr(self, f"conv{block}_{index}")(x))
             taps.append(x)
@@ -74,6 +74,19 @@ class LPIPS(nn.Module):
             # the mean over pixels first: the head is linear, and then sees (B, C) only
             distance = distance + getattr(self, f"lin{k}")(difference.mean((1, 2)))[:, 0]
         return distance
+
+
+def _halved(x):
+    """The maxima of 2 x 2 pixels, (B, H, W, C) -> (B, H / 2, W / 2, C), a last odd one left out.
+
+    Of equal ones the first takes the gradient, as in torch. By comparisons, since the gradient of
+    a pooling window is a scatter for XLA.
+    """
+    height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
+    x = x[:, :height, :width]
+    x = x.reshape(x.shape[0], height // 2, 2, width // 2, 2, x.shape[3])
+    x = jnp.where(x[:, :, :, :, 0] >= x[:, :, :, :, 1], x[:, :, :, :, 0], x[:, :, :, :, 1])
+    return jnp.where(x[:, :, 0] >= x[:, :, 1], x[:, :, 0], x[:, :, 1])
 
 
 def _unit(x):

@@ -17,7 +17,7 @@ from jax.nn import initializers
 
 from repae_jax.errors import UserError
 from repae_jax.models.autoencoder_kl import Posterior
-from repae_jax.models.layers import conv, torch_uniform
+from repae_jax.models.layers import attend, conv, torch_uniform
 from repae_jax.models.remat import rematerialised
 from repae_jax.models.upsample import UpsampleConv
 
@@ -130,7 +130,7 @@ class SpatialAttention(nn.Module):
         h = RMSNorm(self.dtype, activate=False, name="norm")(x)
         h = conv(channels, 3 * channels, 1, dtype=self.dtype, name="qkv")(h)
         q, k, v = jnp.split(h.reshape(batch, height * width, 1, 3 * channels), 3, axis=-1)
-        h = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
+        h = attend(q, k, v).reshape(x.shape)
         return x + conv(channels, channels, 1, dtype=self.dtype, name="proj")(h)
 
 

@@ -1,0 +1,189 @@
+r"""The full-size recipe and the sampler on one GPU, here and by the original, in one run.
+
+    python benchmarks/gpu.py --original PATH/TO/REPA-E --output DIR [--seconds 480]
+
+REPA-E at 256 x 256 in bfloat16, all terms on, teacher tokens given: SiT-XL/2 with f8d4, SiT-XL/1
+with f16d32. The original as it ships, by torch.compile, which takes minutes: it compiles in the
+background while ours is compiled, timed and ended, case by case, and is timed last. So each is
+timed alone; those that wait keep their weights on the GPU, and no more. In between,
+benchmarks/sampling.py.
+
+Prints a table; DIR gets results.jsonl, a line a case as soon as it is known, and an XProf trace of
+a step. What does not end within --seconds is left out, and said.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+import types
+
+import jax
+import original as originals
+import step
+from side_by_side import Side
+
+CASES = (  # (SiT, VAE, batches of ours); the original has the first
+    ("SiT-XL/2", "f8d4", (32, 64)),
+    ("SiT-XL/1", "f16d32", (32, 64)),
+)
+PEAK_TFLOPS = 989.4  # an H100's or H200's, dense bfloat16, by the data sheet
+STEPS, WARM_UP = 10, 2
+SAMPLING = ("--device", "cuda", "--dtype", "bfloat16", "--arch", "SiT-XL/2", "--resolution", "256",
+            "--method", "euler-maruyama", "--steps", "250", "--batch-size", "16",
+            "--repeats", "1")  # fmt: skip
+
+
+class Case:
+    """One side of one configuration in a process of its own, which makes itself ready from now."""
+
+    def __init__(self, side: str, arch: str, vae: str, batch: int, options: argparse.Namespace):
+        self.options = types.SimpleNamespace(
+            recipe="repae", arch=arch, vae=vae, batch_size=batch, resolution=256,
+            dtype="bfloat16", device="cuda", original=options.original,
+        )  # fmt: skip
+        self.side, self.name = side, f"{arch}, {vae}, batch {batch}"
+        self.process = Side(step.make_side, side, self.options)
+
+    def begin(self) -> None:
+        """Let the first step begin, which compiles."""
+        self.start = time.monotonic()
+        self.process.begin()
+
+    def measure(self, deadline: float, trace: pathlib.Path | None = None) -> dict | None:
+        """Wait for the first step, time the next ones; None where that is not to be had in time."""
+        try:
+            return self._measure(deadline, trace)
+        except (EOFError, OSError):  # its process has said why
+            print(f"{self.side}, {self.name}: ended by an error", flush=True)
+            return None
+
+    def _measure(self, deadline, trace):
+        if not self.process.ready(max(0.0, deadline - time.monotonic())):
+            print(f"{self.side}, {self.name}: not compiled in time", flush=True)
+            return None
+        first, first_seconds = self.process.end(), time.monotonic() - self.start
+        for _ in range(WARM_UP):
+            self.process()
+        seconds = []
+        for _ in range(STEPS):
+            start = time.perf_counter()
+            last = self.process()
+            seconds.append(time.perf_counter() - start)
+        if trace:
+            self.process(str(trace))
+        rate = self.options.batch_size / statistics.median(seconds)
+        tflops = rate * step.work(self.options) / 1e3
+        return {
+            "side": self.side,
+            "case": self.name,
+            "images_per_second": rate,
+            "seconds": seconds,
+            "tflops": tflops,
+            "of_peak": tflops / PEAK_TFLOPS,
+            "peak_memory_gb": last[step.PEAK],
+            "first_step_s": first_seconds,
+            "first_metrics": first,
+        }
+
+
+def main() -> None:
+    """Compile, time, print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    originals.add_original(parser)
+    parser.add_argument("--output", required=True, type=pathlib.Path)
+    parser.add_argument("--seconds", type=float, default=480.0, help="for all, about")
+    options = parser.parse_args()
+    deadline = time.monotonic() + options.seconds
+    options.output.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the sides share the memory
+    jax.config.update("jax_platforms", "cpu")  # of this process, which counts operations only
+    print("| side | case | images/s | step, ms | TFLOP/s | of the peak | GB | first step, s |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    theirs = [Case(step.COMPILED, arch, vae, batches[0], options) for arch, vae, batches in CASES]
+    for case in theirs:
+        case.begin()
+    results = measure_ours(options, deadline)
+    for case in theirs:
+        results.append(note(case.measure(deadline), options))
+        case.process.kill()
+    compare([result for result in results if result])
+
+
+def measure_ours(options: argparse.Namespace, deadline: float) -> list[dict | None]:
+    """Our cases one after the other, the next one loading its weights meanwhile."""
+    results = []
+    pending = [(arch, vae, batches[k]) for k in range(2) for arch, vae, batches in CASES]
+    following = Case("ours", *pending.pop(0), options)
+    while following:
+        case, following = following, None
+        if time.monotonic() > deadline - 60:
+            print(f"{case.name}: left out for want of time", flush=True)
+            case.process.kill()
+            break
+        case.begin()
+        if pending:
+            following = Case("ours", *pending.pop(0), options)
+        trace = None if results else options.output / "trace"
+        results.append(note(case.measure(deadline - 20, trace), options))
+        case.process.kill()
+        if len(results) == len(CASES):
+            sample(options, deadline)
+    return results
+
+
+def note(result: dict | None, options: argparse.Namespace) -> dict | None:
+    """Write and print a result at once."""
+    if result is not None:
+        with open(options.output / "results.jsonl", "a") as file:
+            file.write(json.dumps(result) + "\n")
+        print(row(result), flush=True)
+    return result
+
+
+def sample(options: argparse.Namespace, deadline: float) -> None:
+    """Run benchmarks/sampling.py and print what it ends with."""
+    script = pathlib.Path(__file__).with_name("sampling.py")
+    command = [sys.executable, str(script), "--original", options.original, *SAMPLING]
+    left = deadline - time.monotonic() - 30
+    log = options.output / "sampling.log"
+    with open(log, "w") as file:
+        try:
+            subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, timeout=left)
+        except subprocess.TimeoutExpired:
+            print("the sampler did not end in time")
+    print("\n".join(log.read_text().splitlines()[-8:]), flush=True)
+
+
+def row(result: dict) -> str:
+    """The table's line of a result."""
+    numbers = (
+        f"{result['images_per_second']:.1f}",
+        f"{1e3 * statistics.median(result['seconds']):.0f}",
+        f"{result['tflops']:.0f}",
+        f"{100 * result['of_peak']:.1f} %",
+        f"{result['peak_memory_gb']:.1f}",
+        f"{result['first_step_s']:.0f}",
+    )
+    return f"| {result['side']} | {result['case']} | " + " | ".join(numbers) + " |"
+
+
+def compare(results: list[dict]) -> None:
+    """Say how the first steps agree, and how many times the original's rate ours has."""
+    by = {(r["side"], r["case"]): r for r in results}
+    for (side, case), theirs in by.items():
+        ours = by.get(("ours", case))
+        if side == "ours" or ours is None:
+            continue
+        apart = step.differences(ours["first_metrics"], theirs["first_metrics"])
+        worst = max(apart, key=apart.get)
+        ratio = ours["images_per_second"] / theirs["images_per_second"]
+        print(f"{case}: {ratio:.2f} x; first metrics agree within {apart[worst]:.1e} ({worst})")
+
+
+if __name__ == "__main__":
+    main()

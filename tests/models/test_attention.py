@@ -1,0 +1,74 @@
+"""Which kernel attention takes, and that it gives what torch gives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from parity import assert_close, normal
+
+from repae_jax.models import layers
+from repae_jax.models.layers import attend, has_cudnn_attention
+
+SHAPE = (2, 16, 4, 72)  # SiT-XL's head dimension
+on_gpu = pytest.mark.skipif(not has_cudnn_attention(), reason="needs an NVIDIA GPU")
+
+
+def values_and_gradients(dtype):
+    """attend's output and the gradients of a weighted sum of it, float32, for random inputs."""
+    q, k, v, weights = (normal(*SHAPE, seed=seed) for seed in range(4))
+
+    def weighted(q, k, v):
+        out = attend(*(x.astype(dtype) for x in (q, k, v))).astype(jnp.float32)
+        return (out * weights).sum(), out
+
+    gradients, out = jax.jit(jax.grad(weighted, (0, 1, 2), has_aux=True))(q, k, v)
+    return (out, *gradients)
+
+
+def torch_values_and_gradients():
+    """The same by torch, float32."""
+    q, k, v, weights = (torch.tensor(normal(*SHAPE, seed=seed)) for seed in range(4))
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+    heads_first = (x.transpose(1, 2) for x in inputs)
+    out = torch.nn.functional.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+    (out * weights).sum().backward()
+    return (out, *(x.grad for x in inputs))
+
+
+def test_agrees_with_torch():
+    theirs = torch_values_and_gradients()
+    for name, a, b in zip("oqkv", values_and_gradients(jnp.float32), theirs, strict=True):
+        assert_close(a, b, name)
+
+
+@on_gpu
+def test_the_fused_kernel_agrees_with_torch_in_float32():
+    theirs = torch_values_and_gradients()
+    for name, a, b in zip("oqkv", values_and_gradients(jnp.bfloat16), theirs, strict=True):
+        b = b.detach().numpy()
+        assert np.linalg.norm(a - b) < 1e-2 * np.linalg.norm(b), name
+
+
+@pytest.mark.parametrize(
+    "dtype, dim, gpu, expected",
+    [
+        (jnp.bfloat16, 72, True, "cudnn"),
+        (jnp.float16, 128, True, "cudnn"),
+        (jnp.bfloat16, 72, False, "xla"),
+        (jnp.float32, 72, True, "xla"),
+        (jnp.bfloat16, 12, True, "xla"),  # 8 must divide it
+        (jnp.bfloat16, 512, True, "xla"),  # a VAE's
+    ],
+)
+def test_takes_the_fused_kernel_where_it_serves(monkeypatch, dtype, dim, gpu, expected):
+    taken = []
+    monkeypatch.setattr(layers, "has_cudnn_attention", lambda: gpu)
+    monkeypatch.setattr(
+        jax.nn,
+        "dot_product_attention",
+        lambda q, k, v, implementation: taken.append(implementation),
+    )
+    x = jnp.zeros((1, 2, 1, dim), dtype)
+    attend(x, x, x)
+    assert taken == [expected]
