@@ -223,15 +223,22 @@ def _add_encode(command):
 def _add_compile(command):
     ahead = command(
         "compile",
-        "compile a configuration's train step for TPUs that are not there",
-        CONFIG_HELP + "\nNeeds `pip install libtpu`, no TPU and no weights. Prints memory, "
-        "collectives, work, and the time\nthat the chip's published rates allow.\n\nexamples:\n"
+        "compile a configuration's train step for TPUs or GPUs that are not there",
+        CONFIG_HELP + "\nNeeds `pip install libtpu`, or `jax[cuda13]` for GPUs, and no TPU, GPU or "
+        "weights. Prints memory,\ncollectives, work, and the time that the chip's published rates "
+        "allow.\n\nexamples:\n"
         "  compile --config configs/imagenet256_repae_sdvae.py --topology v5e:4x8 "
         "--config.mesh.fsdp=8\n"
-        "  compile --config configs/imagenet256_repae_sdvae.py --topology v5p:4x4x4 --sweep",
+        "  compile --config configs/imagenet256_repae_sdvae.py --topology v5p:4x4x4 --sweep\n"
+        "  compile --config configs/imagenet256_repae_sdvae.py --topology h200:8 "
+        "--batch-per-device 32",
     )
     add_config(ahead)
-    ahead.add_argument("--topology", required=True, help="v4, v5e, v5p or v6e, such as v5e:16x16")
+    ahead.add_argument(
+        "--topology",
+        required=True,
+        help="v4, v5e, v5p or v6e, such as v5e:16x16; h100 or h200, such as h200:8",
+    )
     ahead.add_argument(
         "--batch-per-device", type=int, help="images (default: config.batch_size over all devices)"
     )

@@ -69,8 +69,9 @@ def _backward(groups, epsilon, activate, dtype, kept, gradient):
         return normalised, gradient * gate * (1.0 + y * (1.0 - gate))
 
     normalised, d = normalised_and_gradient(x, gradient)
-    along = d.mean(axis=(1, 2), keepdims=True)  # (B, 1, 1, C)
-    across = (d * normalised).mean(axis=(1, 2), keepdims=True)
+    along, across = lax.platform_dependent(
+        d, normalised, cuda=_packed_means, rocm=_packed_means, default=_means
+    )
     # Anew for the second pass: without the barrier the compiler sees that it has these already,
     # and keeps them in float32 from one pass to the other.
     normalised, d = normalised_and_gradient(*lax.optimization_barrier((x, gradient)))
@@ -95,6 +96,21 @@ def _moments(x):
     first = moved.mean(axis=(1, 2), keepdims=True)
     second = jnp.square(moved).mean(axis=(1, 2), keepdims=True)
     return about + first, jnp.maximum(second - jnp.square(first), 0.0)
+
+
+def _means(d, normalised):
+    """The means of `d` and of `d * normalised` over the image, (B, 1, 1, C) each."""
+    along = d.mean(axis=(1, 2), keepdims=True)
+    return along, (d * normalised).mean(axis=(1, 2), keepdims=True)
+
+
+def _packed_means(d, normalised):
+    """The same as one sum of complex numbers.
+
+    XLA's compiler for GPUs does not compute `d` twice, and so writes it out for two sums to read.
+    """
+    both = lax.complex(d, d * normalised).mean(axis=(1, 2), keepdims=True)
+    return both.real, both.imag
 
 
 def _over_group(values, groups):

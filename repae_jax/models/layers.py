@@ -106,6 +106,10 @@ def quick_gelu(x: jax.Array) -> jax.Array:
     return x * nn.sigmoid(1.702 * x)
 
 
+# Which kernel `attend` takes where it serves, "cudnn" or "xla"; by this host's devices if None.
+attention_kernel = jax.make_user_context(default_value=None)
+
+
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """softmax(q k^T / sqrt(D)) v per head, the softmax in float32.
 
@@ -119,9 +123,9 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
       (B, N, heads, D).
     """
     dim = q.shape[-1]
-    fused = q.dtype in (jnp.bfloat16, jnp.float16) and dim % 8 == 0 and dim <= 128
-    implementation = "cudnn" if fused and has_cudnn_attention() else "xla"
-    return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
+    serves = q.dtype in (jnp.bfloat16, jnp.float16) and dim % 8 == 0 and dim <= 128
+    kernel = attention_kernel.value or ("cudnn" if has_cudnn_attention() else "xla")
+    return jax.nn.dot_product_attention(q, k, v, implementation=kernel if serves else "xla")
 
 
 @functools.cache

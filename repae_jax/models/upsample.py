@@ -43,15 +43,42 @@ class UpsampleConv(nn.Module):
         taps = jnp.einsum(
             "ytk,xul,klcd->tucyxd", _TAPS, _TAPS, kernel, precision=lax.Precision.HIGHEST
         )
-        # The zeros are in the image: where the window of the kernel's gradient, as large as what
-        # comes out, exceeds the image, XLA's CPU compiler has no quick convolution.
-        y = lax.conv_general_dilated(
-            jnp.pad(x.astype(self.dtype), ((0, 0), (1, 1), (1, 1), (0, 0))),
-            taps.reshape(2, 2, channels, -1).astype(self.dtype),
-            window_strides=(1, 1),
-            padding="VALID",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        y = _convolve(x.astype(self.dtype), taps.reshape(2, 2, channels, -1).astype(self.dtype))
         y = y.reshape(batch, height + 1, width + 1, 2, 2, self.features).swapaxes(2, 3)
         y = y.reshape(batch, 2 * height + 2, 2 * width + 2, self.features)
         return y[:, 1:-1, 1:-1] + bias.astype(self.dtype)
+
+
+@jax.custom_vjp
+def _convolve(x, taps):
+    """Every 2x2 window of the image with a border of zeros: (B, H + 1, W + 1, features)."""
+    return _valid(_bordered(x), taps)
+
+
+def _convolve_forward(x, taps):
+    return _convolve(x, taps), (x, taps)
+
+
+def _convolve_backward(kept, gradient):
+    """The automatic one, but for the border, which the kernel's gradient needs in the image.
+
+    Its window is as large as what came out, larger than the image without the border. The compilers
+    would take the border for padding of the convolution, and have nothing quick for that then.
+    """
+    x, taps = kept
+    (dx,) = jax.linear_transpose(lambda x: _valid(_bordered(x), taps), x)(gradient)
+    bordered = lax.optimization_barrier(_bordered(x))
+    (dtaps,) = jax.linear_transpose(lambda taps: _valid(bordered, taps), taps)(gradient)
+    return dx, dtaps
+
+
+_convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _bordered(x):
+    return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+
+def _valid(x, taps):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, taps, (1, 1), "VALID", dimension_numbers=numbers)

@@ -1,6 +1,7 @@
 """What accelerators can do, as their makers publish it."""
 
 import dataclasses
+import math
 
 from repae_jax.errors import UserError
 
@@ -33,20 +34,31 @@ TPUS = {
 }
 
 
+# The data sheets of the SXM modules: dense operations, NVLink's 900 GB/s in both directions.
+# Memory as the driver tells it.
+GPUS = {
+    "h100": Chip(989.4e12, 84929347584, 3.35e12, 450e9),
+    "h200": Chip(989.4e12, 151397597184, 4.8e12, 450e9),
+}
+
+
 def parse_topology(text: str) -> tuple[Chip, int]:
-    """The chip, and how many there are, of a slice such as "v5e:16x16" or "v5p:4x4x8".
+    """The chip, and how many there are: TPU slices as "v5e:16x16" or "v5p:4x4x8", GPUs as "h200:8".
 
     Raises:
       UserError: it names none.
     """
     kind, _, shape = text.partition(":")
     sides = shape.split("x")
-    if kind not in TPUS or not all(side.isdigit() and int(side) for side in sides):
+    chip = {**TPUS, **GPUS}.get(kind)
+    if (
+        chip is None
+        or not all(side.isdigit() and int(side) for side in sides)
+        or (kind in GPUS and len(sides) > 1)
+    ):
         raise UserError(
             f"--topology is {text!r}: give a TPU of {', '.join(TPUS)} and the shape of its slice, "
-            "such as v5e:16x16 or v5p:4x4x8"
+            f"such as v5e:16x16 or v5p:4x4x8, or one of {', '.join(GPUS)} and how many in one "
+            "host, such as h200:8"
         )
-    count = 1
-    for side in sides:
-        count *= int(side)
-    return TPUS[kind], count
+    return chip, math.prod(map(int, sides))

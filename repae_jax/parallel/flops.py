@@ -7,6 +7,8 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from repae_jax.models.layers import attention_kernel
+
 
 def count_flops(function: Callable, *arguments: Any) -> int:
     """Operations of `function(*arguments)`: two for each multiplication and addition.
@@ -20,7 +22,8 @@ def count_flops(function: Callable, *arguments: Any) -> int:
       function: what `jax.jit` could compile.
       arguments: arrays, or their shapes.
     """
-    return _of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
+    with attention_kernel("xla"):  # its products can be seen
+        return _of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def _of_jaxpr(jaxpr) -> int:

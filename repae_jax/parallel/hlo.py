@@ -16,6 +16,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"?(\d+)"?\}')
 _GROUPS = re.compile(r"replica_groups=\{\{([0-9,]+)\}")
 _IOTA_GROUPS = re.compile(r"replica_groups=\[(\d+),(\d+)\]")
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
+_SCRATCH = re.compile(r", [su]8\[\d+\](\{\d+\})?\)$")
 COLLECTIVES = (
     "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute",
 )  # fmt: skip
@@ -161,7 +162,14 @@ def _moved(instruction, instructions, computations):
     if instruction.operation == "dynamic-update-slice":
         return 2 * _bytes(operands[1].shape) if operands[1] is not None else 0.0
     read = sum(_bytes(operand.shape) for operand in operands if operand is not None)
-    return read + _bytes(instruction.shape)
+    return read + _bytes(_without_scratch(instruction))
+
+
+def _without_scratch(instruction):
+    """An instruction's shape, without the scratch space that cuBLAS and cuDNN have as a result."""
+    if 'custom_call_target="__cu' not in instruction.rest:
+        return instruction.shape
+    return _SCRATCH.sub(")", instruction.shape)
 
 
 def _of_fusion(fusion, computations):

@@ -8,7 +8,7 @@ import torch
 from parity import assert_close, normal
 
 from repae_jax.models import layers
-from repae_jax.models.layers import attend, has_cudnn_attention
+from repae_jax.models.layers import attend, attention_kernel, has_cudnn_attention
 
 SHAPE = (2, 16, 4, 72)  # SiT-XL's head dimension
 on_gpu = pytest.mark.skipif(not has_cudnn_attention(), reason="needs an NVIDIA GPU")
@@ -51,7 +51,7 @@ def test_the_fused_kernel_agrees_with_torch_in_float32():
 
 
 @pytest.mark.parametrize(
-    "dtype, dim, gpu, expected",
+    ("dtype", "dim", "gpu", "expected"),
     [
         (jnp.bfloat16, 72, True, "cudnn"),
         (jnp.float16, 128, True, "cudnn"),
@@ -65,10 +65,25 @@ def test_takes_the_fused_kernel_where_it_serves(monkeypatch, dtype, dim, gpu, ex
     taken = []
     monkeypatch.setattr(layers, "has_cudnn_attention", lambda: gpu)
     monkeypatch.setattr(
-        jax.nn,
-        "dot_product_attention",
-        lambda q, k, v, implementation: taken.append(implementation),
+        jax.nn, "dot_product_attention", lambda *_, implementation: taken.append(implementation)
     )
     x = jnp.zeros((1, 2, 1, dim), dtype)
     attend(x, x, x)
     assert taken == [expected]
+
+
+def test_a_program_can_be_told_which_kernel(monkeypatch):
+    """As for a device that is not there, or to count operations; `jit` tells the two apart."""
+    taken = []
+
+    def attention(q, k, v, implementation):
+        taken.append(implementation)
+        return q
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
+    step = jax.jit(lambda x: attend(x, x, x))
+    x = jnp.zeros((1, 2, 1, 8), jnp.bfloat16)
+    for kernel in ("cudnn", "xla", "cudnn"):
+        with attention_kernel(kernel):
+            step(x)
+    assert taken == ["cudnn", "xla"]

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from repae_jax.interop.lpips import load_lpips
+from repae_jax.models import lpips
 from repae_jax.models.lpips import LPIPS
 
 WIDTHS = (4, 6, 8, 10, 12)
@@ -105,6 +106,18 @@ def test_gradients_by_the_weights_equal_torch():
     assert len(actual) == len(expected) == 2 * 13 + 5
     for path, gradient in expected:
         assert_close(actual[path], gradient)
+
+
+def test_of_equal_pixels_the_first_takes_the_poolings_gradient():
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 3, (2, 7, 10, 4)).astype(np.float32)  # many ties; an odd side
+    weights = rng.normal(size=(2, 3, 5, 4)).astype(np.float32)
+    leaf = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
+    expected = nn.functional.max_pool2d(leaf, 2)
+    (expected * torch.tensor(weights.transpose(0, 3, 1, 2))).sum().backward()
+    pooled, backward = jax.vjp(lpips._halved, x)
+    assert (pooled == expected.detach().numpy().transpose(0, 2, 3, 1)).all()
+    assert (backward(weights)[0] == leaf.grad.numpy().transpose(0, 2, 3, 1)).all()
 
 
 def test_a_zero_feature_has_gradient_zero():

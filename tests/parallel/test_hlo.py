@@ -133,3 +133,19 @@ def test_the_tpu_compilers_own_forms():
     # An all-reduce of which each device keeps its part is a reduce-scatter.
     assert links["reduce-scatter"] == 8 * 128 * 4 * 3 / 4
     assert "all-reduce" not in links
+
+
+GPU = """
+HloModule jit_step
+
+ENTRY %main (p: bf16[64,64], q: bf16[64,64]) -> bf16[64,64] {
+  %p = bf16[64,64]{1,0} parameter(0)
+  %q = bf16[64,64]{1,0} parameter(1)
+  %product = (bf16[64,64]{1,0}, s8[33554432]{0}) custom-call(%p, %q), custom_call_target="__cublas$lt$matmul"
+  ROOT %out = bf16[64,64]{1,0} get-tuple-element(%product), index=0
+}
+"""  # noqa: E501
+
+
+def test_the_scratch_space_of_a_gpus_libraries_is_not_traffic():
+    assert measure_traffic(GPU, 1).memory == 3 * 64 * 64 * 2

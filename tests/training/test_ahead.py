@@ -1,6 +1,7 @@
-"""Programs compiled for TPUs that are not there."""
+"""Programs compiled for TPUs and GPUs that are not there."""
 
 import dataclasses
+import importlib.util
 import json
 import pathlib
 
@@ -9,7 +10,7 @@ import tiny
 
 from repae_jax.cli import main
 from repae_jax.errors import UserError
-from repae_jax.parallel.chips import TPUS, parse_topology
+from repae_jax.parallel.chips import GPUS, TPUS, parse_topology
 from repae_jax.training import ahead
 
 TINY = str(pathlib.Path(tiny.__file__))
@@ -18,9 +19,12 @@ TINY = str(pathlib.Path(tiny.__file__))
 def test_a_topology_is_a_chip_and_a_shape():
     assert parse_topology("v5e:16x16") == (TPUS["v5e"], 256)
     assert parse_topology("v5p:4x4x8") == (TPUS["v5p"], 128)
+    assert parse_topology("h200:8") == (GPUS["h200"], 8)
 
 
-@pytest.mark.parametrize("topology", ["v5e", "v9:2x2", "v5e:2xtwo", "v5e-16", ""])
+@pytest.mark.parametrize(
+    "topology", ["v5e", "v9:2x2", "v5e:2xtwo", "v5e-16", "", "h200", "h200:2x2", "h200:0"]
+)
 def test_what_is_no_topology_is_said(topology, capsys):
     assert main(["compile", "--config", TINY, "--topology", topology]) == 2
     assert "such as v5e:16x16" in capsys.readouterr().err
@@ -49,6 +53,26 @@ def test_the_step_is_compiled_for_a_slice(capsys):
     assert report["links"]["all-gather"] > 0
     assert report["links"].keys() & {"all-reduce", "reduce-scatter"}
     assert report["seconds"] == max(report[f"{k}_seconds"] for k in ("compute", "memory", "link"))
+
+
+def test_what_a_gpus_compiler_comes_with_is_said(capsys):
+    if importlib.util.find_spec("jax_cuda13_plugin"):
+        pytest.skip("it is here")
+    words = ["--topology", "h200:1", "--config.vae.weights=none.safetensors"]
+    assert main(["compile", "--config", f"{TINY}:repa", *words]) == 2
+    assert "pip install jax[cuda13]" in capsys.readouterr().err
+
+
+@pytest.mark.slow  # half a minute in the compiler for GPUs
+def test_the_step_is_compiled_for_gpus(capsys):
+    pytest.importorskip("jax_cuda13_plugin")
+    words = ["--topology", "h100:2", "--json", "--config.mesh.fsdp=2", "--config.mesh.smallest=64"]
+    words += ["--config.vae.weights=none.safetensors", "--config.dtype=bfloat16"]
+    assert main(["compile", "--config", f"{TINY}:repa", *words]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["devices"] == 2
+    assert 0 < report["arguments"] < report["peak"] < report["memory"]
+    assert report["links"]["all-gather"] > 0
 
 
 def test_the_sweep_finds_the_largest_batch_that_fits(monkeypatch, capsys):
