@@ -1,15 +1,15 @@
 r"""The full-size recipe and the sampler on one GPU, here and by the original, in one run.
 
-    python benchmarks/gpu.py --original PATH/TO/REPA-E --output DIR [--seconds 480]
+    python benchmarks/gpu.py f8d4 --original PATH/TO/REPA-E --output DIR [--seconds 560]
+    python benchmarks/gpu.py f16d32 --original ...
 
 REPA-E at 256 x 256 in bfloat16, all terms on, teacher tokens given: SiT-XL/2 with f8d4, SiT-XL/1
-with f16d32. The original as it ships, by torch.compile, which takes minutes: it compiles in the
-background while ours is compiled, timed and ended, case by case, and is timed last. So each is
-timed alone; those that wait keep their weights on the GPU, and no more. In between,
-benchmarks/sampling.py.
+with f16d32. The original as it ships, by torch.compile, which took seven minutes: it compiles in
+the background while ours is compiled and timed, and the samplers are (benchmarks/sampling.py).
+What it tries out on the GPU meanwhile disturbs some of our steps; hence medians of many.
 
 Prints a table; DIR gets results.jsonl, a line a case as soon as it is known, and an XProf trace of
-a step. What does not end within --seconds is left out, and said.
+two steps. What does not end within --seconds is left out, and said.
 """
 
 import argparse
@@ -27,31 +27,27 @@ import original as originals
 import step
 from side_by_side import Side
 
-CASES = (  # (SiT, VAE, batches of ours); the original has the first
-    ("SiT-XL/2", "f8d4", (32, 64)),
-    ("SiT-XL/1", "f16d32", (32, 64)),
-)
+SITS = {"f8d4": "SiT-XL/2", "f16d32": "SiT-XL/1"}
+BATCHES = (32, 64)  # of ours; the original has the first
 PEAK_TFLOPS = 989.4  # an H100's or H200's, dense bfloat16, by the data sheet
-STEPS, WARM_UP = 10, 2
+ROUNDS, STEPS = 9, 4  # timings, of so many steps each
 SAMPLING = ("--device", "cuda", "--dtype", "bfloat16", "--arch", "SiT-XL/2", "--resolution", "256",
             "--method", "euler-maruyama", "--steps", "250", "--batch-size", "16",
             "--repeats", "1")  # fmt: skip
 
 
 class Case:
-    """One side of one configuration in a process of its own, which makes itself ready from now."""
+    """One side with one batch size in a process of its own, which compiles from now on."""
 
-    def __init__(self, side: str, arch: str, vae: str, batch: int, options: argparse.Namespace):
+    def __init__(self, side: str, batch: int, options: argparse.Namespace):
+        arch = SITS[options.vae]
         self.options = types.SimpleNamespace(
-            recipe="repae", arch=arch, vae=vae, batch_size=batch, resolution=256,
+            recipe="repae", arch=arch, vae=options.vae, batch_size=batch, resolution=256,
             dtype="bfloat16", device="cuda", original=options.original,
         )  # fmt: skip
-        self.side, self.name = side, f"{arch}, {vae}, batch {batch}"
-        self.process = Side(step.make_side, side, self.options)
-
-    def begin(self) -> None:
-        """Let the first step begin, which compiles."""
+        self.side, self.name = side, f"{arch}, {options.vae}, batch {batch}"
         self.start = time.monotonic()
+        self.process = Side(step.make_side, side, self.options)
         self.process.begin()
 
     def measure(self, deadline: float, trace: pathlib.Path | None = None) -> dict | None:
@@ -67,15 +63,13 @@ class Case:
             print(f"{self.side}, {self.name}: not compiled in time", flush=True)
             return None
         first, first_seconds = self.process.end(), time.monotonic() - self.start
-        for _ in range(WARM_UP):
-            self.process()
         seconds = []
-        for _ in range(STEPS):
+        for _ in range(ROUNDS):
             start = time.perf_counter()
-            last = self.process()
-            seconds.append(time.perf_counter() - start)
+            last = self.process(STEPS)
+            seconds.append((time.perf_counter() - start) / STEPS)
         if trace:
-            self.process(str(trace))
+            self.process(2, str(trace))
         rate = self.options.batch_size / statistics.median(seconds)
         tflops = rate * step.work(self.options) / 1e3
         return {
@@ -95,8 +89,9 @@ def main() -> None:
     """Compile, time, print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     originals.add_original(parser)
+    parser.add_argument("vae", choices=SITS)
     parser.add_argument("--output", required=True, type=pathlib.Path)
-    parser.add_argument("--seconds", type=float, default=480.0, help="for all, about")
+    parser.add_argument("--seconds", type=float, default=560.0, help="for all, about")
     options = parser.parse_args()
     deadline = time.monotonic() + options.seconds
     options.output.mkdir(parents=True, exist_ok=True)
@@ -104,36 +99,18 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")  # of this process, which counts operations only
     print("| side | case | images/s | step, ms | TFLOP/s | of the peak | GB | first step, s |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
-    theirs = [Case(step.COMPILED, arch, vae, batches[0], options) for arch, vae, batches in CASES]
-    for case in theirs:
-        case.begin()
-    results = measure_ours(options, deadline)
-    for case in theirs:
-        results.append(note(case.measure(deadline), options))
-        case.process.kill()
-    compare([result for result in results if result])
-
-
-def measure_ours(options: argparse.Namespace, deadline: float) -> list[dict | None]:
-    """Our cases one after the other, the next one loading its weights meanwhile."""
+    theirs = Case(step.COMPILED, BATCHES[0], options)
     results = []
-    pending = [(arch, vae, batches[k]) for k in range(2) for arch, vae, batches in CASES]
-    following = Case("ours", *pending.pop(0), options)
-    while following:
-        case, following = following, None
-        if time.monotonic() > deadline - 60:
-            print(f"{case.name}: left out for want of time", flush=True)
-            case.process.kill()
-            break
-        case.begin()
-        if pending:
-            following = Case("ours", *pending.pop(0), options)
+    for batch in BATCHES:
+        if results:
+            sample(options, deadline)
+        case = Case("ours", batch, options)
         trace = None if results else options.output / "trace"
         results.append(note(case.measure(deadline - 20, trace), options))
         case.process.kill()
-        if len(results) == len(CASES):
-            sample(options, deadline)
-    return results
+    results.append(note(theirs.measure(deadline), options))
+    theirs.process.kill()
+    compare([result for result in results if result])
 
 
 def note(result: dict | None, options: argparse.Namespace) -> dict | None:
@@ -149,7 +126,7 @@ def sample(options: argparse.Namespace, deadline: float) -> None:
     """Run benchmarks/sampling.py and print what it ends with."""
     script = pathlib.Path(__file__).with_name("sampling.py")
     command = [sys.executable, str(script), "--original", options.original, *SAMPLING]
-    left = deadline - time.monotonic() - 30
+    left = max(1.0, deadline - time.monotonic() - 30)
     log = options.output / "sampling.log"
     with open(log, "w") as file:
         try:

@@ -108,7 +108,7 @@ def make_networks(original, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def make_ours(original, networks, batch, draws, options) -> Callable[[], dict[str, float]]:
-    """A call that makes the next step of ours; returns its metrics."""
+    """A call that makes the next steps of ours, by default one; returns the last one's metrics."""
     import jax
 
     from repae_jax.training.optimizers import adamw
@@ -128,10 +128,15 @@ def make_ours(original, networks, batch, draws, options) -> Callable[[], dict[st
     step = jax.jit(make_train_step(models, objective, optimizers), donate_argnums=0)
     batch, draws = jax.device_put((batch, draws))
 
-    def call(trace: str | None = None):
+    def call(steps: int = 1, trace: str | None = None):
+        """Make steps as the loop does: it reads what one gave while the next one runs."""
         nonlocal state
+        metrics = None
         with jax.profiler.trace(trace) if trace else contextlib.nullcontext():
-            state, metrics = step(state, batch, draws)
+            for _ in range(steps):
+                before = metrics
+                state, metrics = step(state, batch, draws)
+                jax.device_get(before)
             metrics = jax.device_get(metrics)
         return {name: float(value) for name, value in metrics.items()}
 
@@ -139,7 +144,7 @@ def make_ours(original, networks, batch, draws, options) -> Callable[[], dict[st
 
 
 def make_theirs(original, networks, batch, draws, options, *, compiled: bool = False):
-    """A call that makes the next step of the original's loop; returns what it logs."""
+    """A call that makes the next steps of the original's loop; returns what it logs of the last."""
     import torch
 
     networks = {name: part.to(options.device) for name, part in networks.items()}
@@ -161,9 +166,15 @@ def make_theirs(original, networks, batch, draws, options, *, compiled: bool = F
         torch._dynamo.config.accumulated_cache_size_limit = 512
         for name in trained:  # the same parameters: optimizers and average stay as they are
             training.scope[name] = torch.compile(trained[name], backend="inductor", mode="default")
-    return lambda: original.comparison.their_step(
-        training, batch, draws, device=options.device, **cached
-    )
+
+    def call(steps: int = 1):
+        for _ in range(steps):
+            logged = original.comparison.their_step(
+                training, batch, draws, device=options.device, **cached
+            )
+        return logged
+
+    return call
 
 
 def make_side(name: str, options: argparse.Namespace) -> Callable[[], dict[str, float]]:
@@ -184,22 +195,8 @@ def make_side(name: str, options: argparse.Namespace) -> Callable[[], dict[str, 
 
 
 def _with_peak(call, peak):
-    """`call` that tells the GPU's memory too; what the first one's allocator keeps is given back,
-    since sides that compile quickly wait for others.
-    """
-    import torch
-
-    first = True
-
-    def told(*arguments):
-        nonlocal first
-        metrics = {**call(*arguments), PEAK: peak() / 1e9}
-        if first:
-            torch.cuda.empty_cache()
-        first = False
-        return metrics
-
-    return told
+    """`call` that tells the GPU's memory, too."""
+    return lambda *arguments: {**call(*arguments), PEAK: peak() / 1e9}
 
 
 def _jax_peak():
@@ -271,7 +268,7 @@ def main() -> None:
             raise SystemExit(f"ours {ours[worst]}, theirs {others[worst]}: not the same step")
         seconds = alternate(sides, options.repeats, warm_up=0, settle=1)
         if options.trace:
-            sides["ours"](options.trace)
+            sides["ours"](1, options.trace)
     peaks = {name: metrics[PEAK] for name, metrics in first.items() if PEAK in metrics}
     rates = report(
         f"{options.recipe}: {options.arch}, {options.vae} at {options.resolution} x "
