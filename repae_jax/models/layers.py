@@ -32,7 +32,7 @@ def conv(
     dtype=jnp.float32,
     kernel_init=None,
     name: str | None = None,
-) -> nn.Conv:
+) -> "Conv":
     """A square 2-D convolution over (B, H, W, C), initialised as PyTorch does.
 
     `padding` is symmetric "same" padding for odd kernels by default; pass ((top, bottom),
@@ -40,12 +40,12 @@ def conv(
     """
     init = torch_uniform(in_features * kernel * kernel)
     pad = (kernel - 1) // 2
-    return nn.Conv(
+    return Conv(
         features,
         (kernel, kernel),
         stride,
         padding=((pad, pad), (pad, pad)) if padding is None else padding,
-        use_bias=bias,
+        biased=bias,
         dtype=dtype,
         kernel_init=init if kernel_init is None else kernel_init,
         bias_init=init,
@@ -53,7 +53,40 @@ def conv(
     )
 
 
-def conv_of(module: nn.Module) -> Callable[..., nn.Conv]:
+class Conv(nn.Conv):
+    """`nn.Conv` with `add_bias`, if `biased`."""
+
+    use_bias: bool = False
+    biased: bool = True
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """(B, H, W, C) -> (B, H', W', features)."""
+        y = super().__call__(inputs)
+        if not self.biased:
+            return y
+        return add_bias(y, self.param("bias", self.bias_init, (self.features,), jnp.float32))
+
+
+@jax.custom_vjp
+def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
+    """y (..., D) + bias (D,), in y's type; the bias's gradient is summed in float32.
+
+    Derived automatically it is summed in y's type: in bfloat16 the sum of many small terms stays
+    where the next one is half of its last digit.
+    """
+    return y + bias.astype(y.dtype)
+
+
+def _bias_gradient(_, gradient):
+    summed = gradient.astype(jnp.float32).sum(axis=tuple(range(gradient.ndim - 1)))
+    return gradient, summed
+
+
+add_bias.defvjp(lambda y, bias: (add_bias(y, bias), None), _bias_gradient)
+
+
+def conv_of(module: nn.Module) -> Callable[..., "Conv"]:
     """`conv` with the module's own `dtype`."""
     return functools.partial(conv, dtype=module.dtype)
 
@@ -79,16 +112,22 @@ def sincos_position_table(dim: int, grid: int) -> np.ndarray:
 class Dense(nn.Dense):
     """A linear layer over the last axis of (..., D) that merges the others before it multiplies.
 
-    The same numbers as `nn.Dense`. The weight gradient then contracts one axis instead of two,
-    for which XLA's CPU compiler needs no transposed copy of what came before the layer (measured:
-    a third off the time of the SiT's backward pass).
+    The same numbers as `nn.Dense`, but for `add_bias`. The weight gradient contracts one axis
+    instead of two, for which XLA's CPU compiler needs no transposed copy of what came before the
+    layer (measured: a third off the time of the SiT's backward pass).
     """
+
+    use_bias: bool = False
+    biased: bool = True
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """(..., D) -> (..., features)."""
         merged = inputs.reshape(-1, inputs.shape[-1])
-        return super().__call__(merged).reshape(*inputs.shape[:-1], self.features)
+        y = super().__call__(merged)
+        if self.biased:
+            y = add_bias(y, self.param("bias", self.bias_init, (self.features,), jnp.float32))
+        return y.reshape(*inputs.shape[:-1], self.features)
 
 
 def gelu(x: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from repae_jax.models.layers import torch_uniform
+from repae_jax.models.layers import add_bias, torch_uniform
 
 # What y[2p - 1], then y[2p], take of the kernel's taps: (output, tap of two, tap of three).
 _TAPS = np.array([[[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]], np.float32)
@@ -46,7 +46,7 @@ class UpsampleConv(nn.Module):
         y = _convolve(x.astype(self.dtype), taps.reshape(2, 2, channels, -1).astype(self.dtype))
         y = y.reshape(batch, height + 1, width + 1, 2, 2, self.features).swapaxes(2, 3)
         y = y.reshape(batch, 2 * height + 2, 2 * width + 2, self.features)
-        return y[:, 1:-1, 1:-1] + bias.astype(self.dtype)
+        return add_bias(y[:, 1:-1, 1:-1], bias)
 
 
 @jax.custom_vjp

@@ -210,7 +210,7 @@ class ViT(nn.Module):
         patches, grid = self._patches(images)
         embed = Dense(
             self.dim,
-            use_bias=self.patch_bias,
+            biased=self.patch_bias,
             dtype=self.dtype,
             kernel_init=_INIT,
             name="patch_embed",
