@@ -8,6 +8,7 @@ from collections.abc import Mapping
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
 _SHAPE = re.compile(r"\b(pred|[a-z]+[0-9]+(?:e[0-9]m[0-9]\w*)?)\[([0-9,]*)\](\{[^}]*\})?")
+_OPERAND = re.compile(r"%([\w.\-]+)(?:#(\d+))?")
 _CALLED = re.compile(
     r"(?:to_apply|calls|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
 )
@@ -149,20 +150,18 @@ def _moved(instruction, instructions, computations):
         return 0.0  # what an asynchronous computation does is counted within
     if instruction.operation.endswith("-start"):  # its result names its operands as well
         return _bytes(instruction.shape)
-    operands = [instructions.get(name) for name in _operands(instruction)]
+    operands = _operand_shapes(instruction, instructions)
     if instruction.operation == "fusion":
         reads, written = _of_fusion(instruction, computations)
-        for index, operand in enumerate(operands):
-            if operand is not None:
-                whole = _bytes(operand.shape)
-                written += min(whole, reads.get(index, whole))
+        for index, shape in enumerate(operands):
+            whole = _bytes(shape)
+            written += min(whole, reads.get(index, whole))
         return written
     if instruction.operation in ("slice", "dynamic-slice"):
         return 2 * _bytes(instruction.shape)
     if instruction.operation == "dynamic-update-slice":
-        return 2 * _bytes(operands[1].shape) if operands[1] is not None else 0.0
-    read = sum(_bytes(operand.shape) for operand in operands if operand is not None)
-    return read + _bytes(_without_scratch(instruction))
+        return 2 * _bytes(operands[1])
+    return sum(map(_bytes, operands)) + _bytes(_without_scratch(instruction))
 
 
 def _without_scratch(instruction):
@@ -228,7 +227,18 @@ def _slice_read(user, position):
 
 
 def _operands(instruction):
-    return re.findall(r"%([\w.\-]+)", instruction.rest.split("), ")[0])
+    return [name for name, _ in _OPERAND.findall(instruction.rest.split("), ")[0])]
+
+
+def _operand_shapes(instruction, instructions):
+    """The operands' shapes, "" where there is none of that name; %x#3 is part 3 of a tuple."""
+    shapes = []
+    for name, part in _OPERAND.findall(instruction.rest.split("), ")[0]):
+        shape = instructions[name].shape if name in instructions else ""
+        if part and shape:
+            shape = [match[0] for match in _SHAPE.finditer(shape)][int(part)]
+        shapes.append(shape)
+    return shapes
 
 
 # --- links ---

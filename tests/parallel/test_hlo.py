@@ -149,3 +149,18 @@ ENTRY %main (p: bf16[64,64], q: bf16[64,64]) -> bf16[64,64] {
 
 def test_the_scratch_space_of_a_gpus_libraries_is_not_traffic():
     assert measure_traffic(GPU, 1).memory == 3 * 64 * 64 * 2
+
+
+PARTS = """
+HloModule jit_step
+
+ENTRY %main (p: (f32[100], f32[7])) -> f32[7] {
+  %p = (f32[100]{0}, /*index=1*/f32[7]{0}) parameter(0)
+  ROOT %out = f32[7]{0} copy(%p#1)
+}
+"""
+
+
+def test_a_part_of_a_tuple_moves_alone():
+    """As jaxlib 0.11 writes it, without an instruction that takes the part."""
+    assert measure_traffic(PARTS, 1).memory == 2 * 7 * 4
