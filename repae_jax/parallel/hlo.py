@@ -227,13 +227,18 @@ def _slice_read(user, position):
 
 
 def _operands(instruction):
-    return [name for name, _ in _OPERAND.findall(instruction.rest.split("), ")[0])]
+    return [name for name, _ in _operand_parts(instruction)]
+
+
+def _operand_parts(instruction):
+    """(name, part of a tuple or "") of each operand: %x#3 is part 3 of x."""
+    return _OPERAND.findall(instruction.rest.split("), ")[0])
 
 
 def _operand_shapes(instruction, instructions):
-    """The operands' shapes, "" where there is none of that name; %x#3 is part 3 of a tuple."""
+    """The operands' shapes, "" where there is none of that name."""
     shapes = []
-    for name, part in _OPERAND.findall(instruction.rest.split("), ")[0]):
+    for name, part in _operand_parts(instruction):
         shape = instructions[name].shape if name in instructions else ""
         if part and shape:
             shape = [match[0] for match in _SHAPE.finditer(shape)][int(part)]
