@@ -122,7 +122,8 @@ def _add_study(command):
         "results.jsonl.\n\nexamples:\n"
         "  study configs/study_digits.py --output runs/study_digits --jobs 2\n"
         "  study configs/study_digits.py --output runs/try --config.seeds=1\n"
-        "  study configs/study_digits.py --output runs/study_digits --report",
+        "  study configs/study_digits.py --output runs/study_digits --report\n"
+        "  study configs/study_digits.py --output runs/again --against docs/study_digits.jsonl",
     )
     study.add_argument("config", metavar="STUDY", help="a Python file with get_config()")
     study.add_argument("--output", required=True, type=pathlib.Path, help="the study's folder")
@@ -138,6 +139,13 @@ def _add_study(command):
         "--prepare", action="store_true", help="only make what all runs share: teachers, the judge"
     )
     study.add_argument("--report", action="store_true", help="only compare what is done")
+    study.add_argument(
+        "--against",
+        metavar="RESULTS",
+        type=pathlib.Path,
+        help="another results.jsonl: say which runs have the same figures, bit by bit; the exit "
+        "status is 1 if any has not",
+    )
     add_quiet(study)
 
 

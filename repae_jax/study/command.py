@@ -7,6 +7,7 @@ from repae_jax.errors import UserError
 from repae_jax.overrides import read_config
 from repae_jax.study.plan import Job, check, jobs
 from repae_jax.study.report import write_study
+from repae_jax.study.results import agreement, read_results
 from repae_jax.study.run import read_result, run_job
 from repae_jax.study.schedule import prepare, run_all, shares
 from repae_jax.study.shared import check_shared, make_shared
@@ -16,7 +17,7 @@ def study_command(options: argparse.Namespace) -> int:
     """Run what is left of a study, or one of its runs, and write its report.
 
     Returns:
-      0.
+      The exit status: 0, or 1 where runs have other figures than those of `--against`.
 
     Raises:
       UserError: a bad study, files, or a run that failed.
@@ -26,6 +27,7 @@ def study_command(options: argparse.Namespace) -> int:
     if not {"config", "arms", "measured_at"} <= set(study):
         raise UserError(f"{options.config} is no study: build it with repae_jax.study.plan.base()")
     output: pathlib.Path = options.output
+    others = read_results(options.against) if options.against else []
     check(study, output)
     progress = not options.quiet
     if options.prepare:
@@ -54,7 +56,11 @@ def study_command(options: argparse.Namespace) -> int:
     path = write_study(study, output, results)
     print((output / "tables.md").read_text())
     print(f"{len(results)} of {len(jobs(study))} runs; report: {path}")
-    return 0
+    if not options.against:
+        return 0
+    found = agreement(results, others)
+    print(f"against {options.against}: {found}")
+    return 1 if found.apart else 0
 
 
 def _results(study, output):

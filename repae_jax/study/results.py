@@ -11,9 +11,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from repae_jax.atomic import write_atomically
+from repae_jax.config import differences
+from repae_jax.errors import UserError
 from repae_jax.study.plan import MEASURES
 
 Result = Mapping[str, Any]
+
+
+_SAME = ("figures", "accuracies", "diverged")  # of a run that is made again
 
 
 def write_results(path: pathlib.Path, results: Sequence[Result]) -> None:
@@ -22,8 +27,20 @@ def write_results(path: pathlib.Path, results: Sequence[Result]) -> None:
 
 
 def read_results(path: pathlib.Path) -> list[Result]:
-    """What `write_results` wrote."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """What `write_results` wrote.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    try:
+        found = [json.loads(line) for line in path.read_text().splitlines()]
+        if not all({"arm", "seed", "figures"} <= result.keys() for result in found):
+            raise ValueError("a line is no run")
+        return found
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} does not hold the results of a study: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,3 +213,49 @@ def correlation(results: Sequence[Result], first: str, second: str, step: int) -
         stats.pearsonr(pairs[:, 0], np.log(pairs[:, 1])).statistic if logarithmic else math.nan
     )
     return Correlation(float(pearson), ranked(pairs), len(pairs), ranked(means), len(means))
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """Which runs have the same figures as elsewhere, bit by bit.
+
+    Attributes:
+      same: runs whose every figure is the other's.
+      apart: a line for each run with others, which names the first of them.
+      here, there: runs that only one side has.
+    """
+
+    same: int
+    apart: list[str]
+    here: int
+    there: int
+
+    def __str__(self) -> str:
+        both = self.same + len(self.apart)
+        lone = f"{self.here} more are only here, {self.there} only there"
+        return "\n".join(
+            [f"{self.same} of {both} runs have the same figures, bit by bit; {lone}", *self.apart]
+        )
+
+
+def agreement(results: Sequence[Result], others: Sequence[Result]) -> Agreement:
+    """Compare runs with those of the same arm and seed; seconds and versions are no figures."""
+    ours, theirs = ({(r["arm"], r["seed"]): r for r in side} for side in (results, others))
+    same, apart = 0, []
+    for key in (key for key in ours if key in theirs):
+        before, now = (
+            {name: _comparable(side[key].get(name)) for name in _SAME} for side in (theirs, ours)
+        )
+        told = differences(before, now, "{}:{}".format(*key))
+        same += not told
+        if told:
+            more = f", and {len(told) - 1} more" if len(told) > 1 else ""
+            apart.append(told[0] + more)
+    return Agreement(same, apart, len(ours.keys() - theirs), len(theirs.keys() - ours))
+
+
+def _comparable(value):
+    """As it is, but that what is no number equals itself."""
+    if isinstance(value, Mapping):
+        return {key: _comparable(item) for key, item in value.items()}
+    return "NaN" if value != value else value

@@ -4,8 +4,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from repae_jax.errors import UserError
 from repae_jax.study.plan import claim
-from repae_jax.study.results import at_work, correlation, effect, mean, of_arm, work
+from repae_jax.study.results import (
+    agreement,
+    at_work,
+    correlation,
+    effect,
+    mean,
+    of_arm,
+    read_results,
+    work,
+    write_results,
+)
 
 
 def result(arm, seed, gflop=1.0, **figures):
@@ -119,3 +130,33 @@ def test_a_correlation_is_scipys_over_all_runs():
     results[0]["figures"]["20"]["frechet"] = 0.0  # has no logarithm
     assert math.isnan(correlation(results, "cknna", "frechet", 20).pearson)
     assert not math.isnan(correlation(results, "cknna", "frechet", 20).spearman)
+
+
+def test_runs_agree_where_every_figure_does_to_the_last_bit(tmp_path):
+    ours = [result("a", seed, psnr=(1 / 3, 30.0), frechet=(math.nan, 2.0)) for seed in range(3)]
+    write_results(tmp_path / "results.jsonl", ours)
+    theirs = read_results(tmp_path / "results.jsonl")
+    found = agreement(ours, theirs)
+    assert (found.same, found.apart, found.here, found.there) == (3, [], 0, 0)
+    theirs[1]["figures"]["10"]["psnr"] = np.nextafter(1 / 3, 1)
+    theirs[2]["figures"]["20"] = {"psnr": 31.0}
+    theirs = [*theirs[1:], result("b", 0, psnr=(1.0, 2.0))]
+    found = agreement(ours, theirs)
+    assert (found.same, found.here, found.there) == (0, 1, 1)
+    assert found.apart == [
+        f"a:1.figures.10.psnr: {np.nextafter(1 / 3, 1)!r} -> {1 / 3!r}",
+        "a:2.figures.20.frechet: None -> 2.0, and 1 more",
+    ]
+    assert str(found).splitlines()[0] == (
+        "0 of 2 runs have the same figures, bit by bit; 1 more are only here, 1 only there"
+    )
+
+
+@pytest.mark.parametrize("text", ["{", "[1]\n", '{"arm": "a", "seed": 0}\n'])
+def test_what_holds_no_results_is_named(tmp_path, text):
+    path = tmp_path / "results.jsonl"
+    with pytest.raises(UserError, match=r"results.jsonl: No such file"):
+        read_results(path)
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"results.jsonl does not hold the results of a study"):
+        read_results(path)

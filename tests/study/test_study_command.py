@@ -20,7 +20,7 @@ from repae_jax.evaluation.reconstruction import mean_psnr
 from repae_jax.sampling.pixels import to_float, to_uint8
 from repae_jax.study.judge import load_judge, train_judge
 from repae_jax.study.plan import MEASURES, Job
-from repae_jax.study.results import read_results
+from repae_jax.study.results import read_results, write_results
 from repae_jax.study.schedule import run_all
 from repae_jax.training.run import open_run
 
@@ -93,10 +93,8 @@ def test_a_run_that_is_gone_is_made_again_to_the_same_figures(done, tmp_path):
     done.rename(moved)
     copy.rename(done)
     try:
-        assert run(done, "--jobs", "2") == 0
-        first, second = (read_results(folder / "results.jsonl") for folder in (moved, done))
+        assert run(done, "--jobs", "2", "--against", str(moved / "results.jsonl")) == 0
         assert (Job("vae", 0).workdir(done) / "result.json").stat().st_mtime_ns == before
-        assert [r["figures"] for r in first] == [r["figures"] for r in second]
     finally:
         shutil.rmtree(done)
         moved.rename(done)
@@ -172,6 +170,18 @@ def test_a_damaged_result_is_named(copy, capsys):
     assert f"{path} is damaged" in capsys.readouterr().err
 
 
+def test_other_figures_than_another_time_are_told(done, tmp_path, capsys):
+    others = read_results(done / "results.jsonl")
+    others[2]["figures"]["4"]["psnr"] += 1e-12
+    write_results(tmp_path / "others.jsonl", others)
+    assert run(done, "--report", "--against", str(tmp_path / "others.jsonl")) == 1
+    said = capsys.readouterr().out
+    assert "others.jsonl: 2 of 3 runs have the same figures" in said
+    assert "repae:0.figures.4.psnr: " in said
+    assert run(done, "--report", "--against", str(done / "results.jsonl")) == 0
+    assert "3 of 3 runs have the same figures" in capsys.readouterr().out
+
+
 def test_more_claims_change_no_run(done, capsys):
     assert run(done, "--report", "--config.claims.ahead.measure=psnr") == 0
     assert "psnr" in capsys.readouterr().out
@@ -186,6 +196,7 @@ def test_more_claims_change_no_run(done, capsys):
         (["--run", "vae:1"], "--run is 'vae:1': give ARM:SEED, .* and a seed below 1"),
         (["--jobs", "4096"], "--jobs is 4096, but there are"),
         (["--report"], "holds no result yet"),
+        (["--against", "nowhere.jsonl"], "nowhere.jsonl: No such file"),
         (["--config.config.sit.depth=0"], "arm"),
     ],
 )
