@@ -7,21 +7,18 @@ what they take of memory, and not which there are.
 """
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import math
-import os
 import time
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from repae_jax.errors import UserError, first_line, out_of_memory
-from repae_jax.models.layers import attention_kernel
-from repae_jax.parallel.chips import GPUS, Chip, parse_topology
+from repae_jax.parallel.absent import absent_devices, compile_for, compiler
+from repae_jax.parallel.chips import Chip, parse_topology
 from repae_jax.parallel.flops import count_flops
 from repae_jax.parallel.hlo import measure_traffic
 from repae_jax.parallel.mesh import make_mesh, over_batch
@@ -31,15 +28,6 @@ from repae_jax.training.build import build_models
 from repae_jax.training.program import Program
 from repae_jax.training.run import make_sampler, sampling_weights
 from repae_jax.validation import check_devices, validate
-
-# Settings of JAX by --effort; up to 0.10 they are numbers, later levels.
-_EFFORTS = ("jax_exec_time_optimization_effort", "jax_memory_fitting_effort")
-_LEVELS = ("jax_optimization_level", "jax_memory_fitting_level")
-QUICK = (
-    dict.fromkeys(_EFFORTS, -1.0)
-    if hasattr(jax.config, _EFFORTS[0])
-    else dict.fromkeys(_LEVELS, "O1")
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,27 +106,6 @@ def compile_command(options: argparse.Namespace, config: ConfigDict) -> int:
         else:
             print(describe(report))
     return 0
-
-
-@contextlib.contextmanager
-def compiler(effort: str) -> Iterator[None]:
-    """Settings under which programs are compiled ahead.
-
-    Args:
-      effort: "full", as a run would, or "quick": a step of XL size takes a minute or two instead
-        of ten, and may come out a little larger and slower.
-    """
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU to ask
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nor to quarrel about
-    settings = QUICK if effort == "quick" else {}
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
 
 
 def compile_train(config: ConfigDict, topology: str, *, verbose: bool = False) -> Report:
@@ -222,81 +189,15 @@ def _program(config, topology):
     chip, count = parse_topology(topology)
     validate(config)
     check_devices(config, count)
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices=_devices(topology, count))
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices=absent_devices(topology))
     return Program(config, build_models(config), mesh), chip
-
-
-def _devices(topology, count):
-    kind = topology.partition(":")[0]
-    get, package = (_gpus, "jax[cuda13]") if kind in GPUS else (_tpus, "libtpu")
-    try:
-        devices = get(topology, kind, count)
-    except Exception as error:  # of the plug-in, without a class of its own
-        raise UserError(
-            f"--topology {topology}: the compiler gives none ({first_line(error)}); it comes "
-            f"with `pip install {package}`, and knows the slices that are for rent"
-        ) from error
-    if len(devices) != count:
-        raise UserError(f"--topology {topology} has {len(devices)} devices on {count} chips")
-    return devices
-
-
-def _tpus(topology, kind, count):
-    from jax.experimental import topologies
-
-    options = {"chip_config_name": "megacore"} if kind == "v4" else {}
-    return topologies.get_topology_desc(topology, "tpu", **options).devices
-
-
-def _gpus(topology, kind, count):
-    from jax.experimental import topologies
-
-    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # the driver may be missing
-    chip = GPUS[kind]
-    target = HOPPER.format(memory=int(chip.memory), bandwidth=int(chip.bandwidth), name=kind)
-    return topologies.get_topology_desc(
-        platform="cuda", target_config=target, topology=f"1x1x{count}"
-    ).devices
-
-
-# What XLA asks of an H100 or H200 (its GpuTargetConfigProto).
-HOPPER = """
-gpu_device_info {{
-  name: "{name}" device_vendor: "NVIDIA Corporation"
-  cuda_compute_capability {{ major: 9 feature_extension: ACCELERATED_FEATURES }}
-  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
-  device_memory_size: {memory} memory_bandwidth: {bandwidth} l2_cache_size: 52428800
-  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
-  thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448
-  shared_memory_per_core: 233472
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536 device_address_bits: 64
-  driver_version: "13.0.0" runtime_version: "13.0.0" compile_time_toolkit_version: "13.0.0"
-  dnn_version: "9.10.0"
-}}
-platform_name: "CUDA"
-dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
-runtime_version {{ major: 13 minor: 0 patch: 0 }}
-device_description_str: "{name}"
-"""
-# There is none to try kernels on; of products cuBLAS makes the best by itself.
-GPU_OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
-
-
-def _compiled(function, arguments, topology):
-    if topology.partition(":")[0] not in GPUS:
-        return function.lower(*arguments).compile()
-    with attention_kernel("cudnn"):
-        lowered = function.trace(*arguments).lower(lowering_platforms=("cuda",))
-        return lowered.compile(compiler_options=GPU_OPTIONS)
 
 
 def _compile(name, function, arguments, flops, work, program: Program, topology, chip: Chip):
     batch_size, count = program.config.batch_size, program.mesh.size
     started = time.perf_counter()
     try:
-        compiled = _compiled(function, arguments, topology)
+        compiled = compile_for(topology, function, arguments)
     except jax.errors.JaxRuntimeError as error:
         if not out_of_memory(error):
             raise
