@@ -33,6 +33,7 @@ from repae_jax.objectives.reconstruction import RECONSTRUCTION
 from repae_jax.sampling.pixels import to_float
 from repae_jax.training.accumulation import accumulated
 from repae_jax.training.draws import Draws
+from repae_jax.training.optimizers import by_leaf, global_norm
 from repae_jax.training.recipe import Models, Objective
 from repae_jax.training.state import TrainState, averaged
 
@@ -74,6 +75,8 @@ def make_train_step(
     """
     loss = make_loss(models, objective, tuple(optimizers), whole)
     gradients = accumulated(jax.grad(loss, has_aux=True), micro_batches)
+    apply = by_leaf(optax.apply_updates)
+    follow = by_leaf(lambda new, old: optax.incremental_update(new, old, 1.0 - ema_decay))
 
     def updated(state: TrainState, grads, norms, batch_stats) -> TrainState:
         params, opt_state = dict(state.params), dict(state.opt_state)
@@ -82,11 +85,11 @@ def make_train_step(
             updates, opt_state[name] = optimizer.update(
                 grads[name], state.opt_state[name], state.params[name], norm=norms[name]
             )
-            params[name] = optax.apply_updates(state.params[name], updates)
+            params[name] = apply(state.params[name], updates)
         state = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
         followed = averaged(state)
         old = {name: state.ema[name] for name in followed}
-        ema = optax.incremental_update(followed, old, 1.0 - ema_decay)
+        ema = follow(followed, old)
         return state.replace(ema={**state.ema, **ema})
 
     def unchanged(state: TrainState, *_) -> TrainState:
@@ -95,7 +98,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch, draws: Draws) -> tuple[TrainState, Metrics]:
         trained = {name: state.params[name] for name in optimizers}
         grads, (metrics, batch_stats) = gradients(trained, state, batch, draws)
-        norms = {name: optax.global_norm(grads[name]) for name in optimizers}
+        norms = {name: global_norm(grads[name]) for name in optimizers}
         metrics |= {GRAD_NORM[name]: norm for name, norm in norms.items()}
         # The gradients' norms are among the metrics, so no gradient needs a look of its own. A
         # branch, where choosing between two states would keep both in memory.

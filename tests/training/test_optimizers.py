@@ -6,7 +6,7 @@ import parity
 import pytest
 import torch
 
-from repae_jax.training.optimizers import adamw, clip_by_global_norm
+from repae_jax.training.optimizers import adamw, clip_by_global_norm, global_norm, leafwise
 
 STEPS = 20
 SHAPES = {"kernel": (5, 7), "bias": (7,), "scale": (3, 1, 2)}
@@ -113,3 +113,61 @@ def test_warm_up_starts_at_zero_and_ends_at_the_rate():
         updates, state = optimizer.update({"a": jnp.full(3, 0.1)}, state, params)
         sizes.append(float(-updates["a"][0]))
     np.testing.assert_allclose(sizes, RATE * np.array([0, 0.25, 0.5, 0.75, 1, 1, 1]), rtol=1e-4)
+
+
+def nested():
+    """Parameters of three layers, two of one shape."""
+    rng = np.random.default_rng(2)
+    shapes = {"kernel": (5, 7), "bias": (7,)}
+    layers = {f"layer{i}": shapes for i in range(2)} | {"last": {"kernel": (7, 3)}}
+    return {
+        layer: {name: jnp.float32(rng.normal(size=shape)) for name, shape in own.items()}
+        for layer, own in layers.items()
+    }
+
+
+def close(found, wanted):
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-9)
+
+
+def test_leaf_by_leaf_gives_the_same_updates_and_state():
+    chain = optax.chain(
+        clip_by_global_norm(1.0),
+        optax.adamw(optax.linear_schedule(0.0, RATE, 4), weight_decay=0.1),
+    )
+    ours = leafwise(chain)
+    params = nested()
+    state = expected_state = ours.init(params)
+    assert jax.tree.structure(state) == jax.tree.structure(chain.init(params))
+    for step in range(3):
+        gradient = jax.tree.map(lambda p, step=step: jnp.sin(p * (step + 1)), params)
+        norm = optax.global_norm(gradient)
+        assert norm > 1.0
+        expected, expected_state = chain.update(gradient, expected_state, params)
+        for known in ({}, {"norm": norm}):
+            updates, new_state = ours.update(gradient, state, params, **known)
+            for found, wanted in ((updates, expected), (new_state, expected_state)):
+                assert jax.tree.structure(found) == jax.tree.structure(wanted)
+                jax.tree.map(close, found, wanted)
+        state = new_state
+        params = optax.apply_updates(params, updates)
+    assert int(state[1][0].count) == 3
+
+
+def test_leaf_by_leaf_an_optimizer_is_traced_once_for_each_shape():
+    traced = []
+
+    def update(updates, state, params=None):
+        traced.append(updates.shape)
+        return jax.tree.map(jnp.negative, updates), state
+
+    optimizer = leafwise(optax.GradientTransformation(lambda params: optax.EmptyState(), update))
+    params = nested()
+    updates, _ = jax.jit(optimizer.update)(params, optimizer.init(params), params)
+    assert sorted(traced) == [(5, 7), (7,), (7, 3)]
+    assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
+
+
+def test_the_global_norm_is_that_of_optax():
+    params = nested()
+    assert float(global_norm(params)) == pytest.approx(float(optax.global_norm(params)), rel=1e-6)
