@@ -24,7 +24,7 @@ def get_config():
 
     config = study.config = read_config(str(DIGITS), [])
     for optimizer in config.optimizer.values():
-        optimizer.update(warmup_steps=30, decay_steps=STEPS)
+        optimizer.update(learning_rate=1e-3, warmup_steps=30, decay_steps=STEPS)
     config.sampling.update(method="euler", steps=25)
     config.run.sample_steps = 10
 

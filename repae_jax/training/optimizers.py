@@ -1,7 +1,7 @@
 """The three optimizers: AdamW with PyTorch's gradient clipping.
 
-A network has hundreds of leaves of a few dozen shapes, and tracing AdamW for each of them took a
-quarter of the whole step's tracing. So what treats each leaf alone is traced once for each shape.
+A network has hundreds of leaves of a few dozen shapes. What treats each leaf alone is traced once
+for each shape: a seventh off the time that the whole step takes to trace.
 """
 
 from collections.abc import Callable
