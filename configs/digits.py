@@ -39,7 +39,7 @@ def get_config(recipe: str = "repae"):
     config.objective.kl_weight = 2e-5
 
     for optimizer in config.optimizer.values():
-        optimizer.update(learning_rate=1e-3, warmup_steps=50, decay_steps=1450)
+        optimizer.update(learning_rate=3e-3, warmup_steps=50, decay_steps=1450)
 
     config.sampling.update(method="euler-maruyama", steps=100)
     config.run.update(steps=1450, log_every=10, sample_every=400, sample_steps=25)
