@@ -27,7 +27,7 @@ def study_command(options: argparse.Namespace) -> int:
     if not {"config", "arms", "measured_at"} <= set(study):
         raise UserError(f"{options.config} is no study: build it with repae_jax.study.plan.base()")
     output: pathlib.Path = options.output
-    others = read_results(options.against) if options.against else []
+    others = read_results(options.against) if options.against else None
     check(study, output)
     progress = not options.quiet
     if options.prepare:
@@ -56,7 +56,7 @@ def study_command(options: argparse.Namespace) -> int:
     path = write_study(study, output, results)
     print((output / "tables.md").read_text())
     print(f"{len(results)} of {len(jobs(study))} runs; report: {path}")
-    if not options.against:
+    if others is None:
         return 0
     found = agreement(results, others)
     print(f"against {options.against}: {found}")

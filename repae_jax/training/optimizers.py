@@ -4,6 +4,7 @@ A network has hundreds of leaves of a few dozen shapes. What treats each leaf al
 for each shape: a seventh off the time that the whole step takes to trace.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -20,7 +21,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArg
 
     def update(updates, state, params=None, *, norm=None, **others):
         del params, others
-        norm = optax.global_norm(updates) if norm is None else norm
+        norm = global_norm(updates) if norm is None else norm
         factor = jnp.minimum(1.0, max_norm / (norm + 1e-6))
         return jax.tree.map(lambda u: u * factor, updates), state
 
@@ -95,9 +96,8 @@ def by_leaf(function: Callable[..., jax.Array]) -> Callable:
 
 
 def global_norm(tree) -> jax.Array:
-    """`optax.global_norm`, traced once for each shape."""
-    return jnp.sqrt(sum(jax.tree.leaves(by_leaf(_squared_norm)(tree))))
+    """`optax.tree.norm`, traced once for each shape."""
+    return jnp.sqrt(sum(jax.tree.leaves(_squared_norms(tree))))
 
 
-def _squared_norm(leaf):
-    return jnp.square(leaf).sum()
+_squared_norms = by_leaf(functools.partial(optax.tree.norm, squared=True))
