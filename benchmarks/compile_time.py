@@ -21,9 +21,9 @@ VARIABLE = "REPAE_COMPILE_TIME"  # set in the processes that measure
 
 def measure(config_file: str, overrides: list[str]) -> None:
     """Trace, lower and compile; prints the seconds of each as JSON."""
-    from repae_jax import cpu
+    from repae_jax import machine
 
-    cpu.prepare()  # as the command line does
+    machine.prepare()  # as the command line does
     from repae_jax.overrides import read_config
     from repae_jax.parallel.mesh import make_mesh
     from repae_jax.training.build import build_models

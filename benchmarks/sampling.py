@@ -18,7 +18,7 @@ import numpy as np
 import original as originals
 from side_by_side import alternate, at_once, processes, report
 
-from repae_jax import cpu
+from repae_jax import machine
 
 METHODS = {"euler": (False, "euler_sampler"), "heun": (True, "euler_sampler"),
            "euler-maruyama": (False, "euler_maruyama_sampler")}  # fmt: skip
@@ -83,7 +83,7 @@ def make_ours(original, model, vae, noise_key, labels: np.ndarray, options):
 def make_side(name: str, options: argparse.Namespace):
     """One of the sides, with the same weights, noise and classes as the other; in its process."""
     if name == "ours":
-        cpu.prepare()  # as the command line does
+        machine.prepare()  # as the command line does
     else:
         os.environ["JAX_PLATFORMS"] = "cpu"  # it draws the noise; the GPU is the original's
     original = originals.load(options.original)

@@ -26,7 +26,7 @@ import numpy as np
 import original as originals
 from side_by_side import alternate, at_once, processes, report
 
-from repae_jax import cpu
+from repae_jax import machine
 
 TEACHER_DIM = 768
 FACTORS, CHANNELS = {"f8d4": 8, "f16d32": 16}, {"f8d4": 4, "f16d32": 32}
@@ -180,7 +180,7 @@ def make_theirs(original, networks, batch, draws, options, *, compiled: bool = F
 def make_side(name: str, options: argparse.Namespace) -> Callable[[], dict[str, float]]:
     """One of the sides, with the same weights, batch and draws as the others; in its process."""
     if name == "ours":
-        cpu.prepare()  # as the command line does
+        machine.prepare()  # as the command line does
     original = originals.load(options.original)
     batch, draws = make_batch(options)
     networks = make_networks(original, options)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from repae_jax import cpu
+from repae_jax import machine
 from repae_jax.models.layers import conv
 from repae_jax.models.upsample import UpsampleConv
 
@@ -122,7 +122,7 @@ def main() -> None:
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
         count(options.batch_size, options.topology)
     else:
-        cpu.prepare()  # as the command line does
+        machine.prepare()  # as the command line does
         measure(options.batch_size)
 
 

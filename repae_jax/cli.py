@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from absl import logging as absl_logging
 
-from repae_jax import cpu
+from repae_jax import machine
 from repae_jax.arguments import make_parser
 from repae_jax.compilation_cache import use_compilation_cache
 from repae_jax.errors import RUN_AGAIN, TryAgain, UserError
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if wrong:
         parser.error(f"unrecognized argument: {wrong[0]}")
     options.overrides = rest
-    cpu.prepare()
+    machine.prepare()
     use_compilation_cache()
     absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax explains itself at length
     try:

@@ -195,8 +195,8 @@ class Attention(nn.Module):
         """(B, N, D) -> (B, N, D)."""
         batch, tokens, dim = x.shape
         qkv = Dense(3 * dim, dtype=self.dtype, kernel_init=self.kernel_init, name="qkv")(x)
-        qkv = qkv.reshape(batch, tokens, 3, self.num_heads, dim // self.num_heads)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        parts = jax.lax.split(qkv, (dim, dim, dim), axis=-1)
+        q, k, v = (part.reshape(batch, tokens, self.num_heads, -1) for part in parts)
         if self.qk_norm:
             q = layer_norm(1e-5, affine=True, dtype=self.dtype, name="q_norm")(q)
             k = layer_norm(1e-5, affine=True, dtype=self.dtype, name="k_norm")(k)

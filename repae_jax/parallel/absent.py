@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import jax
 
 from repae_jax.errors import UserError, first_line
+from repae_jax.machine import GPU_OPTIONS
 from repae_jax.models.layers import attention_kernel
 from repae_jax.parallel.chips import GPUS, parse_topology
 
@@ -42,8 +43,7 @@ dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
 runtime_version {{ major: 13 minor: 0 patch: 0 }}
 device_description_str: "{name}"
 """
-# There is none to try kernels on; of products cuBLAS makes the best by itself.
-_GPU_OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+_GPU_OPTIONS = {**GPU_OPTIONS, "xla_gpu_autotune_level": 0}  # there is none to try kernels on
 
 
 @contextlib.contextmanager

@@ -4,12 +4,13 @@ import sys
 
 import pytest
 
-from repae_jax.cpu import accelerated, choose_convolutions, keep_memory
+from repae_jax import machine
+from repae_jax.machine import accelerated, choose_options, keep_memory
 
 # A large block that a thread frees, again and again: how many pages does the system hand out?
 SCRIPT = """
 import ctypes, resource, sys, threading
-from repae_jax.cpu import keep_memory
+from repae_jax.machine import keep_memory
 
 if sys.argv[1] == "keep":
     assert keep_memory()
@@ -60,7 +61,7 @@ def test_settings_of_the_environment_stand(monkeypatch):
 
 def test_nothing_changes_beside_an_accelerator(monkeypatch):
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    monkeypatch.setattr("repae_jax.cpu.glob.glob", lambda pattern: [pattern])
+    monkeypatch.setattr("repae_jax.machine.glob.glob", lambda pattern: [pattern])
     assert accelerated()
     assert not keep_memory()
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
@@ -69,25 +70,53 @@ def test_nothing_changes_beside_an_accelerator(monkeypatch):
 
 def test_convolutions_are_left_to_eigen_unless_the_environment_chose(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-    assert choose_convolutions()
+    assert choose_options()
     flags = os.environ["XLA_FLAGS"]
     assert flags.startswith("--xla_force_host_platform_device_count=8 --xla_cpu_experimental_ynn")
-    assert not choose_convolutions()
+    assert not choose_options()
     assert os.environ["XLA_FLAGS"] == flags
 
 
 def test_a_flag_is_set_only_where_the_compiler_knows_it(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
-    monkeypatch.setattr("repae_jax.cpu.importlib.metadata.version", lambda name: "0.12.0")
-    assert not choose_convolutions()
+    monkeypatch.setattr("repae_jax.machine.importlib.metadata.version", lambda name: "0.12.0")
+    assert not choose_options()
     assert os.environ["XLA_FLAGS"] == ""
+
+
+@pytest.mark.parametrize(("given", "left"), [("", 2), ("--xla_allow_excess_precision=true", 1)])
+def test_options_of_nvidia_gpus_are_set_unless_the_environment_chose(monkeypatch, given, left):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setattr("repae_jax.machine.glob.glob", lambda pattern: [pattern])
+    monkeypatch.setenv("XLA_FLAGS", given)
+    assert choose_options()
+    flags = os.environ["XLA_FLAGS"].split()
+    assert flags[: len(flags) - left] == given.split()
+    assert "--xla_gpu_enable_triton_gemm=false" in flags
+    assert not choose_options()
+
+
+def test_nothing_is_set_for_other_accelerators(monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    others = {"/dev/accel*": ["/dev/accel0"]}
+    monkeypatch.setattr("repae_jax.machine.glob.glob", lambda pattern: others.get(pattern, []))
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert accelerated()
+    assert not choose_options()
+
+
+def test_the_compiler_knows_the_options():
+    flags = [f"--{name}={str(value).lower()}" for name, value in machine.GPU_OPTIONS.items()]
+    script = "import jax; jax.jit(lambda x: x + 1)(1.0)"
+    environment = {**os.environ, "XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
 
 
 CONVOLVE = """
 import sys
-from repae_jax.cpu import choose_convolutions
+from repae_jax.machine import choose_options
 if sys.argv[1] == "eigen":
-    assert choose_convolutions()
+    assert choose_options()
 import jax, jax.numpy as jnp
 def convolve(x, k):
     return jax.lax.conv_general_dilated(x, k, (1, 1), "SAME",
