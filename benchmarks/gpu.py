@@ -1,18 +1,19 @@
 r"""The full-size recipe and the sampler on one GPU, here and by the original, in one run.
 
-    python benchmarks/gpu.py f8d4 --original PATH/TO/REPA-E --output DIR [--seconds 560]
-    python benchmarks/gpu.py f16d32 --original ...
+    python benchmarks/gpu.py f8d4:32 --original PATH/TO/REPA-E --output DIR
+    python benchmarks/gpu.py f8d4:32 f16d32:64 --beside f8d4:32 --original ... --sampler
 
-REPA-E at 256 x 256 in bfloat16, all terms on, teacher tokens given: SiT-XL/2 with f8d4, SiT-XL/1
-with f16d32. The original as it ships, by torch.compile, which took seven minutes: it compiles in
-the background while ours is compiled and timed, and the samplers are (benchmarks/sampling.py).
-What it tries out on the GPU meanwhile disturbs some of our steps; hence medians of many.
+A case is a VAE and a batch size: REPA-E at 256 x 256 in bfloat16, all terms on, teacher tokens
+given, with SiT-XL/2 for f8d4 and SiT-XL/1 for f16d32. Ours make each of them, the original, as it
+ships by torch.compile, those of --beside (by default the first). Compiling takes the original seven
+minutes, so all compile at the same time, ours two at a time, and hold still while one is timed.
 
-Prints a table; DIR gets results.jsonl, a line a case as soon as it is known, and an XProf trace of
-two steps. What does not end within --seconds is left out, and said.
+Prints a table; DIR gets results.jsonl, a line a case as soon as it is known, and with --trace an
+XProf trace of two steps of each of ours. What does not end within --seconds is left out, and said.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import time
 import types
+from collections.abc import Iterator, Sequence
 
 import jax
 import original as originals
@@ -30,7 +32,7 @@ from side_by_side import Side
 from repae_jax.parallel.chips import GPUS
 
 SITS = {"f8d4": "SiT-XL/2", "f16d32": "SiT-XL/1"}
-BATCHES = (32, 64)  # of ours; the original has the first
+AT_ONCE = 2  # of ours that compile; each holds its memory as well
 PEAK_TFLOPS = GPUS["h200"].flops / 1e12  # the H100's as well
 ROUNDS, STEPS = 9, 4  # timings, of so many steps each
 SAMPLING = ("--device", "cuda", "--dtype", "bfloat16", "--arch", "SiT-XL/2", "--resolution", "256",
@@ -39,39 +41,42 @@ SAMPLING = ("--device", "cuda", "--dtype", "bfloat16", "--arch", "SiT-XL/2", "--
 
 
 class Case:
-    """One side with one batch size in a process of its own, which compiles from now on."""
+    """One side of one case in a process of its own, which makes the first step from now on."""
 
-    def __init__(self, side: str, batch: int, options: argparse.Namespace):
-        arch = SITS[options.vae]
+    def __init__(self, side: str, case: tuple[str, int], original: str):
+        vae, batch = case
+        arch = SITS[vae]
         self.options = types.SimpleNamespace(
-            recipe="repae", arch=arch, vae=options.vae, batch_size=batch, resolution=256,
-            dtype="bfloat16", device="cuda", original=options.original,
+            recipe="repae", arch=arch, vae=vae, batch_size=batch, resolution=256,
+            dtype="bfloat16", device="cuda", original=original,
         )  # fmt: skip
-        self.side, self.name = side, f"{arch}, {options.vae}, batch {batch}"
+        self.side, self.name = side, f"{arch}, {vae}, batch {batch}"
         self.start = time.monotonic()
         self.process = Side(step.make_side, side, self.options)
         self.process.begin()
 
-    def measure(self, deadline: float, trace: pathlib.Path | None = None) -> dict | None:
-        """Wait for the first step, time the next ones; None where that is not to be had in time."""
+    def ready(self) -> bool:
+        """Whether the first step is done, or the process gone."""
+        return self.process.ready(0.0)
+
+    def measure(self, others: Sequence["Case"], trace: pathlib.Path | None = None) -> dict | None:
+        """Time the steps after the first, for which it waits; None where an error ended it.
+
+        `others` hold still meanwhile.
+        """
+        seconds = []
         try:
-            return self._measure(deadline, trace)
+            first, first_seconds = self.process.end(), time.monotonic() - self.start
+            with still(others):
+                for _ in range(ROUNDS):
+                    start = time.perf_counter()
+                    last = self.process(STEPS)
+                    seconds.append((time.perf_counter() - start) / STEPS)
+                if trace:
+                    self.process(2, str(trace))
         except (EOFError, OSError):  # its process has said why
             print(f"{self.side}, {self.name}: ended by an error", flush=True)
             return None
-
-    def _measure(self, deadline, trace):
-        if not self.process.ready(max(0.0, deadline - time.monotonic())):
-            print(f"{self.side}, {self.name}: not compiled in time", flush=True)
-            return None
-        first, first_seconds = self.process.end(), time.monotonic() - self.start
-        seconds = []
-        for _ in range(ROUNDS):
-            start = time.perf_counter()
-            last = self.process(STEPS)
-            seconds.append((time.perf_counter() - start) / STEPS)
-        if trace:
-            self.process(2, str(trace))
         rate = self.options.batch_size / statistics.median(seconds)
         tflops = rate * step.work(self.options) / 1e3
         return {
@@ -87,13 +92,36 @@ class Case:
         }
 
 
+@contextlib.contextmanager
+def still(others: Sequence[Case]) -> Iterator[None]:
+    """They hold still for as long as the context lasts."""
+    for other in others:
+        other.process.pause()
+    try:
+        yield
+    finally:
+        for other in others:
+            other.process.pause(still=False)
+
+
+def parse_case(text: str) -> tuple[str, int]:
+    """'f8d4:32' -> ("f8d4", 32)."""
+    vae, _, batch = text.partition(":")
+    if vae not in SITS or not batch.isdigit():
+        raise argparse.ArgumentTypeError(f"{text}: expected {' or '.join(SITS)}, and :BATCH")
+    return vae, int(batch)
+
+
 def main() -> None:
     """Compile, time, print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     originals.add_original(parser)
-    parser.add_argument("vae", choices=SITS)
+    parser.add_argument("cases", nargs="+", type=parse_case, metavar="VAE:BATCH")
+    parser.add_argument("--beside", nargs="*", type=parse_case, metavar="VAE:BATCH")
     parser.add_argument("--output", required=True, type=pathlib.Path)
     parser.add_argument("--seconds", type=float, default=560.0, help="for all, about")
+    parser.add_argument("--trace", action="store_true", help="write traces")
+    parser.add_argument("--sampler", action="store_true", help="run the sampler of both, too")
     options = parser.parse_args()
     deadline = time.monotonic() + options.seconds
     options.output.mkdir(parents=True, exist_ok=True)
@@ -101,35 +129,44 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")  # of this process, which counts operations only
     print("| side | case | images/s | step, ms | TFLOP/s | of the peak | GB | first step, s |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
-    theirs = Case(step.COMPILED, BATCHES[0], options)
-    results = []
-    for batch in BATCHES:
-        if results:
-            sample(options, deadline)
-        case = Case("ours", batch, options)
-        trace = None if results else options.output / "trace"
-        results.append(note(case.measure(deadline - 20, trace), options))
+    beside = options.cases[:1] if options.beside is None else options.beside
+    theirs = [Case(step.COMPILED, case, options.original) for case in beside]
+    ours, waiting, results = [], list(options.cases), []
+    while (ours or theirs or waiting) and time.monotonic() < deadline:
+        while waiting and len(ours) < AT_ONCE:
+            ours.append(Case("ours", waiting.pop(0), options.original))
+        case = next((case for case in (*ours, *theirs) if case.ready()), None)
+        if case is None:
+            time.sleep(0.1)
+            continue
+        side = ours if case in ours else theirs
+        side.remove(case)
+        trace = options.output / f"trace_{case.options.vae}_{case.options.batch_size}"
+        traced = trace if options.trace and side is ours else None
+        note(results, case.measure([*ours, *theirs], traced), options.output)
         case.process.kill()
-    original = note(theirs.measure(deadline), options)
-    theirs.process.kill()
-    if results[0] and original:  # of the same batch
-        compare(results[0], original)
+    for case in (*ours, *theirs):
+        print(f"{case.side}, {case.name}: not compiled in time", flush=True)
+        case.process.kill()
+    compare(results)
+    if options.sampler:
+        sample(options, deadline)
 
 
-def note(result: dict | None, options: argparse.Namespace) -> dict | None:
-    """Write and print a result at once."""
+def note(results: list[dict], result: dict | None, output: pathlib.Path) -> None:
+    """Keep, write and print a result at once."""
     if result is not None:
-        with open(options.output / "results.jsonl", "a") as file:
+        results.append(result)
+        with open(output / "results.jsonl", "a") as file:
             file.write(json.dumps(result) + "\n")
         print(row(result), flush=True)
-    return result
 
 
 def sample(options: argparse.Namespace, deadline: float) -> None:
     """Run benchmarks/sampling.py and print what it ends with."""
     script = pathlib.Path(__file__).with_name("sampling.py")
     command = [sys.executable, str(script), "--original", options.original, *SAMPLING]
-    left = max(1.0, deadline - time.monotonic() - 30)
+    left = max(1.0, deadline - time.monotonic())
     log = options.output / "sampling.log"
     with open(log, "w") as file:
         try:
@@ -152,13 +189,18 @@ def row(result: dict) -> str:
     return f"| {result['side']} | {result['case']} | " + " | ".join(numbers) + " |"
 
 
-def compare(ours: dict, theirs: dict) -> None:
-    """Say how the first steps agree, and how many times the original's rate ours has."""
-    apart = step.differences(ours["first_metrics"], theirs["first_metrics"])
-    worst = max(apart, key=apart.get)
-    ratio = ours["images_per_second"] / theirs["images_per_second"]
-    told = f"first metrics agree within {apart[worst]:.1e} ({worst})"
-    print(f"{ours['case']}: {ratio:.2f} x; {told}")
+def compare(results: list[dict]) -> None:
+    """Say of each case of both sides how the first steps agree, and the ratio of the rates."""
+    ours = {result["case"]: result for result in results if result["side"] == "ours"}
+    for theirs in results:
+        if theirs["side"] == "ours" or theirs["case"] not in ours:
+            continue
+        mine = ours[theirs["case"]]
+        apart = step.differences(mine["first_metrics"], theirs["first_metrics"])
+        worst = max(apart, key=apart.get)
+        ratio = mine["images_per_second"] / theirs["images_per_second"]
+        told = f"first metrics agree within {apart[worst]:.1e} ({worst})"
+        print(f"{mine['case']}: {ratio:.2f} x; {told}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,6 +42,10 @@ class Side:
     def ready(self, seconds: float) -> bool:
         """Whether `end` need not wait, within that time."""
         return self._connection.poll(seconds)
+
+    def pause(self, still: bool = True) -> None:
+        """Let the process stand still, or go on: its GPU and processor are another side's."""
+        os.kill(self._process.pid, signal.SIGSTOP if still else signal.SIGCONT)
 
     def kill(self) -> None:
         """End the process, whatever it does."""
