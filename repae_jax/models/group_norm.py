@@ -47,53 +47,39 @@ def _forward(x, scale, bias, groups, epsilon, activate, dtype):
     # The law of total variance: so no array is ever laid out by groups, channels stay innermost.
     group_variance = _over_group(variance + jnp.square(mean - group_mean), groups)
     rate = lax.rsqrt(group_variance + epsilon)
-    centre, slope = _per_channel(group_mean, rate * scale)
-    y = (x.astype(jnp.float32) - centre) * slope + bias
+    y = (x.astype(jnp.float32) - group_mean) * (rate * scale) + bias
     y = nn.silu(y) if activate else y
     return y.astype(dtype), (x, scale, bias, group_mean, rate)
 
 
 def _backward(groups, epsilon, activate, dtype, kept, gradient):
-    """With c = x - mean, n = c * rate and d the gradient at n * scale + bias,
+    """With n = (x - mean) * rate and d the gradient at n * scale + bias,
 
     dx = rate * (d * scale - mean of that over the group - n * mean of d * scale * n over it).
     """
     x, scale, bias, group_mean, rate = kept
-    centre, slope = _per_channel(group_mean, rate * scale)
 
-    def centred_and_gradient(x, gradient):
-        centred = x.astype(jnp.float32) - centre
+    def normalised_and_gradient(x, gradient):
+        normalised = (x.astype(jnp.float32) - group_mean) * rate
         gradient = gradient.astype(jnp.float32)
         if not activate:
-            return centred, gradient
-        y = centred * slope + bias
+            return normalised, gradient
+        y = normalised * scale + bias
         gate = nn.sigmoid(y)
-        return centred, gradient * gate * (1.0 + y * (1.0 - gate))
+        return normalised, gradient * gate * (1.0 + y * (1.0 - gate))
 
-    centred, d = centred_and_gradient(x, gradient)
+    normalised, d = normalised_and_gradient(x, gradient)
     along, across = lax.platform_dependent(
-        d, centred, cuda=_packed_means, rocm=_packed_means, default=_means
-    )
-    across = rate * across
-    constant, linear = _per_channel(
-        rate * _over_group(along * scale, groups),
-        jnp.square(rate) * _over_group(across * scale, groups),
+        d, normalised, cuda=_packed_means, rocm=_packed_means, default=_means
     )
     # Anew for the second pass: without the barrier the compiler sees that it has these already,
     # and keeps them in float32 from one pass to the other.
-    centred, d = centred_and_gradient(*lax.optimization_barrier((x, gradient)))
-    dx = d * slope - constant - centred * linear
+    normalised, d = normalised_and_gradient(*lax.optimization_barrier((x, gradient)))
+    dx = d * scale - _over_group(along * scale, groups)
+    dx = rate * (dx - normalised * _over_group(across * scale, groups))
     pixels = x.shape[1] * x.shape[2]
     dscale, dbias = (pixels * part.sum(axis=(0, 1, 2)) for part in (across, along))
     return dx.astype(x.dtype), dscale, dbias
-
-
-def _per_channel(*values):
-    """The same (B, 1, 1, C), laid out as such before a pass over the image takes them.
-
-    The compilers would rather work out at every pixel to which group its channel belongs.
-    """
-    return lax.optimization_barrier(values)
 
 
 _group_norm.defvjp(_forward, _backward)
@@ -112,18 +98,18 @@ def _moments(x):
     return about + first, jnp.maximum(second - jnp.square(first), 0.0)
 
 
-def _means(d, centred):
-    """The means of `d` and of `d * centred` over the image, (B, 1, 1, C) each."""
+def _means(d, normalised):
+    """The means of `d` and of `d * normalised` over the image, (B, 1, 1, C) each."""
     along = d.mean(axis=(1, 2), keepdims=True)
-    return along, (d * centred).mean(axis=(1, 2), keepdims=True)
+    return along, (d * normalised).mean(axis=(1, 2), keepdims=True)
 
 
-def _packed_means(d, centred):
+def _packed_means(d, normalised):
     """The same as one sum of complex numbers.
 
     XLA's compiler for GPUs does not compute `d` twice, and so writes it out for two sums to read.
     """
-    both = lax.complex(d, d * centred).mean(axis=(1, 2), keepdims=True)
+    both = lax.complex(d, d * normalised).mean(axis=(1, 2), keepdims=True)
     return both.real, both.imag
 
 
