@@ -25,7 +25,7 @@ from repae_jax.parallel.mesh import make_mesh, over_batch
 from repae_jax.parallel.sharding import summary
 from repae_jax.sampling.generate import make_generate
 from repae_jax.training.build import build_models
-from repae_jax.training.program import Program
+from repae_jax.training.program import Program, uncollected
 from repae_jax.training.run import make_sampler, sampling_weights
 from repae_jax.validation import check_devices, validate
 
@@ -197,7 +197,8 @@ def _compile(name, function, arguments, flops, work, program: Program, topology,
     batch_size, count = program.config.batch_size, program.mesh.size
     started = time.perf_counter()
     try:
-        compiled = compile_for(topology, function, arguments)
+        with uncollected():
+            compiled = compile_for(topology, function, arguments)
     except jax.errors.JaxRuntimeError as error:
         if not out_of_memory(error):
             raise

@@ -21,7 +21,7 @@ from repae_jax.training.encode import fingerprint
 from repae_jax.training.feed import Feed
 from repae_jax.training.interruption import catch_signals
 from repae_jax.training.metrics import FOLDER as EVENTS
-from repae_jax.training.program import Program
+from repae_jax.training.program import Program, uncollected
 from repae_jax.training.reporter import Reporter
 from repae_jax.training.statistics import latent_moments
 from repae_jax.training.trace import Trace
@@ -133,7 +133,8 @@ def _run(program, state, feed, checkpoints, reporter, interruption, processes, t
         with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
             batch = next(feed)
             requests = program.requests(interruption.is_set())
-            state, metrics = program.step(state, batch, key, requests)
+            with uncollected():  # the first call compiles
+                state, metrics = program.step(state, batch, key, requests)
         step += 1
         if trace:
             trace.after(step, metrics)

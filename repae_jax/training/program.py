@@ -29,7 +29,10 @@ from repae_jax.training.step import make_train_step
 
 @contextlib.contextmanager
 def uncollected():
-    """Leave out Python's cyclic garbage collector: a trace is many small objects, all in use."""
+    """Rest Python's cyclic garbage collector: a trace is many small objects, all in use.
+
+    For the call that traces, lowers and compiles a program, or loads it.
+    """
     was = gc.isenabled()
     gc.disable()
     try:
@@ -121,7 +124,6 @@ class Program:
         )
         shape = latent_shape(config, self.models)
 
-        @uncollected()  # while it is traced
         def step(state, batch, key, requests):
             draws = sample_draws(
                 jax.random.fold_in(key, state.step),
