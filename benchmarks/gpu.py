@@ -51,6 +51,7 @@ class Case:
             dtype="bfloat16", device="cuda", original=original,
         )  # fmt: skip
         self.side, self.name = side, f"{arch}, {vae}, batch {batch}"
+        self.ours = side == "ours"
         self.start = time.monotonic()
         self.process = Side(step.make_side, side, self.options)
         self.process.begin()
@@ -129,37 +130,37 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")  # of this process, which counts operations only
     print("| side | case | images/s | step, ms | TFLOP/s | of the peak | GB | first step, s |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
-    beside = options.cases[:1] if options.beside is None else options.beside
-    theirs = [Case(step.COMPILED, case, options.original) for case in beside]
-    ours, waiting, results = [], list(options.cases), []
-    while (ours or theirs or waiting) and time.monotonic() < deadline:
-        while waiting and len(ours) < AT_ONCE:
-            ours.append(Case("ours", waiting.pop(0), options.original))
-        case = next((case for case in (*ours, *theirs) if case.ready()), None)
-        if case is None:
-            time.sleep(0.1)
-            continue
-        side = ours if case in ours else theirs
-        side.remove(case)
-        trace = options.output / f"trace_{case.options.vae}_{case.options.batch_size}"
-        traced = trace if options.trace and side is ours else None
-        note(results, case.measure([*ours, *theirs], traced), options.output)
-        case.process.kill()
-    for case in (*ours, *theirs):
-        print(f"{case.side}, {case.name}: not compiled in time", flush=True)
-        case.process.kill()
+    results = measure_all(options, deadline)
     compare(results)
     if options.sampler:
         sample(options, deadline)
 
 
-def note(results: list[dict], result: dict | None, output: pathlib.Path) -> None:
-    """Keep, write and print a result at once."""
-    if result is not None:
-        results.append(result)
-        with open(output / "results.jsonl", "a") as file:
-            file.write(json.dumps(result) + "\n")
-        print(row(result), flush=True)
+def measure_all(options: argparse.Namespace, deadline: float) -> list[dict]:
+    """Results of whichever case is ready next; each is written and printed at once."""
+    beside = options.cases[:1] if options.beside is None else options.beside
+    running = [Case(step.COMPILED, case, options.original) for case in beside]
+    waiting, results = list(options.cases), []
+    while (running or waiting) and time.monotonic() < deadline:
+        while waiting and sum(case.ours for case in running) < AT_ONCE:
+            running.append(Case("ours", waiting.pop(0), options.original))
+        case = next((case for case in running if case.ready()), None)
+        if case is None:
+            time.sleep(0.1)
+            continue
+        running.remove(case)
+        trace = options.output / f"trace_{case.options.vae}_{case.options.batch_size}"
+        result = case.measure(running, trace if options.trace and case.ours else None)
+        case.process.kill()
+        if result is not None:
+            results.append(result)
+            with open(options.output / "results.jsonl", "a") as file:
+                file.write(json.dumps(result) + "\n")
+            print(row(result), flush=True)
+    for case in running:
+        print(f"{case.side}, {case.name}: not compiled in time", flush=True)
+        case.process.kill()
+    return results
 
 
 def sample(options: argparse.Namespace, deadline: float) -> None:

@@ -16,6 +16,8 @@ import pathlib
 import re
 from typing import NamedTuple
 
+from repae_jax.parallel.hlo import bytes_of
+
 LIBRARIES = {
     "convolutions (cuDNN)": r"xmma|cutlass|convolve|nhwc",
     "matrix products (cuBLAS)": r"nvjet|splitKreduce",
@@ -103,14 +105,14 @@ def read_program(space) -> dict[str, Instruction]:
         raise SystemExit("the trace holds no program whose name has 'step' in it")
     module = hlo_pb2.HloProto.FromString(max(found, key=len)).hlo_module
     every = {i.id: i for computation in module.computations for i in computation.instructions}
+    shapes = {number: describe(instruction.shape) for number, instruction in every.items()}
     return {
         instruction.name.replace(".", "_").replace("-", "_"): Instruction(
-            describe(instruction.shape),
-            (size(instruction.shape) + sum(size(every[i].shape) for i in instruction.operand_ids))
-            / 1e6,
+            shapes[number],
+            sum(bytes_of(shapes[i]) for i in (number, *instruction.operand_ids)) / 1e6,
             instruction.metadata.op_name.removeprefix("jit(train_step)/"),
         )
-        for instruction in every.values()
+        for number, instruction in every.items()
     }
 
 
@@ -126,24 +128,13 @@ def part(kernel: str, instructions: dict[str, Instruction]) -> str:
 
 
 def describe(shape) -> str:
-    """As "[32, 256]", or a list of such."""
-    if shape.tuple_shapes:
-        return "(" + ", ".join(map(describe, shape.tuple_shapes)) + ")"
-    return str(list(shape.dimensions))
-
-
-def size(shape) -> float:
-    """Bytes."""
+    """As XLA's text has it: "bf16[32,256]", or several in parentheses."""
     from tensorflow.compiler.xla import xla_data_pb2
 
     if shape.tuple_shapes:
-        return sum(map(size, shape.tuple_shapes))
-    name = xla_data_pb2.PrimitiveType.Name(shape.element_type)
-    bits = int(re.sub(r"\D", "", name.partition("E")[0]) or 8)
-    elements = 1
-    for dimension in shape.dimensions:
-        elements *= dimension
-    return elements * bits / 8
+        return "(" + ", ".join(map(describe, shape.tuple_shapes)) + ")"
+    kind = xla_data_pb2.PrimitiveType.Name(shape.element_type).lower()
+    return f"{kind}[{','.join(map(str, shape.dimensions))}]"
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ import os
 
 # Of glibc's malloc.h; mallopt takes them and an int.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
-_ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*", "/dev/kfd")
-_NVIDIA = _ACCELERATORS[0]
+_NVIDIA = "/dev/nvidia[0-9]*"
+_ACCELERATORS = (_NVIDIA, "/dev/accel*", "/dev/vfio/[0-9]*", "/dev/kfd")
 # Options of XLA's compilers.
-CPU_OPTIONS = {
+_CPU_OPTIONS = {
     "xla_cpu_experimental_ynn_fusion_type": "-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
 }
 GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False, "xla_allow_excess_precision": False}
@@ -47,9 +47,12 @@ def choose_options() -> bool:
     """
     if not importlib.metadata.version("jaxlib").startswith(_KNOW_THEM):
         return False
-    options = {} if accelerated() else CPU_OPTIONS
-    if accelerated((_NVIDIA,)):
+    if not accelerated():
+        options = _CPU_OPTIONS
+    elif accelerated((_NVIDIA,)):
         options = GPU_OPTIONS
+    else:
+        options = {}
     given = os.environ.get("XLA_FLAGS", "")
     new = [
         f"--{name}={str(value).lower() if isinstance(value, bool) else value}"

@@ -149,19 +149,19 @@ def _moved(instruction, instructions, computations):
     if instruction.operation == "async-start" or instruction.operation.endswith("-done"):
         return 0.0  # what an asynchronous computation does is counted within
     if instruction.operation.endswith("-start"):  # its result names its operands as well
-        return _bytes(instruction.shape)
+        return bytes_of(instruction.shape)
     operands = _operand_shapes(instruction, instructions)
     if instruction.operation == "fusion":
         reads, written = _of_fusion(instruction, computations)
         for index, shape in enumerate(operands):
-            whole = _bytes(shape)
+            whole = bytes_of(shape)
             written += min(whole, reads.get(index, whole))
         return written
     if instruction.operation in ("slice", "dynamic-slice"):
-        return 2 * _bytes(instruction.shape)
+        return 2 * bytes_of(instruction.shape)
     if instruction.operation == "dynamic-update-slice":
-        return 2 * _bytes(operands[1])
-    return sum(map(_bytes, operands)) + _bytes(_without_scratch(instruction))
+        return 2 * bytes_of(operands[1])
+    return sum(map(bytes_of, operands)) + bytes_of(_without_scratch(instruction))
 
 
 def _without_scratch(instruction):
@@ -210,17 +210,17 @@ def _of_fusion(fusion, computations):
     roots = [fused[-1]] if fused else []
     if roots and roots[0].operation == "tuple":
         roots = [by_name[name] for name in _operands(roots[0])]
-    written = _bytes(fusion.shape)
+    written = bytes_of(fusion.shape)
     for root in map(origin, roots):
         if root.operation == "dynamic-update-slice":
-            written += _bytes(by_name[_operands(root)[1]].shape) - _bytes(root.shape)
+            written += bytes_of(by_name[_operands(root)[1]].shape) - bytes_of(root.shape)
     return reads, max(written, 0.0)
 
 
 def _slice_read(user, position):
     """Bytes that a slice, or an update in place, reads of its first operand; else None."""
     if position == 0 and user.operation in ("slice", "dynamic-slice"):
-        return _bytes(user.shape)
+        return bytes_of(user.shape)
     if position == 0 and user.operation == "dynamic-update-slice":
         return 0.0
     return None
@@ -257,7 +257,7 @@ def _collective(instruction):
 def _received(kind, instruction, devices, scattered):
     """Bytes that one device gets in a collective."""
     group = _group_size(instruction.rest, devices)
-    shapes = [_bytes(match[0], on_chip=True) for match in _SHAPE.finditer(instruction.shape)]
+    shapes = [bytes_of(match[0], on_chip=True) for match in _SHAPE.finditer(instruction.shape)]
     if instruction.operation.endswith("-start") and kind in ("all-gather", "collective-permute"):
         whole = max(shapes)  # the rest are its operands and flags
     else:
@@ -284,7 +284,7 @@ def _group_size(rest, devices):
     return devices
 
 
-def _bytes(shape, *, on_chip=False):
+def bytes_of(shape: str, *, on_chip: bool = False) -> float:
     """The size of all arrays in a shape's text; those in on-chip memory only if asked for."""
     total = 0.0
     for kind, dims, layout in _SHAPE.findall(shape):

@@ -87,6 +87,7 @@ class Program:
         requests = jax.ShapeDtypeStruct((self.mesh.size,), jnp.int32, sharding=sharded)
         return self.template, batch, self.key_shape(), requests
 
+    @uncollected()
     def flops(self) -> float:
         """Operations of `step` for one image; see `parallel.flops.count_flops`."""
         return count_flops(self.step, *self.arguments()) / self.config.batch_size
