@@ -1,11 +1,14 @@
 """Three steps of the original's loop and three of ours: same weights, batches and draws."""
 
+import copy
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import kinks
 import numpy as np
 import optax
 import original_loop as loop
@@ -77,8 +80,6 @@ class Case:
     """A configuration of the step.
 
     `frozen_vae` is the original's second script; `distinct_rates` are in place of its default.
-    `first_batch` is the seed of the first step's batch and draws: one with which no activation
-    falls within rounding of its kink, where a side's gradient jumps (docs/numerics.md).
     """
 
     interpolant: str = "linear"
@@ -87,7 +88,6 @@ class Case:
     discriminator_start: int = 0
     frozen_vae: bool = False
     distinct_rates: bool = False
-    first_batch: int = 100
 
     @property
     def rates(self):
@@ -127,8 +127,8 @@ def compare(case: Case) -> Comparison:
     """Three steps of both."""
     networks = make_networks(case)
     state = our_state(networks)
-    our_metrics, after = run_ours(state, case)
-    their_metrics, theirs = run_theirs(networks, case)
+    inputs, their_metrics, theirs = run_theirs(networks, case)
+    our_metrics, after = run_ours(state, case, inputs)
     return Comparison(our_metrics, their_metrics, our_arrays(state), our_arrays(after), theirs)
 
 
@@ -145,9 +145,39 @@ def make_networks(case: Case) -> dict[str, torch.nn.Module]:
     return networks | {"vae_loss_fn": original.make_vae_loss(seed=3, **changes)}
 
 
-def make_batch(step: int, first: int = Case.first_batch) -> tuple[dict, Draws]:
-    """One step's batch and draws, in our layout; `first` is the seed of the first one."""
-    rng = np.random.default_rng(first + step)
+def safe_batch(networks: Mapping[str, torch.nn.Module], step: int) -> tuple[dict, Draws]:
+    """The first of a step's batches and draws that keeps a margin from the networks' kinks."""
+    candidates = (make_batch(step, variant) for variant in itertools.count())
+    if "vae_loss_fn" not in networks:
+        return next(candidates)  # what a SiT is made of is smooth
+    return kinks.first_safe(candidates, functools.partial(_distances, networks))
+
+
+def _distances(networks, candidate):
+    """The distances from every kink of the VAE's loss, as a function of the type."""
+    batch, draws = candidate
+
+    def distances(dtype):
+        vae, loss = (copy.deepcopy(networks[name]).to(dtype) for name in ("vae", "vae_loss_fn"))
+        image = to_nchw(batch["image"]).to(dtype) / 127.5 - 1
+        posterior = vae.encode(image)
+        latents = posterior.mean + posterior.std * to_nchw(draws.posterior_noise).to(dtype)
+        again = vae.decode(latents).sample
+        with kinks.recorded(loss.perceptual_loss, loss.discriminator) as found:
+            loss.perceptual_loss(image, again)
+            real, fake = loss.discriminator(image), loss.discriminator(again)
+        found += [image - again, 1 - real, 1 + fake]
+        if loss.lecam_regularization_weight:
+            found.append(real.mean() - loss.ema_fake_logits_mean)
+            found.append(loss.ema_real_logits_mean - fake.mean())
+        return found
+
+    return distances
+
+
+def make_batch(step: int, variant: int = 0) -> tuple[dict, Draws]:
+    """One of a step's batches and its draws, in our layout."""
+    rng = np.random.default_rng((variant, 100 + step))
     side = original.IMAGE_SIZE
     latents = (BATCH, original.LATENT_SIZE, original.LATENT_SIZE, original.LATENT_CHANNELS)
     teachers = [(BATCH, original.NUM_TOKENS, dim) for dim in original.TEACHER_DIMS]
@@ -166,8 +196,10 @@ def make_batch(step: int, first: int = Case.first_batch) -> tuple[dict, Draws]:
     return batch, draws
 
 
-def run_ours(state: TrainState, case: Case) -> tuple[list[dict[str, float]], TrainState]:
-    """Metrics of three of our steps, by the recipe's defaults but for the case's, and the state."""
+def run_ours(
+    state: TrainState, case: Case, inputs: list[tuple[dict, Draws]]
+) -> tuple[list[dict[str, float]], TrainState]:
+    """Metrics of our steps on `inputs`, by the recipe's defaults but for the case's; the state."""
     objective = Objective(
         interpolant=case.interpolant,
         reconstruction=case.reconstruction,
@@ -180,8 +212,8 @@ def run_ours(state: TrainState, case: Case) -> tuple[list[dict[str, float]], Tra
     # without LLVM's optimisations: they take half of the compile time and change no operation
     train_step = jax.jit(train_step, compiler_options={"xla_backend_optimization_level": 0})
     metrics = []
-    for step in range(STEPS):
-        state, step_metrics = train_step(state, *make_batch(step, case.first_batch))
+    for batch, draws in inputs:
+        state, step_metrics = train_step(state, batch, draws)
         metrics.append(in_both_logs(step_metrics))
     return metrics, state
 
@@ -191,8 +223,13 @@ def in_both_logs(metrics: dict) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items() if name not in OWN_METRICS}
 
 
-def run_theirs(networks: Mapping[str, torch.nn.Module], case: Case) -> tuple[list[dict], dict]:
-    """Metrics of three steps of the original's loop, and the arrays after them."""
+def run_theirs(
+    networks: Mapping[str, torch.nn.Module], case: Case
+) -> tuple[list[tuple[dict, Draws]], list[dict], dict]:
+    """Three steps of the original's loop: their batches and draws, their logs, the arrays behind.
+
+    Each step's batch keeps a margin from the kinks of the networks as they are before it.
+    """
     script = loop.LDM_ONLY if case.frozen_vae else loop.REPAE
     options = {"path_type": case.interpolant, "compile": False}
     if case.distinct_rates:
@@ -204,8 +241,11 @@ def run_theirs(networks: Mapping[str, torch.nn.Module], case: Case) -> tuple[lis
     if not case.frozen_vae:
         trained["vae"] = networks["vae"]
     training = loop.Training(script, args, trained, EMA_DECAY)
-    metrics = [_their_step(training, networks["vae"], case, step) for step in range(STEPS)]
-    return metrics, their_arrays(networks, training)
+    inputs, logs = [], []
+    for step in range(STEPS):
+        inputs.append(safe_batch(networks, step))
+        logs.append(case_step(training, networks["vae"], case, *inputs[-1]))
+    return inputs, logs, their_arrays(networks, training)
 
 
 def our_state(networks: Mapping[str, torch.nn.Module], models: Models = MODELS) -> TrainState:
@@ -261,8 +301,8 @@ def their_arrays(networks: Mapping[str, torch.nn.Module], training) -> dict[str,
     return arrays
 
 
-def _their_step(training, vae, case, step):
-    batch, draws = make_batch(step, case.first_batch)
+def case_step(training, vae, case: Case, batch: Mapping, draws: Draws) -> dict[str, float]:
+    """`their_step` of a case: with a frozen VAE, on its latents."""
     cached = {"latents": moments(vae, batch["image"])} if case.frozen_vae else {}
     return their_step(training, batch, draws, **cached)
 

@@ -27,7 +27,11 @@ VGG_SHRINK = 8  # VGG16's widths are divided by it
 class AttributeDict(dict):
     """A dict whose items are attributes too, as OmegaConf's and dictdot's are."""
 
-    __getattr__ = dict.__getitem__
+    def __getattr__(self, name):
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
 
 
 def reason_to_skip() -> str | None:

@@ -65,8 +65,8 @@ class Trip:
         networks = fresh_networks(self.case) | ({"vae": self.vae} if self.case.frozen_vae else {})
         return networks, make_training(networks, self.case, table_moves).resume(path)
 
-    def next_step(self, training):
-        return comparison._their_step(training, self.vae, self.case, STEPS)
+    def next_step(self, training, inputs):
+        return comparison.case_step(training, self.vae, self.case, *inputs)
 
 
 def make_training(networks, case, table_moves):
@@ -106,7 +106,7 @@ def trip(request, tmp_path_factory):
         torch.save(vae.state_dict(), config.vae.weights)
     training = make_training(networks, case, table_moves)
     for step in range(STEPS):
-        comparison._their_step(training, vae, case, step)
+        comparison.case_step(training, vae, case, *comparison.make_batch(step))
     paths = there_and_back(training.save(folder / "theirs"), config)
     return Trip(training, vae, case, table_moves, config, *paths)
 
@@ -137,7 +137,8 @@ def test_the_folder_of_a_training_is_recognised(trip):
 @NEEDS_ORIGINAL
 def test_the_original_goes_on_from_the_export(trip, tmp_path):
     _, resumed = trip.resumed(trip.exported, table_moves=trip.table_moves)
-    assert trip.next_step(resumed) == trip.next_step(trip.training)
+    inputs = comparison.make_batch(STEPS)
+    assert trip.next_step(resumed, inputs) == trip.next_step(trip.training, inputs)
     ours, theirs = (
         saved_content(training.save(tmp_path / name))
         for name, training in (("ours", resumed), ("theirs", trip.training))
@@ -159,15 +160,16 @@ def test_the_original_goes_on_from_the_export(trip, tmp_path):
 def test_our_next_step_is_the_originals(trip):
     # the table fixed on both sides, also where it has moved before
     networks, resumed = trip.resumed(trip.exported, table_moves=False)
+    inputs = comparison.safe_batch(networks, STEPS)
     state = imported_state(trip.workdir, trip.config)
     if "vae_loss_fn" in networks:
         lpips = state_of(networks["vae_loss_fn"].perceptual_loss.lpips)
         state = state.replace(frozen={**state.frozen, "lpips": load_lpips(lpips, MODELS.lpips)})
     kind = "repa" if trip.case.frozen_vae else "repae"
-    after, metrics = train_step(kind)(state, *comparison.make_batch(STEPS))
+    after, metrics = train_step(kind)(state, *inputs)
     found = Comparison(
         our_metrics=[comparison.in_both_logs(metrics)],
-        their_metrics=[trip.next_step(resumed)],
+        their_metrics=[trip.next_step(resumed, inputs)],
         before=comparison.our_arrays(state),
         ours=comparison.our_arrays(after),
         theirs=comparison.their_arrays(networks, resumed),
