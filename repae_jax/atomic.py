@@ -1,4 +1,4 @@
-"""Writing files and folders so that nobody ever sees half of one, and one process at a time."""
+"""Writing files and folders so that nobody ever sees half of one; `lock` lets one process write."""
 
 import contextlib
 import os
@@ -45,6 +45,16 @@ def write_atomically(path: str | os.PathLike, content: bytes) -> pathlib.Path:
     return pathlib.Path(path)
 
 
+def check_writable(path: str | os.PathLike) -> None:
+    """Raise UserError, before the work, if `write_atomically` could not write there."""
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file")
+    missing = next(folder for folder in path.absolute().parents if folder.exists())
+    if not os.access(missing, os.W_OK | os.X_OK) or not missing.is_dir():
+        raise UserError(f"{path} cannot be written: permit it, or choose another folder")
+
+
 def entries(folder: pathlib.Path) -> list[str]:
     """The names in a folder; none if there is no folder.
 
@@ -65,41 +75,6 @@ def remove_temporaries(folder: pathlib.Path, own: Callable[[str], object]) -> No
         wanted = _TEMPORARY_NAME.fullmatch(name)
         if wanted and own(wanted[1]):
             (folder / name).unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def locked(path: pathlib.Path, what: pathlib.Path) -> Iterator[None]:
-    """Holds `what` against other processes, by a lock on the file `path`, which is made for it.
-
-    The end of the process frees it, however it ends.
-
-    Raises:
-      UserError: another process holds it, or the file cannot be made.
-    """
-    with _open_lock(path) as file:
-        _lock(file, what)
-        yield
-
-
-def _open_lock(path):
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return open(path, "ab")
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); permit it, or choose another folder"
-        ) from error
-
-
-def _lock(file, what):
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(f"{what}: another process is writing there; wait for it") from error
-    except OSError:  # a file system without locks
-        pass
 
 
 def _remove(path):

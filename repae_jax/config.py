@@ -83,6 +83,7 @@ def base() -> ConfigDict:
                 exif=False,  # turn pictures as their EXIF data say; the original does not
                 on_bad_image="error",  # or "skip": the next readable one takes its place
                 workers=8,  # decoding processes; 0 decodes in threads
+                accept="",  # data that have changed since the run began: what the refusal names
             ),
             vae=dict(
                 arch="f8d4",  # a name in VAE_PRESETS, or "" with every dimension below
@@ -258,12 +259,11 @@ def vae_dimensions(config: ConfigDict) -> tuple[str, dict[str, Any]]:
     family, preset = VAE_PRESETS.get(section.arch, (section.family, {}))
     if family not in _VAE_FIELDS:
         raise UserError(f"config.vae.family is {family!r}: use {' or '.join(_VAE_FIELDS)}")
-    dimensions = dict(preset)
-    for key, field in _VAE_FIELDS[family].items():
-        if section[key] is not None:
-            dimensions[field] = section[key]
-        elif field not in dimensions and key in ("channels", "multipliers", "latent_channels"):
-            raise UserError(f"config.vae.{key} is not set, and config.vae.arch names no preset")
+    fields = _VAE_FIELDS[family]
+    explicit = {field: section[key] for key, field in fields.items() if section[key] is not None}
+    dimensions = {**preset, **explicit}
+    needed = ("channels", "multipliers", "latent_channels")
+    _check_set("vae", [key for key in needed if fields[key] not in dimensions])
     return family, {k: tuple(v) if isinstance(v, list) else v for k, v in dimensions.items()}
 
 
@@ -280,12 +280,15 @@ def _dimensions(section, name, presets, needed):
         _check_preset(name, section.arch, presets)
     explicit = {key: section[key] for key in needed if section[key] is not None}
     dimensions = {**presets.get(section.arch, {}), **explicit}
-    for key in needed:
-        if key not in dimensions:
-            raise UserError(
-                f"config.{name}.{key} is not set, and config.{name}.arch names no preset"
-            )
+    _check_set(name, [key for key in needed if key not in dimensions])
     return dimensions
+
+
+def _check_set(name, missing):
+    if missing:
+        keys = ", ".join(f"config.{name}.{key}" for key in missing)
+        are = "is" if len(missing) == 1 else "are"
+        raise UserError(f"{keys} {are} not set, and config.{name}.arch names no preset")
 
 
 def _check_preset(name, arch, presets):

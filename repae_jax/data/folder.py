@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from repae_jax.data.decode import decode_cropped, read_file
+from repae_jax.data.identity import Fingerprint, class_table
 from repae_jax.data.source import split_folder
 from repae_jax.errors import UserError
 
@@ -51,6 +52,11 @@ class FolderSource:
 
     def image_name(self, index: int) -> str:
         return os.path.join(self.root, self.files[index])
+
+    def fingerprint(self) -> Fingerprint:
+        names = [name.partition(os.sep)[2] for name in self.files]  # in the class's folder
+        table = class_table(names, self.labels, self.classes)
+        return {"source": "folder", "count": len(self), "classes": table}
 
 
 def open_folder(data_config: typing.Any, split: str) -> FolderSource:

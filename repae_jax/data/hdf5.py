@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from repae_jax.data.decode import BadImage, checked_size, decode_pixels
+from repae_jax.data.identity import Fingerprint, class_table
 from repae_jax.data.source import checked_label, split_folder
 from repae_jax.errors import UserError
 
@@ -64,6 +65,11 @@ class Hdf5Source:
     def image_name(self, index: int) -> str:
         return f"{self.path}, {self.files[index]}"
 
+    def fingerprint(self) -> Fingerprint:
+        classes = [str(label) for label in range(int(self.labels.max()) + 1)]
+        table = class_table(self.files, self.labels, classes)
+        return {"source": "hdf5", "count": len(self), "classes": table}
+
     @functools.cached_property
     def _file(self) -> h5py.File:
         return _open_file(self.path)
@@ -91,11 +97,12 @@ def open_hdf5(data_config: typing.Any, split: str) -> Hdf5Source:
     folder = split_folder(
         data_config.path, split, lambda root: (root / IMAGES).exists(), f"{IMAGES} and {NAMES}"
     )
-    for name in (IMAGES, NAMES):
-        if not (folder / name).exists():
-            raise UserError(
-                f"{folder} has no {name}; name the folder that the original's preprocessing wrote"
-            )
+    missing = [name for name in (IMAGES, NAMES) if not (folder / name).exists()]
+    if missing:
+        raise UserError(
+            f"{folder} has no {' and no '.join(missing)}; name the folder that the original's "
+            "preprocessing wrote"
+        )
     path = folder / IMAGES
     files = _names(folder / NAMES)
     labels = _labels(path, files)

@@ -12,13 +12,14 @@ the pipeline chooses (`choose_mirrored`).
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from repae_jax.data.decode import decode_pixels
-from repae_jax.data.manifest import read_manifest
+from repae_jax.data.identity import Fingerprint
+from repae_jax.data.manifest import manifest_fingerprint, read_manifest
 from repae_jax.data.shards import PackedRecords
 from repae_jax.errors import UserError
 
@@ -58,6 +59,10 @@ class LatentSource:
         """What to call an element in messages."""
         return f"{self.name}, record {index}"
 
+    def fingerprint(self) -> Fingerprint:
+        """What tells these latents from others, see `data.identity`."""
+        return manifest_fingerprint(self.manifest)
+
 
 def open_latents(folder: str | pathlib.Path, *, mirrored: bool = False) -> LatentSource:
     """The cache in `folder`.
@@ -70,11 +75,7 @@ def open_latents(folder: str | pathlib.Path, *, mirrored: bool = False) -> Laten
       UserError: there is none, it is damaged, or holds no mirrored latents.
     """
     manifest = read_manifest(folder)
-    if manifest["kind"] != KIND:
-        raise UserError(
-            f"{folder} holds packed {manifest['kind']}, not latents: make them with "
-            "`python -m repae_jax encode`"
-        )
+    check_kind(folder, manifest)
     if mirrored and not manifest["made"]["mirrored"]:
         raise UserError(
             f"{folder} holds no mirrored latents: set config.data.flip = False, or encode with "
@@ -87,6 +88,15 @@ def open_latents(folder: str | pathlib.Path, *, mirrored: bool = False) -> Laten
         manifest=manifest,
         mirrored=mirrored,
     )
+
+
+def check_kind(folder: str | pathlib.Path, manifest: Mapping[str, Any]) -> None:
+    """Raise UserError unless a packed data set holds latents."""
+    if manifest["kind"] != KIND:
+        raise UserError(
+            f"{folder} holds packed {manifest['kind']}, not latents: make them with "
+            "`python -m repae_jax encode`"
+        )
 
 
 def statistics_of(manifest: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -126,22 +136,36 @@ def check_for_training(
             f"{source.name} holds latents of shape {tuple(made['latent_shape'])}, the "
             f"configuration needs {tuple(latent_shape)}"
         )
+    for missing in missing_for_teachers(source.name, made, list(teachers)):
+        raise UserError(missing)
+    for name in teachers if made["teachers"] else ():
+        if made["teachers"][name] != teachers[name]:
+            raise UserError(
+                f"{source.name} keeps the tokens of another teacher {name!r} "
+                f"({made['teachers'][name][:12]}...) than that of config.teachers.{name}."
+                f"weights ({teachers[name][:12]}...): encode anew, or name the one that made it"
+            )
+
+
+def missing_for_teachers(
+    folder: str | pathlib.Path, made: Mapping[str, Any], teachers: Sequence[str]
+) -> list[str]:
+    """What a cache lacks for these teachers, each a clause: images, or tokens of all of them.
+
+    Args:
+      folder: the cache.
+      made: of its manifest.
+      teachers: the configuration's, in its order.
+    """
     if not teachers or (made["images"] and not made["teachers"]):
-        return
+        return []
     if list(made["teachers"]) == list(teachers):
-        for name in teachers:
-            if made["teachers"][name] != teachers[name]:
-                raise UserError(
-                    f"{source.name} keeps the tokens of another teacher {name!r} "
-                    f"({made['teachers'][name][:12]}...) than that of config.teachers.{name}."
-                    f"weights ({teachers[name][:12]}...): encode anew, or name the one that made it"
-                )
-    else:
-        kept = ", ".join(made["teachers"]) or "none"
-        raise UserError(
-            f"{source.name} keeps neither images nor the tokens of the teachers "
-            f"{', '.join(teachers)} (it keeps: {kept}): encode with --images or --teachers"
-        )
+        return []
+    kept = ", ".join(made["teachers"]) or "none"
+    return [
+        f"{folder} keeps neither images nor the tokens of the teachers {', '.join(teachers)} "
+        f"(it keeps: {kept}): encode with --images or --teachers"
+    ]
 
 
 def _element(record, name, prefix=""):

@@ -7,9 +7,11 @@ import json
 import os
 import pathlib
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from repae_jax.atomic import write_atomically
+from repae_jax.data.identity import Fingerprint, digest
 from repae_jax.errors import UserError
 
 FORMAT = "repae_jax packed 1"
@@ -54,7 +56,7 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
             f"{path}: its format is {manifest['format']!r}, this version reads {FORMAT!r}; "
             "prepare the data anew, or read them with the version that made them"
         )
-    if manifest.pop("sha256", None) != _digest(manifest) or not _is_whole(manifest):
+    if manifest.pop("sha256", None) != digest(manifest) or not _is_whole(manifest):
         raise UserError(
             f"{path}: damaged or edited (its checksum is another); restore it, or prepare the "
             "data anew"
@@ -62,9 +64,22 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
     return manifest
 
 
+def manifest_fingerprint(manifest: Mapping[str, Any]) -> Fingerprint:
+    """What tells the data of a manifest from others, see `data.identity`."""
+    made = {f"made.{key}": value for key, value in manifest["made"].items() if key != "data"}
+    return {
+        "source": "packed" if manifest["kind"] == "images" else manifest["kind"],
+        "count": manifest["count"],
+        "num_classes": manifest["num_classes"],
+        "classes": manifest["classes"],
+        **made,
+        "content": digest([[shard["count"], shard["sha256"]] for shard in manifest["shards"]]),
+    }
+
+
 def write_manifest(folder: pathlib.Path, manifest: dict[str, Any]) -> None:
     """Write what `read_manifest` returns, and a checksum of it."""
-    write_json(folder / MANIFEST, {**manifest, "sha256": _digest(manifest)})
+    write_json(folder / MANIFEST, {**manifest, "sha256": digest(manifest)})
 
 
 def check_there(path: pathlib.Path, shard: dict[str, Any]) -> None:
@@ -78,6 +93,25 @@ def check_there(path: pathlib.Path, shard: dict[str, Any]) -> None:
         ) from error
     if size != shard["bytes"]:
         raise UserError(f"{path}: damaged, {size} bytes instead of {shard['bytes']}; {HEAL}")
+
+
+def check_all_there(folder: pathlib.Path, shards: Sequence[dict[str, Any]]) -> None:
+    """Raise UserError that names the files of all shards which `check_there` would refuse."""
+    errors = []
+    for shard in shards:
+        try:
+            check_there(folder / shard["file"], shard)
+        except UserError as error:
+            errors.append((shard["file"], error))
+    if len(errors) > 1:
+        names = ", ".join(name for name, _ in errors[:5]) + (", ..." if len(errors) > 5 else "")
+        raise UserError(
+            f"{folder}: {len(errors)} of {len(shards)} shards are missing or cut short ({names}): "
+            "put them back, or run the command that made the folder once more: it makes missing "
+            "shards again"
+        )
+    for _, error in errors:
+        raise error
 
 
 def checksum(path: pathlib.Path) -> str:
@@ -99,11 +133,6 @@ def read_json(path: pathlib.Path) -> Any:
 def write_json(path: pathlib.Path, content: Any) -> None:
     """Write a JSON file in one go; raises UserError if it cannot be written."""
     write_atomically(path, json.dumps(content, indent=1).encode() + b"\n")
-
-
-def _digest(content):
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def _is_whole(manifest):

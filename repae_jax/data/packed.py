@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import typing
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from repae_jax.data.decode import checked_size, decode_pixels
-from repae_jax.data.manifest import BEGUN, MANIFEST, read_manifest
+from repae_jax.data.identity import Fingerprint
+from repae_jax.data.manifest import BEGUN, MANIFEST, manifest_fingerprint, read_manifest
 from repae_jax.data.shards import PackedRecords
 from repae_jax.data.source import checked_label, split_folder
 from repae_jax.errors import UserError
@@ -26,12 +29,14 @@ class PackedSource:
       num_classes: labels are 0..num_classes - 1.
       records: by index {"image": encoded bytes, "label": int, "name": str}.
       resolution: pixels along a side of the images.
+      manifest: what the folder says of itself.
     """
 
     name: str
     num_classes: int
     records: PackedRecords
     resolution: int
+    manifest: Mapping[str, Any]
 
     def __len__(self) -> int:
         return len(self.records)
@@ -47,6 +52,9 @@ class PackedSource:
 
     def image_name(self, index: int) -> str:
         return self.records.record_name(index)
+
+    def fingerprint(self) -> Fingerprint:
+        return manifest_fingerprint(self.manifest)
 
 
 def open_packed(data_config: typing.Any, split: str) -> PackedSource:
@@ -68,6 +76,7 @@ def open_packed(data_config: typing.Any, split: str) -> PackedSource:
         num_classes=manifest["num_classes"],
         records=PackedRecords(folder),
         resolution=data_config.resolution,
+        manifest=manifest,
     )
 
 

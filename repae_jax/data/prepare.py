@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import os
 import pathlib
 import types
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from repae_jax.data.decode import BadImage
+from repae_jax.data.identity import names_checksum
 from repae_jax.data.images import encode_pixels
 from repae_jax.data.manifest import read_manifest
 from repae_jax.data.packed import KIND
@@ -133,7 +133,7 @@ def prepare(
         "source": kind,
         "name": name,
         "split": split,
-        "names_sha256": names_checksum(images),
+        **identity_of(images),
         "resolution": resolution,
         "format": format,
         "quality": quality,
@@ -221,12 +221,10 @@ def relative_name(source: Source, index: int) -> str:
     return source.image_name(index).removeprefix(source.name).lstrip("/\\, ")
 
 
-def names_checksum(source: Source) -> str:
-    """Tells one source's images from another's by their names, for a path tells nothing."""
-    digest = hashlib.sha256()
-    for index in range(len(source)):
-        digest.update(relative_name(source, index).encode("utf-8", "surrogateescape") + b"\0")
-    return digest.hexdigest()
+def identity_of(source: Source) -> dict[str, Any]:
+    """What tells one source's images from another's, for `made`: a path tells nothing."""
+    names = (relative_name(source, index) for index in range(len(source)))
+    return {"names_sha256": names_checksum(names), "data": source.fingerprint()}
 
 
 def _summary(folder):

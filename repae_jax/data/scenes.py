@@ -9,6 +9,7 @@ import dataclasses
 
 import numpy as np
 
+from repae_jax.data.identity import Fingerprint
 from repae_jax.data.outlines import SHAPES, outlines
 
 CLASSES = tuple(SHAPES)
@@ -16,6 +17,8 @@ RESOLUTION = 64
 TURN = 25.0  # degrees to either side
 # As many as there may be: these are what one pass is, and what others count.
 COUNTS = {"train": 1 << 20, "heldout": 1 << 14}
+
+VERSION = 1  # of the pictures: another where the same index gives another one
 
 _FINER = 4  # outlines are filled on a grid so many times as fine
 _SEEDS = {"train": 0, "heldout": 1}
@@ -42,6 +45,9 @@ class Scenes:
 
     def image_name(self, index: int) -> str:
         return f"{self.name}, {self.split}, image {index}"
+
+    def fingerprint(self) -> Fingerprint:
+        return {"source": "scenes", "count": self.count, "version": VERSION}
 
 
 def render(seed: int, index: int, resolution: int = RESOLUTION) -> tuple[np.ndarray, int]:

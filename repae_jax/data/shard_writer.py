@@ -130,18 +130,21 @@ def write_shards(
     made = {**made, "per_shard": per_shard, "source_count": count}
     begins = {"format": FORMAT, "classes": None, **manifest, "made": made}
     plan = Plan(pathlib.Path(folder), count, per_shard, _as_read(begins))
+    check = _nothing  # that no other process has taken over
     with contextlib.ExitStack() as held:
         with processes.together():
             if processes.first:
                 check_entries(plan)
-                held.enter_context(claimed(plan))
+                check = held.enter_context(claimed(plan)).check
                 begin(plan)
         with processes.together():
             finished = begun(plan)
             done = _shards_there(plan, finished) if finished else _read_sidecars(plan)
         with processes.together():
             share = range(processes.index, plan.shards, processes.count)
-            _write_missing(plan, share, done, write_shard, workers, progress and processes.first)
+            shown = progress and processes.first
+            _write_missing(plan, share, done, write_shard, workers, check, shown)
+            check()
         with processes.together():
             if processes.first and not finished:
                 _finish(plan, summarise)
@@ -189,7 +192,11 @@ def _shards_there(plan, finished):
     return there
 
 
-def _write_missing(plan, numbers, done, write_shard, workers, progress):
+def _nothing():
+    pass
+
+
+def _write_missing(plan, numbers, done, write_shard, workers, check, progress):
     """Write those of the shards that are not done, and each one's sidecar once it is complete."""
     from tqdm import tqdm
 
@@ -208,10 +215,12 @@ def _write_missing(plan, numbers, done, write_shard, workers, progress):
             write = functools.partial(_write_one, plan, write_shard)
             with over_processes(write, todo, min(workers, len(todo))) as results:
                 for number, sidecar in results:
+                    check()
                     write_json(plan.sidecar(number), sidecar)
                     bar.update(len(plan.indexes(number)))
             return
         for number in todo:
+            check()
             sidecar = _write_one(plan, write_shard, number, bar.update)
             write_json(plan.sidecar(number), sidecar)
             # an image that was left out counts as done

@@ -20,7 +20,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from repae_jax.data.manifest import HEAL, check_there, checksum, read_manifest
+from repae_jax.data.manifest import HEAL, check_all_there, check_there, checksum, read_manifest
 from repae_jax.data.records import Value, unpack
 from repae_jax.errors import UserError
 
@@ -51,8 +51,7 @@ class PackedRecords(Sequence):
         """
         self._folder = pathlib.Path(folder)
         self._shards = read_manifest(folder)["shards"]
-        for shard in self._shards:
-            check_there(self._folder / shard["file"], shard)
+        check_all_there(self._folder, self._shards)
         self._stops = list(itertools.accumulate(shard["count"] for shard in self._shards))
         self._forget_readers()
 

@@ -10,6 +10,7 @@ import threading
 import numpy as np
 
 from repae_jax.data.decode import BadImage
+from repae_jax.data.identity import Fingerprint
 from repae_jax.data.source import Source
 from repae_jax.errors import UserError
 
@@ -58,6 +59,9 @@ class SkippingSource:
 
     def image_name(self, index: int) -> str:
         return self.source.image_name(index)
+
+    def fingerprint(self) -> Fingerprint:
+        return self.source.fingerprint()
 
     def _note(self, index, error):
         with _listing:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from repae_jax.data.identity import Fingerprint
 from repae_jax.errors import UserError
 
 # What other people call the part that is not trained on, in the order of preference.
@@ -38,6 +39,10 @@ class Source(typing.Protocol):
 
     def image_name(self, index: int) -> str:
         """What to call an image in messages: its file, or the record that holds it."""
+        ...
+
+    def fingerprint(self) -> Fingerprint:
+        """What tells these data from others, see `data.identity`; no path, for they may move."""
         ...
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from repae_jax.data import digits, scenes
 from repae_jax.data.folder import open_folder
 from repae_jax.data.hdf5 import open_hdf5
+from repae_jax.data.identity import Fingerprint, names_checksum
 from repae_jax.data.latents import open_latents
 from repae_jax.data.packed import open_packed, packed_folder
 from repae_jax.data.skip import SkippingSource
@@ -25,7 +26,11 @@ EMBEDDED = ("digits", "scenes")  # which need no files
 
 
 def open_source(
-    data_config: typing.Any, split: str, *, bad_images: str | pathlib.Path = ""
+    data_config: typing.Any,
+    split: str,
+    *,
+    bad_images: str | pathlib.Path = "",
+    any_classes: bool = False,
 ) -> Source:
     """The images that a config's data section names, cropped to its resolution.
 
@@ -46,6 +51,7 @@ def open_source(
         `on_bad_image` (default "error"; "skip": see `SkippingSource`).
       split: "train", "heldout", or what the source itself calls a split.
       bad_images: a file to list skipped images in; "" only logs them.
+      any_classes: leave the number of classes to `check_classes`.
 
     Raises:
       UserError: the source, split, folder or data set does not exist, is empty or damaged, or
@@ -68,13 +74,15 @@ def open_source(
             f"data.on_bad_image = {on_bad_image!r}; choose one of {', '.join(ON_BAD_IMAGE)}"
         )
     source = openers[data_config.source](data_config, split)
-    _check_classes(source, data_config.num_classes)
+    if not any_classes:
+        check_classes(source, data_config.num_classes)
     if on_bad_image == "skip" and data_config.source not in (*EMBEDDED, "latents"):
         return SkippingSource(source, str(bad_images))
     return source
 
 
-def _check_classes(source, num_classes):
+def check_classes(source: Source, num_classes: int | None) -> None:
+    """Raise UserError unless a source has this number of classes; None: any."""
     if num_classes is None or num_classes == source.num_classes:
         return
     trouble = "more labels than classes" if num_classes < source.num_classes else "unused classes"
@@ -101,6 +109,10 @@ class ArraySource:
 
     def image_name(self, index: int) -> str:
         return f"{self.name}, image {index}"
+
+    def fingerprint(self) -> Fingerprint:
+        labels = names_checksum(map(str, self.labels.tolist()))
+        return {"source": self.name, "count": len(self), "labels": labels}
 
 
 def _open_digits(data_config, split):

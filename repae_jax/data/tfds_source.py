@@ -8,6 +8,7 @@ import typing
 import numpy as np
 
 from repae_jax.data.decode import decode_cropped
+from repae_jax.data.identity import Fingerprint
 from repae_jax.data.source import HELDOUT_NAMES, checked_label
 from repae_jax.errors import UserError
 
@@ -26,6 +27,7 @@ class TfdsSource:
       resolution: pixels along a side of the crops.
       exif: whether pictures are turned as their EXIF data say.
       classes: the classes' names, in the order of the labels.
+      release: the builder with its config and version.
     """
 
     name: str
@@ -34,6 +36,7 @@ class TfdsSource:
     resolution: int
     exif: bool = False
     classes: tuple[str, ...] | None = None
+    release: str = ""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -47,6 +50,10 @@ class TfdsSource:
 
     def image_name(self, index: int) -> str:
         return f"{self.name}, image {index}"
+
+    def fingerprint(self) -> Fingerprint:
+        classes = list(self.classes or ())
+        return {"source": "tfds", "name": self.release, "count": len(self), "classes": classes}
 
 
 def open_tfds(data_config: typing.Any, split: str) -> TfdsSource:
@@ -77,6 +84,7 @@ def open_tfds(data_config: typing.Any, split: str) -> TfdsSource:
         resolution=data_config.resolution,
         exif=getattr(data_config, "exif", False),
         classes=tuple(label.names),
+        release=builder.info.full_name,
     )
 
 

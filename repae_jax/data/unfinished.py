@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from repae_jax.atomic import entries, locked, remove_temporaries
+from repae_jax.atomic import entries, remove_temporaries
+from repae_jax.data.identity import changes
 from repae_jax.data.manifest import (
     BEGUN,
     MANIFEST,
@@ -20,9 +21,11 @@ from repae_jax.data.manifest import (
     write_json,
 )
 from repae_jax.errors import UserError
+from repae_jax.lock import Lock, writing_in
 
 # What a run can leave in the folder and in progress/.
 _OWN_NAME = re.compile(rf"{SHARD_NAME}|manifest\.json|progress")
+# (versions before had their lock in progress/)
 _OWN_PROGRESS_NAME = re.compile(r"made\.json|lock|shard-\d{5,}\.json")
 
 
@@ -84,7 +87,7 @@ def check_entries(plan: Plan) -> None:
 
 
 @contextlib.contextmanager
-def claimed(plan: Plan) -> Iterator[None]:
+def claimed(plan: Plan) -> Iterator[Lock]:
     """Holds the folder against other processes; unfinished files are gone before and after.
 
     progress/ goes as well when all is done, or when nothing was begun.
@@ -92,14 +95,15 @@ def claimed(plan: Plan) -> Iterator[None]:
     Raises:
       UserError: another process holds it, or it cannot be written to.
     """
-    with locked(plan.progress / "lock", plan.folder):
+    with writing_in(plan.folder) as lock:
         _remove_temporaries(plan)
         try:
-            yield
+            yield lock
         finally:
-            _remove_temporaries(plan)
-            if (plan.folder / MANIFEST).exists() or not plan.made.exists():
-                _remove_progress(plan)
+            if not lock.lost:
+                _remove_temporaries(plan)
+                if (plan.folder / MANIFEST).exists() or not plan.made.exists():
+                    _remove_progress(plan)
 
 
 def _remove_temporaries(plan):
@@ -110,7 +114,7 @@ def _remove_temporaries(plan):
 def _remove_progress(plan):
     for name in filter(_OWN_PROGRESS_NAME.fullmatch, entries(plan.progress)):
         (plan.progress / name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # a network disk may keep the open lock's name until later
+    with contextlib.suppress(OSError):  # it is not there
         plan.progress.rmdir()
 
 
@@ -152,10 +156,17 @@ def _check_same(plan, there, path):
         raise UserError(f"{path}: damaged; delete {plan.folder} and begin anew")
     theirs = {**{key: there.get(key) for key in plan.begun}, **there["made"]}
     ours = {**plan.begun, **plan.begun["made"]}
-    if theirs.get("names_sha256") != ours.get("names_sha256"):
+    before, now = theirs.pop("data", None), ours.pop("data", None)
+    try:
+        told = changes(before, now) if before and now else []  # versions before noted names alone
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise UserError(f"{path}: damaged; delete {plan.folder} and begin anew") from error
+    if not told and theirs.get("names_sha256") != ours.get("names_sha256"):
+        told = ["files have been added, removed or renamed, or it is another source"]
+    if told:
         raise UserError(
-            f"{plan.folder} was begun with other images: files have been added, removed or renamed "
-            "since, or it is another source; delete it and begin anew, or choose another folder"
+            f"{plan.folder} was begun with other images: {'; '.join(told)}; put them back, delete "
+            "it and begin anew, or choose another folder"
         )
     check_same(plan.folder, theirs, ours)
 

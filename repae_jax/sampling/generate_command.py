@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from repae_jax.lock import Lock
 from repae_jax.parallel.mesh import make_mesh, put_key, whole_batches
 from repae_jax.parallel.multihost import Processes, processes
 from repae_jax.sampling.command import chosen_sampler, sampled_config
@@ -49,6 +50,7 @@ def generate_command(options: argparse.Namespace) -> int:
       LostProcess: another process of the job is gone.
     """
     group = processes()
+    lock = None  # of the first process
     with group.devices_errors_said(), contextlib.ExitStack() as held:
         with group.together():
             job = _plan(options)
@@ -57,7 +59,7 @@ def generate_command(options: argparse.Namespace) -> int:
         with group.together():
             finished, missing = False, np.zeros(-(-len(job.labels) // job.batch_size), np.int32)
             if group.first:
-                held.enter_context(job.output.claimed())
+                lock = held.enter_context(job.output.claimed())
                 job.output.begin(_made(job, run, weights))
                 starts = job.output.missing(job.batch_size)
                 finished = not starts and job.output.path.exists()
@@ -66,7 +68,7 @@ def generate_command(options: argparse.Namespace) -> int:
         generate = make_generate(run.models.sit, run.models.vae, job.sampler, mesh=job.mesh)
         del run  # only what sampling needs stays on the devices
         if missing.size:
-            _write_missing(job, generate, weights, missing, group, progress=not options.quiet)
+            _write_missing(job, generate, weights, missing, lock, group, progress=not options.quiet)
         with group.together():
             if group.first:
                 job.output.show(len(job.labels))
@@ -106,7 +108,9 @@ def _made(job: Job, run: Run, weights: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write_missing(job, generate, weights, starts, group: Processes, *, progress: bool) -> None:
+def _write_missing(
+    job, generate, weights, starts, lock: Lock | None, group: Processes, *, progress: bool
+) -> None:
     """Make the batches that begin at `starts`; the first process writes them."""
     from tqdm import tqdm
 
@@ -126,7 +130,8 @@ def _write_missing(job, generate, weights, starts, group: Processes, *, progress
         mininterval=0.1 if sys.stderr.isatty() else 10.0,
     ) as bar:
         for start, images in batches:
-            if group.first:
+            if lock is not None:
+                lock.check()
                 job.output.write(start, images)
                 job.output.show(start + len(images))
             bar.update(len(images))

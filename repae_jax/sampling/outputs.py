@@ -17,13 +17,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from repae_jax.atomic import entries, locked, remove_temporaries, replacing, write_atomically
+from repae_jax.atomic import entries, remove_temporaries, replacing, write_atomically
 from repae_jax.data.images import encode_pixels
 from repae_jax.data.manifest import read_json, write_json
 from repae_jax.data.npz import open_array
 from repae_jax.data.unfinished import check_same
 from repae_jax.errors import UserError
 from repae_jax.evaluation.figures import image_grid, save_png
+from repae_jax.lock import Lock, writing
 
 FORMAT = "repae_jax samples 1"
 _SHOWN = 64  # images of the preview, eight a row
@@ -81,20 +82,16 @@ class Output:
         check_same(self.path, theirs, ours)
 
     @contextlib.contextmanager
-    def claimed(self) -> Iterator[None]:
+    def claimed(self) -> Iterator[Lock]:
         """Holds the output against other processes; what killed runs left half-written is gone.
 
         Raises:
           UserError: another process holds it, or it cannot be written there.
         """
-        path = self.path.with_name(f".{self.path.name}.lock")
-        with locked(path, self.path):
+        with writing(self.path) as lock:
             own = {self.path.name, self.about.name, self.preview.name}
             remove_temporaries(self.path.parent, own.__contains__)
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
+            yield lock
 
     def show(self, done: int) -> None:
         """Write the preview if it is not there and the first `done` images suffice for it."""

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from repae_jax.data import latents
 from repae_jax.data.decode import BadImage
 from repae_jax.data.images import encode_pixels
-from repae_jax.data.prepare import names_checksum, relative_name, say_skipped
+from repae_jax.data.prepare import identity_of, relative_name, say_skipped
 from repae_jax.data.shard_writer import ShardWriter, write_shards
 from repae_jax.data.sources import Source, open_source
 from repae_jax.errors import UserError
@@ -105,7 +105,7 @@ def encode(
     encoder = _Encoder(config, models, params, batch_size, teachers)
     made = {
         "source": {"source": config.data.source, "name": config.data.name, "split": split},
-        "names_sha256": names_checksum(source),
+        **identity_of(source),
         "vae": fingerprint(params),
         "latent_shape": list(encoder.latent_shape),
         "resolution": config.data.resolution,

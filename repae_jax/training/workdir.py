@@ -12,7 +12,7 @@ from repae_jax.errors import UserError
 CONFIG = "config.json"
 # Once a run has begun, its weights come from its checkpoints: where files lie may change.
 FREE_KEYS = (
-    r"config\.(run|sampling|evaluation|mesh)\..*|config\.data\.(workers|path)"
+    r"config\.(run|sampling|evaluation|mesh)\..*|config\.data\.(workers|path|accept)"
     r"|config\.compute\.(scan_blocks|sit_remat|vae_remat)"
     r"|config\.teachers\.[^.]+\.pretrain\..*"
     r"|config\.(.*\.)?(weights|vgg_weights|statistics)"

@@ -1,5 +1,6 @@
 """`prepare`: what is written, from each kind of source."""
 
+import hashlib
 import io
 import json
 import pickle
@@ -89,11 +90,13 @@ def test_the_manifest_says_how_it_was_made_but_not_where(pictures, tmp_path):
         "skipped": [],
     }
     assert manifest["classes"] == ["ant", "bird", "cat"]
+    data = manifest["made"].pop("data")
+    assert [row[:2] for row in data["classes"]] == [["ant", 1], ["bird", 2], ["cat", 2]]
     assert manifest["made"] == {
         "source": "folder",
         "name": "",
         "split": "train",
-        "names_sha256": module.hashlib.sha256(names).hexdigest(),
+        "names_sha256": hashlib.sha256(names).hexdigest(),
         "resolution": SIZE,
         "format": "webp",
         "quality": None,

@@ -132,3 +132,9 @@ def test_a_tfds_data_set_is_prepared_and_read(tfds_folder, tmp_path):
     for index in range(len(source)):
         np.testing.assert_array_equal(packed[index]["image"], source[index]["image"])
         assert packed[index]["label"] == source[index]["label"]
+
+
+def test_a_fingerprint_names_the_release_and_no_path(tfds_folder):
+    assert open_source(tiny(tfds_folder), "heldout").fingerprint() == {
+        "source": "tfds", "name": "tiny/1.0.0", "count": 4, "classes": list(CLASSES),
+    }  # fmt: skip

@@ -1,0 +1,215 @@
+"""Fingerprints of data: the same wherever they lie, and another when anything has changed."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from packing import COUNT, write
+from pictures import data_config, encoded, random_picture, write_pictures
+
+from repae_jax.data import scenes
+from repae_jax.data.identity import as_recorded, changes, changes_since, digest, write_fingerprints
+from repae_jax.data.latents import KIND
+from repae_jax.data.shard_writer import write_shards
+from repae_jax.data.sources import open_source
+from repae_jax.errors import UserError
+
+PICTURES = {f"{name}/{number}.png": (9, 9, "RGB") for name in ("ant", "bee") for number in range(3)}
+
+
+def folder_of(root):
+    write_pictures(root, PICTURES)
+    return data_config("folder", path=root, num_classes=None)
+
+
+def hdf5_of(root, labels=(0, 1, 1)):
+    h5py = pytest.importorskip("h5py")
+    names = [f"00000/img{number}.png" for number in range(len(labels))]
+    root.mkdir(exist_ok=True)
+    with h5py.File(root / "images.h5", "w") as file:
+        for name in names:
+            file[name] = np.frombuffer(encoded(random_picture(8, 8), "PNG"), np.uint8)
+        pairs = json.dumps({"labels": list(zip(names, labels, strict=True))}).encode()
+        file["dataset.json"] = np.frombuffer(pairs, np.uint8)
+    (root / "images_h5.json").write_text(json.dumps(names))
+    return data_config("hdf5", path=root, num_classes=2, resolution=8)
+
+
+def packed_of(root, **options):
+    write(root, made={"resolution": 8, "exif": False}, **options)
+    return data_config("packed", path=root, num_classes=5, resolution=8)
+
+
+def latents_of(root, vae="abc", records=4):
+    made = {"vae": vae, "mirrored": False, "images": False, "teachers": {}, "latent_shape": [1]}
+
+    def write_record(indexes, writer):
+        for index in indexes:
+            writer.write({"mean": np.full(1, index, np.float32), "label": 0})
+        return {}
+
+    manifest = {"kind": KIND, "num_classes": 1}
+    write_shards(root, records, 4, write_record, made, manifest=manifest)
+    return data_config("latents", path=root, num_classes=1)
+
+
+def digits_of(root):
+    return data_config("digits")
+
+
+def scenes_of(root):
+    return data_config("scenes", name="100", num_classes=24)
+
+
+KINDS = {
+    "folder": folder_of, "hdf5": hdf5_of, "packed": packed_of, "latents": latents_of,
+    "digits": digits_of, "scenes": scenes_of,
+}  # fmt: skip
+
+
+def print_of(config, split="train"):
+    found = open_source(config, split).fingerprint()
+    assert {"source", "count"} <= found.keys()
+    return as_recorded({split: found})[split]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_the_same_wherever_the_data_lie(kind, tmp_path):
+    here = KINDS[kind](tmp_path / "here")
+    found = print_of(here)
+    assert found["source"] == kind
+    assert str(tmp_path) not in json.dumps(found)
+    if here.path is not None:
+        here.path = shutil.copytree(tmp_path / "here", tmp_path / "elsewhere" / "train").parent
+    assert print_of(here) == found
+    assert changes(found, print_of(here)) == []
+
+
+def test_bad_images_that_are_passed_over_change_nothing(tmp_path):
+    config = folder_of(tmp_path)
+    found = print_of(config)
+    config.on_bad_image = "skip"
+    assert print_of(config) == found
+
+
+def rename_class(root):
+    (root / "ant").rename(root / "zebra")
+
+
+def rename_file(root):
+    (root / "bee" / "1.png").rename(root / "bee" / "3.png")
+
+
+def move_file(root):
+    (root / "ant" / "0.png").rename(root / "bee" / "7.png")
+
+
+def new_class(root):
+    shutil.copytree(root / "ant", root / "another")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda root: (root / "ant" / "0.png").unlink(),
+         ["6 -> 5 images (-1)", "class 'ant' has 2 images, not 3"]),
+        (lambda root: shutil.copy(root / "bee" / "0.png", root / "bee" / "8.png"),
+         ["6 -> 7 images (+1)", "class 'bee' has 4 images, not 3"]),
+        (rename_file, ["class 'bee' has images of other names"]),
+        (move_file, ["class 'ant' has 2 images, not 3", "class 'bee' has 4 images, not 3"]),
+        (lambda root: shutil.rmtree(root / "ant"),
+         ["6 -> 3 images (-3)", "class 'ant' is gone", "class 'bee' has label 0, not 1"]),
+        (new_class, ["6 -> 9 images (+3)", "class 'another' is new",
+                     "class 'ant' has label 1, not 0", "class 'bee' has label 2, not 1"]),
+    ],
+)  # fmt: skip
+def test_what_has_changed_in_a_folder_is_named(change, expected, tmp_path):
+    config = folder_of(tmp_path)
+    before = print_of(config)
+    change(tmp_path)
+    assert changes(before, print_of(config)) == expected
+    assert digest(before) != digest(print_of(config))
+
+
+def test_a_renamed_class_is_known_by_its_images(tmp_path):
+    names = {"ant/1.png": (9, 9, "RGB"), "bee/2.png": (9, 9, "RGB")}
+    write_pictures(tmp_path, names)
+    config = data_config("folder", path=tmp_path, num_classes=None)
+    before = print_of(config)
+    rename_class(tmp_path)
+    assert changes(before, print_of(config)) == [
+        "class 'ant' is called 'zebra' now",
+        "class 'bee' has label 0, not 1",
+        "class 'zebra' has label 1, not 0",
+    ]
+
+
+def test_of_many_changes_the_first_are_named(tmp_path):
+    classes = [f"class{number}" for number in range(10)]
+    write_pictures(tmp_path, {f"{name}/1.png": (9, 9, "RGB") for name in classes})
+    config = data_config("folder", path=tmp_path, num_classes=None)
+    before = print_of(config)
+    for name in classes:
+        (tmp_path / name / "1.png").rename(tmp_path / name / "2.png")
+    lines = changes(before, print_of(config))
+    assert lines[3] == "and 7 more such"
+    assert len(lines) == 4
+
+
+def test_other_labels_in_an_hdf5_file_are_other_data(tmp_path):
+    before = print_of(hdf5_of(tmp_path / "a"))
+    after = print_of(hdf5_of(tmp_path / "b", labels=(1, 0, 1)))
+    assert changes(before, after) == [
+        "class '0' has images of other names", "class '1' has images of other names",
+    ]  # fmt: skip
+
+
+def other_records(indexes, writer):
+    for index in indexes:
+        writer.write({"image": np.zeros((2, 3), np.uint8), "label": 0, "name": f"{index}"})
+    return {}
+
+
+def test_other_packed_images_or_options_are_other_data(tmp_path):
+    before = print_of(packed_of(tmp_path / "a"))
+    same = print_of(packed_of(tmp_path / "b"))
+    assert changes(before, same) == []
+    content = changes(before, print_of(packed_of(tmp_path / "c", write_shard=other_records)))
+    assert [line.partition(":")[0] for line in content] == ["content"]
+    fewer = changes(before, print_of(packed_of(tmp_path / "d", count=COUNT - 1)))
+    assert fewer[0] == "10 -> 9 images (-1)"
+    assert "made.source_count: 10 -> 9" in fewer
+
+
+def test_another_vae_is_told_of_cached_latents(tmp_path):
+    before, after = (print_of(latents_of(tmp_path / vae, vae)) for vae in ("abc", "def"))
+    assert changes(before, after) == ["made.vae: abc -> def"]
+
+
+def test_both_splits_of_what_is_embedded_differ(monkeypatch):
+    for config in (digits_of(None), scenes_of(None)):
+        assert print_of(config, "train") == print_of(config, "train")
+    assert print_of(digits_of(None), "train") != print_of(digits_of(None), "heldout")
+    before = print_of(scenes_of(None))
+    monkeypatch.setattr(scenes, "VERSION", scenes.VERSION + 1)
+    assert changes(before, print_of(scenes_of(None))) == ["version: 1 -> 2"]
+
+
+def test_what_an_older_version_did_not_note_is_no_change(tmp_path):
+    found = print_of(folder_of(tmp_path))
+    assert changes({"source": "folder", "count": 6}, found) == []
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"train": 3}', '{"train": {"count": "many"}}',
+                '{"train": {"count": 6, "classes": [[[], 1]]}}'],
+)  # fmt: skip
+def test_a_damaged_record_is_named(content, tmp_path):
+    path = tmp_path / "data.json"
+    found = {"train": print_of(folder_of(tmp_path / "pictures"))}
+    write_fingerprints(path, found)
+    assert changes_since(path, found) == []
+    path.write_text(content)
+    with pytest.raises(UserError, match=f"{path} is damaged"):
+        changes_since(path, found)
