@@ -72,7 +72,8 @@ def _train(options):
         from repae_jax.training.workdir import load_config
 
         config = apply_overrides(load_config(options.workdir), options.overrides)
-    from repae_jax.validation import check_files, validate
+    from repae_jax.needs import check_files
+    from repae_jax.validation import validate
 
     validate(config)
     check_files(config)
@@ -93,12 +94,14 @@ def _pretrain_teacher(options):
     path = pathlib.Path(config.teachers[name].weights)
     if path.exists() and not options.force:
         raise UserError(f"{path} exists already: use it, or add --force to replace it")
+    from repae_jax.lock import writing
     from repae_jax.validation import validate
 
     validate(config)
     from repae_jax.training.teacher import pretrain_teacher
 
-    accuracy = pretrain_teacher(config, name, progress=not options.quiet)
+    with writing(path):
+        accuracy = pretrain_teacher(config, name, progress=not options.quiet)
     print(f"teacher: {path}  (held-out accuracy {100 * accuracy:.1f} %)")
     return 0
 

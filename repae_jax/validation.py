@@ -1,13 +1,11 @@
 """The checks of a configuration, made before anything is allocated or written."""
 
 import math
-import pathlib
 
 from ml_collections import ConfigDict
 
 from repae_jax.config import NETWORKS, sit_dimensions, vae_dimensions
 from repae_jax.errors import UserError
-from repae_jax.interop import hub
 from repae_jax.parallel.mesh import axis_sizes
 
 
@@ -39,49 +37,6 @@ def check_devices(config: ConfigDict, device_count: int) -> None:
         raise UserError(
             f"config.batch_size is {config.batch_size}, not divisible by {what}: use {fitting}"
         )
-
-
-def check_files(config: ConfigDict) -> None:
-    """Raise UserError for a file or folder that the configuration names and that is not there."""
-    named = {
-        "vae.weights": config.vae.weights,
-        "vae.statistics": config.vae.statistics,
-        "discriminator.weights": config.discriminator.weights,
-        "lpips.weights": config.lpips.weights,
-        "lpips.vgg_weights": config.lpips.vgg_weights,
-        "data.path": config.data.path,
-    }
-    for key, path in named.items():
-        _check_exists(f"config.{key}", path)
-    measured = config.evaluation
-    if measured.every and measured.samples:
-        _check_exists("config.evaluation.reference", measured.reference)
-        if measured.network == "inception":
-            made = "; `python -m repae_jax evaluate --help` says where it is, or take a teacher: "
-            made += "--config.evaluation.network=NAME"
-            _check_exists("config.evaluation.weights", measured.weights, made)
-    for name, entry in config.teachers.items():
-        key = f"config.teachers.{name}.weights"
-        if not entry.weights:
-            raise UserError(f"{key} is empty: name the file with the teacher's weights")
-        made = "; make it with `python -m repae_jax pretrain-teacher` and the same config"
-        _check_exists(key, entry.weights, made if entry.pretrain.steps else "")
-    if needs_lpips(config) and not (config.lpips.weights and config.lpips.vgg_weights):
-        raise UserError(
-            f"config.objective.perceptual_weight is {config.objective.perceptual_weight}, but "
-            "config.lpips.weights (linear heads) or config.lpips.vgg_weights (VGG16) is empty: "
-            "name both files, or set the weight to 0"
-        )
-
-
-def needs_lpips(config: ConfigDict) -> bool:
-    """Whether the loss has a perceptual term."""
-    return "vae" in config.train and config.objective.perceptual_weight > 0
-
-
-def _check_exists(key, path, hint=""):
-    if path and not path.startswith(hub.PREFIX) and not pathlib.Path(path).exists():
-        raise UserError(f"{key} is {path!r}, which does not exist (--{key}=PATH sets it){hint}")
 
 
 def _check_train(config):
@@ -235,7 +190,9 @@ def _teacher_grid(config, name, entry):
     needed = ("patch_size", "hidden_size", "depth", "num_heads")
     missing = [field for field in needed if entry[field] is None]
     if missing and not entry.arch:
-        raise UserError(f"{key}.{missing[0]} is not set, and {key}.arch names no preset")
+        keys = ", ".join(f"{key}.{field}" for field in missing)
+        are = "is" if len(missing) == 1 else "are"
+        raise UserError(f"{keys} {are} not set, and {key}.arch names no preset")
     patch = entry.patch_size or VIT_CONFIGS[entry.arch]["patch_size"]
     if entry.stem:
         _check_stem(key, entry)

@@ -8,9 +8,16 @@ from collections.abc import Sequence
 
 
 def command(
-    words: Sequence[str], processes: int, devices: int = 1, **environment: str
+    words: Sequence[str],
+    processes: int,
+    devices: int = 1,
+    own_words: Sequence[str] = (),
+    **environment: str,
 ) -> list[subprocess.Popen]:
-    """`python -m repae_jax` with these words, once a process, with virtual CPU devices each."""
+    """`python -m repae_jax` with these words, once a process, with virtual CPU devices each.
+
+    `own_words`: one more for each process, if there are any.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -18,6 +25,7 @@ def command(
     started = []
     for index in range(processes):
         job = ["--coordinator", f"localhost:{port}", "--process-count", str(processes)]
+        job += own_words[index : index + 1]
         started.append(
             subprocess.Popen(
                 [sys.executable, "-m", "repae_jax", *words, *job, "--process-index", str(index)],

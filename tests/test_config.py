@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 
 from repae_jax import config as configuration
 from repae_jax.errors import UserError
+from repae_jax.needs import check_files
 from repae_jax.overrides import read_config
-from repae_jax.validation import check_devices, check_files, validate
+from repae_jax.validation import check_devices, validate
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 # Studies are no configurations of a run: tests/study has them.

@@ -12,7 +12,9 @@ from repae_jax.evaluation.representation import (
     extract_features,
     measure_representation,
 )
+from repae_jax.lock import writing_in
 from repae_jax.training.run import open_run
+from repae_jax.training.workdir import load_config
 
 
 @batch_size_advised()
@@ -25,8 +27,15 @@ def evaluate_alignment_command(options: argparse.Namespace) -> int:
     times = parse_times(options.times)
     if options.batch_size < 1:
         raise UserError(f"--batch-size is {options.batch_size}: give at least 1")
+    folder = options.output or options.workdir / "alignment"
+    source = open_source(load_config(options.workdir).data, options.split)
+    with writing_in(folder):
+        _measure(options, times, source, folder)
+    return 0
+
+
+def _measure(options, times, source, folder):
     run = open_run(options.workdir)
-    source = open_source(run.config.data, options.split)
     count = min(options.count, len(source))
     if not 2 <= options.topk < count:
         raise UserError(f"--topk is {options.topk}: give 2 to {count - 1}, for {count} images")
@@ -41,12 +50,10 @@ def evaluate_alignment_command(options: argparse.Namespace) -> int:
     )
     found = measure_representation(features, topk=options.topk, progress=progress)
     print(describe(found, len(features.labels)))
-    folder = options.output or options.workdir / "alignment"
     picture = save_png(folder / "alignment.png", _picture(found))
     told = {"step": int(run.state.step), "images": len(features.labels), **_figures(found)}
     write_figures(folder / "alignment.json", told)
     print(f"picture: {picture}\nfigures: {folder / 'alignment.json'}")
-    return 0
 
 
 def parse_times(text: str) -> tuple[float, ...]:

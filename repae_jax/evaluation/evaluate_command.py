@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import pathlib
 
+from repae_jax.atomic import check_writable
 from repae_jax.errors import UserError
 from repae_jax.evaluation.generated import (
     Reference,
@@ -19,7 +20,8 @@ from repae_jax.evaluation.precision_recall import NEIGHBOURS
 from repae_jax.evaluation.reference import write_statistics
 from repae_jax.evaluation.report import write_figures
 from repae_jax.evaluation.sampled import is_run, open_sampled
-from repae_jax.interop.inception import read_inception
+from repae_jax.interop.inception import missing_inception, read_inception
+from repae_jax.needs import check_nothing_missing
 from repae_jax.parallel.mesh import make_mesh, whole_batches
 from repae_jax.parallel.multihost import Processes, processes
 from repae_jax.sampling.labels import BALANCED
@@ -64,6 +66,8 @@ def _measured(options, group: Processes) -> tuple[Scores, Reference]:
         per_device = MADE_PER_DEVICE if made else PER_DEVICE
         batch_size = whole_batches(mesh, options.batch_size, per_device)
         _check_options(options, made)
+        for path in filter(None, (options.output, options.save_reference)):
+            check_writable(path)
         variables = read_inception(options.inception)
     features = make_features(variables, mesh=mesh)
     progress = not options.quiet and group.first
@@ -83,9 +87,13 @@ def _measured(options, group: Processes) -> tuple[Scores, Reference]:
 def _check_options(options, made):
     """Raise UserError for what does not go together; `made`: the samples are a run's."""
     written, read = options.save_reference, (options.reference, options.samples)
-    for path in read:  # before anyone goes for the weights
-        if not pathlib.Path(path).exists():
-            raise UserError(f"{path} does not exist: name images, an .npz file or a run")
+    missing = [
+        f"{path} does not exist: name images, an .npz file or a run"
+        for path in read
+        if not pathlib.Path(path).exists()
+    ]
+    if missing:  # if only the weights are, their reader will say it
+        check_nothing_missing([*missing, *missing_inception(options.inception)])
     if written and written.resolve() in [pathlib.Path(path).resolve() for path in read]:
         raise UserError(f"--save-reference {written} would replace what is read: give another name")
     given = [name for name in ("labels", *SAMPLER_OPTIONS) if getattr(options, name) is not None]

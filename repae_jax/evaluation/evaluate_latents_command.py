@@ -18,6 +18,8 @@ from repae_jax.evaluation.latents import (
 )
 from repae_jax.evaluation.report import Section, write_report
 from repae_jax.interop.pretrained import PretrainedVAE
+from repae_jax.lock import writing_in
+from repae_jax.needs import check_nothing_missing, missing_paths, missing_vaes
 
 HIGH = 0.25  # cycles per position: half of what a grid can hold
 
@@ -59,15 +61,19 @@ def evaluate_latents_command(options: argparse.Namespace) -> int:
             raise UserError(
                 f"--{name.replace('_', '-')} is {getattr(options, name)}: give at least 1"
             )
+    vaes = parse_vaes(options.vaes)
+    missing = missing_paths({"IMAGES": options.images})
+    check_nothing_missing([*missing_vaes(*vaes.values()), *missing])
     images = open_images(options.images, options.resolution)
     images = images.first(min(options.count, images.count))
-    spaces = []
-    for name, path in parse_vaes(options.vaes).items():
-        vae = PretrainedVAE.from_pretrained(path)
-        progress = not options.quiet
-        spaces.append(measure_latents(name, vae, images, options.batch_size, progress=progress))
-    shown = next(images.batches(min(options.shown, images.count)))
-    path = _write(options.output, spaces, shown, images)
+    with writing_in(options.output):
+        spaces = []
+        for name, path in vaes.items():
+            vae = PretrainedVAE.from_pretrained(path)
+            progress = not options.quiet
+            spaces.append(measure_latents(name, vae, images, options.batch_size, progress=progress))
+        shown = next(images.batches(min(options.shown, images.count)))
+        path = _write(options.output, spaces, shown, images)
     for space in spaces:
         print(_summary(space))
     print(f"report: {path}")

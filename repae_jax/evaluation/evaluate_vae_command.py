@@ -5,6 +5,7 @@ import dataclasses
 
 import jax
 
+from repae_jax.atomic import check_writable
 from repae_jax.errors import UserError, batch_size_advised
 from repae_jax.evaluation.autoencoder import AutoencoderScores, Distance, measure_autoencoder
 from repae_jax.evaluation.image_sets import open_images
@@ -15,6 +16,7 @@ from repae_jax.interop.inception import read_inception
 from repae_jax.interop.lpips import load_lpips
 from repae_jax.interop.pretrained import PretrainedVAE
 from repae_jax.models.lpips import LPIPS
+from repae_jax.needs import check_nothing_missing, missing_paths, missing_vaes
 from repae_jax.parallel.mesh import make_mesh, put, replicated, whole_batches
 from repae_jax.sampling.command import check_seed
 
@@ -31,6 +33,13 @@ def evaluate_vae_command(options: argparse.Namespace) -> int:
     mesh = make_mesh()
     if options.seed is not None:
         check_seed(options.seed)
+    if bool(options.lpips) != bool(options.vgg):
+        raise UserError("LPIPS needs both --lpips (its heads) and --vgg (VGG16)")
+    named = {f"--{name}": getattr(options, name) for name in ("lpips", "vgg", "inception")}
+    missing = missing_paths({"IMAGES": options.images, **named})
+    check_nothing_missing([*missing_vaes(options.vae), *missing])
+    if options.output:
+        check_writable(options.output)
     images = open_images(options.images, options.resolution).first(options.count)
     batch_size = whole_batches(mesh, options.batch_size, PER_DEVICE, images.count)
     distance = _read_lpips(options, mesh)
@@ -83,8 +92,6 @@ def _figures(scores):
 
 
 def _read_lpips(options, mesh) -> Distance | None:
-    if bool(options.lpips) != bool(options.vgg):
-        raise UserError("LPIPS needs both --lpips (its heads) and --vgg (VGG16)")
     if not options.lpips:
         return None
     model = LPIPS(rescale_inputs=False)

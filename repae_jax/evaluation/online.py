@@ -8,12 +8,14 @@ import dataclasses
 import functools
 import math
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
-from repae_jax.data.source import check_images
-from repae_jax.data.sources import open_source
+from repae_jax.data.source import Source, check_images
 from repae_jax.errors import UserError
 from repae_jax.evaluation.alignment import cknna, prepared
 from repae_jax.evaluation.generated import (
@@ -39,11 +41,49 @@ from repae_jax.parallel.mesh import over_batch, put, replicated
 from repae_jax.sampling.generate import Generate
 from repae_jax.sampling.labels import balanced
 from repae_jax.training.program import Program
-from repae_jax.training.recipe import Teacher
+from repae_jax.training.recipe import Models, Teacher
 from repae_jax.training.run import Run, sampling_weights
+from repae_jax.training.run_data import RunData
 from repae_jax.training.state import TrainState
 
 INCEPTION = "inception"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Comparison:
+    """What a run is compared with, opened and checked before it begins.
+
+    Attributes:
+      inception: InceptionV3's variables, None where a teacher is in its place.
+      training: images that samples are compared with, None where a reference is named.
+      heldout: images of CKNNA, None without it.
+    """
+
+    inception: Mapping[str, Any] | None
+    training: Source | None
+    heldout: Source | None
+
+
+def open_comparison(config: ConfigDict, models: Models, data: RunData) -> Comparison | None:
+    """What the configuration wants to compare a run with; None if nothing.
+
+    Raises:
+      UserError: files, images or weights are missing or damaged.
+    """
+    wanted = config.evaluation
+    if not wanted.every:
+        return None
+    inception = training = None
+    if wanted.samples and wanted.network == INCEPTION:
+        inception = read_inception(wanted.weights)
+    if wanted.samples and wanted.reference:
+        _check_reference(config, models)
+    elif wanted.samples:
+        training = data.train
+    for source in (training, data.heldout):
+        if source is not None:
+            check_images(source)
+    return Comparison(inception, training, data.heldout)
 
 
 class OnlineEvaluation:
@@ -53,36 +93,33 @@ class OnlineEvaluation:
     """
 
     def __init__(
-        self, program: Program, workdir: pathlib.Path, generate: Generate, batch_size: int
+        self,
+        program: Program,
+        workdir: pathlib.Path,
+        generate: Generate,
+        batch_size: int,
+        comparison: Comparison,
     ):
-        """Open what will be compared with.
+        """Prepare to measure.
 
         Args:
           program: the run's.
           workdir: where it lives.
           generate: its sampler, on its mesh.
           batch_size: images at a time, a multiple of the devices.
-
-        Raises:
-          UserError: files, images or weights are missing or damaged.
+          comparison: see `open_comparison`.
         """
         self._program, self._workdir = program, workdir
         self._generate, self._batch_size = generate, batch_size
         config = self._config = program.config
         wanted = self._wanted = config.evaluation
         self._inception = self._reference = None
-        if wanted.samples and wanted.network == INCEPTION:
-            self._inception = make_features(read_inception(wanted.weights), mesh=program.mesh)
+        if comparison.inception is not None:
+            self._inception = make_features(comparison.inception, mesh=program.mesh)
         elif wanted.samples:
             self._tokens = _make_tokens(program.models.teachers[wanted.network], program.mesh)
-        if wanted.samples and wanted.reference:
-            self._check_reference()
-        elif wanted.samples:
-            self._training = open_source(config.data, "train")
-            check_images(self._training)
+        self._training, self._heldout = comparison.training, comparison.heldout
         if wanted.cknna_images:
-            self._heldout = open_source(config.data, "heldout")
-            check_images(self._heldout)
             self._extract = make_extract(config, program.models, program.mesh)
 
     def __call__(self, state: TrainState) -> dict[str, float]:
@@ -133,22 +170,6 @@ class OnlineEvaluation:
         images = from_source(source, self._training.name, resolution)
         return as_reference(measure(images, features, **how))
 
-    def _check_reference(self):
-        """Raise UserError, before the run begins, for what cannot be compared with."""
-        path, network = self._wanted.reference, self._wanted.network
-        if has_images(path) or not has_statistics(path):
-            open_images(path, self._config.data.resolution)
-        if not has_statistics(path):
-            return
-        width = len(read_statistics(path).mean)
-        teachers = self._program.models.teachers
-        expected = 2048 if network == INCEPTION else teachers[network].model.dim
-        if width != expected:
-            raise UserError(
-                f"config.evaluation.reference {path} holds features of {width} dimensions: those "
-                f"of {network} have {expected}; name images, or leave it empty"
-            )
-
     def _alignment(self, state):
         config, wanted = self._config, self._wanted
         run = Run(self._workdir, config, self._program.models, state)
@@ -166,6 +187,22 @@ class OnlineEvaluation:
             f"cknna_{name}": cknna(tokens, prepared(teacher))
             for name, teacher in features.teachers.items()
         }
+
+
+def _check_reference(config, models):
+    """Raise UserError for what cannot be compared with."""
+    path, network = config.evaluation.reference, config.evaluation.network
+    if has_images(path) or not has_statistics(path):
+        open_images(path, config.data.resolution)
+    if not has_statistics(path):
+        return
+    width = len(read_statistics(path).mean)
+    expected = 2048 if network == INCEPTION else models.teachers[network].model.dim
+    if width != expected:
+        raise UserError(
+            f"config.evaluation.reference {path} holds features of {width} dimensions: those of "
+            f"{network} have {expected}; name images, or leave it empty"
+        )
 
 
 def _make_tokens(teacher: Teacher, mesh: Mesh):

@@ -10,7 +10,7 @@ import numpy as np
 
 from repae_jax.config import to_json
 from repae_jax.data.pipeline import eval_batches
-from repae_jax.data.source import check_images
+from repae_jax.data.source import Source, check_images
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError
 from repae_jax.evaluation.coder import make_coder
@@ -19,11 +19,13 @@ from repae_jax.evaluation.figures import class_grid, pairs_figure, pca_figure, s
 from repae_jax.evaluation.latents import latent_statistics, pca_colours
 from repae_jax.evaluation.reconstruction import mean_psnr
 from repae_jax.evaluation.report import Section, write_report
+from repae_jax.lock import writing_in
 from repae_jax.sampling.generate import generate_all, make_generate
 from repae_jax.sampling.labels import balanced
 from repae_jax.training.build import initial_vae
 from repae_jax.training.metrics import read_history
 from repae_jax.training.run import Run, make_sampler, open_run, sampling_weights
+from repae_jax.training.workdir import load_config
 
 HELDOUT = 1000  # at most so many held-out images are reconstructed
 SHOWN = 20
@@ -55,11 +57,18 @@ def report_command(options: argparse.Namespace) -> int:
     """Write `report.html` and its pictures into `options.workdir`; returns 0."""
     if options.samples < 1:
         raise UserError(f"--samples is {options.samples}: give at least 1")
-    run = open_run(options.workdir)
+    heldout = open_source(load_config(options.workdir).data, "heldout")
+    check_images(heldout)
     page = Page(options.workdir / "report")
+    with writing_in(page.folder):
+        _report(open_run(options.workdir), heldout, page, options)
+    return 0
+
+
+def _report(run: Run, heldout: Source, page: Page, options: argparse.Namespace) -> None:
     if run.models.sit is not None:
         _generated(run, page, options)
-    _reconstructed(run, page)
+    _reconstructed(run, heldout, page)
     history = read_history(options.workdir)
     if history:
         text = f"Training, step by step, up to step {int(run.state.step)}."
@@ -79,7 +88,6 @@ def report_command(options: argparse.Namespace) -> int:
     for label, value, note in page.summary:
         print(f"{label}: {value}  ({note})")
     print(f"report: {path}")
-    return 0
 
 
 def _generated(run: Run, page: Page, options: argparse.Namespace) -> None:
@@ -128,8 +136,9 @@ def _judge_digits(page: Page, images, labels) -> None:
     ]
 
 
-def _reconstructed(run: Run, page: Page) -> None:
-    images = _heldout_images(run)
+def _reconstructed(run: Run, heldout: Source, page: Page) -> None:
+    batches = eval_batches(heldout, min(HELDOUT, len(heldout)))
+    images = np.asarray(jnp.asarray(next(iter(batches))["image"]))
     encode, decode = make_coder(run.models.vae)
     params = run.state.params["vae"]
     latents = encode(params, images)
@@ -152,10 +161,3 @@ def _reconstructed(run: Run, page: Page) -> None:
     )
     picture = pca_figure(images[:SHOWN], {"before": before, "after": after})
     page.add("The latent space", "latents", picture, text)
-
-
-def _heldout_images(run: Run) -> np.ndarray:
-    source = open_source(run.config.data, "heldout")
-    check_images(source)
-    batches = eval_batches(source, min(HELDOUT, len(source)))
-    return np.asarray(jnp.asarray(next(iter(batches))["image"]))

@@ -10,6 +10,7 @@ from repae_jax.errors import UserError
 from repae_jax.interop import files, latent_statistics, pretrained
 from repae_jax.interop.recognise import CHECKPOINTS, DIFFUSERS, RUN, Found, find
 from repae_jax.interop.targets import FORMATS, TARGETS
+from repae_jax.lock import writing
 from repae_jax.models.autoencoder_kl import AutoencoderKL
 
 _VAES = (DIFFUSERS, "vae", "vae-tensors")
@@ -58,10 +59,11 @@ def convert(
         raise UserError(
             f"{found.path} ({FORMATS[found.format]}) does not become {to!r}; it can: {choices}"
         )
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise UserError(f"{target} exists already: choose another name, or remove it")
     _check_suffix(target, to)
-    return f"{target}: {_WRITERS[to](Job(found, target, make_config, progress))}"
+    with writing(target):
+        if target.is_file() or (target.is_dir() and any(target.iterdir())):
+            raise UserError(f"{target} exists already: choose another name, or remove it")
+        return f"{target}: {_WRITERS[to](Job(found, target, make_config, progress))}"
 
 
 def _possible(found: Found) -> tuple[str, ...]:

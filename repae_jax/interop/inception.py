@@ -33,9 +33,16 @@ def read_inception(path: str | pathlib.Path) -> dict:
     Raises:
       UserError: the file is missing, damaged or of another network.
     """
-    if not pathlib.Path(path).is_file():
-        raise UserError(f"no InceptionV3 weights at {path}; download {WEIGHTS_URL} to there")
+    for missing in missing_inception(path):
+        raise UserError(missing)
     return load_inception(read_tensors(path), source=str(path))
+
+
+def missing_inception(path: str | pathlib.Path) -> list[str]:
+    """Nothing, or a clause that says where the file comes from which is not there."""
+    if pathlib.Path(path).is_file():
+        return []
+    return [f"no InceptionV3 weights at {path}; download {WEIGHTS_URL} to there"]
 
 
 def load_inception(tensors: Mapping[str, np.ndarray], *, source: str = "Inception weights") -> dict:

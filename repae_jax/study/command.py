@@ -4,8 +4,10 @@ import argparse
 import pathlib
 
 from repae_jax.errors import UserError
+from repae_jax.lock import writing_in
+from repae_jax.needs import check_nothing_missing
 from repae_jax.overrides import read_config
-from repae_jax.study.plan import Job, check, jobs
+from repae_jax.study.plan import Job, check, jobs, missing_for_runs
 from repae_jax.study.report import write_study
 from repae_jax.study.results import agreement, read_results
 from repae_jax.study.run import read_result, run_job
@@ -30,10 +32,13 @@ def study_command(options: argparse.Namespace) -> int:
     others = read_results(options.against) if options.against else None
     check(study, output)
     progress = not options.quiet
-    if options.prepare:
-        make_shared(study, output, progress=progress)
-        return 0
     check_shared(study, output)
+    if not options.report:
+        check_nothing_missing(missing_for_runs(study, output))
+    if options.prepare:
+        with writing_in(output):
+            make_shared(study, output, progress=progress)
+        return 0
     if options.run:
         run_job(study, _job(study, options.run), output, progress=progress)
         return 0
@@ -42,14 +47,16 @@ def study_command(options: argparse.Namespace) -> int:
     if not options.report:
         words = ["study", options.config, "--output", str(output), *options.overrides]
         prepare([*words, "--prepare"] + ["--quiet"] * options.quiet)
-        run_all(
-            study,
-            output,
-            lambda job: [*words, "--quiet", "--run", str(job)],
-            lambda job: read_result(study, job, output) is not None,
-            side_by_side=options.jobs,
-            progress=progress,
-        )
+        with writing_in(output) as lock:
+            run_all(
+                study,
+                output,
+                lambda job: [*words, "--quiet", "--run", str(job)],
+                lambda job: read_result(study, job, output) is not None,
+                side_by_side=options.jobs,
+                progress=progress,
+                check=lock.check,
+            )
         results = _results(study, output)
     if not results:
         raise UserError(f"{output} holds no result yet: run the study without --report")

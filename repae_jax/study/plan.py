@@ -25,6 +25,7 @@ from repae_jax.config import apply_recipe
 from repae_jax.errors import UserError
 from repae_jax.evaluation.alignment import TOP_K
 from repae_jax.evaluation.precision_recall import NEIGHBOURS
+from repae_jax.needs import missing_files
 from repae_jax.validation import validate
 
 DATA = "data"  # in a study's folder: the scenes that are rendered once
@@ -196,6 +197,21 @@ def check(study: ConfigDict, output: pathlib.Path) -> None:
         for side in (entry.better, entry.worse):
             if side not in study.arms:
                 raise UserError(f"claim {name}: no arm {side!r}; {', '.join(study.arms)}")
+
+
+def missing_for_runs(study: ConfigDict, output: pathlib.Path) -> list[str]:
+    """What the arms need that is neither there nor made by the study, each a clause."""
+    missing = []
+    for name in study.arms:
+        config = run_config(study, Job(name, 0), output)
+        made = own_teachers(config)
+        config.teachers = ConfigDict({k: v for k, v in config.teachers.items() if k not in made})
+        if study.arms[name].vae:
+            config.vae.weights = ""
+        if study.rendered.train:
+            config.data.update(source=study.config.data.source, path="")
+        missing += missing_files(config)
+    return missing
 
 
 def _check_steps(study):

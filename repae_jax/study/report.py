@@ -11,6 +11,7 @@ from repae_jax.atomic import write_atomically
 from repae_jax.evaluation.curves import CURVE_COLOURS, FAINT
 from repae_jax.evaluation.figures import save_png
 from repae_jax.evaluation.report import Section, write_report
+from repae_jax.lock import writing_in
 from repae_jax.study.plan import MEASURES, Job
 from repae_jax.study.results import (
     Result,
@@ -50,6 +51,11 @@ def write_study(study: ConfigDict, output: pathlib.Path, results: Sequence[Resul
     Returns:
       the report's path.
     """
+    with writing_in(output / "report"):
+        return _write(study, output, results)
+
+
+def _write(study, output, results):
     write_results(output / "results.jsonl", results)
     arms, claims, together = made = [table(study, results) for table in _TABLES]
     write_atomically(output / "tables.md", _text(made, results).encode())

@@ -12,16 +12,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from repae_jax.atomic import write_atomically
-from repae_jax.config import differences
+from repae_jax.config import differences, from_json
 from repae_jax.errors import RUN_AGAIN, Diverged, TryAgain, UserError
 from repae_jax.evaluation.figures import class_grid, pca_figure, save_png
 from repae_jax.evaluation.latents import pca_colours
+from repae_jax.lock import writing_in
 from repae_jax.parallel.mesh import make_mesh
 from repae_jax.study.judge import load_judge
 from repae_jax.study.measures import Measures, Seen
 from repae_jax.study.plan import RESULT, Job, placed_config, run_config
 from repae_jax.study.schedule import check_share
-from repae_jax.study.shared import JUDGE, accuracies
+from repae_jax.study.shared import JUDGE, accuracies, check_data, check_made
 from repae_jax.training.build import build_models, load_frozen
 from repae_jax.training.checkpoints import saved_steps
 from repae_jax.training.loop import train
@@ -45,19 +46,27 @@ def run_job(study: ConfigDict, job: Job, output: pathlib.Path, *, progress: bool
     """
     check_share()
     config, workdir = run_config(study, job, output), job.workdir(output)
-    if read_result(study, job, output) is not None:
-        return
+    with writing_in(workdir) as lock:
+        if read_result(study, job, output) is None:
+            _run(study, job, output, config, lock, progress)
+
+
+def _run(study, job, output, config, lock, progress):
+    workdir = job.workdir(output)
+    check_made(study, output)
+    check_data(study, output)
+    judge = load_judge(study, output / JUDGE)
     started = time.perf_counter()
     diverged = _diverged_before(study, job, output)
     begun = not diverged
     if begun:
         try:
-            if train(config, workdir, progress=progress) == RUN_AGAIN:
+            if train(config, workdir, progress=progress, lock=lock) == RUN_AGAIN:
                 raise TryAgain(f"{job} was interrupted and saved; run the same command to go on")
         except Diverged as error:
             diverged = str(error)
     trained = time.perf_counter()
-    figures = _measured(study, config, workdir, output, diverged) if begun else {}
+    figures = _measured(study, judge, config, workdir, output, diverged) if begun else {}
     result = {
         "arm": job.arm,
         "seed": job.seed,
@@ -72,7 +81,7 @@ def run_job(study: ConfigDict, job: Job, output: pathlib.Path, *, progress: bool
             "measuring": time.perf_counter() - trained,
         },
     }
-    workdir.mkdir(parents=True, exist_ok=True)
+    lock.check()
     write_atomically(workdir / RESULT, (json.dumps(result, indent=1) + "\n").encode())
 
 
@@ -88,7 +97,8 @@ def read_result(study: ConfigDict, job: Job, output: pathlib.Path) -> dict[str, 
     try:
         result = json.loads(path.read_text())
         wanted = _within(output, run_config(study, job, output).to_dict())
-        told = differences(result["config"], wanted)
+        made = from_json(json.dumps(result["config"]), source=str(path)).to_dict()
+        told = differences(made, wanted)  # keys that a version before did not have are defaults
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({error}): remove it, and it is measured again"
@@ -119,7 +129,7 @@ def _within(output, value):
     return value.removeprefix(f"{output}{os.sep}") if isinstance(value, str) else value
 
 
-def _measured(study, config, workdir, output, diverged):
+def _measured(study, judge, config, workdir, output, diverged):
     """The figures by step, as far as a run that `diverged` has come, and pictures of the last."""
     own = build_models(config)
     models, frozen = own, {}
@@ -127,7 +137,7 @@ def _measured(study, config, workdir, output, diverged):
         whole = placed_config(study, output)
         models = dataclasses.replace(own, teachers=build_models(whole).teachers)
         frozen = load_frozen(whole, models, models.teachers)
-    measures = Measures(study, load_judge(study, output / JUDGE), config, models)
+    measures = Measures(study, judge, config, models)
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     figures, seen = {}, None
     saved = saved_steps(workdir)

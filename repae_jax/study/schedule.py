@@ -47,6 +47,7 @@ def run_all(
     *,
     side_by_side: int = 1,
     progress: bool = True,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Run what is not done yet, in `jobs`' order, `side_by_side` at a time.
 
@@ -61,6 +62,7 @@ def run_all(
       done: whether a job's result is there.
       side_by_side: processes at a time.
       progress: show a bar.
+      check: raises if nothing more may be run.
 
     Raises:
       UserError: a run failed; names its log.
@@ -84,6 +86,7 @@ def run_all(
             return
         share = free.pop()
         try:
+            check()
             _run(command(job), job, output, share, running, stop)
             finished[job].set()
         except Exception as error:

@@ -12,8 +12,11 @@ from ml_collections import ConfigDict
 
 from repae_jax.atomic import write_atomically
 from repae_jax.config import differences
+from repae_jax.data.identity import FILE, as_recorded, changes_since, write_fingerprints
+from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError
 from repae_jax.interop.files import read_metadata
+from repae_jax.needs import check_nothing_missing
 from repae_jax.study.plan import DATA, RESULT, own_teachers, placed_config, teacher_path
 
 COMMON = "study.json"
@@ -31,11 +34,12 @@ def make_shared(study: ConfigDict, output: pathlib.Path, *, progress: bool = Tru
     from repae_jax.training.teacher import pretrain_teacher
 
     check_shared(study, output)
-    gone = [path for path in _networks(study, output).values() if not path.is_file()]
-    if gone and any(output.glob(f"runs/*/{RESULT}")):
-        raise UserError(
-            f"{gone[0]} is gone, with which the results in {output} were made: put it back, or "
-            "take another --output"
+    if any(output.glob(f"runs/*/{RESULT}")):
+        check_nothing_missing(
+            f"{path} is gone, with which the results in {output} were made: put it back, or take "
+            "another --output"
+            for path in _networks(study, output).values()
+            if not path.is_file()
         )
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / COMMON, (json.dumps(_common(study), indent=1) + "\n").encode())
@@ -50,6 +54,9 @@ def make_shared(study: ConfigDict, output: pathlib.Path, *, progress: bool = Tru
                 workers=os.cpu_count() or 1,
                 progress=progress,
             )
+    if not (output / FILE).exists():
+        write_fingerprints(output / FILE, _fingerprints(config))
+    check_data(study, output)
     for name in own_teachers(config):
         if not teacher_path(output, name).is_file():
             pretrain_teacher(config, name, progress=progress)
@@ -79,6 +86,32 @@ def check_shared(study: ConfigDict, output: pathlib.Path) -> None:
         )
 
 
+def check_made(study: ConfigDict, output: pathlib.Path) -> None:
+    """Raise UserError unless all that runs share is there."""
+    check_nothing_missing(
+        f"{what} ({path}) is not there: make what the runs share by --prepare"
+        for what, path in _networks(study, output).items()
+        if not path.is_file()
+    )
+
+
+def check_data(study: ConfigDict, output: pathlib.Path) -> None:
+    """Raise UserError where the images are not those that the study began with."""
+    told = changes_since(output / FILE, _fingerprints(placed_config(study, output)))
+    if told:
+        lines = "; ".join(f"{split}: {line}" for split, line in told)
+        raise UserError(
+            f"{output}: the data have changed since the study began ({lines}): put them back, or "
+            "take another --output"
+        )
+
+
+def _fingerprints(config):
+    """Of both splits, as they are noted."""
+    found = {split: open_source(config.data, split) for split in ("train", "heldout")}
+    return as_recorded({split: source.fingerprint() for split, source in found.items()})
+
+
 def accuracies(study: ConfigDict, output: pathlib.Path) -> dict[str, float]:
     """Which share of the held-out images the judge and the teachers classify correctly."""
     return {
@@ -100,7 +133,7 @@ def _common(study) -> dict[str, Any]:
     for name in own_teachers(config):
         config.teachers[name].weights = ""
     data = config.data.to_dict()
-    for key in ("path", "workers"):
+    for key in ("path", "workers", "accept"):
         del data[key]
     return {
         "config": {"data": data, "teachers": config.teachers.to_dict()},

@@ -18,10 +18,10 @@ from repae_jax.models.lpips import LPIPS
 from repae_jax.models.sit import SiT
 from repae_jax.models.vae import VAE, VAE_FAMILIES
 from repae_jax.models.vit import ViT, create_vit
+from repae_jax.needs import needs_lpips
 from repae_jax.training.optimizers import adamw
 from repae_jax.training.recipe import Models, Objective, Teacher
 from repae_jax.training.state import TrainState, create_state
-from repae_jax.validation import needs_lpips
 
 # a VAE's parameters -> its latents' {"mean": (c,), "var": (c,)}
 Measure = Callable[[Any], Mapping[str, Any]]

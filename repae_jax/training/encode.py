@@ -22,13 +22,14 @@ from repae_jax.data.sources import Source, open_source
 from repae_jax.errors import UserError
 from repae_jax.interop.tables import flatten
 from repae_jax.models.teachers import preprocess
+from repae_jax.needs import check_files
 from repae_jax.parallel.mesh import make_mesh, over_batch, put_batch, replicated
 from repae_jax.parallel.multihost import processes
 from repae_jax.sampling.pixels import to_float
 from repae_jax.training.build import build_models, load_frozen
 from repae_jax.training.recipe import Models
 from repae_jax.training.weights import read_vae
-from repae_jax.validation import check_files, validate
+from repae_jax.validation import validate
 
 _THREADS = 8  # that read and decode images
 DTYPES = ("float32", "float16", "bfloat16")

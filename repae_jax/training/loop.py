@@ -10,10 +10,13 @@ from ml_collections import ConfigDict
 from repae_jax.atomic import write_atomically
 from repae_jax.data import latents
 from repae_jax.data.pipeline import train_batches
-from repae_jax.data.sources import open_source
 from repae_jax.errors import RUN_AGAIN, LostProcess, UserError, first_line, out_of_memory
+from repae_jax.evaluation.online import open_comparison
+from repae_jax.lock import Lock, writing_in
+from repae_jax.needs import check_files
 from repae_jax.parallel import multihost, sharding
 from repae_jax.parallel.mesh import local_rows, make_mesh, put
+from repae_jax.training import run_data
 from repae_jax.training import workdir as work_directory
 from repae_jax.training.build import build_models, init_state, latent_shape, load_frozen
 from repae_jax.training.checkpoints import FOLDER, Checkpoints
@@ -25,14 +28,19 @@ from repae_jax.training.program import Program, uncollected
 from repae_jax.training.reporter import Reporter
 from repae_jax.training.statistics import latent_moments
 from repae_jax.training.trace import Trace
-from repae_jax.validation import check_devices, check_files, validate
+from repae_jax.validation import check_devices, validate
 
 BAD_IMAGES = "bad_images.txt"  # in the work directory: those that data.on_bad_image skipped
 SHARDING = "sharding.txt"  # in the work directory: where each array of the state is
 
 
 def train(
-    config: ConfigDict, workdir: pathlib.Path, *, progress: bool = True, profile: bool = False
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    progress: bool = True,
+    profile: bool = False,
+    lock: Lock | None = None,
 ) -> int:
     """Train in `workdir` until `config.run.steps`, going on from its newest checkpoint.
 
@@ -45,17 +53,19 @@ def train(
       workdir: the run's folder.
       progress: whether to show a bar.
       profile: whether to trace a few steps (see `Trace`).
+      lock: of `workdir`, if the caller holds it; else the first process takes it.
 
     Returns:
       The exit status: 0 when all steps are done, 75 when a signal ended the run before.
 
     Raises:
-      UserError: bad configuration, files, data or work directory, losses that are not finite, or
-        a disk that is full.
+      UserError: bad configuration, files, data or work directory, other data than those that the
+        run began with, another process that writes there, losses that are not finite, or a disk
+        that is full.
       LostProcess: another process of the job is gone.
     """
     processes = multihost.processes()
-    with contextlib.ExitStack() as closing:
+    with contextlib.ExitStack() as held, contextlib.ExitStack() as closing:
         if processes.count > 1:  # JAX takes SIGTERM from here on, and would only note it
             interruption = closing.enter_context(catch_signals())
         with processes.together():
@@ -63,29 +73,39 @@ def train(
             check_files(config)
             check_devices(config, jax.device_count())
             work_directory.check(workdir, config)
+        with processes.together():
+            if processes.first and lock is None:
+                lock = held.enter_context(writing_in(workdir))
+        with processes.together():
             mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
             program = Program(config, build_models(config), mesh)
-            source = open_source(config.data, "train", bad_images=workdir / BAD_IMAGES)
-            batches = _batches(config, source, mesh)
+            data = run_data.open_data(config, workdir, bad_images=workdir / BAD_IMAGES)
+            comparison = open_comparison(config, program.models, data)
+            batches = _batches(config, data.train, mesh)
+        run_data.agree(data, processes)
         with processes.together():
             # What is wrong with the weights' files shows before anything is written.
             begun = (workdir / FOLDER).exists()
-            initial = None if begun else _initial_state(program, source, progress)
+            initial = None if begun else _initial_state(program, data.train, progress)
+        news = ""
         with processes.together():
             if processes.first:
                 work_directory.claim(workdir, config)
+                news = run_data.record(config, workdir, data)
         checkpoints = Checkpoints(
             workdir, keep=config.run.keep_checkpoints, keep_every=config.run.keep_every
         )
         closing.callback(checkpoints.close)
         if checkpoints.latest_step() is None:
-            state = initial or _initial_state(program, source, progress)
+            state = initial or _initial_state(program, data.train, progress)
         else:
             state = _continued(program, checkpoints, batches)
         del initial
         with processes.together():
-            reporter = Reporter(program, workdir, checkpoints, processes, progress)
+            reporter = Reporter(program, workdir, checkpoints, processes, progress, comparison)
             closing.callback(reporter.close)
+            if news:
+                reporter.say(news)
             _describe(program, workdir, reporter, processes)
         if processes.count == 1:
             interruption = closing.enter_context(catch_signals())
@@ -97,7 +117,9 @@ def train(
             trace = Trace(folder, int(state.step), config.run.steps, reporter.say)
             closing.callback(trace.close)
         try:
-            return _run(program, state, feed, checkpoints, reporter, interruption, processes, trace)
+            return _run(
+                program, state, feed, checkpoints, reporter, interruption, processes, trace, lock
+            )
         except UserError:
             if processes.count > 1:
                 closing.pop_all()  # each of them would wait for the other processes
@@ -119,7 +141,7 @@ def train(
             ) from error
 
 
-def _run(program, state, feed, checkpoints, reporter, interruption, processes, trace):
+def _run(program, state, feed, checkpoints, reporter, interruption, processes, trace, lock):
     run, key = program.config.run, program.key()
     measured_every = program.config.evaluation.every
     step, last, stop = int(state.step), program.config.run.steps, False
@@ -128,6 +150,8 @@ def _run(program, state, feed, checkpoints, reporter, interruption, processes, t
     reporter.begin(step)
     pending = metrics = None
     while step < last and not stop:
+        if lock is not None:
+            lock.check()
         if trace:
             trace.before(step, metrics)
         with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):

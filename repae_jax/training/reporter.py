@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from repae_jax.evaluation.figures import class_grid, save_png
-from repae_jax.evaluation.online import OnlineEvaluation
+from repae_jax.evaluation.online import Comparison, OnlineEvaluation
 from repae_jax.parallel.mesh import put, replicated
 from repae_jax.parallel.multihost import Processes
 from repae_jax.sampling.generate import make_generate
@@ -34,6 +34,7 @@ class Reporter:
         checkpoints: Checkpoints,
         processes: Processes,
         progress: bool,
+        comparison: Comparison | None = None,
     ):
         self._program, self._config, self._workdir = program, program.config, workdir
         self._first, self._progress = processes.first, progress and processes.first
@@ -46,8 +47,10 @@ class Reporter:
         if models.sit is not None:
             sampler = make_sampler(self._config, steps=run.sample_steps)
             self._generate = make_generate(models.sit, models.vae, sampler, mesh=program.mesh)
-        if self._config.evaluation.every:
-            self._online = OnlineEvaluation(program, workdir, self._generate, self._at_once)
+        if comparison is not None:
+            self._online = OnlineEvaluation(
+                program, workdir, self._generate, self._at_once, comparison
+            )
 
     def begin(self, step: int) -> None:
         """Start the progress bar at `step`."""

@@ -183,6 +183,19 @@ esac""",
     assert r"train --distributed --workdir /mnt/bucket/my\ run" in log
 
 
+def test_tpu_vm_names_all_that_is_not_set_before_it_asks_for_a_slice(tmp_path):
+    environment = fake(tmp_path, "gcloud", f"touch {tmp_path}/asked")
+    for words, missing in ((["train"], "ZONE TYPE BUCKET"), (["delete"], "ZONE")):
+        done = subprocess.run(
+            ["bash", LAUNCH / "tpu_vm.sh", *words],
+            env={**environment, "NAME": "r", "RUNTIME": "v2"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 2
+        assert f"tpu_vm.sh: set {missing}, see" in done.stderr
+    assert not (tmp_path / "asked").exists()
+
+
 @pytest.mark.slow  # four processes that compile the step
 @pytest.mark.skipif(not os.environ.get("REPAE_THOROUGH"), reason="minutes: set REPAE_THOROUGH=1")
 def test_local_processes_train_and_survive_one_that_dies(tmp_path):
