@@ -14,8 +14,16 @@
 # is that of the git repository's HEAD.
 set -euo pipefail
 
-: "${NAME:?the name of the queued resource}" "${ZONE:?such as us-east5-b}"
-node=$NAME-node
+need() { # variables that have to be set
+  local variable missing=()
+  for variable in "$@"; do
+    [ -n "${!variable:-}" ] || missing+=("$variable")
+  done
+  [ ${#missing[@]} -eq 0 ] && return
+  echo "tpu_vm.sh: set ${missing[*]}, see the head of this file" >&2
+  exit 2
+}
+node=${NAME:-}-node
 
 queued() { gcloud compute tpus queued-resources "$@" --zone "$ZONE"; }
 
@@ -28,7 +36,6 @@ state() {
 }
 
 create() {
-  : "${TYPE:?such as v6e-64}" "${RUNTIME:?such as v2-alpha-tpuv6e}"
   local spot=()
   [ "${SPOT:-1}" = 1 ] && spot=(--spot)
   queued create "$NAME" --node-id "$node" --accelerator-type "$TYPE" \
@@ -52,7 +59,6 @@ wait_until_active() {
 }
 
 install() {
-  : "${BUCKET:?a Cloud Storage bucket for work directories and data}"
   local archive
   archive=$(mktemp --suffix .tar.gz)
   git archive --format tar.gz --output "$archive" HEAD || return
@@ -61,7 +67,9 @@ install() {
   rm "$archive"
   # A trainer that an earlier call of this script left behind saves and ends first.
   on_all "set -e
-    pkill -TERM -f '[l]aunch/again.sh' && sleep 60 || true
+    if pkill -TERM -f '[l]aunch/again.sh'; then
+      timeout 300 sh -c \"while pgrep -f '[l]aunch/again.sh' >/dev/null; do sleep 1; done\"
+    fi
     mkdir -p repae_jax && tar xzf repae_jax.tar.gz -C repae_jax
     python3 -m venv venv
     venv/bin/pip install --quiet -r repae_jax/requirements.txt 'jax[tpu]'
@@ -94,9 +102,9 @@ train() {
 command=${1:-}
 shift || true
 case "$command" in
-  train) train "$@" ;;
-  delete) delete ;;
-  state) state ;;
+  train) need NAME ZONE TYPE RUNTIME BUCKET && train "$@" ;;
+  delete) need NAME ZONE && delete ;;
+  state) need NAME ZONE && state ;;
   *)
     sed -n '2,/^set/p' "${BASH_SOURCE[0]}" | sed '$d; s/^# \{0,1\}//'
     exit 2
