@@ -1,4 +1,4 @@
-"""Images in folders: one folder a class, its name the class's."""
+"""Images in folders: one folder a class, its name the class's, with folders of its own or not."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ import numpy as np
 from repae_jax.data.decode import decode_cropped, read_file
 from repae_jax.data.identity import Fingerprint, class_table
 from repae_jax.data.source import split_folder
+from repae_jax.data.walk import SUFFIXES, Walk, warn_once
 from repae_jax.errors import UserError
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,24 +61,30 @@ class FolderSource:
 def open_folder(data_config: typing.Any, split: str) -> FolderSource:
     """The split's class folders; their sorted names are the labels.
 
+    Pictures in folders of a class folder are of that class (see `Walk`); a line says what is no
+    picture and left out.
+
     Args:
       data_config: its `path` holds class folders, or `train` and `heldout` folders that do.
       split: which of these; "train" may be `path` itself.
 
     Raises:
-      UserError: there is no such folder, a class has no images, or two files or classes have
-        names that differ in upper and lower case only.
+      UserError: there is no such folder, one cannot be read, a class has no images, or two files
+        or classes have names that differ in upper and lower case only.
     """
-    root = split_folder(data_config.path, split, _visible_folders, "class folders")
-    classes = _visible_folders(root)
+    root = split_folder(data_config.path, split, _has_folders, "class folders")
+    walk = Walk(root)
+    classes = walk.folders()
     if not classes:
         raise UserError(f"{root} has no class folders; put each class's images in a folder there")
     _check_case(root, classes)
     files, labels = [], []
     for label, name in enumerate(classes):
-        names = _images(root / name)
-        files += [os.path.join(name, file) for file in names]
-        labels += [label] * len(names)
+        found = _images(walk, root, name)
+        files += found
+        labels += [label] * len(found)
+    walk.left_out.say(root)
+    _warn_of_another_level(root, files)
     return FolderSource(
         name=str(root),
         num_classes=len(classes),
@@ -92,19 +97,25 @@ def open_folder(data_config: typing.Any, split: str) -> FolderSource:
     )
 
 
-def _images(folder: pathlib.Path) -> list[str]:
-    names = sorted(
-        entry.name
-        for entry in os.scandir(folder)
-        if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".")
-    )
-    if not names:
+def _images(walk: Walk, root: pathlib.Path, name: str) -> list[str]:
+    files = walk.pictures(name)
+    if not files:
         raise UserError(
-            f"class folder {folder} has no images ({', '.join(SUFFIXES)}); "
+            f"class folder {root / name} has no images ({', '.join(SUFFIXES)}); "
             "add some or remove the folder"
         )
-    _check_case(folder, names)
-    return names
+    _check_case(root, files)
+    return files
+
+
+def _warn_of_another_level(root, files):
+    """Where no class folder holds a picture itself, the next level's may be meant."""
+    if all(file.count(os.sep) > 1 for file in files):
+        warn_once(
+            f"{root}: its folders hold no pictures but in folders of their own, such as "
+            f"{files[0]}; all of those in one folder are of one class: if the inner folders are "
+            "the classes, name the folder that holds these"
+        )
 
 
 def _check_case(folder: pathlib.Path, names: Sequence[str]) -> None:
@@ -124,7 +135,5 @@ def _check_case(folder: pathlib.Path, names: Sequence[str]) -> None:
             )
 
 
-def _visible_folders(root: pathlib.Path) -> list[str]:
-    return sorted(
-        entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != "."
-    )
+def _has_folders(root: pathlib.Path) -> bool:
+    return bool(Walk(root).folders())

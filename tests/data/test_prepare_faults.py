@@ -95,7 +95,7 @@ def test_files_that_were_removed_are_said(pictures, tmp_path):
 def test_a_file_that_cannot_be_read_is_never_left_out(pictures, tmp_path):
     path = pictures / "cat" / "1.jpeg"
     path.unlink()
-    path.mkdir()
+    path.symlink_to(tmp_path / "a disk that is not there")
     with pytest.raises(UserError, match="cat/1.jpeg: cannot be read"):
         run(pictures, tmp_path / "packed", on_bad_image="skip")
 
