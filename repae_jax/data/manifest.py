@@ -126,7 +126,7 @@ def read_json(path: pathlib.Path) -> Any:
         return json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); permit it") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged, no JSON ({error}); restore it, or begin anew") from error
 
 

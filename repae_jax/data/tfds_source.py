@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import typing
 
 import numpy as np
 
 from repae_jax.data.decode import decode_cropped
 from repae_jax.data.identity import Fingerprint
+from repae_jax.data.manifest import read_json
 from repae_jax.data.source import HELDOUT_NAMES, checked_label
 from repae_jax.errors import UserError
 
 if typing.TYPE_CHECKING:
     import tensorflow_datasets as tfds
+
+_OWN = "tensorflow_datasets."
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # of features.json, old and new
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,6 +96,7 @@ def open_tfds(data_config: typing.Any, split: str) -> TfdsSource:
 def _builder(name: str, folder: str | None) -> tfds.core.DatasetBuilder:
     import tensorflow_datasets as tfds
 
+    _check_features(name or "", folder)
     try:
         builder = tfds.builder(name or "", data_dir=folder)
     except (ValueError, AssertionError) as error:  # an unknown name; an unknown version
@@ -110,6 +116,40 @@ def _builder(name: str, folder: str | None) -> tfds.core.DatasetBuilder:
             f"read by index; set data.path = {other!r} and run: {_prepare(name, other)}"
         )
     return builder
+
+
+def _check_features(name: str, folder: str | None) -> None:
+    """Raise UserError if a data set's files name classes that are not TFDS' own.
+
+    TFDS would import them, and with that run whatever lies beside the data.
+    """
+    from tensorflow_datasets.core import constants, naming
+
+    try:
+        parsed, _ = naming.parse_builder_name_kwargs(name)
+    except ValueError:
+        return  # `tfds.builder` says why
+    place = pathlib.Path(folder or constants.DATA_DIR).expanduser() / parsed.name
+    for path in sorted(place.rglob("features.json")):
+        foreign = [kind for kind in _classes(read_json(path)) if not kind.startswith(_OWN)]
+        if foreign:
+            raise UserError(
+                f"{path}: names {foreign[0]}, a class that is not TFDS' own and would be imported; "
+                "prepare the data set with TFDS' features"
+            )
+
+
+def _classes(value):
+    """The names of Python classes, anywhere in the content of a features.json."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting += value
+        elif isinstance(value, dict):
+            waiting += value.values()
+            names = (value.get(key) for key in _CLASS_KEYS)
+            yield from (name for name in names if isinstance(name, str) and "." in name)
 
 
 def _prepare(name, folder):

@@ -1,4 +1,6 @@
+import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ from pictures import data_config, encoded, random_picture
 from PIL import Image
 
 from repae_jax.cli import main
+from repae_jax.data import tfds_source
 from repae_jax.data.crop import rgb_square
 from repae_jax.data.pipeline import train_batches
 from repae_jax.data.sources import open_source
@@ -110,6 +113,21 @@ def test_tfds_data_sets_without_labels_are_named(tmp_path):
     prepare_tiny(tmp_path, "array_record", with_labels=False)
     with pytest.raises(UserError, match="'tiny' has no image and label"):
         open_source(tiny(str(tmp_path)), "train")
+
+
+@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name", "type"])
+def test_code_beside_the_data_is_not_imported(tfds_folder, tmp_path, monkeypatch, key):
+    shutil.copytree(tfds_folder, tmp_path / "data")
+    (tmp_path / "data" / "evil.py").write_text("raise SystemExit('it was run')")
+    monkeypatch.syspath_prepend(str(tmp_path))  # as the current folder is for `python -m`
+    (path,) = (tmp_path / "data").rglob("features.json")
+    old = {"content": {}} if key == "type" else {}
+    path.write_text(json.dumps({key: "data.evil.Feature", **old}))
+    with pytest.raises(UserError, match=r"features\.json: names data\.evil\.Feature, a class"):
+        open_source(tiny(str(tmp_path / "data")), "train")
+    monkeypatch.setattr(tfds_source, "_check_features", lambda *_: None)
+    with pytest.raises(SystemExit, match="it was run"):  # as TFDS itself would have
+        open_source(tiny(str(tmp_path / "data")), "train")
 
 
 def test_a_label_out_of_range_is_named():
