@@ -47,3 +47,18 @@ def png(width: int, height: int, depth: int, colours: int, rows: bytes) -> bytes
     header = struct.pack(">IIBBBBB", width, height, depth, colours, 0, 0, 0)
     parts = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def tiff(width: int, height: int, bits: int, samples: bytes, **tags: int) -> bytes:
+    """A grey TIFF, little-endian and not compressed, that neither Pillow nor tifffile writes.
+
+    tags: `photometric` (0: white is zero; 1), `sample_format` (1 unsigned, 2 signed, 3 float).
+    """
+    photometric, sample_format = tags.get("photometric", 1), tags.get("sample_format", 1)
+    values = {
+        256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1,
+        278: height, 279: len(samples), 339: sample_format,
+    }  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items())
+    directory = struct.pack("<H", len(values)) + entries + struct.pack("<I", 0)
+    return b"II*\0" + struct.pack("<I", 8 + len(samples)) + samples + directory

@@ -19,6 +19,12 @@ from repae_jax.errors import UserError
 if typing.TYPE_CHECKING:
     from PIL import Image
 
+# The formats that are decoded, whatever a file is called. Pillow knows forty more, and hands one of
+# them (EPS) to another program.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF")
+# A few kilobytes may claim as many; to decode them takes 2 GB at most (WebP), else half of that.
+MAX_PIXELS = 120_000_000
+
 _NPY = b"\x93NUMPY"  # what the files of numpy.save begin with
 
 
@@ -56,24 +62,38 @@ def decode_cropped(data: bytes, size: int, name: str, *, exif: bool = False) -> 
     Raises:
       BadImage: it cannot be decoded.
     """
-    with _opened(data, name) as image:
-        return rgb_square(image, size, exif=exif)
+    with _explained(data, name):
+        return rgb_square(_open(data), size, exif=exif)
 
 
-def decode_pixels(data: bytes, name: str) -> np.ndarray:
-    """An encoded picture's RGB pixels as they are (see `to_rgb`), or numpy's own file of them.
+def decode_pixels(data: bytes, size: int, name: str) -> np.ndarray:
+    """A prepared picture's RGB pixels as they are (see `to_rgb`), or numpy's own file of them.
+
+    Args:
+      data: a file's content.
+      size: pixels along a side; what has others is not decoded.
+      name: of the picture, for messages.
 
     Returns:
-      uint8 (H, W, 3).
+      uint8 (size, size, 3).
 
     Raises:
       BadImage: it cannot be decoded.
+      UserError: it has another size.
     """
-    if data.startswith(_NPY):
+    with _explained(data, name):
+        image = _read_npy(data) if data.startswith(_NPY) else _open(data)
+    if not isinstance(image, np.ndarray):
+        _check_size(image.size, size, name)
         with _explained(data, name):
-            return _read_npy(data)
-    with _opened(data, name) as image:
-        return np.asarray(to_rgb(image))
+            image = np.asarray(to_rgb(image))
+    return checked_size(image, size, name)
+
+
+def picture_size(data: bytes, name: str) -> tuple[int, int]:
+    """Width and height of an encoded picture, from its header; raises BadImage if it is none."""
+    with _explained(data, name):
+        return _open(data).size
 
 
 def _read_npy(data):
@@ -101,39 +121,53 @@ def checked_size(pixels: np.ndarray, size: int, name: str) -> np.ndarray:
     """The pixels; raises UserError unless they are uint8 (size, size, 3)."""
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise BadImage(f"{name}: {pixels.dtype} {pixels.shape} is not uint8 (H, W, 3)")
-    if pixels.shape[:2] != (size, size):
-        height, width = pixels.shape[:2]
+    _check_size(pixels.shape[1::-1], size, name)
+    return pixels
+
+
+def _check_size(found, size, name):
+    if found != (size, size):
+        width, height = found
         raise UserError(
             f"{name}: {width} x {height} pixels, but data.resolution = {size}; set the resolution "
             "that the data were prepared with, or prepare them anew"
         )
-    return pixels
 
 
-@contextlib.contextmanager
-def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
-    from PIL import Image
+def _open(data: bytes) -> Image.Image:
+    """The picture in a file's content, of which only the header has been read.
 
-    with _explained(data, name), Image.open(io.BytesIO(data)) as image:
-        if not all(image.size):
-            raise ValueError(f"{image.width} x {image.height} pixels")
-        yield image
+    The one place that opens pictures.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError(f"it is none of {', '.join(FORMATS)}") from None
+    if not all(image.size):
+        raise ValueError(f"{image.width} x {image.height} pixels")
+    if math.prod(image.size) > MAX_PIXELS:
+        raise ValueError(
+            f"{image.width} x {image.height} pixels are more than the {MAX_PIXELS:,} that are read"
+        )
+    return image
 
 
 @contextlib.contextmanager
 def _explained(data: bytes, name: str) -> Iterator[None]:
     try:
         yield
-    except MemoryError:
-        raise
     except Exception as error:  # PIL and numpy raise many kinds for damaged files
-        reason = _without_address(error) if data else "it is empty"
+        reason = _reason(error) if data else "it is empty"
         raise BadImage(
             f"{name}: not a readable image ({reason}); repair or remove it (train, encode: or pass "
             'over such images with data.on_bad_image = "skip"; prepare: --on-bad-image skip)'
         ) from error
 
 
-def _without_address(error):
-    """PIL names what it read from: here a buffer's address, which says nothing."""
+def _reason(error):
+    if isinstance(error, MemoryError):
+        return "it does not fit the memory"
+    # PIL names what it read from: here a buffer's address, which says nothing
     return str(error).split(" <_io.")[0] or type(error).__name__

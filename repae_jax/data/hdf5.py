@@ -24,12 +24,14 @@ import numpy as np
 from repae_jax.data.decode import BadImage, checked_size, decode_pixels
 from repae_jax.data.identity import Fingerprint, class_table
 from repae_jax.data.source import checked_label, split_folder
+from repae_jax.data.walk import SUFFIXES, LeftOut, kind_of
 from repae_jax.errors import UserError
 
 if typing.TYPE_CHECKING:
     import h5py
 
 IMAGES, NAMES, LABELS = "images.h5", "images_h5.json", "dataset.json"
+_SMALL = 1 << 24  # bytes that any entry may have, however small the images or the file
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,9 +59,12 @@ class Hdf5Source:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         name = self.image_name(index)
-        entry = _entry(self._file, self.files[index], name)
-        pixels = _pixels(entry, name) if _is_array(self.files[index]) else _image(entry, name)
-        image = checked_size(pixels, self.resolution, name)
+        limit = max(_SMALL, 16 * self.resolution**2)  # twice 16-bit RGBA
+        entry = _entry(self._file, self.files[index], name, limit)
+        if self.files[index].lower().endswith(".npy"):
+            image = checked_size(_pixels(entry, name), self.resolution, name)
+        else:
+            image = decode_pixels(_bytes(entry, name), self.resolution, name)
         return {"image": image, "label": np.int32(self.labels[index])}
 
     def image_name(self, index: int) -> str:
@@ -125,16 +130,20 @@ def open_hdf5(data_config: typing.Any, split: str) -> Hdf5Source:
 
 def _names(path: pathlib.Path) -> list[str]:
     """The images' names, sorted; the list has groups and other things as well."""
-    from PIL import Image
-
     try:
-        names = json.loads(path.read_text())
-    except ValueError as error:
+        names = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); write it anew from {IMAGES}") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: not a list of names; write it anew from {IMAGES}")
-    suffixes = {*Image.registered_extensions(), ".npy"}
-    images = sorted(name for name in names if os.path.splitext(name)[1].lower() in suffixes)
+    left_out = LeftOut()
+    images = []
+    for name in sorted(names):
+        if name.lower().endswith((*SUFFIXES, ".npy")):
+            images.append(name)
+        elif os.path.splitext(name)[1] and name != LABELS:  # groups have none
+            left_out.add(kind_of(name), name)
+    left_out.say(path)
     if not images:
         raise UserError(f"{path}: names no images; write it anew from {IMAGES}")
     _check_once(path, images)
@@ -145,11 +154,12 @@ def _labels(path: pathlib.Path, files: Sequence[str]) -> list[int]:
     """The label of each file, as the HDF5 file's own list says."""
     where = f"{path}, {LABELS}"
     with _open_file(path) as file:
-        content = _bytes(_entry(file, LABELS, where), where)
+        limit = max(_SMALL, path.stat().st_size)
+        content = _bytes(_entry(file, LABELS, where, limit), where)
     try:
         content = json.loads(content)
         pairs = [(name, label) for name, label in content["labels"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f'{where}: not {{"labels": [[name, label], ...]}} ({type(error).__name__}: {error}); '
             "prepare the images anew"
@@ -161,7 +171,7 @@ def _labels(path: pathlib.Path, files: Sequence[str]) -> list[int]:
 
 def _label(where: str, labels: Mapping[str, int], name: str) -> int:
     label = labels.get(name.replace("\\", "/"))
-    if not isinstance(label, int) or isinstance(label, bool):
+    if not isinstance(label, int) or isinstance(label, bool) or label >= 1 << 31:
         raise UserError(
             f"{where}: the label of {name} is {label!r}, not a class's number; "
             "prepare the images anew, from one folder a class"
@@ -194,30 +204,35 @@ def _open_file(path) -> h5py.File:
         ) from error
 
 
-def _entry(file: h5py.File, key: str, name: str) -> np.ndarray:
-    """What is stored under a name; byte strings of fixed length keep their trailing zeros."""
+def _entry(file: h5py.File, key: str, name: str, limit: int) -> np.ndarray:
+    """What is stored under a name; byte strings of fixed length keep their trailing zeros.
+
+    limit: bytes that it may have.
+    """
     import h5py
 
-    if not isinstance(file.get(key), h5py.Dataset):
+    entry = file.get(key)
+    if not isinstance(entry, h5py.Dataset):
         raise UserError(f"{name}: not in the file; copy it and its list of names anew")
+    if entry.file.filename != file.filename or entry.external or entry.is_virtual:
+        raise UserError(
+            f"{name}: its values lie in another file, which this one names; store them in this one"
+        )
+    if entry.nbytes > limit:
+        raise UserError(f"{name}: {entry.nbytes:,} bytes are too many; prepare the images anew")
     try:
-        return np.asarray(file[key])
+        return np.asarray(entry)
     except (OSError, ValueError) as error:
         raise UserError(f"{name}: cannot be read ({error}); copy the file anew") from error
 
 
-def _is_array(file: str) -> bool:
-    return file.lower().endswith(".npy")
-
-
 def _bytes(entry: np.ndarray, name: str) -> bytes:
-    if entry.dtype.kind == "O":  # a byte string of variable length
-        return bytes(entry.item())
-    return entry.tobytes()
-
-
-def _image(entry: np.ndarray, name: str) -> np.ndarray:
-    return decode_pixels(_bytes(entry, name), name)
+    if entry.dtype.kind != "O":
+        return entry.tobytes()
+    try:
+        return bytes(entry.item())  # a byte string of variable length
+    except (ValueError, TypeError) as error:
+        raise BadImage(f"{name}: {entry.dtype} {entry.shape} is no byte string") from error
 
 
 def _pixels(entry: np.ndarray, name: str) -> np.ndarray:

@@ -49,10 +49,11 @@ class LatentSource:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record = self.records[index]
-        element = _element(record, self.image_name(index))
+        record, name = self.records[index], self.image_name(index)
+        side = self.manifest["made"]["resolution"]
+        element = _element(record, side, name)
         if self.mirrored:
-            element["mirrored"] = _element(record, self.image_name(index), MIRRORED)
+            element["mirrored"] = _element(record, side, name, MIRRORED)
         return {**element, "label": np.int32(record["label"])}
 
     def image_name(self, index: int) -> str:
@@ -168,14 +169,14 @@ def missing_for_teachers(
     ]
 
 
-def _element(record, name, prefix=""):
+def _element(record, side, name, prefix=""):
     """One image's part of a record; the mirrored one's keys begin with MIRRORED."""
     element = {
         "latent_mean": np.asarray(record[f"{prefix}mean"], np.float32),
         "latent_std": np.asarray(record[f"{prefix}std"], np.float32),
     }
     if f"{prefix}image" in record:
-        element["image"] = decode_pixels(record[f"{prefix}image"], name)
+        element["image"] = decode_pixels(record[f"{prefix}image"], side, name)
     tokens = [key for key in record if key.startswith(f"{prefix}tokens/")]
     if tokens:
         arrays = (record[f"{prefix}tokens/{k}"] for k in range(len(tokens)))

@@ -37,5 +37,5 @@ def open_array(
     with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
         shape, fortran, dtype = read_header(file)
         if fortran:
-            raise ValueError("the array is in Fortran's order")
+            raise ValueError(f"{name} is in Fortran's order: save numpy.ascontiguousarray of it")
         yield file, shape, dtype

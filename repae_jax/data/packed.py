@@ -44,9 +44,8 @@ class PackedSource:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         record = self.records[index]
         name = f"{self.image_name(index)} ({record['name']})"
-        pixels = decode_pixels(record["image"], name)
         return {
-            "image": checked_size(pixels, self.resolution, name),
+            "image": decode_pixels(record["image"], self.resolution, name),
             "label": checked_label(record["label"], self.num_classes, name),
         }
 

@@ -7,17 +7,22 @@ import dataclasses
 import os
 import pathlib
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from repae_jax.data.decode import checked_size, decode_cropped, decode_pixels, read_file
-from repae_jax.data.folder import SUFFIXES
+from repae_jax.data.decode import (
+    MAX_PIXELS,
+    decode_cropped,
+    decode_pixels,
+    picture_size,
+    read_file,
+)
 from repae_jax.data.manifest import MANIFEST, read_manifest
 from repae_jax.data.npz import open_array
 from repae_jax.data.pipeline import eval_batches
 from repae_jax.data.shards import PackedRecords
+from repae_jax.data.walk import SUFFIXES, Walk
 from repae_jax.errors import UserError
 from repae_jax.evaluation.reference import IMAGES, keys_of
 
@@ -123,39 +128,24 @@ class _Pictures:
         data = read_file(path)
         if self.crop:
             return {"image": decode_cropped(data, self.resolution, path)}
-        pixels = decode_pixels(data, path)
-        if pixels.shape[:2] != (self.resolution, self.resolution):
+        width, height = picture_size(data, path)
+        if not width == height == self.resolution:
             raise UserError(
-                f"{path}: {pixels.shape[1]} x {pixels.shape[0]} pixels, but pictures must be "
-                "squares of one size: give --resolution to crop them"
+                f"{path}: {width} x {height} pixels, but pictures must be squares of one size: "
+                "give --resolution to crop them"
             )
-        return {"image": pixels}
+        return {"image": decode_pixels(data, self.resolution, path)}
 
 
 def _open_pictures(folder, resolution):
-    files = sorted(_pictures(folder))
+    walk = Walk(folder)
+    files = [os.path.join(folder, file) for file in walk.pictures()]
     if not files:
         raise UserError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
-    side = resolution or decode_pixels(read_file(files[0]), files[0]).shape[0]
+    walk.left_out.say(folder)
+    side = resolution or picture_size(read_file(files[0]), files[0])[1]
     pictures = _Pictures(files, side, crop=resolution is not None)
     return from_source(pictures, str(folder), side)
-
-
-def _pictures(folder):
-    above = {}  # folder -> those that it lies in: one that links to them would never end
-    for root, folders, names in os.walk(folder, followlinks=True):
-        inside = above.pop(root, frozenset()) | {_identity(root)}
-        below = [(name, os.path.join(root, name)) for name in folders if not name.startswith(".")]
-        folders[:] = [name for name, path in below if _identity(path) not in inside]
-        above |= {os.path.join(root, name): inside for name in folders}
-        for name in names:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                yield os.path.join(root, name)
-
-
-def _identity(folder):
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -170,8 +160,7 @@ class _Packed:
 
     def __getitem__(self, index):
         name = self.records.record_name(index)
-        pixels = decode_pixels(self.records[index]["image"], name)
-        return {"image": checked_size(pixels, self.resolution, name)}
+        return {"image": decode_pixels(self.records[index]["image"], self.resolution, name)}
 
 
 def _open_packed(folder, _):
@@ -216,6 +205,8 @@ def _array_file(path):
             file, shape, dtype = opened.enter_context(open_array(path, IMAGES))
             if dtype != np.uint8 or len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3:
                 raise ValueError(f"{IMAGES} is {dtype} {shape}, not uint8 (N, H, H, 3)")
+            if shape[1] * shape[2] > MAX_PIXELS:
+                raise ValueError(f"{shape[1]} x {shape[2]} pixels are more than {MAX_PIXELS:,}")
         yield file, shape
 
 
@@ -223,7 +214,7 @@ def _array_file(path):
 def _explained(path):
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, OSError) as error:
+    except Exception as error:  # zipfile, zlib and numpy have many kinds for damaged files
         raise UserError(
-            f"{path}: no whole .npz with RGB pixels in {IMAGES} ({error}); make it anew"
+            f"{path}: cannot be read as an .npz with RGB pixels in {IMAGES} ({error}); make it anew"
         ) from error

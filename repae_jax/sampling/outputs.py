@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from repae_jax.atomic import entries, remove_temporaries, replacing, write_atomically
+from repae_jax.atomic import entries, locked, remove_temporaries, replacing, write_atomically
+from repae_jax.data.decode import decode_pixels, read_file
 from repae_jax.data.images import encode_pixels
 from repae_jax.data.manifest import read_json, write_json
 from repae_jax.data.npz import open_array
@@ -209,9 +210,8 @@ class Folder(Output):
 
     def first(self, count: int) -> np.ndarray:
         """The first images."""
-        from PIL import Image
-
-        return np.stack([np.asarray(Image.open(self.path / n)) for n in self._names(0, count)])
+        paths = [self.path / name for name in self._names(0, count)]
+        return np.stack([decode_pixels(read_file(p), self.shape[0], str(p)) for p in paths])
 
     def finish(self, labels: np.ndarray) -> None:
         """Nothing is left to do."""

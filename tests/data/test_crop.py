@@ -231,12 +231,21 @@ SHOWN = {
 }
 
 
+STORED = {
+    "colours": lambda: picture(90, 60),
+    "palette": lambda: picture(90, 60).quantize(16),
+    "16-bit grey": lambda: Image.fromarray(np.asarray(picture(90, 60, "L")).astype(np.uint16) << 8),
+}
+
+
+@pytest.mark.parametrize("kind", STORED)
 @pytest.mark.parametrize("orientation", SHOWN)
-def test_exif_orientation_is_ignored_unless_asked_for(orientation):
-    stored = picture(90, 60)
+def test_exif_orientation_is_ignored_unless_asked_for(orientation, kind):
+    stored = STORED[kind]()
+    pixels = np.asarray(to_rgb(stored))
     expected = {
-        False: center_crop(stored, 32),
-        True: center_crop(Image.fromarray(SHOWN[orientation](np.asarray(stored)).copy()), 32),
+        False: center_crop(Image.fromarray(pixels), 32),
+        True: center_crop(Image.fromarray(SHOWN[orientation](pixels).copy()), 32),
     }
     for exif in (False, True):
         with Image.open(with_orientation(stored, orientation, "PNG")) as image:

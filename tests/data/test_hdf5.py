@@ -1,4 +1,5 @@
 import json
+import logging
 import pickle
 import sys
 
@@ -129,6 +130,7 @@ def test_another_configuration_is_named(tmp_path, values, message):
         ({"labels": [2, -1, 1, 1]}, r"img00000002.png: label -1 is not in 0..2"),
         ({"labels": [2, None, 1, 1]}, r"dataset.json: the label of 00000/img00000002.png is None"),
         ({"labels": [2, 0, 0.5, 1]}, r"the label of 00000/img00000001.png is 0.5"),
+        ({"labels": [2, 10**30, 1, 1]}, r"the label of 00000/img00000002.png is 10000000000000"),
         ({"metadata": b'{"labels": null}'}, r"dataset.json: not .*TypeError"),
         ({"metadata": b"{"}, r"dataset.json: not .*JSONDecodeError"),
         ({"metadata": b'{"labels": [["x/a.npy", 1], ["x/a.npy", 1]]}'}, r"x/a.npy more than once"),
@@ -141,6 +143,30 @@ def test_another_configuration_is_named(tmp_path, values, message):
 def test_damaged_lists_are_named(tmp_path, written, message):
     write_hdf5(tmp_path, **written)
     with pytest.raises(UserError, match=message):
+        open_source(config(tmp_path), "train")
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(tmp_path):
+    write_hdf5(tmp_path)
+    text = (tmp_path / "images_h5.json").read_text()
+    (tmp_path / "images_h5.json").write_text(text, "utf-8-sig")
+    assert len(open_source(config(tmp_path), "train")) == 4
+
+
+def test_names_that_are_no_pictures_are_said(tmp_path, caplog):
+    write_hdf5(tmp_path, listing=["00000", "x", "dataset.json", *NAMES, "x/b.gif", "x/c.mpg"])
+    with caplog.at_level(logging.WARNING):
+        assert open_source(config(tmp_path), "train").files == tuple(sorted(NAMES))
+    assert "images_h5.json: 2 left out: 1 .gif (x/b.gif), 1 .mpg (x/c.mpg); pict" in caplog.text
+
+
+@pytest.mark.parametrize("nested", ["images_h5.json", "dataset.json"])
+def test_lists_that_are_nested_without_end_are_damaged(tmp_path, nested):
+    deep = "[" * 100_000 + "]" * 100_000
+    write_hdf5(tmp_path, **({"metadata": deep.encode()} if nested == "dataset.json" else {}))
+    if nested == "images_h5.json":
+        (tmp_path / nested).write_text(deep)
+    with pytest.raises(UserError, match=f"{nested}: not "):
         open_source(config(tmp_path), "train")
 
 

@@ -131,6 +131,24 @@ def test_other_arrays_are_refused(array, tmp_path):
         open_images(tmp_path / "x.npz")
 
 
+def test_an_npz_in_fortrans_order_is_named_with_the_way_out(tmp_path):
+    np.savez(tmp_path / "x.npz", arr_0=np.asfortranarray(IMAGES))
+    with pytest.raises(UserError, match=r"x\.npz: .*Fortran.* save numpy\.ascontiguousarray of it"):
+        open_images(tmp_path / "x.npz")
+    np.save(tmp_path / "x.npy", IMAGES)
+    with pytest.raises(UserError, match=r"x\.npy: there are no images; name an \.npz"):
+        open_images(tmp_path / "x.npy")
+
+
+def test_a_picture_that_numpy_wrote_is_none(tmp_path):
+    """Floats would go on as pixels."""
+    np.save(tmp_path / "x.npy", IMAGES[0].astype(np.float32))
+    (tmp_path / "x.npy").rename(tmp_path / "x.png")
+    for resolution in (None, 16):
+        with pytest.raises(UserError, match=r"x\.png: not a readable image \(it is none of JPEG"):
+            list(open_images(tmp_path, resolution).batches(1))
+
+
 def test_a_damaged_npz_is_said(tmp_path):
     buffer = io.BytesIO()
     np.save(buffer, IMAGES)

@@ -1,3 +1,6 @@
+import io
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -53,6 +56,13 @@ def test_unreadable_files_are_named(tmp_path):
     with pytest.raises(ValueError, match="bad.npz: there is no such file"):
         reference.read_statistics(path)
     path.write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="bad.npz: cannot be read as .npz"):
+        reference.read_statistics(path)
+    header = io.BytesIO()
+    layout = {"descr": "<f8", "fortran_order": False, "shape": (10**7, 10**7)}
+    np.lib.format.write_array_header_1_0(header, layout)
+    with zipfile.ZipFile(path, "w") as archive:  # it claims more than any memory
+        archive.writestr("mu.npy", header.getvalue())
     with pytest.raises(ValueError, match="bad.npz: cannot be read as .npz"):
         reference.read_statistics(path)
     np.save(tmp_path / "array.npy", POOLED.mean)
