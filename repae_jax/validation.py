@@ -219,24 +219,25 @@ def _check_stem(key, entry):
 
 def _teacher_side(resolution, key, entry):
     """Checks a teacher's preprocessing; returns the side of the images that it makes, pixels."""
-    from repae_jax.models.teachers import RESIZING_KINDS, TEACHER_KINDS, preprocessing_of
+    from repae_jax.models.teachers import (
+        RESIZING_KINDS,
+        TEACHER_KINDS,
+        preprocessing_of,
+        teacher_side,
+    )
 
     kind = entry.preprocessing
     if kind not in TEACHER_KINDS:
         raise UserError(f"{key}.preprocessing is {kind!r}: use one of {', '.join(TEACHER_KINDS)}")
-    if kind not in RESIZING_KINDS:
-        return resolution
-    if entry.arch and kind != preprocessing_of(entry.arch):
+    if kind in RESIZING_KINDS and entry.arch and kind != preprocessing_of(entry.arch):
         raise UserError(
             f"{key}.preprocessing is {kind!r}, but {entry.arch} was trained with "
             f"{preprocessing_of(entry.arch)!r}: set both keys"
         )
-    if resolution % 256:
-        raise UserError(
-            f"config.data.resolution is {resolution}: {key}.preprocessing {kind!r} takes "
-            "multiples of 256"
-        )
-    return 224 * (resolution // 256)
+    try:
+        return teacher_side(resolution, kind)
+    except UserError as error:
+        raise UserError(f"config.data.resolution and {key}.preprocessing: {error}") from error
 
 
 def _check_objective(config):

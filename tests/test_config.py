@@ -79,7 +79,7 @@ def set_key(config: ConfigDict, key: str, value) -> None:
         ("data.resolution", 30, "not divisible by the VAE's down-sampling factor 4"),
         ("teachers.small.patch_size", 4, "8 x 8 tokens, the SiT 4 x 4"),
         ("teachers.small.preprocessing", "dinov3", "dinov3"),
-        ("teachers.small.preprocessing", "dinov2", "multiples of 256"),
+        ("teachers.small.preprocessing", "dinov2", "patch size 8 does not divide 28 pixels"),
         ("train", ("sit", "gan"), "'gan'"),
         ("train", ("discriminator",), "nothing to train"),
         ("train", ("sit", "vae"), "adversarial_weight is 0.1 without a discriminator"),

@@ -37,6 +37,7 @@ def timm_reference(preset: str, patch: int = PATCH, grid: int = GRID, dim: int =
     # What timm's own builders of these families say: vit_huge_patch14_gap_224 (I-JEPA) and
     # vit_large_patch14_clip_quickgelu_224 (CLIP).
     changes = {
+        "dinov2-b": {"init_values": 1.0},
         "ijepa-h": {"class_token": False, "global_pool": "avg", "fc_norm": False},
         "clip-l": {
             "pre_norm": True,

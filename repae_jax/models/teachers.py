@@ -16,6 +16,8 @@ CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 RESIZING_KINDS = ("dinov2", "clip")
 TEACHER_KINDS = (*RESIZING_KINDS, "imagenet", "native")
 
+_UNIT, _RESIZED_UNIT = 16, 14  # pixels a token, before and after resizing
+
 _KIND_OF_FAMILY = {
     "dinov2": "dinov2",
     "ijepa": "dinov2",
@@ -34,23 +36,25 @@ def preprocessing_of(arch: str) -> str:
 def preprocess(images: jax.Array, kind: str) -> jax.Array:
     """uint8 RGB images (B, H, W, 3) -> float32 (B, H', W', 3), as the teacher was trained.
 
-    Orders and filters are those of the code of REPA and REPA-E. Resizing takes squares of 256 k
-    pixels to 224 k (bicubic, a = -0.75, no antialias), where patches of 14 pixels give a
-    16 k x 16 k grid.
+    Orders and filters are those of the code of REPA and REPA-E, which knows squares of 256 and 512
+    pixels.
 
     Args:
       images: values 0 to 255.
       kind: "dinov2" (also I-JEPA's) normalises by ImageNet's mean and std, *then* resizes.
         "clip" resizes, *then* normalises by CLIP's own mean and std. "imagenet" (DINO, MoCo v3,
         MAE) normalises by ImageNet's and does not resize. "native" only scales to [-1, 1], for a
-        teacher that was trained on such images.
+        teacher that was trained on such images. Resizing is to `teacher_side` (bicubic, a = -0.75,
+        no antialias).
 
     Raises:
       UserError: an unknown kind, or images of a size that this kind does not take.
-      ValueError: images are not uint8.
+      ValueError: images are not uint8 (B, H, W, 3).
     """
     if images.dtype != jnp.uint8:
         raise ValueError(f"teachers take uint8 images, got {images.dtype}")
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"teachers take RGB images (B, H, W, 3), got {images.shape}")
     if kind not in TEACHER_KINDS:
         raise UserError(f"unknown teacher kind {kind!r}; choose one of {', '.join(TEACHER_KINDS)}")
     if kind == "native":
@@ -62,12 +66,31 @@ def preprocess(images: jax.Array, kind: str) -> jax.Array:
     return _resized(x, kind) if kind == "dinov2" else x
 
 
+def teacher_side(resolution: int, kind: str) -> int:
+    """The side of what `preprocess` makes of squares of `resolution` pixels.
+
+    A resizing kind gives 14 pixels for 16: patches of 14, of DINOv2, I-JEPA and CLIP, then are as
+    many as those of a teacher with patches of 16, and as the tokens of SiT-XL/2 on a latent of an
+    eighth of the side. At multiples of 256 these are the sizes of the code of REPA and REPA-E.
+
+    Raises:
+      UserError: 16 does not divide the resolution.
+    """
+    if kind not in RESIZING_KINDS:
+        return resolution
+    if resolution % _UNIT:
+        below = resolution // _UNIT * _UNIT
+        fitting = f"{below} or {below + _UNIT}" if below else str(_UNIT)
+        raise UserError(
+            f"the {kind} teacher takes images of multiples of {_UNIT} pixels, got {resolution}: "
+            f"use {fitting}, or a kind that does not resize"
+        )
+    return resolution // _UNIT * _RESIZED_UNIT
+
+
 def _resized(x, kind):
     height, width = x.shape[1:3]
-    if height != width or height % 256:
-        raise UserError(
-            f"the {kind} teacher takes square images of 256, 512, 768, ... pixels, got "
-            f"{height} x {width}; change the image size, or use a kind that does not resize"
-        )
-    size = 224 * (height // 256)
-    return resize_bicubic(x, size, size, a=-0.75, antialias=False)
+    if height != width:
+        raise UserError(f"the {kind} teacher takes square images, got {height} x {width}")
+    side = teacher_side(height, kind)
+    return resize_bicubic(x, side, side, a=-0.75, antialias=False)

@@ -21,8 +21,9 @@ from torch_vits import openai_names, timm_reference
 from repae_jax.config import teacher
 from repae_jax.errors import UserError
 from repae_jax.interop.files import write_torch
+from repae_jax.interop.vit import load_vit
 from repae_jax.models.teachers import TEACHER_KINDS, preprocess, preprocessing_of
-from repae_jax.models.vit import VIT_CONFIGS
+from repae_jax.models.vit import VIT_CONFIGS, create_vit
 from repae_jax.training.build import build_models, latent_shape
 from repae_jax.training.draws import sample_draws
 from repae_jax.training.step import make_observe
@@ -43,7 +44,7 @@ def in_torch(pixels, kind, dtype=torch.float32):
     mean, std = (
         torch.tensor(v, dtype=dtype)[:, None, None] for v in (CLIP if kind == "clip" else IMAGENET)
     )
-    size = 224 * (x.shape[-1] // 256)
+    size = x.shape[-1] * 14 // 16
     if kind == "clip":
         x = torch.nn.functional.interpolate(x, size, mode="bicubic")
     x = (x - mean) / std
@@ -51,7 +52,9 @@ def in_torch(pixels, kind, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "clip"])
-@pytest.mark.parametrize(("size", "expected_size"), [(256, 224), (512, 448)])
+@pytest.mark.parametrize(
+    ("size", "expected_size"), [(256, 224), (512, 448), (320, 280), (384, 336), (48, 42)]
+)
 def test_resizing_kinds_equal_torch(kind, size, expected_size):
     pixels = images(size, size)
     actual = np.asarray(preprocess(pixels, kind))
@@ -75,10 +78,23 @@ def test_native_scales_to_minus_one_to_one():
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "clip"])
-@pytest.mark.parametrize("size", [(224, 224), (256, 512), (300, 300)])
-def test_resizing_kinds_name_the_sizes_that_work(kind, size):
-    with pytest.raises(UserError, match=f"{kind}.*256, 512, 768.*{size[0]} x {size[1]}"):
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ((256, 512), "square images, got 256 x 512"),
+        ((300, 300), "multiples of 16 pixels, got 300: use 288 or 304, or a kind that does not"),
+        ((8, 8), "multiples of 16 pixels, got 8: use 16, or"),
+    ],
+)
+def test_resizing_kinds_name_the_sizes_that_work(kind, size, message):
+    with pytest.raises(UserError, match=f"the {kind} teacher takes .*{message}"):
         preprocess(images(*size), kind)
+
+
+def test_other_shapes_are_refused():
+    for shape in ((16, 16, 3), (1, 3, 16, 16)):
+        with pytest.raises(ValueError, match=r"RGB images \(B, H, W, 3\), got"):
+            preprocess(np.zeros(shape, np.uint8), "dinov2")
 
 
 def test_unknown_kind_lists_the_known_ones():
@@ -104,10 +120,10 @@ def test_presets_bring_their_preprocessing_and_keys_override_it():
 SMALL = dict(patch_size=16, hidden_size=24, depth=1, num_heads=3)
 
 
-def config_at_256(**teachers):
-    """The tiny configuration for 256 pixels: 16 x 16 tokens, as the published teachers give."""
+def config_at(resolution, **teachers):
+    """The tiny configuration with 16 pixels a token of the SiT, as of the published teachers."""
     config = tiny.get_config()
-    config.data.resolution = 256
+    config.data.resolution = resolution
     config.sit.patch_size = 4
     del config.teachers.small
     config.teachers.update(teachers)
@@ -115,8 +131,21 @@ def config_at_256(**teachers):
 
 
 @pytest.mark.parametrize("preset", VIT_CONFIGS)
-def test_every_preset_fits_a_grid_of_16(preset):
-    validate(config_at_256(it=teacher(preset)))
+@pytest.mark.parametrize("resolution", [256, 512, 320, 384, 224])
+def test_every_preset_gives_the_tokens_of_the_sit(preset, resolution):
+    validate(config_at(resolution, it=teacher(preset)))
+    model = create_vit(preset, depth=1, dim=16, num_heads=1)
+    pixels = jax.ShapeDtypeStruct((1, resolution, resolution, 3), np.uint8)
+    prepared = jax.eval_shape(lambda x: preprocess(x, preprocessing_of(preset)), pixels)
+    tokens, _ = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x)[0], prepared)
+    assert tokens.shape == (1, (resolution // 16) ** 2, 16)
+
+
+def test_a_resolution_that_gives_no_whole_tokens_is_named():
+    config = config_at(264, it=teacher("dinov2-b"))
+    config.sit.patch_size = 2
+    with pytest.raises(UserError, match=r"data\.resolution .*\.it\..*multiples of 16.*256 or"):
+        validate(config)
 
 
 @pytest.mark.parametrize(
@@ -136,14 +165,14 @@ def test_every_preset_fits_a_grid_of_16(preset):
 )
 def test_impossible_teachers_are_named(entry, message):
     with pytest.raises(UserError) as caught:
-        validate(config_at_256(it=entry))
+        validate(config_at(256, it=entry))
     assert message in str(caught.value)
     assert "config.teachers.it" in str(caught.value)
 
 
 def test_explicit_sizes_override_the_presets():
     entry = teacher("mae-l", patch_size=8, hidden_size=12, depth=1, num_heads=3)
-    model = build_models(config_at_256(it=entry)).teachers["it"].model
+    model = build_models(config_at(256, it=entry)).teachers["it"].model
     assert (model.patch_size, model.dim, model.depth, model.num_heads) == (8, 12, 1, 3)
     assert not model.final_norm
 
@@ -155,7 +184,7 @@ def test_pixels_to_tokens_equal_the_original(preset, tmp_path):
     write_torch(path, content)
     depth = MOCO_DEPTH if preset == "mocov3-b" else DEPTH
     entry = teacher(preset, hidden_size=DIM, depth=depth, num_heads=HEADS, weights=str(path))
-    built = build_models(config_at_256(it=entry)).teachers["it"]
+    built = build_models(config_at(256, it=entry)).teachers["it"]
     variables = load_teacher(entry.weights, built.model)
 
     def tokens(pixels):
@@ -169,6 +198,25 @@ def test_pixels_to_tokens_equal_the_original(preset, tmp_path):
     assert_close(quick_jit(tokens)(pixels), expected, preset)
 
 
+@pytest.mark.parametrize("preset", ["dinov2-b", "ijepa-h", "clip-l"])
+def test_pixels_to_tokens_equal_torch_at_other_resolutions(preset):
+    """The table resampled as timm does, which the original resamples its tables with."""
+    patch, resolution, grid = 14, 80, VIT_CONFIGS[preset]["native_grid"]
+    reference = timm_reference(preset, patch=patch, grid=grid)
+    tensors = state_of(reference.module)
+    if preset == "clip-l":
+        tensors = openai_names(tensors)
+    sizes = {"dim": torch_vits.DIM, "depth": torch_vits.DEPTH, "num_heads": torch_vits.HEADS}
+    model = create_vit(preset, **sizes)
+    variables = load_vit(tensors, model)
+    kind, pixels = preprocessing_of(preset), images(resolution, resolution)
+    with torch.no_grad():
+        expected, _ = reference.tokens(in_torch(pixels, kind))
+    assert expected.shape == (1, 5 * 5, torch_vits.DIM)
+    tokens = quick_jit(lambda x: model.apply(variables, preprocess(x, kind)).patch_tokens)(pixels)
+    assert_close(tokens, expected, preset)
+
+
 def test_two_teachers_are_prepared_and_read_each_in_its_own_way(tmp_path):
     """From the configuration and the files to what the SiT is aligned with."""
     references = {
@@ -180,7 +228,8 @@ def test_two_teachers_are_prepared_and_read_each_in_its_own_way(tmp_path):
     write_torch(tmp_path / "first.pth", {"state_dict": first})
     write_torch(tmp_path / "second.pth", second)
     small = {"depth": torch_vits.DEPTH, "num_heads": torch_vits.HEADS}
-    config = config_at_256(
+    config = config_at(
+        256,
         first=teacher("mocov3-b", hidden_size=12, weights=str(tmp_path / "first.pth"), **small),
         second=teacher("clip-l", hidden_size=24, weights=str(tmp_path / "second.pth"), **small),
     )
