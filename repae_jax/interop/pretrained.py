@@ -18,7 +18,7 @@ from repae_jax.interop import autoencoder_kl, files, hub, latent_statistics, qwe
 from repae_jax.models.autoencoder_kl import AutoencoderKL, Posterior
 from repae_jax.models.batch_norm import denormalize
 from repae_jax.models.qwen_image_vae import AutoencoderKLQwenImage
-from repae_jax.sampling.pixels import to_float
+from repae_jax.sampling.pixels import as_float
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -76,16 +76,21 @@ class PretrainedVAE:
 
         `.sample(key)` draws latents (B, H / f, W / f, c), `.mean` is the most likely ones; both
         are as the VAE gives them, `normalize` brings them to unit variance.
+
+        Raises:
+          TypeError: images of another type.
+          UserError: floats beyond the range, or another shape: H and W are multiples of the
+            VAE's factor f.
         """
-        images = jnp.asarray(images)
-        if images.dtype == jnp.uint8:
-            images = to_float(images)
-        return _encode(self.module, self.params, images)
+        return _encode(self.module, self.params, as_float(images))
 
     def decode(self, latents: jax.Array) -> jax.Array:
         """Latents (B, h, w, c), not normalised -> images (B, h * f, w * f, 3), about [-1, 1].
 
         `repae_jax.sampling.pixels.to_uint8` makes pixels of them.
+
+        Raises:
+          TypeError, UserError: latents of another type or shape.
         """
         return _decode(self.module, self.params, jnp.asarray(latents))
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from repae_jax.models.group_norm import GroupNorm
+from repae_jax.models.inputs import check_images, check_latents
 from repae_jax.models.layers import attend, conv_of
 from repae_jax.models.remat import rematerialised
 from repae_jax.models.upsample import UpsampleConv
@@ -289,12 +290,22 @@ class AutoencoderKL(nn.Module):
             self.post_quant = conv(c, c, 1)
 
     def encode(self, images: jax.Array) -> Posterior:
-        """Images (B, H, W, 3) in [-1, 1] -> posterior over (B, H / f, W / f, c)."""
+        """Images (B, H, W, 3) in [-1, 1] -> posterior over (B, H / f, W / f, c).
+
+        Raises:
+          TypeError, UserError: images of another type or shape (see `inputs.check_images`).
+        """
+        check_images(images, self.image_channels, self.factor)
         moments = self.encoder(images)
         return Posterior.from_moments(self.quant(moments) if self.quant_conv else moments)
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """Latents (B, h, w, c), not normalised -> images (B, h * f, w * f, 3), about [-1, 1]."""
+        """Latents (B, h, w, c), not normalised -> images (B, h * f, w * f, 3), about [-1, 1].
+
+        Raises:
+          TypeError, UserError: latents of another type or shape.
+        """
+        check_latents(latents, self.latent_channels)
         latents = self.post_quant(latents) if self.quant_conv else latents
         return self.decoder(latents).astype(jnp.float32)
 

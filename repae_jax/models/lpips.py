@@ -53,6 +53,8 @@ class LPIPS(nn.Module):
 
     def features(self, x: jax.Array) -> tuple[jax.Array, ...]:
         """Images (B, H, W, 3) in [-1, 1] -> five taps (B, H / 2^k, W / 2^k, widths[k]), `dtype`."""
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(f"LPIPS takes float images in [-1, 1], got {x.dtype}")
         x = x.astype(jnp.float32)
         if self.rescale_inputs:
             x = 2.0 * x - 1.0

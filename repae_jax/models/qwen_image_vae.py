@@ -17,6 +17,7 @@ from jax.nn import initializers
 
 from repae_jax.errors import UserError
 from repae_jax.models.autoencoder_kl import Posterior
+from repae_jax.models.inputs import check_images, check_latents
 from repae_jax.models.layers import attend, conv, torch_uniform
 from repae_jax.models.remat import rematerialised
 from repae_jax.models.upsample import UpsampleConv
@@ -306,14 +307,23 @@ class AutoencoderKLQwenImage(nn.Module):
         self.post_quant = CausalConv(self.latent_channels, 1, self.dtype)
 
     def encode(self, images: jax.Array) -> Posterior:
-        """Images (B, H, W, 3) in [-1, 1] -> posterior over (B, H / f, W / f, c)."""
+        """Images (B, H, W, 3) in [-1, 1] -> posterior over (B, H / f, W / f, c).
+
+        Raises:
+          TypeError, UserError: images of another type or shape (see `inputs.check_images`).
+        """
+        check_images(images, self.image_channels, self.factor)
         return Posterior.from_moments(self.quant(self.encoder(images)))
 
     def decode(self, latents: jax.Array) -> jax.Array:
         """Latents (B, h, w, c), not normalised -> images (B, h * f, w * f, 3) in [-1, 1].
 
         Clamped, as in diffusers: a pixel beyond the range passes no gradient back.
+
+        Raises:
+          TypeError, UserError: latents of another type or shape.
         """
+        check_latents(latents, self.latent_channels)
         images = self.decoder(self.post_quant(latents))
         return jnp.clip(images.astype(jnp.float32), -1.0, 1.0)
 

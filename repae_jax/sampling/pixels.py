@@ -3,6 +3,13 @@
 import jax
 import jax.numpy as jnp
 
+from repae_jax.errors import UserError
+
+_OVERSHOOT = 0.5
+_TAKEN = (
+    "give uint8 pixels from 0 to 255, or floats from -1 to 1 (of pixels x that is x / 127.5 - 1)"
+)
+
 
 def to_float(images: jax.Array) -> jax.Array:
     """uint8 pixels -> float32 in [-1, 1], x / 127.5 - 1, of any shape.
@@ -13,6 +20,28 @@ def to_float(images: jax.Array) -> jax.Array:
     if images.dtype != jnp.uint8:
         raise TypeError(f"pixels must be uint8, got {images.dtype}")
     return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+def as_float(images: jax.Array) -> jax.Array:
+    """Images of a user, uint8 or float in [-1, 1] -> floats in [-1, 1], of any shape.
+
+    Floats may overshoot by a half, as a decoder's do; they are looked at unless they are traced.
+
+    Raises:
+      TypeError: other integers, bools or complex numbers, which nobody knows the range of.
+      UserError: floats beyond the range, or NaN.
+    """
+    dtype = getattr(images, "dtype", None)  # the user's, before JAX makes 32 bits of 64
+    images = jnp.asarray(images)
+    if images.dtype == jnp.uint8:
+        return to_float(images)
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise TypeError(f"images are {dtype or images.dtype}: {_TAKEN}")
+    if images.size and not isinstance(images, jax.core.Tracer):
+        low, high = float(images.min()), float(images.max())
+        if not (low >= -1 - _OVERSHOOT and high <= 1 + _OVERSHOOT):  # NaN is neither
+            raise UserError(f"images are from {low:g} to {high:g}: {_TAKEN}")
+    return images
 
 
 def to_uint8(images: jax.Array) -> jax.Array:
