@@ -79,7 +79,7 @@ def _is_file(path):
 
 def _content(path):
     try:
-        return path.read_text()
+        return path.read_text("utf-8-sig")  # editors on Windows begin with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--labels: {path} cannot be read as text ({error})") from error
 

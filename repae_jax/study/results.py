@@ -33,7 +33,7 @@ def read_results(path: pathlib.Path) -> list[Result]:
       UserError: the file is missing or damaged.
     """
     try:
-        found = [json.loads(line) for line in path.read_text().splitlines()]
+        found = [json.loads(line) for line in path.read_text("utf-8-sig").splitlines()]
         if not all({"arm", "seed", "figures"} <= result.keys() for result in found):
             raise ValueError("a line is no run")
         return found

@@ -66,4 +66,4 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
     path = workdir / CONFIG
     if not path.is_file():
         raise UserError(f"{workdir} holds no run: {CONFIG} is missing")
-    return from_json(path.read_text(errors="replace"), source=str(path))
+    return from_json(path.read_text("utf-8-sig", "replace"), source=str(path))

@@ -34,6 +34,11 @@ def test_given_labels_are_repeated(tmp_path):
     assert labels.tolist() == [3, 1, 4, 9, 3, 1]
     (tmp_path / "other.txt").write_text("3 1 4 8")
     assert choose_labels(str(tmp_path / "other.txt"), 6, 10, 0)[1] != told
+    (tmp_path / "marked.txt").write_text("3\r\n1\r\n", "utf-8-sig")  # as editors on Windows save
+    assert choose_labels(str(tmp_path / "marked.txt"), 3, 10, 0)[0].tolist() == [3, 1, 3]
+    (tmp_path / "wide.txt").write_text("3 1", "utf-16")
+    with pytest.raises(UserError, match=r"wide.txt cannot be read as text"):
+        choose_labels(str(tmp_path / "wide.txt"), 3, 10, 0)
     (tmp_path / "classes.txt").write_text("3 1 12")
     with pytest.raises(UserError, match="classes.txt .*has 12: the run's classes are 0 to 9"):
         choose_labels(str(tmp_path / "classes.txt"), 6, 10, 0)

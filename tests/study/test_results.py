@@ -135,6 +135,8 @@ def test_a_correlation_is_scipys_over_all_runs():
 def test_runs_agree_where_every_figure_does_to_the_last_bit(tmp_path):
     ours = [result("a", seed, psnr=(1 / 3, 30.0), frechet=(math.nan, 2.0)) for seed in range(3)]
     write_results(tmp_path / "results.jsonl", ours)
+    text = (tmp_path / "results.jsonl").read_text()
+    (tmp_path / "results.jsonl").write_text(text, "utf-8-sig")  # as editors on Windows save
     theirs = read_results(tmp_path / "results.jsonl")
     found = agreement(ours, theirs)
     assert (found.same, found.apart, found.here, found.there) == (3, [], 0, 0)

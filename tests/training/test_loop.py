@@ -118,6 +118,13 @@ def test_stored_config_comes_back_whole(trained, teacher):
     assert work_directory.load_config(trained).to_dict() == config.to_dict()
 
 
+def test_a_stored_config_may_be_saved_by_an_editor_that_marks_the_byte_order(trained, tmp_path):
+    text = (trained / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text, "utf-8-sig")
+    marked, stored = map(work_directory.load_config, (tmp_path, trained))
+    assert marked.to_dict() == stored.to_dict()
+
+
 def test_a_frozen_vae_comes_from_another_run(trained, teacher, tmp_path):
     # `repa` on the VAE that the first run tuned: its latents' statistics are measured.
     workdir = tmp_path / "repa"
