@@ -164,7 +164,12 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     dim = q.shape[-1]
     serves = q.dtype in (jnp.bfloat16, jnp.float16) and dim % 8 == 0 and dim <= 128
     kernel = attention_kernel.value or ("cudnn" if has_cudnn_attention() else "xla")
-    return jax.nn.dot_product_attention(q, k, v, implementation=kernel if serves else "xla")
+    kernel = kernel if serves else "xla"
+    if q.dtype == jnp.float16 and kernel == "xla" and jax.default_backend() != "gpu":
+        # JAX asks for float16 products summed in float32, which only GPUs have
+        wide = (x.astype(jnp.float32) for x in (q, k, v))
+        return jax.nn.dot_product_attention(*wide, implementation=kernel).astype(q.dtype)
+    return jax.nn.dot_product_attention(q, k, v, implementation=kernel)
 
 
 @functools.cache
