@@ -1,6 +1,7 @@
 """Tensors in files: reading without ever running code from them, writing without halves."""
 
 import contextlib
+import json
 import os
 import pathlib
 import re
@@ -14,10 +15,17 @@ from repae_jax.errors import UserError
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")  # .pth.tar
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+INDEX_SUFFIX = ".json"  # of the list of a model's shards, such as model.safetensors.index.json
+# The types that weights may have; an array of another one is a counter, an index or a mask.
+WEIGHT_TYPES = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
+# safetensors' names of the types that its reader asks numpy for, which does not have them
+_FLOAT8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+# the types that numpy knows through ml_dtypes only, and what carries their bits to torch and back
+_BITS = {"bfloat16": "int16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
 
 
 def read_tensors(path: str | pathlib.Path) -> dict:
-    """The content of a weight file, tensors as numpy arrays; bfloat16 and float16 are widened.
+    """The content of a weight file, tensors as numpy arrays; narrow floating types are widened.
 
     See `read_stored`, which this is but for the widening to float32.
     """
@@ -27,7 +35,8 @@ def read_tensors(path: str | pathlib.Path) -> dict:
 def read_stored(path: str | pathlib.Path) -> dict:
     """The content of a weight file, tensors as numpy arrays in the type that they are stored in.
 
-    A .safetensors file gives a flat dict; a PyTorch file whatever nesting of dicts it holds.
+    A .safetensors file gives a flat dict; a PyTorch file whatever nesting of dicts it holds; the
+    index of a model in several files (.index.json) all of their tensors in one dict.
     PyTorch files are read with `weights_only=True` (argparse.Namespace is the one class
     allowed beyond tensors), so nothing in them is executed; where their format permits, the
     arrays are mapped from the file and take no memory until they are used.
@@ -42,6 +51,8 @@ def read_stored(path: str | pathlib.Path) -> dict:
         return _read_safetensors(path)
     if path.suffix in TORCH_SUFFIXES:
         return _read_torch(path)
+    if path.name.endswith(INDEX_SUFFIX):
+        return _read_shards(path)
     raise UserError(f"{path}: expected a file {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
 
 
@@ -56,6 +67,30 @@ def read_metadata(path: str | pathlib.Path) -> dict[str, str]:
         raise UserError(f"no file {path}")
     with _open_safetensors(path) as handle:
         return handle.metadata() or {}
+
+
+def shards_of(index: pathlib.Path) -> dict[str, list[str]]:
+    """{file: names of its tensors} of an index, as diffusers and transformers write it.
+
+    Raises:
+      UserError: it is damaged, or names what does not lie beside it.
+    """
+    try:
+        places = json.loads(index.read_text())["weight_map"]
+        files: dict[str, list[str]] = {}
+        for name, file in places.items():
+            files.setdefault(file, []).append(name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{index}: no index of weights in several files: its 'weight_map' does not give a "
+            "file for each tensor"
+        ) from error
+    for file in files:
+        if not isinstance(file, str) or pathlib.PurePath(file).name != file:
+            raise UserError(f"{index}: lists {file!r}, which is no name of a file beside it")
+        if not file.endswith(SUFFIXES):
+            raise UserError(f"{index}: lists {file!r}, which is no file of weights")
+    return files
 
 
 def write_safetensors(
@@ -120,8 +155,58 @@ def _usual_mode():
 
 
 def _read_safetensors(path):
+    tensors, float8 = {}, {}
     with _open_safetensors(path) as handle:
-        return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+        for name in handle.keys():  # noqa: SIM118
+            kind = handle.get_slice(name).get_dtype()
+            if kind in _FLOAT8:
+                float8[name] = _FLOAT8[kind]
+                continue
+            try:
+                tensors[name] = handle.get_tensor(name)
+            except (AttributeError, TypeError) as error:  # of float4, float6, scales of blocks
+                raise UserError(
+                    f"{path}: tensor {name!r} is of type {kind}, which is not read here; store it "
+                    "as float16 or wider"
+                ) from error
+    return tensors | _read_float8(path, float8)
+
+
+def _read_float8(path, types):
+    """The tensors of these types, mapped from a file that safetensors has found to be sound."""
+    import ml_dtypes
+
+    if not types:
+        return {}
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    data = np.memmap(path, np.uint8, mode="r", offset=8 + size)
+    tensors = {}
+    for name, dtype in types.items():
+        begin, end = header[name]["data_offsets"]
+        flat = data[begin:end].view(getattr(ml_dtypes, dtype))
+        tensors[name] = flat.reshape(header[name]["shape"])
+    return tensors
+
+
+def _read_shards(index):
+    """All tensors of the files that an index lists; they lie in its folder."""
+    tensors = {}
+    for file, names in shards_of(index).items():
+        path = index.parent / file
+        if not path.is_file():
+            raise UserError(f"{index}: lists {file}, which is not there")
+        shard = read_stored(path)
+        absent = [name for name in names if name not in shard]
+        twice = [name for name in shard if name in tensors]
+        if absent:
+            more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
+            raise UserError(f"{path}: tensor {absent[0]!r} is missing{more}, of {index.name}")
+        if twice:
+            raise UserError(f"{path}: tensor {twice[0]!r} is in another file of {index.name} too")
+        tensors |= shard
+    return tensors
 
 
 @contextlib.contextmanager
@@ -166,11 +251,13 @@ def _refusal(error):
 def _map_tensors(content, path, name=""):
     if isinstance(content, Mapping):
         return {key: _map_tensors(value, path, key) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_map_tensors(value, path, name) for value in content]
     if not hasattr(content, "detach"):
         return content
     try:
         return _as_array(content)
-    except (TypeError, RuntimeError) as error:  # float8, sparse, quantised, without data
+    except (TypeError, RuntimeError) as error:  # sparse, quantised, without data, exotic types
         raise UserError(
             f"{path}: tensor {name!r} is of a kind that is not read here ({content.dtype}, "
             f"{content.layout}); store it as a plain float tensor"
@@ -188,8 +275,9 @@ def _as_array(tensor):
     import torch
 
     tensor = tensor.detach()
-    if tensor.dtype == torch.bfloat16:  # which numpy knows through ml_dtypes only
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    name = str(tensor.dtype).removeprefix("torch.")
+    if name in _BITS:
+        return tensor.view(getattr(torch, _BITS[name])).numpy().view(getattr(ml_dtypes, name))
     return tensor.numpy()
 
 
@@ -199,8 +287,9 @@ def _as_tensor(torch, array):
     array = np.asarray(array, order="C")
     with warnings.catch_warnings():  # that nobody may write to it is no matter: it is saved
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        if array.dtype.name == "bfloat16":
-            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        name = array.dtype.name
+        if name in _BITS:
+            return torch.from_numpy(array.view(_BITS[name])).view(getattr(torch, name))
         return torch.from_numpy(array)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from repae_jax.errors import UserError
+from repae_jax.interop.files import WEIGHT_TYPES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +166,8 @@ def check(
 ) -> None:
     """Raise UserError, naming the tensor, unless names and shapes are exactly `expected`.
 
-    Every value must be finite, too: a NaN in a weight would only show as a NaN in a loss.
+    Each must be of a type for weights, and every value finite: a NaN in a weight would only show
+    as a NaN in a loss.
     """
     missing = sorted(set(expected) - set(tensors))
     extra = sorted(set(tensors) - set(expected))
@@ -179,7 +181,13 @@ def check(
                 f"{source}: tensor {name!r} has shape {tuple(tensors[name].shape)}, "
                 f"the model needs {tuple(shape)}"
             )
-        if not _finite(tensors[name]):
+        dtype = np.asarray(tensors[name]).dtype.name
+        if dtype not in WEIGHT_TYPES:
+            raise UserError(
+                f"{source}: tensor {name!r} is of type {dtype}; weights are of one of "
+                f"{', '.join(WEIGHT_TYPES)}"
+            )
+        if not np.isfinite(tensors[name]).all():
             raise UserError(f"{source}: tensor {name!r} holds values that are not finite")
 
 
@@ -252,11 +260,6 @@ def _renamed(rename, tensors, ignore, source):
         else:
             if not any(re.fullmatch(expression, name) for expression in ignore):
                 raise UserError(f"{source}: unexpected tensor {name!r}")
-
-
-def _finite(array):
-    array = np.asarray(array)
-    return array.dtype.kind not in "fV" or bool(np.isfinite(array).all())
 
 
 def _and_more(names):
