@@ -270,6 +270,7 @@ def _add_convert(command):
         "bring weights from one format into another",
         "SOURCE is recognised by what is in it: a work directory, a training checkpoint of the\n"
         "original REPA-E or of REPA, a VAE under LDM's or diffusers' names, a teacher, LPIPS.\n"
+        "What else a file holds is left out, and said.\n"
         "TARGET tells the format by its name, or --to does:\n" + choices + "\n\n"
         "examples:\n"
         "  convert runs/digits my-vae                     the VAE, for diffusers\n"

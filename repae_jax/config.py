@@ -97,8 +97,8 @@ def base() -> ConfigDict:
                 quant_conv=placeholder(bool),
                 groups=placeholder(int),
                 temporal_downsample=placeholder(tuple),  # of the family "qwenimage"
-                # "" trains from scratch. Else a file under LDM's names, a folder of diffusers',
-                # a work directory, or hf://owner/repository[/folder].
+                # "" trains from scratch. Else a file under LDM's names, a folder of diffusers' or a
+                # variant's file in it, a work directory, or hf://owner/repository[/folder][/file].
                 weights="",
                 statistics="",  # latent statistics (.pt); "" looks beside `weights`, or measures
             ),

@@ -1,6 +1,7 @@
-"""Exceptions that are said in one line, and exit statuses."""
+"""Exceptions and warnings that are said in one line, and exit statuses."""
 
 import contextlib
+import sys
 from collections.abc import Iterator
 
 # The exit status of what was ended before it was done: run the same command to go on
@@ -12,6 +13,11 @@ def first_line(error: Exception) -> str:
     """The beginning of another library's message, or the error's name if it has none."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200]
+
+
+def warn(text: str) -> None:
+    """Say in one line what does not stop anything, but should be known."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -19,9 +19,10 @@ import numpy as np
 
 from repae_jax.data.decode import decode_pixels
 from repae_jax.data.identity import Fingerprint
-from repae_jax.data.manifest import manifest_fingerprint, read_manifest
+from repae_jax.data.manifest import MANIFEST, manifest_fingerprint, read_manifest
 from repae_jax.data.shards import PackedRecords
 from repae_jax.errors import UserError
+from repae_jax.interop import latent_statistics
 
 KIND = "latents"
 MIRRORED = "mirrored/"
@@ -100,9 +101,15 @@ def check_kind(folder: str | pathlib.Path, manifest: Mapping[str, Any]) -> None:
         )
 
 
-def statistics_of(manifest: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The latents' {"mean": (c,), "var": (c,)} over the whole cache, float32."""
-    return {name: np.asarray(manifest["statistics"][name], np.float32) for name in ("mean", "var")}
+def statistics_of(source: LatentSource) -> dict[str, np.ndarray]:
+    """The latents' {"mean": (c,), "var": (c,)} over the whole cache, float32.
+
+    Raises:
+      UserError: the manifest's are no statistics of its latents.
+    """
+    statistics, shape = source.manifest["statistics"], source.manifest["made"]["latent_shape"]
+    path = str(pathlib.Path(source.name) / MANIFEST)
+    return latent_statistics.checked(statistics["mean"], statistics["var"], shape[-1], source=path)
 
 
 def choose_mirrored(element: Mapping[str, Any], mirrored: bool) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from repae_jax.data.decode import checked_size, decode_pixels
+from repae_jax.data.decode import decode_pixels
 from repae_jax.data.identity import Fingerprint
 from repae_jax.data.manifest import BEGUN, MANIFEST, manifest_fingerprint, read_manifest
 from repae_jax.data.shards import PackedRecords

@@ -11,9 +11,8 @@ from repae_jax.evaluation.autoencoder import AutoencoderScores, Distance, measur
 from repae_jax.evaluation.image_sets import open_images
 from repae_jax.evaluation.inception_features import make_features
 from repae_jax.evaluation.report import write_figures
-from repae_jax.interop.files import read_tensors
 from repae_jax.interop.inception import read_inception
-from repae_jax.interop.lpips import load_lpips
+from repae_jax.interop.lpips import load_lpips, read_lpips
 from repae_jax.interop.pretrained import PretrainedVAE
 from repae_jax.models.lpips import LPIPS
 from repae_jax.needs import check_nothing_missing, missing_paths, missing_vaes
@@ -95,7 +94,7 @@ def _read_lpips(options, mesh) -> Distance | None:
     if not options.lpips:
         return None
     model = LPIPS(rescale_inputs=False)
-    tensors = {**read_tensors(options.vgg), **read_tensors(options.lpips)}
+    tensors = read_lpips(options.lpips, options.vgg)
     variables = put(
         load_lpips(tensors, model, source=f"{options.vgg} and {options.lpips}"), replicated(mesh)
     )

@@ -31,8 +31,35 @@ _ATTENTION = {  # ours -> theirs
     "diffusers": {"q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"},
     "diffusers-old": {"q": "query", "k": "key", "v": "value", "proj_out": "proj_attn"},
 }
+# the beginning of a name that every file has, under LDM's names or diffusers'
+SIGN = r"encoder\.down(\.0\.block|_blocks\.0\.resnets)\.0\."
+# What training keeps beside the VAE under the same prefix: LDM's loss (discriminator, LPIPS) and
+# moving average; VA-VAE's foundation model and the projection onto it.
+BESIDE = (r"(loss|model_ema|foundation_model|linear_proj)\..*",)
 _DOWN, _ATTENTION_DOWN = "DownEncoderBlock2D", "AttnDownEncoderBlock2D"
 _UP, _ATTENTION_UP = "UpDecoderBlock2D", "AttnUpDecoderBlock2D"
+
+# what a config.json that does not name a key means by that: diffusers' defaults
+CONFIG_DEFAULTS = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": [_DOWN],
+    "up_block_types": [_UP],
+    "block_out_channels": [64],
+    "layers_per_block": 1,
+    "act_fn": "silu",
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+    "sample_size": 32,
+    "scaling_factor": 0.18215,
+    "shift_factor": None,
+    "latents_mean": None,
+    "latents_std": None,
+    "force_upcast": True,
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+    "mid_block_add_attention": True,
+}
 
 
 def ldm_rules() -> list[Rule]:
@@ -129,6 +156,27 @@ def export_vae(
     return tables.in_order(rules, tables.to_theirs(rules, tables.flatten(params)))
 
 
+def blank_layers(params: Mapping) -> list[str]:
+    """What to say of layers around the latent that are all zeros: nothing goes through."""
+    flat = tables.flatten(params)
+    last = "quant" if "quant/kernel" in flat else "encoder/conv_out"
+    effects = {
+        "encoder/conv_out": "all latents are alike",
+        "quant": "all latents are alike",
+        "post_quant": "all images decode alike",
+        "decoder/conv_in": "all images decode alike",
+    }
+    notes = []
+    for path, effect in effects.items():
+        kernel = np.asarray(flat.get(f"{path}/kernel", 1))
+        if path == last:  # of its outputs the first half is the mean
+            kernel = kernel[..., : kernel.shape[-1] // 2]
+        if not kernel.astype(bool).any():
+            name = f"{path}_conv" if "quant" in path else path.replace("/", ".")
+            notes.append(f"{name} is all zeros: {effect}")
+    return notes
+
+
 def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[str, Any]:
     """The fields of AutoencoderKL that these tensors, under LDM's or diffusers' names, tell.
 
@@ -177,7 +225,7 @@ def dimensions_from_config(config: Mapping[str, Any], *, source: str) -> dict[st
     Raises:
       UserError: a variant that AutoencoderKL does not have.
     """
-    full = {**_CONFIG_DEFAULTS, **config}
+    full = {**CONFIG_DEFAULTS, **config}
     channels = full["block_out_channels"]
     down = list(full["down_block_types"])
     attention = tuple(i for i, kind in enumerate(down) if kind == _ATTENTION_DOWN)
@@ -238,23 +286,6 @@ def _config_of_fields(
         "in_channels": image_channels,
         "out_channels": image_channels,
     }
-
-
-# what a config.json that does not name a key means by that
-_CONFIG_DEFAULTS = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "down_block_types": [_DOWN],
-    "up_block_types": [_UP],
-    "block_out_channels": [64],
-    "layers_per_block": 1,
-    "act_fn": "silu",
-    "latent_channels": 4,
-    "norm_num_groups": 32,
-    "use_quant_conv": True,
-    "use_post_quant_conv": True,
-    "mid_block_add_attention": True,
-}
 
 
 def _plain(value):

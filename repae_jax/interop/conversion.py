@@ -7,7 +7,8 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from repae_jax.errors import UserError
-from repae_jax.interop import files, latent_statistics, pretrained
+from repae_jax.interop import checkpoint_parts, files, latent_statistics, pretrained, sit
+from repae_jax.interop.pretrained import PretrainedVAE
 from repae_jax.interop.recognise import CHECKPOINTS, DIFFUSERS, RUN, Found, find
 from repae_jax.interop.targets import FORMATS, TARGETS
 from repae_jax.lock import writing
@@ -22,12 +23,16 @@ MakeConfig = Callable[[Callable[[], ConfigDict]], ConfigDict]
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One conversion: `target` as on the command line, the rest as `convert` has it."""
+    """One conversion: `target` as on the command line, the rest as `convert` has it.
+
+    `vae` is what the source has of one, if that is asked for.
+    """
 
     found: Found
     target: pathlib.Path
     make_config: MakeConfig
     progress: bool
+    vae: PretrainedVAE | None = None
 
 
 def convert(
@@ -38,7 +43,7 @@ def convert(
     *,
     progress: bool = True,
 ) -> str:
-    """Convert `source` to `target`; returns a line that says what was written.
+    """Convert `source` to `target`; returns a line on what was written, and those on what was not.
 
     Args:
       source: a file, a folder, or a repository on the hub.
@@ -63,7 +68,24 @@ def convert(
     with writing(target):
         if target.is_file() or (target.is_dir() and any(target.iterdir())):
             raise UserError(f"{target} exists already: choose another name, or remove it")
-        return f"{target}: {_WRITERS[to](Job(found, target, make_config, progress))}"
+        job = Job(found, target, make_config, progress)
+        if to in ("diffusers", "vae"):
+            job = dataclasses.replace(job, vae=_vae(found))
+        lines = [f"{target}: {_WRITERS[to](job)}"]
+    return "\n".join([*lines, *(f"{found.path}: {note}" for note in _notes(job, to))])
+
+
+def _notes(job, to):
+    """What to say of the source beside what was made of it."""
+    found, vae = job.found, job.vae
+    if vae is not None:
+        if to == "vae" and found.discriminator is not None:  # which was written, too
+            return pretrained.notes_on(found.extract.without(found.discriminator), vae.params)
+        return vae.notes
+    notes = found.notes
+    if to == "run" and found.format == "sit" and sit.has_second_half(found.content):
+        notes.append(checkpoint_parts.SECOND_HALF)
+    return notes
 
 
 def _possible(found: Found) -> tuple[str, ...]:
@@ -127,12 +149,12 @@ def _to_checkpoint(job: Job) -> str:
 
 
 def _to_diffusers(job: Job) -> str:
-    pretrained.write_diffusers(job.target, _vae(job.found))
+    pretrained.write_diffusers(job.target, job.vae)
     return TARGETS["diffusers"]
 
 
 def _to_vae(job: Job) -> str:
-    vae, discriminator = _vae(job.found), _discriminator(job.found)
+    vae, discriminator = job.vae, _discriminator(job.found)
     _check_groups(vae.module, job.target)
     beside = []
     if vae.statistics is not None:
@@ -173,6 +195,8 @@ def _discriminator(found):
         from repae_jax.training.exchange import run_discriminator
 
         return run_discriminator(found.path)
+    if found.discriminator is not None:
+        return found.discriminator.tensors
     return found.content.get("discriminator")
 
 

@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from repae_jax.interop import tables
+from repae_jax.interop.extract import extract
 from repae_jax.interop.tables import CONV, Rule
 from repae_jax.models.discriminator import PatchDiscriminator
 
+# a name that every file has, and one that tells it from others' layers of the name "main"
+SIGN = r"^main\.0\.weight$|main\.3\.running_mean$"
 # counts the updates of the running statistics; with a fixed momentum nothing reads it
 _IGNORED = (r"main\.\d+\.num_batches_tracked",)
 
@@ -42,13 +45,16 @@ def load_discriminator(
     """{"params": ..., "batch_stats": ...} for `model` from the original's state dict.
 
     Args:
-      tensors: `main.{n}.weight` and so on -> arrays; `num_batches_tracked` is left out.
+      tensors: `main.{n}.weight` and so on -> arrays, perhaps wrapped, as in the checkpoint of a
+        VAE's training; `num_batches_tracked` is left out.
       model: the discriminator to fill.
       source: what to call the tensors in an error, e.g. the file's name.
 
     Raises:
       UserError: a tensor is missing, unexpected, misshapen or not finite.
     """
+    found = extract(tensors, SIGN, source=source)
+    tensors = found.tensors if found else tensors
     table = discriminator_table(model.num_layers)
     shapes = discriminator_shapes(model)
     return tables.load(table, tensors, shapes, source=source, ignore=_IGNORED)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from repae_jax.errors import UserError
-from repae_jax.interop import files, latent_statistics, pretrained, sit
+from repae_jax.interop import checkpoint_parts, files, latent_statistics, pretrained, sit
 from repae_jax.interop.latent_statistics import Statistics
 from repae_jax.interop.recognise import CHECKPOINTS, DIFFUSERS, RUN, Found, ViTNames, find
 from repae_jax.interop.targets import FORMATS
@@ -44,11 +44,17 @@ def _lines(found: Found) -> Lines:
         yield from _checkpoint_lines(found)
     elif found.format in (DIFFUSERS, "vae", "vae-tensors"):
         vae = pretrained.read_vae(found.path)
+        if found.extract and found.extract.where:
+            yield "inside", found.extract.where
         yield from _vae_lines(vae)
         yield "weights", weights_text(vae.params)
     else:
+        if found.extract and found.extract.where:
+            yield "inside", found.extract.where
         yield from _OTHER_LINES[found.format](found)
         yield "weights", weights_text(found.content)
+        for note in found.notes:
+            yield "note", note
 
 
 def _run_lines(path):
@@ -79,14 +85,18 @@ def _checkpoint_lines(found):
     if "vae" in content:
         yield from _vae_lines(pretrained.read_vae(found.path))
     for key, part in content.items():
-        if isinstance(part, Mapping):
+        if key != "args" and isinstance(part, Mapping):
             yield key, weights_text(part)
+    for note in found.notes:
+        yield "note", note
 
 
 def _vae_lines(vae):
     yield "VAE", vae_text(vae.module)
     if vae.statistics is not None:
         yield "latents", statistics_text(vae.statistics)
+    for note in vae.notes:
+        yield "note", note
 
 
 def _statistics_lines(found):
@@ -95,6 +105,8 @@ def _statistics_lines(found):
 
 def _sit_lines(found):
     yield "SiT", _sit_text_of(found.content)
+    if sit.has_second_half(found.content):
+        yield "note", checkpoint_parts.SECOND_HALF
 
 
 def _discriminator_lines(found):

@@ -1,6 +1,7 @@
 """The latents' mean and variance, as others write them beside a VAE.
 
-Here they are LatentNorm's {"mean": (c,), "var": (c,)}, float32.
+Here they are LatentNorm's {"mean": (c,), "var": (c,)}, float32: normalised latents are
+(z - mean) / sqrt(var). Wherever they come from, they pass `checked`.
 """
 
 import pathlib
@@ -14,28 +15,64 @@ from repae_jax.interop import files
 
 Statistics = Mapping[str, np.ndarray]
 
+_CONFIG_KEYS = ("latents_mean", "latents_std", "scaling_factor", "shift_factor")
+# Of diffusers' pipelines those of SDXL multiply `latents_std` and 1 / `scaling_factor`; they read
+# VAEs of this many channels and no others.
+_SDXL_CHANNELS = 4
+
 
 def beside(path: pathlib.Path) -> pathlib.Path:
     """Where the original keeps the latent statistics of the VAE file `path`."""
     return path.with_name(f"{path.stem}-latents-stats.pt")
 
 
-def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+def checked(
+    mean: Any,
+    spread: Any,
+    channels: int | None = None,
+    *,
+    power: int = 1,
+    source: str,
+    keys: tuple[str, str] = ("mean", "var"),
+) -> dict[str, np.ndarray]:
+    """LatentNorm's {"mean": (c,), "var": (c,)} of numbers that a file gives, one a channel.
+
+    Args:
+      mean: of each channel.
+      spread: of each channel, above 0; to the `power` it is the variance.
+      channels: how many there have to be; None for any number.
+      power: 1 of a variance, 2 of a standard deviation, -2 of its inverse.
+      source: the file, for errors.
+      keys: what it calls the two.
+
+    Raises:
+      UserError: another number of them, of another type, not finite, or not above 0.
+    """
+    mean, spread = (_numbers(v, source, key) for v, key in zip((mean, spread), keys, strict=True))
+    for array, key in ((mean, keys[0]), (spread, keys[1])):
+        if array.size != (channels or mean.size) or not array.size:
+            wanted = f"the VAE has {channels} channels" if channels else f"{keys[0]} {mean.size}"
+            raise UserError(f"{source}: {key} has {array.size} values, {wanted}")
+    with np.errstate(all="ignore"):
+        single, var = mean.astype(np.float32), (spread**power).astype(np.float32)
+    _raise_for(mean, ~np.isfinite(single), "which is not finite", source, keys[0])
+    _raise_for(spread, ~(spread > 0), "which has to be above 0", source, keys[1])
+    _raise_for(spread, ~(np.isfinite(var) & (var > 0)), "which is not finite", source, keys[1])
+    return {"mean": single, "var": var}
+
+
+def read(path: str | pathlib.Path, channels: int | None = None) -> dict[str, np.ndarray]:
     """LatentNorm's {"mean": (c,), "var": (c,)} from `latents_scale` = 1 / std, `latents_bias`.
 
     Raises:
-      UserError: a tensor is missing or not finite.
+      UserError: as `checked`, or a tensor is missing.
     """
-    tensors = files.read_tensors(path)
-    values = {}
-    for name in ("latents_bias", "latents_scale"):
+    tensors, keys = files.read_tensors(path), ("latents_bias", "latents_scale")
+    for name in keys:
         if name not in tensors:
             raise UserError(f"{path}: tensor {name!r} is missing")
-        values[name] = np.asarray(tensors[name], np.float32).reshape(-1)
-        if not np.isfinite(values[name]).all():
-            raise UserError(f"{path}: tensor {name!r} holds values that are not finite")
-    var = values["latents_scale"].astype(np.float64) ** -2.0
-    return {"mean": values["latents_bias"], "var": var.astype(np.float32)}
+    bias, scale = (tensors[name] for name in keys)
+    return checked(bias, scale, channels, power=-2, source=str(path), keys=keys)
 
 
 def write(path: str | pathlib.Path, statistics: Statistics) -> None:
@@ -46,41 +83,82 @@ def write(path: str | pathlib.Path, statistics: Statistics) -> None:
     files.write_torch(path, shaped)
 
 
-def from_config(config: Mapping[str, Any], *, source: str) -> dict[str, np.ndarray] | None:
+def from_config(
+    config: Mapping[str, Any], channels: int, *, source: str
+) -> dict[str, np.ndarray] | None:
     """What diffusers' config.json says of the latents' mean and variance.
 
-    `latents_mean` and `latents_std` per channel where there are such, else `shift_factor` and
+    `latents_mean` and `latents_std` per channel where there are both: they are the latents' own,
+    and a `scaling_factor` beside them is not part of them. Else `shift_factor` and
     1 / `scaling_factor`, which are the same for all channels.
 
+    Args:
+      config: with the class's defaults for absent keys.
+      channels: of the VAE's latents.
+      source: the file, for errors.
+
     Raises:
-      UserError: the two lists differ in length.
+      UserError: as `checked`.
     """
     mean, std = config.get("latents_mean"), config.get("latents_std")
-    if mean is None or std is None:
-        if config.get("scaling_factor") is None:
-            return None
-        channels = config["latent_channels"]
-        mean = [config.get("shift_factor") or 0.0] * channels
-        std = [1.0 / config["scaling_factor"]] * channels
-    if np.shape(mean) != np.shape(std):
-        raise UserError(f"{source}: latents_mean and latents_std differ in length")
-    var = np.asarray(std, np.float64) ** 2
-    return {"mean": np.asarray(mean, np.float32), "var": var.astype(np.float32)}
+    if mean is not None and std is not None:
+        keys = ("latents_mean", "latents_std")
+        return checked(mean, std, channels, power=2, source=source, keys=keys)
+    if config.get("scaling_factor") is None:
+        return None
+    shift, factor = [config.get("shift_factor") or 0.0], [config["scaling_factor"]]
+    keys = ("shift_factor", "scaling_factor")
+    one = checked(shift, factor, 1, power=-2, source=source, keys=keys)
+    return {name: np.repeat(array, channels) for name, array in one.items()}
 
 
-def updated_config(config: Mapping[str, Any], statistics: Statistics | None) -> dict[str, Any]:
+def updated_config(
+    config: Mapping[str, Any], channels: int, statistics: Statistics | None
+) -> dict[str, Any]:
     """`config` as it is if it tells these statistics, else with them written into it.
 
-    They are written per channel, and as the one scaling factor that some readers know only;
-    Qwen-Image's class has no such factor.
+    They are written per channel. For pipelines that know one factor only, `scaling_factor` and
+    `shift_factor` tell the same of all channels together; but where SDXL's pipelines could read
+    both and normalise twice, they are 1 and 0, or stand alone if they tell all there is to tell.
+    Qwen-Image's class has no such factor. See docs/weights.md.
+
+    Args:
+      config: with the class's defaults for absent keys.
+      channels: of the VAE's latents.
+      statistics: None for a VAE that came without: then no key tells any.
     """
-    told = from_config(config, source="config.json")
-    if statistics is None or (
-        told is not None and all(np.array_equal(told[name], statistics[name]) for name in told)
-    ):
+    if statistics is None:
+        return {**config, **{key: None for key in _CONFIG_KEYS if key in config}}
+    told = from_config(config, channels, source="config.json")
+    if told is not None and all(np.array_equal(told[name], statistics[name]) for name in told):
         return dict(config)
     mean, var = (np.asarray(statistics[name], np.float64) for name in ("mean", "var"))
-    entries = {"latents_mean": mean.tolist(), "latents_std": np.sqrt(var).tolist()}
-    if config.get("_class_name") != "AutoencoderKLQwenImage":
-        entries["scaling_factor"] = float(var.mean() ** -0.5)
-    return {**config, **entries}
+    lists = {"latents_mean": mean.tolist(), "latents_std": np.sqrt(var).tolist()}
+    if "scaling_factor" not in config:
+        return {**config, **lists}
+    factors = {"scaling_factor": float(var.mean() ** -0.5), "shift_factor": float(mean.mean())}
+    if channels == _SDXL_CHANNELS:
+        if not mean.any() and (var == var[0]).all():
+            lists = dict.fromkeys(lists)
+        else:
+            factors = {"scaling_factor": 1.0, "shift_factor": 0.0}
+    return {**config, **lists, **factors}
+
+
+def _numbers(values, source, key):
+    """A vector of numbers in float64; of a tensor all extents but one are 1."""
+    try:
+        array = np.asarray(values)
+    except ValueError:  # lists of several lengths
+        array = np.asarray(None)
+    kinds = "fViu" if isinstance(values, list | tuple) else "fV"  # JSON has one kind of number
+    if array.dtype.kind not in kinds or sum(extent != 1 for extent in array.shape) > 1:
+        what = f"{array.dtype} of shape {array.shape}"
+        raise UserError(f"{source}: {key} is {what}, and has to be one real number a channel")
+    return array.astype(np.float64).reshape(-1)
+
+
+def _raise_for(array, bad, what, source, key):
+    if bad.any():
+        index = int(np.argmax(bad))
+        raise UserError(f"{source}: {key}[{index}] is {array[index]:g}, {what}")

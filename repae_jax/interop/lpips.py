@@ -9,11 +9,15 @@ import numpy as np
 
 from repae_jax.errors import UserError
 from repae_jax.interop import tables
+from repae_jax.interop.extract import extract
+from repae_jax.interop.files import read_tensors
 from repae_jax.interop.tables import CONV, CONV1X1, Rule
 from repae_jax.models.lpips import BLOCKS, LPIPS, SCALE, SHIFT
 
 Naming = Literal["torchvision", "module"]
 
+# the beginning of a name that every file has: an LPIPS module's, torchvision's VGG16, the heads
+SIGN = r"(net\.slice1\.0|features\.28|lin0\.model\.1)\."
 # the positions of VGG16's convolutions among its layers (ReLUs and poolings count there)
 _VGG16 = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 
@@ -40,6 +44,20 @@ def lpips_table(naming: Naming) -> list[Rule]:
     return rules
 
 
+def read_lpips(heads: str, vgg: str) -> dict[str, np.ndarray]:
+    """What `load_lpips` takes, of LPIPS's `vgg.pth` and torchvision's VGG16, or of one file twice.
+
+    Raises:
+      UserError: a file is missing, damaged, or of another network.
+    """
+    tensors = {}
+    for path in dict.fromkeys((vgg, heads)):
+        content = read_tensors(path)
+        found = extract(content, SIGN, source=str(path))
+        tensors |= found.tensors if found else content
+    return tensors
+
+
 def load_lpips(
     tensors: Mapping[str, np.ndarray], model: LPIPS, *, source: str = "LPIPS weights"
 ) -> dict:
@@ -47,7 +65,7 @@ def load_lpips(
 
     Args:
       tensors: a whole LPIPS module's, or torchvision's VGG16 and `vgg.pth` in one dict:
-        {**read_tensors("vgg16-397923af.pth"), **read_tensors("vgg.pth")}.
+        `read_lpips("vgg.pth", "vgg16-397923af.pth")`.
       model: the LPIPS to fill.
       source: what to call the tensors in an error, e.g. the file's name.
 

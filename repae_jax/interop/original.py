@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from repae_jax.errors import UserError
 from repae_jax.interop import autoencoder_kl, discriminator, sit, tables
 from repae_jax.interop.adamw import AdamState, read_adamw, write_adamw
 from repae_jax.interop.tables import Rule
@@ -47,24 +46,6 @@ class Part:
     counters: Sequence[str]
     slots: Sequence[str | None]
     trained: Mapping[str, tuple[int, ...]]
-
-
-def kind_of(content: Mapping[str, Any], *, source: str) -> Kind:
-    """Which kind of training checkpoint this is.
-
-    Raises:
-      UserError: none, or a part of it is missing.
-    """
-    missing = [key for key in ("model", "ema", "opt", "steps") if key not in content]
-    if missing:
-        raise UserError(f"{source}: not a training checkpoint: {missing[0]!r} is missing")
-    with_vae = [key for key in ("vae", "discriminator", "opt_vae", "opt_disc") if key in content]
-    if with_vae and len(with_vae) < 4:
-        absent = {"vae", "discriminator", "opt_vae", "opt_disc"} - set(with_vae)
-        raise UserError(f"{source}: has {with_vae[0]!r}, but {min(absent)!r} is missing")
-    if with_vae:
-        return "repae"
-    return "ldm" if "bn.running_mean" in content["model"] else "repa"
 
 
 def sit_part(model: SiT, *, statistics: bool = True) -> Part:

@@ -13,11 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from repae_jax.atomic import replacing
-from repae_jax.errors import UserError
-from repae_jax.interop import autoencoder_kl, files, hub, latent_statistics, qwen_image
+from repae_jax.errors import UserError, warn
+from repae_jax.interop import (
+    autoencoder_kl,
+    checkpoint_parts,
+    files,
+    hub,
+    latent_statistics,
+    weight_files,
+)
+from repae_jax.interop.extract import Extract, extract
+from repae_jax.interop.vae_families import FAMILIES, completed, family_of
 from repae_jax.models.autoencoder_kl import AutoencoderKL, Posterior
 from repae_jax.models.batch_norm import denormalize
-from repae_jax.models.qwen_image_vae import AutoencoderKLQwenImage
 from repae_jax.sampling.pixels import as_float
 
 CONFIG = "config.json"
@@ -33,16 +41,18 @@ class PretrainedVAE:
       params: its parameters.
       config: entries of diffusers' config.json beyond the dimensions, such as "scaling_factor".
       statistics: the latents' {"mean": (c,), "var": (c,)}, or None where nobody measured them.
+      notes: what its file left open: which tensors were left out, and what is odd about others.
     """
 
     module: nn.Module
     params: Mapping[str, Any]
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     statistics: Mapping[str, np.ndarray] | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def from_pretrained(
-        cls, name: str | pathlib.Path, *, dtype: Any = jnp.float32
+        cls, name: str | pathlib.Path, *, dtype: Any = jnp.float32, variant: str | None = None
     ) -> "PretrainedVAE":
         """Load a VAE, whatever of these `name` is:
 
@@ -50,16 +60,19 @@ class PretrainedVAE:
           "black-forest-labs/FLUX.1-dev/vae";
         - a folder that diffusers wrote, or a work directory that trained a VAE;
         - a file under LDM's names, such as the original's `e2e-vavae.pt`, with its
-          `-latents-stats.pt` beside it.
+          `-latents-stats.pt` beside it; whatever else it holds is left out and said.
 
         Args:
           name: as above.
           dtype: of the matrix products and convolutions; parameters are float32.
+          variant: of a folder's weights, such as "fp16" for diffusion_pytorch_model.fp16....
 
         Raises:
           UserError: nothing is there, it is damaged, or it is something else.
         """
-        stored = read_vae(name, dtype=dtype, bare=True)
+        stored = read_vae(name, dtype=dtype, bare=True, variant=variant)
+        for note in stored.notes:
+            warn(f"{name}: {note}")
         params = jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), stored.params)
         return dataclasses.replace(stored, params=params)
 
@@ -114,7 +127,11 @@ class PretrainedVAE:
 
 
 def read_vae(
-    name: str | pathlib.Path, *, dtype: Any = jnp.float32, bare: bool = False
+    name: str | pathlib.Path,
+    *,
+    dtype: Any = jnp.float32,
+    bare: bool = False,
+    variant: str | None = None,
 ) -> PretrainedVAE:
     """What `PretrainedVAE.from_pretrained` loads, as numpy arrays in the type of the file.
 
@@ -123,13 +140,18 @@ def read_vae(
     Raises:
       UserError: nothing is there, it is damaged, or it is something else.
     """
-    path = hub.locate(name, (CONFIG, WEIGHTS), bare=bare)
-    if (path / "checkpoints").is_dir():
+    path = hub.locate(name, (CONFIG,), weight_files.DIFFUSERS, variant=variant, bare=bare)
+    ours = (path / "checkpoints").is_dir()
+    if variant is not None and (ours or not path.is_dir()):
+        raise UserError(f"{path}: has no variant {variant!r}, as a folder of diffusers' may have")
+    if ours:
         from repae_jax.training.exchange import run_vae
 
         vae = run_vae(path)
         return dataclasses.replace(vae, module=vae.module.clone(dtype=dtype))
-    return _read_folder(path, dtype) if path.is_dir() else _read_file(path, dtype)
+    if path.is_dir() or of_a_folder(path):
+        return _read_folder(path, dtype, variant)
+    return _read_file(path, dtype)
 
 
 def read_weights(
@@ -140,14 +162,32 @@ def read_weights(
     Raises:
       UserError: nothing is there, it is damaged, or it holds another VAE.
     """
-    path = hub.locate(name, (CONFIG, WEIGHTS))
-    if path.is_dir():
-        config, tensors, source = _folder_content(path)
-        statistics = latent_statistics.from_config(config, source=str(path / CONFIG))
+    path = hub.locate(name, (CONFIG,), weight_files.DIFFUSERS)
+    if path.is_dir() or of_a_folder(path):
+        file, config, family = _open_folder(path)
+        found = _tensors(files.read_stored(file), family, file)
+        statistics = _statistics(config, family, file.parent / CONFIG)
     else:
-        tensors, statistics = _vae_in(files.read_stored(path), path)
-        source = str(path)
-    return _family(module).load(tensors, module, source=source), statistics
+        content, checkpoint = _open_file(path)
+        found = _vae_in(content, checkpoint, path)
+        statistics = _told(checkpoint, path, module.latent_channels)
+        file = path
+    params = family_of(module).load(found.tensors, module, source=str(file))
+    for note in notes_on(found, params):
+        warn(f"{name}: {note}")
+    return params, statistics
+
+
+def of_a_folder(path: pathlib.Path) -> bool:
+    """Whether a file is the weights of a folder of diffusers', whose config.json tells more."""
+    return weight_files.is_of(path.name, weight_files.DIFFUSERS) and (path.parent / CONFIG).exists()
+
+
+def notes_on(found: Extract, params: Mapping) -> tuple[str, ...]:
+    """What to say of a VAE's file: what was left out, and layers that let nothing through."""
+    left = found.left_text()
+    notes = [f"left out, as it is no part of the VAE: {left}"] if left else []
+    return (*notes, *autoencoder_kl.blank_layers(params))
 
 
 def write_diffusers(folder: str | pathlib.Path, vae: PretrainedVAE) -> None:
@@ -159,10 +199,11 @@ def write_diffusers(folder: str | pathlib.Path, vae: PretrainedVAE) -> None:
     folder = pathlib.Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists already: choose a new folder, or empty it")
-    family = _family(vae.module)
+    family, channels = family_of(vae.module), vae.module.latent_channels
     tensors = family.export(jax.device_get(vae.params), vae.module)
-    config = {**vae.config, **family.config_from_dimensions(vae.module)}
-    config = latent_statistics.updated_config(config, vae.statistics)
+    dimensions = family.config_from_dimensions(vae.module)
+    config = {**completed(vae.config, family, channels), **dimensions}
+    config = latent_statistics.updated_config(config, channels, vae.statistics)
     with replacing(folder) as temporary:
         temporary.mkdir()
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
@@ -186,66 +227,46 @@ def write_ldm(path: str | pathlib.Path, vae: PretrainedVAE) -> None:
     files.write_flat(path, tensors, {"groups": str(vae.module.groups)})
 
 
-@dataclasses.dataclass(frozen=True)
-class _Family:
-    """How one architecture's weights and dimensions are written down by others."""
-
-    module: type[nn.Module]
-    load: Any
-    export: Any
-    dimensions_from_config: Any
-    config_from_dimensions: Any
-
-
-FAMILIES = {
-    "AutoencoderKL": _Family(
-        AutoencoderKL,
-        autoencoder_kl.load_vae,
-        autoencoder_kl.export_vae,
-        autoencoder_kl.dimensions_from_config,
-        autoencoder_kl.config_from_dimensions,
-    ),
-    "AutoencoderKLQwenImage": _Family(
-        AutoencoderKLQwenImage,
-        qwen_image.load_qwen,
-        qwen_image.export_qwen,
-        qwen_image.qwen_dimensions,
-        qwen_image.qwen_config,
-    ),
-}
-
-
-def _family(module):
-    return next(family for family in FAMILIES.values() if isinstance(module, family.module))
-
-
-def _read_folder(path, dtype):
-    config, tensors, source = _folder_content(path)
-    name = config.get("_class_name")
-    if name not in FAMILIES:
-        raise UserError(
-            f"{path / CONFIG}: _class_name is {name!r}; known are {', '.join(FAMILIES)}"
-        )
-    family = FAMILIES[name]
-    dimensions = family.dimensions_from_config(config, source=str(path / CONFIG))
+def _read_folder(path, dtype, variant=None):
+    file, config, family = _open_folder(path, variant)
+    dimensions = family.dimensions_from_config(config, source=str(file.parent / CONFIG))
     module = family.module(**dimensions, dtype=dtype)
+    found = _tensors(files.read_stored(file), family, file)
+    params = family.load(found.tensors, module, source=str(file))
     return PretrainedVAE(
         module=module,
-        params=family.load(tensors, module, source=source),
+        params=params,
         config={k: v for k, v in config.items() if k not in family.config_from_dimensions(module)},
-        statistics=latent_statistics.from_config(config, source=str(path / CONFIG)),
+        statistics=_statistics(config, family, file.parent / CONFIG),
+        notes=notes_on(found, params),
     )
 
 
-def _folder_content(path):
-    """config.json, the tensors, and the path of their file."""
-    config = read_config(path)
-    candidates = [path / WEIGHTS, path / WEIGHTS.replace(".safetensors", ".bin")]
-    candidates += sorted(path.glob("diffusion_pytorch_model.*.safetensors"))  # a variant's
-    for file in candidates:
-        if file.is_file():
-            return config, files.read_stored(file), str(file)
-    raise UserError(f"{path}: no weights beside {CONFIG}: {WEIGHTS} is missing")
+def _open_folder(path, variant=None):
+    """The file with the weights, the whole config, and its family, of a folder or such a file."""
+    folder = path if path.is_dir() else path.parent
+    config = read_config(folder)
+    name = config.get("_class_name")
+    if name not in FAMILIES:
+        raise UserError(
+            f"{folder / CONFIG}: _class_name is {name!r}; known are {', '.join(FAMILIES)}"
+        )
+    family = FAMILIES[name]
+    file = path
+    if path.is_dir():
+        file = weight_files.find_weights(folder, weight_files.DIFFUSERS, variant)
+    if file is None:
+        raise UserError(f"{path}: no weights beside {CONFIG}: {WEIGHTS} is missing")
+    return file, completed(config, family), family
+
+
+def _statistics(config, family, source):
+    return latent_statistics.from_config(config, config[family.channels], source=str(source))
+
+
+def _tensors(content, family, path) -> Extract:
+    found = extract(content, family.sign, source=str(path), ignore=family.beside)
+    return found or Extract(content, (), "", ())
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:
@@ -267,13 +288,14 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _read_file(path, dtype):
-    content = files.read_stored(path)
-    tensors, statistics = _vae_in(content, path)
-    dimensions = autoencoder_kl.infer_dimensions(tensors, source=str(path))
+    content, checkpoint = _open_file(path)
+    found = _vae_in(content, checkpoint, path)
+    dimensions = autoencoder_kl.infer_dimensions(found.tensors, source=str(path))
     groups = _groups(content, path, dimensions)
     module = AutoencoderKL(**dimensions, groups=groups, dtype=dtype)
-    params = autoencoder_kl.load_vae(tensors, module, source=str(path))
-    return PretrainedVAE(module, params, {}, statistics)
+    params = autoencoder_kl.load_vae(found.tensors, module, source=str(path))
+    statistics = _told(checkpoint, path, module.latent_channels)
+    return PretrainedVAE(module, params, {}, statistics, notes_on(found, params))
 
 
 def _groups(content, path, dimensions):
@@ -301,17 +323,25 @@ def _own_config(content):
         return {}
 
 
-def _vae_in(content, path):
-    """A VAE's tensors and statistics in its own file's content, or in a whole checkpoint's."""
-    if isinstance(content.get("vae"), Mapping):
-        ema = content.get("ema", {})
-        mean, var = ema.get("bn.running_mean"), ema.get("bn.running_var")
-        statistics = None if mean is None or var is None else {"mean": mean, "var": var}
-        return content["vae"], statistics
-    if isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+def _open_file(path):
+    """The content of a file, and the parts of it if it is a training checkpoint with a VAE."""
+    content = files.read_stored(path)
+    checkpoint = checkpoint_parts.parts_of(content, source=str(path))
+    return content, checkpoint if checkpoint and "vae" in checkpoint else None
+
+
+def _vae_in(content, checkpoint, path) -> Extract:
+    if checkpoint:
+        return Extract(checkpoint["vae"], ("vae",), "", ())
+    return _tensors(content, FAMILIES["AutoencoderKL"], path)
+
+
+def _told(checkpoint, path, channels):
+    """What a training checkpoint, or the file beside a VAE's own, tells of the latents."""
+    if checkpoint:
+        return checkpoint_parts.statistics_in(checkpoint, channels, source=str(path))
     beside = latent_statistics.beside(path)
-    return content, latent_statistics.read(beside) if beside.is_file() else None
+    return latent_statistics.read(beside, channels) if beside.is_file() else None
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -33,6 +33,28 @@ _FIELDS = {  # diffusers' name of a dimension -> ours
     "input_channels": "image_channels",
 }
 
+SIGN = r"encoder\.down_blocks\.0\.conv1\."  # the beginning of a name that every file has
+
+# what a config.json that does not name a key means by that: diffusers' defaults
+CONFIG_DEFAULTS = {
+    "base_dim": 96,
+    "z_dim": 16,
+    "dim_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "attn_scales": [],
+    "temperal_downsample": [False, True, True],
+    "dropout": 0.0,
+    "input_channels": 3,
+    "latents_mean": [
+        -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+        0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+    ],
+    "latents_std": [
+        2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+        3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+    ],
+}  # fmt: skip
+
 # They say how far the latents are from standard normal ones, nothing about the network.
 _STATISTICS = {"latents_mean", "latents_std"}
 

@@ -9,15 +9,25 @@ from typing import Any
 import numpy as np
 
 from repae_jax.errors import UserError
-from repae_jax.interop import autoencoder_kl, files, hub, original, pretrained
+from repae_jax.interop import (
+    autoencoder_kl,
+    checkpoint_parts,
+    discriminator,
+    files,
+    hub,
+    lpips,
+    pretrained,
+    sit,
+    weight_files,
+)
+from repae_jax.interop.extract import Extract, extract
+from repae_jax.interop.vae_families import FAMILIES
 from repae_jax.interop.vit_names import FORMATS as VIT_FORMATS
 from repae_jax.interop.vit_names import Format
 
 RUN = "run"
 DIFFUSERS = "diffusers"
 CHECKPOINTS = {"repae", "ldm", "repa"}  # `original.Kind`
-
-_TRANSFORMERS_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +52,26 @@ class Found:
     Attributes:
       format: a key of `FORMATS`.
       path: the folder, or the file that was read.
-      content: what the file holds: a flat dict of arrays, for a training checkpoint a nested one
-        with its plain values; empty for a folder.
+      content: what the file holds: a flat dict of arrays under the network's own names, for a
+        training checkpoint a nested one with its plain values; empty for a folder.
       vit: for a teacher of others, whose names the content has.
+      extract: for a single network, where in the file it was.
+      discriminator: that of a VAE, where the file holds one.
     """
 
     format: str
     path: pathlib.Path
     content: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
     vit: ViTNames | None = None
+    extract: Extract | None = dataclasses.field(default=None, repr=False)
+    discriminator: Extract | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def notes(self) -> list[str]:
+        """What was missing in the file, or left out of it."""
+        notes = list(self.content.get("notes", ()))
+        left = self.extract.left_text() if self.extract else ""
+        return [*notes, f"left out: {left}"] if left else notes
 
 
 def find(name: str | pathlib.Path) -> Found:
@@ -63,33 +84,36 @@ def find(name: str | pathlib.Path) -> Found:
     """
     path = hub.locate(name, (pretrained.CONFIG,))
     if str(name).startswith(hub.PREFIX) and path.is_dir():  # its config tells the weights' file
-        diffusers = pretrained.read_config(path).get("_class_name") in pretrained.FAMILIES
-        weights = pretrained.WEIGHTS if diffusers else _TRANSFORMERS_WEIGHTS[0]
-        path = hub.locate(name, (pretrained.CONFIG, weights))
-    return _folder(path) if path.is_dir() else _file(path)
+        diffusers = pretrained.read_config(path).get("_class_name") in FAMILIES
+        naming = weight_files.DIFFUSERS if diffusers else weight_files.TRANSFORMERS
+        path = hub.locate(name, (pretrained.CONFIG,), naming)
+    if path.is_dir():
+        return _folder(path)
+    return Found(DIFFUSERS, path) if pretrained.of_a_folder(path) else _file(path)
 
 
 def vit_names(content: Mapping[str, Any]) -> ViTNames | None:
     """Whose names these are, or None if they are not a ViT's.
 
     Possible are the formats whose position table, patch embedding and first norm are there; of
-    these the ones count that leave the fewest names unexplained.
+    these the ones count that leave the fewest names unexplained, in the entry that is theirs.
     """
     candidates = []
     for format in VIT_FORMATS:
-        inside = format.inside if isinstance(content.get(format.inside), Mapping) else None
+        inside = format.entry_in(content)
         tensors = _arrays(content if inside is None else content[inside])
-        for prefix in format.prefixes:
+        for prefix in format.prefixes_in(tensors):
             if _indispensable(format, prefix) <= tensors.keys():
                 unknown = len(_unexplained(tensors, format, prefix))
-                candidates.append((format, (unknown, inside, prefix), tensors))
+                how = (unknown, inside not in (None, format.inside), inside, prefix)
+                candidates.append((format, how, tensors))
     if not candidates:
         return None
-    _, best, tensors = min(candidates, key=lambda candidate: candidate[1][0])
+    _, best, tensors = min(candidates, key=lambda candidate: candidate[1][:2])
     if 2 * best[0] > len(tensors):
         return None
     formats = tuple(format for format, how, _ in candidates if how == best)
-    return ViTNames(formats, best[2], tensors)
+    return ViTNames(formats, best[-1], tensors)
 
 
 def _folder(path):
@@ -104,11 +128,10 @@ def _folder(path):
             "checkpoints/*.pt (the original) is in it"
         )
     config = pretrained.read_config(path)
-    if config.get("_class_name") in pretrained.FAMILIES:
+    if config.get("_class_name") in FAMILIES:
         return Found(DIFFUSERS, path)
-    for name in _TRANSFORMERS_WEIGHTS:
-        if (path / name).is_file():
-            return _file(path / name)
+    if weights := weight_files.find_weights(path, weight_files.TRANSFORMERS):
+        return _file(weights)
     kind = config.get("_class_name", config.get("model_type"))
     if kind is None:
         raise UserError(
@@ -117,22 +140,22 @@ def _folder(path):
         )
     raise UserError(
         f"{path}: {pretrained.CONFIG} is of a {kind!r}: neither a VAE of diffusers "
-        f"({', '.join(pretrained.FAMILIES)}), nor is {_TRANSFORMERS_WEIGHTS[0]} beside it"
+        f"({', '.join(FAMILIES)}), nor is model.safetensors beside it"
     )
 
 
 def _file(path):
     content = files.read_stored(path)
     _check_names(content, path)
-    if {"model", "ema"} & content.keys() and "opt" in content:
-        return _checkpoint(content, path)
-    inside = content.get("state_dict")
-    for tensors in (content, inside) if isinstance(inside, Mapping) else (content,):
-        _check_names(tensors, path)
-        tensors = _arrays(tensors)
-        for format, matches in _SIGNS:
-            if matches(tensors):
-                return Found(format, path, tensors)
+    if checkpoint := checkpoint_parts.parts_of(content, source=str(path)):
+        return Found(checkpoint_parts.kind_of(checkpoint), path, checkpoint)
+    for tensors in content.values():
+        if isinstance(tensors, Mapping):
+            _check_names(tensors, path)
+    for format, (sign, ignore) in _SIGNS.items():
+        found = extract(content, sign, source=str(path), ignore=ignore)
+        if found and _is_whole(format, found.tensors):
+            return _network(format, found, content, path)
     if vit := vit_names(content):
         return Found("vit", path, vit.tensors, vit)
     names = [repr(name) for name in content]
@@ -142,11 +165,19 @@ def _file(path):
     )
 
 
-def _checkpoint(content, path):
-    for key in ("model", "ema", "vae", "discriminator", "opt"):
-        if not isinstance(content.get(key, {}), Mapping):
-            raise UserError(f"{path}: not a training checkpoint: {key!r} is no dict")
-    return Found(original.kind_of(content, source=str(path)), path, content)
+def _network(format, found, content, path):
+    judge = None
+    if format == "vae":
+        if autoencoder_kl.recognise(found.tensors) != "ldm":
+            format = "vae-tensors"
+        judge = extract(content, discriminator.SIGN, source=str(path))
+    return Found(format, path, found.tensors, extract=found, discriminator=judge)
+
+
+def _is_whole(format, tensors):
+    """Whether the tensors beside the sign are there too, where it alone would not tell."""
+    beside = {"statistics": "latents_bias", "sit": "pos_embed"}
+    return format not in beside or beside[format] in tensors
 
 
 def _check_names(content, path):
@@ -159,15 +190,15 @@ def _arrays(content):
     return {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
 
 
-_SIGNS = (
-    ("statistics", lambda c: "latents_scale" in c and "latents_bias" in c),
-    ("vae", lambda c: autoencoder_kl.recognise(c) == "ldm"),
-    ("vae-tensors", lambda c: (autoencoder_kl.recognise(c) or "").startswith("diffusers")),
-    ("sit", lambda c: "x_embedder.proj.weight" in c and "pos_embed" in c),
-    ("discriminator", lambda c: "main.0.weight" in c),
-    ("lpips", lambda c: "lin0.model.1.weight" in c or "features.28.weight" in c),
-    ("teacher", lambda c: any(name.startswith("params/") for name in c)),
-)
+# format -> (its sign, names beside it under the same prefix), see extract.py
+_SIGNS = {
+    "statistics": (r"latents_scale$", ()),
+    "vae": (autoencoder_kl.SIGN, autoencoder_kl.BESIDE),
+    "sit": (sit.SIGN, ()),
+    "discriminator": (discriminator.SIGN, ()),
+    "lpips": (lpips.SIGN, ()),
+    "teacher": (r"^params/", ()),
+}
 
 
 def _indispensable(format, prefix):

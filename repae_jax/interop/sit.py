@@ -12,6 +12,7 @@ from repae_jax.interop import tables
 from repae_jax.interop.tables import LINEAR, Rule, layer, norm, patch_layout
 from repae_jax.models.sit import SIT_CONFIGS, SiT
 
+SIGN = r"x_embedder\.proj\.weight$"  # a name that every file has
 # counts the updates of the running statistics; with a fixed momentum nothing reads it
 BATCH_COUNT = "bn.num_batches_tracked"
 
@@ -94,6 +95,37 @@ def unify_names(tensors: Mapping[str, np.ndarray], encoder_depth: int) -> dict[s
             name = f"blocks.{int(index) + encoder_depth}.{rest}"
         renamed[name] = array
     return renamed
+
+
+def has_second_half(tensors: Mapping[str, np.ndarray]) -> bool:
+    """Whether the last layer gives twice the latent's channels, as SiT's and DiT's own files do."""
+    patch = tensors.get("x_embedder.proj.weight", np.zeros(()))
+    last = tensors.get("final_layer.linear.weight", np.zeros(()))
+    return patch.ndim == 4 and last.ndim == 2 and len(last) == 2 * patch[0].size
+
+
+def from_published_sit(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The weights of the SiT's authors (arXiv 2401.08740) as those of REPA's, `has_second_half`.
+
+    Theirs gives a velocity and, after it, a variance that nothing learns, which is left out; and
+    its time runs from noise at 0 to the image at 1. Ours, at 1 - t, is minus theirs at t: the sign
+    goes into the last layer, and 1 - t into the first one of the time embedding, which is linear
+    in cos(t f) and sin(t f) for its frequencies f.
+    """
+    channels = tensors["x_embedder.proj.weight"].shape[1]
+    changed = dict(tensors)
+    for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
+        features = tensors[name].reshape(-1, 2 * channels, *tensors[name].shape[1:])
+        velocity = np.ascontiguousarray(features[:, :channels])
+        changed[name] = -velocity.reshape(-1, *tensors[name].shape[1:])
+    name = "t_embedder.mlp.0.weight"
+    cosine, sine = np.split(tensors[name].astype(np.float64), 2, axis=1)
+    count = cosine.shape[1]
+    frequency = np.exp(-np.log(1e4) * np.arange(count) / count)
+    c, s = np.cos(frequency), np.sin(frequency)
+    turned = np.concatenate([cosine * c + sine * s, cosine * s - sine * c], axis=1)
+    changed[name] = turned.astype(tensors[name].dtype)
+    return changed
 
 
 def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[str, Any]:

@@ -63,26 +63,32 @@ def export_vit(variables: Mapping, model: ViT, naming: Naming = "authors") -> di
 
 @dataclasses.dataclass(frozen=True)
 class _Candidate:
-    """How a file could be meant, and how many names of that it has."""
+    """How a file could be meant, how many names of that it has, and whether in its own entry."""
 
     format: Format
     prefix: str
     known: int
+    own_entry: bool
 
 
 def _candidates(content):
     return [
         _Candidate(
-            format, prefix, len(format.first_names(prefix) & set(_unpacked(content, format)))
+            format,
+            prefix,
+            len(format.first_names(prefix) & tensors.keys()),
+            format.entry_in(content) in (None, format.inside),
         )
-        for format in FORMATS
-        for prefix in format.prefixes
+        for format, tensors in ((format, _unpacked(content, format)) for format in FORMATS)
+        for prefix in format.prefixes_in(tensors)
     ]
 
 
 def _recognise(content, model, source) -> tuple[Format, str]:
     """The format and prefix that know most of the tensors; among equals the model's family's."""
-    best = max(_candidates(content), key=lambda c: (c.known, c.format.family == model.family))
+    best = max(
+        _candidates(content), key=lambda c: (c.known, c.own_entry, c.format.family == model.family)
+    )
     if not best.known:
         own = [f for f in FORMATS if f.family == model.family]
         names = dict.fromkeys(repr(f.prefixes[0] + f.tensors[0].theirs) for f in own)
@@ -100,8 +106,8 @@ def _recognise(content, model, source) -> tuple[Format, str]:
 
 def _unpacked(content, format):
     """The tensors of a file, which may lie in an entry of it."""
-    entry = content.get(format.inside)
-    return entry if isinstance(entry, Mapping) else content
+    entry = format.entry_in(content)
+    return content if entry is None else content[entry]
 
 
 def _used(tensors, model, format, prefix):

@@ -3,10 +3,11 @@
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterator, Mapping
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
 
 from repae_jax.interop import tables
+from repae_jax.interop.extract import WRAPPERS, wrappers_before
 from repae_jax.interop.tables import LINEAR, Layout, Rule, patch_layout
 
 # "authors": the files of the paper's own code, which are timm's names for all but CLIP.
@@ -22,6 +23,8 @@ FAMILIES = {
     "ijepa": "I-JEPA",
     "clip": "CLIP",
 }
+_HOLDERS = ("state_dict", "model", "ema", "model_ema")  # entries in which training keeps a network
+_WRAPPED = f"(?:{'|'.join(map(re.escape, WRAPPERS))})*"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +86,25 @@ class Format:
             names += [f"{part}.{kind}" for part in parts for kind in ("weight", "bias")]
         return {prefix + name.format(i=0) for name in names}
 
+    def entry_in(self, content: Mapping[str, Any]) -> str | None:
+        """The entry of a file that holds the tensors; None if they are not in one."""
+        names = (self.inside, *_HOLDERS)
+        return next((name for name in names if isinstance(content.get(name), Mapping)), None)
+
+    def prefixes_in(self, names: Iterable[str]) -> list[str]:
+        """The prefixes that tensors of these names may have, wrapped by training or not."""
+        first = self.tensors[0].theirs
+        return [
+            wrapper + prefix
+            for prefix in self.prefixes
+            for wrapper in dict.fromkeys(("", *wrappers_before(names, prefix + first)))
+        ]
+
     def ignored(self, prefix: str, *more: str) -> list[str]:
         """Regular expressions of the names to pass over; `more` are of names behind the prefix."""
         start = re.escape(prefix)
         behind = [f"{start}(?:{expression})" for expression in (*self.left_out, *more)]
-        return behind + [f"(?!{start})(?:{expression})" for expression in self.beside]
+        return behind + [f"(?!{start}){_WRAPPED}(?:{expression})" for expression in self.beside]
 
 
 def find_format(family: str, naming: Naming) -> Format:

@@ -260,11 +260,11 @@ class AutoencoderKL(nn.Module):
     remat: str = "none"
 
     @classmethod
-    def from_pretrained(cls, name, *, dtype=jnp.float32):
+    def from_pretrained(cls, name, *, dtype=jnp.float32, variant=None):
         """A VAE with its weights: see `repae_jax.interop.pretrained.PretrainedVAE`."""
         from repae_jax.interop.pretrained import PretrainedVAE
 
-        return PretrainedVAE.from_pretrained(name, dtype=dtype)
+        return PretrainedVAE.from_pretrained(name, dtype=dtype, variant=variant)
 
     @property
     def factor(self) -> int:

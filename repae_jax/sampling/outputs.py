@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from repae_jax.atomic import entries, locked, remove_temporaries, replacing, write_atomically
+from repae_jax.atomic import entries, remove_temporaries, replacing, write_atomically
 from repae_jax.data.decode import decode_pixels, read_file
 from repae_jax.data.images import encode_pixels
 from repae_jax.data.manifest import read_json, write_json

@@ -228,16 +228,14 @@ def load_frozen(config: ConfigDict, models: Models, names: Iterable[str]) -> dic
     Raises:
       UserError: a file is missing or damaged, or holds another model.
     """
-    from repae_jax.interop.files import read_tensors
-    from repae_jax.interop.lpips import load_lpips
+    from repae_jax.interop.lpips import load_lpips, read_lpips
     from repae_jax.training.weights import load_teacher
 
     frozen = {}
     for name in names:
         if name == "lpips":
             heads, vgg = config.lpips.weights, config.lpips.vgg_weights
-            tensors = {**read_tensors(vgg), **read_tensors(heads)}
-            frozen[name] = load_lpips(tensors, models.lpips, source=heads)
+            frozen[name] = load_lpips(read_lpips(heads, vgg), models.lpips, source=heads)
         elif name in models.teachers:
             teacher = models.teachers[name].model
             frozen[name] = load_teacher(config.teachers[name].weights, teacher)

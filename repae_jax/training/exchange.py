@@ -15,14 +15,14 @@ from ml_collections import ConfigDict
 from repae_jax.atomic import replacing, write_atomically
 from repae_jax.config import NETWORKS
 from repae_jax.errors import UserError
-from repae_jax.interop import files, original
+from repae_jax.interop import checkpoint_parts, files, latent_statistics, original
 from repae_jax.interop.adamw import parameter_groups
 from repae_jax.interop.original import OPTIMIZERS, Part
 from repae_jax.interop.pretrained import PretrainedVAE
 from repae_jax.interop.sit import unify_names
 from repae_jax.models.autoencoder_kl import AutoencoderKL
 from repae_jax.training import workdir as work_directory
-from repae_jax.training.build import build_models, build_optimizers
+from repae_jax.training.build import build_models, build_optimizers, fresh_state
 from repae_jax.training.checkpoints import Checkpoints
 from repae_jax.training.origin import Origin, blank_origin, read_origin, write_origin
 from repae_jax.training.original_args import (
@@ -33,25 +33,27 @@ from repae_jax.training.original_args import (
 from repae_jax.training.recipe import Models
 from repae_jax.training.run import load_state
 from repae_jax.training.state import TrainState
-from repae_jax.training.weights import read_vae
+from repae_jax.training.weights import read_vae, statistics_of
 from repae_jax.validation import validate
 
-BARE = "bare"  # marks what `bare_checkpoint` gives
 REPA_SCALE = 0.18215  # REPA's SiT sees SD-VAE's latents times this, and has no statistics
 
 
 def config_of(content: Mapping[str, Any], *, source: str) -> ConfigDict:
-    """The configuration that continues a checkpoint of this content; see `config_from_args`."""
-    kind = original.kind_of(content, source=source)
+    """The configuration that continues a checkpoint of this content; see `config_from_args`.
+
+    What no argument tells follows from the weights, or is published.
+    """
+    content = _checkpoint(content, source)
     args = _arguments(content)
-    if not args and BARE in content:
-        args = args_from_weights(content["ema"], source=source)
-    return config_from_args(args, kind, source=source)
+    if "model" not in args:
+        args = args_from_weights(content["ema"], source=source) | args
+    return config_from_args(args, checkpoint_parts.kind_of(content), source=source)
 
 
 def bare_checkpoint(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """A SiT's state dict alone, such as REPA's published one, as a checkpoint at step 0."""
-    return {BARE: True, "model": tensors, "ema": tensors, "opt": {}, "steps": 0}
+    return {"model": tensors, "ema": tensors, "steps": 0}
 
 
 def import_run(
@@ -103,7 +105,9 @@ def run_vae(workdir: pathlib.Path) -> PretrainedVAE:
       UserError: there is no run, or its checkpoint is damaged.
     """
     _, models, state = _open_on_host(workdir, optimizers=False)
-    return PretrainedVAE(models.vae, state.params["vae"], {}, state.ema.get("latent_norm"))
+    channels = models.vae.latent_channels
+    statistics = statistics_of(state.ema, channels, source=str(workdir))
+    return PretrainedVAE(models.vae, state.params["vae"], {}, statistics)
 
 
 def run_discriminator(workdir: pathlib.Path) -> dict[str, np.ndarray] | None:
@@ -155,14 +159,17 @@ def _open_on_host(workdir, *, optimizers):
 def _import(content, config, models, source, progress):
     from tqdm import tqdm
 
-    kind = original.kind_of(content, source=source)
+    content = _checkpoint(content, source)
+    kind = checkpoint_parts.kind_of(content)
     _check_trained(config, kind, source)
     parts = _parts(models, config, source, statistics=kind != "repa")
     steps = int(content["steps"])
     names = {"sit": "model", "ema": "ema", "vae": "vae", "discriminator": "discriminator"}
     keys = {network: key for network, key in names.items() if key in content}
-    loaded, moments, slots, groups, counters = {}, {}, {}, {}, {}
-    with tqdm(total=len(keys) + len(parts), unit="part", disable=not progress) as bar:
+    trained = {network: part for network, part in parts.items() if OPTIMIZERS[network] in content}
+    loaded, moments, slots, counters = {}, {}, {}, {}
+    groups = {} if len(trained) == len(parts) else dict(_new_origin(config, parts).groups)
+    with tqdm(total=len(keys) + len(trained), unit="part", disable=not progress) as bar:
         for network, key in keys.items():
             bar.set_description(key)
             part = parts["sit" if network == "ema" else network]
@@ -170,15 +177,13 @@ def _import(content, config, models, source, progress):
             if part is parts["sit"]:
                 tensors = unify_names(tensors, config.sit.encoder_depth)
             loaded[network] = original.import_part(tensors, part, source=f"{source}: {key}")
+            _check_statistics(loaded[network], f"{source}: {key}")
             found = [name for name in part.counters if name in tensors]
             counters |= {f"{key}/{name}": tensors[name] for name in found}
             bar.update()
-        for network, part in parts.items():
+        for network, part in trained.items():
             key = OPTIMIZERS[network]
             bar.set_description(key)
-            if BARE in content:
-                bar.update()
-                continue
             moments[network] = original.import_moments(
                 content[key], part, source=f"{source}: {key}"
             )
@@ -186,9 +191,24 @@ def _import(content, config, models, source, progress):
             groups[key] = content[key]["param_groups"]
             bar.update()
     state = _assemble(config, models, steps, loaded, moments)
-    if BARE in content:
-        return state, dataclasses.replace(_new_origin(config, parts), kind=kind)
-    return state, Origin(kind, steps, _arguments(content), groups, counters, slots)
+    args = _arguments(content)
+    if "model" not in args:
+        args = args_from_config(config) | args
+    return state, Origin(kind, steps, args, groups, counters, slots)
+
+
+def _checkpoint(content, source):
+    parts = checkpoint_parts.parts_of(content, source=source)
+    if parts is None:
+        raise UserError(f"{source}: not a training checkpoint: it holds no SiT")
+    return parts
+
+
+def _check_statistics(variables, source):
+    if "mean" in variables.get("batch_stats", {}):  # the latents', which BatchNorm divides by
+        mean, var = (variables["batch_stats"][name] for name in ("mean", "var"))
+        keys = ("bn.running_mean", "bn.running_var")
+        latent_statistics.checked(mean, var, source=source, keys=keys)
 
 
 def _assemble(config, models, steps, loaded, moments):
@@ -200,6 +220,8 @@ def _assemble(config, models, steps, loaded, moments):
     fixed = {name: array.astype(np.float32) for name, array in fixed.items()}
     params = {"vae": loaded["vae"], "sit": loaded["sit"]["params"]}
     batch_stats = {"latent_norm": loaded["sit"].get("batch_stats", fixed)}
+    if models.discriminator is not None and "discriminator" not in loaded:
+        loaded["discriminator"] = _fresh_discriminator(config, models)
     if "discriminator" in loaded:
         params["discriminator"] = loaded["discriminator"]["params"]
         batch_stats["discriminator"] = loaded["discriminator"]["batch_stats"]
@@ -228,6 +250,16 @@ def _assemble(config, models, steps, loaded, moments):
         },
         frozen={"sit": {"constants": loaded["sit"]["constants"]}},
     )
+
+
+def _fresh_discriminator(config, models):
+    """As a run of this configuration begins with."""
+
+    def make():
+        state = fresh_state(config, models, jax.random.key(config.seed))
+        return _discriminator_variables(state)
+
+    return jax.tree.map(np.asarray, jax.jit(make)())
 
 
 def _export(state: TrainState, parts: Mapping[str, Part], origin: Origin, config) -> dict[str, Any]:
@@ -308,7 +340,10 @@ def _check_trained(config, kind, source):
 
 
 def _arguments(content):
-    args = content.get("args", {})
+    return _plain(content.get("args", {}))
+
+
+def _plain(args):
     return dict(args) if isinstance(args, Mapping) else vars(args)
 
 

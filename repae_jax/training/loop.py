@@ -206,7 +206,7 @@ def _initial_state(program, source, progress):
 
     def measure(vae):
         if config.data.source == latents.KIND:
-            return latents.statistics_of(source.manifest)
+            return latents.statistics_of(source)
         moments = latent_moments(models.vae, vae, source, config.batch_size, progress=progress)
         if jax.process_count() > 1:  # to the last bit the same everywhere
             moments = multihost_utils.broadcast_one_to_all(moments)

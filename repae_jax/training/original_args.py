@@ -116,7 +116,8 @@ def args_from_weights(tensors: Mapping[str, Any], *, source: str) -> dict[str, A
         "resolution": found["latent_size"] * factor,
         "num_classes": found["num_classes"] - 1,
         "qk_norm": found["qk_norm"],
-        "enc_type": ",".join(teachers.get(dim, f"of width {dim}") for dim in found["teacher_dims"]),
+        "enc_type": ",".join(teachers.get(dim, f"of width {dim}") for dim in found["teacher_dims"])
+        or "None",
     }
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from repae_jax.errors import UserError
-from repae_jax.interop import hub, latent_statistics
+from repae_jax.interop import hub, latent_statistics, weight_files
 from repae_jax.interop.files import read_tensors, write_safetensors
 from repae_jax.interop.latent_statistics import Statistics
 from repae_jax.interop.pretrained import read_weights
@@ -20,8 +20,6 @@ from repae_jax.models.vae import parameter_shapes
 from repae_jax.models.vit import ViT
 from repae_jax.training.checkpoints import FOLDER, restore_latest
 
-HUB_WEIGHTS = "model.safetensors"  # of the models that transformers publishes
-
 
 def load_teacher(path: str, model: ViT) -> dict:
     """{"params": ...} for a ViT from its publishers' files, see `load_vit`, or `save_teacher`'s.
@@ -29,9 +27,14 @@ def load_teacher(path: str, model: ViT) -> dict:
     Raises:
       UserError: the file is missing or unreadable, or holds another model.
     """
-    located = hub.locate(path, (HUB_WEIGHTS,))
+    located = hub.locate(path, (), weight_files.TRANSFORMERS)
+    if located.is_dir():
+        found = weight_files.find_weights(located, weight_files.TRANSFORMERS)
+        if found is None:
+            raise UserError(f"{located}: model.safetensors is missing")
+        located = found
     try:
-        tensors = read_tensors(located / HUB_WEIGHTS if located.is_dir() else located)
+        tensors = read_tensors(located)
     except UserError as error:
         if model.family != "clip" or "TorchScript" not in str(error):
             raise
@@ -68,14 +71,8 @@ def read_vae(config: ConfigDict, vae: nn.Module) -> tuple[dict, Statistics | Non
         params, statistics = _read_run(name, vae)
     else:
         params, statistics = read_weights(name, vae)
-    source = config.vae.statistics or name
     if config.vae.statistics:
-        statistics = latent_statistics.read(source)
-    if statistics is not None and statistics["mean"].shape != (vae.latent_channels,):
-        raise UserError(
-            f"{source}: latent statistics of {statistics['mean'].size} channels, the VAE has "
-            f"{vae.latent_channels}"
-        )
+        statistics = latent_statistics.read(config.vae.statistics, vae.latent_channels)
     return params, statistics
 
 
@@ -84,4 +81,17 @@ def _read_run(workdir, vae):
     state = restore_latest(workdir)
     tensors = flatten(state["params"]["vae"])
     params = load_flat(tensors, parameter_shapes(vae), source=workdir)
-    return params, (state["ema"] or {}).get("latent_norm")
+    return params, statistics_of(state["ema"], vae.latent_channels, source=workdir)
+
+
+def statistics_of(ema: Mapping | None, channels: int, *, source: str) -> Statistics | None:
+    """The latents' statistics in a run's moving average; None where it trains no SiT.
+
+    Raises:
+      UserError: they are no statistics of a VAE with that many channels.
+    """
+    norm = (ema or {}).get("latent_norm")
+    if not norm:
+        return None
+    keys = ("latent_norm/mean", "latent_norm/var")
+    return latent_statistics.checked(norm["mean"], norm["var"], channels, source=source, keys=keys)

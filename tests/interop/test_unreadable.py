@@ -57,12 +57,9 @@ UNKNOWN = {
     "tensor.pt": (lambda p: torch.save(torch.ones(2), p), "not a dict of tensors"),
     "parts.pt": (lambda p: torch.save(NETWORKS | {"model": 3}, p), "'model' is no dict"),
     "optimizer.pt": (lambda p: torch.save(NETWORKS | {"opt": None}, p), "'opt' is no dict"),
-    "no_ema.pt": (
+    "no_sit.pt": (
         lambda p: torch.save({k: v for k, v in NETWORKS.items() if k != "ema"}, p),
-        "'ema' is missing",
-    ),
-    "no_discriminator.pt": (
-        lambda p: torch.save(NETWORKS | {"vae": {}, "opt_vae": {}}, p), "'discriminator' is missing"
+        "neither 'model' nor 'ema' is a SiT",
     ),
     "script.pt": (
         lambda p: torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), p), "TorchScript"

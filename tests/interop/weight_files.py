@@ -1,6 +1,7 @@
 """Files of weights to look at, and what `inspect` and refusals say."""
 
 import argparse
+import functools
 import pathlib
 
 import diffusers_vae
@@ -75,12 +76,27 @@ def second_stage(checkpoint, kind):
     return content
 
 
-def ldm_tensors(dtype=torch.float32):
+@functools.cache
+def _ldm_arrays():
     peer = parity.randomise(diffusers_vae.make_vae(VAE))
-    tensors = diffusers_vae.ldm_names(parity.state_of(peer))
-    return {name: torch.tensor(array).to(dtype) for name, array in tensors.items()}
+    return diffusers_vae.ldm_names(parity.state_of(peer))
+
+
+def ldm_tensors(dtype=torch.float32):
+    """The tensors of `VAE`, to keep."""
+    return {name: torch.tensor(array).to(dtype) for name, array in _ldm_arrays().items()}
 
 
 def write_statistics(path, scale=(2.0, 1.0, 0.5), bias=(0.1, -0.2, 0.3)):
     parts = {"latents_scale": scale, "latents_bias": bias}
     torch.save({n: torch.tensor(v).reshape(1, -1, 1, 1) for n, v in parts.items()}, path)
+
+
+def wrapped(prefix, tensors):
+    """The same under longer names."""
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def assert_same_trees(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    jax.tree.map(np.testing.assert_array_equal, one, other)

@@ -1,0 +1,138 @@
+"""The parts of a training checkpoint, whatever wraps them or was left out when it was published."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from repae_jax.errors import UserError
+from repae_jax.interop import autoencoder_kl, discriminator, latent_statistics, sit
+from repae_jax.interop.extract import extract
+from repae_jax.interop.original import OPTIMIZERS, Kind
+
+_OTHER_NAMES = {"model_ema": "ema"}
+_SIGNS = {
+    "model": sit.SIGN,
+    "ema": sit.SIGN,
+    "vae": autoencoder_kl.SIGN,
+    "discriminator": discriminator.SIGN,
+}
+_PATHS = {"Linear": "linear", "GVP": "cosine"}  # SiT's name of an interpolant -> ours
+SECOND_HALF = (
+    "the last layer's first half is the velocity; its second half is left out (a DiT has the same "
+    "names and shapes, but predicts noise: it makes no images here)"
+)
+
+
+def parts_of(content: Mapping[str, Any], *, source: str) -> dict[str, Any] | None:
+    """A training checkpoint's content, each network under its own names; None if it is none.
+
+    Names may be wrapped ("module."), the moving average may be called `model_ema`, and everything
+    may be missing but one SiT: a missing `model` or `ema` is the other one, missing `steps` are 0.
+    What was missing or left out is told by `notes`.
+
+    Raises:
+      UserError: a damaged one.
+    """
+    parts = {_OTHER_NAMES.get(key, key): value for key, value in content.items()}
+    parts = {k: value for k, value in parts.items() if k not in _SIGNS or value is not None}
+    sits = [key for key in ("model", "ema") if _holds(parts.get(key), sit.SIGN, source)]
+    if "opt" in parts and {"model", "ema"} & parts.keys():
+        _check_optimizers(parts, sits, source)
+    if not sits or not (len(sits) > 1 or parts.keys() & {"vae", "opt", "args", "steps"}):
+        return None
+    _check_dicts(parts, source)
+    notes = list(parts.get("notes", ()))
+    for key, sign in _SIGNS.items():
+        if key in parts:
+            found = extract(parts[key], sign, source=f"{source}: {key}")
+            parts[key] = found.tensors if found else parts[key]
+            if found and found.left:
+                notes.append(f"left out of {key}: {found.left_text()}")
+    notes += _make_whole(parts, sits)
+    if sit.has_second_half(parts["ema"]):
+        notes += _take_velocity(parts, source)
+    return {**parts, "notes": tuple(notes)}
+
+
+def kind_of(content: Mapping[str, Any]) -> Kind:
+    """Which kind of training checkpoint `parts_of` has given."""
+    if "vae" in content:
+        return "repae"
+    return "ldm" if "bn.running_mean" in content["model"] else "repa"
+
+
+def statistics_in(
+    content: Mapping[str, Any], channels: int, *, source: str
+) -> dict[str, np.ndarray] | None:
+    """The latents' statistics that a training checkpoint's moving average has; None without any.
+
+    Raises:
+      UserError: they are no statistics.
+    """
+    ema, keys = content.get("ema", {}), ("bn.running_mean", "bn.running_var")
+    if not all(key in ema for key in keys):
+        return None
+    mean, var = (ema[key] for key in keys)
+    return latent_statistics.checked(mean, var, channels, source=f"{source}: ema", keys=keys)
+
+
+def _holds(part, sign, source):
+    return isinstance(part, Mapping) and extract(part, sign, source=source) is not None
+
+
+def _check_dicts(parts, source):
+    for key in (*_SIGNS, *OPTIMIZERS.values()):
+        if key in parts and not isinstance(parts[key], Mapping):
+            raise UserError(f"{source}: not a training checkpoint: {key!r} is no dict")
+
+
+def _check_optimizers(parts, sits, source):
+    _check_dicts(parts, source)
+    if not sits:
+        raise UserError(f"{source}: not a training checkpoint: neither 'model' nor 'ema' is a SiT")
+    for network, key in OPTIMIZERS.items():
+        if (network == "sit" or network in parts) and key not in parts:
+            raise UserError(
+                f"{source}: has 'opt', but {key!r} is missing: leave all optimizers out, or none"
+            )
+
+
+def _make_whole(parts, sits):
+    """Fill in, in place, what can be; returns what there is to say of it."""
+    notes = []
+    if sits == ["ema"]:
+        parts["model"] = parts["ema"]
+        notes.append("no SiT but its moving average, which is taken for both")
+    if sits == ["model"]:
+        parts["ema"] = parts["model"]
+        notes.append("no moving average: the SiT is taken for both")
+    if "steps" not in parts:
+        parts["steps"] = 0
+        notes.append("no step, so the run begins at 0")
+    if "opt" not in parts:
+        notes.append("no optimizers: their moments begin at zero")
+    if "vae" in parts and "discriminator" not in parts:
+        notes.append("no discriminator: a fresh one takes its place")
+    return notes
+
+
+def _take_velocity(parts, source):
+    """Turn, in place, the SiT of its authors' training into ours; returns what to say of it."""
+    arguments = parts.pop("args", {})
+    arguments = arguments if isinstance(arguments, Mapping) else vars(arguments)
+    if arguments and arguments.get("prediction") != "velocity":
+        raise UserError(
+            f"{source}: its argument 'prediction' is {arguments.get('prediction')!r}: only a SiT "
+            "that predicts the velocity makes images here (a DiT predicts the noise)"
+        )
+    path = arguments.get("path_type", "Linear")
+    if path not in _PATHS:
+        raise UserError(f"{source}: its argument 'path_type' is {path!r}: use {', '.join(_PATHS)}")
+    parts["args"] = {"path_type": _PATHS[path]} if arguments else {}
+    parts["model"], parts["ema"] = map(sit.from_published_sit, (parts["model"], parts["ema"]))
+    optimizer = parts.pop("opt", None)
+    notes = [SECOND_HALF]
+    if optimizer:
+        notes.append("left out, as they are of the SiT before that: the moments of its optimizer")
+    return notes

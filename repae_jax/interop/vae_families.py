@@ -1,0 +1,87 @@
+"""The VAE families: how others name their tensors and write down their dimensions."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from repae_jax.interop import autoencoder_kl, qwen_image
+from repae_jax.models.autoencoder_kl import AutoencoderKL
+from repae_jax.models.qwen_image_vae import AutoencoderKLQwenImage
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """How one architecture's weights and dimensions are written down by others.
+
+    Attributes:
+      module: its class here.
+      sign: the beginning of a name that every file has (extract.py).
+      beside: regular expressions of other networks' names under the same prefix.
+      defaults: what an absent key of diffusers' config.json means.
+      channels: its key for the latents' channels.
+      load, export: tensors -> parameters, and back.
+      dimensions_from_config, config_from_dimensions: config.json -> fields, and back.
+    """
+
+    module: type[nn.Module]
+    sign: str
+    beside: tuple[str, ...]
+    defaults: Mapping[str, Any]
+    channels: str
+    load: Any
+    export: Any
+    dimensions_from_config: Any
+    config_from_dimensions: Any
+
+
+FAMILIES = {
+    "AutoencoderKL": Family(
+        AutoencoderKL,
+        autoencoder_kl.SIGN,
+        autoencoder_kl.BESIDE,
+        autoencoder_kl.CONFIG_DEFAULTS,
+        "latent_channels",
+        autoencoder_kl.load_vae,
+        autoencoder_kl.export_vae,
+        autoencoder_kl.dimensions_from_config,
+        autoencoder_kl.config_from_dimensions,
+    ),
+    "AutoencoderKLQwenImage": Family(
+        AutoencoderKLQwenImage,
+        qwen_image.SIGN,
+        (),
+        qwen_image.CONFIG_DEFAULTS,
+        "z_dim",
+        qwen_image.load_qwen,
+        qwen_image.export_qwen,
+        qwen_image.qwen_dimensions,
+        qwen_image.qwen_config,
+    ),
+}
+
+
+def family_of(module: nn.Module) -> Family:
+    """That of a VAE."""
+    return next(family for family in FAMILIES.values() if isinstance(module, family.module))
+
+
+def completed(
+    config: Mapping[str, Any], family: Family, channels: int | None = None
+) -> dict[str, Any]:
+    """`config` with diffusers' defaults for absent keys.
+
+    Args:
+      config: entries of config.json.
+      family: of the VAE.
+      channels: of its latents, where `config` does not tell; default statistics of another number
+        of channels tell nothing.
+    """
+    full = {**family.defaults, **config}
+    channels = channels or full[family.channels]
+    for key in ("latents_mean", "latents_std"):
+        default = family.defaults[key]
+        if key not in config and default is not None and len(default) != channels:
+            full[key] = None
+    return full
