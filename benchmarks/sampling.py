@@ -77,7 +77,7 @@ def make_ours(original, model, vae, noise_key, labels: np.ndarray, options):
     sampler = Sampler(options.method, options.steps, "linear", options.guidance_scale)
     generate = make_generate(sit, module, sampler)
     indices = np.arange(len(labels))
-    return lambda: np.asarray(generate(weights, noise_key, indices, labels))
+    return lambda: np.asarray(generate(weights, noise_key, indices, labels).images)
 
 
 def make_side(name: str, options: argparse.Namespace):

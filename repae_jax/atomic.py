@@ -23,6 +23,8 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
       UserError: it cannot be written there, or a folder with content stands at `path`.
     """
     path = pathlib.Path(path)
+    if not path.name:
+        raise UserError(f"{path} names no file or folder that could be written: give another name")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

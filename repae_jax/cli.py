@@ -3,6 +3,7 @@
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Sequence
 
 from absl import logging as absl_logging
@@ -10,17 +11,19 @@ from absl import logging as absl_logging
 from repae_jax import machine
 from repae_jax.arguments import make_parser
 from repae_jax.compilation_cache import use_compilation_cache
-from repae_jax.errors import RUN_AGAIN, TryAgain, UserError
+from repae_jax.errors import TRACEBACK, UserError, explained
 from repae_jax.overrides import PREFIX, apply_overrides, read_config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status.
 
-    0: done. 2: bad input, said in one line. 75: a signal ended the training before its last step,
-    after saving, or another process of the job is gone; run the same command to go on. 130:
-    Ctrl-C ended another command.
+    0: done. 2: bad input, said in one line. 70: an error that nobody has foreseen, in one line.
+    75: a signal ended the training before its last step, after saving, or another process of the
+    job is gone; run the same command to go on. 130: Ctrl-C ended another command.
     """
+    if getattr(sys.stdout, "errors", "") == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
     parser = make_parser()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options, rest = parser.parse_known_args(arguments)
@@ -31,21 +34,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if wrong:
         parser.error(f"unrecognized argument: {wrong[0]}")
     options.overrides = rest
-    machine.prepare()
-    use_compilation_cache()
     absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax explains itself at length
     try:
+        machine.prepare()
+        use_compilation_cache()
         return COMMANDS[options.command](options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        status = RUN_AGAIN if isinstance(error, TryAgain) else 2
-        if _is_one_of_several():
-            sys.stdout.flush()
-            os._exit(status)  # in order it would wait for the others, and they may wait for it
-        return status
+    except Exception as error:
+        return _ended_by(error)
     except KeyboardInterrupt:
         print("interrupted; what is complete stays: run the same command again", file=sys.stderr)
         return 130
+
+
+def _ended_by(error):
+    """Print the line of an error; returns the exit status."""
+    if os.environ.get(TRACEBACK, "0") != "0":
+        traceback.print_exception(error)
+    status, line = explained(error)
+    print(line, file=sys.stderr, flush=True)
+    if _is_one_of_several():
+        sys.stdout.flush()
+        os._exit(status)  # in order it would wait for the others, and they may wait for it
+    return status
 
 
 def _is_one_of_several():

@@ -17,12 +17,15 @@ A file in configs/ calls `base()` and changes what its experiment changes. The k
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from repae_jax.config_schema import check_values
 from repae_jax.errors import UserError
+from repae_jax.schema import parse_json
 
 NETWORKS = ("sit", "vae", "discriminator")
 # key in config.vae -> field of the module, by family
@@ -310,17 +313,52 @@ def from_json(text: str, *, source: str) -> ConfigDict:
     Raises:
       UserError: damaged, or of another version.
     """
-    config = base()
-    try:
-        stored = json.loads(text)
-        for name, entry in stored.get("teachers", {}).items():
-            config.teachers[name] = teacher(**_tuples(entry))
-        config.update(_tuples({k: v for k, v in stored.items() if k != "teachers"}))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{source} is damaged: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{source} is not a configuration of this version: {error}") from error
+    return from_stored(parse_json(text, dict[str, Any], source=source), source=source)
+
+
+def from_stored(stored: Any, *, source: str) -> ConfigDict:
+    """The configuration of what `to_json` wrote, as JSON gives it back.
+
+    Raises:
+      UserError: of another version. (Whether its values are possible, `validate` checks.)
+    """
+    config, expected = base(), _defaults(stored)
+    if unknown := _apart(expected, stored, "config"):
+        raise UserError(f"{source} is not of this version, which knows no {unknown[0]}")
+    check_values(_filled(stored, expected), source=f"{source}: config.")
+    for name, entry in stored.get("teachers", {}).items():
+        config.teachers[name] = teacher(**_tuples(entry))
+    config.update(_tuples({k: v for k, v in stored.items() if k != "teachers"}))
     return config
+
+
+def absent_keys(stored: Mapping[str, Any]) -> list[str]:
+    """The keys of a configuration that what JSON gave back of one does not have."""
+    return _apart(stored, _defaults(stored), "config")
+
+
+def _defaults(stored):
+    names = stored.get("teachers") if isinstance(stored.get("teachers"), dict) else {}
+    return {**base().to_dict(), "teachers": {name: teacher().to_dict() for name in names}}
+
+
+def _apart(one, other, path):
+    """The keys of nested dicts that only the other has."""
+    lines = [f"{path}.{key}" for key in other if key not in one]
+    for key in one.keys() & other.keys():
+        if isinstance(one[key], dict) and isinstance(other[key], dict):
+            lines += _apart(one[key], other[key], f"{path}.{key}")
+    return sorted(lines)
+
+
+def _filled(stored, expected):
+    """Nested dicts, with what is expected for absent keys."""
+    both = {
+        key: _filled(stored[key], value)
+        for key, value in expected.items()
+        if isinstance(value, dict) and isinstance(stored.get(key), dict)
+    }
+    return {**expected, **stored, **both}
 
 
 def differences(old: dict, new: dict, prefix: str = "config") -> list[str]:

@@ -1,12 +1,17 @@
 """Exceptions and warnings that are said in one line, and exit statuses."""
 
 import contextlib
+import os
+import pathlib
 import sys
+import traceback
 from collections.abc import Iterator
 
-# The exit status of what was ended before it was done: run the same command to go on
-# (EX_TEMPFAIL of sysexits.h).
-RUN_AGAIN = 75
+# Exit statuses, the last two of sysexits.h: bad input, or a fault of the machine; a fault of this
+# program (EX_SOFTWARE); what was ended before it was done: run the same command to go on
+# (EX_TEMPFAIL).
+BAD_INPUT, UNEXPECTED, RUN_AGAIN = 2, 70, 75
+TRACEBACK = "REPAE_TRACEBACK"  # in the environment: print where an error arose, too
 
 
 def first_line(error: Exception) -> str:
@@ -55,3 +60,58 @@ def batch_size_advised() -> Iterator[None]:
         raise UserError(
             f"a batch does not fit the memory ({first_line(error)}): lower --batch-size"
         ) from error
+
+
+def explained(error: Exception) -> tuple[int, str]:
+    """The exit status and the line of an error that ends a command.
+
+    A UserError says itself what is wrong. What the file system, the installation or JAX's devices
+    lack is the machine's fault, and said as such. Anything else nobody has foreseen: the line then
+    names the place and how to see more.
+    """
+    if isinstance(error, UserError):
+        return RUN_AGAIN if isinstance(error, TryAgain) else BAD_INPUT, f"error: {error}"
+    if fault := _fault_of_the_machine(error):
+        return BAD_INPUT, f"error: {fault}"
+    what = " ".join(f"{type(error).__name__}: {error}".split())[:300].removesuffix(":")
+    return UNEXPECTED, (
+        f"error: unexpected {what}{_place(error)}; {TRACEBACK}=1 in the environment shows more"
+    )
+
+
+def _fault_of_the_machine(error):
+    if isinstance(error, OSError):
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+        name = name if len(name) < 200 else f"{name[:100]}... ({len(name)} letters)"
+        return f"{name}: {error.strerror or error}" if name else first_line(error)
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0]
+        return f"{package} is not installed: pip install {package}"
+    if any(_starts_devices(frame) for frame in traceback.extract_tb(error.__traceback__)):
+        return (
+            f"JAX finds no device: JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS', '')!r} "
+            f"({first_line(error)}); install the package of that device, such as jax[cuda12], or "
+            "unset JAX_PLATFORMS"
+        )
+    if isinstance(error, RuntimeError) and out_of_memory(error):
+        return f"the device's memory is full ({first_line(error)})"
+    return ""
+
+
+def _starts_devices(frame):
+    # a RuntimeError for an unknown platform, an AssertionError for a known one without its package
+    return frame.name == "backends" and pathlib.Path(frame.filename).name == "xla_bridge.py"
+
+
+def _place(error):
+    """Where in this package an error arose, as far as it did."""
+    package = pathlib.Path(__file__).parent
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if package in pathlib.Path(frame.filename).parents
+    ]
+    if not frames:
+        return ""
+    path = pathlib.Path(frames[-1].filename).relative_to(package.parent)
+    return f" ({path}:{frames[-1].lineno})"

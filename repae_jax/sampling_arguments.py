@@ -12,8 +12,8 @@ Command = Callable[..., argparse.ArgumentParser]
 SAMPLER_OPTIONS = ("method", "steps", "guidance_scale", "guidance_low", "guidance_high")
 
 LABELS_HELP = (
-    "balanced (default): all classes in turn; random: drawn by the seed; or classes such as 3,1,4, "
-    "or a text file of them, repeated up to the count"
+    "balanced (default): all classes in turn; random: drawn by the seed; none: unconditional, by "
+    "the null class; or classes such as 3,1,4, or a text file of them, repeated up to the count"
 )
 _GENERATE = """\
 Image i depends on the seed, its number i and its class alone: other batches, devices or processes
@@ -27,8 +27,8 @@ examples:
       --guidance-scale 2.5 --guidance-high 0.75
   generate --distributed --workdir ... --output ...               on every host of a pod
 
-An .npz holds arr_0, uint8 (N, H, W, 3), and arr_1, the classes, as the evaluator of ADM
-(openai/guided-diffusion) reads them; most tables of FID on ImageNet are made with it:
+An .npz holds arr_0, uint8 (N, H, W, 3), and arr_1, the classes (-1: of no class), as the evaluator
+of ADM (openai/guided-diffusion) reads them; most tables of FID on ImageNet are made with it:
   python evaluations/evaluator.py VIRTUAL_imagenet256_labeled.npz samples/x.npz
 """
 
@@ -41,7 +41,7 @@ def add_sample(command: Command) -> None:
         "--output", type=pathlib.Path, help="PNG grid (default: WORKDIR/sample.png)"
     )
     sample.add_argument(
-        "--labels", help="classes, such as 3,1,4 (default: eight of each, up to 10)"
+        "--labels", help="classes, such as 3,1,4, or none (default: eight of each, up to 10)"
     )
     sample.add_argument("--batch-size", type=int, default=64, help="images at a time")
     add_sampler(sample)
@@ -80,6 +80,6 @@ def add_sampler(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="image i depends on (seed, i) alone")
     parser.add_argument("--method", help="euler, heun or euler-maruyama (default: the config's)")
     parser.add_argument("--steps", type=int, help="integration steps (default: the config's)")
-    parser.add_argument("--guidance-scale", type=float, help="1 is none (default: the config's)")
+    parser.add_argument("--guidance-scale", type=float, help="0: unconditional, 1: none")
     parser.add_argument("--guidance-low", type=float, help="guide only at times t from here,")
     parser.add_argument("--guidance-high", type=float, help="to here; t runs from 1 to 0")

@@ -96,7 +96,7 @@ def set_key(config: ConfigDict, key: str, value) -> None:
         ("optimizer.vae.decay_steps", 2, "from where the learning rate is zero"),
         ("optimizer.sit.warmup_steps", -1, "warmup_steps is -1"),
         ("sampling.method", "ddim", "ddim"),
-        ("sampling.guidance_scale", 0.5, "0.5"),
+        ("sampling.guidance_scale", -0.5, "-0.5"),
     ],
 )
 def test_impossible_values_are_named(key, value, message):

@@ -158,7 +158,7 @@ def _labels(path: pathlib.Path, files: Sequence[str]) -> list[int]:
         content = _bytes(_entry(file, LABELS, where, limit), where)
     try:
         content = json.loads(content)
-        pairs = [(name, label) for name, label in content["labels"]]
+        pairs = [(os.fspath(name), label) for name, label in content["labels"]]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f'{where}: not {{"labels": [[name, label], ...]}} ({type(error).__name__}: {error}); '
@@ -211,7 +211,10 @@ def _entry(file: h5py.File, key: str, name: str, limit: int) -> np.ndarray:
     """
     import h5py
 
-    entry = file.get(key)
+    try:
+        entry = file.get(key)
+    except RuntimeError as error:  # of a link in a circle
+        raise UserError(f"{name}: cannot be found ({error}); copy the file anew") from error
     if not isinstance(entry, h5py.Dataset):
         raise UserError(f"{name}: not in the file; copy it and its list of names anew")
     if entry.file.filename != file.filename or entry.external or entry.is_virtual:
@@ -222,7 +225,7 @@ def _entry(file: h5py.File, key: str, name: str, limit: int) -> np.ndarray:
         raise UserError(f"{name}: {entry.nbytes:,} bytes are too many; prepare the images anew")
     try:
         return np.asarray(entry)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:  # the last of one without a shape
         raise UserError(f"{name}: cannot be read ({error}); copy the file anew") from error
 
 

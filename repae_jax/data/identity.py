@@ -21,6 +21,7 @@ import numpy as np
 
 from repae_jax.atomic import write_atomically
 from repae_jax.errors import UserError
+from repae_jax.schema import read_json
 
 FILE = "data.json"  # where fingerprints are noted
 Fingerprint = Mapping[str, Any]
@@ -60,15 +61,12 @@ def read_fingerprints(path: pathlib.Path) -> dict[str, Fingerprint] | None:
     Raises:
       UserError: it is damaged.
     """
-    try:
-        recorded = json.loads(path.read_bytes())
-        if not all(isinstance(fingerprint, dict) for fingerprint in recorded.values()):
-            raise ValueError("it holds no fingerprints by split")
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, ValueError, AttributeError) as error:
+    try:
+        return read_json(path, dict[str, dict[str, Any]])
+    except UserError as error:
         raise _damaged(path, error) from error
-    return recorded
 
 
 def write_fingerprints(path: pathlib.Path, fingerprints: Mapping[str, Fingerprint]) -> None:

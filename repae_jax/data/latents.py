@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from repae_jax.data.decode import decode_pixels
 from repae_jax.data.identity import Fingerprint
@@ -23,9 +24,30 @@ from repae_jax.data.manifest import MANIFEST, manifest_fingerprint, read_manifes
 from repae_jax.data.shards import PackedRecords
 from repae_jax.errors import UserError
 from repae_jax.interop import latent_statistics
+from repae_jax.schema import Text, checked, each, real, whole
 
 KIND = "latents"
 MIRRORED = "mirrored/"
+
+
+class _Made(TypedDict):
+    mirrored: bool
+    images: bool
+    teachers: dict[Text, Text]
+    vae: Text
+    latent_shape: each(whole(1, 2**20), 3, 3)
+
+
+class _Statistics(TypedDict):
+    mean: each(real(), 1, 4096)
+    var: each(real(0), 1, 4096)
+
+
+class _Manifest(TypedDict):
+    """What `encode` adds to a manifest."""
+
+    made: _Made
+    statistics: _Statistics
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,6 +100,7 @@ def open_latents(folder: str | pathlib.Path, *, mirrored: bool = False) -> Laten
     """
     manifest = read_manifest(folder)
     check_kind(folder, manifest)
+    checked(manifest, _Manifest, source=f"{folder}/{MANIFEST}: ")
     if mirrored and not manifest["made"]["mirrored"]:
         raise UserError(
             f"{folder} holds no mirrored latents: set config.data.flip = False, or encode with "

@@ -1,18 +1,19 @@
 """What a packed data set says of itself: the file manifest.json, and the checks of its folder."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from repae_jax.atomic import write_atomically
 from repae_jax.data.identity import Fingerprint, digest
 from repae_jax.errors import UserError
+from repae_jax.schema import Text, checked, each, read_json, whole
 
 FORMAT = "repae_jax packed 1"
 MANIFEST = "manifest.json"
@@ -25,8 +26,25 @@ HEAL = (
     "missing shards again"
 )
 
-_ENTRY_TYPES = {"file": str, "count": int, "bytes": int, "sha256": str}
-_KEYS = {"kind", "num_classes", "classes", "made", "count", "shards"}
+
+class Shard(TypedDict):
+    """One file of a packed data set."""
+
+    file: Annotated[str, Field(pattern=f"^{SHARD_NAME}$")]
+    count: whole(0, 2**40)
+    bytes: whole(0, 2**60)
+    sha256: Text
+
+
+class Manifest(TypedDict):
+    """What every packed data set says of itself."""
+
+    kind: Text
+    num_classes: whole(1, 2**31)
+    classes: each(Text, 1, 2**20) | None
+    made: dict[str, Any]
+    count: whole(0, 2**40)
+    shards: each(Shard, 1, 2**20)
 
 
 def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
@@ -56,11 +74,14 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
             f"{path}: its format is {manifest['format']!r}, this version reads {FORMAT!r}; "
             "prepare the data anew, or read them with the version that made them"
         )
-    if manifest.pop("sha256", None) != digest(manifest) or not _is_whole(manifest):
+    if manifest.pop("sha256", None) != digest(manifest):
         raise UserError(
             f"{path}: damaged or edited (its checksum is another); restore it, or prepare the "
             "data anew"
         )
+    checked(manifest, Manifest, source=f"{path}: ")
+    if sum(shard["count"] for shard in manifest["shards"]) != manifest["count"]:
+        raise UserError(f"{path}: damaged, its shards hold not {manifest['count']} records")
     return manifest
 
 
@@ -120,36 +141,6 @@ def checksum(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_json(path: pathlib.Path) -> Any:
-    """The content of a JSON file; raises UserError if it cannot be read."""
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); permit it") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: damaged, no JSON ({error}); restore it, or begin anew") from error
-
-
 def write_json(path: pathlib.Path, content: Any) -> None:
     """Write a JSON file in one go; raises UserError if it cannot be written."""
     write_atomically(path, json.dumps(content, indent=1).encode() + b"\n")
-
-
-def _is_whole(manifest):
-    """Whether a manifest of this format has what every reader takes for granted."""
-    shards = manifest.get("shards")
-    return (
-        set(manifest) >= _KEYS
-        and isinstance(shards, list)
-        and len(shards) > 0
-        and all(_is_entry(shard) for shard in shards)
-        and sum(shard["count"] for shard in shards) == manifest["count"]
-    )
-
-
-def _is_entry(shard):
-    return (
-        isinstance(shard, dict)
-        and all(type(shard.get(key)) is kind for key, kind in _ENTRY_TYPES.items())
-        and re.fullmatch(SHARD_NAME, shard["file"]) is not None
-    )

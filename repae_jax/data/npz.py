@@ -4,6 +4,7 @@ Such an array may be larger than the memory.
 """
 
 import contextlib
+import math
 import os
 import zipfile
 from collections.abc import Iterator
@@ -23,6 +24,18 @@ def read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     if major not in read:
         raise ValueError(f"version {major} of numpy's format")
     return read[major](file)
+
+
+def check_size(path: str | os.PathLike, name: str, most: int) -> None:
+    """Raise ValueError if an array of an .npz says that it has more than `most` bytes.
+
+    Of a file of a few kilobytes numpy would allocate as much as that says.
+    """
+    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+        shape, _, dtype = read_header(file)
+    size = math.prod(shape) * dtype.itemsize
+    if not 0 <= size <= most:
+        raise ValueError(f"{name} is {dtype} {shape}, of over {most >> 20} MiB")
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from repae_jax.data.shard_writer import ShardWriter, write_shards
 from repae_jax.data.shards import verify
 from repae_jax.data.sources import ON_BAD_IMAGE, Source, open_source
 from repae_jax.errors import UserError
+from repae_jax.schema import Side, checked
 
 
 def prepare_command(options: argparse.Namespace) -> int:
@@ -187,8 +188,7 @@ def _merge(notes):
 
 
 def _check(resolution, format, quality, on_bad_image):
-    if resolution < 1:
-        raise UserError(f"--resolution is {resolution}: give at least 1 pixel")
+    checked(resolution, Side, source="--resolution")
     if on_bad_image not in ON_BAD_IMAGE:
         raise UserError(f"--on-bad-image is {on_bad_image!r}: use one of {', '.join(ON_BAD_IMAGE)}")
     encode_pixels(np.zeros((1, 1, 3), np.uint8), format, quality)  # raises for both

@@ -11,12 +11,14 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
+
 from repae_jax.atomic import replacing
 from repae_jax.data.manifest import (
     FORMAT,
+    Shard,
     check_there,
     checksum,
-    read_json,
     read_manifest,
     write_json,
     write_manifest,
@@ -26,12 +28,18 @@ from repae_jax.data.records import Value, pack
 from repae_jax.data.unfinished import Plan, begin, begun, check_entries, claimed
 from repae_jax.errors import UserError
 from repae_jax.parallel.multihost import ALONE, Processes
+from repae_jax.schema import read_json
 
 WriteShard = Callable[[range, "ShardWriter"], Mapping[str, Any]]
 
 # One record a group, so that each can be read by itself. Not compressed: pictures are already,
 # latents hardly can be, and so the bytes do not depend on a compressor's version.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
+
+
+class _Sidecar(TypedDict):
+    shard: Shard
+    notes: dict[str, Any]
 
 
 class ShardWriter:
@@ -176,7 +184,7 @@ def _read_sidecars(plan: Plan) -> dict[int, dict[str, Any]]:
     done = {}
     for number in range(plan.shards):
         with contextlib.suppress(UserError):  # not there, or damaged by a power failure
-            sidecar = read_json(plan.sidecar(number))
+            sidecar = read_json(plan.sidecar(number), _Sidecar)
             check_there(plan.shard(number), sidecar["shard"])
             done[number] = sidecar
     return done
@@ -264,7 +272,7 @@ def _finish(plan: Plan, summarise) -> dict[str, Any]:
 def _check_repaired(plan, numbers, finished):
     """Raise UserError, and remove the shard, if one was made again with another content."""
     for number in numbers:
-        shard = read_json(plan.sidecar(number))["shard"]
+        shard = read_json(plan.sidecar(number), _Sidecar)["shard"]
         if shard != finished["shards"][number]:
             plan.shard(number).unlink()
             raise UserError(

@@ -18,6 +18,7 @@ from repae_jax.data.skip import SkippingSource
 from repae_jax.data.source import Source
 from repae_jax.data.tfds_source import open_tfds
 from repae_jax.errors import UserError
+from repae_jax.schema import Count, checked
 
 __all__ = ["ArraySource", "Source", "open_source"]
 
@@ -131,7 +132,8 @@ def _open_scenes(data_config, split):
     name = data_config.name
     if name and not (name.isdecimal() and int(name)):
         raise UserError(f"data.name = {name!r}; of scenes it is their number, such as 20000")
-    count = int(name) if name else scenes.COUNTS[split]
+    count = int(name[:20]) if name else scenes.COUNTS[split]
+    checked(count, Count, source="data.name")
     return scenes.Scenes(split, count, data_config.resolution)
 
 

@@ -16,12 +16,12 @@ from repae_jax.data.manifest import (
     BEGUN,
     MANIFEST,
     SHARD_NAME,
-    read_json,
     read_manifest,
     write_json,
 )
 from repae_jax.errors import UserError
 from repae_jax.lock import Lock, writing_in
+from repae_jax.schema import read_json
 
 # What a run can leave in the folder and in progress/.
 _OWN_NAME = re.compile(rf"{SHARD_NAME}|manifest\.json|progress")

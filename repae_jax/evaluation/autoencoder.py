@@ -15,6 +15,7 @@ from repae_jax.evaluation.image_sets import ImageSet, filled
 from repae_jax.evaluation.inception_features import Features
 from repae_jax.evaluation.latents import LatentStatistics
 from repae_jax.evaluation.reconstruction import SSIM_WINDOW, psnr, ssim
+from repae_jax.finite import NotFinite, finite_rows
 from repae_jax.interop.pretrained import PretrainedVAE
 from repae_jax.models.lpips import SMALLEST
 from repae_jax.parallel.mesh import over_batch, put, replicated
@@ -73,6 +74,7 @@ def measure_autoencoder(
     Raises:
       UserError: the images' sides do not suit the VAE, or are too small for SSIM or LPIPS; or one
         image has to make a distribution.
+      NotFinite: the VAE makes NaN of an image.
     """
     from tqdm import tqdm
 
@@ -103,6 +105,7 @@ def measure_autoencoder(
                 noise = image_noise(key, indexes, latents.shape[1:])
                 latents = latents + posterior.std * noise
             decoded = vae.decode(latents)
+            _check_finite(images.name, sums.count, latents, decoded, len(batch))
             sums.latents.update(_rows(latents, len(batch)))
             again = to_uint8(decoded)
             if features is not None:
@@ -114,6 +117,7 @@ def measure_autoencoder(
             again = np.asarray(again)[: len(batch)]
             sums.psnr += float(psnr(batch, again).sum())
             sums.ssim += float(ssim(batch, again).sum())
+            sums.count += len(batch)
             bar.update(len(batch))
     return AutoencoderScores(
         count=count,
@@ -130,7 +134,19 @@ class _Sums:
 
     def __init__(self, channels):
         self.psnr = self.ssim = self.lpips = 0.0
+        self.count = 0
         self.latents, self.real, self.made = Moments(channels), Moments(2048), Moments(2048)
+
+
+def _check_finite(name, start, latents, decoded, count):
+    """Raise NotFinite for the first of a batch's `count` images that the VAE makes NaN of."""
+    for what, values in (("latents", latents), ("reconstruction", decoded)):
+        broken = np.flatnonzero(~np.asarray(finite_rows(values))[:count])
+        if broken.size:
+            raise NotFinite(
+                f"{name}: the VAE's {what} of image {start + broken[0]} is NaN or infinite: its "
+                "weights are damaged, or of a run that has diverged"
+            )
 
 
 def _rows(values, count):

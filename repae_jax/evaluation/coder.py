@@ -5,16 +5,19 @@ from typing import Any
 
 import jax
 
+from repae_jax.finite import finite_rows
 from repae_jax.models.vae import VAE
 from repae_jax.sampling.pixels import to_float, to_uint8
 
-Code = Callable[[Any, Any], jax.Array]
+Encode = Callable[[Any, Any], jax.Array]
+Decode = Callable[[Any, Any], tuple[jax.Array, jax.Array]]
 
 
-def make_coder(vae: VAE) -> tuple[Code, Code]:
-    """Build `encode(params, images) -> latents` and `decode(params, latents) -> images`.
+def make_coder(vae: VAE) -> tuple[Encode, Decode]:
+    """Build `encode(params, images) -> latents` and `decode(params, latents) -> images, finite`.
 
-    Images are uint8 (B, H, W, 3), latents the posterior's means (B, h, w, c).
+    Images are uint8 (B, H, W, 3), latents the posterior's means (B, h, w, c), and `finite` (B,)
+    bool says which images have pixels that were neither NaN nor infinite.
     """
 
     @jax.jit
@@ -23,6 +26,7 @@ def make_coder(vae: VAE) -> tuple[Code, Code]:
 
     @jax.jit
     def decode(params, latents):
-        return to_uint8(vae.apply({"params": params}, latents, method="decode"))
+        images = vae.apply({"params": params}, latents, method="decode")
+        return to_uint8(images), finite_rows(images)
 
     return encode, decode

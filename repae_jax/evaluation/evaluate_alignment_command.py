@@ -13,6 +13,7 @@ from repae_jax.evaluation.representation import (
     measure_representation,
 )
 from repae_jax.lock import writing_in
+from repae_jax.schema import Batch, checked
 from repae_jax.training.run import open_run
 from repae_jax.training.workdir import load_config
 
@@ -25,8 +26,7 @@ def evaluate_alignment_command(options: argparse.Namespace) -> int:
       UserError: bad options, run or data.
     """
     times = parse_times(options.times)
-    if options.batch_size < 1:
-        raise UserError(f"--batch-size is {options.batch_size}: give at least 1")
+    checked(options.batch_size, Batch, source="--batch-size")
     folder = options.output or options.workdir / "alignment"
     source = open_source(load_config(options.workdir).data, options.split)
     with writing_in(folder):

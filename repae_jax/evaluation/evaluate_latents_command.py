@@ -20,6 +20,7 @@ from repae_jax.evaluation.report import Section, write_report
 from repae_jax.interop.pretrained import PretrainedVAE
 from repae_jax.lock import writing_in
 from repae_jax.needs import check_nothing_missing, missing_paths, missing_vaes
+from repae_jax.schema import Batch, Count, checked
 
 HIGH = 0.25  # cycles per position: half of what a grid can hold
 
@@ -56,11 +57,8 @@ def evaluate_latents_command(options: argparse.Namespace) -> int:
     Raises:
       UserError: bad options, images or VAEs.
     """
-    for name in ("shown", "count", "batch_size"):
-        if getattr(options, name) < 1:
-            raise UserError(
-                f"--{name.replace('_', '-')} is {getattr(options, name)}: give at least 1"
-            )
+    for name, kind in (("shown", Count), ("count", Count), ("batch_size", Batch)):
+        checked(getattr(options, name), kind, source=f"--{name.replace('_', '-')}")
     vaes = parse_vaes(options.vaes)
     missing = missing_paths({"IMAGES": options.images})
     check_nothing_missing([*missing_vaes(*vaes.values()), *missing])

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from repae_jax.data.decode import (
     MAX_PIXELS,
@@ -25,6 +26,7 @@ from repae_jax.data.shards import PackedRecords
 from repae_jax.data.walk import SUFFIXES, Walk
 from repae_jax.errors import UserError
 from repae_jax.evaluation.reference import IMAGES, keys_of
+from repae_jax.schema import Side, checked
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,8 +87,8 @@ def open_images(path: str | os.PathLike, resolution: int | None = None) -> Image
       UserError: there are no images, they are damaged, or their sizes differ.
     """
     path = pathlib.Path(path)
-    if resolution is not None and resolution < 1:
-        raise UserError(f"--resolution is {resolution}: give at least 1")
+    if resolution is not None:
+        checked(resolution, Side, source="--resolution")
     if path.is_dir():
         opener = _open_packed if (path / MANIFEST).exists() else _open_pictures
     elif zipfile.is_zipfile(path) or (path.suffix == ".npz" and path.exists()):
@@ -163,11 +165,15 @@ class _Packed:
         return {"image": decode_pixels(self.records[index]["image"], self.resolution, name)}
 
 
+class _Made(TypedDict):
+    resolution: Side
+
+
 def _open_packed(folder, _):
     manifest = read_manifest(folder)
     if manifest["kind"] != "images":
         raise UserError(f"{folder} holds packed {manifest['kind']}, not images")
-    side = manifest["made"]["resolution"]
+    side = checked(manifest["made"], _Made, source=f"{folder}/{MANIFEST}: made.")["resolution"]
     return from_source(_Packed(PackedRecords(folder), side), str(folder), side)
 
 

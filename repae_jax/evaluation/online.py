@@ -36,6 +36,7 @@ from repae_jax.evaluation.representation import (
     pooled_tokens,
 )
 from repae_jax.evaluation.sampled import sampled
+from repae_jax.finite import NotFinite
 from repae_jax.interop.inception import read_inception
 from repae_jax.parallel.mesh import over_batch, put, replicated
 from repae_jax.sampling.generate import Generate
@@ -150,7 +151,7 @@ class OnlineEvaluation:
         )  # fmt: skip
         try:
             measured = measure(images, features, batch_size=self._batch_size)
-        except AllAlike:  # which is not worth ending a run for: its alarms say it
+        except (AllAlike, NotFinite):  # not worth ending a run for: its alarms say it
             return {}
         scores = dataclasses.asdict(compare(measured, self._reference))
         del scores["count"]

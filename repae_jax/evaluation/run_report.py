@@ -12,16 +12,17 @@ from repae_jax.config import to_json
 from repae_jax.data.pipeline import eval_batches
 from repae_jax.data.source import Source, check_images
 from repae_jax.data.sources import open_source
-from repae_jax.errors import UserError
 from repae_jax.evaluation.coder import make_coder
 from repae_jax.evaluation.curves import loss_curves
 from repae_jax.evaluation.figures import class_grid, pairs_figure, pca_figure, save_png
 from repae_jax.evaluation.latents import latent_statistics, pca_colours
 from repae_jax.evaluation.reconstruction import mean_psnr
 from repae_jax.evaluation.report import Section, write_report
+from repae_jax.finite import NotFinite
 from repae_jax.lock import writing_in
 from repae_jax.sampling.generate import generate_all, make_generate
 from repae_jax.sampling.labels import balanced
+from repae_jax.schema import Count, checked
 from repae_jax.training.build import initial_vae
 from repae_jax.training.metrics import read_history
 from repae_jax.training.run import Run, make_sampler, open_run, sampling_weights
@@ -55,8 +56,7 @@ class Page:
 
 def report_command(options: argparse.Namespace) -> int:
     """Write `report.html` and its pictures into `options.workdir`; returns 0."""
-    if options.samples < 1:
-        raise UserError(f"--samples is {options.samples}: give at least 1")
+    checked(options.samples, Count, source="--samples")
     heldout = open_source(load_config(options.workdir).data, "heldout")
     check_images(heldout)
     page = Page(options.workdir / "report")
@@ -142,7 +142,12 @@ def _reconstructed(run: Run, heldout: Source, page: Page) -> None:
     encode, decode = make_coder(run.models.vae)
     params = run.state.params["vae"]
     latents = encode(params, images)
-    reconstructions = np.asarray(decode(params, latents))
+    reconstructions, finite = map(np.asarray, decode(params, latents))
+    if not finite.all():
+        raise NotFinite(
+            f"{run.workdir}: the VAE's reconstruction of held-out image {finite.argmin()} is NaN "
+            "or infinite: the run has diverged, take an earlier checkpoint"
+        )
     psnr = mean_psnr(images, reconstructions)
     page.summary.append(
         ("Reconstruction of held-out images", f"{psnr:.2f} dB", f"mean PSNR of {len(images)}")

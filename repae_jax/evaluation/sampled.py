@@ -14,6 +14,7 @@ from repae_jax.parallel.mesh import put_key
 from repae_jax.sampling.command import chosen_sampler, sampled_config
 from repae_jax.sampling.generate import Generate, generate_batches, make_generate
 from repae_jax.sampling.labels import choose_labels
+from repae_jax.schema import Count, checked
 from repae_jax.training.checkpoints import FOLDER
 from repae_jax.training.run import open_run, sampling_weights
 from repae_jax.training.workdir import CONFIG
@@ -36,7 +37,7 @@ def open_sampled(options: argparse.Namespace, mesh: Mesh) -> ImageSet:
     workdir = pathlib.Path(options.samples)
     config = sampled_config(workdir)
     sampler = chosen_sampler(config, options)
-    count = COUNT if options.count is None else options.count
+    count = COUNT if options.count is None else checked(options.count, Count, source="--count")
     labels, _ = choose_labels(options.labels, count, config.data.num_classes, options.seed)
     run = open_run(workdir, mesh)
     name = f"{workdir}, step {int(run.state.step)}"

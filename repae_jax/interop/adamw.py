@@ -13,8 +13,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from repae_jax.errors import UserError
+from repae_jax.schema import shown
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+# the further options of torch.optim.AdamW, all as they are unless somebody sets them
+_UNUSED_OPTIONS = {
+    "amsgrad": False,
+    "maximize": False,
+    "foreach": None,
+    "capturable": False,
+    "differentiable": False,
+    "fused": None,
+    "decoupled_weight_decay": True,
+}
 
 
 class AdamState(NamedTuple):
@@ -60,7 +72,7 @@ def read_adamw(
             raise UserError(f"{source}: slot {number} ({name}) is missing")
         for kind in MOMENTS:
             moments[kind][name] = _moment(entry, kind, shapes[name], f"{source}: {name}")
-        counts[name] = 0 if entry is None else int(entry["step"])
+        counts[name] = 0 if entry is None else _step(entry, f"{source}: {name}")
     if len(set(counts.values())) > 1:
         low, high = min(counts, key=counts.get), max(counts, key=counts.get)
         raise UserError(
@@ -95,12 +107,24 @@ def write_adamw(
     return {"state": state, "param_groups": [dict(group) for group in groups]}
 
 
-def parameter_groups(count: int, **options: Any) -> list[dict[str, Any]]:
+def parameter_groups(
+    count: int,
+    *,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 1e-2,
+) -> list[dict[str, Any]]:
     """ "param_groups" as torch.optim.AdamW itself writes them, for `count` parameters."""
-    import torch
+    options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+    return [{**options, **_UNUSED_OPTIONS, "params": list(range(count))}]
 
-    parameters = [torch.zeros(()) for _ in range(count)]
-    return torch.optim.AdamW(parameters, **options).state_dict()["param_groups"]
+
+def _step(entry, what):
+    step = np.asarray(entry.get("step"))
+    if step.shape or step.dtype.kind not in "iuf" or not 0 <= step < 2**31:
+        raise UserError(f"{what} has taken {shown(entry.get('step'))} steps: give a whole number")
+    return int(step)
 
 
 def _moment(entry, kind, shape, what):
@@ -108,7 +132,9 @@ def _moment(entry, kind, shape, what):
         return np.zeros(shape, np.float32)
     if kind not in entry:
         raise UserError(f"{what} has no {kind}")
-    array = np.asarray(entry[kind])
+    array = entry[kind]
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fV":
+        raise UserError(f"{what} has {shown(array)} for its {kind}, not a tensor of floats")
     if array.shape != tuple(shape):
         raise UserError(f"{what} has {kind} of shape {array.shape}, the model needs {shape}")
     if not np.isfinite(array).all():

@@ -247,6 +247,11 @@ def dimensions_from_config(config: Mapping[str, Any], *, source: str) -> dict[st
                 f"{source}: {key} is {full[key]!r}, but AutoencoderKL here takes {value!r} beside "
                 "the file's other values"
             )
+    if any(width % fields["groups"] for width in channels):
+        raise UserError(
+            f"{source}: norm_num_groups is {fields['groups']}, which does not divide all of "
+            f"block_out_channels {list(channels)}"
+        )
     return fields
 
 

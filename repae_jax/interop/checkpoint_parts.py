@@ -7,6 +7,7 @@ import numpy as np
 
 from repae_jax.errors import UserError
 from repae_jax.interop import autoencoder_kl, discriminator, latent_statistics, sit
+from repae_jax.interop.checkpoint_schema import arguments_of, check_parts
 from repae_jax.interop.extract import extract
 from repae_jax.interop.original import OPTIMIZERS, Kind
 
@@ -41,7 +42,7 @@ def parts_of(content: Mapping[str, Any], *, source: str) -> dict[str, Any] | Non
         _check_optimizers(parts, sits, source)
     if not sits or not (len(sits) > 1 or parts.keys() & {"vae", "opt", "args", "steps"}):
         return None
-    _check_dicts(parts, source)
+    check_parts(parts, source)
     notes = list(parts.get("notes", ()))
     for key, sign in _SIGNS.items():
         if key in parts:
@@ -119,8 +120,8 @@ def _make_whole(parts, sits):
 
 def _take_velocity(parts, source):
     """Turn, in place, the SiT of its authors' training into ours; returns what to say of it."""
-    arguments = parts.pop("args", {})
-    arguments = arguments if isinstance(arguments, Mapping) else vars(arguments)
+    arguments = arguments_of(parts, source)
+    parts.pop("args", None)
     if arguments and arguments.get("prediction") != "velocity":
         raise UserError(
             f"{source}: its argument 'prediction' is {arguments.get('prediction')!r}: only a SiT "

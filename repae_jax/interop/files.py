@@ -9,9 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from repae_jax.atomic import replacing
 from repae_jax.errors import UserError
+from repae_jax.interop import torch_format
+from repae_jax.interop.claims import check_claims
+from repae_jax.schema import Text, read_json
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")  # .pth.tar
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
@@ -22,6 +26,12 @@ WEIGHT_TYPES = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "f
 _FLOAT8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 # the types that numpy knows through ml_dtypes only, and what carries their bits to torch and back
 _BITS = {"bfloat16": "int16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
+
+
+class _Index(TypedDict):
+    """The list of a model's shards."""
+
+    weight_map: dict[str, Text]  # tensor -> file
 
 
 def read_tensors(path: str | pathlib.Path) -> dict:
@@ -75,18 +85,11 @@ def shards_of(index: pathlib.Path) -> dict[str, list[str]]:
     Raises:
       UserError: it is damaged, or names what does not lie beside it.
     """
-    try:
-        places = json.loads(index.read_text())["weight_map"]
-        files: dict[str, list[str]] = {}
-        for name, file in places.items():
-            files.setdefault(file, []).append(name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{index}: no index of weights in several files: its 'weight_map' does not give a "
-            "file for each tensor"
-        ) from error
+    files: dict[str, list[str]] = {}
+    for name, file in read_json(index, _Index)["weight_map"].items():
+        files.setdefault(file, []).append(name)
     for file in files:
-        if not isinstance(file, str) or pathlib.PurePath(file).name != file:
+        if pathlib.PurePath(file).name != file:
             raise UserError(f"{index}: lists {file!r}, which is no name of a file beside it")
         if not file.endswith(SUFFIXES):
             raise UserError(f"{index}: lists {file!r}, which is no file of weights")
@@ -114,14 +117,13 @@ def write_safetensors(
 def write_torch(path: str | pathlib.Path, content: Mapping[str, Any]) -> None:
     """Write nested dicts of arrays and plain values as `torch.save` does, arrays as tensors.
 
-    The file appears when it is whole.
+    The file appears when it is whole. This needs no torch.
 
     Raises:
-      UserError: torch is not installed, or the file cannot be written.
+      UserError: the file cannot be written.
     """
-    torch = import_torch(path, "written")
     with replacing(path) as temporary:
-        torch.save(_map_arrays(content, lambda array: _as_tensor(torch, array)), temporary)
+        torch_format.write(temporary, content)
 
 
 def write_flat(
@@ -134,17 +136,6 @@ def write_flat(
         write_safetensors(path, tensors, metadata)
     else:
         write_torch(path, tensors)
-
-
-def import_torch(path: str | pathlib.Path, done: str):
-    """torch, or a UserError that says why it is needed for `path` to be "read" or "written"."""
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(
-            f"{path}: PyTorch files need torch to be {done}; pip install torch, or use .safetensors"
-        ) from error
-    return torch
 
 
 def _usual_mode():
@@ -222,9 +213,16 @@ def _open_safetensors(path):
 
 
 def _read_torch(path):
-    torch = import_torch(path, "read")
     import argparse
     import zipfile
+
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"{path}: reading PyTorch files needs torch, which is not installed: pip install torch "
+            "(its CPU build suffices), or take the weights as .safetensors"
+        ) from error
 
     # only the zip format of today can be mapped; the one before torch 1.6 is read as a whole
     mapped = zipfile.is_zipfile(path)
@@ -235,6 +233,7 @@ def _read_torch(path):
         raise UserError(f"{path}: {_refusal(error)}") from error
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a dict of tensors")
+    check_claims(content, path)
     return _map_tensors(content, path)
 
 
@@ -279,18 +278,6 @@ def _as_array(tensor):
     if name in _BITS:
         return tensor.view(getattr(torch, _BITS[name])).numpy().view(getattr(ml_dtypes, name))
     return tensor.numpy()
-
-
-def _as_tensor(torch, array):
-    import warnings
-
-    array = np.asarray(array, order="C")
-    with warnings.catch_warnings():  # that nobody may write to it is no matter: it is saved
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        name = array.dtype.name
-        if name in _BITS:
-            return torch.from_numpy(array.view(_BITS[name])).view(getattr(torch, name))
-        return torch.from_numpy(array)
 
 
 def _widened(array):

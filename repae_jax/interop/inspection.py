@@ -1,7 +1,6 @@
 """The `inspect` command: what a file or folder holds, in a few lines."""
 
 import collections
-import json
 import math
 import pathlib
 import re
@@ -21,6 +20,7 @@ from repae_jax.interop.vit_names import FAMILIES
 from repae_jax.models.sit import SIT_CONFIGS
 from repae_jax.models.vae import VAE_PRESETS
 from repae_jax.models.vit import VIT_CONFIGS, create_vit
+from repae_jax.schema import Text, parse_json, real
 
 Lines = Iterator[tuple[str, str]]
 
@@ -135,7 +135,11 @@ def _teacher_lines(found):
         yield "teacher", f"ViT: width {width}, depth {depth}, patch {patch}"
     notes = files.read_metadata(found.path) if found.path.suffix == ".safetensors" else {}
     if "accuracy" in notes:
-        accuracy, data = (json.loads(notes.get(key, "null")) for key in ("accuracy", "data"))
+        kinds = {"accuracy": real(0, 1), "data": Text | None}
+        accuracy, data = (
+            parse_json(notes.get(key, "null"), kind, source=f"{found.path}: {key}")
+            for key, kind in kinds.items()
+        )
         yield "accuracy", f"{100 * accuracy:.1f} % of held-out {data}"
 
 

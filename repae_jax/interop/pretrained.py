@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from repae_jax.atomic import replacing
 from repae_jax.errors import UserError, warn
@@ -20,13 +21,16 @@ from repae_jax.interop import (
     files,
     hub,
     latent_statistics,
+    tables,
     weight_files,
 )
 from repae_jax.interop.extract import Extract, extract
+from repae_jax.interop.foreign_configs import check_config
 from repae_jax.interop.vae_families import FAMILIES, completed, family_of
 from repae_jax.models.autoencoder_kl import AutoencoderKL, Posterior
 from repae_jax.models.batch_norm import denormalize
 from repae_jax.sampling.pixels import as_float
+from repae_jax.schema import Width, parse_json, read_json
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -201,6 +205,7 @@ def write_diffusers(folder: str | pathlib.Path, vae: PretrainedVAE) -> None:
         raise UserError(f"{folder} exists already: choose a new folder, or empty it")
     family, channels = family_of(vae.module), vae.module.latent_channels
     tensors = family.export(jax.device_get(vae.params), vae.module)
+    tables.require_finite(tensors, folder)
     dimensions = family.config_from_dimensions(vae.module)
     config = {**completed(vae.config, family, channels), **dimensions}
     config = latent_statistics.updated_config(config, channels, vae.statistics)
@@ -222,6 +227,7 @@ def write_ldm(path: str | pathlib.Path, vae: PretrainedVAE) -> None:
         name = type(vae.module).__name__
         raise UserError(f"{path}: {name} has no names of LDM's; write a diffusers folder")
     tensors = autoencoder_kl.export_vae(jax.device_get(vae.params), vae.module, "ldm")
+    tables.require_finite(tensors, path)
     if vae.statistics is not None:
         latent_statistics.write(latent_statistics.beside(path), vae.statistics)
     files.write_flat(path, tensors, {"groups": str(vae.module.groups)})
@@ -273,18 +279,12 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
     """config.json of a folder.
 
     Raises:
-      UserError: there is none, or it is damaged.
+      UserError: there is none, it is damaged, or a key that is read has an impossible value.
     """
     file = path / CONFIG
-    try:
-        config = json.loads(file.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: {CONFIG} is missing") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{file} is damaged: {error}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{file} is damaged: it holds a {type(config).__name__}, not an object")
-    return config
+    if not file.exists():
+        raise UserError(f"{path}: {CONFIG} is missing")
+    return check_config(read_json(file), source=f"{file}: ")
 
 
 def _read_file(path, dtype):
@@ -301,9 +301,11 @@ def _read_file(path, dtype):
 def _groups(content, path, dimensions):
     """The groups of GroupNorm, which no tensor tells: the usual ones in all published files."""
     if path.suffix == ".safetensors":
-        groups = int(files.read_metadata(path).get("groups", AutoencoderKL.groups))
+        told = files.read_metadata(path).get("groups", str(AutoencoderKL.groups))
+        groups = parse_json(told, Width, source=f"{path}: its number of groups")
     else:
-        groups = _own_config(content).get("vae", {}).get("groups") or AutoencoderKL.groups
+        own = _own_config(content, f"{path}: its argument 'repae_jax'")
+        groups = own.get("vae", {}).get("groups") or AutoencoderKL.groups
     narrow = [m * dimensions["channels"] for m in dimensions["multipliers"]]
     if any(width % groups for width in narrow):
         raise UserError(
@@ -313,14 +315,19 @@ def _groups(content, path, dimensions):
     return groups
 
 
-def _own_config(content):
+def _own_config(content, source):
     """The configuration that our own checkpoints carry among the original's arguments, or {}."""
-    args = content.get("args") or {}
-    text = (args if isinstance(args, Mapping) else vars(args)).get("repae_jax", "{}")
-    try:
-        return json.loads(text)
-    except (TypeError, json.JSONDecodeError):
-        return {}
+    args = content.get("args")
+    text = (args if isinstance(args, Mapping) else getattr(args, "__dict__", {})).get("repae_jax")
+    return parse_json(text, _Own, source=source) if text is not None else {}
+
+
+class _Groups(TypedDict, total=False):
+    groups: Width | None
+
+
+class _Own(TypedDict, total=False):
+    vae: _Groups
 
 
 def _open_file(path):

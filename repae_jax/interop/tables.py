@@ -17,6 +17,7 @@ import numpy as np
 
 from repae_jax.errors import UserError
 from repae_jax.interop.files import WEIGHT_TYPES
+from repae_jax.schema import shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +177,8 @@ def check(
     if extra:
         raise UserError(f"{source}: unexpected tensor {extra[0]!r}{_and_more(extra)}")
     for name, shape in expected.items():
+        if not hasattr(tensors[name], "shape"):
+            raise UserError(f"{source}: {name!r} is {shown(tensors[name])}, not a tensor")
         if tuple(tensors[name].shape) != tuple(shape):
             raise UserError(
                 f"{source}: tensor {name!r} has shape {tuple(tensors[name].shape)}, "
@@ -189,6 +192,16 @@ def check(
             )
         if not np.isfinite(tensors[name]).all():
             raise UserError(f"{source}: tensor {name!r} holds values that are not finite")
+
+
+def require_finite(tensors: Mapping[str, np.ndarray], path: Any) -> None:
+    """Raise UserError, before `path` is written, for weights that no loader here would take."""
+    for name, array in tensors.items():
+        if not np.isfinite(array).all():
+            raise UserError(
+                f"{path}: tensor {name!r} would hold NaN or infinite values: the run has diverged, "
+                "or its checkpoint is damaged; take an earlier one"
+            )
 
 
 def without(tensors: Mapping[str, np.ndarray], ignore: Iterable[str]) -> dict[str, np.ndarray]:

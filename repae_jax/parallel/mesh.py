@@ -8,6 +8,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from repae_jax.errors import UserError
+from repae_jax.schema import Batch, checked
 
 # The batch is divided over all axes; over "fsdp" parameters are as well (see `sharding`).
 AXES = ("data", "fsdp")
@@ -75,8 +76,7 @@ def whole_batches(mesh: Mesh, given: int | None, per_device: int, count: int | N
       UserError: the batch size is not positive.
     """
     size = per_device * mesh.size if given is None else given
-    if size < 1:
-        raise UserError(f"--batch-size is {size}: give at least 1")
+    checked(size, Batch, source="--batch-size")
     size = size if count is None else min(size, count)
     return -(-size // mesh.size) * mesh.size
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ def start(
     """
     import jax
 
-    if coordinator and ":" not in coordinator:
+    if coordinator and not re.fullmatch(r".+:\d{1,5}", coordinator):
         raise UserError(f"--coordinator is {coordinator!r}: give HOST:PORT, such as node0:1234")
     if count is not None and index is not None and not 0 <= index < count:
         raise UserError(f"--process-index {index} of --process-count {count}: count from 0")

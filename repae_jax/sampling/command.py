@@ -1,8 +1,8 @@
 """The `sample` command: a picture of a few images; and what `generate` shares with it."""
 
 import argparse
-import json
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 from repae_jax.errors import UserError, batch_size_advised
 from repae_jax.evaluation.figures import image_grid, save_png
 from repae_jax.sampling.generate import generate_all, make_generate
-from repae_jax.sampling.labels import class_numbers
-from repae_jax.sampling.samplers import Sampler
+from repae_jax.sampling.labels import NONE, class_numbers, unconditional
+from repae_jax.sampling.samplers import Sampler, check_null_class
 from repae_jax.sampling_arguments import SAMPLER_OPTIONS
+from repae_jax.schema import Batch, checked, read_json
 from repae_jax.training.run import make_sampler, open_run, sampling_weights
 from repae_jax.training.workdir import CONFIG, load_config
 
@@ -24,8 +25,7 @@ def sample_command(options: argparse.Namespace) -> int:
     config = sampled_config(options.workdir)
     sampler = chosen_sampler(config, options)
     labels, columns = _labels(options.labels, config.data.num_classes)
-    if options.batch_size < 1:
-        raise UserError(f"--batch-size is {options.batch_size}: give at least 1")
+    checked(options.batch_size, Batch, source="--batch-size")
     run = open_run(options.workdir)
     generate = make_generate(run.models.sit, run.models.vae, sampler)
     images = generate_all(
@@ -66,19 +66,38 @@ def sampled_config(workdir: pathlib.Path) -> ConfigDict:
 
 def _is_of_diffusers(path):
     try:
-        return "_class_name" in json.loads(path.read_bytes())
-    except (OSError, ValueError, TypeError):
+        return "_class_name" in read_json(path, dict[str, Any])
+    except UserError:
         return False
 
 
 def chosen_sampler(config: ConfigDict, options: argparse.Namespace) -> Sampler:
-    """The configuration's sampler, with what the command line changes.
+    """The configuration's sampler, with what the command line changes; of no class, unguided.
 
     Raises:
-      UserError: it is no sampler, or the seed is none.
+      UserError: it is no sampler, the seed is none, or the model lacks the null class.
     """
     check_seed(options.seed)
-    return make_sampler(config, **{name: getattr(options, name) for name in SAMPLER_OPTIONS})
+    changes = {name: getattr(options, name) for name in SAMPLER_OPTIONS}
+    if options.labels == NONE:
+        _check_unconditional(config, changes["guidance_scale"])
+        changes["guidance_scale"] = 1.0
+    sampler = make_sampler(config, **changes)
+    check_null_class(sampler, config.sit.label_drop)
+    return sampler
+
+
+def _check_unconditional(config, guidance_scale):
+    if config.sit.label_drop == 0:
+        raise UserError(
+            f"--labels {NONE} asks for the null class, but this run was trained with "
+            "config.sit.label_drop 0 and has none: give classes"
+        )
+    if guidance_scale not in (None, 0.0, 1.0):
+        raise UserError(
+            f"--guidance-scale is {guidance_scale}, but --labels {NONE} leaves no class to guide "
+            "towards: leave one of them out"
+        )
 
 
 def check_seed(seed: int) -> None:
@@ -91,5 +110,7 @@ def _labels(text: str | None, num_classes: int) -> tuple[np.ndarray, int]:
     """Labels (N,) int32, and the columns of their grid; default eight a class."""
     if text is None:
         return np.repeat(np.arange(min(10, num_classes), dtype=np.int32), 8), 8
+    if text == NONE:
+        return unconditional(64), 8
     labels = class_numbers(text, num_classes)
     return labels, min(len(labels), 10)

@@ -2,26 +2,47 @@
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from repae_jax.finite import NotFinite, finite_rows
 from repae_jax.models.batch_norm import denormalize
 from repae_jax.models.sit import SiT
 from repae_jax.models.vae import VAE
 from repae_jax.parallel.mesh import over_batch, put, replicated
+from repae_jax.sampling.labels import NO_CLASS
 from repae_jax.sampling.pixels import to_uint8
-from repae_jax.sampling.samplers import Sampler, image_noise, sample, step_noise
+from repae_jax.sampling.samplers import Sampler, image_noise, sample_watched, step_noise
 
-Generate = Callable[[Mapping, jax.Array, jax.Array, jax.Array], jax.Array]
+_DECODING = -1  # the fault of pixels that are not finite though their latents are
+
+
+class Generated(NamedTuple):
+    """A batch.
+
+    Attributes:
+      images: uint8 (B, H, W, 3).
+      faults: int32 (B,), 0 for an image whose latents and pixels are finite; else the sampling
+        step, from 1 up, that first made its latents NaN or infinite, or -1: its decoding did.
+    """
+
+    images: jax.Array
+    faults: jax.Array
+
+
+Generate = Callable[[Mapping, jax.Array, jax.Array, jax.Array], Generated]
 
 
 def make_generate(sit: SiT, vae: VAE, sampler: Sampler, *, mesh: Mesh | None = None) -> Generate:
-    """Build the compiled `generate(weights, key, indices, labels) -> uint8 (B, H, W, 3)`.
+    """Build the compiled `generate(weights, key, indices, labels) -> Generated` of B images.
 
     `weights` holds "sit" (the SiT's variables), "latent_norm" ({"mean", "var"}) and "vae" (its
-    parameters). Image i depends on the key and `indices[i]` (B,) only, not on its neighbours.
+    parameters). Image i depends on the key, `indices[i]` (B,) and its label only, not on its
+    neighbours. A label is a class or, for a SiT with a null class, `NO_CLASS`.
 
     On a mesh all processes call it alike, its devices divide the batch, which their number must
     divide, and every process gets all images.
@@ -34,11 +55,13 @@ def make_generate(sit: SiT, vae: VAE, sampler: Sampler, *, mesh: Mesh | None = N
     @functools.partial(jax.jit, out_shardings=None if mesh is None else replicated(mesh))
     def generate(weights, key, indices, labels):
         indices, labels = divided((indices, labels))
+        if sit.null_label is not None:
+            labels = jnp.where(labels == NO_CLASS, sit.null_label, labels)
 
         def velocity(x, t, labels):
             return sit.apply(weights["sit"], x, t, labels, method=SiT.velocity)
 
-        latents = sample(
+        latents, faults = sample_watched(
             sampler,
             velocity,
             divided(image_noise(key, indices, shape)),
@@ -48,9 +71,18 @@ def make_generate(sit: SiT, vae: VAE, sampler: Sampler, *, mesh: Mesh | None = N
         )
         norm = weights["latent_norm"]
         latents = denormalize(latents, norm["mean"], norm["var"])
-        return to_uint8(vae.apply({"params": weights["vae"]}, latents, method="decode"))
+        images = vae.apply({"params": weights["vae"]}, latents, method="decode")
+        decoded = jnp.where(finite_rows(images), 0, _DECODING)
+        return Generated(to_uint8(images), jnp.where(faults > 0, faults, decoded))
 
     return generate
+
+
+def describe_fault(fault: int) -> str:
+    """What one of `Generated.faults` says, in words."""
+    if fault == _DECODING:
+        return "its pixels are NaN or infinite, though its latents are not"
+    return f"its latents are NaN or infinite from sampling step {fault} on"
 
 
 def generate_batches(
@@ -79,6 +111,9 @@ def generate_batches(
     Yields:
       a batch's start, and its images (n, H, W, 3) uint8: n is the batch size, or what is left.
       What is computed has always the batch size, so that everything is one compiled shape.
+
+    Raises:
+      NotFinite: latents or pixels of an image are; says from which step on.
     """
 
     def begun(start):
@@ -92,14 +127,24 @@ def generate_batches(
     for start in starts:
         after = begun(start)
         if before is not None:
-            yield _whole(*before, len(labels))
+            yield _whole(*before, labels)
         before = after
     if before is not None:
-        yield _whole(*before, len(labels))
+        yield _whole(*before, labels)
 
 
-def _whole(start, images, count):
-    return start, np.asarray(images)[: count - start]
+def _whole(start, made, labels):
+    """A batch's start, and its images as far as they are asked for; they are finite."""
+    faults = np.asarray(made.faults)[: len(labels) - start]
+    if faults.any():
+        first = int(np.flatnonzero(faults)[0])
+        label = labels[start + first]
+        raise NotFinite(
+            f"image {start + first} ({'no class' if label == NO_CLASS else f'class {label}'}): "
+            f"{describe_fault(faults[first])}; the run has diverged, or the guidance is too "
+            "strong: take an earlier checkpoint, or a lower guidance scale"
+        )
+    return start, np.asarray(made.images)[: len(faults)]
 
 
 def generate_all(
@@ -112,7 +157,11 @@ def generate_all(
     first_index: int = 0,
     progress: bool = True,
 ) -> np.ndarray:
-    """Images (N, H, W, 3) uint8 for all `labels` (N,), in batches, with a progress bar."""
+    """Images (N, H, W, 3) uint8 for all `labels` (N,), in batches, with a progress bar.
+
+    Raises:
+      NotFinite: as `generate_batches`.
+    """
     from tqdm import tqdm
 
     images = []

@@ -8,7 +8,8 @@ import numpy as np
 
 from repae_jax.errors import UserError
 
-BALANCED, RANDOM = "balanced", "random"
+BALANCED, RANDOM, NONE = "balanced", "random", "none"
+NO_CLASS = -1  # the label of an image of no class, which the model's null class makes
 # Images draw their noise from their index folded into the seed's key; labels from beside them.
 _LABELS = 2**32 - 1
 
@@ -18,8 +19,9 @@ def choose_labels(text: str, count: int, num_classes: int, seed: int) -> tuple[n
 
     Args:
       text: "balanced": all classes in turn, so that no two differ by more than one image;
-        "random": uniform, label i from (seed, i) alone; classes such as "3,1,4"; or the name of a
-        text file of them, divided by commas or white space. The last two are repeated.
+        "random": uniform, label i from (seed, i) alone; "none": `NO_CLASS`; classes such as
+        "3,1,4"; or the name of a text file of them, divided by commas or white space. The last two
+        are repeated.
       count: how many labels.
       num_classes: classes are 0 to num_classes - 1.
       seed: of the random ones.
@@ -34,6 +36,8 @@ def choose_labels(text: str, count: int, num_classes: int, seed: int) -> tuple[n
         return balanced(count, num_classes), text
     if text == RANDOM:
         return _random(count, num_classes, seed), text
+    if text == NONE:
+        return unconditional(count), text
     path = pathlib.Path(text)
     if not _is_file(path):
         given = class_numbers(text, num_classes)
@@ -45,6 +49,11 @@ def choose_labels(text: str, count: int, num_classes: int, seed: int) -> tuple[n
 def balanced(count: int, num_classes: int) -> np.ndarray:
     """Labels (count,) int32: all classes in turn."""
     return (np.arange(count) % num_classes).astype(np.int32)
+
+
+def unconditional(count: int) -> np.ndarray:
+    """Labels (count,) int32 of images of no class."""
+    return np.full(count, NO_CLASS, np.int32)
 
 
 def class_numbers(text: str, num_classes: int, source: str = "--labels") -> np.ndarray:

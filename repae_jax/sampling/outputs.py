@@ -20,12 +20,13 @@ import numpy as np
 from repae_jax.atomic import entries, remove_temporaries, replacing, write_atomically
 from repae_jax.data.decode import decode_pixels, read_file
 from repae_jax.data.images import encode_pixels
-from repae_jax.data.manifest import read_json, write_json
+from repae_jax.data.manifest import write_json
 from repae_jax.data.npz import open_array
 from repae_jax.data.unfinished import check_same
 from repae_jax.errors import UserError
 from repae_jax.evaluation.figures import image_grid, save_png
 from repae_jax.lock import Lock, writing
+from repae_jax.schema import Count, checked, read_json
 
 FORMAT = "repae_jax samples 1"
 _SHOWN = 64  # images of the preview, eight a row
@@ -240,8 +241,9 @@ def make_output(path: pathlib.Path, count: int, shape: tuple[int, int, int]) -> 
       UserError: another suffix, a folder that is a file, or no images.
     """
     path = path if path.name else path.resolve()
-    if count < 1:
-        raise UserError(f"--count is {count}: give at least 1")
+    checked(count, Count, source="--count")
+    if not path.name:
+        raise UserError(f"--output is {path}: give NAME.npz for one file, or a folder")
     if path.suffix == ".npz":
         return Npz(path, count, shape)
     if re.fullmatch(r"\.[A-Za-z]\w*", path.suffix) and not path.is_dir():

@@ -17,12 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from repae_jax.errors import UserError
+from repae_jax.finite import finite_rows
 from repae_jax.objectives.interpolant import INTERPOLANTS, Interpolant, score_from_velocity
 
 Velocity = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 StepNoise = Callable[[jax.Array], jax.Array]
 
 METHODS = ("euler", "heun", "euler-maruyama")
+MOST_STEPS = 100_000
 LAST_SDE_TIME = 0.04  # The score grows as 1/t, so the last step, to 0, is one without noise.
 
 
@@ -36,10 +38,12 @@ class Sampler:
 
     Classifier-free guidance moves along uncond + guidance_scale (cond - uncond) while
     guidance_low <= t <= guidance_high, and follows the conditional velocity elsewhere ("guidance
-    interval", arXiv 2404.07724; t = 1 is noise). A scale of 1 is no guidance.
+    interval", arXiv 2404.07724; t = 1 is noise). A scale of 1 is no guidance, one of 0 follows the
+    unconditional velocity, and one between them lies between these.
 
-    Raises UserError for an unknown method or interpolant, fewer than 1 step (2 for the SDE), a
-    scale below 1, or an interval that is not 0 <= low <= high <= 1.
+    Raises UserError for an unknown method or interpolant, fewer than 1 step (2 for the SDE) or more
+    than `MOST_STEPS`, a scale that is negative or not finite, or an interval that is not
+    0 <= low <= high <= 1.
     """
 
     method: Literal["euler", "heun", "euler-maruyama"]
@@ -56,13 +60,16 @@ class Sampler:
             choices = ", ".join(INTERPOLANTS)
             raise UserError(f"interpolant is {self.interpolant!r}: choose one of {choices}")
         fewest = 2 if self.stochastic else 1
-        if not isinstance(self.steps, int | np.integer) or self.steps < fewest:
+        whole = isinstance(self.steps, int | np.integer)
+        if not whole or not fewest <= self.steps <= MOST_STEPS:
             raise UserError(
-                f"steps is {self.steps!r}: {self.method} takes a whole number from {fewest} up"
+                f"steps is {self.steps!r}: {self.method} takes a whole number from {fewest} to "
+                f"{MOST_STEPS}"
             )
-        if not self.guidance_scale >= 1.0:
+        if not 0.0 <= self.guidance_scale < np.inf:
             raise UserError(
-                f"guidance_scale is {self.guidance_scale}: give at least 1 (1 is no guidance)"
+                f"guidance_scale is {self.guidance_scale}: give a finite number from 0 up (0 is "
+                "unconditional, 1 no guidance)"
             )
         if not 0.0 <= self.guidance_low <= self.guidance_high <= 1.0:
             raise UserError(
@@ -78,7 +85,16 @@ class Sampler:
     @property
     def guided(self) -> bool:
         """Whether any step may need the unconditional velocity."""
-        return self.guidance_scale > 1.0
+        return self.guidance_scale != 1.0
+
+
+def check_null_class(sampler: Sampler, label_drop: float) -> None:
+    """Raise UserError if a sampler guides a model that was trained without dropping labels."""
+    if sampler.guided and label_drop == 0:
+        raise UserError(
+            f"the guidance scale is {sampler.guidance_scale}, but a SiT trained with "
+            "config.sit.label_drop 0 has no null class to guide away from: use 1"
+        )
 
 
 def sample(
@@ -90,14 +106,33 @@ def sample(
     null_label: int | None = None,
     step_noise: StepNoise | None = None,
 ) -> jax.Array:
-    """Latents (B, h, w, c) float32 at t = 0 from `noise` (B, h, w, c) at t = 1.
+    """The latents of `sample_watched`, which has the arguments' description."""
+    return sample_watched(
+        sampler, velocity, noise, labels, null_label=null_label, step_noise=step_noise
+    )[0]
+
+
+def sample_watched(
+    sampler: Sampler,
+    velocity: Velocity,
+    noise: jax.Array,
+    labels: jax.Array,
+    *,
+    null_label: int | None = None,
+    step_noise: StepNoise | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Latents (B, h, w, c) float32 at t = 0 from `noise` (B, h, w, c) at t = 1, and their faults.
+
+    The faults (B,) int32 are the number of the step, from 1 up, that first made an image's latents
+    NaN or infinite, 0 where none did.
 
     Call it under `jax.jit` (with the sampler static, and the parameters that `velocity` closes
     over as arguments): it is then one program, in which the steps are `lax.scan`s.
 
     `velocity(x, t, labels)` maps (N, h, w, c), (N,) float32 in [0, 1] and (N,) int32 to
-    (N, h, w, c) of any float type. N is B, or 2 B in the steps with guidance, where every image
-    stands beside itself with `null_label`, the row that the model keeps for "no class".
+    (N, h, w, c) of any float type. N is B, or 2 B in the steps with guidance (of a scale that is
+    not 0), where every image stands beside itself with `null_label`, the row that the model keeps
+    for "no class".
     `step_noise(i)` gives the standard normal noise (B, h, w, c) of step i (a traced int32).
 
     The state is float32, where the original's is float64, with compensated summation: what the
@@ -121,7 +156,8 @@ def sample(
     }
     table, guided = evaluations(sampler)
     x = noise.astype(jnp.float32)
-    state = _State(x, jnp.zeros_like(x), x, jnp.zeros_like(x))
+    fault = jnp.zeros(x.shape[0], jnp.int32)
+    state = _State(x, jnp.zeros_like(x), x, jnp.zeros_like(x), fault)
     for segment in _segments(guided):
         advance = functools.partial(
             _advance,
@@ -130,7 +166,7 @@ def sample(
         )
         rows = jax.tree.map(lambda column, segment=segment: jnp.asarray(column[segment]), table)
         state, _ = jax.lax.scan(advance, state, rows)
-    return state.x
+    return state.x, state.fault
 
 
 class Evaluations(NamedTuple):
@@ -218,15 +254,17 @@ def _segments(guided: np.ndarray) -> list[slice]:
 
 
 class _State(NamedTuple):
-    """What one evaluation hands to the next; arrays (B, h, w, c) float32.
+    """What one evaluation hands to the next; arrays (B, h, w, c) float32, but for `fault`.
 
     `residue` is what the additions to `x` have rounded away: x - residue is the exact state.
+    `fault` (B,) int32 is the step that first made x NaN or infinite, from 1 up; 0: none yet.
     """
 
     x: jax.Array
     residue: jax.Array
     query: jax.Array
     drift: jax.Array
+    fault: jax.Array
 
 
 def _advance(drift_at, step_noise, state: _State, row: Evaluations) -> tuple[_State, None]:
@@ -239,7 +277,8 @@ def _advance(drift_at, step_noise, state: _State, row: Evaluations) -> tuple[_St
     x = state.x + move
     residue = (x - state.x) - move
     query = x + (row.lookahead * drift - residue)
-    return _State(x, residue, query, drift), None
+    fault = jnp.where((state.fault > 0) | finite_rows(x), state.fault, row.step + 1)
+    return _State(x, residue, query, drift, fault), None
 
 
 def _drift(
@@ -271,8 +310,11 @@ def _guided_drift(
     """uncond + scale (cond - uncond) of the two drifts, from one doubled batch.
 
     The two copies of an image are neighbours, (B, ...) -> (B, 2, ...) -> (2 B, ...), so that a
-    batch that is split over devices is doubled on each device, without communication.
+    batch that is split over devices is doubled on each device, without communication. For a scale
+    of 0 the unconditional velocity is enough.
     """
+    if sampler.guidance_scale == 0.0:
+        return _drift(sampler, velocity, x, time, labels=jnp.full_like(labels, null_label))
     pairs = jnp.repeat(x, 2, axis=0)
     pair_labels = jnp.stack([labels, jnp.full_like(labels, null_label)], axis=1).reshape(-1)
     drift = _drift(sampler, velocity, pairs, time, labels=pair_labels)

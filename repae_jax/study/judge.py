@@ -22,6 +22,7 @@ from repae_jax.interop.files import read_metadata, read_tensors, write_safetenso
 from repae_jax.interop.tables import flatten, load_flat
 from repae_jax.models.convnet import ConvLevel
 from repae_jax.sampling.pixels import to_float
+from repae_jax.schema import parse_json, real
 from repae_jax.training.classifier import accuracy, fit_classifier
 
 _BATCH = 256
@@ -121,7 +122,17 @@ def load_judge(study: ConfigDict, path: pathlib.Path) -> Judge:
     side = study.config.data.resolution
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))
     params = load_flat(read_tensors(path), shapes["params"], source=str(path))
-    return Judge(network, params, json.loads(read_metadata(path)["accuracy"]))
+    return Judge(network, params, noted_accuracy(path))
+
+
+def noted_accuracy(path: pathlib.Path) -> float:
+    """The accuracy that a network's file notes, in [0, 1].
+
+    Raises:
+      UserError: the file is missing or damaged, or does not note it.
+    """
+    notes = read_metadata(path)
+    return parse_json(notes.get("accuracy", ""), real(0, 1), source=f"{path}: its accuracy")
 
 
 def _network(study):

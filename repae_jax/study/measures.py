@@ -22,6 +22,7 @@ from repae_jax.evaluation.latents import (
 from repae_jax.evaluation.precision_recall import precision_recall
 from repae_jax.evaluation.reconstruction import mean_psnr
 from repae_jax.evaluation.representation import drawn, extract_features, make_extract
+from repae_jax.finite import NotFinite
 from repae_jax.sampling.generate import generate_all, make_generate
 from repae_jax.sampling.labels import balanced
 from repae_jax.study.judge import Judge
@@ -78,7 +79,11 @@ class Measures:
             self._reference = judge.see(batches)[0]
 
     def __call__(self, state: TrainState) -> Seen:
-        """The figures of a state; its `frozen` holds the teacher's variables."""
+        """The figures of a state; its `frozen` holds the teacher's variables.
+
+        Raises:
+          NotFinite: latents, reconstructions or samples are NaN or infinite.
+        """
         figures, samples, labels = {}, None, None
         latents = self._reconstructed(state, figures)
         if self._models.sit is not None:
@@ -91,11 +96,12 @@ class Measures:
         params = state.params["vae"]
         parts = np.array_split(self._heldout, -(-len(self._heldout) // _BATCH))
         latents = [np.asarray(self._encode(params, part)) for part in parts]
-        images = [np.asarray(self._decode(params, part)) for part in latents]
+        decoded = [jax.device_get(self._decode(params, part)) for part in latents]
+        images, finite = map(np.concatenate, zip(*decoded, strict=True))
         latents = np.concatenate(latents)
-        figures["psnr"] = mean_psnr(self._heldout, np.concatenate(images))
-        if not np.isfinite(latents).all():
-            return np.zeros_like(latents)
+        if not (finite.all() and np.isfinite(latents).all()):
+            raise NotFinite("the VAE makes latents or pixels that are NaN or infinite")
+        figures["psnr"] = mean_psnr(self._heldout, images)
         figures["latent_variance"] = latent_statistics(latents).variance
         figures["latent_within"] = variance_within(latents)
         figures["latent_common"] = variance_in_common(latents)

@@ -5,17 +5,34 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import (
+    Any,
+    NotRequired,  # pydantic asks for these before Python 3.12
+)
 
 import numpy as np
 from ml_collections import ConfigDict
+from typing_extensions import TypedDict
 
 from repae_jax.atomic import write_atomically
 from repae_jax.config import differences
 from repae_jax.errors import UserError
+from repae_jax.schema import Text, parse_json
 from repae_jax.study.plan import MEASURES
 
-Result = Mapping[str, Any]
+
+class Result(TypedDict):
+    """One run of a study, as `run.run_job` writes it."""
+
+    arm: Text
+    seed: int
+    config: dict[str, Any]
+    made_with: NotRequired[dict[str, Any]]
+    accuracies: NotRequired[dict[str, float]]
+    gflop_per_image: float
+    diverged: NotRequired[str]
+    figures: dict[str, dict[str, float]]
+    seconds: NotRequired[dict[str, float]]
 
 
 _SAME = ("figures", "accuracies", "diverged")  # of a run that is made again
@@ -33,13 +50,12 @@ def read_results(path: pathlib.Path) -> list[Result]:
       UserError: the file is missing or damaged.
     """
     try:
-        found = [json.loads(line) for line in path.read_text("utf-8-sig").splitlines()]
-        if not all({"arm", "seed", "figures"} <= result.keys() for result in found):
-            raise ValueError("a line is no run")
-        return found
+        lines = path.read_bytes().splitlines()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    except (ValueError, AttributeError) as error:
+    try:
+        return [parse_json(line, Result, source=f"line {n}") for n, line in enumerate(lines, 1)]
+    except UserError as error:
         raise UserError(f"{path} does not hold the results of a study: {error}") from error
 
 

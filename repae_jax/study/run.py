@@ -12,15 +12,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from repae_jax.atomic import write_atomically
-from repae_jax.config import differences, from_json
+from repae_jax.config import differences, from_stored
 from repae_jax.errors import RUN_AGAIN, Diverged, TryAgain, UserError
 from repae_jax.evaluation.figures import class_grid, pca_figure, save_png
 from repae_jax.evaluation.latents import pca_colours
+from repae_jax.finite import NotFinite
 from repae_jax.lock import writing_in
 from repae_jax.parallel.mesh import make_mesh
+from repae_jax.schema import read_json
 from repae_jax.study.judge import load_judge
 from repae_jax.study.measures import Measures, Seen
 from repae_jax.study.plan import RESULT, Job, placed_config, run_config
+from repae_jax.study.results import Result
 from repae_jax.study.schedule import check_share
 from repae_jax.study.shared import JUDGE, accuracies, check_data, check_made
 from repae_jax.training.build import build_models, load_frozen
@@ -66,7 +69,9 @@ def _run(study, job, output, config, lock, progress):
         except Diverged as error:
             diverged = str(error)
     trained = time.perf_counter()
-    figures = _measured(study, judge, config, workdir, output, diverged) if begun else {}
+    figures = {}
+    if begun:
+        figures, diverged = _measured(study, judge, config, workdir, output, diverged)
     result = {
         "arm": job.arm,
         "seed": job.seed,
@@ -95,14 +100,12 @@ def read_result(study: ConfigDict, job: Job, output: pathlib.Path) -> dict[str, 
     if not path.is_file():
         return None
     try:
-        result = json.loads(path.read_text())
-        wanted = _within(output, run_config(study, job, output).to_dict())
-        made = from_json(json.dumps(result["config"]), source=str(path)).to_dict()
-        told = differences(made, wanted)  # keys that a version before did not have are defaults
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}): remove it, and it is measured again"
-        ) from error
+        result = read_json(path, Result)
+    except UserError as error:
+        raise UserError(f"{error}; without it, it is measured again") from error
+    wanted = _within(output, run_config(study, job, output).to_dict())
+    made = from_stored(result["config"], source=str(path)).to_dict()
+    told = differences(made, wanted)  # keys that a version before did not have are defaults
     if told:
         raise UserError(
             f"{path} is of another configuration: {'; '.join(told[:3])}; take another --output"
@@ -130,7 +133,11 @@ def _within(output, value):
 
 
 def _measured(study, judge, config, workdir, output, diverged):
-    """The figures by step, as far as a run that `diverged` has come, and pictures of the last."""
+    """The figures by step, as far as a run that `diverged` has come, and how it did.
+
+    Draws pictures of the last state that has figures. One that makes values that are not finite
+    has diverged, too.
+    """
     own = build_models(config)
     models, frozen = own, {}
     if own.sit is not None and not own.teachers:  # a run without a teacher is compared with it
@@ -145,11 +152,15 @@ def _measured(study, judge, config, workdir, output, diverged):
         if diverged and step not in saved:
             break
         state = load_state(workdir, config, own, one, step=step)
-        seen = measures(state.replace(frozen={**state.frozen, **frozen}))
+        try:
+            seen = measures(state.replace(frozen={**state.frozen, **frozen}))
+        except NotFinite as error:
+            diverged = diverged or f"step {step}: {error}"
+            break
         figures[str(step)] = seen.figures
     if seen is not None:
         _draw(seen, workdir, config)
-    return figures
+    return figures, diverged
 
 
 def _draw(seen: Seen, workdir, config):

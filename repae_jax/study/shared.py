@@ -15,8 +15,8 @@ from repae_jax.config import differences
 from repae_jax.data.identity import FILE, as_recorded, changes_since, write_fingerprints
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError
-from repae_jax.interop.files import read_metadata
 from repae_jax.needs import check_nothing_missing
+from repae_jax.schema import read_json
 from repae_jax.study.plan import DATA, RESULT, own_teachers, placed_config, teacher_path
 
 COMMON = "study.json"
@@ -76,10 +76,7 @@ def check_shared(study: ConfigDict, output: pathlib.Path) -> None:
                     "another --output"
                 )
         return
-    try:
-        told = differences(json.loads(path.read_text()), _common(study))
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}): take another --output") from error
+    told = differences(read_json(path, dict[str, Any]), _common(study))
     if told:
         raise UserError(
             f"{output} is of another study: {'; '.join(told[:3])}; take another --output"
@@ -114,10 +111,9 @@ def _fingerprints(config):
 
 def accuracies(study: ConfigDict, output: pathlib.Path) -> dict[str, float]:
     """Which share of the held-out images the judge and the teachers classify correctly."""
-    return {
-        name: json.loads(read_metadata(path)["accuracy"])
-        for name, path in _networks(study, output).items()
-    }
+    from repae_jax.study.judge import noted_accuracy
+
+    return {name: noted_accuracy(path) for name, path in _networks(study, output).items()}
 
 
 def _networks(study, output):

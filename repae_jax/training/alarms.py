@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from repae_jax.errors import Diverged, UserError
+from repae_jax.sampling.generate import describe_fault
 
 CHOICES = ("warn", "stop")
 # In the order in which the step computes them: the first that is not finite broke first.
@@ -117,6 +118,19 @@ class Alarms:
             self._raise_alarm(
                 f"step {step}: the samples of all classes look alike, they differ by "
                 f"{spread:.2g} grey levels"
+            )
+
+    def look_at_faults(self, step: int, faults: np.ndarray) -> None:
+        """At the faults (N,) of generated images, see `Generated`: are all images finite?
+
+        Raises:
+          UserError: one is not, and `on_collapse` is "stop".
+        """
+        broken = faults[faults != 0]
+        if broken.size:
+            self._raise_alarm(
+                f"step {step}: {broken.size} of {faults.size} samples are black, of the first "
+                f"{describe_fault(broken[0])}"
             )
 
     def _raise_alarm(self, what):

@@ -159,9 +159,10 @@ class Checkpoints:
 
     def _restore(self, step, template):
         args = self._ocp.args
-        held = self._manager.item_metadata(step)["state"]["frozen"]
-        frozen = {name: tree for name, tree in template.frozen.items() if name in held}
+        held = self._manager.item_metadata(step)["state"]
+        frozen = {name: tree for name, tree in template.frozen.items() if name in held["frozen"]}
         wanted = _filled_fields(template.replace(frozen=frozen))
+        _check_shapes(held, wanted)
         restore_args = self._ocp.checkpoint_utils.construct_restore_args(wanted)
         state = args.PyTreeRestore(wanted, restore_args=restore_args, partial_restore=True)
         restored = self._manager.restore(
@@ -276,6 +277,20 @@ def _filled_fields(state: TrainState) -> dict[str, Any]:
     """The fields that hold anything: Orbax takes an empty dict for a leaf."""
     fields = {name: getattr(state, name) for name in FIELDS}
     return {name: tree for name, tree in fields.items() if jax.tree.leaves(tree)}
+
+
+def _check_shapes(held, wanted):
+    """Raise ValueError for an array of another shape than wanted, before anything is allocated."""
+    for field in {"params", "batch_stats", "ema", "frozen"}.intersection(held):
+        leaves = jax.tree_util.tree_leaves_with_path(held[field])
+        shapes = {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
+        for path, leaf in jax.tree_util.tree_leaves_with_path(wanted.get(field, {})):
+            key = jax.tree_util.keystr(path)
+            if key in shapes and tuple(shapes[key]) != tuple(leaf.shape):
+                raise ValueError(
+                    f"{field}{key} has the shape {tuple(shapes[key])}, the configuration needs "
+                    f"{tuple(leaf.shape)}"
+                )
 
 
 def _check_complete(tree):

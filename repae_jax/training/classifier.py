@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from repae_jax.data.pipeline import eval_batches, train_batches
 from repae_jax.data.source import Source
+from repae_jax.finite import NotFinite
 
 Prepare = Callable[[jax.Array], jax.Array]
 
@@ -36,6 +37,9 @@ def fit_classifier(
       seed: of the initialisation, the order and the shifts.
       name: what to call it beside the progress bar.
       progress: show one.
+
+    Raises:
+      NotFinite: the training diverged.
     """
     from tqdm import tqdm
 
@@ -69,7 +73,13 @@ def fit_classifier(
         if index % 20 == 0:
             bar.set_postfix(loss=f"{float(value):.3f}")
     batches.close()
-    return jax.device_get(params)
+    params = jax.device_get(params)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
+        raise NotFinite(
+            f"the {name} diverged: its weights are NaN or infinite after {recipe.steps} steps with "
+            f"the learning rate {recipe.learning_rate}; lower it"
+        )
+    return params
 
 
 def accuracy(

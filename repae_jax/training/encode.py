@@ -20,12 +20,14 @@ from repae_jax.data.prepare import identity_of, relative_name, say_skipped
 from repae_jax.data.shard_writer import ShardWriter, write_shards
 from repae_jax.data.sources import Source, open_source
 from repae_jax.errors import UserError
+from repae_jax.finite import NotFinite
 from repae_jax.interop.tables import flatten
 from repae_jax.models.teachers import preprocess
 from repae_jax.needs import check_files
 from repae_jax.parallel.mesh import make_mesh, over_batch, put_batch, replicated
 from repae_jax.parallel.multihost import processes
 from repae_jax.sampling.pixels import to_float
+from repae_jax.schema import Batch, checked
 from repae_jax.training.build import build_models, load_frozen
 from repae_jax.training.recipe import Models
 from repae_jax.training.weights import read_vae
@@ -224,52 +226,62 @@ def _records(source: Source, indexes, encoder, made, sums, skipped) -> Iterator[
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         reading = [pool.submit(source.__getitem__, i) for i in chunks[0]]
         for number in range(len(chunks)):
-            elements = list(_readable(source, chunks[number], reading, skipped))
+            read = dict(_readable(source, chunks[number], reading, skipped))
             if number + 1 < len(chunks):
                 reading = [pool.submit(source.__getitem__, i) for i in chunks[number + 1]]
-            if not elements:
+            if not read:
                 continue
-            images = np.stack([element["image"] for element in elements])
-            parts = list(_parts(images, encoder, made, sums))
+            images = np.stack([element["image"] for element in read.values()])
+            names = [relative_name(source, index) for index in read]
+            parts = list(_parts(images, names, encoder, made, sums))
             if made["mirrored"]:
-                mirrored = _parts(images[:, :, ::-1], encoder, made, sums)
+                mirrored = _parts(images[:, :, ::-1], names, encoder, made, sums)
                 parts = [
                     part | {f"{latents.MIRRORED}{key}": value for key, value in other.items()}
                     for part, other in zip(parts, mirrored, strict=True)
                 ]
-            for part, element in zip(parts, elements, strict=True):
+            for part, element in zip(parts, read.values(), strict=True):
                 yield {**part, "label": int(element["label"])}
 
 
 def _readable(source, indexes, reading, skipped):
-    """The elements that are being read; names of bad images go to `skipped`, if there is one."""
+    """(index, element) of those that are being read; names of bad ones go to `skipped`, if any."""
     for index, future in zip(indexes, reading, strict=True):
         try:
-            yield future.result()
+            yield index, future.result()
         except BadImage:
             if skipped is None:
                 raise
             skipped.append(relative_name(source, index))
 
 
-def _parts(images, encoder, made, sums):
+def _parts(images, names, encoder, made, sums):
     """What a record holds of each image."""
     mean, std, tokens = encoder(np.ascontiguousarray(images))
     dtype = jnp.dtype(made["dtype"])
-    for index, image in enumerate(images):
+    for index, (image, name) in enumerate(zip(images, names, strict=True)):
         sums.add(mean[index], std[index])
         part = {"mean": mean[index].astype(dtype), "std": std[index].astype(dtype)}
         part |= {f"tokens/{k}": array[index].astype(dtype) for k, array in enumerate(tokens)}
+        _check_finite(part, name, made["dtype"])
         if made["images"]:
             part["image"] = encode_pixels(image)
         yield part
 
 
+def _check_finite(part, name, dtype):
+    for key, array in part.items():
+        if not np.isfinite(array.astype(np.float32)).all():
+            raise NotFinite(
+                f"{name}: its {key} is NaN or infinite as {dtype}: the weights of the VAE or the "
+                "teacher are damaged, or that type is too narrow (--dtype)"
+            )
+
+
 def _check(config, dtype, batch_size):
     if dtype not in DTYPES:
         raise UserError(f"--dtype is {dtype!r}: use one of {', '.join(DTYPES)}")
-    if batch_size < 1:
-        raise UserError(f"--batch-size is {batch_size}: give at least 1")
+    checked(batch_size, Batch, source="--batch-size")
     if config.data.source == latents.KIND:
         raise UserError(
             "config.data.source is 'latents' already: name the images to encode, as the argument "

@@ -17,9 +17,11 @@ from repae_jax.config import NETWORKS
 from repae_jax.errors import UserError
 from repae_jax.interop import checkpoint_parts, files, latent_statistics, original
 from repae_jax.interop.adamw import parameter_groups
+from repae_jax.interop.checkpoint_schema import arguments_of
 from repae_jax.interop.original import OPTIMIZERS, Part
 from repae_jax.interop.pretrained import PretrainedVAE
 from repae_jax.interop.sit import unify_names
+from repae_jax.interop.tables import require_finite
 from repae_jax.models.autoencoder_kl import AutoencoderKL
 from repae_jax.training import workdir as work_directory
 from repae_jax.training.build import build_models, build_optimizers, fresh_state
@@ -45,7 +47,7 @@ def config_of(content: Mapping[str, Any], *, source: str) -> ConfigDict:
     What no argument tells follows from the weights, or is published.
     """
     content = _checkpoint(content, source)
-    args = _arguments(content)
+    args = arguments_of(content, source)
     if "model" not in args:
         args = args_from_weights(content["ema"], source=source) | args
     return config_from_args(args, checkpoint_parts.kind_of(content), source=source)
@@ -138,6 +140,8 @@ def export_run(workdir: pathlib.Path, path: pathlib.Path, *, progress: bool = Tr
     if origin.kind == "repa":
         parts["sit"] = original.sit_part(models.sit, statistics=False)
     content = _export(state, parts, origin, config)
+    for key in ("model", "ema", *OPTIMIZERS.keys() & content.keys()):
+        require_finite(content[key], path)
     del state  # from here on, what is made contiguous frees what it was made from
     _settle(content, progress)
     files.write_torch(path, content | {"args": argparse.Namespace(**origin.args)})
@@ -191,7 +195,7 @@ def _import(content, config, models, source, progress):
             groups[key] = content[key]["param_groups"]
             bar.update()
     state = _assemble(config, models, steps, loaded, moments)
-    args = _arguments(content)
+    args = arguments_of(content, source)
     if "model" not in args:
         args = args_from_config(config) | args
     return state, Origin(kind, steps, args, groups, counters, slots)
@@ -337,14 +341,6 @@ def _check_trained(config, kind, source):
             f"{source}: a checkpoint that trains {', '.join(expected)}, but config.train is "
             f"{tuple(config.train)}: choose the recipe {'repae' if kind == 'repae' else 'repa'}"
         )
-
-
-def _arguments(content):
-    return _plain(content.get("args", {}))
-
-
-def _plain(args):
-    return dict(args) if isinstance(args, Mapping) else vars(args)
 
 
 def _frozen_slots(state_dict, part):

@@ -3,15 +3,33 @@
 import dataclasses
 import json
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
+from repae_jax.errors import UserError
 from repae_jax.interop import files
 from repae_jax.interop.original import Kind
+from repae_jax.schema import checked, each, parse_json, real, shown, whole
 
 FILE = "origin.safetensors"
+_COUNTER = re.compile(r"counters/(.+)")
+_SLOT = re.compile(r"slots/(\w+)/(\d{1,7})/(\w+)")
+
+
+class _Group(TypedDict):
+    params: list[int]
+    betas: each(real(), 2, 2)
+
+
+class _Plain(TypedDict):
+    kind: Kind
+    steps: whole(0, 2**31 - 1)
+    args: dict[str, Any]
+    groups: dict[str, each(_Group)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,17 +78,22 @@ def read_origin(workdir: pathlib.Path) -> Origin | None:
     path = workdir / FILE
     if not path.is_file():
         return None
-    plain = {name: json.loads(text) for name, text in files.read_metadata(path).items()}
+    notes = files.read_metadata(path)
+    plain = {name: parse_json(text, source=f"{path}: {name}") for name, text in notes.items()}
+    checked(plain, _Plain, source=f"{path}: ")
     for groups in plain["groups"].values():
         for group in groups:  # JSON has lists where torch has a tuple
             group["betas"] = tuple(group["betas"])
     counters, slots = {}, {}
     tensors = files.read_stored(path)  # sorted by name, but torch has the step first
     for name in sorted(tensors, key=lambda name: not name.endswith("/step")):
-        kind, _, rest = name.partition("/")
-        if kind == "counters":
-            counters[rest] = tensors[name]
-        else:
-            key, number, moment = rest.split("/")
+        if found := _COUNTER.fullmatch(name):
+            counters[found[1]] = tensors[name]
+        elif found := _SLOT.fullmatch(name):
+            key, number, moment = found.groups()
             slots.setdefault(key, {}).setdefault(int(number), {})[moment] = tensors[name]
-    return Origin(**plain, counters=counters, slots=slots)
+        else:
+            raise UserError(f"{path}: damaged, it holds {shown(name)}; remove it to do without")
+    return Origin(
+        **{key: plain[key] for key in _Plain.__annotations__}, counters=counters, slots=slots
+    )

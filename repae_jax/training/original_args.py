@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from repae_jax import config as configuration
 from repae_jax.errors import UserError
@@ -11,6 +12,7 @@ from repae_jax.interop.original import Kind
 from repae_jax.interop.sit import infer_dimensions
 from repae_jax.models.autoencoder_kl import VAE_CONFIGS
 from repae_jax.models.sit import SIT_CONFIGS
+from repae_jax.schema import Text, checked, real
 
 # the original's argument -> our keys; the value is the same
 _SAME = {
@@ -58,6 +60,41 @@ _TEACHERS = {
 _OURS = "repae_jax"  # the argument under which a run of ours keeps its whole configuration
 
 
+class _Arguments(TypedDict, total=False):
+    """The arguments that are read. Their ranges are those of the keys that they become."""
+
+    seed: int | None
+    batch_size: int | None
+    num_classes: int | None
+    resolution: int | None
+    encoder_depth: int | None
+    qk_norm: bool | None
+    cfg_prob: real() | None
+    bn_momentum: real() | None
+    path_type: Text | None
+    proj_coeff: real() | None
+    vae_align_proj_coeff: real() | None
+    weighting: Text | None
+    learning_rate: real() | None
+    vae_learning_rate: real() | None
+    disc_learning_rate: real() | None
+    max_train_steps: int | None
+    checkpointing_steps: int | None
+    sampling_steps: int | None
+    adam_beta1: real() | None
+    adam_beta2: real() | None
+    adam_epsilon: real() | None
+    adam_weight_decay: real() | None
+    max_grad_norm: real(finite=False) | None
+    mixed_precision: Text | None
+    vae_ckpt: Text | None
+    model: Text | None
+    vae: Text | None
+    enc_type: Text | None
+    exp_name: Text | None
+    repae_jax: str
+
+
 def config_from_args(args: Mapping[str, Any], kind: Kind, *, source: str) -> ConfigDict:
     """The configuration that continues the original's run.
 
@@ -71,8 +108,9 @@ def config_from_args(args: Mapping[str, Any], kind: Kind, *, source: str) -> Con
       source: the checkpoint, for errors.
 
     Raises:
-      UserError: a model or teacher that has no published name.
+      UserError: a model or teacher that has no published name, or an argument of another type.
     """
+    checked(args, _Arguments, source=f"{source}: its argument ")
     if _OURS in args:
         return configuration.from_json(args[_OURS], source=source)
     config = configuration.imagenet256()

@@ -102,7 +102,7 @@ class Reporter:
         """Write a grid of samples from the moving average, some of each of the first classes.
 
         Raises:
-          UserError: they are all alike, and the configuration wants to stop there.
+          UserError: they are all alike or not finite, and the configuration wants to stop there.
         """
         if self._generate is None:
             return
@@ -111,13 +111,15 @@ class Reporter:
         labels = np.repeat(np.arange(classes, dtype=np.int32), _EACH)
         padded = np.resize(labels, self._at_once)
         inputs = put((np.arange(len(padded)), padded), replicated(self._program.mesh))
-        images = self._generate(sampling_weights(state), self._program.key(), *inputs)
-        images = np.asarray(images)[: len(labels)]
+        made = self._generate(sampling_weights(state), self._program.key(), *inputs)
+        images, faults = (np.asarray(part)[: len(labels)] for part in made)
         if self._first:
             grid = class_grid(images, labels, [str(c) for c in range(classes)], _EACH)
             save_png(self._workdir / "samples" / f"{step:07d}.png", grid)
             self._writer.image(step, "samples", grid)
-        self._alarms.look_at_samples(step, images)
+        self._alarms.look_at_faults(step, faults)
+        if not faults.any():
+            self._alarms.look_at_samples(step, images)
         self._clock += time.perf_counter() - started  # sampling is not training speed
 
     @property
@@ -136,7 +138,8 @@ class Reporter:
         if self._first:
             self._writer.scalars(step, {f"evaluation/{k}": v for k, v in figures.items()})
         shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        self.say(f"step {step}: {shown or 'the samples are all alike, nothing is measured'}")
+        nothing = "the samples are all alike or not finite, nothing is measured"
+        self.say(f"step {step}: {shown or nothing}")
         self._clock += time.perf_counter() - started
 
     def say(self, text: str) -> None:

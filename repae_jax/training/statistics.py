@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from repae_jax.data.pipeline import eval_batches
+from repae_jax.finite import NotFinite
 from repae_jax.models.vae import VAE
 from repae_jax.sampling.pixels import to_float
 
@@ -18,6 +19,9 @@ def latent_moments(
     """{"mean": (c,), "var": (c,)} of z = mean + std * noise over images and positions.
 
     The noise is integrated out: var z = var mean + E std^2.
+
+    Raises:
+      NotFinite: latents are not.
     """
     from tqdm import tqdm
 
@@ -35,6 +39,11 @@ def latent_moments(
         size = len(batch["image"])
         count, first, second = count + size, first + size * mean, second + size * square
     mean = first / count
+    if not (np.isfinite(mean).all() and np.isfinite(second).all()):
+        raise NotFinite(
+            "the VAE makes latents that are NaN or infinite: its weights are damaged, or do not "
+            "suit config.dtype"
+        )
     return {
         "mean": mean.astype(np.float32),
         "var": (second / count - mean**2).astype(np.float32),

@@ -1,13 +1,17 @@
 """The work directory: a run's configuration, checkpoints, events, samples and report."""
 
+import functools
 import pathlib
 import re
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from repae_jax.atomic import write_atomically
-from repae_jax.config import differences, from_json, to_json
-from repae_jax.errors import UserError
+from repae_jax.config import absent_keys, differences, from_stored, to_json
+from repae_jax.errors import UserError, warn
+from repae_jax.schema import read_json
+from repae_jax.validation import validate
 
 CONFIG = "config.json"
 # Once a run has begun, its weights come from its checkpoints: where files lie may change.
@@ -58,12 +62,25 @@ def check(workdir: pathlib.Path, config: ConfigDict) -> None:
 
 
 def load_config(workdir: pathlib.Path) -> ConfigDict:
-    """The configuration of the run in `workdir`.
+    """The configuration of the run in `workdir`, which is a possible one.
 
     Raises:
-      UserError: there is no run, or its configuration is damaged or of another version.
+      UserError: there is no run, or its configuration is damaged, of another version, or has been
+        edited to an impossible one.
     """
     path = workdir / CONFIG
     if not path.is_file():
         raise UserError(f"{workdir} holds no run: {CONFIG} is missing")
-    return from_json(path.read_text("utf-8-sig", "replace"), source=str(path))
+    stored = read_json(path, dict[str, Any])
+    config = from_stored(stored, source=str(path))
+    try:
+        validate(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if absent := absent_keys(stored):
+        more = f" and {len(absent) - 1} more keys" if len(absent) > 1 else ""
+        _warn_once(f"{path} lacks {absent[0]}{more}: their defaults are taken")
+    return config
+
+
+_warn_once = functools.cache(warn)  # a command may read the file more than once

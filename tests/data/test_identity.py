@@ -42,14 +42,16 @@ def packed_of(root, **options):
 
 
 def latents_of(root, vae="abc", records=4):
-    made = {"vae": vae, "mirrored": False, "images": False, "teachers": {}, "latent_shape": [1]}
+    made = {"vae": vae, "mirrored": False, "images": False, "teachers": {}}
+    made["latent_shape"] = [1, 1, 1]
 
     def write_record(indexes, writer):
         for index in indexes:
             writer.write({"mean": np.full(1, index, np.float32), "label": 0})
         return {}
 
-    manifest = {"kind": KIND, "num_classes": 1}
+    statistics = {"mean": [0.0], "var": [1.0]}
+    manifest = {"kind": KIND, "num_classes": 1, "statistics": statistics}
     write_shards(root, records, 4, write_record, made, manifest=manifest)
     return data_config("latents", path=root, num_classes=1)
 

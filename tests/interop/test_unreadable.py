@@ -73,7 +73,7 @@ UNKNOWN = {
     "bert": (lambda p: a_config(p, '{"model_type": "bert"}'), "is of a 'bert'"),
     "nobody": (lambda p: a_config(p, "{}"), "names neither _class_name"),
     "damaged": (lambda p: a_config(p, "{"), "config.json is damaged"),
-    "array": (lambda p: a_config(p, "[]"), "holds a list"),
+    "array": (lambda p: a_config(p, "[]"), "config.json is []"),
     "vae_alone": (
         lambda p: a_config(p, '{"_class_name": "AutoencoderKL"}'), "no weights beside config.json"
     ),

@@ -92,10 +92,10 @@ def spoil(index, parts, how):
         return "is in another file of"
     if how == "damaged":
         index.write_text("{")
-        return "no index of weights in several files"
+        return f"{index} is damaged, no JSON"
     if how == "list":
         index.write_text("[]")
-        return "no index of weights in several files"
+        return f"{index} is []: it must be a valid dictionary"
     place = {"above": f"../{second.name}", "absolute": str(second), "loop": index.name}[how]
     if how == "above":
         shutil.copy(second, index.parents[1])

@@ -6,6 +6,7 @@ from painting import paint
 from run_fixtures import random_run, teacher, trained
 
 from repae_jax.sampling import generate_command
+from repae_jax.sampling.generate import Generated
 from repae_jax.training.run import open_run
 
 __all__ = ["random_run", "teacher", "trained"]
@@ -32,7 +33,8 @@ def painted(opened, monkeypatch):
     def make_generate(*_, **__):
         def generate(weights, key, indices, labels):
             batches.append(np.asarray(indices))
-            return paint(np.asarray(indices), np.asarray(labels))
+            images = paint(np.asarray(indices), np.asarray(labels))
+            return Generated(images, np.zeros(len(images), np.int32))
 
         return generate
 

@@ -25,7 +25,7 @@ from repae_jax.training import workdir as work_directory
         (dict(labels=","), "--labels is ',': give class numbers"),
         (dict(seed=-1), "--seed is -1"),
         (dict(method="ddim"), "method is 'ddim'"),
-        (dict(guidance_scale=0.5), "guidance_scale is 0.5"),
+        (dict(guidance_scale=-0.5), "guidance_scale is -0.5"),
     ],
 )
 def test_bad_options_are_one_line(options, message, run, tmp_path, capsys):

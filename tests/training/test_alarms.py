@@ -90,3 +90,19 @@ def test_samples_that_are_all_alike():
     same = np.clip(image + rng.integers(-1, 2, (16, 8, 8, 3)), 0, 255)
     alarms.look_at_samples(2, same.astype(np.uint8))
     assert "step 2: the samples of all classes look alike" in told[0]
+
+
+def test_samples_that_are_not_finite():
+    alarms, told = make()
+    alarms.look_at_faults(1, np.zeros(16, np.int32))
+    assert told == []
+    alarms.look_at_faults(2, np.array([0, 3, -1, 0], np.int32))
+    assert told == [
+        "warning: step 2: 2 of 4 samples are black, of the first its latents are NaN or infinite "
+        "from sampling step 3 on"
+    ]
+    alarms, _ = make("stop")
+    with pytest.raises(
+        UserError, match="1 of 1 samples are black, of the first its pixels are NaN"
+    ):
+        alarms.look_at_faults(3, np.array([-1], np.int32))

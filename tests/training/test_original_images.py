@@ -99,7 +99,7 @@ def test_the_original_makes_the_same_images(digits, resumed_digits, sampler, mon
     labels = indices.astype(np.int32)
     monkeypatch.setattr(generate, "to_uint8", lambda images: images)
     make = generate.make_generate(run.models.sit, run.models.vae, sampler)
-    images = make(sampling_weights(run.state), key, indices, labels)
+    images = make(sampling_weights(run.state), key, indices, labels).images
     pixels = np.asarray(to_uint8(images)).astype(int)
 
     sit = run.models.sit

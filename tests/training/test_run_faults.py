@@ -100,6 +100,19 @@ def test_ten_steps_in_a_row_that_are_not_finite_end_the_run(teacher, tmp_path, c
     assert said.out.count("warning:") == 1  # not one a step
 
 
+@pytest.mark.slow  # compiles a sampler
+def test_a_grid_of_samples_that_are_not_finite_is_a_warning(trained, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    words = ["train", "--workdir", str(workdir), "--quiet", "--config.run.steps=5"]
+    assert main([*words, "--config.sampling.guidance_scale=1e39"]) == 0
+    told = capsys.readouterr().out
+    assert "warning: step 5: 80 of 80 samples are black" in told
+    assert "from sampling step 1 on" in told
+    assert "look alike" not in told
+    assert (workdir / "samples" / "0000005.png").exists()
+
+
 # --- damaged checkpoints ---
 
 

@@ -1,0 +1,15 @@
+"""Values that are neither NaN nor infinite."""
+
+import jax
+import jax.numpy as jnp
+
+from repae_jax.errors import UserError
+
+
+class NotFinite(UserError):
+    """Latents or pixels that are NaN or infinite, which a cast to uint8 would make black."""
+
+
+def finite_rows(values: jax.Array) -> jax.Array:
+    """Which of the rows of `values` (B, ...) hold finite numbers only, (B,) bool."""
+    return jnp.isfinite(values).all(axis=tuple(range(1, values.ndim)))

@@ -1,0 +1,64 @@
+"""What the parts of one of the original's training checkpoints are, beside its tensors."""
+
+import argparse
+import json
+from collections.abc import Mapping
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
+
+from repae_jax.errors import UserError
+from repae_jax.schema import checked, each, real, shown, whole
+
+_MOST_PARAMETERS = 1_000_000
+
+
+class _Group(TypedDict):
+    params: each(whole(0, _MOST_PARAMETERS), 0, _MOST_PARAMETERS)
+    lr: NotRequired[real(finite=False)]
+    betas: NotRequired[tuple[real(), real()]]
+
+
+class _Optimizer(TypedDict):
+    param_groups: each(_Group)
+    state: dict[int, dict[str, Any]]
+
+
+class _Parts(TypedDict, total=False):
+    steps: whole(0, 2**31 - 1)
+    model: dict[str, Any]
+    ema: dict[str, Any]
+    vae: dict[str, Any]
+    discriminator: dict[str, Any]
+    opt: dict[str, Any]
+    opt_vae: dict[str, Any]
+    opt_disc: dict[str, Any]
+
+
+def check_parts(content: Mapping[str, Any], source: str) -> None:
+    """Raise UserError for a part of a checkpoint that is of another kind than it should be."""
+    checked(content, _Parts, source=f"{source}: ")
+    for key in ("opt", "opt_vae", "opt_disc"):
+        if content.get(key):
+            checked(content[key], _Optimizer, source=f"{source}: {key}.")
+
+
+def arguments_of(content: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The arguments of a checkpoint by name, {} where it has none; JSON can hold them.
+
+    Raises:
+      UserError: they are something else.
+    """
+    args = content.get("args", {})
+    if isinstance(args, argparse.Namespace):
+        args = vars(args)
+    if not isinstance(args, Mapping) or not all(isinstance(name, str) for name in args):
+        raise UserError(f"{source}: its 'args' are {shown(args)}, not arguments by name")
+    for name, value in args.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UserError(
+                f"{source}: its argument {shown(name)} is {shown(value)}, which is no plain value"
+            ) from error
+    return dict(args)

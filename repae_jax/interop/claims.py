@@ -1,0 +1,65 @@
+"""What a pickle may claim to hold: it can refer to one thing again and again, also to itself."""
+
+import argparse
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from repae_jax.errors import UserError
+from repae_jax.schema import shown
+
+_DEEPEST = 32  # dicts and lists in each other; a training checkpoint has 5
+_ENTRIES = 1_000_000  # everything in them, a thing that is named twice counted twice
+# Bytes that tensors may name: of a small file so many, of a large one each byte so often.
+_SMALL, _OFTEN = 1 << 29, 4
+
+
+def check_claims(content: Any, path: pathlib.Path) -> None:
+    """Raise UserError if what torch read from a file is more than a file of its size can hold.
+
+    Nothing is copied for it: tensors that repeat one number a billion times (strides of 0), dicts
+    that hold themselves, and lists of lists that double with each level are cheap as long as
+    nobody walks them or computes with them.
+
+    Args:
+      content: nested dicts, lists, namespaces and tensors.
+      path: the file.
+    """
+    size = path.stat().st_size
+    left = max(_SMALL, _OFTEN * size)
+    for count, (name, value) in enumerate(_entries(content, path)):
+        if count > _ENTRIES:
+            raise UserError(f"{path}: holds over {_ENTRIES} entries, which no file of weights does")
+        if hasattr(value, "element_size"):
+            left -= value.numel() * value.element_size()
+        if left < 0:
+            raise UserError(
+                f"{path}: its tensors claim to hold far more than the file's {size} bytes, "
+                f"{shown(name)} the shape {shown(tuple(value.shape))}: it is damaged, or repeats "
+                "numbers in place of storing them"
+            )
+
+
+def _entries(content, path) -> Iterator[tuple[Any, Any]]:
+    """(name, value) of everything, depth first."""
+    waiting = [iter([("", content)])]
+    while waiting:
+        entry = next(waiting[-1], None)
+        if entry is None:
+            waiting.pop()
+            continue
+        yield entry
+        if inside := _inside(entry[1]):
+            waiting.append(inside)
+        if len(waiting) > _DEEPEST:
+            raise UserError(f"{path}: nested beyond {_DEEPEST} levels, which no file of weights is")
+
+
+def _inside(value):
+    if isinstance(value, Mapping):
+        return iter(value.items())
+    if isinstance(value, argparse.Namespace):
+        return iter(vars(value).items())
+    if isinstance(value, list | tuple | set):
+        return (("", item) for item in value)
+    return None

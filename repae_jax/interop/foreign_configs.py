@@ -1,0 +1,70 @@
+"""What the config.json of others may say: types and ranges of the keys that are read."""
+
+from typing import Any
+
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
+
+from repae_jax.schema import Text, Width, checked, each, real, whole
+
+_Channels = whole(1, 4096)  # of images and latents
+_Number = real(finite=False)  # of latent statistics, which are checked where they are used
+_Numbers = each(_Number, 1, 4096)
+
+
+class _Header(TypedDict, total=False):
+    """What says whose folder it is: diffusers' key and transformers'."""
+
+    _class_name: Text | None
+    model_type: Text | None
+
+
+class _AutoencoderKL(TypedDict, total=False):
+    in_channels: _Channels
+    out_channels: _Channels
+    down_block_types: each(Text, 1, 8)
+    up_block_types: each(Text, 1, 8)
+    block_out_channels: each(Width, 1, 8)
+    layers_per_block: whole(1, 16)
+    act_fn: Text
+    latent_channels: _Channels
+    norm_num_groups: Width
+    use_quant_conv: bool
+    use_post_quant_conv: bool
+    mid_block_add_attention: bool
+    scaling_factor: _Number | None
+    shift_factor: _Number | None
+    latents_mean: _Numbers | None
+    latents_std: _Numbers | None
+
+
+class _AutoencoderKLQwenImage(TypedDict, total=False):
+    base_dim: Width
+    z_dim: _Channels
+    dim_mult: each(whole(1, 64), 1, 8)
+    num_res_blocks: whole(1, 16)
+    attn_scales: each(real(0), 0, 8)
+    temperal_downsample: each(bool, 0, 8)
+    input_channels: _Channels
+    dropout: real(0, 1)
+    latents_mean: _Numbers | None
+    latents_std: _Numbers | None
+
+
+_CLASSES = {
+    "AutoencoderKL": _AutoencoderKL,
+    "AutoencoderKLQwenImage": _AutoencoderKLQwenImage,
+}
+
+
+def check_config(config: Any, source: str) -> dict[str, Any]:
+    """A config.json's content as it is, if its keys have possible values.
+
+    The bounds above keep a network that is built from them within what a machine can hold.
+
+    Raises:
+      UserError: it is no object, or a key that is read has another type or is out of its range.
+    """
+    checked(config, _Header, source=source)
+    if schema := _CLASSES.get(config.get("_class_name")):
+        checked(config, schema, source=source)
+    return config

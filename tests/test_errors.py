@@ -1,0 +1,121 @@
+"""What ends a command is one line and a status, whatever it was; nothing is swallowed."""
+
+import argparse
+import os
+import subprocess
+import sys
+
+import pytest
+
+from repae_jax import cli
+from repae_jax.errors import TryAgain, UserError, explained
+
+
+def raised(error):
+    try:
+        raise error
+    except type(error) as caught:
+        return caught
+
+
+def overflow():
+    def again():
+        return again()
+
+    return again()
+
+
+def deep_json():
+    import json
+
+    return json.loads("[" * 100_000)
+
+
+@pytest.fixture
+def ending(monkeypatch, capsys):
+    """ending(function): the status and what is said when the command `inspect` calls it."""
+
+    def ending(function):
+        monkeypatch.setitem(cli.COMMANDS, "inspect", lambda options: function())
+        status = cli.main(["inspect", "x"])
+        return status, capsys.readouterr().err
+
+    return ending
+
+
+def raising(error):
+    def function():
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("function", "status", "line"),
+    [
+        (raising(UserError("depth is -1")), 2, "error: depth is -1"),
+        (raising(TryAgain("it is gone")), 75, "error: it is gone"),
+        (raising(TypeError("None has\nno len()")), 70, "error: unexpected TypeError: None has no"),
+        (raising(MemoryError("1 PiB")), 70, "error: unexpected MemoryError: 1 PiB"),
+        (
+            raising(ZeroDivisionError()),
+            70,
+            "error: unexpected ZeroDivisionError (repae_jax/cli.py:",
+        ),
+        (overflow, 70, "error: unexpected RecursionError: maximum recursion depth"),
+        (deep_json, 70, "error: unexpected RecursionError: maximum recursion depth"),
+        (lambda: os.listdir("/nowhere/x"), 2, "error: /nowhere/x: No such file or directory"),
+        (lambda: os.stat("y" * 5000), 2, f"error: {'y' * 100}... (5000 letters): File name too"),
+        (raising(OSError(28, "No space left on device")), 2, "error: [Errno 28] No space left"),
+        (lambda: __import__("no_such_thing.part"), 2, "error: no_such_thing is not installed: pip"),
+    ],
+)
+def test_every_end_is_one_line(ending, function, status, line):
+    found, errors = ending(function)
+    assert found == status
+    assert errors.startswith(line)
+    assert errors.count("\n") == 1
+    assert "Traceback" not in errors
+    if status == 70:
+        assert "REPAE_TRACEBACK=1 in the environment shows more" in errors
+
+
+def test_the_place_is_named_where_it_is_ours(ending):
+    _, errors = ending(lambda: explained(None).x)
+    assert "(repae_jax/errors.py:" in errors
+
+
+def test_the_traceback_is_a_word_away(ending, monkeypatch):
+    monkeypatch.setenv("REPAE_TRACEBACK", "1")
+    status, errors = ending(raising(TypeError("None")))
+    assert status == 70
+    assert "Traceback (most recent call last)" in errors
+    assert "in raising" in errors or "in function" in errors
+    assert errors.splitlines()[-1].startswith("error: unexpected TypeError: None")
+
+
+def test_who_wants_to_leave_may(ending):
+    with pytest.raises(SystemExit):
+        ending(raising(SystemExit(3)))
+    status, errors = ending(raising(KeyboardInterrupt()))
+    assert status == 130
+    assert "interrupted" in errors
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_an_absent_device_is_one_line(platform, tmp_path):
+    words = ["-m", "repae_jax", "evaluate-vae", "x", "y"]
+    done = subprocess.run(
+        [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "JAX_PLATFORMS": platform},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"error: JAX finds no device: JAX_PLATFORMS is {platform!r}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_options_are_still_the_parsers(capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["sample", "--steps", "x"])
+    assert left.value.code == 2
+    assert isinstance(cli.make_parser(), argparse.ArgumentParser)

@@ -1,0 +1,109 @@
+"""JSON of others: what fits passes as it is, what does not is one line with key and value."""
+
+import json
+
+import pytest
+from typing_extensions import TypedDict
+
+from repae_jax.errors import UserError
+from repae_jax.schema import Text, Width, checked, each, parse_json, read_json, real, shown, whole
+
+
+class Inner(TypedDict):
+    widths: each(Width, 1, 3)
+
+
+class Outer(TypedDict, total=False):
+    name: Text
+    depth: whole(1, 16) | None
+    share: real(0, 1)
+    rate: real(0, finite=False)
+    flag: bool
+    inner: Inner
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"name": "x", "other": [[[{}]]], "depth": None, "share": 1, "flag": False},
+        {"rate": float("inf"), "inner": {"widths": [1, 65_536], "more": None}},
+    ],
+)
+def test_what_fits_passes_as_it_is(content):
+    assert checked(content, Outer, source="x: ") is content
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ({"depth": 0}, "x.json: depth is 0: give at least 1"),
+        ({"depth": 10**9}, "x.json: depth is 1000000000: give at most 16"),
+        ({"depth": True}, "x.json: depth is True: it must be a valid integer"),
+        ({"depth": 1.0}, "x.json: depth is 1.0: it must be a valid integer"),
+        ({"depth": 10**5000}, "x.json: depth is a number of many digits: give at most 16"),
+        ({"share": float("nan")}, "x.json: share is nan: it must be a finite number"),
+        ({"share": float("inf")}, "x.json: share is inf: it must be a finite number"),
+        ({"rate": float("nan")}, "x.json: rate is nan: give at least 0"),
+        ({"share": "1"}, "x.json: share is '1': it must be a valid number"),
+        ({"flag": 1}, "x.json: flag is 1: it must be a valid boolean"),
+        ({"name": None}, "x.json: name is None: it must be a valid string"),
+        ({"inner": {}}, "x.json: inner.widths is missing"),
+        ({"inner": {"widths": []}}, "x.json: inner.widths is []: list must have at least 1 item"),
+        (
+            {"inner": {"widths": [4, [[[[[1]]]]]]}},
+            "x.json: inner.widths[1] is [[[[...]]]]: it must",
+        ),
+        ({"depth": -1, "flag": None}, "x.json: depth is -1: give at least 1 (and 1 more)"),
+        ([], "x.json is []: it must be a valid dictionary"),
+    ],
+)
+def test_what_does_not_fit_names_key_and_value(content, line):
+    with pytest.raises(UserError) as caught:
+        checked(content, Outer, source="x.json: ")
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+
+
+def test_values_are_shown_in_a_line():
+    assert len(shown("y" * 5000)) < 80
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert shown(deep) == "[[[[...]]]]"
+    assert len(shown(list(range(10_000)))) < 80
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000 + "]" * 100_000, "is damaged: nested beyond measure"),
+        ('{"a":' * 100_000, "is damaged: nested beyond measure"),
+        ("", "is damaged, no JSON"),
+        ('{"a": ', "is damaged, no JSON"),
+        ("9" * 5000, "is damaged, no JSON"),
+        (b"\xff\xfe{", "is damaged, no JSON"),
+    ],
+)
+def test_damaged_files_are_one_line(text, message, tmp_path):
+    path = tmp_path / "x.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError) as caught:
+        read_json(path)
+    assert f"{path} {message}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_is_read_as_far_as_its_kind_goes(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(["y" * 100]))
+    assert read_json(path, largest=104) == ["y" * 100]
+    with pytest.raises(UserError, match=r"x\.json: has over 0 MiB"):
+        read_json(path, largest=103)
+    with pytest.raises(UserError, match="/dev/zero is damaged"):  # which never ends
+        read_json("/dev/zero")
+    with pytest.raises(UserError, match="cannot be read .No such file"):
+        read_json(tmp_path / "none.json")
+    with pytest.raises(UserError, match="cannot be read .Is a directory"):
+        read_json(tmp_path)
+    assert parse_json(b'\xef\xbb\xbf{"a": 1}', source="x") == {"a": 1}
