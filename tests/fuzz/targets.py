@@ -1,0 +1,12 @@
+"""All targets."""
+
+from fuzz import data_sets, networks, original_checkpoints, runs_and_studies, samples, vaes
+from fuzz.target import Target
+
+_FILES = (vaes, networks, original_checkpoints, data_sets, samples, runs_and_studies)
+TARGETS: dict[str, Target] = {target.name: target for file in _FILES for target in file.TARGETS}
+
+
+def by_name(name: str) -> Target:
+    """One of them."""
+    return TARGETS[name]

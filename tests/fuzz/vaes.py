@@ -1,0 +1,148 @@
+"""Targets: VAEs."""
+
+import json
+
+import numpy as np
+
+from fuzz.saving import convert, inspect, safetensors_save, torch_save
+from fuzz.target import Target, eighths
+from repae_jax.interop import autoencoder_kl, pretrained, qwen_image
+from repae_jax.interop.recognise import find
+from repae_jax.models.autoencoder_kl import AutoencoderKL
+from repae_jax.models.qwen_image_vae import AutoencoderKLQwenImage
+from repae_jax.models.vae import parameter_shapes
+
+KL = AutoencoderKL(channels=8, multipliers=(1, 2), latent_channels=3, num_res_blocks=1, groups=4)
+LDM = AutoencoderKL(channels=32, multipliers=(1,), latent_channels=3, num_res_blocks=1)
+QWEN = AutoencoderKLQwenImage(
+    base_dim=4, multipliers=(1, 2), latent_channels=3, num_res_blocks=1, temporal_downsample=(True,)
+)
+STATISTICS = {"mean": np.float32([0.125, -0.25, 0.5]), "var": np.float32([0.25, 1, 4])}
+SCALES = r"scaling_factor|shift_factor|latents_(mean|std)(/\d)?|_class_name|norm_num_groups"
+
+
+def _diffusers_kl(folder):
+    """As diffusers writes it, with every key of its own."""
+    config = {
+        "_class_name": "AutoencoderKL",
+        "_diffusers_version": "0.31.0",
+        "_name_or_path": "somewhere",
+        "act_fn": "silu",
+        "block_out_channels": [8, 16],
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+        "force_upcast": True,
+        "in_channels": 3,
+        "out_channels": 3,
+        "latent_channels": 3,
+        "latents_mean": None,
+        "latents_std": None,
+        "layers_per_block": 1,
+        "mid_block_add_attention": True,
+        "norm_num_groups": 4,
+        "sample_size": 32,
+        "scaling_factor": 0.5,
+        "shift_factor": 0.25,
+        "use_post_quant_conv": True,
+        "use_quant_conv": True,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    tensors = autoencoder_kl.export_vae(eighths(parameter_shapes(KL)), KL, "diffusers")
+    safetensors_save(folder / "diffusion_pytorch_model.safetensors", tensors)
+
+
+def _diffusers_kl_per_channel(folder):
+    """With statistics per channel, and PyTorch's file."""
+    _diffusers_kl(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config |= {"latents_mean": [0.25, 0.5, 1.0], "latents_std": [0.5, 1.0, 2.0]}
+    config |= {"scaling_factor": 1.0, "shift_factor": None}
+    path.write_text(json.dumps(config))
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+    tensors = autoencoder_kl.export_vae(eighths(parameter_shapes(KL)), KL, "diffusers")
+    torch_save(folder / "diffusion_pytorch_model.bin", tensors)
+
+
+def _diffusers_qwen(folder):
+    config = {
+        "_class_name": "AutoencoderKLQwenImage",
+        "_diffusers_version": "0.35.0",
+        "attn_scales": [],
+        "base_dim": 4,
+        "dim_mult": [1, 2],
+        "dropout": 0.0,
+        "latents_mean": [0.25, 0.5, 1.0],
+        "latents_std": [0.5, 1.0, 2.0],
+        "num_res_blocks": 1,
+        "temperal_downsample": [True],
+        "z_dim": 3,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    tensors = qwen_image.export_qwen(eighths(parameter_shapes(QWEN)), QWEN)
+    safetensors_save(folder / "diffusion_pytorch_model.safetensors", tensors)
+
+
+def _own_export(folder):
+    vae = pretrained.PretrainedVAE(KL, eighths(parameter_shapes(KL)), {}, STATISTICS)
+    pretrained.write_diffusers(folder / "vae", vae)
+
+
+def _own_ldm(folder):
+    vae = pretrained.PretrainedVAE(KL, eighths(parameter_shapes(KL)), {}, STATISTICS)
+    pretrained.write_ldm(folder / "vae.safetensors", vae)
+
+
+def _ldm_file(folder):
+    tensors = autoencoder_kl.export_vae(eighths(parameter_shapes(LDM)), LDM, "ldm")
+    torch_save(folder / "vae.pt", tensors)
+    scale = {"latents_scale": [2.0, 1.0, 0.5], "latents_bias": [0.125, -0.25, 0.5]}
+    shaped = {name: np.float32(v).reshape(1, 3, 1, 1) for name, v in scale.items()}
+    torch_save(folder / "vae-latents-stats.pt", shaped)
+
+
+def _ldm_checkpoint(folder):
+    """LDM's own training checkpoint, without what else it holds."""
+    tensors = autoencoder_kl.export_vae(eighths(parameter_shapes(LDM)), LDM, "ldm")
+    content = {"epoch": 3, "global_step": 100, "pytorch-lightning_version": "1.4.2"}
+    torch_save(folder / "model.ckpt", {**content, "state_dict": tensors})
+
+
+def _diffusers_names(folder):
+    tensors = autoencoder_kl.export_vae(eighths(parameter_shapes(LDM)), LDM, "diffusers")
+    safetensors_save(folder / "vae.safetensors", tensors)
+
+
+def _read_vae(name):
+    def read(folder):
+        path = folder / name
+        vae = pretrained.read_vae(path)
+        found = find(path)
+        return {
+            "module": repr(vae.module),
+            "params": vae.params,
+            "statistics": vae.statistics,
+            "format": found.format,
+        }
+
+    return read
+
+
+TARGETS = (
+    Target("diffusers AutoencoderKL", _diffusers_kl, _read_vae(""), follows=SCALES,
+           optional="/statistics.*", words=inspect("")),
+    Target("diffusers AutoencoderKL, .bin", _diffusers_kl_per_channel, _read_vae(""),
+           follows=SCALES, optional="/statistics.*", words=convert("", "out.safetensors")),
+    Target("diffusers AutoencoderKLQwenImage", _diffusers_qwen, _read_vae(""), follows=SCALES,
+           optional="/statistics.*", words=inspect("")),
+    Target("exported VAE folder", _own_export, _read_vae("vae"), follows=SCALES,
+           sealed=r".*\.safetensors", optional="/statistics.*", words=inspect("vae")),
+    Target("exported VAE file", _own_ldm, _read_vae("vae.safetensors"), sealed=r".*\.safetensors",
+           optional="/statistics.*", words=inspect("vae.safetensors")),
+    Target("VAE under LDM's names, .pt", _ldm_file, _read_vae("vae.pt"),
+           optional="/statistics.*", words=inspect("vae.pt")),
+    Target("LDM checkpoint, .ckpt", _ldm_checkpoint, _read_vae("model.ckpt"),
+           words=convert("model.ckpt", "out.safetensors")),
+    Target("VAE under diffusers' names", _diffusers_names, _read_vae("vae.safetensors"),
+           words=inspect("vae.safetensors")),
+)  # fmt: skip
