@@ -6,7 +6,8 @@
 # Status 0 (done) and 2 (bad input, a full disk, a run that diverges: see its message) end it;
 # after any other, such as 75 (saved on a signal) or a crash, the command goes on from its last
 # checkpoint. AGAIN_LIMIT restarts (default 100), AGAIN_PAUSE seconds between them (default 10).
-# Ctrl-C and SIGTERM are passed on to the command and end this script with its status.
+# Ctrl-C, SIGTERM and the end of the terminal are passed on to the command and end this script with
+# its status.
 set -uo pipefail
 
 limit=${AGAIN_LIMIT:-100}
@@ -19,7 +20,7 @@ pass_on() {
   ending=1
   [ -n "$child" ] && kill -TERM "$child" 2>/dev/null
 }
-trap pass_on INT TERM
+trap pass_on INT TERM HUP
 
 for ((restart = 0; restart <= limit; restart++)); do
   "$@" &

@@ -37,7 +37,7 @@ mkdir -p "$(dirname "$workdir")"
 children=()
 # shellcheck disable=SC2329
 pass_on() { kill -TERM "${children[@]}" 2>/dev/null; }
-trap pass_on INT TERM
+trap pass_on INT TERM HUP
 
 for ((index = 0; index < processes; index++)); do
   words=(-m repae_jax train "$@" --coordinator "localhost:$port"

@@ -1,8 +1,22 @@
-"""Entry point of `python -m repae_jax`."""
+"""Entry point of `python -m repae_jax` and of `repae`: streams and signals first, all else then."""
 
 import sys
 
-from repae_jax.cli import main
+from repae_jax import signals, streams
+
+
+def main() -> int:
+    """Run the command of `sys.argv`; returns the exit status, see `cli.main`."""
+    streams.take()
+    signals.take()
+
+    def command():
+        from repae_jax.cli import main
+
+        return main()
+
+    return signals.until_signal(command)
+
 
 if __name__ == "__main__":
     sys.exit(main())

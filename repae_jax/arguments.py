@@ -53,7 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
         "train a configuration in a work directory, or go on where it stopped",
         CONFIG_HELP + "\nThe work directory is the whole run: config.json, checkpoints/, "
         "tensorboard/, samples/.\nCtrl-C or SIGTERM saves and exits with status 75; the same "
-        "command goes on from there.",
+        "command goes on from there.\nLearning rates, their schedules and the dtype may change.",
     )
     add_config(
         train,
@@ -61,6 +61,13 @@ def make_parser() -> argparse.ArgumentParser:
         required=False,
     )
     add_workdir(train, "where the run lives; made if missing, continued if not")
+    train.add_argument(
+        "--from-step",
+        type=int,
+        metavar="N",
+        help="continue from the checkpoint of step N, or from the beginning (0); what was saved "
+        "behind it is set aside in the work directory",
+    )
     train.add_argument(
         "--profile",
         action="store_true",

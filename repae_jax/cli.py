@@ -8,42 +8,59 @@ from collections.abc import Sequence
 
 from absl import logging as absl_logging
 
-from repae_jax import machine
+from repae_jax import machine, signals, streams
 from repae_jax.arguments import make_parser
 from repae_jax.compilation_cache import use_compilation_cache
 from repae_jax.errors import TRACEBACK, UserError, explained
 from repae_jax.overrides import PREFIX, apply_overrides, read_config
+
+# Commands whose result is what they print.
+PRINTING = ("inspect", "compile", "evaluate", "evaluate-vae")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status.
 
     0: done. 2: bad input, said in one line. 70: an error that nobody has foreseen, in one line.
-    75: a signal ended the training before its last step, after saving, or another process of the
-    job is gone; run the same command to go on. 130: Ctrl-C ended another command.
+    75: a signal ended the training before its last step, after saving, or SIGTERM or SIGHUP ended
+    another command, or another process of the job is gone; run the same command to go on. 130:
+    Ctrl-C ended another command.
     """
     if getattr(sys.stdout, "errors", "") == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
-    parser = make_parser()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    options, rest = parser.parse_known_args(arguments)
+    return signals.until_signal(lambda: _main(arguments))
+
+
+def _main(arguments):
+    try:
+        options = _parse(arguments)
+    except SystemExit as end:  # such as that of --help
+        sys.exit(streams.checked(end.code or 0, needed=True))
     if options.command is None:
-        parser.print_help()
-        return 0
-    wrong = [word for word in rest if not word.startswith(PREFIX) or not hasattr(options, "config")]
-    if wrong:
-        parser.error(f"unrecognized argument: {wrong[0]}")
-    options.overrides = rest
+        return streams.checked(0, needed=True)
     absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax explains itself at length
     try:
         machine.prepare()
         use_compilation_cache()
-        return COMMANDS[options.command](options)
+        status = COMMANDS[options.command](options)
     except Exception as error:
+        signals.check()  # which may be what a library made this error of
         return _ended_by(error)
-    except KeyboardInterrupt:
-        print("interrupted; what is complete stays: run the same command again", file=sys.stderr)
-        return 130
+    return streams.checked(status, needed=options.command in PRINTING)
+
+
+def _parse(arguments):
+    parser = make_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return options
+    wrong = [word for word in rest if not word.startswith(PREFIX) or not hasattr(options, "config")]
+    if wrong:
+        parser.error(f"unrecognized argument: {wrong[0]}")
+    options.overrides = rest
+    return options
 
 
 def _ended_by(error):
@@ -90,7 +107,13 @@ def _train(options):
     _join_processes(options)
     from repae_jax.training.loop import train
 
-    status = train(config, options.workdir, progress=not options.quiet, profile=options.profile)
+    status = train(
+        config,
+        options.workdir,
+        progress=not options.quiet,
+        profile=options.profile,
+        from_step=options.from_step,
+    )
     print(f"run: {options.workdir}  (tensorboard --logdir {options.workdir})")
     return status
 

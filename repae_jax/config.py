@@ -26,6 +26,8 @@ from ml_collections.config_dict import placeholder
 from repae_jax.config_schema import check_values
 from repae_jax.errors import UserError
 from repae_jax.schema import parse_json
+from repae_jax.sealed import KEY as SEAL
+from repae_jax.sealed import seal, unseal
 
 NETWORKS = ("sit", "vae", "discriminator")
 # key in config.vae -> field of the module, by family
@@ -302,9 +304,10 @@ def _check_preset(name, arch, presets):
         )
 
 
-def to_json(config: ConfigDict) -> str:
-    """The configuration as readable JSON."""
-    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+def to_json(config: ConfigDict, *, sealed: bool = False) -> str:
+    """The configuration as readable JSON, `sealed` with a checksum."""
+    content = seal(config.to_dict()) if sealed else config.to_dict()
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
 def from_json(text: str, *, source: str) -> ConfigDict:
@@ -322,6 +325,13 @@ def from_stored(stored: Any, *, source: str) -> ConfigDict:
     Raises:
       UserError: of another version. (Whether its values are possible, `validate` checks.)
     """
+    if isinstance(stored, dict) and SEAL in stored:
+        stored, whole = unseal(stored)
+        if not whole:
+            raise UserError(
+                f"{source} is damaged or was edited (its checksum is another): set keys on the "
+                f"command line; if the edit is meant, delete the line {SEAL!r} in it"
+            )
     config, expected = base(), _defaults(stored)
     if unknown := _apart(expected, stored, "config"):
         raise UserError(f"{source} is not of this version, which knows no {unknown[0]}")

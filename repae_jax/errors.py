@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 # (EX_TEMPFAIL).
 BAD_INPUT, UNEXPECTED, RUN_AGAIN = 2, 70, 75
 TRACEBACK = "REPAE_TRACEBACK"  # in the environment: print where an error arose, too
+_LONGEST = 500  # characters of a name or value in a message
 
 
 def first_line(error: Exception) -> str:
@@ -33,12 +35,29 @@ def out_of_memory(error: Exception) -> bool:
 class UserError(ValueError):
     """Bad input: the message names the culprit, its value, and the way out, in one line.
 
-    The command line prints it without a traceback and exits with status 2.
+    The command line prints it without a traceback and exits with status 2. A name or value of
+    more than a few hundred characters, which a damaged file may hold, is cut.
     """
+
+    def __init__(self, message: str = ""):
+        super().__init__(re.sub(rf"\S{{{_LONGEST},}}", _cut, message))
+
+
+def _cut(word):
+    text = word[0]
+    return f"{text[:100]}... ({len(text)} characters)"
 
 
 class Diverged(UserError):
-    """A run whose losses stay not finite."""
+    """A run whose losses stay not finite.
+
+    Attributes:
+      what: what happened, without the way out.
+    """
+
+    def __init__(self, what: str, way_out: str):
+        super().__init__(f"{what}; {way_out}")
+        self.what = what
 
 
 class TryAgain(UserError):

@@ -1,6 +1,9 @@
 """Runs of the tiny configuration: its teacher, the command's words, and waiting for one."""
 
+import os
 import pathlib
+import subprocess
+import sys
 import time
 
 import tiny
@@ -25,6 +28,19 @@ def words(workdir, teacher, *overrides, **run):
     overrides = [*overrides, *(f"--config.run.{key}={value}" for key, value in run.items())]
     weights = f"--config.teachers.small.weights={teacher}"
     return ["train", "--config", TINY, weights, *overrides, "--workdir", str(workdir), "--quiet"]
+
+
+def start(arguments, shell="", **options):
+    """A command in its own process; compiled programs come from the tests' cache.
+
+    With `shell` such as 'exec "$@" >&-' that runs it.
+    """
+    environment = dict(os.environ)
+    environment["PYTHONPATH"] = os.pathsep.join([str(pathlib.Path(TINY).parent), *sys.path])
+    streams = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = [sys.executable, "-m", "repae_jax", *map(str, arguments)]
+    words = ["sh", "-c", shell, "sh", *words] if shell else words
+    return subprocess.Popen(words, env=environment, **(streams | options))
 
 
 def wait_for(condition, process, seconds=240):

@@ -32,13 +32,13 @@ def deep_json():
 
 
 @pytest.fixture
-def ending(monkeypatch, capsys):
+def ending(monkeypatch, capfd):
     """ending(function): the status and what is said when the command `inspect` calls it."""
 
     def ending(function):
         monkeypatch.setitem(cli.COMMANDS, "inspect", lambda options: function())
         status = cli.main(["inspect", "x"])
-        return status, capsys.readouterr().err
+        return status, capfd.readouterr().err
 
     return ending
 
@@ -114,7 +114,7 @@ def test_an_absent_device_is_one_line(platform, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-def test_options_are_still_the_parsers(capsys):
+def test_options_are_still_the_parsers(capfd):
     with pytest.raises(SystemExit) as left:
         cli.main(["sample", "--steps", "x"])
     assert left.value.code == 2

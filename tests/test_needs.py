@@ -124,7 +124,8 @@ def write_cache(path, **changes):
             writer.write({"mean": latent, "std": latent, "label": 0})
         return {}
 
-    manifest = {"kind": "latents", "num_classes": 10}
+    statistics = {"mean": [0.0, 0.0], "var": [1.0, 1.0]}
+    manifest = {"kind": "latents", "num_classes": 10, "statistics": statistics}
     return write_shards(path, 12, 4, write, made, manifest=manifest)
 
 

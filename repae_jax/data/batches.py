@@ -15,6 +15,7 @@ import typing
 
 import grain
 
+from repae_jax import signals
 from repae_jax.errors import TryAgain
 
 _NEXT = "global_next_index"  # the state: how many images all processes together have consumed
@@ -106,12 +107,12 @@ class _Rows:
 def _live_and_die_with_parent(index: int, count: int) -> None:
     """What a worker process does first.
 
-    Ctrl-C and schedulers send signals to all of a run's processes. The parent's are caught, and
+    Terminals and schedulers send signals to all of a run's processes. The parent's are caught, and
     it wants batches until it has saved: its workers must not be gone by then. A parent that was
     killed leaves its workers behind, which would wait for it forever.
     """
     del index, count
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in signals.ENDING:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 

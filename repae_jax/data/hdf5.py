@@ -25,7 +25,7 @@ from repae_jax.data.decode import BadImage, checked_size, decode_pixels
 from repae_jax.data.identity import Fingerprint, class_table
 from repae_jax.data.source import checked_label, split_folder
 from repae_jax.data.walk import SUFFIXES, LeftOut, kind_of
-from repae_jax.errors import UserError
+from repae_jax.errors import UserError, first_line
 
 if typing.TYPE_CHECKING:
     import h5py
@@ -132,8 +132,9 @@ def _names(path: pathlib.Path) -> list[str]:
     """The images' names, sorted; the list has groups and other things as well."""
     try:
         names = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error}); write it anew from {IMAGES}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = first_line(error)
+        raise UserError(f"{path}: not JSON ({reason}); write it anew from {IMAGES}") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: not a list of names; write it anew from {IMAGES}")
     left_out = LeftOut()
@@ -200,7 +201,7 @@ def _open_file(path) -> h5py.File:
         return h5py.File(path, "r")
     except OSError as error:
         raise UserError(
-            f"{path}: not a readable HDF5 file ({error}); copy or prepare it anew"
+            f"{path}: not a readable HDF5 file ({first_line(error)}); copy or prepare it anew"
         ) from error
 
 

@@ -12,6 +12,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+LARGEST = 1 << 28  # bytes of statistics: the covariance of 5792 features
+
 
 def read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, whether in Fortran's order, and type of the array that numpy.save wrote.
@@ -23,7 +25,10 @@ def read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
     if major not in read:
         raise ValueError(f"version {major} of numpy's format")
-    return read[major](file)
+    shape, fortran, dtype = read[major](file)
+    if any(side < 0 for side in shape):
+        raise ValueError(f"a shape of {shape}")
+    return shape, fortran, dtype
 
 
 def check_size(path: str | os.PathLike, name: str, most: int) -> None:
@@ -34,7 +39,7 @@ def check_size(path: str | os.PathLike, name: str, most: int) -> None:
     with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
         shape, _, dtype = read_header(file)
     size = math.prod(shape) * dtype.itemsize
-    if not 0 <= size <= most:
+    if size > most:
         raise ValueError(f"{name} is {dtype} {shape}, of over {most >> 20} MiB")
 
 

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from repae_jax import signals
 from repae_jax.errors import UserError
 
 _in_worker: dict[str, Any] = {}  # a worker's function: sent once, and not with every item
@@ -63,7 +64,8 @@ def _results(pool, items):
 
 
 def _start(alive, function):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    for number in set(signals.ENDING) - {signal.SIGTERM}:  # by which the pool ends its workers
+        signal.signal(number, signal.SIG_IGN)  # those of a terminal are the parent's to answer
     threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
     _in_worker["function"] = function
 

@@ -77,7 +77,11 @@ def read_listing(path: str | pathlib.Path) -> list[str]:
     """The bad images that all processes and runs have named, in the order of their discovery."""
     if not pathlib.Path(path).exists():
         return []
-    text = pathlib.Path(path).read_text("utf-8", "surrogateescape")
+    try:
+        text = pathlib.Path(path).read_text("utf-8", "surrogateescape")
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror}); permit or remove it"
+        raise UserError(f"{path}: {reason}") from error
     # two processes that meet the same one at the same moment both write it
     return list(dict.fromkeys(text.splitlines()))
 
@@ -92,3 +96,5 @@ def _list(path, name):
             file.write(f"{name}\n")
     except OSError as error:
         logging.getLogger(__name__).warning("%s: cannot be written (%s)", path, error.strerror)
+    except UserError as error:
+        logging.getLogger(__name__).warning("%s", error)

@@ -13,6 +13,7 @@ from scipy.linalg.blas import dsyrk
 from scipy.linalg.lapack import dpstrf
 
 from repae_jax.atomic import replacing
+from repae_jax.data.npz import LARGEST, check_size
 from repae_jax.errors import UserError, first_line
 from repae_jax.evaluation.features import check_same_dimension, checked
 
@@ -105,6 +106,8 @@ class Moments:
           UserError: there is no such file, or it is none of `save`'s.
         """
         try:
+            for name in ("count", "mean", "scatter"):
+                check_size(path, name, LARGEST)
             with np.load(path) as arrays:
                 moments = cls(len(arrays["mean"]))
                 moments.count = int(arrays["count"])

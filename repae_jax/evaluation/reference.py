@@ -11,14 +11,13 @@ import zipfile
 import numpy as np
 
 from repae_jax.atomic import replacing
-from repae_jax.data.npz import check_size
+from repae_jax.data.npz import LARGEST, check_size
 from repae_jax.errors import UserError, first_line
 from repae_jax.evaluation.frechet import Gaussian
 
 POOLED = ("mu", "sigma")
 SPATIAL = ("mu_s", "sigma_s")
 IMAGES = "arr_0"
-_LARGEST = 1 << 28  # bytes of a covariance: of 5792 features
 
 
 def has_statistics(path: str | os.PathLike, *, spatial: bool = False) -> bool:
@@ -32,12 +31,12 @@ def keys_of(path: str | os.PathLike) -> set[str]:
     Raises:
       UserError: it is damaged.
     """
-    if not zipfile.is_zipfile(path):
-        return set()
     try:
+        if not zipfile.is_zipfile(path):
+            return set()
         with zipfile.ZipFile(path) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist()}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
         raise _unreadable(path, error) from error
 
 
@@ -52,7 +51,7 @@ def read_statistics(path: str | os.PathLike, *, spatial: bool = False) -> Gaussi
         with np.lib.npyio.NpzFile(path) as arrays:
             present = list(arrays)
             for key in set(keys).intersection(present):
-                check_size(path, key, _LARGEST)
+                check_size(path, key, LARGEST)
             values = [np.asarray(arrays[key], np.float64) for key in keys if key in arrays]
     except Exception as error:  # zipfile, zlib and numpy have many kinds for damaged files
         raise _unreadable(path, error) from error

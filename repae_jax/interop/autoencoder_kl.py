@@ -186,6 +186,7 @@ def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[
     Raises:
       UserError: a tensor that tells a dimension is missing.
     """
+    tables.check_filled(tensors, source=source)
     naming = recognise(tensors)
     numbers = {
         int(match[1])

@@ -15,6 +15,7 @@ from repae_jax.atomic import replacing
 from repae_jax.errors import UserError
 from repae_jax.interop import torch_format
 from repae_jax.interop.claims import check_claims
+from repae_jax.interop.intact import check_archive, check_tensors, plain_notes, sealed_notes
 from repae_jax.schema import Text, read_json
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")  # .pth.tar
@@ -76,7 +77,7 @@ def read_metadata(path: str | pathlib.Path) -> dict[str, str]:
     if not path.is_file():
         raise UserError(f"no file {path}")
     with _open_safetensors(path) as handle:
-        return handle.metadata() or {}
+        return plain_notes(handle.metadata())
 
 
 def shards_of(index: pathlib.Path) -> dict[str, list[str]]:
@@ -101,7 +102,7 @@ def write_safetensors(
     tensors: Mapping[str, np.ndarray],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a flat dict of arrays; the file appears when it is whole.
+    """Write a flat dict of arrays with a checksum of them; the file appears when it is whole.
 
     Raises:
       UserError: it cannot be written.
@@ -110,7 +111,7 @@ def write_safetensors(
 
     arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     with replacing(path) as temporary:
-        save_file(arrays, temporary, dict(metadata) if metadata else None)
+        save_file(arrays, temporary, sealed_notes(arrays, metadata or {}))
         temporary.chmod(_usual_mode())  # the library makes files for their owner alone
 
 
@@ -160,7 +161,10 @@ def _read_safetensors(path):
                     f"{path}: tensor {name!r} is of type {kind}, which is not read here; store it "
                     "as float16 or wider"
                 ) from error
-    return tensors | _read_float8(path, float8)
+        metadata = handle.metadata()
+    tensors |= _read_float8(path, float8)
+    check_tensors(path, tensors, metadata)
+    return tensors
 
 
 def _read_float8(path, types):
@@ -214,7 +218,6 @@ def _open_safetensors(path):
 
 def _read_torch(path):
     import argparse
-    import zipfile
 
     try:
         import torch
@@ -225,7 +228,7 @@ def _read_torch(path):
         ) from error
 
     # only the zip format of today can be mapped; the one before torch 1.6 is read as a whole
-    mapped = zipfile.is_zipfile(path)
+    mapped = check_archive(path)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)

@@ -137,6 +137,7 @@ def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[
     Raises:
       UserError: a tensor that tells a dimension is missing, or the heads cannot be told.
     """
+    tables.check_filled(tensors, source=source)
 
     def shape(name):
         if name not in tensors:

@@ -204,9 +204,16 @@ def require_finite(tensors: Mapping[str, np.ndarray], path: Any) -> None:
             )
 
 
+def check_filled(tensors: Mapping[str, np.ndarray], *, source: str) -> None:
+    """Raise UserError for a tensor without numbers, which tells no dimension."""
+    for name, array in tensors.items():
+        if 0 in np.shape(array):
+            raise UserError(f"{source}: tensor {name!r} is empty, of shape {np.shape(array)}")
+
+
 def without(tensors: Mapping[str, np.ndarray], ignore: Iterable[str]) -> dict[str, np.ndarray]:
     """The tensors whose name no regular expression of `ignore` matches in full."""
-    return {n: a for n, a in tensors.items() if not any(re.fullmatch(e, n) for e in ignore)}
+    return {n: a for n, a in tensors.items() if not any(re.fullmatch(e, str(n)) for e in ignore)}
 
 
 def exported_shapes(

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from repae_jax import signals
 from repae_jax.errors import LostProcess, UserError, batch_size_advised, first_line
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def start(
             f"cannot join the other processes ({first_line(error)}): give --coordinator HOST:PORT, "
             "--process-count and --process-index"
         ) from error
+    signals.take_again()  # JAX has taken SIGTERM, and would only note it
 
 
 @dataclasses.dataclass(frozen=True)

@@ -133,6 +133,8 @@ class Npz(Output):
         if self.path.exists():
             self.partial.unlink(missing_ok=True)
             return []
+        if self.partial.is_dir():
+            raise UserError(f"{self.partial} is a folder: remove it, or choose another --output")
         rows = self.partial.stat().st_size // self._bytes if self.partial.exists() else 0
         done = self.count if rows >= self.count else rows // batch_size * batch_size
         return list(range(done, self.count, batch_size))

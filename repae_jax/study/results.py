@@ -6,19 +6,29 @@ import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import (
+    Annotated,
     Any,
     NotRequired,  # pydantic asks for these before Python 3.12
 )
 
 import numpy as np
 from ml_collections import ConfigDict
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from repae_jax.atomic import write_atomically
 from repae_jax.config import differences
 from repae_jax.errors import UserError
-from repae_jax.schema import Text, parse_json
+from repae_jax.schema import Batch, Text, parse_json, real
 from repae_jax.study.plan import MEASURES
+
+Step = Annotated[str, Field(pattern=r"^\d{1,12}$")]
+
+
+class RunConfig(TypedDict):
+    """What comparisons need of a run's configuration, all of which is there."""
+
+    batch_size: Batch
 
 
 class Result(TypedDict):
@@ -26,12 +36,12 @@ class Result(TypedDict):
 
     arm: Text
     seed: int
-    config: dict[str, Any]
+    config: RunConfig
     made_with: NotRequired[dict[str, Any]]
     accuracies: NotRequired[dict[str, float]]
-    gflop_per_image: float
+    gflop_per_image: real(0)
     diverged: NotRequired[str]
-    figures: dict[str, dict[str, float]]
+    figures: dict[Step, dict[str, float]]
     seconds: NotRequired[dict[str, float]]
 
 

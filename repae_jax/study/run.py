@@ -67,7 +67,7 @@ def _run(study, job, output, config, lock, progress):
             if train(config, workdir, progress=progress, lock=lock) == RUN_AGAIN:
                 raise TryAgain(f"{job} was interrupted and saved; run the same command to go on")
         except Diverged as error:
-            diverged = str(error)
+            diverged = error.what
     trained = time.perf_counter()
     figures = {}
     if begun:
@@ -149,9 +149,11 @@ def _measured(study, judge, config, workdir, output, diverged):
     figures, seen = {}, None
     saved = saved_steps(workdir)
     for step in study.measured_at:
-        if diverged and step not in saved:
+        # Where that step was skipped, the state was saved behind the next one that was not.
+        behind = [s for s in saved if s >= step]
+        if diverged and not behind:
             break
-        state = load_state(workdir, config, own, one, step=step)
+        state = load_state(workdir, config, own, one, step=min(behind, default=step))
         try:
             seen = measures(state.replace(frozen={**state.frozen, **frozen}))
         except NotFinite as error:

@@ -37,7 +37,7 @@ class Alarms:
         max_skipped: int,
         on_collapse: str,
         say: Callable[[str], None],
-        last_saved: Callable[[], str] = lambda: "the last checkpoint",
+        way_back: Callable[[int], str],
     ):
         """Watch.
 
@@ -45,15 +45,21 @@ class Alarms:
           max_skipped: steps in a row that may be skipped for a value that is not finite.
           on_collapse: "warn", or "stop".
           say: prints a line.
-          last_saved: what to go back to, in words.
+          way_back: the command that continues from before a step.
         """
         self.skipped = 0
-        self._last_saved = last_saved
+        self._way_back = way_back
         self._max_skipped, self._on_collapse, self._say = max_skipped, on_collapse, say
-        self._skipped_in_a_row = 0
+        self._skipped_in_a_row = self._first_skipped = 0
         self._first: dict[str, list[float]] = {}
-        self._below: dict[str, int] = {}
+        self._below: dict[str, list[int]] = {}  # the steps of the looks in a row
+        self._differed = 0  # the step of the last samples that did
         self._broke_first = ""
+
+    @property
+    def skipping(self) -> bool:
+        """Whether the last step was skipped."""
+        return self._skipped_in_a_row > 0
 
     def step(self, step: int, skipped: bool, read: Callable[[], Mapping[str, float]]) -> None:
         """After every step: was it skipped?
@@ -74,13 +80,14 @@ class Alarms:
         if self._skipped_in_a_row == 1:
             values = read()
             name = next(n for n in _ordered(values) if not math.isfinite(values[n]))
+            self._first_skipped = step
             self._broke_first = f"{name} is {values[name]} at step {step}"
             self._say(f"warning: {self._broke_first}: this step changed nothing")
         if self._skipped_in_a_row >= self._max_skipped:
             raise Diverged(
                 f"step {step}: {self._skipped_in_a_row} steps in a row had a loss or gradient that "
-                f"is not finite, and changed nothing ({self._broke_first} was the first); go back "
-                f"to {self._last_saved()} with a lower learning rate or config.dtype float32"
+                f"is not finite, and changed nothing ({self._broke_first} was the first)",
+                f"to go back, with smaller steps: {self._way_back(self._first_skipped)}",
             )
 
     def look(self, step: int, values: Mapping[str, float]) -> None:
@@ -100,11 +107,12 @@ class Alarms:
                 continue
             at_first = statistics.median(first)
             low = values[name] < fraction * at_first or values[name] == 0.0
-            self._below[name] = self._below.get(name, 0) + 1 if low else 0
-            if self._below[name] == _IN_A_ROW:
+            below = self._below[name] = [*self._below.get(name, []), step] if low else []
+            if len(below) == _IN_A_ROW:
                 self._raise_alarm(
                     f"step {step}: {name} is {values[name]:.3g}, it was {at_first:.3g} at first: "
-                    + ("the latents collapse" if name == "latent_std" else "that network is dead")
+                    + ("the latents collapse" if name == "latent_std" else "that network is dead"),
+                    since=below[0],
                 )
 
     def look_at_samples(self, step: int, images: np.ndarray) -> None:
@@ -117,8 +125,11 @@ class Alarms:
         if spread < _ALIKE:
             self._raise_alarm(
                 f"step {step}: the samples of all classes look alike, they differ by "
-                f"{spread:.2g} grey levels"
+                f"{spread:.2g} grey levels",
+                since=self._differed + 1 if self._differed else step,
             )
+        else:
+            self._differed = step
 
     def look_at_faults(self, step: int, faults: np.ndarray) -> None:
         """At the faults (N,) of generated images, see `Generated`: are all images finite?
@@ -130,14 +141,15 @@ class Alarms:
         if broken.size:
             self._raise_alarm(
                 f"step {step}: {broken.size} of {faults.size} samples are black, of the first "
-                f"{describe_fault(broken[0])}"
+                f"{describe_fault(broken[0])}",
+                since=step,
             )
 
-    def _raise_alarm(self, what):
+    def _raise_alarm(self, what, since):
         if self._on_collapse == "stop":
             raise UserError(
-                f"{what}; go back to {self._last_saved()} or one before it "
-                "(config.run.on_collapse = 'warn' only says it)"
+                f"{what}; to go back, with smaller steps: {self._way_back(since)} "
+                "(--config.run.on_collapse=warn only says it)"
             )
         self._say(f"warning: {what}")
 

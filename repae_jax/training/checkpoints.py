@@ -5,17 +5,24 @@ import dataclasses
 import json
 import pathlib
 import shutil
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from repae_jax.atomic import write_atomically
+from repae_jax.atomic import entries
 from repae_jax.errors import LostProcess, UserError, first_line
 from repae_jax.parallel.multihost import processes
+from repae_jax.training.integrity import MARK, Sums, check_checkpoint
+from repae_jax.training.optimizers import as_held, as_wanted
+from repae_jax.training.retention import Record, Retention
 from repae_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
+# Bytes of a file of arrays, about: one is held in memory while it is written, and its checksum is
+# taken at once, while it is in memory still.
+_FILE_SIZE = 1 << 28
 FIELDS = tuple(field.name for field in dataclasses.fields(TrainState))
 
 
@@ -23,9 +30,9 @@ class Checkpoints:
     """The checkpoints of one work directory.
 
     Saving runs in the background, under a temporary name that is renamed when all is written,
-    so a killed run leaves no half checkpoint that could be mistaken for a whole one. What each
-    file's size was then is kept beside them, so that damage since shows before anything is read.
-    All processes of a job make the same calls.
+    so a killed run leaves no half checkpoint that could be mistaken for a whole one. Each holds the
+    checksums of its files, so that damage since shows before anything is used. All processes of a
+    job make the same calls.
     """
 
     def __init__(
@@ -40,7 +47,7 @@ class Checkpoints:
 
         Args:
           workdir: the work directory.
-          keep: how many of the newest stay.
+          keep: how many of the newest stay; the last one that is proven (see `Record`) does, too.
           keep_every: those at multiples of this stay for ever; 0: none.
           read_only: never write.
 
@@ -51,14 +58,20 @@ class Checkpoints:
 
         self._ocp = ocp
         self.folder = pathlib.Path(workdir).absolute() / FOLDER
-        self._read_only = read_only
-        self._sizes = _Sizes(self.folder)
+        self._read_only, self._every = read_only, keep_every
+        self._unproven: int | None = None  # a step
+        self._sums = Sums()
+        self.record = Record(
+            self.folder, saved_steps(workdir), write=not read_only and processes().first
+        )
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
-            keep_period=keep_every or None,
+            preservation_policy=Retention(keep, keep_every, self.record),
             create=not read_only,
             read_only=read_only,
             cleanup_tmp_directories=not read_only,  # what killed runs left
+            lightweight_initialize=True,  # else a damaged one would keep the others shut
+            # in the background, by the first process, before the folder has its name
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._sums.write),
         )
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
         try:
@@ -76,15 +89,34 @@ class Checkpoints:
         """The checkpoints' steps, the first first."""
         return sorted(self._manager.all_steps())
 
-    def last_saved(self) -> str:
-        """What to call the newest checkpoint in a message."""
-        step = self.latest_step()
-        return "the beginning" if step is None else f"the checkpoint of step {step}"
+    def proven_step(self, before: int | None = None) -> int | None:
+        """The step of the last one that is proven, of those before a step; None without one."""
+        proven = (s for s in self.steps() if s in self.record.proven)
+        return max((s for s in proven if before is None or s < before), default=None)
 
-    def save(self, step: int, state: TrainState, data_state: dict) -> None:
+    def follow(self, step: int, metrics: Callable[[], Mapping[str, float]]) -> None:
+        """After every step that was not skipped: its metrics may prove the checkpoint before it."""
+        awaited = self._unproven is not None and step > self._unproven
+        if not awaited and self.record.begun:
+            return
+        self.record.judge(self._unproven if awaited else None, metrics())
+        if self.folder.is_dir():  # else saving says what is wrong
+            self.record.write(self.steps())
+        if awaited:
+            self._unproven = None
+
+    def save(
+        self, step: int, state: TrainState, data_state: dict, *, due: int | None = None
+    ) -> None:
         """Begin to save the state and the data iterator's `get_state()`.
 
         Returns when the arrays are copied off the devices; the writing goes on behind.
+
+        Args:
+          step: the state's.
+          state: all of it.
+          data_state: where the data stand.
+          due: the step at which it should have been saved, if that was another.
 
         Raises:
           UserError: the checkpoint before could not be written, or this one cannot.
@@ -95,11 +127,19 @@ class Checkpoints:
         with self._writable(step):
             if not self.folder.is_dir():
                 raise FileNotFoundError("the folder has been removed")
+            self._manager.wait_until_finished()
+            self._unproven = step
+            self.record.forget(step)
+            if processes().first:
+                self._sums.begin(self.folder, step)
+            if due is not None and due != step and self._every and due % self._every == 0:
+                self.record.late.add(step)
+            arrays = args.PyTreeSave(state, ocdbt_target_data_file_size=_FILE_SIZE)
             self._manager.save(
                 step,
-                args=args.Composite(state=args.PyTreeSave(state), data=args.JsonSave(data_state)),
+                args=args.Composite(state=arrays, data=args.JsonSave(data_state)),
+                custom_metadata={MARK: True},
             )
-            self._sizes.update()  # the one before is complete by now
 
     def wait(self) -> None:
         """Wait until everything is written.
@@ -109,8 +149,7 @@ class Checkpoints:
         """
         with self._writable(None):
             self._manager.wait_until_finished()
-            if not self._read_only:
-                self._sizes.update()
+        self._sums.close()
 
     def restore(self, template: TrainState, step: int | None = None) -> tuple[TrainState, dict]:
         """The newest whole checkpoint's state and data state, or those of a step.
@@ -132,7 +171,7 @@ class Checkpoints:
         if step not in self.steps():
             kept = ", ".join(map(str, self.steps())) or "none"
             raise UserError(f"no checkpoint of step {step} in {self.folder}: there are {kept}")
-        self._sizes.check(step)
+        check_checkpoint(self.folder / str(step))
         with self._readable(step):
             return self._restore(step, template)
 
@@ -161,7 +200,8 @@ class Checkpoints:
         args = self._ocp.args
         held = self._manager.item_metadata(step)["state"]
         frozen = {name: tree for name, tree in template.frozen.items() if name in held["frozen"]}
-        wanted = _filled_fields(template.replace(frozen=frozen))
+        optimizers = {k: as_held(s, held["opt_state"][k]) for k, s in template.opt_state.items()}
+        wanted = _filled_fields(template.replace(frozen=frozen, opt_state=optimizers))
         _check_shapes(held, wanted)
         restore_args = self._ocp.checkpoint_utils.construct_restore_args(wanted)
         state = args.PyTreeRestore(wanted, restore_args=restore_args, partial_restore=True)
@@ -169,6 +209,10 @@ class Checkpoints:
             step, args=args.Composite(state=state, data=args.JsonRestore())
         )
         _check_complete(restored["state"])
+        restored["state"]["opt_state"] = {
+            name: as_wanted(restored["state"]["opt_state"][name], wanted)
+            for name, wanted in template.opt_state.items()
+        }
         empty = {name: {} for name in FIELDS}
         return TrainState(**{**empty, **restored["state"]}), restored["data"]
 
@@ -180,7 +224,7 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 with group.together():
-                    self._sizes.check(step)
+                    check_checkpoint(self.folder / str(step), group.index, group.count)
                 with group.together(), self._readable(step):
                     result = read(step)
             except UserError as error:
@@ -189,6 +233,7 @@ class Checkpoints:
             for error in damage:
                 print(f"warning: {error}; going on from step {step}", flush=True)
             self._set_aside(step, group)
+            self._unproven = step
             return result
         raise damage[0]
 
@@ -202,7 +247,6 @@ class Checkpoints:
                 target = self.folder / f"damaged-{damaged}"
                 shutil.rmtree(target, ignore_errors=True)
                 (self.folder / str(damaged)).rename(target)
-            self._sizes.update()
         self._manager.reload()
 
     @contextlib.contextmanager
@@ -236,43 +280,6 @@ class Checkpoints:
             ) from error
 
 
-class _Sizes:
-    """The size of every file of every checkpoint, in a file beside their folders."""
-
-    def __init__(self, folder: pathlib.Path):
-        self._folder, self._file = folder, folder / "sizes.json"
-
-    def update(self) -> None:
-        """Note the sizes of what is there now; the first process does."""
-        if not processes().first or not self._folder.is_dir():
-            return
-        known = self._read()
-        # One that is being written has another name.
-        there = {path.name: path for path in self._folder.iterdir() if path.name.isdigit()}
-        sizes = {name: known.get(name) or _file_sizes(path) for name, path in there.items()}
-        write_atomically(self._file, json.dumps(sizes, indent=0).encode())
-
-    def check(self, step: int) -> None:
-        """Raise UserError for a file of a checkpoint that has another size, or is gone."""
-        path = self._folder / str(step)
-        for name, size in self._read().get(str(step), {}).items():
-            file = path / name
-            if not file.is_file() or file.stat().st_size != size:
-                what = "is missing" if not file.is_file() else f"is not {size} bytes long any more"
-                raise UserError(f"checkpoint {path} is damaged: its file {name} {what}")
-
-    def _read(self):
-        try:
-            return json.loads(self._file.read_text())
-        except (OSError, ValueError):
-            return {}  # from before there was one, or damaged itself: reading will tell
-
-
-def _file_sizes(folder):
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
-
-
 def _filled_fields(state: TrainState) -> dict[str, Any]:
     """The fields that hold anything: Orbax takes an empty dict for a leaf."""
     fields = {name: getattr(state, name) for name in FIELDS}
@@ -302,13 +309,8 @@ def _check_complete(tree):
 
 def saved_steps(workdir: str | pathlib.Path) -> list[int]:
     """The steps of a work directory's checkpoints, the first first; none without any."""
-    if not (pathlib.Path(workdir) / FOLDER).is_dir():
-        return []
-    checkpoints = Checkpoints(workdir, read_only=True)
-    try:
-        return checkpoints.steps()
-    finally:
-        checkpoints.close()
+    # One that is being written has another name.
+    return sorted(int(name) for name in entries(pathlib.Path(workdir) / FOLDER) if name.isdigit())
 
 
 def restore_latest(workdir: str | pathlib.Path) -> dict[str, Any]:

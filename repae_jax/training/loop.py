@@ -16,13 +16,14 @@ from repae_jax.lock import Lock, writing_in
 from repae_jax.needs import check_files
 from repae_jax.parallel import multihost, sharding
 from repae_jax.parallel.mesh import local_rows, make_mesh, put
+from repae_jax.signals import noted
 from repae_jax.training import run_data
 from repae_jax.training import workdir as work_directory
 from repae_jax.training.build import build_models, init_state, latent_shape, load_frozen
-from repae_jax.training.checkpoints import FOLDER, Checkpoints
+from repae_jax.training.checkpoints import FOLDER, Checkpoints, saved_steps
 from repae_jax.training.encode import fingerprint
 from repae_jax.training.feed import Feed
-from repae_jax.training.interruption import catch_signals
+from repae_jax.training.going_back import check_step, has_gone_back, set_aside
 from repae_jax.training.metrics import FOLDER as EVENTS
 from repae_jax.training.program import Program, uncollected
 from repae_jax.training.reporter import Reporter
@@ -41,12 +42,15 @@ def train(
     progress: bool = True,
     profile: bool = False,
     lock: Lock | None = None,
+    from_step: int | None = None,
 ) -> int:
     """Train in `workdir` until `config.run.steps`, going on from its newest checkpoint.
 
-    Everything that can be wrong with the input is checked before anything is written. SIGINT
-    and SIGTERM save a checkpoint after the step in progress and end the run; a second one ends
-    it at once. All processes of a job call it alike; the first writes.
+    Everything that can be wrong with the input is checked before anything is written. SIGINT,
+    SIGTERM and SIGHUP save a checkpoint after the step in progress and end the run; a second one
+    ends it at once, and so does one before the first step, where nobody waits for this process.
+    Nothing is saved while steps are skipped: a checkpoint waits for the next that is not. All
+    processes of a job call it alike; the first writes.
 
     Args:
       config: of a new run, or of the one in `workdir`.
@@ -54,6 +58,8 @@ def train(
       progress: whether to show a bar.
       profile: whether to trace a few steps (see `Trace`).
       lock: of `workdir`, if the caller holds it; else the first process takes it.
+      from_step: go on from the checkpoint of this step, or from the beginning with 0; later ones
+        are set aside. Once it has, the same call goes on from the newest.
 
     Returns:
       The exit status: 0 when all steps are done, 75 when a signal ended the run before.
@@ -66,13 +72,21 @@ def train(
     """
     processes = multihost.processes()
     with contextlib.ExitStack() as held, contextlib.ExitStack() as closing:
-        if processes.count > 1:  # JAX takes SIGTERM from here on, and would only note it
-            interruption = closing.enter_context(catch_signals())
+        # Alone, a signal before the first step ends the run there and then.
+        stopping = Stopping(closing)
+        if processes.count > 1:
+            stopping.note()
         with processes.together():
             validate(config)
             check_files(config)
             check_devices(config, jax.device_count())
-            work_directory.check(workdir, config)
+            changed = work_directory.check(workdir, config)
+            if from_step is not None:
+                if not changed and has_gone_back(workdir, from_step):
+                    print(f"this run has gone back to step {from_step} and continues from there")
+                    from_step = None
+                else:
+                    check_step(workdir, from_step)
         with processes.together():
             if processes.first and lock is None:
                 lock = held.enter_context(writing_in(workdir))
@@ -85,12 +99,12 @@ def train(
         run_data.agree(data, processes)
         with processes.together():
             # What is wrong with the weights' files shows before anything is written.
-            begun = (workdir / FOLDER).exists()
+            begun = (workdir / FOLDER).exists() and from_step != 0
             initial = None if begun else _initial_state(program, data.train, progress)
         news = ""
         with processes.together():
             if processes.first:
-                work_directory.claim(workdir, config)
+                _claim(workdir, config, from_step)
                 news = run_data.record(config, workdir, data)
         checkpoints = Checkpoints(
             workdir, keep=config.run.keep_checkpoints, keep_every=config.run.keep_every
@@ -102,23 +116,26 @@ def train(
             state = _continued(program, checkpoints, batches)
         del initial
         with processes.together():
-            reporter = Reporter(program, workdir, checkpoints, processes, progress, comparison)
+            step = int(state.step)
+            reporter = Reporter(
+                program, workdir, checkpoints, processes, step, progress, comparison
+            )
             closing.callback(reporter.close)
             if news:
                 reporter.say(news)
             _describe(program, workdir, reporter, processes)
-        if processes.count == 1:
-            interruption = closing.enter_context(catch_signals())
+            for line in changed:
+                reporter.say(f"from step {step}: {line}")
         feed = Feed(batches, mesh, config.run.data_timeout)
         closing.callback(feed.close)
         trace = None
         if profile and processes.first:
             folder = workdir / EVENTS
-            trace = Trace(folder, int(state.step), config.run.steps, reporter.say)
+            trace = Trace(folder, step, config.run.steps, reporter.say)
             closing.callback(trace.close)
         try:
             return _run(
-                program, state, feed, checkpoints, reporter, interruption, processes, trace, lock
+                program, state, feed, checkpoints, reporter, stopping, processes, trace, lock
             )
         except UserError:
             if processes.count > 1:
@@ -141,43 +158,47 @@ def train(
             ) from error
 
 
-def _run(program, state, feed, checkpoints, reporter, interruption, processes, trace, lock):
+def _run(program, state, feed, checkpoints, reporter, stopping, processes, trace, lock):
     run, key = program.config.run, program.key()
     measured_every = program.config.evaluation.every
     step, last, stop = int(state.step), program.config.run.steps, False
     if step:
         reporter.say(f"going on from step {step}")
     reporter.begin(step)
-    pending = metrics = None
-    while step < last and not stop:
+    pending = metrics = due = None
+    while (step < last and not stop) or due:
         if lock is not None:
             lock.check()
         if trace:
             trace.before(step, metrics)
         with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
             batch = next(feed)
-            requests = program.requests(interruption.is_set())
+            requests = program.requests(stopping.requested)
             with uncollected():  # the first call compiles
                 state, metrics = program.step(state, batch, key, requests)
+        stopping.note()
         step += 1
         if trace:
             trace.after(step, metrics)
         # The metrics of a step are read while the next one runs.
         if pending is not None:
-            stop = reporter.step(*pending)
+            stop = reporter.step(*pending) or stop
         pending = (step, metrics)
         if processes.count == 1:  # nobody else to agree with
-            stop = interruption.is_set()
+            stop = stopping.requested
+        if not due and (stop or step >= last or step % run.checkpoint_every == 0):
+            due = step
+        if due:  # was it skipped?
+            stop = reporter.step(*pending) or stop
+            pending = None
+            if not reporter.skipping:
+                checkpoints.save(step, state, feed.state, due=due)
+                due = None
         if step < last:
-            if step % run.checkpoint_every == 0:
-                checkpoints.save(step, state, feed.state)
             if step % run.sample_every == 0:
                 reporter.samples(step, state)
             if measured_every and step % measured_every == 0:
                 reporter.evaluate(step, state)
-    if pending is not None:
-        reporter.step(*pending)
-    checkpoints.save(step, state, feed.state)
     if step < last:
         checkpoints.wait()
         reporter.say(f"stopped at step {step} of {last}, saved; run the same command to go on")
@@ -187,6 +208,35 @@ def _run(program, state, feed, checkpoints, reporter, interruption, processes, t
     checkpoints.wait()
     reporter.say(f"done: {step} steps")
     return 0
+
+
+class Stopping:
+    """Whether a signal asks the run to stop, from the moment that it is to be saved first."""
+
+    def __init__(self, closing: contextlib.ExitStack):
+        self._closing, self._event = closing, None
+
+    def note(self) -> None:
+        """From here on a signal no longer ends the run there and then."""
+        if self._event is None:
+            self._event = self._closing.enter_context(noted())
+
+    @property
+    def requested(self) -> bool:
+        """Whether one has asked."""
+        return self._event is not None and self._event.is_set()
+
+
+def _claim(workdir, config, from_step):
+    """Make the work directory this configuration's; set aside what was saved behind `from_step`."""
+    if from_step is None:
+        work_directory.claim(workdir, config, step=max(saved_steps(workdir), default=0))
+        return
+    aside = set_aside(workdir, from_step)
+    notes = {"from_step": from_step} | ({"set_aside": aside} if aside else {})
+    work_directory.claim(workdir, config, step=from_step, **notes)
+    if aside:
+        print(f"what was saved behind step {from_step} is in {workdir / aside}, a work directory")
 
 
 def _batches(config, source, mesh):

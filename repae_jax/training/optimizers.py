@@ -6,6 +6,7 @@ for each shape: a seventh off the time that the whole step takes to trace.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -87,6 +88,33 @@ def leafwise(optimizer: optax.GradientTransformation) -> optax.GradientTransform
         return structure.unflatten(updated), frame.unflatten(parts)
 
     return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def as_held(opt_state: Any, held: Any) -> Any:
+    """The template of `adamw`'s state in the form that a checkpoint has it in.
+
+    A schedule's state has a count, a constant rate's has nothing, and either may have been saved.
+
+    Args:
+      opt_state: the template.
+      held: what the checkpoint says of it, with None for what has nothing.
+    """
+    clip, (adam, decay, rate) = opt_state
+    if (held[1][2] is None) == isinstance(rate, optax.EmptyState):
+        return opt_state
+    saved = optax.EmptyState() if held[1][2] is None else optax.ScaleByScheduleState(adam.count)
+    return clip, (adam, decay, saved)
+
+
+def as_wanted(opt_state: Any, template: Any) -> Any:
+    """A restored state of `adamw` in the template's form: a schedule counts Adam's steps."""
+    clip, (adam, decay, rate) = opt_state
+    wanted = template[1][2]
+    if type(rate) is type(wanted):
+        return opt_state
+    if isinstance(wanted, optax.ScaleByScheduleState):
+        wanted = optax.ScaleByScheduleState(jnp.copy(adam.count))
+    return clip, (adam, decay, wanted)
 
 
 def by_leaf(function: Callable[..., jax.Array]) -> Callable:

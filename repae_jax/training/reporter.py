@@ -15,6 +15,7 @@ from repae_jax.parallel.multihost import Processes
 from repae_jax.sampling.generate import make_generate
 from repae_jax.training.alarms import Alarms
 from repae_jax.training.checkpoints import Checkpoints
+from repae_jax.training.going_back import way_back
 from repae_jax.training.metrics import MetricWriter
 from repae_jax.training.program import Program
 from repae_jax.training.run import make_sampler, sampling_weights
@@ -33,15 +34,18 @@ class Reporter:
         workdir: pathlib.Path,
         checkpoints: Checkpoints,
         processes: Processes,
+        step: int,
         progress: bool,
         comparison: Comparison | None = None,
     ):
+        """Show it from `step` on."""
         self._program, self._config, self._workdir = program, program.config, workdir
         self._first, self._progress = processes.first, progress and processes.first
-        self._writer = MetricWriter(workdir) if processes.first else None
+        self._checkpoints, self._processes = checkpoints, processes
+        self._writer = MetricWriter(workdir, step) if processes.first else None
         self._bar = None
         run = self._config.run
-        self._alarms = Alarms(run.max_skipped, run.on_collapse, self.say, checkpoints.last_saved)
+        self._alarms = Alarms(run.max_skipped, run.on_collapse, self.say, self._way_back)
         self._generate = self._online = None
         models = program.models
         if models.sit is not None:
@@ -81,9 +85,20 @@ class Reporter:
 
         self._bar.update()
         self._alarms.step(step, bool(seen["skipped"]), read)
+        if not self.skipping:
+            self._checkpoints.follow(step, read)
         if step % self._config.run.log_every == 0 or step == self._config.run.steps:
             self._log(step, read())
         return bool(seen["stop"])
+
+    @property
+    def skipping(self) -> bool:
+        """Whether the last step changed nothing: a state that should not be saved."""
+        return self._alarms.skipping
+
+    def _way_back(self, before):
+        step = self._checkpoints.proven_step(before)
+        return way_back(self._workdir, self._config, step, self._processes.count)
 
     def _log(self, step, values):
         now = time.perf_counter()

@@ -53,5 +53,6 @@ def test_a_result_of_before_there_was_a_key_is_still_one(study, tmp_path):
     del config["data"]["accept"]
     path = JOB.workdir(output) / "result.json"
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"config": config, "figures": {}}))
+    result = {"arm": JOB.arm, "seed": JOB.seed, "gflop_per_image": 1.0, "figures": {}}
+    path.write_text(json.dumps({**result, "config": config}))
     assert study_run.read_result(study, JOB, output)["figures"] == {}

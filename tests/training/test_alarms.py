@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from repae_jax.errors import UserError
+from repae_jax.errors import Diverged, UserError
 from repae_jax.training.alarms import Alarms
 
 FINE = dict(latent_std=0.7, grad_norm_sit=0.5, grad_norm_vae=2.0, denoising_loss=1.0)
@@ -16,7 +16,7 @@ class Told(list):
 
 def make(on_collapse="warn", max_skipped=3):
     told = Told()
-    return Alarms(max_skipped, on_collapse, told), told
+    return Alarms(max_skipped, on_collapse, told, "train --from-step {}".format), told
 
 
 def test_a_few_skipped_steps_are_counted_and_said_once_a_row():
@@ -35,9 +35,14 @@ def test_a_few_skipped_steps_are_counted_and_said_once_a_row():
 def test_too_many_in_a_row_name_the_first_cause():
     alarms, _ = make()
     alarms.step(7, True, lambda: {**FINE, "grad_norm_vae": np.nan})
+    assert alarms.skipping
     alarms.step(8, True, lambda: {**FINE, "denoising_loss": np.nan})
-    with pytest.raises(UserError, match=r"step 9: 3 steps in a row .*grad_norm_vae is nan at st"):
+    with pytest.raises(
+        Diverged, match=r"step 9: 3 steps in a row .*grad_norm_vae is nan at st"
+    ) as e:
         alarms.step(9, True, dict)
+    assert str(e.value).endswith("train --from-step 7")  # where it began
+    assert "train" not in e.value.what  # which a study keeps, wherever it lies
 
 
 @pytest.mark.parametrize(
@@ -77,8 +82,17 @@ def test_a_collapse_can_stop_the_run():
     alarms, _ = make("stop")
     for step in range(22):
         alarms.look(step, {**FINE, "latent_std": 0.01 if step >= 20 else 0.7})
-    with pytest.raises(UserError, match="the latents collapse; go back to .*on_collapse"):
+    said = "the latents collapse; to go back.*: train --from-step 20 .*on_collapse=warn"
+    with pytest.raises(UserError, match=said):  # 20 is the first look that was low
         alarms.look(22, {**FINE, "latent_std": 0.01})
+
+
+def test_alike_samples_lead_back_to_those_that_were_not():
+    alarms, _ = make("stop")
+    rng = np.random.default_rng(0)
+    alarms.look_at_samples(10, rng.integers(0, 256, (16, 8, 8, 3)).astype(np.uint8))
+    with pytest.raises(UserError, match="look alike.* train --from-step 11 "):
+        alarms.look_at_samples(20, np.zeros((16, 8, 8, 3), np.uint8))
 
 
 def test_samples_that_are_all_alike():

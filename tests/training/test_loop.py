@@ -2,12 +2,10 @@
 
 import json
 import os
-import pathlib
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import jax
@@ -15,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 from PIL import Image
-from runs import TINY, wait_for, words
+from runs import TINY, start, wait_for, words
 
 from repae_jax.cli import main
 from repae_jax.errors import UserError
@@ -36,7 +34,8 @@ OWN_METRICS = {"latent_std", "images_per_second", "skipped_steps"}
 def test_a_work_directory_is_the_whole_run(trained):
     assert json.loads((trained / "config.json").read_text())["name"] == "tiny"
     names = sorted(path.name for path in (trained / "checkpoints").iterdir())
-    assert names == ["2", "4", "sizes.json"]
+    assert names == ["2", "4", "record.json"]
+    assert (trained / "checkpoints" / "4" / "checksums.json").is_file()
     assert "params/sit/" in (trained / "sharding.txt").read_text()
     assert (trained / "samples" / "0000004.png").read_bytes().startswith(b"\x89PNG")
     history = read_history(trained)
@@ -135,16 +134,6 @@ def test_a_frozen_vae_comes_from_another_run(trained, teacher, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state["params"]["vae"], source["params"]["vae"])
     assert set(state["opt_state"]) == {"sit"}
     assert not np.allclose(state["batch_stats"]["latent_norm"]["var"], 1.0)
-
-
-def start(arguments):
-    """A run in its own process; compiled programs come from the tests' cache."""
-    environment = dict(os.environ)
-    environment["PYTHONPATH"] = os.pathsep.join([str(pathlib.Path(TINY).parent), *sys.path])
-    return subprocess.Popen(
-        [sys.executable, "-m", "repae_jax", *arguments],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
 
 
 @pytest.mark.slow  # processes, each with its own start-up and compilation

@@ -134,7 +134,9 @@ def write_cache(path, **changes):
             writer.write({"mean": latent, "std": latent, "label": index % 10})
         return {}
 
-    write_shards(path, 16, 16, write, made, manifest={"kind": "latents", "num_classes": 10})
+    statistics = {"mean": [0.0, 0.0], "var": [1.0, 1.0]}
+    manifest = {"kind": "latents", "num_classes": 10, "statistics": statistics}
+    write_shards(path, 16, 16, write, made, manifest=manifest)
 
 
 def test_nobody_may_accept_latents_of_another_vae(tmp_path, capsys):

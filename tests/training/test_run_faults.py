@@ -1,10 +1,8 @@
 """Faults thrown at a run: each ends in a clear message and a state to go on from."""
 
 import contextlib
-import json
 import os
 import pathlib
-import re
 import shutil
 import signal
 import subprocess
@@ -86,20 +84,6 @@ def test_a_nan_in_one_image_skips_the_step_on_all_devices(tmp_path):
     assert done.stdout.strip().endswith("as it should be"), done.stderr[-3000:]
 
 
-def test_ten_steps_in_a_row_that_are_not_finite_end_the_run(teacher, tmp_path, capsys):
-    workdir = tmp_path / "run"
-    changes = ["--config.optimizer.vae.learning_rate=1e38", "--config.train=('vae',)"]
-    changes += ["--config.objective.adversarial_weight=0.0"]
-    assert main(words(workdir, teacher, *changes, steps=40)) == 2
-    said = capsys.readouterr()
-    assert "step 11: 10 steps in a row had a loss or gradient that is not finite" in said.err
-    assert re.search(r"\((\w+) is (nan|inf) at step 2 was the first\)", said.err)
-    step = int(restore_latest(workdir)["step"])
-    assert f"go back to the checkpoint of step {step} with a lower learning rate" in said.err
-    assert said.err.count("\n") == 1
-    assert said.out.count("warning:") == 1  # not one a step
-
-
 @pytest.mark.slow  # compiles a sampler
 def test_a_grid_of_samples_that_are_not_finite_is_a_warning(trained, tmp_path, capsys):
     workdir = tmp_path / "run"
@@ -118,10 +102,11 @@ def test_a_grid_of_samples_that_are_not_finite_is_a_warning(trained, tmp_path, c
 
 def test_whatever_file_of_the_newest_checkpoint_is_damaged(trained, tmp_path, capsys):
     workdir = tmp_path / "run"
-    names = [path.relative_to(trained) for path in files_of(trained / "checkpoints" / "4")]
-    assert len(names) > 20
+    folder = trained / "checkpoints" / "4"
+    names = [path.relative_to(trained) for path in files_of(folder) if path.parent != folder]
+    assert len(names) > 10
     expected = restore_latest(trained)
-    for number, name in enumerate(names[::5]):
+    for number, name in enumerate(names[::3]):
         shutil.copytree(trained, workdir)
         path = workdir / name
         if number % 2 and path.stat().st_size:
@@ -138,18 +123,23 @@ def test_whatever_file_of_the_newest_checkpoint_is_damaged(trained, tmp_path, ca
     assert restore_latest(trained)["step"] == expected["step"] == 4
 
 
-@pytest.mark.parametrize("sizes", [True, False])
-def test_a_run_goes_on_from_the_checkpoint_before(sizes, trained, teacher, tmp_path, capsys):
+@pytest.mark.parametrize("damage", ["a flipped bit", "cut short, without checksums"])
+def test_a_run_goes_on_from_the_checkpoint_before(damage, trained, teacher, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(trained, workdir)
-    if not sizes:  # of a run from before sizes were noted
-        (workdir / "checkpoints" / "sizes.json").unlink()
-    for path in files_of(workdir / "checkpoints" / "4" / "state"):
-        if path.stat().st_size > 1000:
-            path.write_bytes(path.read_bytes()[:100])
+    folder = workdir / "checkpoints" / "4"
+    path = max(files_of(folder / "state"), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    if damage == "a flipped bit":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    else:  # of a run from before there were any
+        (folder / "checksums.json").unlink()
+        (folder / "_CHECKPOINT_METADATA").unlink()
+        path.write_bytes(content[:100])
     assert main(words(workdir, teacher)) == 0
     said = capsys.readouterr().out
-    assert str(workdir / "checkpoints" / "4") in said
+    assert str(folder) in said
     assert "going on from step 2" in said
     assert (workdir / "checkpoints" / "damaged-4").is_dir()
     again, first = restore_latest(workdir), restore_latest(trained)
@@ -173,8 +163,7 @@ def test_some_checkpoints_are_kept_for_ever(trained, teacher, tmp_path):
     run = dict(steps=8, checkpoint_every=1, keep_checkpoints=1, keep_every=3)
     assert main(words(workdir, teacher, **run)) == 0
     steps = {path.name for path in (workdir / "checkpoints").iterdir() if path.is_dir()}
-    assert steps == {"3", "6", "8"}
-    assert set(json.loads((workdir / "checkpoints" / "sizes.json").read_text())) == steps
+    assert steps == {"3", "6", "7", "8"}  # 7 is the last that another step was taken from
 
 
 # --- disks, folders, data ---

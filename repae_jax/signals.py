@@ -1,0 +1,252 @@
+"""Signals that end a command: taken before anything slow is imported, and never lost.
+
+SIGINT, SIGTERM and SIGHUP raise `Interrupted` in the main thread, or, within `noted`, set an event
+that a loop looks at. An exception alone would get lost: Python swallows it in a callback of the
+garbage collector (JAX has one), and a library may make another error of it. So the wish stays noted
+as well: whatever error a command ends with then, it was interrupted, and what was swallowed is
+raised again. While a module is imported the process ends there and then, since C extensions crash
+or print a traceback when what they import fails. And where the main thread does not answer, because
+it compiles, another one ends the process.
+"""
+
+import atexit
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from repae_jax.errors import RUN_AGAIN
+
+ENDING = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+GRACE = 10.0  # seconds in which the main thread may come to its end
+_SAME_WISH = 2.0  # seconds: a terminal sends Ctrl-C to a script and to what it runs
+_MESSAGE = "interrupted; what is complete stays: run the same command again\n"
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asks for the end of the command."""
+
+
+def take() -> bool:
+    """Take the signals from here on; returns whether that was new.
+
+    Only the main thread can; in another nothing changes. An ignored SIGHUP (nohup) stays ignored.
+    """
+    return _taken.begin()
+
+
+def take_again() -> None:
+    """Take back what a library has taken meanwhile, as `jax.distributed.initialize` does."""
+    if _taken.thread is not None and threading.current_thread() is threading.main_thread():
+        _taken.install()
+
+
+def until_signal(command: Callable[[], int]) -> int:
+    """What `command` returns, or the exit status of the signal that ended it.
+
+    130 is that of SIGINT, 75 that of the others: the same command continues.
+    """
+    new = take()
+    if not new and _taken.armed:  # within another call, which answers
+        return command()
+    status = None
+    try:
+        _taken.arm()
+        status = command()
+    except KeyboardInterrupt:
+        _taken.number = _taken.number or signal.SIGINT  # raised by another handler
+    except BaseException:
+        if _taken.number is None:
+            raise
+    finally:
+        _taken.armed = False
+        number = _taken.number
+        if new:
+            _taken.end()
+    if number is not None and status != 0:  # else it is done, in spite of a signal in its end
+        _write(_MESSAGE)
+        status = _status(number)
+    _taken.status = status
+    return status
+
+
+def check() -> None:
+    """Raise `Interrupted` if a signal has asked for the end, and its exception was swallowed."""
+    if _taken.number is not None:
+        raise Interrupted
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[threading.Event]:
+    """An event that a signal sets, one from before included; another one later ends at once.
+
+    Clouds and schedulers announce a preemption by SIGTERM. One that comes right behind the first
+    is the same wish once more.
+    """
+    if _taken.event is not None:
+        yield _taken.event
+        return
+    new = take()
+    take_again()
+    try:
+        yield _taken.note()
+    finally:
+        _taken.event = None
+        if new:
+            _taken.end()
+
+
+class _Taken:
+    """The signals of this process."""
+
+    def __init__(self):
+        self.thread: threading.Thread | None = None
+        self.armed = False  # whether a signal raises
+        self.number: int | None = None  # of the signal that nobody has answered yet
+        self.event: threading.Event | None = None  # within `noted`
+        self.status: int | None = None  # of a command that is done
+        self._raised = self._swallowed = False
+        self._first: float | None = None  # when the event was set
+        self._previous: dict[int, object] = {}
+
+    def begin(self) -> bool:
+        if self.thread is not None or threading.current_thread() is not threading.main_thread():
+            return False
+        self.number = self.status = None
+        self._raised = self._swallowed = False
+        read, self._write_end = os.pipe()
+        os.set_blocking(self._write_end, False)
+        self._previous_fd = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+        self._previous_hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
+        atexit.register(self._ignore)
+        self.thread = threading.Thread(target=self._watch, args=(read,), daemon=True)
+        self.thread.start()
+        self._previous = {}
+        self.install()
+        return True
+
+    def install(self) -> None:
+        for number in ENDING:
+            current = signal.getsignal(number)
+            if current is signal.SIG_IGN and number != signal.SIGINT:
+                continue
+            signal.signal(number, self._handle)
+            self._previous.setdefault(number, current)
+
+    def end(self) -> None:
+        for number, handler in self._previous.items():
+            # None: set by code that is not Python's
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        signal.set_wakeup_fd(self._previous_fd)
+        sys.unraisablehook = self._previous_hook
+        atexit.unregister(self._ignore)
+        os.write(self._write_end, b"\0")
+        self.thread.join()
+        os.close(self._write_end)
+        self.thread = None
+
+    def arm(self) -> None:
+        self.armed = True
+        if self.number is not None and not self._raised:
+            self._raise()
+
+    def note(self) -> threading.Event:
+        waiting, self._first = self.number is not None, None
+        self.number, self._raised, self._swallowed = None, False, False
+        self.event = threading.Event()
+        if waiting:
+            self._hear()
+        return self.event
+
+    def _handle(self, number, frame):
+        """In the main thread; `_watch` has seen the signal, or will."""
+        if self.event is not None:
+            self._hear()
+            return
+        if self.number is None:
+            self.number = number
+        if self.armed and not self._raised:
+            if _imports(frame):
+                _leave(number)
+            self._raise()
+
+    def _raise(self):
+        self._raised = True
+        raise Interrupted
+
+    def _ignore(self):
+        """Behind all other `atexit`: Python would give a process that is done up to a signal."""
+        for number in self._previous:
+            signal.signal(number, signal.SIG_IGN)
+
+    def _unraisable(self, unraisable):
+        if isinstance(unraisable.exc_value, Interrupted):
+            self._swallowed = True
+        else:
+            self._previous_hook(unraisable)
+
+    def _watch(self, read):
+        with open(read, "rb", buffering=0) as signals:
+            while number := signals.read(1)[0]:
+                if number not in ENDING:
+                    continue
+                if self.event is not None:
+                    self._note(number)
+                elif self.armed:
+                    self._see_to(number)
+                elif self.status is not None:  # something keeps a process that is done
+                    os._exit(self.status)
+
+    def _note(self, number):
+        self._hear()
+        if time.monotonic() - self._first > _SAME_WISH:
+            _leave(number)
+
+    def _hear(self):
+        """Set the event; whichever thread comes to it first."""
+        if self._first is None:
+            self._first = time.monotonic()
+            self.event.set()
+
+    def _see_to(self, number):
+        """Waits until the main thread has ended the command or notes the wish; else ends it."""
+        deadline = time.monotonic() + GRACE
+        while self.armed and self.event is None:
+            if time.monotonic() > deadline:
+                _leave(number)
+            if self._swallowed:
+                self._raised = self._swallowed = False
+                signal.pthread_kill(threading.main_thread().ident, number)
+            time.sleep(0.05)
+
+
+def _imports(frame):
+    """Whether a module is being imported, which a C extension need not survive."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _leave(number):
+    _write(_MESSAGE)
+    os._exit(_status(number))
+
+
+def _status(number):
+    return 128 + number if number == signal.SIGINT else RUN_AGAIN
+
+
+def _write(text):
+    """Past sys.stderr, which the main thread may hold, and which may be a closed terminal."""
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode())
+
+
+_taken = _Taken()

@@ -1,0 +1,128 @@
+"""Flipped bits: whatever file of a run one is in, no other weights come out of it in silence."""
+
+import json
+import os
+import random
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from run_fixtures import random_run
+
+from repae_jax.errors import UserError
+from repae_jax.training import workdir as work_directory
+from repae_jax.training.checkpoints import restore_latest
+
+__all__ = ["random_run"]
+FLIPS = 1000 if os.environ.get("REPAE_THOROUGH") else 60
+
+
+def files_of(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def flip(path, bit):
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def leaves(tree):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def test_no_flipped_bit_gives_other_weights_in_silence(random_run, tmp_path):
+    workdir, rng = tmp_path / "run", random.Random(0)
+    shutil.copytree(random_run, workdir)
+    files = [path for path in files_of(workdir / "checkpoints" / "4") if path.stat().st_size]
+    whole, found = leaves(restore_latest(workdir)), 0
+    for _ in range(FLIPS):
+        path = rng.choice(files)
+        bit = rng.randrange(8 * path.stat().st_size)
+        flip(path, bit)
+        try:
+            assert leaves(restore_latest(workdir)) == whole, (path, bit)
+        except UserError as error:
+            found += str(workdir / "checkpoints" / "4") in str(error)
+        flip(path, bit)
+    print(f"{FLIPS} bits, {found} found, the others without effect")
+    assert found > 0.8 * FLIPS  # what is written last, without an array, has no checksum
+    assert leaves(restore_latest(workdir)) == whole
+
+
+def test_the_files_without_a_checksum_hold_no_array(random_run):
+    folder = random_run / "checkpoints" / "4"
+    summed = json.loads((folder / "checksums.json").read_text())["files"]
+    names = {str(path.relative_to(folder)) for path in files_of(folder)}
+    assert names - summed.keys() == {"checksums.json", "_CHECKPOINT_METADATA", "commit_success.txt"}
+
+
+def test_missing_checksums_are_damage(random_run, tmp_path):
+    shutil.copytree(random_run, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "4" / "checksums.json").unlink()
+    with pytest.raises(UserError, match="its checksums are missing"):
+        restore_latest(tmp_path / "run")
+
+
+@pytest.mark.parametrize("sizes", ["whole", "none", "damaged", "odd"])
+def test_checkpoints_from_before_checksums_open(sizes, random_run, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(random_run, workdir)
+    folder = workdir / "checkpoints" / "4"
+    (folder / "checksums.json").unlink()
+    metadata = folder / "_CHECKPOINT_METADATA"
+    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"custom_metadata": {}}))
+    noted = {"4": {str(p.relative_to(folder)): p.stat().st_size for p in files_of(folder)}}
+    text = {"whole": json.dumps(noted), "damaged": json.dumps(noted)[:-9], "odd": '{"4": [1]}'}
+    if sizes != "none":
+        (workdir / "checkpoints" / "sizes.json").write_text(text[sizes])
+    assert leaves(restore_latest(workdir)) == leaves(restore_latest(random_run))
+    if sizes == "whole":
+        path = folder / "data" / "metadata"
+        path.write_bytes(path.read_bytes()[:-1])
+        with pytest.raises(UserError, match="metadata is not 2 bytes long any more"):
+            restore_latest(workdir)
+
+
+def test_several_processes_compare_a_share_each(random_run, tmp_path):
+    from repae_jax.training.integrity import check_checkpoint
+
+    folder = tmp_path / "checkpoints" / "4"
+    shutil.copytree(random_run / "checkpoints" / "4", folder)
+    for path in files_of(folder / "state"):
+        if not path.stat().st_size:
+            continue
+        flip(path, 0)
+        finders = 0
+        for part in range(3):
+            try:
+                check_checkpoint(folder, part, 3)
+            except UserError:
+                finders += 1
+        assert finders == 1, path
+        flip(path, 0)
+
+
+def test_a_flipped_bit_or_an_edit_of_the_configuration_is_said(random_run, tmp_path):
+    path, rng = tmp_path / "config.json", random.Random(0)
+    text = (random_run / "config.json").read_text()
+    path.write_text(text)
+    whole, found = work_directory.load_config(tmp_path).to_dict(), 0
+    for _ in range(300):
+        bit = rng.randrange(8 * len(text))
+        flip(path, bit)
+        try:
+            assert work_directory.load_config(tmp_path).to_dict() == whole, bit
+        except UserError as error:
+            found += str(path) in str(error)
+        flip(path, bit)
+    assert found > 150  # the others are white space
+    edited = json.loads(text)
+    edited["sampling"]["steps"] = 7
+    path.write_text(json.dumps(edited))
+    with pytest.raises(UserError, match="damaged or was edited .* delete the line 'sha256' in it"):
+        work_directory.load_config(tmp_path)
+    del edited["sha256"]
+    path.write_text(json.dumps(edited))
+    assert work_directory.load_config(tmp_path).sampling.steps == 7

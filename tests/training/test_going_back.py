@@ -1,0 +1,315 @@
+"""A run that diverges: what it saves, what it says, and that what it says works."""
+
+import json
+import re
+import shlex
+import shutil
+import types
+
+import jax
+import numpy as np
+import optax
+import pytest
+import tiny
+from runs import TINY, words
+
+from repae_jax.cli import main
+from repae_jax.errors import Diverged, UserError
+from repae_jax.training import going_back
+from repae_jax.training import workdir as work_directory
+from repae_jax.training.alarms import Alarms
+from repae_jax.training.checkpoints import Checkpoints, restore_latest, saved_steps
+from repae_jax.training.loop import _run
+from repae_jax.training.metrics import MetricWriter, read_history
+from repae_jax.training.optimizers import adamw, as_held, as_wanted
+from repae_jax.training.retention import Record, Retention
+
+FAR = [f"--config.optimizer.{name}.learning_rate=1e6" for name in ("sit", "vae", "discriminator")]
+TOTALS = {"sit_loss", "vae_loss", "d_loss"}
+
+
+def command_in(said):
+    """The words of the command in a message, as a shell takes them."""
+    assert said.count("\n") == 1
+    program, option, package, *arguments = shlex.split(said.rpartition("steps: ")[2])
+    assert (program, option, package) == ("python", "-m", "repae_jax")
+    return arguments
+
+
+def assert_ordinary(workdir, steps):
+    """Every step's losses are there, once, and what they are in the tiny run."""
+    history = read_history(workdir)
+    for name in TOTALS & history.keys():
+        numbers, values = history[name]
+        assert numbers.tolist() == list(range(1, steps + 1))
+        assert np.isfinite(values).all()
+        assert (values < 4).all()
+
+
+def test_a_run_that_begins_too_fast_is_begun_again(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    run = ["--config.run.steps=30", "--config.run.checkpoint_every=2", *FAR]
+    assert (
+        main(["train", "--config", f"{TINY}:vae", *run, "--workdir", str(workdir), "--quiet"]) == 2
+    )
+    said = capsys.readouterr()
+    assert "step 11: 10 steps in a row had a loss or gradient that is not finite" in said.err
+    assert re.search(r"\((\w+) is (nan|inf) at step 2 was the first\)", said.err)
+    assert said.out.count("warning:") == 1  # not one a step
+    assert saved_steps(workdir) == []
+    assert main([*command_in(said.err), "--quiet"]) == 0
+    assert_ordinary(workdir, 30)
+
+
+def test_a_run_that_becomes_too_fast_goes_back(trained, teacher, tmp_path, capsys):
+    workdir = tmp_path / "a run"  # which a shell wants quoted
+    shutil.copytree(trained, workdir)
+    run = dict(steps=30, checkpoint_every=1, keep_checkpoints=1)
+    assert main(words(workdir, teacher, *FAR, **run)) == 2
+    said = capsys.readouterr()
+    assert "from step 4: config.optimizer.vae.learning_rate: 0.0001 -> 1000000.0" in said.out
+    # 5 was saved before anything was not finite, and is of no use; 4 has shown that it is.
+    assert saved_steps(workdir) == [4, 5]
+    command = command_in(said.err)
+    assert command[command.index("--from-step") + 1] == "4"
+    assert main([*command, "--quiet"]) == 0
+    assert_ordinary(workdir, 30)
+    assert restore_latest(workdir / "aside-1")["step"] == 5
+    assert work_directory.load_config(workdir / "aside-1").optimizer.vae.learning_rate == 1e6
+    lines = (workdir / "config_history.jsonl").read_text().splitlines()
+    first, second = map(json.loads, lines)
+    assert first["step"] == second["step"] == second["from_step"] == 4
+    assert "config.optimizer.sit.learning_rate: 1000000.0 -> 0.0001" in second["changed"]
+    # The same command once more, as after a signal, has nothing to go back to.
+    capsys.readouterr()
+    assert main([*command, "--quiet"]) == 0
+    assert "going on from step 30" in capsys.readouterr().out
+
+
+def test_the_same_steps_give_the_same_state(trained, teacher, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    assert main([*words(workdir, teacher), "--from-step", "2"]) == 0
+    assert "behind step 2 is in" in capsys.readouterr().out
+    again, first = restore_latest(workdir), restore_latest(trained)
+    jax.tree.map(np.testing.assert_array_equal, again, first)
+    assert (workdir / "aside-1" / "samples" / "0000004.png").is_file()
+    assert main([*words(workdir, teacher), "--from-step", "3"]) == 2
+    error = capsys.readouterr().err
+    assert f"--from-step is 3: {workdir} can be continued from 0 (the beginning), 2, 4" in error
+    assert saved_steps(workdir) == [2, 4]
+
+
+def test_an_imported_run_has_no_beginning_of_its_own(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run" / "origin.safetensors").touch()
+    with pytest.raises(UserError, match="can be continued from 2, 4$"):
+        going_back.check_step(tmp_path / "run", 0)
+    command = going_back.way_back(tmp_path / "run", tiny.get_config(), None, processes=1)
+    assert "--from-step 2 " in command
+
+
+def test_the_way_back_is_slower_than_the_way():
+    config = tiny.get_config()
+    config.dtype = "bfloat16"
+    config.optimizer.vae.learning_rate = 1e-5
+    command = going_back.way_back(tiny_path := "runs/x", config, 7, processes=2)
+    assert command.startswith(f"python -m repae_jax train --workdir {tiny_path} --from-step 7 ")
+    assert "--config.optimizer.vae.learning_rate=1e-06" in command
+    assert "--config.optimizer.sit.learning_rate=1e-05" in command
+    assert command.endswith("--config.dtype=float32")
+    assert "--distributed" in command
+
+
+# --- what may change ---
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["dtype='bfloat16'", *(f"optimizer.sit.{key}={value}" for key, value in dict(
+        learning_rate=1.0, warmup_steps=7, decay_steps=70, weight_decay=0.1, max_grad_norm=2.0
+    ).items())],
+)  # fmt: skip
+def test_how_far_a_step_goes_may_change(change, tmp_path):
+    config = tiny.get_config()
+    work_directory.claim(tmp_path, config)
+    exec(f"config.{change}", {"config": config})
+    (line,) = work_directory.claim(tmp_path, config, step=3)
+    assert line.startswith(f"config.{change.partition('=')[0]}: ")
+    entry = json.loads((tmp_path / "config_history.jsonl").read_text())
+    assert (entry["step"], entry["changed"]) == (3, [line])
+    assert work_directory.load_config(tmp_path).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize("key", ["b1", "b2", "eps"])
+def test_what_the_moments_mean_may_not(key, tmp_path):
+    config = tiny.get_config()
+    work_directory.claim(tmp_path, config)
+    config.optimizer.sit[key] = 0.5
+    with pytest.raises(UserError, match=f"config.optimizer.sit.{key}"):
+        work_directory.check(tmp_path, config)
+
+
+def test_a_schedule_may_come_and_go(tmp_path):
+    params = {"w": np.ones(3, np.float32)}
+    constant, falling = adamw(0.1), adamw(0.1, warmup_steps=2, decay_steps=9)
+    states = {}
+    for name, optimizer in (("constant", constant), ("falling", falling)):
+        state = optimizer.init(params)
+        for _ in range(5):
+            state = optimizer.update(params, state, params)[1]
+        states[name] = state
+    held = {"constant": [None, [{}, None, None]], "falling": [None, [{}, None, {"count": 0}]]}
+    for before, after in (("constant", "falling"), ("falling", "constant")):
+        template = as_held(states[after], held[before])
+        assert jax.tree.structure(template) == jax.tree.structure(states[before])
+        state = as_wanted(states[before], states[after])
+        jax.tree.map(np.testing.assert_array_equal, state, states[after])
+    # and the rate is that of the step which the run has come to
+    updates, _ = falling.update(params, as_wanted(states["constant"], states["falling"]), params)
+    rate = optax.warmup_cosine_decay_schedule(0.0, 0.1, 2, 9)(5)
+    np.testing.assert_allclose(updates["w"], -rate * np.ones(3), rtol=1e-5)
+
+
+# --- what is saved ---
+
+
+class Display:
+    """A reporter without a display."""
+
+    def __init__(self):
+        self.told = []
+        self._alarms = Alarms(4, "warn", self.told.append, "--from-step {}".format)
+
+    def step(self, step, metrics):
+        self._alarms.step(step, bool(metrics["skipped"]), lambda: {"vae_loss": np.nan})
+        return False
+
+    skipping = property(lambda self: self._alarms.skipping)
+    say = property(lambda self: self.told.append)
+    begin = samples = evaluate = staticmethod(lambda *_: None)
+
+
+def run(skipped, steps, every, signal_at=None):
+    """Runs the loop with these steps skipped; gives the status, what was saved, what was due."""
+    config = tiny.get_config()
+    config.run.update(steps=steps, checkpoint_every=every)
+    stopping = types.SimpleNamespace(requested=False, note=lambda: None)
+    saved = {}
+
+    def one_step(state, batch, key, requests):
+        number = state.step + 1
+        stopping.requested |= number == signal_at
+        return types.SimpleNamespace(step=number), {"skipped": number in skipped}
+
+    program = types.SimpleNamespace(
+        config=config, key=lambda: None, requests=lambda stop: None, step=one_step
+    )
+    checkpoints = types.SimpleNamespace(
+        save=lambda step, state, data, due: saved.update({step: due}), wait=lambda: None
+    )
+    feed = iter(types.SimpleNamespace, None)
+    feed = type("Feed", (), {"state": {}, "__next__": lambda self: {}})()
+    alone = types.SimpleNamespace(count=1)
+    start = types.SimpleNamespace(step=0)
+    try:
+        status = _run(program, start, feed, checkpoints, Display(), stopping, alone, None, None)
+    except Diverged:
+        status = "diverged"
+    return status, saved
+
+
+@pytest.mark.parametrize(
+    ("skipped", "signal_at", "expected"),
+    [
+        ([], None, (0, {3: 3, 6: 6, 8: 8})),
+        ([2, 4, 5], None, (0, {3: 3, 6: 6, 8: 8})),
+        ([3, 4], None, (0, {5: 3, 6: 6, 8: 8})),  # a checkpoint waits
+        ([6, 7, 8], None, (0, {3: 3, 9: 6})),  # the last one, too
+        ([7, 8], None, (0, {3: 3, 6: 6, 9: 8})),
+        ([], 4, (75, {3: 3, 4: 4})),
+        ([4, 5], 4, (75, {3: 3, 6: 4})),  # that of a signal, too
+        ([7, 8, 9], 7, (0, {3: 3, 6: 6, 10: 7})),
+        (range(5, 99), 5, ("diverged", {3: 3})),
+        (range(8, 99), None, ("diverged", {3: 3, 6: 6})),
+    ],
+)
+def test_nothing_is_saved_while_steps_are_skipped(skipped, signal_at, expected):
+    assert run(skipped, steps=8, every=3, signal_at=signal_at) == expected
+
+
+def kept(steps, record, newest=1, every=0):
+    checkpoints = [types.SimpleNamespace(step=step) for step in steps]
+    stay = Retention(newest, every, record).should_preserve(checkpoints, context=None)
+    return [step for step, stays in zip(steps, stay, strict=True) if stays]
+
+
+def test_the_last_proven_checkpoint_stays(tmp_path):
+    record = Record(tmp_path, [], write=True)
+    record.judge(None, {"vae_loss": 0.7, "sit_loss": 2.0, "kl_loss": 1e9})  # the run's first step
+    for step, loss in ((2, 0.6), (4, 0.5), (6, 71.0), (8, 1e30)):
+        record.judge(step, {"vae_loss": 0.6, "sit_loss": loss})
+    assert record.proven == {2, 4, 6}
+    record.forget(2)
+    record.judge(2, {"vae_loss": 1e9})
+    assert record.proven == {4, 6}
+    assert kept([2, 4, 6, 8, 10, 12], record) == [6, 12]
+    assert kept([2, 4, 6, 8, 10, 12], record, newest=2, every=4) == [4, 6, 8, 10, 12]
+    record.late.add(10)
+    assert kept([2, 4, 6, 8, 10, 12], record, every=9) == [6, 10, 12]
+    record.write([4, 6, 8, 10])
+    again = Record(tmp_path, [4, 6, 8, 10], write=False)
+    assert (again.proven, again.late, again.begun) == ({4, 6}, {10}, True)
+    assert Record(tmp_path, [4, 10], write=False).proven == {4}  # 6 has been set aside
+    again.judge(10, {"vae_loss": 71.0, "sit_loss": 0.5})  # of the run, not of its continuation
+    again.judge(8, {"vae_loss": 101.0, "sit_loss": 0.5})
+    assert again.proven == {4, 6, 10}
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", '{"proven": 3}', '{"losses": [], "proven": []}'])
+def test_without_a_record_all_but_the_newest_are_taken_for_proven(text, tmp_path):
+    if text is not None:
+        (tmp_path / "record.json").write_text(text)
+    assert Record(tmp_path, [2, 4, 6], write=False).proven == {2, 4}
+
+
+def test_a_step_proves_the_checkpoint_before_it(tmp_path):
+    from repae_jax.training.state import TrainState
+
+    def save(step):
+        checkpoints.save(step, TrainState(np.int32(step), {}, {}, {}, {}, {}), {})
+
+    def follow(step, loss):
+        checkpoints.follow(step, lambda: {"vae_loss": loss})
+
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    follow(1, 1.0)
+    for step in (1, 2):
+        save(step)
+        follow(step, 1.0)  # whose metrics are of the state before it
+        assert checkpoints.proven_step() == (step - 1 or None)
+        follow(step + 1, 1.0)
+        assert checkpoints.proven_step() == step
+    save(5)
+    follow(6, np.float32(1e30))
+    save(7)
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 7]
+    assert checkpoints.proven_step() == 2
+    assert checkpoints.proven_step(before=2) is None
+    checkpoints.close()
+
+
+# --- curves ---
+
+
+def test_curves_end_where_a_run_has_come_again(tmp_path):
+    for begun, values in ((0, {1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0}), (2, {3: 30.0})):
+        writer = MetricWriter(tmp_path, begun)
+        for step, value in values.items():
+            writer.scalars(step, {"loss": value, **({"rare": value} if step % 4 == 0 else {})})
+        writer.close()
+    history = read_history(tmp_path)
+    assert history["loss"][0].tolist() == [1, 2, 3]
+    assert history["loss"][1].tolist() == [1.0, 2.0, 30.0]
+    assert len(history.get("rare", [[]])[0]) == 0
