@@ -103,12 +103,6 @@ def _damaged(path, error):
     )
 
 
-def digest(content: Any) -> str:
-    """SHA-256 of what JSON can hold, whatever the order of its keys."""
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
 def changes(old: Fingerprint, new: Fingerprint) -> list[str]:
     """What has changed, in words; nothing if they are the same data.
 

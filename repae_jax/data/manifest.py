@@ -11,9 +11,10 @@ from pydantic import Field
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from repae_jax.atomic import write_atomically
-from repae_jax.data.identity import Fingerprint, digest
+from repae_jax.data.identity import Fingerprint
 from repae_jax.errors import UserError
 from repae_jax.schema import Text, checked, each, read_json, whole
+from repae_jax.sealed import digest, seal, unseal
 
 FORMAT = "repae_jax packed 1"
 MANIFEST = "manifest.json"
@@ -74,7 +75,8 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
             f"{path}: its format is {manifest['format']!r}, this version reads {FORMAT!r}; "
             "prepare the data anew, or read them with the version that made them"
         )
-    if manifest.pop("sha256", None) != digest(manifest):
+    manifest, untouched = unseal(manifest)
+    if not untouched:
         raise UserError(
             f"{path}: damaged or edited (its checksum is another); restore it, or prepare the "
             "data anew"
@@ -100,7 +102,7 @@ def manifest_fingerprint(manifest: Mapping[str, Any]) -> Fingerprint:
 
 def write_manifest(folder: pathlib.Path, manifest: dict[str, Any]) -> None:
     """Write what `read_manifest` returns, and a checksum of it."""
-    write_json(folder / MANIFEST, {**manifest, "sha256": digest(manifest)})
+    write_json(folder / MANIFEST, seal(manifest))
 
 
 def check_there(path: pathlib.Path, shard: dict[str, Any]) -> None:

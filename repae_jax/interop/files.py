@@ -15,7 +15,13 @@ from repae_jax.atomic import replacing
 from repae_jax.errors import UserError
 from repae_jax.interop import torch_format
 from repae_jax.interop.claims import check_claims
-from repae_jax.interop.intact import check_archive, check_tensors, plain_notes, sealed_notes
+from repae_jax.interop.intact import (
+    check_archive,
+    check_tensors,
+    plain_notes,
+    sealed_notes,
+    sort_notes,
+)
 from repae_jax.schema import Text, read_json
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")  # .pth.tar
@@ -112,6 +118,7 @@ def write_safetensors(
     arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     with replacing(path) as temporary:
         save_file(arrays, temporary, sealed_notes(arrays, metadata or {}))
+        sort_notes(temporary)
         temporary.chmod(_usual_mode())  # the library makes files for their owner alone
 
 

@@ -1,6 +1,7 @@
 """Whether weight files hold what was written: our checksum in .safetensors, CRC-32 in PyTorch's."""
 
 import functools
+import json
 import os
 import pathlib
 import zipfile
@@ -23,6 +24,18 @@ def sealed_notes(tensors: Mapping[str, np.ndarray], notes: Mapping[str, str]) ->
 def plain_notes(metadata: Mapping[str, str] | None) -> dict[str, str]:
     """A file's metadata without the checksum."""
     return {name: text for name, text in (metadata or {}).items() if name != CHECKSUM}
+
+
+def sort_notes(path: pathlib.Path) -> None:
+    """Bring a .safetensors file's metadata, which its library writes in any order, into one."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def check_tensors(

@@ -16,7 +16,6 @@ from repae_jax.data.identity import (
     Fingerprint,
     as_recorded,
     changes_since,
-    digest,
     read_fingerprints,
     write_fingerprints,
 )
@@ -24,6 +23,7 @@ from repae_jax.data.source import Source
 from repae_jax.data.sources import check_classes, open_source
 from repae_jax.errors import UserError
 from repae_jax.parallel.multihost import Processes
+from repae_jax.sealed import digest
 
 # Of cached latents: what the run's own frozen networks are, so nobody can accept another.
 _FIXED = re.compile(r"made\.(vae|teachers|latent_shape): ")

@@ -9,11 +9,12 @@ from packing import COUNT, write
 from pictures import data_config, encoded, random_picture, write_pictures
 
 from repae_jax.data import scenes
-from repae_jax.data.identity import as_recorded, changes, changes_since, digest, write_fingerprints
+from repae_jax.data.identity import as_recorded, changes, changes_since, write_fingerprints
 from repae_jax.data.latents import KIND
 from repae_jax.data.shard_writer import write_shards
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError
+from repae_jax.sealed import digest
 
 PICTURES = {f"{name}/{number}.png": (9, 9, "RGB") for name in ("ant", "bee") for number in range(3)}
 

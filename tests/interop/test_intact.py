@@ -82,6 +82,17 @@ def test_other_readers_see_plain_files(tmp_path):
     assert files.read_metadata(tmp_path / "x.safetensors") == NOTES
 
 
+def test_the_same_content_is_the_same_file(tmp_path):
+    notes = {f"ä{name}": '"\n\x1f' for name in range(9)}
+    written = set()
+    for _ in range(5):
+        files.write_safetensors(tmp_path / "x.safetensors", TENSORS, notes)
+        written.add((tmp_path / "x.safetensors").read_bytes())
+    assert len(written) == 1
+    assert files.read_metadata(tmp_path / "x.safetensors") == notes
+    assert set(files.read_stored(tmp_path / "x.safetensors")) == set(TENSORS)
+
+
 def test_files_of_others_open_as_before(tmp_path):
     for metadata in (None, {"format": "pt"}):
         save_file(TENSORS, tmp_path / "x.safetensors", metadata)

@@ -208,7 +208,6 @@ def run(skipped, steps, every, signal_at=None):
     checkpoints = types.SimpleNamespace(
         save=lambda step, state, data, due: saved.update({step: due}), wait=lambda: None
     )
-    feed = iter(types.SimpleNamespace, None)
     feed = type("Feed", (), {"state": {}, "__next__": lambda self: {}})()
     alone = types.SimpleNamespace(count=1)
     start = types.SimpleNamespace(step=0)
