@@ -76,6 +76,7 @@ RUNS = {
     "study": None,
     # they leave something to be filled in, or need an absent package for TPUs
     "train --workdir runs/x --config.teachers.dinov2_b.weights=FILE": None,
+    "train --workdir runs/x --from-step 20000": None,  # a checkpoint of the reader's own
     "generate --distributed ...": None,
     "train ...": None,
     "train --config ...": None,

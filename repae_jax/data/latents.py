@@ -24,7 +24,7 @@ from repae_jax.data.manifest import MANIFEST, manifest_fingerprint, read_manifes
 from repae_jax.data.shards import PackedRecords
 from repae_jax.errors import UserError
 from repae_jax.interop import latent_statistics
-from repae_jax.schema import Text, checked, each, real, whole
+from repae_jax.schema import Side, Text, checked, each, real, whole
 
 KIND = "latents"
 MIRRORED = "mirrored/"
@@ -36,6 +36,7 @@ class _Made(TypedDict):
     teachers: dict[Text, Text]
     vae: Text
     latent_shape: each(whole(1, 2**20), 3, 3)
+    resolution: Side
 
 
 class _Statistics(TypedDict):

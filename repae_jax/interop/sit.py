@@ -1,5 +1,6 @@
 """The SiT under the names of the original REPA-E and of REPA."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -101,7 +102,7 @@ def has_second_half(tensors: Mapping[str, np.ndarray]) -> bool:
     """Whether the last layer gives twice the latent's channels, as SiT's and DiT's own files do."""
     patch = tensors.get("x_embedder.proj.weight", np.zeros(()))
     last = tensors.get("final_layer.linear.weight", np.zeros(()))
-    return patch.ndim == 4 and last.ndim == 2 and len(last) == 2 * patch[0].size
+    return patch.ndim == 4 and last.ndim == 2 and len(last) == 2 * math.prod(patch.shape[1:])
 
 
 def from_published_sit(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

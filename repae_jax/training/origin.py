@@ -77,6 +77,8 @@ def read_origin(workdir: pathlib.Path) -> Origin | None:
     """
     path = workdir / FILE
     if not path.is_file():
+        if path.is_symlink() or path.exists():
+            raise UserError(f"{path} is no file: restore it, or remove it to do without")
         return None
     notes = files.read_metadata(path)
     plain = {name: parse_json(text, source=f"{path}: {name}") for name, text in notes.items()}

@@ -1,7 +1,7 @@
 """The original's command-line arguments, as its checkpoints and args.json hold them, and ours."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from ml_collections import ConfigDict
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
@@ -86,7 +86,7 @@ class _Arguments(TypedDict, total=False):
     adam_epsilon: real() | None
     adam_weight_decay: real() | None
     max_grad_norm: real(finite=False) | None
-    mixed_precision: Text | None
+    mixed_precision: Literal["no", "fp16", "bf16"] | None  # as accelerate's argument
     vae_ckpt: Text | None
     model: Text | None
     vae: Text | None

@@ -44,6 +44,7 @@ class Worker:
     def __init__(self, root: pathlib.Path):
         self.root, self._process, self._connection = root, None, None
         self._log = root / "stderr.txt"
+        self._files: dict[str, list[str]] = {}  # by target
 
     def seed(self, target: str) -> pathlib.Path:
         """The folder of its unchanged files."""
@@ -53,7 +54,7 @@ class Worker:
     def files(self, target: str) -> list[str]:
         """The files that can be changed; makes the target's if it must."""
         self._ask(target, None)
-        return self._files
+        return self._files[target]
 
     def run(self, target: str, case: mutations.Case) -> tuple:
         """(outcome, what of it, seconds)."""
@@ -83,10 +84,10 @@ class Worker:
             self._start()
         self._connection.send((target, case))
         if target not in self._ready:
-            self._files = self._receive(_START)
-            if self._files[0] != "ready":
-                raise RuntimeError(f"{target}: {self._files[1]}")
-            self._files = self._files[1]
+            word, told = self._receive(_START)
+            if word != "ready":
+                raise RuntimeError(f"{target}: {told}")
+            self._files[target] = told
             self._ready.add(target)
         if case is None:
             return None

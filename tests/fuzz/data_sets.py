@@ -129,7 +129,7 @@ def _write_latents(folder):
 
     made = {
         "vae": "a" * 64, "teachers": {"small": "b" * 64}, "mirrored": True, "images": False,
-        "latent_shape": [4, 4, 2], "dtype": "float16",
+        "latent_shape": [4, 4, 2], "resolution": 32, "dtype": "float16",
     }  # fmt: skip
     statistics = {"mean": [0.5, 0.25], "var": [1.0, 2.0]}
     manifest = {
@@ -146,7 +146,7 @@ def _read_latents(folder):
     return {
         "classes": source.num_classes,
         "elements": _elements(source),
-        "statistics": statistics_of(source.manifest),
+        "statistics": statistics_of(source),
     }
 
 

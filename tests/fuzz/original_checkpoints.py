@@ -77,8 +77,11 @@ _ARGUMENTS = {
 
 
 def _foreign_args_file(folder):
-    """A checkpoint without tensors of another's run, which has no configuration of ours in it."""
-    model = {"bn.running_mean": np.zeros(4, np.float32)}
+    """A checkpoint of another's run, of one tensor, which has no configuration of ours in it."""
+    model = {
+        "bn.running_mean": np.zeros(4, np.float32),
+        "x_embedder.proj.weight": np.zeros((2, 4, 2, 2), np.float32),
+    }
     content = {"model": model, "ema": {}, "opt": {}, "steps": 3}
     torch_save(folder / "args.pt", {**content, "args": argparse.Namespace(**_ARGUMENTS)})
 

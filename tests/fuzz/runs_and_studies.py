@@ -68,7 +68,7 @@ def _write_origin(folder):
 def _read_origin(folder):
     from repae_jax.training.origin import read_origin
 
-    return read_origin(folder)
+    return read_origin(folder) or {}
 
 
 def _write_events(folder):
@@ -196,7 +196,7 @@ TARGETS = (
     Target("work directory as a VAE", _write_run, _take_vae, sealed=_KEPT, follows=".*",
            like=_RUN),
     Target("provenance of an imported run", _write_origin, _read_origin,
-           sealed=r".*\.safetensors", follows=".*"),
+           sealed=r".*\.safetensors", follows=".*", optional=".*"),
     Target("TensorBoard's events", _write_events, _read_events, optional=".*"),
     Target("results of a study", _write_results, _read_results, follows=".*",
            names=r".*/(arm|seed|diverged|frechet|accuracy)"),

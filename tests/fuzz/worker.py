@@ -144,7 +144,8 @@ def _judged(target, folder, expected, found, case):
     told = "; ".join(first)[:400]
     sealed = re.fullmatch(target.sealed, file)
     if all(re.fullmatch(target.optional, key) for key in [*other, *missing, *extra]):
-        return ("other" if not sealed else "silent"), told
+        # nothing in a file tells that the file is gone
+        return ("silent" if sealed and change != "missing" else "other"), told
     if change in ("set", "remove", "rename"):
         path = "/".join(str(key) for key in arguments[0])
         plain = change != "set" or arguments[1] in contents.NUMBERS
