@@ -44,7 +44,7 @@ def packed_of(root, **options):
 
 def latents_of(root, vae="abc", records=4):
     made = {"vae": vae, "mirrored": False, "images": False, "teachers": {}}
-    made["latent_shape"] = [1, 1, 1]
+    made |= {"latent_shape": [1, 1, 1], "resolution": 8}
 
     def write_record(indexes, writer):
         for index in indexes:
