@@ -115,8 +115,8 @@ def test_commands_name_all_that_is_missing(command, missing, tmp_path, capsys, m
 
 
 def write_cache(path, **changes):
-    made = {"vae": "a" * 64, "latent_shape": [8, 8, 2], "resolution": 32, "mirrored": False, "images": False,
-            "teachers": {}, **changes}  # fmt: skip
+    made = {"vae": "a" * 64, "latent_shape": [8, 8, 2], "resolution": 32, "mirrored": False,
+            "images": False, "teachers": {}, **changes}  # fmt: skip
 
     def write(indexes, writer):
         for _ in indexes:

@@ -125,8 +125,8 @@ def test_held_out_images_are_noted_where_a_run_is_measured_with_them(tmp_path):
 
 
 def write_cache(path, **changes):
-    made = {"vae": "a" * 64, "latent_shape": [8, 8, 2], "resolution": 32, "mirrored": False, "images": False,
-            "teachers": {}, **changes}  # fmt: skip
+    made = {"vae": "a" * 64, "latent_shape": [8, 8, 2], "resolution": 32, "mirrored": False,
+            "images": False, "teachers": {}, **changes}  # fmt: skip
 
     def write(indexes, writer):
         for index in indexes:
