@@ -1,7 +1,7 @@
 """Standard output and error that a command outlives.
 
 A reader that ends (`| head`), a terminal that closes, a full disk behind `> log`: what cannot be
-written is lost, and the command goes on. Everything that prints goes through `sys.stdout` and
+written is lost, and the command continues. Everything that prints goes through `sys.stdout` and
 `sys.stderr`, progress bars, too, so it is enough to replace these two.
 """
 

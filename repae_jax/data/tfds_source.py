@@ -121,7 +121,7 @@ def _builder(name: str, folder: str | None) -> tfds.core.DatasetBuilder:
 def _check_features(name: str, folder: str | None) -> None:
     """Raise UserError if a data set's files name classes that are not TFDS' own.
 
-    TFDS would import them, and with that run whatever lies beside the data.
+    TFDS would import them, and so run any module in the data folder.
     """
     from tensorflow_datasets.core import constants, naming
 

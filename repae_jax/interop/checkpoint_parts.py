@@ -30,7 +30,7 @@ def parts_of(content: Mapping[str, Any], *, source: str) -> dict[str, Any] | Non
 
     Names may be wrapped ("module."), the moving average may be called `model_ema`, and everything
     may be missing but one SiT: a missing `model` or `ema` is the other one, missing `steps` are 0.
-    What was missing or left out is told by `notes`.
+    `notes` lists what was missing or left out.
 
     Raises:
       UserError: a damaged one.

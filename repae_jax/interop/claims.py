@@ -10,7 +10,7 @@ from repae_jax.schema import shown
 
 _DEEPEST = 32  # dicts and lists in each other; a training checkpoint has 5
 _ENTRIES = 1_000_000  # everything in them, a thing that is named twice counted twice
-# Bytes that tensors may name: of a small file so many, of a large one each byte so often.
+# Bytes that tensors may name: a fixed number for a small file, a multiple of a large one.
 _SMALL, _OFTEN = 1 << 29, 4
 
 

@@ -59,7 +59,7 @@ def train(
       profile: whether to trace a few steps (see `Trace`).
       lock: of `workdir`, if the caller holds it; else the first process takes it.
       from_step: go on from the checkpoint of this step, or from the beginning with 0; later ones
-        are set aside. Once it has, the same call goes on from the newest.
+        are set aside. Once it has, the same call resumes from the newest.
 
     Returns:
       The exit status: 0 when all steps are done, 75 when a signal ended the run before.

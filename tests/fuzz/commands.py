@@ -64,7 +64,7 @@ def _package():
 
 
 def tally(worker: campaign.Worker, seconds: float, seed: int) -> campaign.Tally:
-    """Commands for so many seconds, as a target of their own."""
+    """Run commands until the seconds have passed, as a target of their own."""
     found = campaign.Tally()
     deadline, number = time.monotonic() + seconds, 0
     while time.monotonic() < deadline:
