@@ -16,8 +16,8 @@ import sys
 import numpy as np
 
 from repae_jax.evaluation.curves import loss_curves
-from repae_jax.evaluation.figures import save_png
-from repae_jax.training.metrics import read_history
+from repae_jax.runs.metrics import read_history
+from repae_jax.utils.figures import save_png
 
 RUNS = {
     "float32": ("--config.dtype=float32", "--config.seed=0"),

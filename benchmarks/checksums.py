@@ -21,11 +21,11 @@ import jax
 import jax.numpy as jnp
 import xxhash
 
-from repae_jax import checksums
-from repae_jax.training import checkpoints as checkpoints_module
-from repae_jax.training.checkpoints import Checkpoints
-from repae_jax.training.integrity import Sums, check_checkpoint
-from repae_jax.training.state import TrainState
+from repae_jax.runs import checkpoints as checkpoints_module
+from repae_jax.runs.checkpoints import Checkpoints
+from repae_jax.runs.integrity import Sums, check_checkpoint
+from repae_jax.runs.state import TrainState
+from repae_jax.utils import checksums
 
 LEAF = 1 << 24  # numbers in an array, 64 MiB
 

@@ -21,12 +21,12 @@ VARIABLE = "REPAE_COMPILE_TIME"  # set in the processes that measure
 
 def measure(config_file: str, overrides: list[str]) -> None:
     """Trace, lower and compile; prints the seconds of each as JSON."""
-    from repae_jax import machine
+    from repae_jax.utils import process_env
 
-    machine.prepare()  # as the command line does
-    from repae_jax.overrides import read_config
+    process_env.prepare()  # as the command line does
+    from repae_jax.config.overrides import read_config
     from repae_jax.parallel.mesh import make_mesh
-    from repae_jax.training.build import build_models
+    from repae_jax.runs.build import build_models
     from repae_jax.training.program import Program, uncollected
 
     config = read_config(str(CONFIGS / config_file), overrides)

@@ -161,8 +161,8 @@ def main() -> None:
     parser.add_argument("configs", nargs="*", default=DEFAULT, help="FILE[:RECIPE] in configs/")
     parser.add_argument("--json", action="store_true", help="one line a configuration")
     options = parser.parse_args()
-    from repae_jax.overrides import read_config
-    from repae_jax.training.build import build_models
+    from repae_jax.config.overrides import read_config
+    from repae_jax.runs.build import build_models
 
     for name in options.configs:
         config = read_config(str(CONFIGS / name), ["--config.batch_size=8"])

@@ -29,7 +29,7 @@ import original as originals
 import step
 from side_by_side import Side
 
-from repae_jax.parallel.chips import GPUS
+from repae_jax.aot.chips import GPUS
 
 SITS = {"f8d4": "SiT-XL/2", "f16d32": "SiT-XL/1"}
 AT_ONCE = 2  # of ours that compile; each holds its memory as well

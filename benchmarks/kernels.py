@@ -16,7 +16,7 @@ import pathlib
 import re
 from typing import NamedTuple
 
-from repae_jax.parallel.hlo import bytes_of
+from repae_jax.aot.hlo import bytes_of
 
 LIBRARIES = {
     "convolutions (cuDNN)": r"xmma|cutlass|convolve|nhwc",

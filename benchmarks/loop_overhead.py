@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--workers", type=int, default=0, help="processes that decode")
     options = parser.parse_args()
-    from repae_jax.overrides import read_config
+    from repae_jax.config.overrides import read_config
     from repae_jax.training.loop import train
     from repae_jax.training.program import Program
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from repae_jax.models.sit import SIT_CONFIGS, SiT
+from repae_jax.models.backbones.sit import SIT_CONFIGS, SiT
 from repae_jax.sampling.samplers import METHODS, Sampler, sample, time_grid
 
 LATENT = (16, 16, 4)

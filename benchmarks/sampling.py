@@ -18,7 +18,7 @@ import numpy as np
 import original as originals
 from side_by_side import alternate, at_once, processes, report
 
-from repae_jax import machine
+from repae_jax.utils import process_env
 
 METHODS = {"euler": (False, "euler_sampler"), "heun": (True, "euler_sampler"),
            "euler-maruyama": (False, "euler_maruyama_sampler")}  # fmt: skip
@@ -56,8 +56,8 @@ def make_ours(original, model, vae, noise_key, labels: np.ndarray, options):
 
     from repae_jax.interop.autoencoder_kl import load_vae
     from repae_jax.interop.sit import load_sit
-    from repae_jax.models.autoencoder_kl import VAE_CONFIGS, AutoencoderKL
-    from repae_jax.models.sit import SIT_CONFIGS, SiT
+    from repae_jax.models.backbones.sit import SIT_CONFIGS, SiT
+    from repae_jax.models.tokenizers.autoencoder_kl import VAE_CONFIGS, AutoencoderKL
     from repae_jax.sampling.generate import make_generate
     from repae_jax.sampling.samplers import Sampler
 
@@ -83,7 +83,7 @@ def make_ours(original, model, vae, noise_key, labels: np.ndarray, options):
 def make_side(name: str, options: argparse.Namespace):
     """One of the sides, with the same weights, noise and classes as the other; in its process."""
     if name == "ours":
-        machine.prepare()  # as the command line does
+        process_env.prepare()  # as the command line does
     else:
         os.environ["JAX_PLATFORMS"] = "cpu"  # it draws the noise; the GPU is the original's
     original = originals.load(options.original)

@@ -15,7 +15,7 @@ import pathlib
 import subprocess
 import sys
 
-from repae_jax.parallel.chips import parse_topology
+from repae_jax.aot.chips import parse_topology
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = {"sdvae": "SiT-XL/2 + f8d4", "vavae": "SiT-XL/1 + f16d32"}

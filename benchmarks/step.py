@@ -26,7 +26,7 @@ import numpy as np
 import original as originals
 from side_by_side import alternate, at_once, processes, report
 
-from repae_jax import machine
+from repae_jax.utils import process_env
 
 TEACHER_DIM = 768
 FACTORS, CHANNELS = {"f8d4": 8, "f16d32": 16}, {"f8d4": 4, "f16d32": 32}
@@ -45,7 +45,7 @@ def latent_side(options: argparse.Namespace) -> int:
 
 def make_batch(options: argparse.Namespace):
     """Images, labels and teacher tokens, and the step's draws, in our layout."""
-    from repae_jax.training.draws import Draws
+    from repae_jax.training.noise import Draws
 
     rng = np.random.default_rng(0)
     count = options.batch_size
@@ -70,12 +70,12 @@ def make_models(options: argparse.Namespace):
     """Our networks."""
     import jax.numpy as jnp
 
-    from repae_jax.models.autoencoder_kl import VAE_CONFIGS, AutoencoderKL
+    from repae_jax.models.backbones.sit import SIT_CONFIGS, SiT
     from repae_jax.models.batch_norm import LatentNorm
     from repae_jax.models.discriminator import PatchDiscriminator
     from repae_jax.models.lpips import LPIPS
-    from repae_jax.models.sit import SIT_CONFIGS, SiT
-    from repae_jax.training.recipe import Models
+    from repae_jax.models.networks import Models
+    from repae_jax.models.tokenizers.autoencoder_kl import VAE_CONFIGS, AutoencoderKL
 
     dtype = jnp.dtype(options.dtype)
     sit = SiT(
@@ -111,8 +111,8 @@ def make_ours(original, networks, batch, draws, options) -> Callable[[], dict[st
     """A call that makes the next steps of ours, by default one; returns the last one's metrics."""
     import jax
 
-    from repae_jax.training.optimizers import adamw
-    from repae_jax.training.recipe import Objective
+    from repae_jax.objectives.objective import Objective
+    from repae_jax.runs.optimizers import adamw
     from repae_jax.training.step import make_train_step
 
     models = make_models(options)
@@ -180,7 +180,7 @@ def make_theirs(original, networks, batch, draws, options, *, compiled: bool = F
 def make_side(name: str, options: argparse.Namespace) -> Callable[[], dict[str, float]]:
     """One of the sides, with the same weights, batch and draws as the others; in its process."""
     if name == "ours":
-        machine.prepare()  # as the command line does
+        process_env.prepare()  # as the command line does
     original = originals.load(options.original)
     batch, draws = make_batch(options)
     networks = make_networks(original, options)

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from repae_jax import machine
 from repae_jax.models.layers import conv
 from repae_jax.models.upsample import UpsampleConv
+from repae_jax.utils import process_env
 
 SHAPES = [(16, 512), (32, 512), (64, 256)]  # side before, and channels, of f8d4 at 128 x 128
 
@@ -122,7 +122,7 @@ def main() -> None:
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
         count(options.batch_size, options.topology)
     else:
-        machine.prepare()  # as the command line does
+        process_env.prepare()  # as the command line does
         measure(options.batch_size)
 
 

@@ -8,7 +8,7 @@ when the VAE has settled under the alignment loss (a choice, not a measured opti
 picks a recipe.
 """
 
-from repae_jax.config import apply_recipe, imagenet256
+from repae_jax.config.defaults import apply_recipe, imagenet256
 
 
 def get_config(recipe: str = "repae"):

@@ -9,8 +9,8 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from repae_jax.config import NETWORKS
-from repae_jax.overrides import read_config
+from repae_jax.config.defaults import NETWORKS
+from repae_jax.config.overrides import read_config
 from repae_jax.study.plan import arm, claim
 
 STUDY = pathlib.Path(__file__).with_name("study_digits.py")

@@ -8,7 +8,7 @@ repae_jax/study/paper.py.
 
 import pathlib
 
-from repae_jax.overrides import read_config
+from repae_jax.config.overrides import read_config
 from repae_jax.study.paper import add_paper
 from repae_jax.study.plan import base
 

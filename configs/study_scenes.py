@@ -10,8 +10,8 @@ repae_jax/study/plan.py. The arms and claims: repae_jax/study/paper.py.
 
 import pathlib
 
+from repae_jax.config.overrides import read_config
 from repae_jax.errors import UserError
-from repae_jax.overrides import read_config
 from repae_jax.study.paper import add_paper
 from repae_jax.study.plan import base
 

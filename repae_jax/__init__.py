@@ -7,7 +7,7 @@ __all__ = ["AutoencoderKL"]
 def __getattr__(name):
     # Imported when it is asked for: `import repae_jax` alone takes no time.
     if name == "AutoencoderKL":
-        from repae_jax.models.autoencoder_kl import AutoencoderKL
+        from repae_jax.runs.pretrained import PretrainedVAE
 
-        return AutoencoderKL
+        return PretrainedVAE
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,7 @@
 
 import sys
 
-from repae_jax import signals, streams
+from repae_jax.utils import signals, streams
 
 
 def main() -> int:

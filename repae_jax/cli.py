@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from absl import logging as absl_logging
 
-from repae_jax import machine, signals, streams
-from repae_jax.arguments import make_parser
-from repae_jax.compilation_cache import use_compilation_cache
+from repae_jax.commands.arguments import make_parser
+from repae_jax.config.overrides import PREFIX, apply_overrides, read_config
 from repae_jax.errors import TRACEBACK, UserError, explained
-from repae_jax.overrides import PREFIX, apply_overrides, read_config
+from repae_jax.utils import process_env, signals, streams
+from repae_jax.utils.compilation_cache import use_compilation_cache
 
 # Commands whose result is what they print.
 PRINTING = ("inspect", "compile", "evaluate", "evaluate-vae")
@@ -41,7 +41,7 @@ def _main(arguments):
         return streams.checked(0, needed=True)
     absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax explains itself at length
     try:
-        machine.prepare()
+        process_env.prepare()
         use_compilation_cache()
         status = COMMANDS[options.command](options)
     except Exception as error:
@@ -96,11 +96,11 @@ def _train(options):
     if options.config:
         config = read_config(options.config, options.overrides)
     else:
-        from repae_jax.training.workdir import load_config
+        from repae_jax.runs.workdir import load_config
 
         config = apply_overrides(load_config(options.workdir), options.overrides)
-    from repae_jax.needs import check_files
-    from repae_jax.validation import validate
+    from repae_jax.config.needs import check_files
+    from repae_jax.config.validate import validate
 
     validate(config)
     check_files(config)
@@ -127,8 +127,8 @@ def _pretrain_teacher(options):
     path = pathlib.Path(config.teachers[name].weights)
     if path.exists() and not options.force:
         raise UserError(f"{path} exists already: use it, or add --force to replace it")
-    from repae_jax.lock import writing
-    from repae_jax.validation import validate
+    from repae_jax.config.validate import validate
+    from repae_jax.utils.lock import writing
 
     validate(config)
     from repae_jax.training.teacher import pretrain_teacher
@@ -140,14 +140,14 @@ def _pretrain_teacher(options):
 
 
 def _sample(options):
-    from repae_jax.sampling.command import sample_command
+    from repae_jax.commands.sample import sample_command
 
     return sample_command(options)
 
 
 def _generate(options):
     _join_processes(options)
-    from repae_jax.sampling.generate_command import generate_command
+    from repae_jax.commands.generate import generate_command
 
     return generate_command(options)
 
@@ -160,25 +160,25 @@ def _report(options):
 
 def _evaluate(options):
     _join_processes(options)
-    from repae_jax.evaluation.evaluate_command import evaluate_command
+    from repae_jax.commands.evaluate import evaluate_command
 
     return evaluate_command(options)
 
 
 def _evaluate_vae(options):
-    from repae_jax.evaluation.evaluate_vae_command import evaluate_vae_command
+    from repae_jax.commands.evaluate_vae import evaluate_vae_command
 
     return evaluate_vae_command(options)
 
 
 def _evaluate_latents(options):
-    from repae_jax.evaluation.evaluate_latents_command import evaluate_latents_command
+    from repae_jax.commands.evaluate_latents import evaluate_latents_command
 
     return evaluate_latents_command(options)
 
 
 def _evaluate_alignment(options):
-    from repae_jax.evaluation.evaluate_alignment_command import evaluate_alignment_command
+    from repae_jax.commands.evaluate_alignment import evaluate_alignment_command
 
     return evaluate_alignment_command(options)
 
@@ -187,7 +187,7 @@ def _study(options):
     from repae_jax.study.schedule import keep_to_share
 
     keep_to_share()
-    from repae_jax.study.command import study_command
+    from repae_jax.commands.study import study_command
 
     return study_command(options)
 
@@ -208,13 +208,13 @@ def _encode(options):
 
 def _compile(options):
     config = read_config(options.config, options.overrides)
-    from repae_jax.training.ahead import compile_command
+    from repae_jax.aot.report import compile_command
 
     return compile_command(options, config)
 
 
 def _convert(options):
-    from repae_jax.interop.conversion import convert
+    from repae_jax.runs.conversion import convert
 
     def make_config(told):
         if options.config:
@@ -229,7 +229,7 @@ def _convert(options):
 
 
 def _inspect(options):
-    from repae_jax.interop.inspection import describe
+    from repae_jax.runs.inspection import describe
 
     print(describe(options.path))
     return 0

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 
-from repae_jax import machine
+from repae_jax.utils import process_env
 
 # The tests' tensors are small: torch's threads would wait for each other longer than they work
 # (a small VAE, forward and backward, on two busy cores: 6 s with two threads, 0.07 s with one).
@@ -22,7 +22,7 @@ _FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes
 if importlib.metadata.version("jax").startswith("0.10."):
     _FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", _FLAGS)
-machine.choose_options()  # as the commands do, which tests run in processes of their own, too
+process_env.choose_options()  # as the commands do, which tests run in processes of their own, too
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="repae_jax_tests_")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from repae_jax.models.autoencoder_kl import AutoencoderKL
+from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 
 _NAMES = (
     (r"encoder\.down_blocks\.(\d+)\.resnets\.(\d+)", r"encoder.down.\1.block.\2"),

@@ -7,9 +7,9 @@ import tiny
 from runs import make_teacher, words
 
 from repae_jax.cli import main
-from repae_jax.training import workdir as work_directory
-from repae_jax.training.build import build_models, state_shapes
-from repae_jax.training.checkpoints import Checkpoints
+from repae_jax.runs import workdir as work_directory
+from repae_jax.runs.build import build_models, state_shapes
+from repae_jax.runs.checkpoints import Checkpoints
 
 
 @pytest.fixture(scope="module")

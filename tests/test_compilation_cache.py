@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from repae_jax.cli import main
-from repae_jax.compilation_cache import VARIABLE, default_folder, use_compilation_cache
+from repae_jax.utils.compilation_cache import VARIABLE, default_folder, use_compilation_cache
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_without_a_place_nothing_is_kept(unset):
 def test_a_second_process_compiles_nothing(unset):
     """The same program in two processes: the second one finds what the first has compiled."""
     code = (
-        "from repae_jax.compilation_cache import use_compilation_cache as use; use()\n"
+        "from repae_jax.utils.compilation_cache import use_compilation_cache as use; use()\n"
         "import jax\n"
         "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)\n"
         "found = []\n"

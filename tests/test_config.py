@@ -7,11 +7,11 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from repae_jax import config as configuration
+from repae_jax.config import defaults as configuration
+from repae_jax.config.needs import check_files
+from repae_jax.config.overrides import read_config
+from repae_jax.config.validate import check_devices, validate
 from repae_jax.errors import UserError
-from repae_jax.needs import check_files
-from repae_jax.overrides import read_config
-from repae_jax.validation import check_devices, validate
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 # Studies are no configurations of a run: tests/study has them.

@@ -11,13 +11,13 @@ import tiny
 from typing_extensions import is_typeddict
 
 from repae_jax.cli import main
-from repae_jax.config import base, teacher
-from repae_jax.config_schema import SEED, Config, check_values
+from repae_jax.config.defaults import base, teacher
+from repae_jax.config.schema import SEED, Config, check_values
 from repae_jax.errors import UserError
-from repae_jax.schema import checked
-from repae_jax.training import workdir as work_directory
-from repae_jax.training.build import build_models, state_shapes
-from repae_jax.training.checkpoints import Checkpoints
+from repae_jax.runs import workdir as work_directory
+from repae_jax.runs.build import build_models, state_shapes
+from repae_jax.runs.checkpoints import Checkpoints
+from repae_jax.utils.schema import checked
 
 
 def keys_of_schema(schema, prefix=""):
@@ -140,7 +140,7 @@ def test_an_absent_key_is_told_and_has_its_default(run, tmp_path, capsys):
 
 
 def test_a_table_of_positions_beyond_any_memory_is_refused():
-    from repae_jax.validation import validate
+    from repae_jax.config.validate import validate
 
     config = tiny.get_config()
     config.data.resolution = 16_384

@@ -11,16 +11,16 @@ import time
 
 import pytest
 
-from repae_jax import holder, lock
 from repae_jax.errors import UserError
-from repae_jax.lock import Times, writing, writing_in
+from repae_jax.utils import holder, lock
+from repae_jax.utils.lock import Times, writing, writing_in
 
 QUICK = Times(beat=0.05, patience=0.6, look=0.02)
 REFUSED = "another process is writing there"
 HOLDS = """
 import sys
 from pathlib import Path
-from repae_jax.lock import writing_in
+from repae_jax.utils.lock import writing_in
 with writing_in(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.readline()

@@ -4,12 +4,12 @@ import sys
 
 import pytest
 
-from repae_jax.machine import accelerated, choose_options, keep_memory
+from repae_jax.utils.process_env import accelerated, choose_options, keep_memory
 
 # A large block that a thread frees, again and again: how many pages does the system hand out?
 SCRIPT = """
 import ctypes, resource, sys, threading
-from repae_jax.machine import keep_memory
+from repae_jax.utils.process_env import keep_memory
 
 if sys.argv[1] == "keep":
     assert keep_memory()
@@ -63,7 +63,9 @@ def devices(monkeypatch):
     """The patterns of device files that are found, to be set: none so far."""
     found = set()
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    monkeypatch.setattr("repae_jax.machine.glob.glob", lambda p: [p] if p in found else [])
+    monkeypatch.setattr(
+        "repae_jax.utils.process_env.glob.glob", lambda p: [p] if p in found else []
+    )
     return found
 
 
@@ -86,7 +88,9 @@ def test_convolutions_are_left_to_eigen_unless_the_environment_chose(monkeypatch
 
 def test_a_flag_is_set_only_where_the_compiler_knows_it(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
-    monkeypatch.setattr("repae_jax.machine.importlib.metadata.version", lambda name: "0.12.0")
+    monkeypatch.setattr(
+        "repae_jax.utils.process_env.importlib.metadata.version", lambda name: "0.12.0"
+    )
     assert not choose_options()
     assert os.environ["XLA_FLAGS"] == ""
 
@@ -122,7 +126,7 @@ def test_the_compiler_knows_the_options(monkeypatch, devices):
 
 CONVOLVE = """
 import sys
-from repae_jax.machine import choose_options
+from repae_jax.utils.process_env import choose_options
 if sys.argv[1] == "eigen":
     assert choose_options()
 import jax, jax.numpy as jnp

@@ -8,20 +8,21 @@ import tiny
 from pictures import write_pictures
 from runs import TINY
 
-from repae_jax.atomic import check_writable
 from repae_jax.cli import main
-from repae_jax.config import teacher
+from repae_jax.commands import evaluate_latents
+from repae_jax.config.defaults import teacher
+from repae_jax.config.needs import check_files
+from repae_jax.config.overrides import read_config
+from repae_jax.config.validate import validate
 from repae_jax.data.shard_writer import write_shards
 from repae_jax.data.shards import PackedRecords
 from repae_jax.errors import UserError
-from repae_jax.evaluation import evaluate_latents_command, run_report
-from repae_jax.needs import check_files
-from repae_jax.overrides import read_config
+from repae_jax.evaluation import run_report
+from repae_jax.runs import workdir as work_directory
 from repae_jax.study import run as study_run
 from repae_jax.study.plan import Job, missing_for_runs
 from repae_jax.training import loop
-from repae_jax.training import workdir as work_directory
-from repae_jax.validation import validate
+from repae_jax.utils.atomic_files import check_writable
 
 STUDY = str(pathlib.Path(TINY).parent / "study" / "tiny_study.py")
 
@@ -232,7 +233,7 @@ def test_a_report_misses_its_images_before_it_samples(tmp_path, capsys, monkeypa
 
 
 def test_the_second_vae_is_missed_before_the_first_is_measured(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(evaluate_latents_command, "measure_latents", None)
+    monkeypatch.setattr(evaluate_latents, "measure_latents", None)
     write_pictures(tmp_path / "data", {"1.png": (32, 32, "RGB")})
     words = ["evaluate-latents", str(tmp_path / "data"), f"one={TINY}", "two=none.pt"]
     assert main([*words, "--output", str(tmp_path / "out"), "--quiet"]) == 2

@@ -6,7 +6,17 @@ import pytest
 from typing_extensions import TypedDict
 
 from repae_jax.errors import UserError
-from repae_jax.schema import Text, Width, checked, each, parse_json, read_json, real, shown, whole
+from repae_jax.utils.schema import (
+    Text,
+    Width,
+    checked,
+    each,
+    parse_json,
+    read_json,
+    real,
+    shown,
+    whole,
+)
 
 
 class Inner(TypedDict):

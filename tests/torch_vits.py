@@ -12,7 +12,7 @@ import torch
 from parity import randomise, shrink
 
 from repae_jax.interop.files import read_tensors
-from repae_jax.models.vit import ViT, create_vit
+from repae_jax.models.encoders.vit import ViT, create_vit
 
 PATCH, GRID, DIM, DEPTH, HEADS = 4, 4, 24, 2, 3
 PRESETS = ("dino-b", "mocov3-b", "mae-l", "ijepa-h", "clip-l")

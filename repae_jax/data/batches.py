@@ -15,8 +15,8 @@ import typing
 
 import grain
 
-from repae_jax import signals
 from repae_jax.errors import TryAgain
+from repae_jax.utils import signals
 
 _NEXT = "global_next_index"  # the state: how many images all processes together have consumed
 _CAUSES = {  # by exit status: minus the signal's number on Linux

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from repae_jax.atomic import write_atomically
 from repae_jax.errors import UserError
-from repae_jax.schema import read_json
+from repae_jax.utils.atomic_files import write_atomically
+from repae_jax.utils.schema import read_json
 
 FILE = "data.json"  # where fingerprints are noted
 Fingerprint = Mapping[str, Any]

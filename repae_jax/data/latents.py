@@ -24,7 +24,7 @@ from repae_jax.data.manifest import MANIFEST, manifest_fingerprint, read_manifes
 from repae_jax.data.shards import PackedRecords
 from repae_jax.errors import UserError
 from repae_jax.interop import latent_statistics
-from repae_jax.schema import Side, Text, checked, each, real, whole
+from repae_jax.utils.schema import Side, Text, checked, each, real, whole
 
 KIND = "latents"
 MIRRORED = "mirrored/"

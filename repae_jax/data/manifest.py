@@ -10,11 +10,11 @@ from typing import Annotated, Any
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
-from repae_jax.atomic import write_atomically
 from repae_jax.data.identity import Fingerprint
 from repae_jax.errors import UserError
-from repae_jax.schema import Text, checked, each, read_json, whole
-from repae_jax.sealed import digest, seal, unseal
+from repae_jax.utils.atomic_files import write_atomically
+from repae_jax.utils.schema import Text, checked, each, read_json, whole
+from repae_jax.utils.sealed import digest, seal, unseal
 
 FORMAT = "repae_jax packed 1"
 MANIFEST = "manifest.json"

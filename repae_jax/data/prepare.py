@@ -24,7 +24,7 @@ from repae_jax.data.shard_writer import ShardWriter, write_shards
 from repae_jax.data.shards import verify
 from repae_jax.data.sources import ON_BAD_IMAGE, Source, open_source
 from repae_jax.errors import UserError
-from repae_jax.schema import Side, checked
+from repae_jax.utils.schema import Side, checked
 
 
 def prepare_command(options: argparse.Namespace) -> int:

@@ -12,8 +12,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from repae_jax import signals
 from repae_jax.errors import UserError
+from repae_jax.utils import signals
 
 _in_worker: dict[str, Any] = {}  # a worker's function: sent once, and not with every item
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
-from repae_jax.atomic import replacing
 from repae_jax.data.manifest import (
     FORMAT,
     Shard,
@@ -25,10 +24,11 @@ from repae_jax.data.manifest import (
 )
 from repae_jax.data.processes import over_processes
 from repae_jax.data.records import Value, pack
-from repae_jax.data.unfinished import Plan, begin, begun, check_entries, claimed
+from repae_jax.data.write_progress import Plan, begin, begun, check_entries, claimed
 from repae_jax.errors import UserError
 from repae_jax.parallel.multihost import ALONE, Processes
-from repae_jax.schema import read_json
+from repae_jax.utils.atomic_files import replacing
+from repae_jax.utils.schema import read_json
 
 WriteShard = Callable[[range, "ShardWriter"], Mapping[str, Any]]
 

@@ -14,11 +14,11 @@ from repae_jax.data.hdf5 import open_hdf5
 from repae_jax.data.identity import Fingerprint, names_checksum
 from repae_jax.data.latents import open_latents
 from repae_jax.data.packed import open_packed, packed_folder
-from repae_jax.data.skip import SkippingSource
+from repae_jax.data.skip_bad_images import SkippingSource
 from repae_jax.data.source import Source
 from repae_jax.data.tfds_source import open_tfds
 from repae_jax.errors import UserError
-from repae_jax.schema import Count, checked
+from repae_jax.utils.schema import Count, checked
 
 __all__ = ["ArraySource", "Source", "open_source"]
 

@@ -12,7 +12,7 @@ from repae_jax.data.decode import decode_cropped
 from repae_jax.data.identity import Fingerprint
 from repae_jax.data.source import HELDOUT_NAMES, checked_label
 from repae_jax.errors import UserError
-from repae_jax.schema import read_json
+from repae_jax.utils.schema import read_json
 
 if typing.TYPE_CHECKING:
     import tensorflow_datasets as tfds

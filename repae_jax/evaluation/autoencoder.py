@@ -15,12 +15,12 @@ from repae_jax.evaluation.image_sets import ImageSet, filled
 from repae_jax.evaluation.inception_features import Features
 from repae_jax.evaluation.latents import LatentStatistics
 from repae_jax.evaluation.reconstruction import SSIM_WINDOW, psnr, ssim
-from repae_jax.finite import NotFinite, finite_rows
-from repae_jax.interop.pretrained import PretrainedVAE
+from repae_jax.interop.vae_files import StoredVAE
 from repae_jax.models.lpips import SMALLEST
 from repae_jax.parallel.mesh import over_batch, put, replicated
-from repae_jax.sampling.pixels import to_float, to_uint8
 from repae_jax.sampling.samplers import image_noise
+from repae_jax.utils.finite import NotFinite, finite_rows
+from repae_jax.utils.images import to_float, to_uint8
 
 # (images, reconstructions), float (B, H, W, 3) in [-1, 1] -> distances (B,)
 Distance = Callable[[jax.Array, jax.Array], jax.Array]
@@ -48,7 +48,7 @@ class AutoencoderScores:
 
 
 def measure_autoencoder(
-    vae: PretrainedVAE,
+    vae: StoredVAE,
     images: ImageSet,
     mesh: Mesh,
     *,

@@ -12,10 +12,10 @@ from scipy.linalg import eigh, svdvals
 from scipy.linalg.blas import dsyrk
 from scipy.linalg.lapack import dpstrf
 
-from repae_jax.atomic import replacing
 from repae_jax.data.npz import LARGEST, check_size
 from repae_jax.errors import UserError, first_line
 from repae_jax.evaluation.features import check_same_dimension, checked
+from repae_jax.utils.atomic_files import replacing
 
 # Rows that are widened to float64 at a time: 64 MiB at 2048 dimensions.
 _ROWS = 4096

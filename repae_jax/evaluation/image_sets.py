@@ -26,7 +26,7 @@ from repae_jax.data.shards import PackedRecords
 from repae_jax.data.walk import SUFFIXES, Walk
 from repae_jax.errors import UserError
 from repae_jax.evaluation.reference import IMAGES, keys_of
-from repae_jax.schema import Side, checked
+from repae_jax.utils.schema import Side, checked
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -10,10 +10,10 @@ import zipfile
 
 import numpy as np
 
-from repae_jax.atomic import replacing
 from repae_jax.data.npz import LARGEST, check_size
 from repae_jax.errors import UserError, first_line
 from repae_jax.evaluation.frechet import Gaussian
+from repae_jax.utils.atomic_files import replacing
 
 POOLED = ("mu", "sigma")
 SPATIAL = ("mu_s", "sigma_s")

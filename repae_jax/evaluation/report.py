@@ -11,7 +11,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from repae_jax.atomic import write_atomically
+from repae_jax.utils.atomic_files import write_atomically
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 

@@ -22,13 +22,13 @@ from repae_jax.data.source import Source, check_images
 from repae_jax.errors import UserError
 from repae_jax.evaluation.alignment import TOP_K, cknna, prepared
 from repae_jax.evaluation.image_sets import filled
-from repae_jax.models.sit import SiT
-from repae_jax.models.teachers import preprocess
+from repae_jax.models.backbones.sit import SiT
+from repae_jax.models.encoders.preprocessing import preprocess
+from repae_jax.models.networks import Models, Teacher
 from repae_jax.objectives.interpolant import INTERPOLANTS, interpolate
 from repae_jax.parallel.mesh import over_batch, put, replicated
-from repae_jax.sampling.pixels import to_float
-from repae_jax.training.recipe import Models, Teacher
-from repae_jax.training.run import Run, sampling_weights
+from repae_jax.runs.open_run import Run, sampling_weights
+from repae_jax.utils.images import to_float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

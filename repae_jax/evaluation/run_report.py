@@ -8,25 +8,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from repae_jax.config import to_json
+from repae_jax.config.defaults import to_json
 from repae_jax.data.pipeline import eval_batches
 from repae_jax.data.source import Source, check_images
 from repae_jax.data.sources import open_source
-from repae_jax.evaluation.coder import make_coder
 from repae_jax.evaluation.curves import loss_curves
-from repae_jax.evaluation.figures import class_grid, pairs_figure, pca_figure, save_png
 from repae_jax.evaluation.latents import latent_statistics, pca_colours
 from repae_jax.evaluation.reconstruction import mean_psnr
 from repae_jax.evaluation.report import Section, write_report
-from repae_jax.finite import NotFinite
-from repae_jax.lock import writing_in
+from repae_jax.models.tokenizers.codec import make_coder
+from repae_jax.runs.build import initial_vae
+from repae_jax.runs.metrics import read_history
+from repae_jax.runs.open_run import Run, make_sampler, open_run, sampling_weights
+from repae_jax.runs.workdir import load_config
+from repae_jax.sampling.class_labels import balanced
 from repae_jax.sampling.generate import generate_all, make_generate
-from repae_jax.sampling.labels import balanced
-from repae_jax.schema import Count, checked
-from repae_jax.training.build import initial_vae
-from repae_jax.training.metrics import read_history
-from repae_jax.training.run import Run, make_sampler, open_run, sampling_weights
-from repae_jax.training.workdir import load_config
+from repae_jax.utils.figures import class_grid, pairs_figure, pca_figure, save_png
+from repae_jax.utils.finite import NotFinite
+from repae_jax.utils.lock import writing_in
+from repae_jax.utils.schema import Count, checked
 
 HELDOUT = 1000  # at most so many held-out images are reconstructed
 SHOWN = 20
@@ -116,7 +116,7 @@ def _generated(run: Run, page: Page, options: argparse.Namespace) -> None:
 
 def _judge_digits(page: Page, images, labels) -> None:
     from repae_jax.data.digits import load_digits_split, to_scan
-    from repae_jax.evaluation.probe import agreement, fit_digit_svm
+    from repae_jax.evaluation.digit_classifier import agreement, fit_digit_svm
 
     train, heldout = load_digits_split("train"), load_digits_split("heldout")
     svm = fit_digit_svm(train.raw.reshape(-1, 64), train.labels)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from repae_jax.errors import UserError
-from repae_jax.schema import shown
+from repae_jax.utils.schema import shown
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

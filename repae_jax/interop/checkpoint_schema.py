@@ -8,7 +8,7 @@ from typing import Any, NotRequired
 from typing_extensions import TypedDict
 
 from repae_jax.errors import UserError
-from repae_jax.schema import checked, each, real, shown, whole
+from repae_jax.utils.schema import checked, each, real, shown, whole
 
 _MOST_PARAMETERS = 1_000_000
 

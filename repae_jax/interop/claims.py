@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from repae_jax.errors import UserError
-from repae_jax.schema import shown
+from repae_jax.utils.schema import shown
 
 _DEEPEST = 32  # dicts and lists in each other; a training checkpoint has 5
 _ENTRIES = 1_000_000  # everything in them, a thing that is named twice counted twice

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
-from repae_jax.atomic import replacing
 from repae_jax.errors import UserError
 from repae_jax.interop import torch_format
 from repae_jax.interop.claims import check_claims
@@ -22,7 +21,8 @@ from repae_jax.interop.intact import (
     sealed_notes,
     sort_notes,
 )
-from repae_jax.schema import Text, read_json
+from repae_jax.utils.atomic_files import replacing
+from repae_jax.utils.schema import Text, read_json
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")  # .pth.tar
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)

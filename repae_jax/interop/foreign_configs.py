@@ -4,7 +4,7 @@ from typing import Any
 
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
-from repae_jax.schema import Text, Width, checked, each, real, whole
+from repae_jax.utils.schema import Text, Width, checked, each, real, whole
 
 _Channels = whole(1, 4096)  # of images and latents
 _Number = real(finite=False)  # of latent statistics, which are checked where they are used

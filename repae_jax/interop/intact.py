@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from repae_jax.checksums import tensors_checksum
 from repae_jax.errors import UserError, first_line
+from repae_jax.utils.checksums import tensors_checksum
 
 CHECKSUM = "repae_jax.xxh3_128"  # in a .safetensors file's metadata; other readers ignore it
 

@@ -11,7 +11,7 @@ import numpy as np
 from repae_jax.errors import UserError
 from repae_jax.interop import tables
 from repae_jax.interop.tables import LINEAR, Rule, layer, norm, patch_layout
-from repae_jax.models.sit import SIT_CONFIGS, SiT
+from repae_jax.models.backbones.sit import SIT_CONFIGS, SiT
 
 SIGN = r"x_embedder\.proj\.weight$"  # a name that every file has
 # counts the updates of the running statistics; with a fixed momentum nothing reads it

@@ -17,7 +17,7 @@ import numpy as np
 
 from repae_jax.errors import UserError
 from repae_jax.interop.files import WEIGHT_TYPES
-from repae_jax.schema import shown
+from repae_jax.utils.schema import shown
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any
 import flax.linen as nn
 
 from repae_jax.interop import autoencoder_kl, qwen_image
-from repae_jax.models.autoencoder_kl import AutoencoderKL
-from repae_jax.models.qwen_image_vae import AutoencoderKLQwenImage
+from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
+from repae_jax.models.tokenizers.qwen_image_vae import AutoencoderKLQwenImage
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from repae_jax.errors import UserError
 from repae_jax.interop import tables
 from repae_jax.interop.vit_names import FAMILIES, FORMATS, Format, Naming, find_format
-from repae_jax.models.vit import ViT
+from repae_jax.models.encoders.vit import ViT
 
 
 def load_vit(tensors: Mapping[str, Any], model: ViT, source: str = "checkpoint") -> dict:

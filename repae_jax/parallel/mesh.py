@@ -8,7 +8,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from repae_jax.errors import UserError
-from repae_jax.schema import Batch, checked
+from repae_jax.utils.schema import Batch, checked
 
 # The batch is divided over all axes; over "fsdp" parameters are as well (see `sharding`).
 AXES = ("data", "fsdp")

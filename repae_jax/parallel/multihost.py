@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from repae_jax import signals
 from repae_jax.errors import LostProcess, UserError, batch_size_advised, first_line
+from repae_jax.utils import signals
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from repae_jax.finite import NotFinite, finite_rows
+from repae_jax.models.backbones.sit import SiT
 from repae_jax.models.batch_norm import denormalize
-from repae_jax.models.sit import SiT
-from repae_jax.models.vae import VAE
+from repae_jax.models.tokenizers.vae import VAE
 from repae_jax.parallel.mesh import over_batch, put, replicated
-from repae_jax.sampling.labels import NO_CLASS
-from repae_jax.sampling.pixels import to_uint8
+from repae_jax.sampling.class_labels import NO_CLASS
 from repae_jax.sampling.samplers import Sampler, image_noise, sample_watched, step_noise
+from repae_jax.utils.finite import NotFinite, finite_rows
+from repae_jax.utils.images import to_uint8
 
 _DECODING = -1  # the fault of pixels that are not finite though their latents are
 

@@ -17,16 +17,16 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from repae_jax.atomic import entries, remove_temporaries, replacing, write_atomically
 from repae_jax.data.decode import decode_pixels, read_file
 from repae_jax.data.images import encode_pixels
 from repae_jax.data.manifest import write_json
 from repae_jax.data.npz import open_array
-from repae_jax.data.unfinished import check_same
+from repae_jax.data.write_progress import check_same
 from repae_jax.errors import UserError
-from repae_jax.evaluation.figures import image_grid, save_png
-from repae_jax.lock import Lock, writing
-from repae_jax.schema import Count, checked, read_json
+from repae_jax.utils.atomic_files import entries, remove_temporaries, replacing, write_atomically
+from repae_jax.utils.figures import image_grid, save_png
+from repae_jax.utils.lock import Lock, writing
+from repae_jax.utils.schema import Count, checked, read_json
 
 FORMAT = "repae_jax samples 1"
 _SHOWN = 64  # images of the preview, eight a row

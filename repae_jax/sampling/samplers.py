@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from repae_jax.errors import UserError
-from repae_jax.finite import finite_rows
 from repae_jax.objectives.interpolant import INTERPOLANTS, Interpolant, score_from_velocity
+from repae_jax.utils.finite import finite_rows
 
 Velocity = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 StepNoise = Callable[[jax.Array], jax.Array]

@@ -21,9 +21,9 @@ from repae_jax.evaluation.image_sets import filled
 from repae_jax.interop.files import read_metadata, read_tensors, write_safetensors
 from repae_jax.interop.tables import flatten, load_flat
 from repae_jax.models.convnet import ConvLevel
-from repae_jax.sampling.pixels import to_float
-from repae_jax.schema import parse_json, real
 from repae_jax.training.classifier import accuracy, fit_classifier
+from repae_jax.utils.images import to_float
+from repae_jax.utils.schema import parse_json, real
 
 _BATCH = 256
 

@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 from repae_jax.data.pipeline import eval_batches
 from repae_jax.data.sources import open_source
 from repae_jax.evaluation.alignment import TOP_K, cknna, prepared
-from repae_jax.evaluation.coder import make_coder
 from repae_jax.evaluation.frechet import Moments, frechet_distance
 from repae_jax.evaluation.latents import (
     latent_statistics,
@@ -22,13 +21,14 @@ from repae_jax.evaluation.latents import (
 from repae_jax.evaluation.precision_recall import precision_recall
 from repae_jax.evaluation.reconstruction import mean_psnr
 from repae_jax.evaluation.representation import drawn, extract_features, make_extract
-from repae_jax.finite import NotFinite
+from repae_jax.models.networks import Models
+from repae_jax.models.tokenizers.codec import make_coder
+from repae_jax.runs.open_run import Run, make_sampler, sampling_weights
+from repae_jax.runs.state import TrainState
+from repae_jax.sampling.class_labels import balanced
 from repae_jax.sampling.generate import generate_all, make_generate
-from repae_jax.sampling.labels import balanced
 from repae_jax.study.judge import Judge
-from repae_jax.training.recipe import Models
-from repae_jax.training.run import Run, make_sampler, sampling_weights
-from repae_jax.training.state import TrainState
+from repae_jax.utils.finite import NotFinite
 
 _BATCH = 100
 SHOWN = 10  # images in pictures

@@ -21,12 +21,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from repae_jax.config import apply_recipe
+from repae_jax.config.defaults import apply_recipe
+from repae_jax.config.needs import missing_files
+from repae_jax.config.validate import validate
 from repae_jax.errors import UserError
 from repae_jax.evaluation.alignment import TOP_K
 from repae_jax.evaluation.precision_recall import NEIGHBOURS
-from repae_jax.needs import missing_files
-from repae_jax.validation import validate
 
 DATA = "data"  # in a study's folder: the scenes that are rendered once
 RESULT = "result.json"  # in a run's folder

@@ -7,11 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from repae_jax.atomic import write_atomically
 from repae_jax.evaluation.curves import CURVE_COLOURS, FAINT
-from repae_jax.evaluation.figures import save_png
 from repae_jax.evaluation.report import Section, write_report
-from repae_jax.lock import writing_in
 from repae_jax.study.plan import MEASURES, Job
 from repae_jax.study.results import (
     Result,
@@ -24,6 +21,9 @@ from repae_jax.study.results import (
     write_results,
 )
 from repae_jax.study.run import LATENTS, SAMPLES
+from repae_jax.utils.atomic_files import write_atomically
+from repae_jax.utils.figures import save_png
+from repae_jax.utils.lock import writing_in
 
 ARMS = (
     "Mean over the seeds, and its standard error. All seeds have the same teacher and the same "

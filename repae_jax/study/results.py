@@ -16,11 +16,11 @@ from ml_collections import ConfigDict
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from repae_jax.atomic import write_atomically
-from repae_jax.config import differences
+from repae_jax.config.defaults import differences
 from repae_jax.errors import UserError
-from repae_jax.schema import Batch, Text, parse_json, real
 from repae_jax.study.plan import MEASURES
+from repae_jax.utils.atomic_files import write_atomically
+from repae_jax.utils.schema import Batch, Text, parse_json, real
 
 Step = Annotated[str, Field(pattern=r"^\d{1,12}$")]
 

@@ -11,26 +11,26 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from repae_jax.atomic import write_atomically
-from repae_jax.config import differences, from_stored
+from repae_jax.config.defaults import differences, from_stored
 from repae_jax.errors import RUN_AGAIN, Diverged, TryAgain, UserError
-from repae_jax.evaluation.figures import class_grid, pca_figure, save_png
 from repae_jax.evaluation.latents import pca_colours
-from repae_jax.finite import NotFinite
-from repae_jax.lock import writing_in
 from repae_jax.parallel.mesh import make_mesh
-from repae_jax.schema import read_json
+from repae_jax.runs.build import build_models, load_frozen
+from repae_jax.runs.checkpoints import saved_steps
+from repae_jax.runs.open_run import load_state
 from repae_jax.study.judge import load_judge
 from repae_jax.study.measures import Measures, Seen
 from repae_jax.study.plan import RESULT, Job, placed_config, run_config
 from repae_jax.study.results import Result
 from repae_jax.study.schedule import check_share
 from repae_jax.study.shared import JUDGE, accuracies, check_data, check_made
-from repae_jax.training.build import build_models, load_frozen
-from repae_jax.training.checkpoints import saved_steps
 from repae_jax.training.loop import train
 from repae_jax.training.program import Program
-from repae_jax.training.run import load_state
+from repae_jax.utils.atomic_files import write_atomically
+from repae_jax.utils.figures import class_grid, pca_figure, save_png
+from repae_jax.utils.finite import NotFinite
+from repae_jax.utils.lock import writing_in
+from repae_jax.utils.schema import read_json
 
 SAMPLES, LATENTS = "study_samples.png", "study_latents.png"
 _CLASSES, _EACH = 10, 8  # of the pictures of samples

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from ml_collections import ConfigDict
 
 from repae_jax.errors import RUN_AGAIN, TryAgain, UserError
-from repae_jax.signals import noted
 from repae_jax.study.plan import Job, jobs
+from repae_jax.utils.signals import noted
 
 LOG = "study.log"  # in a run's folder: what it prints
 CORES = "REPAE_STUDY_CORES"  # in a run's environment: the numbers of those that it may use

@@ -10,14 +10,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from repae_jax.atomic import write_atomically
-from repae_jax.config import differences
+from repae_jax.config.defaults import differences
+from repae_jax.config.needs import check_nothing_missing
 from repae_jax.data.identity import FILE, as_recorded, changes_since, write_fingerprints
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError
-from repae_jax.needs import check_nothing_missing
-from repae_jax.schema import read_json
 from repae_jax.study.plan import DATA, RESULT, own_teachers, placed_config, teacher_path
+from repae_jax.utils.atomic_files import write_atomically
+from repae_jax.utils.schema import read_json
 
 COMMON = "study.json"
 JUDGE = "judge.safetensors"

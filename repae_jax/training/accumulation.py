@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from repae_jax.training.draws import Draws
-from repae_jax.training.state import TrainState
+from repae_jax.runs.state import TrainState
+from repae_jax.training.noise import Draws
 
 
 def accumulated(gradients, micro_batches: int):

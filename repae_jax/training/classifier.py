@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from repae_jax.data.pipeline import eval_batches, train_batches
 from repae_jax.data.source import Source
-from repae_jax.finite import NotFinite
+from repae_jax.utils.finite import NotFinite
 
 Prepare = Callable[[jax.Array], jax.Array]
 

@@ -2,7 +2,6 @@
 
 import argparse
 import concurrent.futures
-import hashlib
 import math
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from repae_jax.config.needs import check_files
+from repae_jax.config.validate import validate
 from repae_jax.data import latents
 from repae_jax.data.decode import BadImage
 from repae_jax.data.images import encode_pixels
@@ -20,18 +21,16 @@ from repae_jax.data.prepare import identity_of, relative_name, say_skipped
 from repae_jax.data.shard_writer import ShardWriter, write_shards
 from repae_jax.data.sources import Source, open_source
 from repae_jax.errors import UserError
-from repae_jax.finite import NotFinite
-from repae_jax.interop.tables import flatten
-from repae_jax.models.teachers import preprocess
-from repae_jax.needs import check_files
+from repae_jax.models.encoders.preprocessing import preprocess
+from repae_jax.models.networks import Models
 from repae_jax.parallel.mesh import make_mesh, over_batch, put_batch, replicated
 from repae_jax.parallel.multihost import processes
-from repae_jax.sampling.pixels import to_float
-from repae_jax.schema import Batch, checked
-from repae_jax.training.build import build_models, load_frozen
-from repae_jax.training.recipe import Models
-from repae_jax.training.weights import read_vae
-from repae_jax.validation import validate
+from repae_jax.runs.build import build_models, load_frozen
+from repae_jax.runs.fingerprint import weights_sha256
+from repae_jax.runs.weights import read_vae
+from repae_jax.utils.finite import NotFinite
+from repae_jax.utils.images import to_float
+from repae_jax.utils.schema import Batch, checked
 
 _THREADS = 8  # that read and decode images
 DTYPES = ("float32", "float16", "bfloat16")
@@ -109,7 +108,7 @@ def encode(
     made = {
         "source": {"source": config.data.source, "name": config.data.name, "split": split},
         **identity_of(source),
-        "vae": fingerprint(params),
+        "vae": weights_sha256(params),
         "latent_shape": list(encoder.latent_shape),
         "resolution": config.data.resolution,
         "mirrored": mirrored,
@@ -168,15 +167,6 @@ def summarise(sums: list[Mapping[str, Any]]) -> dict[str, Any]:
     return {"statistics": {"mean": mean, "var": var}, "skipped": skipped}
 
 
-def fingerprint(params: Mapping[str, Any]) -> str:
-    """SHA-256 of a network's parameters as float32, by path: whatever file they came from."""
-    digest = hashlib.sha256()
-    for path, array in sorted(flatten(params).items()):
-        digest.update(path.encode())
-        digest.update(np.ascontiguousarray(array, np.float32).tobytes())
-    return digest.hexdigest()
-
-
 class _Encoder:
     """The VAE's posterior, and the teachers' tokens if asked for, on all devices."""
 
@@ -189,7 +179,7 @@ class _Encoder:
             )
         names = list(models.teachers) if teachers else []
         frozen = load_frozen(config, models, names)
-        self.teachers = {name: fingerprint(frozen[name]["params"]) for name in names}
+        self.teachers = {name: weights_sha256(frozen[name]["params"]) for name in names}
         weights = {"vae": params, **frozen}
         self._weights = jax.device_put(weights, replicated(self._mesh))
         side = config.data.resolution // models.vae.factor

@@ -7,29 +7,29 @@ import jax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from repae_jax.atomic import write_atomically
+from repae_jax.config.needs import check_files
+from repae_jax.config.validate import check_devices, validate
 from repae_jax.data import latents
 from repae_jax.data.pipeline import train_batches
 from repae_jax.errors import RUN_AGAIN, LostProcess, UserError, first_line, out_of_memory
-from repae_jax.evaluation.online import open_comparison
-from repae_jax.lock import Lock, writing_in
-from repae_jax.needs import check_files
 from repae_jax.parallel import multihost, sharding
 from repae_jax.parallel.mesh import local_rows, make_mesh, put
-from repae_jax.signals import noted
-from repae_jax.training import run_data
-from repae_jax.training import workdir as work_directory
-from repae_jax.training.build import build_models, init_state, latent_shape, load_frozen
-from repae_jax.training.checkpoints import FOLDER, Checkpoints, saved_steps
-from repae_jax.training.encode import fingerprint
-from repae_jax.training.feed import Feed
-from repae_jax.training.going_back import check_step, has_gone_back, set_aside
-from repae_jax.training.metrics import FOLDER as EVENTS
+from repae_jax.runs import run_data
+from repae_jax.runs import workdir as work_directory
+from repae_jax.runs.build import build_models, init_state, latent_shape, load_frozen
+from repae_jax.runs.checkpoints import FOLDER, Checkpoints, saved_steps
+from repae_jax.runs.fingerprint import weights_sha256
+from repae_jax.runs.going_back import check_step, has_gone_back, set_aside
+from repae_jax.runs.metrics import FOLDER as EVENTS
+from repae_jax.runs.statistics import latent_moments
+from repae_jax.training.online import open_comparison
+from repae_jax.training.prefetch import Feed
 from repae_jax.training.program import Program, uncollected
 from repae_jax.training.reporter import Reporter
-from repae_jax.training.statistics import latent_moments
 from repae_jax.training.trace import Trace
-from repae_jax.validation import check_devices, validate
+from repae_jax.utils.atomic_files import write_atomically
+from repae_jax.utils.lock import Lock, writing_in
+from repae_jax.utils.signals import noted
 
 BAD_IMAGES = "bad_images.txt"  # in the work directory: those that data.on_bad_image skipped
 SHARDING = "sharding.txt"  # in the work directory: where each array of the state is
@@ -265,9 +265,9 @@ def _initial_state(program, source, progress):
     def check(vae, frozen):  # a cache is of one VAE and its teachers: these may be others
         if config.data.source != latents.KIND:
             return
-        teachers = {name: fingerprint(frozen[name]["params"]) for name in models.teachers}
+        teachers = {name: weights_sha256(frozen[name]["params"]) for name in models.teachers}
         shape = latent_shape(config, models)
-        latents.check_for_training(source, fingerprint(vae), teachers, shape)
+        latents.check_for_training(source, weights_sha256(vae), teachers, shape)
 
     return init_state(config, models, measure, program.shardings, check)
 

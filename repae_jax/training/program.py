@@ -12,18 +12,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from repae_jax.models.networks import Models
 from repae_jax.parallel.flops import count_flops
 from repae_jax.parallel.mesh import over_batch, put_key, replicated
 from repae_jax.parallel.sharding import make_whole, state_shardings
-from repae_jax.training.build import (
-    build_objective,
-    build_optimizers,
-    latent_shape,
-    state_shapes,
-)
-from repae_jax.training.draws import sample_draws
-from repae_jax.training.recipe import Models
-from repae_jax.training.state import TrainState
+from repae_jax.runs.build import build_objective, build_optimizers, latent_shape, state_shapes
+from repae_jax.runs.state import TrainState
+from repae_jax.training.noise import sample_draws
 from repae_jax.training.step import make_train_step
 
 

@@ -8,18 +8,18 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from repae_jax.evaluation.figures import class_grid, save_png
-from repae_jax.evaluation.online import Comparison, OnlineEvaluation
 from repae_jax.parallel.mesh import put, replicated
 from repae_jax.parallel.multihost import Processes
+from repae_jax.runs.checkpoints import Checkpoints
+from repae_jax.runs.going_back import way_back
+from repae_jax.runs.metrics import MetricWriter
+from repae_jax.runs.open_run import make_sampler, sampling_weights
+from repae_jax.runs.state import TrainState
 from repae_jax.sampling.generate import make_generate
-from repae_jax.training.alarms import Alarms
-from repae_jax.training.checkpoints import Checkpoints
-from repae_jax.training.going_back import way_back
-from repae_jax.training.metrics import MetricWriter
+from repae_jax.training.monitor import Alarms
+from repae_jax.training.online import Comparison, OnlineEvaluation
 from repae_jax.training.program import Program
-from repae_jax.training.run import make_sampler, sampling_weights
-from repae_jax.training.state import TrainState
+from repae_jax.utils.figures import class_grid, save_png
 
 SHOWN = ("denoising_loss", "proj_loss", "reconstruction_loss")
 _CLASSES, _EACH = 10, 8  # of a sample grid

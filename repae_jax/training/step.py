@@ -22,20 +22,21 @@ import jax.numpy as jnp
 import optax
 from jax.lax import stop_gradient
 
-from repae_jax.models.autoencoder_kl import Posterior
-from repae_jax.models.sit import SiT
-from repae_jax.models.teachers import preprocess
+from repae_jax.models.backbones.sit import SiT
+from repae_jax.models.encoders.preprocessing import preprocess
+from repae_jax.models.networks import Models
+from repae_jax.models.tokenizers.autoencoder_kl import Posterior
 from repae_jax.objectives.adversarial import generator_loss, hinge_loss, lecam_loss
 from repae_jax.objectives.alignment import alignment_loss
 from repae_jax.objectives.diffusion import denoising_loss
 from repae_jax.objectives.interpolant import INTERPOLANTS, interpolate
+from repae_jax.objectives.objective import Objective
 from repae_jax.objectives.reconstruction import RECONSTRUCTION
-from repae_jax.sampling.pixels import to_float
+from repae_jax.runs.optimizers import by_leaf, global_norm
+from repae_jax.runs.state import TrainState, averaged
 from repae_jax.training.accumulation import accumulated
-from repae_jax.training.draws import Draws
-from repae_jax.training.optimizers import by_leaf, global_norm
-from repae_jax.training.recipe import Models, Objective
-from repae_jax.training.state import TrainState, averaged
+from repae_jax.training.noise import Draws
+from repae_jax.utils.images import to_float
 
 Metrics = dict[str, jax.Array]
 Batch = Mapping[str, jax.Array]

@@ -8,11 +8,11 @@ from ml_collections import ConfigDict
 
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError
-from repae_jax.models.teachers import preprocess
-from repae_jax.models.vit import ViT
-from repae_jax.training.build import build_vit
+from repae_jax.models.encoders.preprocessing import preprocess
+from repae_jax.models.encoders.vit import ViT
+from repae_jax.runs.build import build_vit
+from repae_jax.runs.weights import save_teacher
 from repae_jax.training.classifier import accuracy, fit_classifier
-from repae_jax.training.weights import save_teacher
 
 
 class Classifier(nn.Module):

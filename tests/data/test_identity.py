@@ -14,7 +14,7 @@ from repae_jax.data.latents import KIND
 from repae_jax.data.shard_writer import write_shards
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError
-from repae_jax.sealed import digest
+from repae_jax.utils.sealed import digest
 
 PICTURES = {f"{name}/{number}.png": (9, 9, "RGB") for name in ("ant", "bee") for number in range(3)}
 

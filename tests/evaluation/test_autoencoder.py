@@ -12,11 +12,11 @@ from repae_jax.cli import main
 from repae_jax.errors import UserError
 from repae_jax.evaluation.autoencoder import measure_autoencoder
 from repae_jax.evaluation.image_sets import open_images
-from repae_jax.interop.pretrained import PretrainedVAE
-from repae_jax.models.autoencoder_kl import AutoencoderKL
-from repae_jax.models.vae import parameter_shapes
+from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
+from repae_jax.models.tokenizers.vae import parameter_shapes
 from repae_jax.parallel.mesh import make_mesh
-from repae_jax.sampling.pixels import to_uint8
+from repae_jax.runs.pretrained import PretrainedVAE
+from repae_jax.utils.images import to_uint8
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), np.uint8)
 MODULE = AutoencoderKL(

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from repae_jax.cli import main
+from repae_jax.commands.evaluate_latents import measure_latents, parse_vaes
 from repae_jax.errors import UserError
-from repae_jax.evaluation.evaluate_latents_command import measure_latents, parse_vaes
 from repae_jax.evaluation.image_sets import open_images
-from repae_jax.interop.pretrained import PretrainedVAE
-from repae_jax.models.autoencoder_kl import AutoencoderKL
-from repae_jax.models.vae import parameter_shapes
+from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
+from repae_jax.models.tokenizers.vae import parameter_shapes
+from repae_jax.runs.pretrained import PretrainedVAE
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), np.uint8)
 

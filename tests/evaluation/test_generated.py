@@ -14,7 +14,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from repae_jax.cli import main
 from repae_jax.errors import UserError
 from repae_jax.evaluation import reference as adm
-from repae_jax.evaluation.generated import compare, measure, read_reference
+from repae_jax.evaluation.fid_metrics import compare, measure, read_reference
 from repae_jax.evaluation.image_sets import open_images
 
 SIZE = 8

@@ -8,18 +8,18 @@ import tiny
 from runs import words
 
 from repae_jax.cli import main
-from repae_jax.config import differences
+from repae_jax.config.defaults import differences
+from repae_jax.config.needs import check_files
+from repae_jax.config.validate import validate
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError
 from repae_jax.evaluation.alignment import cknna, prepared
 from repae_jax.evaluation.representation import extract_features, pooled_tokens
-from repae_jax.needs import check_files
+from repae_jax.runs.checkpoints import restore_latest
+from repae_jax.runs.metrics import read_history
+from repae_jax.runs.open_run import make_sampler, open_run, sampling_weights
+from repae_jax.runs.workdir import load_config
 from repae_jax.sampling.generate import generate_all, make_generate
-from repae_jax.training.checkpoints import restore_latest
-from repae_jax.training.metrics import read_history
-from repae_jax.training.run import make_sampler, open_run, sampling_weights
-from repae_jax.training.workdir import load_config
-from repae_jax.validation import validate
 
 SAMPLES, IMAGES = 90, 40
 WANTED = dict(every=2, network="small", samples=SAMPLES, cknna_images=IMAGES)

@@ -6,7 +6,7 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
-from repae_jax.evaluation import probe
+from repae_jax.evaluation import digit_classifier
 
 
 @pytest.fixture(scope="module")
@@ -19,13 +19,13 @@ def digits():
 @pytest.fixture(scope="module")
 def classifier(digits):
     features, labels = digits
-    return probe.fit_digit_svm(features[:1500], labels[:1500])
+    return digit_classifier.fit_digit_svm(features[:1500], labels[:1500])
 
 
 def test_judges_held_out_digits_at_least_as_well_as_their_nearest_neighbour(digits, classifier):
     features, labels = digits
     neighbour = KNeighborsClassifier(1).fit(features[:1500], labels[:1500])
-    own = probe.agreement(classifier, features[1500:], labels[1500:])
+    own = digit_classifier.agreement(classifier, features[1500:], labels[1500:])
     assert own.accuracy >= neighbour.score(features[1500:], labels[1500:]) - 0.005
     assert own.accuracy >= 0.97
 
@@ -34,7 +34,7 @@ def test_agreement_counts_what_was_asked_for(digits, classifier):
     features = digits[0][:300]
     seen = classifier.predict(features)
     asked = np.where(np.arange(300) % 3 == 0, (seen + 1) % 10, seen)
-    result = probe.agreement(classifier, features, asked)
+    result = digit_classifier.agreement(classifier, features, asked)
     assert result.count == 300
     assert result.accuracy == pytest.approx(200 / 300)
     for name in range(10):
@@ -45,22 +45,22 @@ def test_agreement_counts_what_was_asked_for(digits, classifier):
 def test_classes_never_asked_for_are_nan(digits, classifier):
     features, labels = digits
     chosen = np.isin(labels, (2, 5))
-    result = probe.agreement(classifier, features[chosen], labels[chosen])
+    result = digit_classifier.agreement(classifier, features[chosen], labels[chosen])
     assert np.isfinite(result.per_class).nonzero()[0].tolist() == [2, 5]
 
 
 def test_refuses_another_range_or_shape(digits, classifier):
     features, labels = digits[0][:20], digits[1][:20]
     with pytest.raises(ValueError, match=r"\[0, 16\]"):
-        probe.agreement(classifier, features * 255 / 16, labels)
+        digit_classifier.agreement(classifier, features * 255 / 16, labels)
     with pytest.raises(ValueError, match=r"\[0, 16\]"):
-        probe.fit_digit_svm(np.where(features > 15, np.nan, features), labels)
+        digit_classifier.fit_digit_svm(np.where(features > 15, np.nan, features), labels)
     with pytest.raises(ValueError, match=r"\(20, 8, 8\)"):
-        probe.fit_digit_svm(features.reshape(20, 8, 8), labels)
+        digit_classifier.fit_digit_svm(features.reshape(20, 8, 8), labels)
     with pytest.raises(ValueError, match="as many labels"):
-        probe.fit_digit_svm(features, labels[:5])
+        digit_classifier.fit_digit_svm(features, labels[:5])
     with pytest.raises(ValueError, match=r"\[11\]"):
-        probe.agreement(classifier, features, np.full(20, 11))
+        digit_classifier.agreement(classifier, features, np.full(20, 11))
 
 
 def test_heavy_libraries_wait_until_they_are_used():

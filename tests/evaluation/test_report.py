@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from repae_jax.errors import UserError
-from repae_jax.evaluation import curves, figures, report
+from repae_jax.evaluation import curves, report
+from repae_jax.utils import figures
 
 VOID = {"meta", "img", "link", "br"}
 

@@ -20,12 +20,12 @@ from repae_jax.evaluation.representation import (
     measure_representation,
     probe,
 )
-from repae_jax.models.teachers import preprocess
-from repae_jax.sampling.pixels import to_float
-from repae_jax.training.build import build_models, state_template
-from repae_jax.training.checkpoints import Checkpoints
-from repae_jax.training.run import open_run
-from repae_jax.training.workdir import claim
+from repae_jax.models.encoders.preprocessing import preprocess
+from repae_jax.runs.build import build_models, state_template
+from repae_jax.runs.checkpoints import Checkpoints
+from repae_jax.runs.open_run import open_run
+from repae_jax.runs.workdir import claim
+from repae_jax.utils.images import to_float
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from repae_jax.cli import main
-from repae_jax.evaluation import evaluate_command
-from repae_jax.evaluation.sampled import is_run
+from repae_jax.commands import evaluate
+from repae_jax.runs.workdir import is_run
 
 RNG = np.random.default_rng(0)
 MAPS = {
@@ -30,8 +30,8 @@ def light(monkeypatch):
 
         return features
 
-    monkeypatch.setattr(evaluate_command, "make_features", make_features)
-    monkeypatch.setattr(evaluate_command, "read_inception", lambda path: {})
+    monkeypatch.setattr(evaluate, "make_features", make_features)
+    monkeypatch.setattr(evaluate, "read_inception", lambda path: {})
 
 
 @pytest.fixture(scope="module")

@@ -179,7 +179,7 @@ def _read_pictures(folder):
 
 def _read_skipping(folder):
     """With `on_bad_image = "skip"`, and the list of those that are skipped."""
-    from repae_jax.data.skip import read_listing
+    from repae_jax.data.skip_bad_images import read_listing
 
     options = {"path": folder / "pictures", "on_bad_image": "skip"}
     return {

@@ -9,7 +9,7 @@ from fuzz.original_checkpoints import sit_model, small_config
 from fuzz.saving import inspect, safetensors_save, torch_save
 from fuzz.target import Target, eighths
 from repae_jax.interop import discriminator, files, latent_statistics, sit
-from repae_jax.interop.recognise import find
+from repae_jax.interop.detect_format import find
 
 
 def _statistics(folder):
@@ -25,7 +25,7 @@ def _read_statistics(folder):
 
 
 def _own_vit():
-    from repae_jax.training.build import build_vit
+    from repae_jax.runs.build import build_vit
 
     return build_vit(tiny.get_config().teachers.small, 32)
 
@@ -38,14 +38,14 @@ def _vit_params(model):
 
 
 def _own_teacher(folder):
-    from repae_jax.training.weights import save_teacher
+    from repae_jax.runs.weights import save_teacher
 
     params = _vit_params(_own_vit())["params"]
     save_teacher(str(folder / "teacher.safetensors"), params, {"accuracy": 0.5, "data": "digits"})
 
 
 def _small_vit(arch):
-    from repae_jax.models.vit import create_vit
+    from repae_jax.models.encoders.vit import create_vit
 
     return create_vit(arch, patch_size=4, dim=16, depth=2, num_heads=2, native_grid=8)
 
@@ -77,7 +77,7 @@ def _transformers_teacher(folder):
 
 def _read_teacher(model, name):
     def read(folder):
-        from repae_jax.training.weights import load_teacher
+        from repae_jax.runs.weights import load_teacher
 
         path = folder / name
         found = find(path)
@@ -93,7 +93,7 @@ def _sit_file(folder):
 
 
 def _read_sit(folder):
-    from repae_jax.interop.inspection import describe
+    from repae_jax.runs.inspection import describe
 
     found = find(folder / "sit.pt")
     describe(folder / "sit.pt")
@@ -104,7 +104,7 @@ def _read_sit(folder):
 
 
 def _discriminator_model():
-    from repae_jax.training.build import build_models
+    from repae_jax.runs.build import build_models
 
     return build_models(small_config()).discriminator
 

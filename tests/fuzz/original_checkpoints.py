@@ -8,7 +8,7 @@ import tiny
 from fuzz.saving import convert, inspect, torch_save
 from fuzz.target import Target, eighths
 from repae_jax.interop import sit
-from repae_jax.interop.recognise import find
+from repae_jax.interop.detect_format import find
 
 
 def small_config(recipe="repae"):
@@ -23,7 +23,7 @@ def small_config(recipe="repae"):
 
 
 def sit_model():
-    from repae_jax.training.build import build_models
+    from repae_jax.runs.build import build_models
 
     return build_models(small_config()).sit
 
@@ -32,7 +32,7 @@ def random_state(config):
     """A state of multiples of 1/8 at step 3; nothing is compiled."""
     import jax
 
-    from repae_jax.training.build import build_models, state_template
+    from repae_jax.runs.build import build_models, state_template
 
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     state = eighths(state_template(config, build_models(config), sharding))
@@ -43,8 +43,8 @@ def random_state(config):
 
 def make_run(folder, recipe="repae"):
     """A work directory of step 3."""
-    from repae_jax.training.checkpoints import Checkpoints
-    from repae_jax.training.workdir import claim
+    from repae_jax.runs.checkpoints import Checkpoints
+    from repae_jax.runs.workdir import claim
 
     config = small_config(recipe)
     claim(folder, config)
@@ -57,7 +57,7 @@ def _checkpoint(folder):
     """As the original's train_repae.py writes it, with args.json beside it."""
     import shutil
 
-    from repae_jax.training.exchange import export_run
+    from repae_jax.runs.original_checkpoint import export_run
 
     make_run(folder / "run")
     export_run(folder / "run", folder / "exp" / "checkpoints" / "0000003.pt", progress=False)
@@ -88,8 +88,8 @@ def _foreign_args_file(folder):
 
 def _read_foreign_args(folder):
     """The configuration that another's arguments give, checked as `convert` checks it."""
-    from repae_jax.training.exchange import config_of
-    from repae_jax.validation import validate
+    from repae_jax.config.validate import validate
+    from repae_jax.runs.original_checkpoint import config_of
 
     config = config_of(find(folder / "args.pt").content, source="args.pt")
     validate(config)
@@ -109,8 +109,8 @@ def _second_stage(folder):
 
 def _read_checkpoint(folder):
     """`inspect`, then everything of `convert` but the writing of the run."""
-    from repae_jax.interop.inspection import describe
-    from repae_jax.training.exchange import config_of, import_run
+    from repae_jax.runs.inspection import describe
+    from repae_jax.runs.original_checkpoint import config_of, import_run
 
     path = folder / "exp"
     describe(path)
@@ -123,8 +123,8 @@ def _read_checkpoint(folder):
 
 
 def _read_second_stage(folder):
-    from repae_jax.interop.inspection import describe
-    from repae_jax.training.exchange import config_of
+    from repae_jax.runs.inspection import describe
+    from repae_jax.runs.original_checkpoint import config_of
 
     path = folder / "exp"
     describe(path)

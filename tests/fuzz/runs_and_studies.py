@@ -19,10 +19,10 @@ def _read_run(folder):
     """What `train` resumes with: the configuration, checked; the state; the data's place."""
     import jax
 
-    from repae_jax.training.build import build_models, state_template
-    from repae_jax.training.checkpoints import Checkpoints
-    from repae_jax.training.workdir import load_config
-    from repae_jax.validation import validate
+    from repae_jax.config.validate import validate
+    from repae_jax.runs.build import build_models, state_template
+    from repae_jax.runs.checkpoints import Checkpoints
+    from repae_jax.runs.workdir import load_config
 
     config = load_config(folder / "run")
     validate(config)
@@ -38,8 +38,8 @@ def _read_run(folder):
 
 def _use_run(folder):
     """What `sample`, `generate`, `evaluate` and `report` begin with, and `inspect`."""
-    from repae_jax.interop.inspection import describe
-    from repae_jax.training.run import make_sampler, open_run
+    from repae_jax.runs.inspection import describe
+    from repae_jax.runs.open_run import make_sampler, open_run
 
     describe(folder / "run")
     run = open_run(folder / "run")
@@ -49,14 +49,14 @@ def _use_run(folder):
 
 def _take_vae(folder):
     """A run in the place of a VAE's weights."""
-    from repae_jax.interop.pretrained import read_vae
+    from repae_jax.runs.original_checkpoint import run_vae
 
-    vae = read_vae(folder / "run")
+    vae = run_vae(folder / "run")
     return {"params": vae.params, "statistics": vae.statistics}
 
 
 def _write_origin(folder):
-    from repae_jax.training.origin import Origin, write_origin
+    from repae_jax.runs.provenance import Origin, write_origin
 
     groups = {"opt": [{"lr": 1e-4, "betas": (0.9, 0.999), "params": [0, 1]}]}
     slots = {"opt": {0: {"step": np.float32(3), "exp_avg": np.ones(3, np.float32)}}}
@@ -66,7 +66,7 @@ def _write_origin(folder):
 
 
 def _read_origin(folder):
-    from repae_jax.training.origin import read_origin
+    from repae_jax.runs.provenance import read_origin
 
     return read_origin(folder) or {}
 
@@ -74,7 +74,7 @@ def _read_origin(folder):
 def _write_events(folder):
     from clu import metric_writers
 
-    from repae_jax.training.metrics import FOLDER
+    from repae_jax.runs.metrics import FOLDER
 
     writer = metric_writers.SummaryWriter(str(folder / "run" / FOLDER))
     for step in (1, 2, 3):
@@ -83,7 +83,7 @@ def _write_events(folder):
 
 
 def _read_events(folder):
-    from repae_jax.training.metrics import read_history
+    from repae_jax.runs.metrics import read_history
 
     history = read_history(folder / "run")
     return {
@@ -97,7 +97,7 @@ def _read_events(folder):
 
 
 def _study():
-    from repae_jax.overrides import read_config
+    from repae_jax.config.overrides import read_config
 
     return read_config(_STUDY, [])
 
@@ -133,10 +133,10 @@ def _read_results(folder):
 
 def _write_study(folder):
     """The shared parts and one run's result, as a study keeps them."""
-    from repae_jax.atomic import write_atomically
     from repae_jax.study import shared
     from repae_jax.study.plan import RESULT, Job, run_config
     from repae_jax.study.run import _within
+    from repae_jax.utils.atomic_files import write_atomically
 
     study, output = _study(), folder / "study"
     output.mkdir()

@@ -96,7 +96,7 @@ def _write_labels(folder):
 
 
 def _read_labels(folder):
-    from repae_jax.sampling.labels import choose_labels
+    from repae_jax.sampling.class_labels import choose_labels
 
     return {"labels": choose_labels(str(folder / "labels.txt"), 8, 10, 0)[0]}
 

@@ -6,11 +6,11 @@ import numpy as np
 
 from fuzz.saving import convert, inspect, safetensors_save, torch_save
 from fuzz.target import Target, eighths
-from repae_jax.interop import autoencoder_kl, pretrained, qwen_image
-from repae_jax.interop.recognise import find
-from repae_jax.models.autoencoder_kl import AutoencoderKL
-from repae_jax.models.qwen_image_vae import AutoencoderKLQwenImage
-from repae_jax.models.vae import parameter_shapes
+from repae_jax.interop import autoencoder_kl, qwen_image, vae_files
+from repae_jax.interop.detect_format import find
+from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
+from repae_jax.models.tokenizers.qwen_image_vae import AutoencoderKLQwenImage
+from repae_jax.models.tokenizers.vae import parameter_shapes
 
 KL = AutoencoderKL(channels=8, multipliers=(1, 2), latent_channels=3, num_res_blocks=1, groups=4)
 LDM = AutoencoderKL(channels=32, multipliers=(1,), latent_channels=3, num_res_blocks=1)
@@ -84,13 +84,13 @@ def _diffusers_qwen(folder):
 
 
 def _own_export(folder):
-    vae = pretrained.PretrainedVAE(KL, eighths(parameter_shapes(KL)), {}, STATISTICS)
-    pretrained.write_diffusers(folder / "vae", vae)
+    vae = vae_files.StoredVAE(KL, eighths(parameter_shapes(KL)), {}, STATISTICS)
+    vae_files.write_diffusers(folder / "vae", vae)
 
 
 def _own_ldm(folder):
-    vae = pretrained.PretrainedVAE(KL, eighths(parameter_shapes(KL)), {}, STATISTICS)
-    pretrained.write_ldm(folder / "vae.safetensors", vae)
+    vae = vae_files.StoredVAE(KL, eighths(parameter_shapes(KL)), {}, STATISTICS)
+    vae_files.write_ldm(folder / "vae.safetensors", vae)
 
 
 def _ldm_file(folder):
@@ -116,7 +116,7 @@ def _diffusers_names(folder):
 def _read_vae(name):
     def read(folder):
         path = folder / name
-        vae = pretrained.read_vae(path)
+        vae = vae_files.read_vae(path)
         found = find(path)
         return {
             "module": repr(vae.module),

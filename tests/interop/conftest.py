@@ -7,9 +7,9 @@ import tiny
 from weight_files import random
 
 from repae_jax.cli import main
-from repae_jax.training.build import build_models, state_template
-from repae_jax.training.checkpoints import Checkpoints
-from repae_jax.training.workdir import claim
+from repae_jax.runs.build import build_models, state_template
+from repae_jax.runs.checkpoints import Checkpoints
+from repae_jax.runs.workdir import claim
 
 
 @pytest.fixture(scope="session")

@@ -26,10 +26,10 @@ from weight_files import (
 
 from repae_jax.cli import main
 from repae_jax.interop import files
-from repae_jax.interop.recognise import find
-from repae_jax.interop.targets import FORMATS
-from repae_jax.models.vit import ViT
-from repae_jax.training.weights import save_teacher
+from repae_jax.interop.detect_format import find
+from repae_jax.interop.formats import FORMATS
+from repae_jax.models.encoders.vit import ViT
+from repae_jax.runs.weights import save_teacher
 
 
 @pytest.fixture(scope="module")

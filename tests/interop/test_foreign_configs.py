@@ -8,9 +8,9 @@ import diffusers
 import pytest
 from weight_files import refused
 
-from repae_jax.interop.pretrained import PretrainedVAE
-from repae_jax.models.autoencoder_kl import AutoencoderKL
-from repae_jax.models.vae import parameter_shapes
+from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
+from repae_jax.models.tokenizers.vae import parameter_shapes
+from repae_jax.runs.pretrained import PretrainedVAE
 
 
 @pytest.fixture(scope="module")

@@ -28,14 +28,14 @@ from weight_files import (
 
 from repae_jax.cli import main
 from repae_jax.interop import autoencoder_kl, discriminator, files, sit
-from repae_jax.interop.recognise import find
-from repae_jax.interop.targets import FORMATS
+from repae_jax.interop.detect_format import find
+from repae_jax.interop.formats import FORMATS
 from repae_jax.interop.vit import export_vit, load_vit
-from repae_jax.models.autoencoder_kl import VAE_CONFIGS, AutoencoderKL
+from repae_jax.models.backbones.sit import SIT_CONFIGS, SiT
 from repae_jax.models.discriminator import PatchDiscriminator
-from repae_jax.models.sit import SIT_CONFIGS, SiT
-from repae_jax.models.vit import ViT, create_vit
-from repae_jax.training.weights import save_teacher
+from repae_jax.models.encoders.vit import ViT, create_vit
+from repae_jax.models.tokenizers.autoencoder_kl import VAE_CONFIGS, AutoencoderKL
+from repae_jax.runs.weights import save_teacher
 
 SIT_TEXT = (
     "own size: width 16, depth 2, {}, patch 2, latents 8 x 8 x 2, 11 rows of labels, "

@@ -13,12 +13,13 @@ import torch
 from pipelines import decoded_latents
 
 from repae_jax.interop import latent_statistics
-from repae_jax.interop.pretrained import PretrainedVAE, read_vae, write_diffusers
 from repae_jax.interop.vae_families import FAMILIES
-from repae_jax.models.autoencoder_kl import AutoencoderKL
+from repae_jax.interop.vae_files import read_vae, write_diffusers
 from repae_jax.models.batch_norm import denormalize
-from repae_jax.models.qwen_image_vae import AutoencoderKLQwenImage
-from repae_jax.models.vae import parameter_shapes
+from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
+from repae_jax.models.tokenizers.qwen_image_vae import AutoencoderKLQwenImage
+from repae_jax.models.tokenizers.vae import parameter_shapes
+from repae_jax.runs.pretrained import PretrainedVAE
 
 XL, SD, FLUX, SD3 = (
     "stable_diffusion_xl/pipeline_stable_diffusion_xl",

@@ -21,12 +21,13 @@ from weight_files import (
 
 from repae_jax.cli import main
 from repae_jax.interop import discriminator, files, lpips
+from repae_jax.interop.detect_format import find
 from repae_jax.interop.extract import extract
-from repae_jax.interop.pretrained import PretrainedVAE, read_vae, read_weights
-from repae_jax.interop.recognise import find
+from repae_jax.interop.vae_files import read_vae, read_weights
 from repae_jax.interop.vit import load_vit
 from repae_jax.models.discriminator import PatchDiscriminator
 from repae_jax.models.lpips import LPIPS
+from repae_jax.runs.pretrained import PretrainedVAE
 
 WRAPPERS = [
     "module.", "_orig_mod.", "vae.", "first_stage_model.", "model.", "module._orig_mod.",

@@ -15,8 +15,8 @@ from repae_jax.errors import UserError
 from repae_jax.interop.autoencoder_kl import ldm_rules, load_vae
 from repae_jax.interop.sit import load_sit, sit_rules
 from repae_jax.interop.tables import flatten, to_theirs
-from repae_jax.models.autoencoder_kl import VAE_CONFIGS, AutoencoderKL
-from repae_jax.models.sit import SIT_CONFIGS, SiT
+from repae_jax.models.backbones.sit import SIT_CONFIGS, SiT
+from repae_jax.models.tokenizers.autoencoder_kl import VAE_CONFIGS, AutoencoderKL
 
 # From ten blocks on a number has two digits.
 SIT = dict(
@@ -206,7 +206,7 @@ def test_a_tensor_of_another_rank_is_named():
 def test_names_and_shapes_are_the_original_models():
     name = "SiT-B/2"
     with torch.device("meta"):
-        make = parity.original_module("models/sit.py").SiT_models[name]
+        make = parity.original_module("models/backbones/sit.py").SiT_models[name]
         reference = make(input_size=16, in_channels=4, z_dims=[768], qk_norm=False)
     tensors = {n: np.zeros(t.shape, np.float32) for n, t in reference.state_dict().items()}
     model = SiT(

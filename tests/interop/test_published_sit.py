@@ -15,10 +15,10 @@ from weight_files import (
 )
 
 from repae_jax.cli import main
+from repae_jax.interop.formats import FORMATS
 from repae_jax.interop.sit import from_published_sit, load_sit
-from repae_jax.interop.targets import FORMATS
-from repae_jax.models.sit import SiT
-from repae_jax.training.checkpoints import restore_latest
+from repae_jax.models.backbones.sit import SiT
+from repae_jax.runs.checkpoints import restore_latest
 
 LEARNS_SIGMA = dict(
     latent_size=4, patch_size=2, hidden_size=16, depth=2, num_heads=2, num_classes=10

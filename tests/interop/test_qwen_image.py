@@ -14,7 +14,7 @@ import torch
 from repae_jax.errors import UserError
 from repae_jax.interop import tables
 from repae_jax.interop.qwen_image import export_qwen, load_qwen, qwen_config, qwen_dimensions
-from repae_jax.models.qwen_image_vae import QWEN_VAE_CONFIGS, AutoencoderKLQwenImage
+from repae_jax.models.tokenizers.qwen_image_vae import QWEN_VAE_CONFIGS, AutoencoderKLQwenImage
 
 TINY = AutoencoderKLQwenImage(
     base_dim=2,

@@ -6,8 +6,8 @@ from saved import assert_same_content, saved_content
 from weight_files import TINY, parts_of, refused, wrapped
 
 from repae_jax.cli import main
-from repae_jax.interop.recognise import find
-from repae_jax.training.checkpoints import restore_latest
+from repae_jax.interop.detect_format import find
+from repae_jax.runs.checkpoints import restore_latest
 
 # What is left of a training checkpoint, and what `convert` says of the rest.
 STRIPPED = {

@@ -11,8 +11,8 @@ from repae_jax.interop.discriminator import export_discriminator, load_discrimin
 from repae_jax.interop.lpips import export_lpips, load_lpips
 from repae_jax.interop.vit import export_vit, load_vit
 from repae_jax.models.discriminator import PatchDiscriminator
+from repae_jax.models.encoders.vit import ViT
 from repae_jax.models.lpips import LPIPS
-from repae_jax.models.vit import ViT
 
 DIM, PATCH, GRID, DEPTH = 12, 2, 3, 11  # from ten blocks on a number has two digits
 HIDDEN, GATED = 48, 32  # two thirds of 48 are a multiple of 8

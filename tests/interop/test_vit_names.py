@@ -11,8 +11,8 @@ from repae_jax.errors import UserError
 from repae_jax.interop import tables
 from repae_jax.interop.files import write_safetensors, write_torch
 from repae_jax.interop.vit import export_vit, load_vit
-from repae_jax.models.vit import create_vit
-from repae_jax.training.weights import load_teacher
+from repae_jax.models.encoders.vit import create_vit
+from repae_jax.runs.weights import load_teacher
 
 DEPTH = 2
 MISNAMED_DEPTH = 15  # the published MoCo v3 ViT-L misnames tensors of the blocks 13 and 14

@@ -17,10 +17,10 @@ from weight_files import VAE, inspect, ldm_tensors, refused, write_statistics
 from repae_jax import AutoencoderKL
 from repae_jax.cli import main
 from repae_jax.errors import UserError
-from repae_jax.interop.pretrained import read_vae
-from repae_jax.interop.recognise import find
+from repae_jax.interop.detect_format import find
+from repae_jax.interop.vae_files import read_vae
 from repae_jax.interop.vit import load_vit
-from repae_jax.training.weights import load_teacher
+from repae_jax.runs.weights import load_teacher
 
 PLAIN = "diffusion_pytorch_model.safetensors"
 EMA, FP16, NON_EMA = (

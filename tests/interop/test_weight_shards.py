@@ -13,10 +13,10 @@ from torch_vits import small
 from weight_files import VAE, assert_same_trees, inspect, refused
 
 from repae_jax.interop.autoencoder_kl import load_vae
-from repae_jax.interop.pretrained import read_vae
-from repae_jax.interop.recognise import find
+from repae_jax.interop.detect_format import find
+from repae_jax.interop.vae_files import read_vae
 from repae_jax.interop.vit import load_vit
-from repae_jax.training.weights import load_teacher
+from repae_jax.runs.weights import load_teacher
 
 SHARDED = ["safetensors", "bin"]
 

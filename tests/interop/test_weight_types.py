@@ -13,8 +13,9 @@ from repae_jax.cli import main
 from repae_jax.errors import UserError
 from repae_jax.interop import files
 from repae_jax.interop.discriminator import load_discriminator
-from repae_jax.interop.pretrained import PretrainedVAE, read_vae
+from repae_jax.interop.vae_files import read_vae
 from repae_jax.models.discriminator import PatchDiscriminator
+from repae_jax.runs.pretrained import PretrainedVAE
 
 FLOAT8 = [torch.float8_e4m3fn, torch.float8_e5m2]
 

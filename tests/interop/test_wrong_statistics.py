@@ -13,13 +13,14 @@ from weight_files import parts_of
 from repae_jax.data import latents
 from repae_jax.errors import UserError
 from repae_jax.interop import files, latent_statistics
-from repae_jax.interop.pretrained import PretrainedVAE, read_vae, write_diffusers
 from repae_jax.interop.vae_families import FAMILIES
-from repae_jax.models.vae import parameter_shapes
-from repae_jax.training.build import build_vae
-from repae_jax.training.exchange import config_of, import_run
-from repae_jax.training.weights import read_vae as read_configured
-from repae_jax.training.weights import statistics_of
+from repae_jax.interop.vae_files import read_vae, write_diffusers
+from repae_jax.models.tokenizers.vae import parameter_shapes
+from repae_jax.runs.build import build_vae
+from repae_jax.runs.original_checkpoint import config_of, import_run
+from repae_jax.runs.pretrained import PretrainedVAE
+from repae_jax.runs.weights import read_vae as read_configured
+from repae_jax.runs.weights import statistics_of
 
 
 def statistics_file(values, folder, suffix):

@@ -12,7 +12,7 @@ import tiny
 import torch
 
 from repae_jax.cli import main
-from repae_jax.models.autoencoder_kl import AutoencoderKL
+from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 
 VAE = AutoencoderKL(channels=32, multipliers=(1, 2), latent_channels=3, num_res_blocks=1)
 

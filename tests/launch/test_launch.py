@@ -14,7 +14,7 @@ import pytest
 import yaml
 from runs import TINY, make_teacher
 
-from repae_jax.training.checkpoints import restore_latest
+from repae_jax.runs.checkpoints import restore_latest
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
@@ -74,7 +74,7 @@ def test_the_manifest_runs_a_command_that_exists(jobset):
     words = [word for word in container["args"] if not word.startswith("--workdir")]
     config = next(word for word in words if word.startswith("--config="))
     assert (ROOT / config.partition("=")[2]).is_file()
-    from repae_jax.overrides import PREFIX, read_config
+    from repae_jax.config.overrides import PREFIX, read_config
 
     overrides = [word for word in words if word.startswith(PREFIX)]
     assert read_config(config.partition("=")[2], overrides).mesh.fsdp == 8

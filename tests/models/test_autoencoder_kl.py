@@ -11,7 +11,7 @@ import torch
 
 from repae_jax.interop import tables
 from repae_jax.interop.autoencoder_kl import ldm_rules, load_vae
-from repae_jax.models.autoencoder_kl import VAE_CONFIGS, AutoencoderKL, Posterior
+from repae_jax.models.tokenizers.autoencoder_kl import VAE_CONFIGS, AutoencoderKL, Posterior
 
 # One block a level instead of two halves the time that compilation takes.
 CASES = {

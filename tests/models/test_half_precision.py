@@ -7,14 +7,15 @@ import parity
 import pytest
 import tiny
 
+from repae_jax.config.validate import validate
 from repae_jax.errors import UserError
-from repae_jax.interop.pretrained import PretrainedVAE, write_diffusers
-from repae_jax.models.autoencoder_kl import AutoencoderKL
+from repae_jax.interop.vae_files import write_diffusers
+from repae_jax.models.backbones.sit import SiT
+from repae_jax.models.encoders.vit import create_vit
 from repae_jax.models.layers import attend
-from repae_jax.models.qwen_image_vae import AutoencoderKLQwenImage
-from repae_jax.models.sit import SiT
-from repae_jax.models.vit import create_vit
-from repae_jax.validation import validate
+from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
+from repae_jax.models.tokenizers.qwen_image_vae import AutoencoderKLQwenImage
+from repae_jax.runs.pretrained import PretrainedVAE
 
 IMAGES = parity.normal(2, 16, 16, 3, seed=0).clip(-1, 1)
 LATENTS = parity.normal(2, 8, 8, 4, seed=1)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from repae_jax.errors import UserError
-from repae_jax.interop.pretrained import PretrainedVAE
-from repae_jax.models.autoencoder_kl import AutoencoderKL
 from repae_jax.models.lpips import LPIPS
-from repae_jax.models.qwen_image_vae import AutoencoderKLQwenImage
-from repae_jax.models.vae import parameter_shapes
+from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
+from repae_jax.models.tokenizers.qwen_image_vae import AutoencoderKLQwenImage
+from repae_jax.models.tokenizers.vae import parameter_shapes
+from repae_jax.runs.pretrained import PretrainedVAE
 
 MODULES = {  # both with a factor of 4 and 2 latent channels
     "kl": AutoencoderKL(

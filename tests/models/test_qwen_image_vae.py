@@ -9,7 +9,7 @@ import torch
 
 from repae_jax.errors import UserError
 from repae_jax.interop.qwen_image import export_qwen, load_qwen, qwen_config
-from repae_jax.models.qwen_image_vae import (
+from repae_jax.models.tokenizers.qwen_image_vae import (
     AutoencoderKLQwenImage,
     CausalConv,
     RMSNorm,

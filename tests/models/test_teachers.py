@@ -18,17 +18,17 @@ from original_teachers import (
 from parity import assert_close, quick_jit, state_of, to_nhwc
 from torch_vits import openai_names, timm_reference
 
-from repae_jax.config import teacher
+from repae_jax.config.defaults import teacher
+from repae_jax.config.validate import validate
 from repae_jax.errors import UserError
 from repae_jax.interop.files import write_torch
 from repae_jax.interop.vit import load_vit
-from repae_jax.models.teachers import TEACHER_KINDS, preprocess, preprocessing_of
-from repae_jax.models.vit import VIT_CONFIGS, create_vit
-from repae_jax.training.build import build_models, latent_shape
-from repae_jax.training.draws import sample_draws
+from repae_jax.models.encoders.preprocessing import TEACHER_KINDS, preprocess, preprocessing_of
+from repae_jax.models.encoders.vit import VIT_CONFIGS, create_vit
+from repae_jax.runs.build import build_models, latent_shape
+from repae_jax.runs.weights import load_teacher
+from repae_jax.training.noise import sample_draws
 from repae_jax.training.step import make_observe
-from repae_jax.training.weights import load_teacher
-from repae_jax.validation import validate
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])

@@ -10,7 +10,7 @@ from torch.nn import functional
 from repae_jax.errors import UserError
 from repae_jax.interop.vit import export_vit, load_vit
 from repae_jax.models.convnet import ConvLevel
-from repae_jax.models.vit import VIT_CONFIGS, ViT, create_vit
+from repae_jax.models.encoders.vit import VIT_CONFIGS, ViT, create_vit
 
 try:
     import torchvision  # noqa: F401

@@ -19,7 +19,7 @@ from torch_vits import (
 )
 
 from repae_jax.interop.vit import load_vit
-from repae_jax.models.vit import VIT_CONFIGS, ViT, create_vit
+from repae_jax.models.encoders.vit import VIT_CONFIGS, ViT, create_vit
 
 
 def images(*grid):

@@ -10,7 +10,7 @@ import runs
 from runs import make_teacher
 
 from repae_jax.cli import main
-from repae_jax.training.metrics import read_history
+from repae_jax.runs.metrics import read_history
 
 # Every way to divide the devices takes six minutes; without this, two processes and then one.
 THOROUGH = bool(os.environ.get("REPAE_THOROUGH"))

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from repae_jax.parallel.hlo import measure_traffic
+from repae_jax.aot.hlo import measure_traffic
 
 SCRIPT = """
 import json, jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
-from repae_jax.parallel.hlo import measure_traffic
+from repae_jax.aot.hlo import measure_traffic
 
 mesh = jax.make_mesh((2, 4), ("a", "b"), (jax.sharding.AxisType.Auto,) * 2)
 

@@ -26,7 +26,7 @@ def test_a_process_alone_has_all_rows():
 def test_rows_follow_the_devices_of_a_slice():
     libtpu = pytest.importorskip("libtpu")
     del libtpu
-    from repae_jax.parallel.absent import absent_devices, compiler
+    from repae_jax.aot.topologies import absent_devices, compiler
 
     with compiler("quick"):
         mesh = make_mesh(-1, 8, devices=absent_devices("v5e:4x8"))

@@ -8,7 +8,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from repae_jax.errors import UserError
 from repae_jax.parallel.mesh import axis_sizes, whole_batches
 from repae_jax.parallel.sharding import check_rules, state_shardings, summary, table
-from repae_jax.training.state import TrainState
+from repae_jax.runs.state import TrainState
 
 RULES = dict(trained="sharded", frozen="replicated", smallest=100)
 MESH = AbstractMesh((2, 4), ("data", "fsdp"))

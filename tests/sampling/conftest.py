@@ -5,9 +5,9 @@ import pytest
 from painting import paint
 from run_fixtures import random_run, teacher, trained
 
-from repae_jax.sampling import generate_command
+from repae_jax.commands import generate
+from repae_jax.runs.open_run import open_run
 from repae_jax.sampling.generate import Generated
-from repae_jax.training.run import open_run
 
 __all__ = ["random_run", "teacher", "trained"]
 
@@ -28,7 +28,7 @@ def opened(run):
 def painted(opened, monkeypatch):
     """Replaces the networks by a function of index and label; returns the list of its batches."""
     batches = []
-    monkeypatch.setattr(generate_command, "open_run", lambda workdir, mesh: opened)
+    monkeypatch.setattr(generate, "open_run", lambda workdir, mesh: opened)
 
     def make_generate(*_, **__):
         def generate(weights, key, indices, labels):
@@ -38,5 +38,5 @@ def painted(opened, monkeypatch):
 
         return generate
 
-    monkeypatch.setattr(generate_command, "make_generate", make_generate)
+    monkeypatch.setattr(generate, "make_generate", make_generate)
     return batches

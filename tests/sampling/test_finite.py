@@ -7,11 +7,11 @@ import pytest
 from velocities import CLASSES, NULL_LABEL, SHAPE, velocity
 
 from repae_jax.cli import main
-from repae_jax.finite import NotFinite
-from repae_jax.interop.pretrained import PretrainedVAE
+from repae_jax.runs.open_run import sampling_weights
+from repae_jax.runs.pretrained import PretrainedVAE
 from repae_jax.sampling.generate import generate_all, make_generate
 from repae_jax.sampling.samplers import METHODS, Sampler, sample_watched, time_grid
-from repae_jax.training.run import sampling_weights
+from repae_jax.utils.finite import NotFinite
 
 STEPS = 6
 

@@ -10,8 +10,8 @@ from painting import SIDE, contents, interrupt, paint, words
 from PIL import Image
 
 from repae_jax.cli import main
-from repae_jax.evaluation.figures import image_grid
-from repae_jax.sampling.labels import choose_labels
+from repae_jax.sampling.class_labels import choose_labels
+from repae_jax.utils.figures import image_grid
 
 
 def read_streaming(path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from repae_jax.errors import UserError
-from repae_jax.sampling.labels import choose_labels
+from repae_jax.sampling.class_labels import choose_labels
 
 
 def test_balanced_labels_differ_by_one_image_at_most():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from repae_jax.sampling.pixels import to_float, to_uint8
+from repae_jax.utils.images import to_float, to_uint8
 
 
 def test_pixels_are_truncated_as_torch_truncates_them():

@@ -11,11 +11,11 @@ from painting import words
 from velocities import CLASSES, NULL_LABEL, SHAPE, field, velocity
 
 from repae_jax.cli import main
-from repae_jax.config import from_json, to_json
+from repae_jax.config.defaults import from_json, to_json
+from repae_jax.runs.open_run import sampling_weights
+from repae_jax.sampling.class_labels import NO_CLASS
 from repae_jax.sampling.generate import generate_all, make_generate
-from repae_jax.sampling.labels import NO_CLASS
 from repae_jax.sampling.samplers import Sampler, sample, time_grid
-from repae_jax.training.run import sampling_weights
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.4, 1.0, 2.5])

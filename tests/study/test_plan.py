@@ -3,8 +3,8 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
+from repae_jax.config.overrides import read_config
 from repae_jax.errors import UserError
-from repae_jax.overrides import read_config
 from repae_jax.study.plan import Job, arm, check, claim, jobs, run_config
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"

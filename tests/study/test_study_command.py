@@ -17,12 +17,12 @@ from repae_jax.cli import main
 from repae_jax.data.digits import load_digits_split
 from repae_jax.errors import TryAgain, UserError
 from repae_jax.evaluation.reconstruction import mean_psnr
-from repae_jax.sampling.pixels import to_float, to_uint8
+from repae_jax.runs.open_run import open_run
 from repae_jax.study.judge import load_judge, train_judge
 from repae_jax.study.plan import MEASURES, Job
 from repae_jax.study.results import read_results, write_results
 from repae_jax.study.schedule import run_all
-from repae_jax.training.run import open_run
+from repae_jax.utils.images import to_float, to_uint8
 
 STUDY = str(pathlib.Path(tiny_study.__file__))
 

@@ -2,8 +2,8 @@
 
 import types
 
-from repae_jax.finite import NotFinite
 from repae_jax.study import run
+from repae_jax.utils.finite import NotFinite
 
 
 class Measures:

@@ -11,10 +11,10 @@ from original_exchange import small_config
 from parity import normal, quick_jit
 
 from repae_jax.interop import files
-from repae_jax.training.build import build_models, build_objective, build_optimizers
-from repae_jax.training.exchange import export_run, import_run
-from repae_jax.training.run import load_state
-from repae_jax.training.state import TrainState
+from repae_jax.runs.build import build_models, build_objective, build_optimizers
+from repae_jax.runs.open_run import load_state
+from repae_jax.runs.original_checkpoint import export_run, import_run
+from repae_jax.runs.state import TrainState
 from repae_jax.training.step import make_train_step
 
 STEPS = 2  # before the checkpoint

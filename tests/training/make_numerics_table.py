@@ -10,7 +10,7 @@ import original_differences as difference
 from original_comparison import STEPS, compare
 from original_networks import reason_to_skip
 
-from repae_jax import machine
+from repae_jax.utils import process_env
 
 DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "numerics.md"
 BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
@@ -33,7 +33,7 @@ STATE_COLUMNS = {
 def main():
     if reason := reason_to_skip():
         sys.exit(reason)
-    machine.prepare()  # as the command line does
+    process_env.prepare()  # as the command line does
     text = DOCUMENT.read_text()
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]

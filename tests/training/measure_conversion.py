@@ -19,9 +19,9 @@ import torch
 
 from repae_jax.interop import original
 from repae_jax.interop.adamw import parameter_groups
-from repae_jax.models.autoencoder_kl import VAE_CONFIGS, AutoencoderKL
+from repae_jax.models.backbones.sit import SIT_CONFIGS, SiT
 from repae_jax.models.discriminator import PatchDiscriminator
-from repae_jax.models.sit import SIT_CONFIGS, SiT
+from repae_jax.models.tokenizers.autoencoder_kl import VAE_CONFIGS, AutoencoderKL
 
 ARGS = dict(
     model="SiT-XL/2", vae="f8d4", enc_type="dinov2-vit-b", num_classes=1000, encoder_depth=8,

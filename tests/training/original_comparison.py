@@ -20,15 +20,16 @@ from repae_jax.interop.autoencoder_kl import load_vae
 from repae_jax.interop.discriminator import load_discriminator
 from repae_jax.interop.lpips import load_lpips
 from repae_jax.interop.sit import load_sit
-from repae_jax.models.autoencoder_kl import AutoencoderKL
+from repae_jax.models.backbones.sit import SiT
 from repae_jax.models.batch_norm import LatentNorm
 from repae_jax.models.discriminator import PatchDiscriminator
 from repae_jax.models.lpips import LPIPS
-from repae_jax.models.sit import SiT
-from repae_jax.training.draws import Draws
-from repae_jax.training.optimizers import adamw
-from repae_jax.training.recipe import Models, Objective
-from repae_jax.training.state import TrainState, create_state
+from repae_jax.models.networks import Models
+from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
+from repae_jax.objectives.objective import Objective
+from repae_jax.runs.optimizers import adamw
+from repae_jax.runs.state import TrainState, create_state
+from repae_jax.training.noise import Draws
 from repae_jax.training.step import OWN_METRICS, make_train_step
 
 STEPS, BATCH = 3, 4

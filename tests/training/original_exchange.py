@@ -22,8 +22,8 @@ import pytest
 import torch
 from parity import ORIGINAL, randomise
 
-from repae_jax.config import apply_recipe, base, teacher
-from repae_jax.training.recipe import Models
+from repae_jax.config.defaults import apply_recipe, base, teacher
+from repae_jax.models.networks import Models
 
 REPA = os.environ.get("REPA_ORIGINAL")
 NEEDS_ORIGINAL = pytest.mark.skipif(

@@ -8,10 +8,10 @@ import pathlib
 import pytest
 import tiny
 
+from repae_jax.aot import report as aot_report
+from repae_jax.aot.chips import GPUS, TPUS, parse_topology
 from repae_jax.cli import main
 from repae_jax.errors import UserError
-from repae_jax.parallel.chips import GPUS, TPUS, parse_topology
-from repae_jax.training import ahead
 
 TINY = str(pathlib.Path(tiny.__file__))
 
@@ -82,28 +82,28 @@ def test_the_sweep_finds_the_largest_batch_that_fits(monkeypatch, capsys):
         per_device = config.batch_size // 8
         tried.append(per_device)
         if per_device > 20:
-            raise ahead.OutOfMemory("too large")
+            raise aot_report.OutOfMemory("too large")
         return report(config.batch_size, peak=per_device, memory=limit)
 
-    monkeypatch.setattr(ahead, "compile_train", compile_train)
+    monkeypatch.setattr(aot_report, "compile_train", compile_train)
     for limit in (1, 2, 7, 13):
         tried.clear()
-        found = ahead.sweep(tiny.get_config(), "v5e:2x4")
+        found = aot_report.sweep(tiny.get_config(), "v5e:2x4")
         assert found.batch_size == limit * 8
         assert len(tried) == len(set(tried)) <= 9
     limit = 0
     with pytest.raises(UserError, match="not one image per device fits v5e:2x4"):
-        ahead.sweep(tiny.get_config(), "v5e:2x4")
+        aot_report.sweep(tiny.get_config(), "v5e:2x4")
 
 
 def report(batch_size, **values):
-    fields = dict.fromkeys((field.name for field in dataclasses.fields(ahead.Report)), 1)
-    return ahead.Report(**{**fields, "links": {}, "batch_size": batch_size, **values})
+    fields = dict.fromkeys((field.name for field in dataclasses.fields(aot_report.Report)), 1)
+    return aot_report.Report(**{**fields, "links": {}, "batch_size": batch_size, **values})
 
 
 def test_a_report_is_readable():
-    text = ahead.describe(report(64, devices=8, peak=12e9, memory=16e9, compute_seconds=0.2,
+    text = aot_report.describe(report(64, devices=8, peak=12e9, memory=16e9, compute_seconds=0.2,
                                  memory_seconds=0.1, link_seconds=0.05))  # fmt: skip
     assert "12.00 GB at the peak of 16.0: fits" in text
     assert "200.0 ms, 320 images/s, 100 % of the peak" in text
-    assert "DOES NOT FIT" in ahead.describe(report(64, peak=17, memory=16))
+    assert "DOES NOT FIT" in aot_report.describe(report(64, peak=17, memory=16))

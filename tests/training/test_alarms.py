@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from repae_jax.errors import Diverged, UserError
-from repae_jax.training.alarms import Alarms
+from repae_jax.training.monitor import Alarms
 
 FINE = dict(latent_std=0.7, grad_norm_sit=0.5, grad_norm_vae=2.0, denoising_loss=1.0)
 

@@ -11,8 +11,8 @@ import pytest
 from run_fixtures import random_run
 
 from repae_jax.errors import UserError
-from repae_jax.training import workdir as work_directory
-from repae_jax.training.checkpoints import restore_latest
+from repae_jax.runs import workdir as work_directory
+from repae_jax.runs.checkpoints import restore_latest
 
 __all__ = ["random_run"]
 FLIPS = 1000 if os.environ.get("REPAE_THOROUGH") else 60
@@ -86,7 +86,7 @@ def test_checkpoints_from_before_checksums_open(sizes, random_run, tmp_path):
 
 
 def test_several_processes_compare_a_share_each(random_run, tmp_path):
-    from repae_jax.training.integrity import check_checkpoint
+    from repae_jax.runs.integrity import check_checkpoint
 
     folder = tmp_path / "checkpoints" / "4"
     shutil.copytree(random_run / "checkpoints" / "4", folder)

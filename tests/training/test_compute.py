@@ -7,9 +7,9 @@ import pytest
 import tiny
 from parity import normal
 
+from repae_jax.models.encoders.vit import create_vit
 from repae_jax.models.remat import POLICIES
-from repae_jax.models.vit import create_vit
-from repae_jax.training.build import (
+from repae_jax.runs.build import (
     build_models,
     build_objective,
     build_optimizers,
@@ -17,7 +17,7 @@ from repae_jax.training.build import (
     fresh_state,
     latent_shape,
 )
-from repae_jax.training.draws import sample_draws
+from repae_jax.training.noise import sample_draws
 from repae_jax.training.step import make_train_step
 
 

@@ -20,13 +20,12 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from repae_jax.cli import main
-from repae_jax.config import to_json
+from repae_jax.config.defaults import to_json
 from repae_jax.data.latents import open_latents
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError
-from repae_jax.models.teachers import preprocess
-from repae_jax.sampling.pixels import to_float
-from repae_jax.training.build import (
+from repae_jax.models.encoders.preprocessing import preprocess
+from repae_jax.runs.build import (
     build_models,
     build_objective,
     build_optimizers,
@@ -34,10 +33,12 @@ from repae_jax.training.build import (
     init_state,
     latent_shape,
 )
-from repae_jax.training.draws import sample_draws
-from repae_jax.training.encode import encode, fingerprint
+from repae_jax.runs.fingerprint import weights_sha256
+from repae_jax.runs.weights import read_vae, save_teacher
+from repae_jax.training.encode import encode
+from repae_jax.training.noise import sample_draws
 from repae_jax.training.step import make_train_step
-from repae_jax.training.weights import read_vae, save_teacher
+from repae_jax.utils.images import to_float
 
 TINY = str(pathlib.Path(tiny.__file__))
 KILLS = int(os.environ.get("REPAE_KILLS", "1"))  # ten take three minutes
@@ -173,7 +174,7 @@ def test_the_command_trains_on_the_cache(folder, tmp_path):
     assert main(["train", *words, "--workdir", str(workdir), "--quiet"]) == 0
     # the statistics that LatentNorm keeps to: those that came with the VAE
     config = json.loads((folder / "vae" / "config.json").read_text())
-    from repae_jax.training.checkpoints import restore_latest
+    from repae_jax.runs.checkpoints import restore_latest
 
     var = restore_latest(workdir)["batch_stats"]["latent_norm"]["var"]
     np.testing.assert_allclose(var, config["scaling_factor"] ** -2, rtol=1e-6)
@@ -199,7 +200,7 @@ def test_tokens_are_the_teachers(folder, tmp_path):
 def test_another_vaes_cache_is_refused_and_nothing_is_written(folder, tmp_path, capsys):
     other = tmp_path / "other"
     shutil.copytree(folder / "vae", other / "vae")
-    from repae_jax.interop.pretrained import PretrainedVAE
+    from repae_jax.runs.pretrained import PretrainedVAE
 
     vae = PretrainedVAE.from_pretrained(other / "vae")
     params = jax.tree.map(lambda leaf: leaf * 1.001, vae.params)
@@ -259,10 +260,10 @@ def test_the_fingerprint_is_of_the_weights_whatever_their_file(folder, tmp_path)
     assert main(["convert", str(folder / "vae"), str(tmp_path / "vae.safetensors"), "--quiet"]) == 0
     config.vae.weights = str(tmp_path / "vae.safetensors")
     again, _ = read_vae(config, models.vae)
-    assert fingerprint(params) == fingerprint(again)
+    assert weights_sha256(params) == weights_sha256(again)
     changed = jax.tree.map(np.array, params)
     changed["encoder"]["conv_in"]["bias"][0] += 1e-3
-    assert fingerprint(changed) != fingerprint(params)
+    assert weights_sha256(changed) != weights_sha256(params)
 
 
 @pytest.mark.parametrize(
@@ -283,8 +284,8 @@ def test_what_cannot_be_encoded_is_said(change, message, folder, tmp_path):
 
 
 def test_a_trained_vae_needs_images(folder):
+    from repae_jax.config.validate import validate
     from repae_jax.errors import UserError
-    from repae_jax.validation import validate
 
     config = tiny.get_config("repae")
     config.data.update(source="latents", path=str(folder / "cache"))

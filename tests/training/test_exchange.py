@@ -15,8 +15,8 @@ from saved import assert_same_content, saved_content
 
 from repae_jax.cli import main
 from repae_jax.interop import files
-from repae_jax.training.build import build_models, state_template
-from repae_jax.training.checkpoints import Checkpoints, restore_latest
+from repae_jax.runs.build import build_models, state_template
+from repae_jax.runs.checkpoints import Checkpoints, restore_latest
 from repae_jax.training.teacher import pretrain_teacher
 
 TINY = str(pathlib.Path(tiny.__file__))

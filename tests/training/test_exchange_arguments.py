@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from repae_jax.config import base
+from repae_jax.config.defaults import base
 from repae_jax.errors import UserError
 from repae_jax.interop.original import sit_part
-from repae_jax.models.sit import SIT_CONFIGS, SiT
-from repae_jax.training.exchange import bare_checkpoint, config_of
-from repae_jax.training.original_args import args_from_config, config_from_args
+from repae_jax.models.backbones.sit import SIT_CONFIGS, SiT
+from repae_jax.runs.original_args import args_from_config, config_from_args
+from repae_jax.runs.original_checkpoint import bare_checkpoint, config_of
 
 ARGS = dict(  # a run of the original's train_repae.py, as its args.json has it
     output_dir="exps", exp_name="sdvae", model="SiT-XL/2", num_classes=1000, encoder_depth=8,

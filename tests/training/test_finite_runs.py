@@ -9,13 +9,13 @@ import tiny
 from repae_jax.data.sources import open_source
 from repae_jax.evaluation.autoencoder import measure_autoencoder
 from repae_jax.evaluation.image_sets import from_source
-from repae_jax.finite import NotFinite
-from repae_jax.interop.pretrained import PretrainedVAE
-from repae_jax.models.vae import parameter_shapes
+from repae_jax.models.tokenizers.vae import parameter_shapes
 from repae_jax.parallel.mesh import make_mesh
+from repae_jax.runs.build import build_models
+from repae_jax.runs.pretrained import PretrainedVAE
+from repae_jax.runs.statistics import latent_moments
 from repae_jax.training import encode
-from repae_jax.training.build import build_models
-from repae_jax.training.statistics import latent_moments
+from repae_jax.utils.finite import NotFinite
 
 
 def broken_vae(value=np.nan):

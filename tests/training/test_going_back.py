@@ -15,14 +15,14 @@ from runs import TINY, words
 
 from repae_jax.cli import main
 from repae_jax.errors import Diverged, UserError
-from repae_jax.training import going_back
-from repae_jax.training import workdir as work_directory
-from repae_jax.training.alarms import Alarms
-from repae_jax.training.checkpoints import Checkpoints, restore_latest, saved_steps
+from repae_jax.runs import going_back
+from repae_jax.runs import workdir as work_directory
+from repae_jax.runs.checkpoints import Checkpoints, restore_latest, saved_steps
+from repae_jax.runs.metrics import MetricWriter, read_history
+from repae_jax.runs.optimizers import adamw, as_held, as_wanted
+from repae_jax.runs.retention import Record, Retention
 from repae_jax.training.loop import _run
-from repae_jax.training.metrics import MetricWriter, read_history
-from repae_jax.training.optimizers import adamw, as_held, as_wanted
-from repae_jax.training.retention import Record, Retention
+from repae_jax.training.monitor import Alarms
 
 FAR = [f"--config.optimizer.{name}.learning_rate=1e6" for name in ("sit", "vae", "discriminator")]
 TOTALS = {"sit_loss", "vae_loss", "d_loss"}
@@ -273,7 +273,7 @@ def test_without_a_record_all_but_the_newest_are_taken_for_proven(text, tmp_path
 
 
 def test_a_step_proves_the_checkpoint_before_it(tmp_path):
-    from repae_jax.training.state import TrainState
+    from repae_jax.runs.state import TrainState
 
     def save(step):
         checkpoints.save(step, TrainState(np.int32(step), {}, {}, {}, {}, {}), {})

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from repae_jax.models.autoencoder_kl import AutoencoderKL
+from repae_jax.models.backbones.sit import SiT
 from repae_jax.models.batch_norm import LatentNorm
 from repae_jax.models.discriminator import PatchDiscriminator
-from repae_jax.models.sit import SiT
-from repae_jax.training.draws import sample_draws
-from repae_jax.training.recipe import Models, Objective
-from repae_jax.training.state import create_state
+from repae_jax.models.networks import Models
+from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
+from repae_jax.objectives.objective import Objective
+from repae_jax.runs.state import create_state
+from repae_jax.training.noise import sample_draws
 from repae_jax.training.step import make_loss
 
 BATCH, SIDE, CLASSES, TEACHER_DIM = 3, 16, 5, 6

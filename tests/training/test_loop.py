@@ -17,9 +17,9 @@ from runs import TINY, start, wait_for, words
 
 from repae_jax.cli import main
 from repae_jax.errors import UserError
-from repae_jax.training import workdir as work_directory
-from repae_jax.training.checkpoints import restore_latest
-from repae_jax.training.metrics import read_history
+from repae_jax.runs import workdir as work_directory
+from repae_jax.runs.checkpoints import restore_latest
+from repae_jax.runs.metrics import read_history
 
 KILLS = int(os.environ.get("REPAE_KILLS", "1"))  # twenty-five take eight minutes
 # Contract 2 of the design: the names of the original's log.

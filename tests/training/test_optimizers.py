@@ -6,7 +6,7 @@ import parity
 import pytest
 import torch
 
-from repae_jax.training.optimizers import adamw, clip_by_global_norm, global_norm, leafwise
+from repae_jax.runs.optimizers import adamw, clip_by_global_norm, global_norm, leafwise
 
 STEPS = 20
 SHAPES = {"kernel": (5, 7), "bias": (7,), "scale": (3, 1, 2)}

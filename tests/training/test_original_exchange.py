@@ -36,12 +36,13 @@ from parity import ORIGINAL, assert_close, normal, quick_jit, randomise, state_o
 from saved import assert_same_content, saved_content
 
 from repae_jax.interop import files
-from repae_jax.interop.conversion import convert
+from repae_jax.interop.detect_format import find
 from repae_jax.interop.discriminator import load_discriminator
 from repae_jax.interop.lpips import load_lpips
-from repae_jax.interop.pretrained import PretrainedVAE, write_ldm
-from repae_jax.interop.recognise import find
-from repae_jax.training import weights
+from repae_jax.interop.vae_files import write_ldm
+from repae_jax.runs import weights
+from repae_jax.runs.conversion import convert
+from repae_jax.runs.pretrained import PretrainedVAE
 
 
 @dataclasses.dataclass

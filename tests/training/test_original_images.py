@@ -15,13 +15,13 @@ from original_exchange import NEEDS_ORIGINAL
 from parity import original_module, to_nchw, to_nhwc
 
 from repae_jax.cli import main
-from repae_jax.overrides import read_config
+from repae_jax.config.overrides import read_config
+from repae_jax.runs.build import build_vit
+from repae_jax.runs.open_run import open_run, sampling_weights
+from repae_jax.runs.weights import save_teacher
 from repae_jax.sampling import generate
-from repae_jax.sampling.pixels import to_uint8
 from repae_jax.sampling.samplers import Sampler, image_noise, step_noise
-from repae_jax.training.build import build_vit
-from repae_jax.training.run import open_run, sampling_weights
-from repae_jax.training.weights import save_teacher
+from repae_jax.utils.images import to_uint8
 
 DIGITS = pathlib.Path(__file__).parents[2] / "configs" / "digits.py"
 IMAGES = 8

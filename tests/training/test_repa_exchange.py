@@ -26,7 +26,7 @@ from original_exchange import NEEDS_REPA, small_config
 from parity import assert_close, randomise, to_nchw, to_nhwc
 from saved import assert_same_content, saved_content
 
-from repae_jax.interop.recognise import find
+from repae_jax.interop.detect_format import find
 from repae_jax.interop.sit import export_sit, load_sit, unify_names
 
 REPA_SCALE = 0.18215  # what its train.py multiplies SD-VAE's latents by

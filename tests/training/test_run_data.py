@@ -15,9 +15,9 @@ from test_encode import folder, make_config  # noqa: F401
 
 from repae_jax.cli import main
 from repae_jax.data.shard_writer import write_shards
-from repae_jax.training import workdir as work_directory
-from repae_jax.training.build import build_models, state_shapes
-from repae_jax.training.checkpoints import Checkpoints
+from repae_jax.runs import workdir as work_directory
+from repae_jax.runs.build import build_models, state_shapes
+from repae_jax.runs.checkpoints import Checkpoints
 
 PICTURES = {f"c{number % 2}/{number}.png": (40, 40, "RGB") for number in range(8)}
 STEPS = 4
@@ -107,7 +107,7 @@ def test_a_new_class_is_said_to_be_new_and_no_wrong_configuration(run, capsys):
 
 
 def test_held_out_images_are_noted_where_a_run_is_measured_with_them(tmp_path):
-    from repae_jax.training import run_data
+    from repae_jax.runs import run_data
 
     config = tiny.get_config()
     config.evaluation.update(every=2, samples=0, cknna_images=12)
@@ -147,7 +147,7 @@ def test_nobody_may_accept_latents_of_another_vae(tmp_path, capsys):
     config.data.update(source="latents", path=str(tmp_path / "cache"))
     config.run.steps = STEPS
     save(config, tmp_path / "run")
-    from repae_jax.training import run_data
+    from repae_jax.runs import run_data
 
     data = run_data.open_data(config, tmp_path / "run")
     run_data.record(config, tmp_path / "run", data)

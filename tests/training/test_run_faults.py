@@ -19,8 +19,8 @@ from runs import TINY, wait_for, words
 from repae_jax.cli import main
 from repae_jax.errors import UserError
 from repae_jax.parallel.mesh import make_mesh
-from repae_jax.training.checkpoints import restore_latest
-from repae_jax.training.feed import Feed
+from repae_jax.runs.checkpoints import restore_latest
+from repae_jax.training.prefetch import Feed
 from repae_jax.training.reporter import Reporter
 
 
@@ -33,7 +33,7 @@ def files_of(folder):
 BROKEN_IMAGE = """
 import functools, jax, numpy as np, tiny
 from repae_jax.parallel.mesh import make_mesh, put_batch
-from repae_jax.training.build import build_models, fresh_state
+from repae_jax.runs.build import build_models, fresh_state
 from repae_jax.training.program import Program
 
 config = tiny.get_config("sit")

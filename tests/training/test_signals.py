@@ -156,7 +156,7 @@ def test_a_second_signal_ends_what_noted_the_first():
 
 
 def test_what_was_there_before_is_there_behind_it():
-    from repae_jax import signals
+    from repae_jax.utils import signals
 
     before = [signal.getsignal(number) for number in signals.ENDING]
     assert signals.until_signal(lambda: 7) == 7

@@ -7,15 +7,15 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from repae_jax.config import RECIPES
-from repae_jax.training.build import (
+from repae_jax.config.defaults import RECIPES
+from repae_jax.runs.build import (
     build_models,
     build_objective,
     build_optimizers,
     fresh_state,
     latent_shape,
 )
-from repae_jax.training.draws import sample_draws
+from repae_jax.training.noise import sample_draws
 from repae_jax.training.step import OWN_METRICS, make_train_step
 
 SIT = {"denoising_loss", "sit_loss", "grad_norm_sit"}

@@ -10,7 +10,7 @@ import sys
 import pytest
 from runs import start, wait_for, words
 
-from repae_jax.training.checkpoints import restore_latest
+from repae_jax.runs.checkpoints import restore_latest
 
 HELP, VERSION, NOTHING, INSPECT = ["--help"], ["--version"], [], ["inspect", "FILE"]
 

@@ -7,9 +7,9 @@ import parity
 import pytest
 import tiny
 
-from repae_jax.config import to_json
-from repae_jax.interop.pretrained import PretrainedVAE
-from repae_jax.training.build import (
+from repae_jax.config.defaults import to_json
+from repae_jax.config.validate import validate
+from repae_jax.runs.build import (
     build_models,
     build_objective,
     build_optimizers,
@@ -17,10 +17,10 @@ from repae_jax.training.build import (
     init_state,
     latent_shape,
 )
-from repae_jax.training.draws import sample_draws
+from repae_jax.runs.pretrained import PretrainedVAE
+from repae_jax.runs.weights import save_teacher
+from repae_jax.training.noise import sample_draws
 from repae_jax.training.step import make_train_step
-from repae_jax.training.weights import save_teacher
-from repae_jax.validation import validate
 
 CHANNELS = 16
 
@@ -154,7 +154,7 @@ def test_the_family_trains(family, tmp_path):
 
 @pytest.mark.parametrize("family", ["flux", "qwen"])
 def test_the_configuration_survives_its_file(family, tmp_path):
-    from repae_jax.config import from_json
+    from repae_jax.config.defaults import from_json
 
     config = make_config(family, tmp_path)
     assert to_json(from_json(to_json(config), source="X")) == to_json(config)

@@ -17,15 +17,15 @@ from pictures import write_pictures
 from runs import TINY, wait_for, words
 from test_run_data import STEPS, save
 
-from repae_jax import holder, lock
 from repae_jax.cli import main
+from repae_jax.config.overrides import read_config
 from repae_jax.errors import UserError
-from repae_jax.lock import Times, writing, writing_in
-from repae_jax.overrides import read_config
+from repae_jax.runs.checkpoints import saved_steps
 from repae_jax.study.plan import Job
 from repae_jax.study.run import run_job
-from repae_jax.training.checkpoints import saved_steps
 from repae_jax.training.program import Program
+from repae_jax.utils import holder, lock
+from repae_jax.utils.lock import Times, writing, writing_in
 
 STUDY = str(pathlib.Path(TINY).parent / "study" / "tiny_study.py")
 REFUSED = "another process is writing there"
@@ -72,7 +72,7 @@ COMMANDS = {  # name -> (what is written: the run's or new; the words)
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_two_writers_do_not_write_at_once(name, done, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("repae_jax.study.command.prepare", lambda words: None)
+    monkeypatch.setattr("repae_jax.commands.study.prepare", lambda words: None)
     places = {"RUN": done.workdir, "PICTURES": done.pictures, "NEW": tmp_path / "new"}
     held, command = COMMANDS[name]
     for word, path in places.items():

@@ -1,0 +1,257 @@
+"""The `compile` command: a configuration's programs compiled for TPUs and GPUs that are not there.
+
+XLA compiles for a slice that it knows by name, or a GPU that is described to it, so memory,
+collectives and the compiler's verdict are real ones; the times that follow are a roofline: no
+program is faster. For a GPU it cannot try out which of several kernels is quickest, which changes
+what they take of memory, and not which there are.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from repae_jax.aot.chips import Chip, parse_topology
+from repae_jax.aot.hlo import measure_traffic
+from repae_jax.aot.topologies import absent_devices, compile_for, compiler
+from repae_jax.config.validate import check_devices, validate
+from repae_jax.errors import UserError, first_line, out_of_memory
+from repae_jax.parallel.flops import count_flops
+from repae_jax.parallel.mesh import make_mesh, over_batch
+from repae_jax.parallel.sharding import summary
+from repae_jax.runs.build import build_models
+from repae_jax.runs.open_run import make_sampler, sampling_weights
+from repae_jax.sampling.generate import make_generate
+from repae_jax.training.program import Program, uncollected
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a compiled program needs and can reach.
+
+    Attributes:
+      program: "train" or "sample".
+      topology: such as "v5e:16x16".
+      devices: chips.
+      batch_size: images over all chips.
+      arguments, temporaries, peak: bytes per device; the peak is arguments, results that take no
+        argument's place, and temporaries, all at once: what the program reserves.
+      memory: bytes that a chip has.
+      flops: operations per image, those included that rematerialisation repeats.
+      work: operations per image without these.
+      links: by kind of collective, bytes that a device receives per run.
+      traffic: bytes that a device reads and writes per run.
+      compute_seconds, memory_seconds, link_seconds: each at the chip's published rate.
+      compile_seconds: how long compiling took.
+    """
+
+    program: str
+    topology: str
+    devices: int
+    batch_size: int
+    arguments: int
+    temporaries: int
+    peak: int
+    memory: float
+    flops: float
+    work: float
+    links: dict[str, float]
+    traffic: float
+    compute_seconds: float
+    memory_seconds: float
+    link_seconds: float
+    compile_seconds: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the program fits the chip's memory."""
+        return self.peak <= self.memory
+
+    @property
+    def seconds(self) -> float:
+        """No run is faster than its slowest resource."""
+        return max(self.compute_seconds, self.memory_seconds, self.link_seconds)
+
+    @property
+    def mfu(self) -> float:
+        """The part of the chip's peak that is useful work in that time."""
+        return self.compute_seconds * self.work / self.flops / self.seconds
+
+
+def compile_command(options: argparse.Namespace, config: ConfigDict) -> int:
+    """Compile `config` for `options.topology` and print what comes out; returns 0.
+
+    Raises:
+      UserError: no such topology, a bad configuration, no TPU compiler, or it does not fit.
+    """
+    config = config.copy_and_resolve_references()
+    _, count = parse_topology(options.topology)
+    if options.batch_per_device:
+        config.batch_size = options.batch_per_device * count
+    quiet = options.json
+    with compiler(options.effort):
+        make = sweep if options.sweep else compile_train
+        reports = [make(config, options.topology, verbose=not quiet)]
+        if options.sampler:
+            config.batch_size = reports[0].batch_size
+            reports.append(compile_sampler(config, options.topology))
+    for report in reports:
+        if options.json:
+            print(json.dumps({**dataclasses.asdict(report), "seconds": report.seconds}))
+        else:
+            print(describe(report))
+    return 0
+
+
+def compile_train(config: ConfigDict, topology: str, *, verbose: bool = False) -> Report:
+    """Compile the train step for a slice.
+
+    Args:
+      config: the configuration; weights are not read.
+      topology: such as "v5e:16x16".
+      verbose: print where the state is.
+
+    Raises:
+      UserError: no such topology, a bad configuration, no TPU compiler, or it does not fit.
+    """
+    program, chip = _program(config, topology)
+    if verbose:
+        print(summary(program.template, program.shardings), flush=True)
+    arguments = program.arguments()
+    flops = program.flops()
+    plain = config.copy_and_resolve_references()
+    plain.compute.update(sit_remat="none", vae_remat="none")
+    simple = dataclasses.replace(program, config=plain, models=build_models(plain))
+    work = simple.flops()
+    return _compile("train", program.step, arguments, flops, work, program, topology, chip)
+
+
+def compile_sampler(config: ConfigDict, topology: str) -> Report:
+    """Compile sampling and decoding of one batch for a slice; see `compile_train`."""
+    program, chip = _program(config, topology)
+    models, mesh = program.models, program.mesh
+    if models.sit is None:
+        raise UserError("config.train has no 'sit': there is nothing to sample")
+    generate = make_generate(models.sit, models.vae, make_sampler(config), mesh=mesh)
+    ids = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32, sharding=over_batch(mesh))
+    arguments = (sampling_weights(program.template), program.key_shape(), ids, ids)
+    flops = count_flops(generate, *arguments) / config.batch_size
+    return _compile("sample", generate, arguments, flops, flops, program, topology, chip)
+
+
+def sweep(config: ConfigDict, topology: str, *, verbose: bool = False) -> Report:
+    """The report of the largest batch that fits a chip's memory, to an eighth.
+
+    Doubles the images per device until they do not fit, then halves the difference. With
+    micro-batches it counts so many images at a time.
+
+    Raises:
+      UserError: not even one image per device fits; or as `compile_train`.
+    """
+    _, count = parse_topology(topology)
+    largest = None
+    low, high, size = 0, math.inf, 1
+    while True:
+        config.batch_size = size * count * config.compute.micro_batches
+        try:
+            report = compile_train(config, topology)
+            fits = report.fits
+        except OutOfMemory as error:
+            fits, report = False, error
+        if verbose:
+            what = f"{report.peak / 1e9:.2f} GB" if fits else "does not fit"
+            print(f"{config.batch_size // count} images per device: {what}", flush=True)
+        if fits:
+            low, largest = size, report
+        else:
+            high = size
+        if high - low <= max(1, low // 8):
+            break
+        size = 2 * low if high is math.inf else (low + high) // 2
+    if largest is None:
+        raise UserError(
+            f"not one image per device fits {topology}: raise config.mesh.fsdp, or set "
+            "config.compute.vae_remat and config.compute.sit_remat to 'blocks'"
+        )
+    return largest
+
+
+class OutOfMemory(UserError):
+    """The compiler says that the program does not fit the chip."""
+
+
+def _program(config, topology):
+    chip, count = parse_topology(topology)
+    validate(config)
+    check_devices(config, count)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices=absent_devices(topology))
+    return Program(config, build_models(config), mesh), chip
+
+
+def _compile(name, function, arguments, flops, work, program: Program, topology, chip: Chip):
+    batch_size, count = program.config.batch_size, program.mesh.size
+    started = time.perf_counter()
+    try:
+        with uncollected():
+            compiled = compile_for(topology, function, arguments)
+    except jax.errors.JaxRuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"{batch_size} images do not fit {topology} ({first_line(error)}): raise "
+            "config.mesh.fsdp, lower --batch-per-device, or set config.compute.vae_remat = 'blocks'"
+        ) from error
+    seconds = time.perf_counter() - started
+    memory = compiled.memory_analysis()
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    reserved = memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
+    traffic = measure_traffic(compiled.as_text(), count)
+    return Report(
+        program=name,
+        topology=topology,
+        devices=count,
+        batch_size=batch_size,
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        peak=reserved,
+        memory=chip.memory,
+        flops=flops,
+        work=work,
+        links=traffic.links,
+        traffic=traffic.memory,
+        compute_seconds=flops * batch_size / count / chip.flops,
+        memory_seconds=traffic.memory / chip.bandwidth,
+        link_seconds=sum(traffic.links.values()) / chip.links,
+        compile_seconds=seconds,
+    )
+
+
+def describe(report: Report) -> str:
+    """A report as text."""
+    gb = {name: getattr(report, name) / 1e9 for name in ("peak", "memory", "arguments", "traffic")}
+    links = ", ".join(f"{k} {v / 1e9:.3f}" for k, v in sorted(report.links.items())) or "none"
+    ms = [1e3 * s for s in (report.compute_seconds, report.memory_seconds, report.link_seconds)]
+    return "\n".join(
+        [
+            f"{report.program} on {report.topology}, {report.batch_size} images "
+            f"({report.batch_size / report.devices:g} per device), "
+            f"compiled in {report.compile_seconds:.0f} s",
+            f"  memory per device    {gb['peak']:.2f} GB at the peak of {gb['memory']:.1f}: "
+            f"{'fits' if report.fits else 'DOES NOT FIT'} (arguments {gb['arguments']:.2f}, "
+            f"temporaries {report.temporaries / 1e9:.2f})",
+            f"  work                 {report.work / 1e12:.3f} TFLOP per image, "
+            f"{report.flops / 1e12:.3f} with what is computed again",
+            f"  collectives, GB      {links}",
+            f"  memory traffic       {gb['traffic']:.1f} GB",
+            f"  at published rates   compute {ms[0]:.1f} ms, memory {ms[1]:.1f} ms, "
+            f"links {ms[2]:.1f} ms",
+            f"  so at best           {1e3 * report.seconds:.1f} ms, "
+            f"{report.batch_size / report.seconds:.0f} images/s, "
+            f"{100 * report.mfu:.0f} % of the peak",
+        ]
+    )

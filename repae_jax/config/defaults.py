@@ -1,0 +1,397 @@
+"""Configurations: the defaults of every key, the recipes, and what follows from them.
+
+A file in configs/ calls `base()` and changes what its experiment changes. The keys:
+
+    seed        of initialisation, data order and draws
+    train       which networks are trained: any of "sit", "vae", "discriminator"
+    data        where the images come from
+    vae, sit, discriminator, lpips, teachers   the networks
+    objective   coefficients and variants of the loss (models/networks.py)
+    time        how the diffusion times are drawn
+    optimizer   one AdamW per trained network
+    mesh        the devices' axes, and what of the state is divided over them
+    compute     what to recompute, loop over, or do in another way, for memory and time
+    sampling    how sample grids are drawn
+    evaluation  what is measured while the run trains, and how often
+    run         length and rhythm of the run
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from repae_jax.config.schema import check_values
+from repae_jax.errors import UserError
+from repae_jax.utils.schema import parse_json
+from repae_jax.utils.sealed import KEY as SEAL
+from repae_jax.utils.sealed import seal, unseal
+
+NETWORKS = ("sit", "vae", "discriminator")
+# key in config.vae -> field of the module, by family
+_VAE_FIELDS = {
+    "kl": {
+        name: name
+        for name in (
+            "channels", "multipliers", "latent_channels", "num_res_blocks", "attention_levels",
+            "middle_attention", "quant_conv", "groups",
+        )
+    },
+    "qwenimage": {
+        "channels": "base_dim",
+        **{
+            name: name
+            for name in ("multipliers", "latent_channels", "num_res_blocks", "temporal_downsample")
+        },
+    },
+}  # fmt: skip
+RECIPES = {
+    "repae": "the VAE and the SiT jointly (REPA-E)",
+    "repa": "the SiT with alignment, on a frozen VAE (REPA)",
+    "sit": "the SiT without alignment, on a frozen VAE",
+    "vae": "the VAE alone, with its discriminator",
+    "repae_no_stop_gradient": "ablation: the SiT's whole loss trains the VAE as well",
+    "repae_no_latent_norm": "ablation: fixed latent statistics in place of LatentNorm",
+    "repae_no_regularisation": "ablation: L_REG = 0, the VAE learns from the alignment alone",
+}
+
+
+def base() -> ConfigDict:
+    """Every key with its default: the published REPA-E recipe, ImageNet 256 x 256."""
+    adamw = dict(
+        learning_rate=1e-4,
+        b1=0.9,
+        b2=0.999,
+        eps=1e-8,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        warmup_steps=0,
+        decay_steps=0,  # 0: constant, as published; else a cosine to zero at that step
+    )
+    return ConfigDict(
+        dict(
+            name="",
+            seed=0,
+            train=NETWORKS,
+            batch_size=256,
+            ema_decay=0.9999,
+            dtype="float32",  # of the networks' matrix products: "float32" or "bfloat16"
+            data=dict(
+                source="tfds",  # a key of `openers` in data/sources.py
+                path="",  # of a folder; tfds: the data directory ("" = default)
+                name="",  # tfds: the builder, e.g. "imagenet2012"; scenes: how many
+                resolution=256,
+                num_classes=1000,
+                flip=False,
+                exif=False,  # turn pictures as their EXIF data say; the original does not
+                on_bad_image="error",  # or "skip": the next readable one takes its place
+                workers=8,  # decoding processes; 0 decodes in threads
+                accept="",  # data that have changed since the run began: what the refusal names
+            ),
+            vae=dict(
+                arch="f8d4",  # a name in VAE_PRESETS, or "" with every dimension below
+                family="kl",  # without a preset: "kl" or "qwenimage"
+                channels=placeholder(int),
+                multipliers=placeholder(tuple),
+                latent_channels=placeholder(int),
+                num_res_blocks=placeholder(int),  # None, here and below: the family's default
+                attention_levels=placeholder(tuple),
+                middle_attention=placeholder(bool),
+                quant_conv=placeholder(bool),
+                groups=placeholder(int),
+                temporal_downsample=placeholder(tuple),  # of the family "qwenimage"
+                # "" trains from scratch. Else a file under LDM's names, a folder of diffusers' or a
+                # variant's file in it, a work directory, or hf://owner/repository[/folder][/file].
+                weights="",
+                statistics="",  # latent statistics (.pt); "" looks beside `weights`, or measures
+            ),
+            sit=dict(
+                arch="SiT-XL/2",  # a name in SIT_CONFIGS, or "" with every dimension below
+                patch_size=placeholder(int),
+                hidden_size=placeholder(int),
+                depth=placeholder(int),
+                num_heads=placeholder(int),
+                encoder_depth=8,
+                projector_dim=2048,
+                mlp_ratio=4.0,
+                qk_norm=False,
+                label_drop=0.1,  # probability; 0 builds a model without a null class
+            ),
+            latent_norm=dict(momentum=0.1),
+            discriminator=dict(filters=64, layers=3, weights=""),
+            lpips=dict(weights="", vgg_weights="", rescale_inputs=True),
+            teachers=dict(),
+            objective=dict(
+                interpolant="linear",
+                sit_alignment=0.5,
+                vae_alignment=1.5,
+                stop_gradient=True,
+                latent_norm="batch",
+                reconstruction="l1",
+                reconstruction_weight=1.0,
+                perceptual_weight=1.0,
+                kl_weight=1e-6,
+                adversarial_weight=0.1,
+                discriminator_start=0,
+                discriminator_factor=1.0,
+                lecam_weight=0.0,
+                lecam_decay=0.999,
+            ),
+            time=dict(weighting="uniform"),  # or "lognormal"
+            optimizer={name: dict(adamw) for name in NETWORKS},
+            mesh=dict(
+                data=-1,  # devices along the axis that only the batch is divided over; -1: the rest
+                fsdp=1,  # along the one that parameters are divided over as well
+                trained="sharded",  # over fsdp: parameters, moments, average; or "replicated"
+                frozen="replicated",  # teachers and LPIPS; or "sharded"
+                smallest=65_536,  # elements of an array that is worth dividing
+            ),
+            compute=dict(
+                micro_batches=1,  # gradients are averaged over so many parts of a batch
+                scan_blocks=False,  # the SiT's blocks as one compiled loop, and a teacher's
+                sit_remat="none",  # "products" or "blocks": see models/remat.py
+                vae_remat="none",
+            ),
+            sampling=dict(
+                method="euler-maruyama",  # or "euler", "heun"
+                steps=250,
+                guidance_scale=1.0,
+                guidance_low=0.0,
+                guidance_high=1.0,
+            ),
+            evaluation=dict(  # see training/online.py
+                every=0,  # steps; 0: never
+                samples=2000,  # generated images of the Fréchet distance; 0: none
+                network="inception",  # whose features: FID's, or a name of config.teachers
+                weights="pretrained/inception/pt_inception-2015-12-05-6726825d.pth",  # of inception
+                reference="",  # images or their statistics; "": as many training images
+                cknna_images=1000,  # held-out images of CKNNA; 0: none
+                cknna_time=0.5,  # their noise level, 0 to 1
+            ),
+            run=dict(
+                steps=400_000,
+                log_every=100,
+                sample_every=10_000,
+                sample_steps=50,
+                checkpoint_every=50_000,
+                keep_checkpoints=3,
+                keep_every=0,  # checkpoints at multiples of this are kept for ever; 0: none are
+                max_skipped=10,  # steps in a row whose loss or gradient is not finite
+                data_timeout=600.0,  # seconds that a batch may take
+                on_collapse="warn",  # or "stop": see training/monitor.py
+            ),
+        )
+    )
+
+
+def imagenet256() -> ConfigDict:
+    """What the published ImageNet 256 x 256 runs share: data, teacher, LPIPS, 400,000 steps.
+
+    Weights are expected under pretrained/; docs and `check_files` say which.
+    """
+    config = base()
+    config.dtype = "bfloat16"
+    config.data.update(source="tfds", name="imagenet2012", resolution=256, num_classes=1000)
+    config.teachers.dinov2 = teacher("dinov2-b", weights="pretrained/dinov2_vitb14_pretrain.pth")
+    config.lpips.weights = "pretrained/lpips/vgg.pth"
+    config.lpips.vgg_weights = "pretrained/lpips/vgg16-397923af.pth"
+    return config
+
+
+def teacher(arch: str = "", **changes: Any) -> ConfigDict:
+    """One entry of `config.teachers`: a frozen ViT and how its pixels are prepared.
+
+    A preset brings the preprocessing that it was trained with.
+    """
+    from repae_jax.models.encoders.preprocessing import preprocessing_of
+
+    defaults = dict(
+        arch=arch,  # a name in VIT_CONFIGS, or "" with every dimension below
+        weights="",
+        preprocessing=preprocessing_of(
+            arch
+        ),  # one of TEACHER_KINDS (models/encoders/preprocessing.py)
+        patch_size=placeholder(int),
+        hidden_size=placeholder(int),
+        depth=placeholder(int),
+        num_heads=placeholder(int),
+        stem=placeholder(tuple),  # widths of convolutional levels before the patches, if any
+        # How `pretrain-teacher` trains it; not used with published weights.
+        pretrain=dict(steps=0, batch_size=128, learning_rate=1e-3, weight_decay=0.05, shift=2),
+    )
+    entry = ConfigDict(defaults)
+    entry.update(changes)
+    return entry
+
+
+def apply_recipe(config: ConfigDict, recipe: str) -> ConfigDict:
+    """Turn a REPA-E configuration into one of `RECIPES`, in place; returns it.
+
+    Raises:
+      UserError: there is no such recipe.
+    """
+    if recipe not in RECIPES:
+        choices = "; ".join(f"{name}: {what}" for name, what in RECIPES.items())
+        raise UserError(f"no recipe {recipe!r}; choose from {choices}")
+    if recipe in ("repa", "sit"):
+        config.train = ("sit",)
+        config.objective.latent_norm = "fixed"
+    if recipe == "sit":
+        config.teachers = ConfigDict()
+        config.evaluation.cknna_images = 0
+    if recipe == "vae":
+        config.train = tuple(name for name in config.train if name != "sit")
+        config.teachers = ConfigDict()
+        config.evaluation.every = 0
+    if recipe == "repae_no_stop_gradient":
+        config.objective.stop_gradient = False
+    if recipe == "repae_no_latent_norm":
+        config.objective.latent_norm = "fixed"
+    if recipe == "repae_no_regularisation":
+        for term in ("reconstruction", "perceptual", "kl", "adversarial"):
+            config.objective[f"{term}_weight"] = 0.0
+    config.name = f"{config.name}_{recipe}" if recipe != "repae" else config.name
+    return config
+
+
+def vae_dimensions(config: ConfigDict) -> tuple[str, dict[str, Any]]:
+    """The VAE's family and its fields; explicit keys override the preset's."""
+    from repae_jax.models.tokenizers.vae import VAE_PRESETS
+
+    section = config.vae
+    if section.arch:
+        _check_preset("vae", section.arch, VAE_PRESETS)
+    family, preset = VAE_PRESETS.get(section.arch, (section.family, {}))
+    if family not in _VAE_FIELDS:
+        raise UserError(f"config.vae.family is {family!r}: use {' or '.join(_VAE_FIELDS)}")
+    fields = _VAE_FIELDS[family]
+    explicit = {field: section[key] for key, field in fields.items() if section[key] is not None}
+    dimensions = {**preset, **explicit}
+    needed = ("channels", "multipliers", "latent_channels")
+    _check_set("vae", [key for key in needed if fields[key] not in dimensions])
+    return family, {k: tuple(v) if isinstance(v, list) else v for k, v in dimensions.items()}
+
+
+def sit_dimensions(config: ConfigDict) -> dict[str, Any]:
+    """hidden_size, depth, num_heads and patch_size; explicit keys override the preset's."""
+    from repae_jax.models.backbones.sit import SIT_CONFIGS
+
+    needed = ("hidden_size", "depth", "num_heads", "patch_size")
+    return _dimensions(config.sit, "sit", SIT_CONFIGS, needed)
+
+
+def _dimensions(section, name, presets, needed):
+    if section.arch:
+        _check_preset(name, section.arch, presets)
+    explicit = {key: section[key] for key in needed if section[key] is not None}
+    dimensions = {**presets.get(section.arch, {}), **explicit}
+    _check_set(name, [key for key in needed if key not in dimensions])
+    return dimensions
+
+
+def _check_set(name, missing):
+    if missing:
+        keys = ", ".join(f"config.{name}.{key}" for key in missing)
+        are = "is" if len(missing) == 1 else "are"
+        raise UserError(f"{keys} {are} not set, and config.{name}.arch names no preset")
+
+
+def _check_preset(name, arch, presets):
+    if arch not in presets:
+        raise UserError(
+            f"config.{name}.arch is {arch!r}: use one of {', '.join(presets)}, "
+            "or '' and give every dimension"
+        )
+
+
+def to_json(config: ConfigDict, *, sealed: bool = False) -> str:
+    """The configuration as readable JSON, `sealed` with a checksum."""
+    content = seal(config.to_dict()) if sealed else config.to_dict()
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text: str, *, source: str) -> ConfigDict:
+    """The inverse of `to_json`.
+
+    Raises:
+      UserError: damaged, or of another version.
+    """
+    return from_stored(parse_json(text, dict[str, Any], source=source), source=source)
+
+
+def from_stored(stored: Any, *, source: str) -> ConfigDict:
+    """The configuration of what `to_json` wrote, as JSON gives it back.
+
+    Raises:
+      UserError: of another version. (Whether its values are possible, `validate` checks.)
+    """
+    if isinstance(stored, dict) and SEAL in stored:
+        stored, whole = unseal(stored)
+        if not whole:
+            raise UserError(
+                f"{source} is damaged or was edited (its checksum is another): set keys on the "
+                f"command line; if the edit is meant, delete the line {SEAL!r} in it"
+            )
+    config, expected = base(), _defaults(stored)
+    if unknown := _apart(expected, stored, "config"):
+        raise UserError(f"{source} is not of this version, which knows no {unknown[0]}")
+    check_values(_filled(stored, expected), source=f"{source}: config.")
+    for name, entry in stored.get("teachers", {}).items():
+        config.teachers[name] = teacher(**_tuples(entry))
+    config.update(_tuples({k: v for k, v in stored.items() if k != "teachers"}))
+    return config
+
+
+def absent_keys(stored: Mapping[str, Any]) -> list[str]:
+    """The keys of a configuration that what JSON gave back of one does not have."""
+    return _apart(stored, _defaults(stored), "config")
+
+
+def _defaults(stored):
+    names = stored.get("teachers") if isinstance(stored.get("teachers"), dict) else {}
+    return {**base().to_dict(), "teachers": {name: teacher().to_dict() for name in names}}
+
+
+def _apart(one, other, path):
+    """The keys of nested dicts that only the other has."""
+    lines = [f"{path}.{key}" for key in other if key not in one]
+    for key in one.keys() & other.keys():
+        if isinstance(one[key], dict) and isinstance(other[key], dict):
+            lines += _apart(one[key], other[key], f"{path}.{key}")
+    return sorted(lines)
+
+
+def _filled(stored, expected):
+    """Nested dicts, with what is expected for absent keys."""
+    both = {
+        key: _filled(stored[key], value)
+        for key, value in expected.items()
+        if isinstance(value, dict) and isinstance(stored.get(key), dict)
+    }
+    return {**expected, **stored, **both}
+
+
+def differences(old: dict, new: dict, prefix: str = "config") -> list[str]:
+    """`key: old -> new` for every key in which two configurations (as plain dicts) differ."""
+    lines = []
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key), new.get(key)
+        path = f"{prefix}.{key}"
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, path)
+        elif _plain(a) != _plain(b):
+            lines.append(f"{path}: {a!r} -> {b!r}")
+    return lines
+
+
+def _tuples(value):
+    """JSON has lists where configurations have tuples."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value

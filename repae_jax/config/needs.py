@@ -1,0 +1,137 @@
+"""What a configuration needs from the disk, looked for before anything is loaded or written."""
+
+import pathlib
+from collections.abc import Iterable, Iterator
+
+from ml_collections import ConfigDict
+
+from repae_jax.data import latents
+from repae_jax.data.manifest import read_manifest
+from repae_jax.data.packed import packed_folder
+from repae_jax.errors import UserError
+from repae_jax.interop import hub
+
+
+def check_files(config: ConfigDict) -> None:
+    """Raise UserError for all that the configuration names or needs and that is not there."""
+    check_nothing_missing(missing_files(config))
+
+
+def check_nothing_missing(missing: Iterable[str]) -> None:
+    """Raise UserError that says all of these, each a clause, unless there are none."""
+    different = list(dict.fromkeys(missing))
+    if len(different) == 1:
+        raise UserError(different[0])
+    if different:
+        said = "; ".join(f"({number}) {what}" for number, what in enumerate(different, 1))
+        raise UserError(f"{len(different)} things are missing: {said}")
+
+
+def missing_files(config: ConfigDict) -> list[str]:
+    """What is not there, and how to come by it, each a clause."""
+    return [*_files(config), *_cache(config)]
+
+
+def missing_paths(named: dict[str, object]) -> list[str]:
+    """Those files and folders that are not there, each a clause; by what names them, "" skipped."""
+    return [
+        f"{key} is {str(path)!r}, which does not exist"
+        for key, path in named.items()
+        if path and not _exists(str(path))
+    ]
+
+
+def missing_vaes(*names: str) -> list[str]:
+    """Those that `PretrainedVAE.from_pretrained` would not find, each a clause; fetches others."""
+    from repae_jax.interop.vae_files import CONFIG, WEIGHTS
+
+    missing = []
+    for name in names:
+        try:
+            hub.locate(name, (CONFIG, WEIGHTS), bare=True)
+        except UserError as error:
+            missing.append(str(error))
+    return missing
+
+
+def needs_lpips(config: ConfigDict) -> bool:
+    """Whether the loss has a perceptual term."""
+    return "vae" in config.train and config.objective.perceptual_weight > 0
+
+
+def _exists(path):
+    return path.startswith(hub.PREFIX) or pathlib.Path(path).exists()
+
+
+def _files(config: ConfigDict) -> Iterator[str]:
+    named = {
+        "vae.weights": config.vae.weights,
+        "vae.statistics": config.vae.statistics,
+        "discriminator.weights": config.discriminator.weights,
+        "lpips.weights": config.lpips.weights,
+        "lpips.vgg_weights": config.lpips.vgg_weights,
+        "data.path": config.data.path,
+    }
+    measured, hints = config.evaluation, {}
+    if measured.every and measured.samples:
+        named["evaluation.reference"] = measured.reference
+        if measured.network == "inception":
+            named["evaluation.weights"] = measured.weights
+            hints["evaluation.weights"] = (
+                "; `python -m repae_jax evaluate --help` says where it is, or take a teacher: "
+                "--config.evaluation.network=NAME"
+            )
+    for name, entry in config.teachers.items():
+        key = f"teachers.{name}.weights"
+        named[key] = entry.weights
+        if not entry.weights:
+            yield f"config.{key} is empty: name the file with the teacher's weights"
+        elif entry.pretrain.steps:
+            hints[key] = "; make it with `python -m repae_jax pretrain-teacher` and the same config"
+    for key, path in named.items():
+        for what in missing_paths({f"config.{key}": path}):
+            yield f"{what} (--config.{key}=PATH sets it){hints.get(key, '')}"
+    if needs_lpips(config) and not (config.lpips.weights and config.lpips.vgg_weights):
+        yield (
+            f"config.objective.perceptual_weight is {config.objective.perceptual_weight}, but "
+            "config.lpips.weights (linear heads) or config.lpips.vgg_weights (VGG16) is empty: "
+            "name both files, or set the weight to 0"
+        )
+
+
+def _cache(config: ConfigDict) -> Iterator[str]:
+    """What cached latents lack that the teachers or the evaluation need."""
+    if config.data.source != latents.KIND or not pathlib.Path(config.data.path).exists():
+        return
+    folder, made = _made(config, "train")
+    teachers = list(config.teachers) if "sit" in config.train else []
+    yield from latents.missing_for_teachers(folder, made, teachers)
+    measured = config.evaluation
+    if not measured.every:
+        return
+    if measured.samples and not measured.reference and not made["images"]:
+        yield (
+            f"config.evaluation.every is {measured.every}, and samples are compared with training "
+            f"images, but {folder} keeps none: name images or their statistics as "
+            "config.evaluation.reference, set config.evaluation.samples to 0, or encode with "
+            "--images"
+        )
+    if not measured.cknna_images:
+        return
+    out = "set config.evaluation.cknna_images to 0"
+    needed = f"config.evaluation.cknna_images is {measured.cknna_images}"
+    try:
+        folder, made = _made(config, "heldout")
+    except UserError as error:
+        yield f"{needed}, but {error}; or {out}"
+        return
+    if not made["images"]:
+        yield f"{needed}, but {folder} keeps no images: {out}, or encode with --images"
+
+
+def _made(config, split):
+    """A cache's folder, and what its manifest says of how it was made."""
+    folder = packed_folder(config.data.path, split)
+    manifest = read_manifest(folder)
+    latents.check_kind(folder, manifest)
+    return folder, manifest["made"]

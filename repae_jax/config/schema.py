@@ -1,0 +1,225 @@
+"""The types and ranges of every key of a configuration; `config.base` has the defaults.
+
+The bounds above keep what a configuration claims within what a machine can hold or finish; nothing
+that is published comes near them. Which values go together is `validation`'s to check.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from ml_collections import ConfigDict
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
+
+from repae_jax.utils.schema import Side, Text, Width, checked, each, real, whole
+
+SEED = whole(0, 2**32 - 1)  # what every generator of random numbers here takes
+_COUNT = whole(1, 2**31 - 1)  # of steps and images; a state counts them in int32
+_FROM_ZERO = whole(0, 2**31 - 1)
+_FRACTION, _FINITE = real(0, 1), real(0)
+_DEPTH = whole(1, 256)
+
+
+class _Data(TypedDict):
+    source: Text
+    path: Text
+    name: Text
+    resolution: Side
+    num_classes: whole(1, 2**20)
+    flip: bool
+    exif: bool
+    on_bad_image: Text
+    accept: Text
+    workers: whole(0, 1024)
+
+
+class _VAE(TypedDict):
+    arch: Text
+    family: Text
+    channels: Width | None
+    multipliers: each(whole(1, 64), 1, 8) | None
+    latent_channels: whole(1, 4096) | None
+    num_res_blocks: whole(1, 16) | None
+    attention_levels: each(whole(0, 7), 0, 8) | None
+    middle_attention: bool | None
+    quant_conv: bool | None
+    groups: Width | None
+    temporal_downsample: each(bool, 0, 8) | None
+    weights: Text
+    statistics: Text
+
+
+class _SiT(TypedDict):
+    arch: Text
+    patch_size: whole(1, 256) | None
+    hidden_size: Width | None
+    depth: _DEPTH | None
+    num_heads: Width | None
+    encoder_depth: _DEPTH
+    projector_dim: Width
+    mlp_ratio: real(1 / 64, 64)
+    qk_norm: bool
+    label_drop: _FRACTION
+
+
+class _LatentNorm(TypedDict):
+    momentum: _FRACTION
+
+
+class _Discriminator(TypedDict):
+    filters: whole(1, 4096)
+    layers: whole(1, 8)
+    weights: Text
+
+
+class _LPIPS(TypedDict):
+    weights: Text
+    vgg_weights: Text
+    rescale_inputs: bool
+
+
+class _Pretraining(TypedDict):
+    steps: _FROM_ZERO
+    batch_size: _COUNT
+    learning_rate: _FINITE
+    weight_decay: _FINITE
+    shift: whole(0, 1024)
+
+
+class _Teacher(TypedDict):
+    arch: Text
+    weights: Text
+    preprocessing: Text
+    patch_size: whole(1, 256) | None
+    hidden_size: Width | None
+    depth: _DEPTH | None
+    num_heads: Width | None
+    stem: each(Width, 0, 8) | None
+    pretrain: _Pretraining
+
+
+class _Objective(TypedDict):
+    interpolant: Text
+    sit_alignment: _FINITE
+    vae_alignment: _FINITE
+    stop_gradient: bool
+    latent_norm: Text
+    reconstruction: Text
+    reconstruction_weight: _FINITE
+    perceptual_weight: _FINITE
+    kl_weight: _FINITE
+    adversarial_weight: _FINITE
+    discriminator_start: _FROM_ZERO
+    discriminator_factor: _FINITE
+    lecam_weight: _FINITE
+    lecam_decay: _FRACTION
+
+
+class _Time(TypedDict):
+    weighting: Text
+
+
+class _AdamW(TypedDict):
+    learning_rate: _FINITE
+    b1: _FRACTION
+    b2: _FRACTION
+    eps: _FINITE
+    weight_decay: _FINITE
+    max_grad_norm: real(0, finite=False)
+    warmup_steps: _FROM_ZERO
+    decay_steps: _FROM_ZERO
+
+
+class _Optimizers(TypedDict):
+    sit: _AdamW
+    vae: _AdamW
+    discriminator: _AdamW
+
+
+class _Mesh(TypedDict):
+    data: whole(-1, 2**20)
+    fsdp: whole(1, 2**20)
+    trained: Text
+    frozen: Text
+    smallest: _FROM_ZERO
+
+
+class _Compute(TypedDict):
+    micro_batches: whole(1, 2**20)
+    scan_blocks: bool
+    sit_remat: Text
+    vae_remat: Text
+
+
+class _Sampling(TypedDict):
+    method: Text
+    steps: _COUNT
+    guidance_scale: _FINITE
+    guidance_low: _FRACTION
+    guidance_high: _FRACTION
+
+
+class _Evaluation(TypedDict):
+    every: _FROM_ZERO
+    samples: _FROM_ZERO
+    network: Text
+    weights: Text
+    reference: Text
+    cknna_images: _FROM_ZERO
+    cknna_time: _FRACTION
+
+
+class _Run(TypedDict):
+    steps: _COUNT
+    log_every: _COUNT
+    sample_every: _COUNT
+    sample_steps: _COUNT
+    checkpoint_every: _COUNT
+    keep_checkpoints: _COUNT
+    keep_every: _FROM_ZERO
+    max_skipped: _COUNT
+    data_timeout: Annotated[float, Field(gt=0)]
+    on_collapse: Text
+
+
+class Config(TypedDict):
+    """A whole configuration, with lists in the place of tuples, as JSON has it."""
+
+    name: Text
+    seed: SEED
+    train: each(Text, 1, 3)
+    batch_size: whole(1, 2**20)
+    ema_decay: _FRACTION
+    dtype: Text
+    data: _Data
+    vae: _VAE
+    sit: _SiT
+    latent_norm: _LatentNorm
+    discriminator: _Discriminator
+    lpips: _LPIPS
+    teachers: Annotated[dict[Text, _Teacher], Field(max_length=16)]
+    objective: _Objective
+    time: _Time
+    optimizer: _Optimizers
+    mesh: _Mesh
+    compute: _Compute
+    sampling: _Sampling
+    evaluation: _Evaluation
+    run: _Run
+
+
+def check_values(config: Mapping[str, Any] | ConfigDict, *, source: str = "config.") -> None:
+    """Raise UserError for a key whose value is of another type, or out of its range.
+
+    Args:
+      config: with every key.
+      source: what stands before the key in an error.
+    """
+    checked(_plain(config), Config, source=source)
+
+
+def _plain(value):
+    """As JSON gives it back: lists in the place of tuples."""
+    if isinstance(value, ConfigDict | dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,278 @@
+"""The checks of a configuration, made before anything is allocated or written."""
+
+from ml_collections import ConfigDict
+
+from repae_jax.config.defaults import NETWORKS, sit_dimensions, vae_dimensions
+from repae_jax.config.schema import check_values
+from repae_jax.errors import UserError
+from repae_jax.parallel.mesh import axis_sizes
+
+_LARGEST_TABLE = 2**26  # values of the SiT's table of positions, 256 MiB
+_ON_COLLAPSE = ("warn", "stop")
+
+
+def validate(config: ConfigDict) -> None:
+    """Raise UserError for an impossible value or combination, naming the key and the way out."""
+    check_values(config)
+    _check_train(config)
+    if config.dtype not in ("float32", "bfloat16"):
+        raise UserError(f"config.dtype is {config.dtype!r}: use 'float32' or 'bfloat16'")
+    for name in config.train:
+        _check_optimizer(name, config.optimizer[name], config.run.steps)
+    latent_size = _check_vae(config)
+    if "sit" in config.train:
+        _check_sit(config, latent_size)
+    _check_objective(config)
+    _check_sampling(config)
+    _check_evaluation(config)
+    _check_compute(config)
+
+
+def check_devices(config: ConfigDict, device_count: int) -> None:
+    """Raise UserError unless the mesh takes the devices, and the batch divides over them."""
+    axis_sizes(config.mesh.data, config.mesh.fsdp, device_count)
+    parts = config.compute.micro_batches
+    unit = device_count * parts
+    if config.batch_size % unit:
+        below = config.batch_size // unit * unit
+        fitting = f"{below} or {below + unit}" if below else str(unit)
+        what = f"the {device_count} devices"
+        what += f" times config.compute.micro_batches {parts}" if parts > 1 else ""
+        raise UserError(
+            f"config.batch_size is {config.batch_size}, not divisible by {what}: use {fitting}"
+        )
+
+
+def _check_train(config):
+    train = tuple(config.train)
+    for name in train:
+        if name not in NETWORKS:
+            raise UserError(f"config.train has {name!r}: it takes {', '.join(NETWORKS)}")
+    if not {"sit", "vae"} & set(train):
+        raise UserError(f"config.train is {train}: nothing to train without 'sit' or 'vae'")
+    if "discriminator" in train and "vae" not in train:
+        raise UserError("config.train has 'discriminator' without 'vae', which is what it judges")
+    if config.data.source == "latents" and "vae" in train:
+        raise UserError(
+            "config.data.source is 'latents', of a frozen VAE, but config.train has 'vae': choose "
+            "the recipe repa or sit, or train on images"
+        )
+    if "vae" not in train and not config.vae.weights:
+        raise UserError(
+            "the VAE is frozen (config.train has no 'vae') and config.vae.weights is empty: "
+            "name its file or the work directory that trained it"
+        )
+    adversarial = config.objective.adversarial_weight > 0
+    if "vae" in train and adversarial and "discriminator" not in train:
+        raise UserError(
+            "config.objective.adversarial_weight is "
+            f"{config.objective.adversarial_weight} without a discriminator: "
+            "add 'discriminator' to config.train, or set the weight to 0"
+        )
+
+
+def _check_optimizer(name, optimizer, steps):
+    """Checks the optimizer of one trained network, in a run of `steps`."""
+    key = f"config.optimizer.{name}"
+    for field in ("learning_rate", "max_grad_norm"):
+        if not optimizer[field] > 0:
+            raise UserError(f"{key}.{field} is {optimizer[field]}: it must be positive")
+    decay = optimizer.decay_steps
+    if 0 < decay <= optimizer.warmup_steps:
+        raise UserError(
+            f"{key}.decay_steps is {decay}: it must be 0 (a constant rate) or lie beyond "
+            f"warmup_steps {optimizer.warmup_steps}"
+        )
+    if 0 < decay < steps:
+        raise UserError(
+            f"config.run.steps is {steps}, but {key}.decay_steps {decay}, from where the learning "
+            "rate is zero: raise it, or train fewer steps"
+        )
+
+
+def _check_vae(config):
+    """Checks the autoencoder; returns the side of its latent."""
+    from repae_jax.models.tokenizers.vae import VAE_FAMILIES
+
+    family, dimensions = vae_dimensions(config)
+    vae = VAE_FAMILIES[family](**dimensions)
+    if config.data.resolution % vae.factor:
+        raise UserError(
+            f"config.data.resolution is {config.data.resolution}, not divisible by the VAE's "
+            f"down-sampling factor {vae.factor}"
+        )
+    levels = len(vae.multipliers)
+    if family == "kl":
+        _check_kl(vae, levels)
+    elif len(vae.temporal_downsample) != levels - 1:
+        raise UserError(
+            f"config.vae.temporal_downsample is {vae.temporal_downsample}: the {levels} levels of "
+            f"config.vae.multipliers need {levels - 1} entries"
+        )
+    return config.data.resolution // vae.factor
+
+
+def _check_kl(vae, levels):
+    for multiplier in vae.multipliers:
+        width = vae.channels * multiplier
+        if width % vae.groups:
+            raise UserError(
+                f"config.vae.groups is {vae.groups}, which does not divide the level of "
+                f"{width} channels"
+            )
+    for level in vae.attention_levels:
+        if not 0 <= level < levels:
+            raise UserError(
+                f"config.vae.attention_levels has {level}: levels run from 0 to {levels - 1}"
+            )
+
+
+def _check_sit(config, latent_size):
+    sit = sit_dimensions(config)
+    patch = sit["patch_size"]
+    if latent_size % patch:
+        raise UserError(
+            f"the SiT's patch size {patch} does not divide the latent of {latent_size} x "
+            f"{latent_size}: use a patch size that does, or another resolution"
+        )
+    if not 1 <= config.sit.encoder_depth <= sit["depth"]:
+        raise UserError(
+            f"config.sit.encoder_depth is {config.sit.encoder_depth}: it must lie between 1 and "
+            f"the SiT's depth {sit['depth']}"
+        )
+    if sit["hidden_size"] % sit["num_heads"] or sit["hidden_size"] % 4:
+        raise UserError(
+            f"config.sit.hidden_size is {sit['hidden_size']}: it must be divisible by the "
+            f"{sit['num_heads']} heads and by 4"
+        )
+    grid = latent_size // patch
+    if grid**2 * sit["hidden_size"] > _LARGEST_TABLE:
+        raise UserError(
+            f"the SiT would see {grid} x {grid} tokens of width {sit['hidden_size']}, whose table "
+            "of positions no memory holds: lower config.data.resolution, or raise "
+            "config.sit.patch_size"
+        )
+    for name, entry in config.teachers.items():
+        teacher_grid = _teacher_grid(config, name, entry)
+        if teacher_grid != grid:
+            raise UserError(
+                f"teacher {name!r} gives {teacher_grid} x {teacher_grid} tokens, the SiT "
+                f"{grid} x {grid}: they must match, so change the patch size of one of them"
+            )
+
+
+def _teacher_grid(config, name, entry):
+    """Checks one teacher; returns the side of its grid of tokens."""
+    from repae_jax.models.encoders.vit import VIT_CONFIGS
+
+    key = f"config.teachers.{name}"
+    if entry.arch and entry.arch not in VIT_CONFIGS:
+        raise UserError(f"{key}.arch is {entry.arch!r}: use one of {', '.join(VIT_CONFIGS)}")
+    needed = ("patch_size", "hidden_size", "depth", "num_heads")
+    missing = [field for field in needed if entry[field] is None]
+    if missing and not entry.arch:
+        keys = ", ".join(f"{key}.{field}" for field in missing)
+        are = "is" if len(missing) == 1 else "are"
+        raise UserError(f"{keys} {are} not set, and {key}.arch names no preset")
+    patch = entry.patch_size or VIT_CONFIGS[entry.arch]["patch_size"]
+    if entry.stem:
+        _check_stem(key, entry)
+    side = _teacher_side(config.data.resolution, key, entry)
+    if side % patch:
+        raise UserError(f"{key}: its patch size {patch} does not divide {side} pixels")
+    return side // patch
+
+
+def _check_stem(key, entry):
+    stem = tuple(entry.stem)
+    if entry.arch:
+        raise UserError(
+            f"{key}.stem is {stem}, but {entry.arch} has none: leave {key}.arch or the stem empty"
+        )
+    if entry.patch_size % 2 ** len(stem):
+        raise UserError(
+            f"{key}.stem has {len(stem)} levels, each of which halves the image, but "
+            f"{key}.patch_size is {entry.patch_size}: use a multiple of {2 ** len(stem)}"
+        )
+    if any(width < 8 or width % 8 for width in stem):
+        raise UserError(f"{key}.stem is {stem}: use widths that are multiples of 8")
+
+
+def _teacher_side(resolution, key, entry):
+    """Checks a teacher's preprocessing; returns the side of the images that it makes, pixels."""
+    from repae_jax.models.encoders.preprocessing import (
+        RESIZING_KINDS,
+        TEACHER_KINDS,
+        preprocessing_of,
+        teacher_side,
+    )
+
+    kind = entry.preprocessing
+    if kind not in TEACHER_KINDS:
+        raise UserError(f"{key}.preprocessing is {kind!r}: use one of {', '.join(TEACHER_KINDS)}")
+    if kind in RESIZING_KINDS and entry.arch and kind != preprocessing_of(entry.arch):
+        raise UserError(
+            f"{key}.preprocessing is {kind!r}, but {entry.arch} was trained with "
+            f"{preprocessing_of(entry.arch)!r}: set both keys"
+        )
+    try:
+        return teacher_side(resolution, kind)
+    except UserError as error:
+        raise UserError(f"config.data.resolution and {key}.preprocessing: {error}") from error
+
+
+def _check_objective(config):
+    from repae_jax.objectives.objective import Objective
+
+    Objective(**config.objective)
+    if config.time.weighting not in ("uniform", "lognormal"):
+        raise UserError(
+            f"config.time.weighting is {config.time.weighting!r}: use 'uniform' or 'lognormal'"
+        )
+
+
+def _check_sampling(config):
+    from repae_jax.sampling.samplers import Sampler, check_null_class
+
+    sampler = Sampler(interpolant=config.objective.interpolant, **config.sampling)
+    check_null_class(sampler, config.sit.label_drop)
+
+
+def _check_evaluation(config):
+    wanted = config.evaluation
+    if not wanted.every:
+        return
+    if "sit" not in config.train:
+        raise UserError(
+            f"config.evaluation.every is {wanted.every}, but config.train has no 'sit', which is "
+            "what is measured: set it to 0"
+        )
+    # Neighbourhoods are of ten images; a covariance needs two.
+    for key, least in (("samples", 2), ("cknna_images", 12)):
+        if wanted[key] and wanted[key] < least:
+            raise UserError(
+                f"config.evaluation.{key} is {wanted[key]}: give at least {least}, or 0 for none"
+            )
+    networks = ("inception", *config.teachers)
+    if wanted.network not in networks:
+        choices = ", ".join(networks)
+        raise UserError(f"config.evaluation.network is {wanted.network!r}: use one of {choices}")
+    if wanted.cknna_images and not config.teachers:
+        raise UserError(
+            f"config.evaluation.cknna_images is {wanted.cknna_images}, but config.teachers, which "
+            "the SiT is compared with, is empty: set it to 0"
+        )
+
+
+def _check_compute(config):
+    from repae_jax.models.remat import POLICIES
+    from repae_jax.parallel.sharding import check_rules
+
+    check_rules(config.mesh)
+    for key in ("sit_remat", "vae_remat"):
+        if config.compute[key] not in POLICIES:
+            choices = "; ".join(f"{name}: keep {what}" for name, what in POLICIES.items())
+            raise UserError(f"config.compute.{key} is {config.compute[key]!r}: use {choices}")
+    if config.run.on_collapse not in _ON_COLLAPSE:
+        choices = " or ".join(map(repr, _ON_COLLAPSE))
+        raise UserError(f"config.run.on_collapse is {config.run.on_collapse!r}: use {choices}")

@@ -1,0 +1,185 @@
+"""The folder of a packed data set while it is being written: what is begun, and who may."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from repae_jax.data.identity import changes
+from repae_jax.data.manifest import (
+    BEGUN,
+    MANIFEST,
+    SHARD_NAME,
+    read_manifest,
+    write_json,
+)
+from repae_jax.errors import UserError
+from repae_jax.utils.atomic_files import entries, remove_temporaries
+from repae_jax.utils.lock import Lock, writing_in
+from repae_jax.utils.schema import read_json
+
+# What a run can leave in the folder and in progress/.
+_OWN_NAME = re.compile(rf"{SHARD_NAME}|manifest\.json|progress")
+# (versions before had their lock in progress/)
+_OWN_PROGRESS_NAME = re.compile(r"made\.json|lock|shard-\d{5,}\.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is to be written where.
+
+    Attributes:
+      folder: of the data set.
+      count: how many elements the source has.
+      per_shard: how many of them a shard takes.
+      begun: what the manifest says before anything is written, as JSON gives it back.
+    """
+
+    folder: pathlib.Path
+    count: int
+    per_shard: int
+    begun: Mapping[str, Any]
+
+    @property
+    def shards(self) -> int:
+        return math.ceil(self.count / self.per_shard)
+
+    @property
+    def made(self) -> pathlib.Path:
+        return self.folder / BEGUN
+
+    @property
+    def progress(self) -> pathlib.Path:
+        return self.made.parent
+
+    def shard(self, number: int) -> pathlib.Path:
+        return self.folder / f"shard-{number:05d}-of-{self.shards:05d}.array_record"
+
+    def sidecar(self, number: int) -> pathlib.Path:
+        return self.progress / f"shard-{number:05d}.json"
+
+    def indexes(self, number: int) -> range:
+        start = number * self.per_shard
+        return range(start, min(start + self.per_shard, self.count))
+
+
+def check_entries(plan: Plan) -> None:
+    """Raise UserError if the folder holds what no earlier run can have left there."""
+    names = [name for name in entries(plan.folder) if name[0] != "."]
+    foreign = [name for name in names if not _OWN_NAME.fullmatch(name)]
+    foreign += [
+        f"{plan.progress.name}/{name}"
+        for name in entries(plan.progress)
+        if name[0] != "." and not _OWN_PROGRESS_NAME.fullmatch(name)
+    ]
+    if not plan.made.exists() and MANIFEST not in names:  # nothing was begun here
+        foreign += [name for name in names if name != plan.progress.name]
+    if foreign:
+        raise UserError(
+            f"{plan.folder} holds something else already ({min(foreign)}); choose a new or empty "
+            "folder"
+        )
+
+
+@contextlib.contextmanager
+def claimed(plan: Plan) -> Iterator[Lock]:
+    """Holds the folder against other processes; unfinished files are gone before and after.
+
+    progress/ goes as well when all is done, or when nothing was begun.
+
+    Raises:
+      UserError: another process holds it, or it cannot be written to.
+    """
+    with writing_in(plan.folder) as lock:
+        _remove_temporaries(plan)
+        try:
+            yield lock
+        finally:
+            if not lock.lost:
+                _remove_temporaries(plan)
+                if (plan.folder / MANIFEST).exists() or not plan.made.exists():
+                    _remove_progress(plan)
+
+
+def _remove_temporaries(plan):
+    remove_temporaries(plan.folder, _OWN_NAME.fullmatch)
+    remove_temporaries(plan.progress, _OWN_PROGRESS_NAME.fullmatch)
+
+
+def _remove_progress(plan):
+    for name in filter(_OWN_PROGRESS_NAME.fullmatch, entries(plan.progress)):
+        (plan.progress / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it is not there
+        plan.progress.rmdir()
+
+
+def begin(plan: Plan) -> None:
+    """Note what is being made, unless something has been begun or finished there.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    if not (plan.folder / MANIFEST).exists() and not plan.made.exists():
+        write_json(plan.made, plan.begun)
+
+
+def begun(plan: Plan) -> dict[str, Any] | None:
+    """See that what has been begun is what is planned.
+
+    Returns:
+      The manifest, if the data set is finished.
+
+    Raises:
+      UserError: something else is being or has been made there, or its file is damaged.
+    """
+    manifest = plan.folder / MANIFEST
+    if manifest.exists():
+        finished = read_manifest(plan.folder)
+        _check_same(plan, finished, manifest)
+        return finished
+    if not plan.made.exists():
+        raise UserError(
+            f"{plan.folder}: another process began there, but this one sees nothing: give a "
+            "folder on a disk that all of them share"
+        )
+    _check_same(plan, read_json(plan.made), plan.made)
+    return None
+
+
+def _check_same(plan, there, path):
+    if not isinstance(there, dict) or not isinstance(there.get("made"), dict):
+        raise UserError(f"{path}: damaged; delete {plan.folder} and begin anew")
+    theirs = {**{key: there.get(key) for key in plan.begun}, **there["made"]}
+    ours = {**plan.begun, **plan.begun["made"]}
+    before, now = theirs.pop("data", None), ours.pop("data", None)
+    try:
+        told = changes(before, now) if before and now else []  # versions before noted names alone
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise UserError(f"{path}: damaged; delete {plan.folder} and begin anew") from error
+    if not told and theirs.get("names_sha256") != ours.get("names_sha256"):
+        told = ["files have been added, removed or renamed, or it is another source"]
+    if told:
+        raise UserError(
+            f"{plan.folder} was begun with other images: {'; '.join(told)}; put them back, delete "
+            "it and begin anew, or choose another folder"
+        )
+    check_same(plan.folder, theirs, ours)
+
+
+def check_same(what: pathlib.Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raise UserError if `what` was begun with other entries (but "made", which holds some)."""
+    differing = [
+        f"{key} = {theirs.get(key)!r}, not {ours.get(key)!r}"
+        for key in {**ours, **theirs}
+        if key != "made" and theirs.get(key) != ours.get(key)
+    ]
+    if differing:
+        raise UserError(
+            f"{what} was begun with {'; '.join(differing)}: repeat that, delete it, or choose "
+            f"another {'folder' if what.is_dir() else 'name'}"
+        )

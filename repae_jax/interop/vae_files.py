@@ -1,0 +1,329 @@
+"""VAEs in the files of others: folders of diffusers', files under LDM's names; both directions."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
+
+from repae_jax.errors import UserError, warn
+from repae_jax.interop import (
+    autoencoder_kl,
+    checkpoint_parts,
+    files,
+    hub,
+    latent_statistics,
+    tables,
+    weight_files,
+)
+from repae_jax.interop.extract import Extract, extract
+from repae_jax.interop.foreign_configs import check_config
+from repae_jax.interop.vae_families import FAMILIES, completed, family_of
+from repae_jax.models.batch_norm import denormalize
+from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL, Posterior
+from repae_jax.utils.atomic_files import replacing
+from repae_jax.utils.images import as_float
+from repae_jax.utils.schema import Width, parse_json, read_json
+
+CONFIG = "config.json"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredVAE:
+    """A VAE's architecture, weights, and what its publisher says about its latents.
+
+    Attributes:
+      module: the architecture; `module.apply({"params": params}, ...)` is the pure function.
+      params: its parameters.
+      config: entries of diffusers' config.json beyond the dimensions, such as "scaling_factor".
+      statistics: the latents' {"mean": (c,), "var": (c,)}, or None where nobody measured them.
+      notes: what its file left open: which tensors were left out, and what is odd about others.
+    """
+
+    module: nn.Module
+    params: Mapping[str, Any]
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    statistics: Mapping[str, np.ndarray] | None = None
+    notes: tuple[str, ...] = ()
+
+    def save_pretrained(self, folder: str | pathlib.Path) -> None:
+        """Write config.json and the weights to a new folder, as diffusers does; it opens there.
+
+        Raises:
+          UserError: the folder exists and is not empty, or cannot be written.
+        """
+        write_diffusers(folder, self)
+
+    def encode(self, images: jax.Array) -> Posterior:
+        """Images (B, H, W, 3), uint8 or float in [-1, 1] -> the posterior of their latents.
+
+        `.sample(key)` draws latents (B, H / f, W / f, c), `.mean` is the most likely ones; both
+        are as the VAE gives them, `normalize` brings them to unit variance.
+
+        Raises:
+          TypeError: images of another type.
+          UserError: floats beyond the range, or another shape: H and W are multiples of the
+            VAE's factor f.
+        """
+        return _encode(self.module, self.params, as_float(images))
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """Latents (B, h, w, c), not normalised -> images (B, h * f, w * f, 3), about [-1, 1].
+
+        `repae_jax.utils.images.to_uint8` makes pixels of them.
+
+        Raises:
+          TypeError, UserError: latents of another type or shape.
+        """
+        return _decode(self.module, self.params, jnp.asarray(latents))
+
+    def normalize(self, latents: jax.Array) -> jax.Array:
+        """(z - mean) / std per channel, with the statistics that came with the VAE.
+
+        Raises:
+          UserError: it came without.
+        """
+        mean, var = self._moments()
+        return (latents - mean) / jnp.sqrt(var)
+
+    def denormalize(self, latents: jax.Array) -> jax.Array:
+        """The inverse of `normalize`."""
+        return denormalize(latents, *self._moments())
+
+    def _moments(self):
+        if self.statistics is None:
+            raise UserError("this VAE came without latent statistics (mean and variance)")
+        return self.statistics["mean"], self.statistics["var"]
+
+
+def read_vae(
+    name: str | pathlib.Path,
+    *,
+    dtype: Any = jnp.float32,
+    bare: bool = False,
+    variant: str | None = None,
+) -> StoredVAE:
+    """A folder of diffusers', or a file under LDM's names; numpy arrays in the type of the file.
+
+    A name of the hub begins with hf://, or, with `bare`, is a repository's own.
+
+    Raises:
+      UserError: nothing is there, it is damaged, or it is something else.
+    """
+    path = hub.locate(name, (CONFIG,), weight_files.DIFFUSERS, variant=variant, bare=bare)
+    if variant is not None and not path.is_dir():
+        raise UserError(f"{path}: has no variant {variant!r}, as a folder of diffusers' may have")
+    if path.is_dir() or of_a_folder(path):
+        return _read_folder(path, dtype, variant)
+    return _read_file(path, dtype)
+
+
+def read_weights(
+    name: str | pathlib.Path, module: nn.Module
+) -> tuple[dict, Mapping[str, np.ndarray] | None]:
+    """Parameters for `module`, and the latents' statistics if something beside them tells.
+
+    Raises:
+      UserError: nothing is there, it is damaged, or it holds another VAE.
+    """
+    path = hub.locate(name, (CONFIG,), weight_files.DIFFUSERS)
+    if path.is_dir() or of_a_folder(path):
+        file, config, family = _open_folder(path)
+        found = _tensors(files.read_stored(file), family, file)
+        statistics = _statistics(config, family, file.parent / CONFIG)
+    else:
+        content, checkpoint = _open_file(path)
+        found = _vae_in(content, checkpoint, path)
+        statistics = _told(checkpoint, path, module.latent_channels)
+        file = path
+    params = family_of(module).load(found.tensors, module, source=str(file))
+    for note in notes_on(found, params):
+        warn(f"{name}: {note}")
+    return params, statistics
+
+
+def of_a_folder(path: pathlib.Path) -> bool:
+    """Whether a file is the weights of a folder of diffusers', whose config.json tells more."""
+    return weight_files.is_of(path.name, weight_files.DIFFUSERS) and (path.parent / CONFIG).exists()
+
+
+def notes_on(found: Extract, params: Mapping) -> tuple[str, ...]:
+    """What to say of a VAE's file: what was left out, and layers that let nothing through."""
+    left = found.left_text()
+    notes = [f"left out, as it is no part of the VAE: {left}"] if left else []
+    return (*notes, *autoencoder_kl.blank_layers(params))
+
+
+def write_diffusers(folder: str | pathlib.Path, vae: StoredVAE) -> None:
+    """Write a VAE as diffusers does, in the type that its parameters have.
+
+    Raises:
+      UserError: the folder exists and is not empty, or cannot be written.
+    """
+    folder = pathlib.Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists already: choose a new folder, or empty it")
+    family, channels = family_of(vae.module), vae.module.latent_channels
+    tensors = family.export(jax.device_get(vae.params), vae.module)
+    tables.require_finite(tensors, folder)
+    dimensions = family.config_from_dimensions(vae.module)
+    config = {**completed(vae.config, family, channels), **dimensions}
+    config = latent_statistics.updated_config(config, channels, vae.statistics)
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        (temporary / CONFIG).write_text(text)
+        files.write_safetensors(temporary / WEIGHTS, tensors, {"format": "pt"})
+
+
+def write_ldm(path: str | pathlib.Path, vae: StoredVAE) -> None:
+    """Write a VAE as the original's file X.pt (or .safetensors), with X-latents-stats.pt.
+
+    Raises:
+      UserError: it is a VAE that LDM's names do not know, or cannot be written.
+    """
+    path = pathlib.Path(path)
+    if not isinstance(vae.module, AutoencoderKL):
+        name = type(vae.module).__name__
+        raise UserError(f"{path}: {name} has no names of LDM's; write a diffusers folder")
+    tensors = autoencoder_kl.export_vae(jax.device_get(vae.params), vae.module, "ldm")
+    tables.require_finite(tensors, path)
+    if vae.statistics is not None:
+        latent_statistics.write(latent_statistics.beside(path), vae.statistics)
+    files.write_flat(path, tensors, {"groups": str(vae.module.groups)})
+
+
+def _read_folder(path, dtype, variant=None):
+    file, config, family = _open_folder(path, variant)
+    dimensions = family.dimensions_from_config(config, source=str(file.parent / CONFIG))
+    module = family.module(**dimensions, dtype=dtype)
+    found = _tensors(files.read_stored(file), family, file)
+    params = family.load(found.tensors, module, source=str(file))
+    return StoredVAE(
+        module=module,
+        params=params,
+        config={k: v for k, v in config.items() if k not in family.config_from_dimensions(module)},
+        statistics=_statistics(config, family, file.parent / CONFIG),
+        notes=notes_on(found, params),
+    )
+
+
+def _open_folder(path, variant=None):
+    """The file with the weights, the whole config, and its family, of a folder or such a file."""
+    folder = path if path.is_dir() else path.parent
+    config = read_config(folder)
+    name = config.get("_class_name")
+    if name not in FAMILIES:
+        raise UserError(
+            f"{folder / CONFIG}: _class_name is {name!r}; known are {', '.join(FAMILIES)}"
+        )
+    family = FAMILIES[name]
+    file = path
+    if path.is_dir():
+        file = weight_files.find_weights(folder, weight_files.DIFFUSERS, variant)
+    if file is None:
+        raise UserError(f"{path}: no weights beside {CONFIG}: {WEIGHTS} is missing")
+    return file, completed(config, family), family
+
+
+def _statistics(config, family, source):
+    return latent_statistics.from_config(config, config[family.channels], source=str(source))
+
+
+def _tensors(content, family, path) -> Extract:
+    found = extract(content, family.sign, source=str(path), ignore=family.beside)
+    return found or Extract(content, (), "", ())
+
+
+def read_config(path: pathlib.Path) -> dict[str, Any]:
+    """config.json of a folder.
+
+    Raises:
+      UserError: there is none, it is damaged, or a key that is read has an impossible value.
+    """
+    file = path / CONFIG
+    if not file.exists():
+        raise UserError(f"{path}: {CONFIG} is missing")
+    return check_config(read_json(file), source=f"{file}: ")
+
+
+def _read_file(path, dtype):
+    content, checkpoint = _open_file(path)
+    found = _vae_in(content, checkpoint, path)
+    dimensions = autoencoder_kl.infer_dimensions(found.tensors, source=str(path))
+    groups = _groups(content, path, dimensions)
+    module = AutoencoderKL(**dimensions, groups=groups, dtype=dtype)
+    params = autoencoder_kl.load_vae(found.tensors, module, source=str(path))
+    statistics = _told(checkpoint, path, module.latent_channels)
+    return StoredVAE(module, params, {}, statistics, notes_on(found, params))
+
+
+def _groups(content, path, dimensions):
+    """The groups of GroupNorm, which no tensor tells: the usual ones in all published files."""
+    if path.suffix == ".safetensors":
+        told = files.read_metadata(path).get("groups", str(AutoencoderKL.groups))
+        groups = parse_json(told, Width, source=f"{path}: its number of groups")
+    else:
+        own = _own_config(content, f"{path}: its argument 'repae_jax'")
+        groups = own.get("vae", {}).get("groups") or AutoencoderKL.groups
+    narrow = [m * dimensions["channels"] for m in dimensions["multipliers"]]
+    if any(width % groups for width in narrow):
+        raise UserError(
+            f"{path}: its widths {narrow} do not divide into the {groups} groups that published "
+            "VAEs have, and the file does not tell its own: keep it as a diffusers folder"
+        )
+    return groups
+
+
+def _own_config(content, source):
+    """The configuration that our own checkpoints carry among the original's arguments, or {}."""
+    args = content.get("args")
+    text = (args if isinstance(args, Mapping) else getattr(args, "__dict__", {})).get("repae_jax")
+    return parse_json(text, _Own, source=source) if text is not None else {}
+
+
+class _Groups(TypedDict, total=False):
+    groups: Width | None
+
+
+class _Own(TypedDict, total=False):
+    vae: _Groups
+
+
+def _open_file(path):
+    """The content of a file, and the parts of it if it is a training checkpoint with a VAE."""
+    content = files.read_stored(path)
+    checkpoint = checkpoint_parts.parts_of(content, source=str(path))
+    return content, checkpoint if checkpoint and "vae" in checkpoint else None
+
+
+def _vae_in(content, checkpoint, path) -> Extract:
+    if checkpoint:
+        return Extract(checkpoint["vae"], ("vae",), "", ())
+    return _tensors(content, FAMILIES["AutoencoderKL"], path)
+
+
+def _told(checkpoint, path, channels):
+    """What a training checkpoint, or the file beside a VAE's own, tells of the latents."""
+    if checkpoint:
+        return checkpoint_parts.statistics_in(checkpoint, channels, source=str(path))
+    beside = latent_statistics.beside(path)
+    return latent_statistics.read(beside, channels) if beside.is_file() else None
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(module, params, images):
+    return module.apply({"params": params}, images, method="encode")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(module, params, latents):
+    return module.apply({"params": params}, latents, method="decode")

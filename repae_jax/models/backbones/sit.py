@@ -1,0 +1,259 @@
+"""SiT: the scalable interpolant transformer, with taps and heads for representation alignment."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.nn import initializers
+
+from repae_jax.models.layers import (
+    MLP,
+    Attention,
+    Dense,
+    layer_norm,
+    sincos_position_table,
+    tanh_gelu,
+)
+from repae_jax.models.remat import rematerialised
+from repae_jax.models.scan_layers import as_loop
+
+# name -> (hidden_size, depth, num_heads); SiT paper (arXiv 2401.08740), table 1.
+SIT_SIZES = {
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "XL": (1152, 28, 16),
+}
+PATCH_SIZES = (1, 2, 4, 8)
+SIT_CONFIGS = {
+    f"SiT-{size}/{patch}": dict(hidden_size=hidden, depth=depth, num_heads=heads, patch_size=patch)
+    for size, (hidden, depth, heads) in SIT_SIZES.items()
+    for patch in PATCH_SIZES
+}
+
+zeros = initializers.zeros
+normal_002 = initializers.normal(0.02)
+xavier = initializers.xavier_uniform()
+
+
+class SiTOutput(NamedTuple):
+    """What one forward pass gives."""
+
+    velocity: jax.Array  # (B, h, w, c) predicted velocity, float32
+    tokens: jax.Array  # (B, N, D) hidden tokens after block `encoder_depth`
+    projections: tuple[jax.Array, ...]  # one (B, N, D_teacher) per teacher
+
+
+class TimeEmbedding(nn.Module):
+    """256 sinusoidal features of t in [0, 1] (not rescaled), then Linear-SiLU-Linear."""
+
+    hidden_size: int
+    features: int = 256
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, t: jax.Array) -> jax.Array:
+        """(B,) -> (B, D)."""
+        half = self.features // 2
+        frequencies = np.exp(-np.log(1e4) * np.arange(half, dtype=np.float32) / half)
+        angles = t.astype(jnp.float32)[:, None] * frequencies
+        x = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+        x = Dense(self.hidden_size, dtype=self.dtype, kernel_init=normal_002, name="fc1")(x)
+        x = nn.silu(x)
+        return Dense(self.hidden_size, dtype=self.dtype, kernel_init=normal_002, name="fc2")(x)
+
+
+def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+    """(B, N, D) scaled by 1 + scale and shifted, both (B, D)."""
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+class SiTBlock(nn.Module):
+    """Transformer block with adaLN-Zero conditioning (DiT, arXiv 2212.09748, section 3.2)."""
+
+    num_heads: int
+    mlp_ratio: float
+    qk_norm: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
+        """x (B, N, D), condition (B, D) -> (B, N, D)."""
+        dim = x.shape[-1]
+        modulation = Dense(
+            6 * dim, dtype=self.dtype, kernel_init=zeros, bias_init=zeros, name="modulation"
+        )(nn.silu(condition))
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(modulation, 6, axis=-1)
+
+        h = layer_norm(1e-6, affine=False, dtype=self.dtype, name="norm1")(x)
+        attention = Attention(self.num_heads, self.qk_norm, self.dtype, name="attn")
+        x = x + gate_a[:, None] * attention(modulate(h, shift_a, scale_a))
+
+        h = layer_norm(1e-6, affine=False, dtype=self.dtype, name="norm2")(x)
+        mlp = MLP(int(dim * self.mlp_ratio), activation=tanh_gelu, dtype=self.dtype, name="mlp")
+        return x + gate_m[:, None] * mlp(modulate(h, shift_m, scale_m))
+
+
+class FinalLayer(nn.Module):
+    """Modulated norm and linear layer from tokens to patches of velocity."""
+
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
+        """x (B, N, D), condition (B, D) -> (B, N, features)."""
+        modulation = Dense(
+            2 * x.shape[-1], dtype=self.dtype, kernel_init=zeros, bias_init=zeros, name="modulation"
+        )(nn.silu(condition))
+        shift, scale = jnp.split(modulation, 2, axis=-1)
+        x = modulate(layer_norm(1e-6, affine=False, dtype=self.dtype, name="norm")(x), shift, scale)
+        return Dense(
+            self.features, dtype=self.dtype, kernel_init=zeros, bias_init=zeros, name="linear"
+        )(x)
+
+
+class ProjectionHead(nn.Module):
+    """Linear-SiLU-Linear-SiLU-Linear from SiT tokens to one teacher's width (REPA, section 3)."""
+
+    hidden: int
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """(B, N, D) -> (B, N, features)."""
+        x = tokens
+        for index, width in enumerate((self.hidden, self.hidden, self.features), start=1):
+            x = nn.silu(x) if index > 1 else x
+            x = Dense(width, dtype=self.dtype, kernel_init=xavier, name=f"fc{index}")(x)
+        return x
+
+
+class SiT(nn.Module):
+    """Velocity of the latents, and tokens aligned with a teacher's.
+
+    Labels in [0, num_classes) are classes; with `null_class`, the label `null_label` (equal to
+    num_classes) is the unconditional one. Dropping labels is the caller's business, so the
+    module itself uses no randomness. Latents are square, (B, h, h, c), and normalised.
+
+    `remat` (one of `remat.POLICIES`) and `scan` (the blocks as one compiled loop: compiles faster)
+    change neither the parameters nor the results.
+
+    Collections: `params`, and `constants` with the fixed position table (1, N, D), which
+    checkpoints carry but training leaves alone.
+    """
+
+    latent_size: int
+    latent_channels: int
+    patch_size: int
+    hidden_size: int
+    depth: int
+    num_heads: int
+    num_classes: int
+    encoder_depth: int = 8
+    teacher_dims: tuple[int, ...] = ()
+    projector_dim: int = 2048
+    mlp_ratio: float = 4.0
+    qk_norm: bool = False
+    null_class: bool = True
+    dtype: jnp.dtype = jnp.float32
+    remat: str = "none"
+    scan: bool = False
+
+    @property
+    def null_label(self) -> int | None:
+        """The label that means "no class", or None for a model without one."""
+        return self.num_classes if self.null_class else None
+
+    @property
+    def grid(self) -> int:
+        """Tokens along one side."""
+        return self.latent_size // self.patch_size
+
+    def setup(self):
+        def dense(features, kernel_init):
+            return Dense(features, dtype=self.dtype, kernel_init=kernel_init)
+
+        self.patch_embed = dense(self.hidden_size, xavier)
+        self.time_embed = TimeEmbedding(self.hidden_size, dtype=self.dtype)
+        self.label_embed = nn.Embed(
+            self.num_classes + int(self.null_class),
+            self.hidden_size,
+            dtype=self.dtype,
+            embedding_init=normal_002,
+        )
+        self.position_table = self.variable(
+            "constants",
+            "position_table",
+            lambda: jnp.asarray(sincos_position_table(self.hidden_size, self.grid))[None],
+        )
+        block = rematerialised(SiTBlock, self.remat)
+        self.blocks = [
+            block(self.num_heads, self.mlp_ratio, self.qk_norm, self.dtype)
+            for _ in range(self.depth)
+        ]
+        self.projectors = [
+            ProjectionHead(self.projector_dim, dim, self.dtype) for dim in self.teacher_dims
+        ]
+        features = self.patch_size**2 * self.latent_channels
+        self.final_layer = FinalLayer(features, self.dtype)
+
+    def __call__(self, x: jax.Array, t: jax.Array, labels: jax.Array) -> SiTOutput:
+        """Full pass: x (B, h, w, c) at time t (B,) in [0, 1] with int labels (B,)."""
+        h, condition = self._embed(x, t, labels)
+        tokens = self._encode(h, condition)
+        h = self._through(self.blocks[self.encoder_depth :], tokens, condition)
+        velocity = self._unpatchify(self.final_layer(h, condition)).astype(jnp.float32)
+        return SiTOutput(velocity, tokens, self._project(tokens))
+
+    def project(self, x: jax.Array, t: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
+        """The projections alone: runs the first `encoder_depth` blocks and the heads."""
+        return self._project(self._encode(*self._embed(x, t, labels)))
+
+    def velocity(self, x: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
+        """The velocity alone, (B, h, w, c), as sampling needs it."""
+        return self(x, t, labels).velocity
+
+    def hidden(self, x: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
+        """The tokens after every block, averaged over positions: (depth, B, D), float32."""
+        h, condition = self._embed(x, t, labels)
+        pooled = []
+        for block in self.blocks:
+            h = block(h, condition)
+            pooled.append(h.astype(jnp.float32).mean(1))
+        return jnp.stack(pooled)
+
+    def _embed(self, x, t, labels):
+        h = self.patch_embed(self._patchify(x)) + self.position_table.value.astype(self.dtype)
+        return h, self.time_embed(t) + self.label_embed(labels)
+
+    def _encode(self, h, condition):
+        return self._through(self.blocks[: self.encoder_depth], h, condition)
+
+    def _through(self, blocks, h, condition):
+        """The blocks one after the other."""
+        if not self.scan or self.is_initializing() or len(blocks) < 2:
+            for block in blocks:
+                h = block(h, condition)
+            return h
+        return as_loop(blocks, h, condition, dtype=self.dtype)
+
+    def _project(self, tokens):
+        return tuple(head(tokens) for head in self.projectors)
+
+    def _patchify(self, x):
+        """(B, h, w, c) -> (B, N, p * p * c), patches in row-major order."""
+        batch, p = x.shape[0], self.patch_size
+        x = x.reshape(batch, self.grid, p, self.grid, p, self.latent_channels)
+        return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, self.grid**2, -1)
+
+    def _unpatchify(self, x):
+        """The inverse of `_patchify`."""
+        batch, p = x.shape[0], self.patch_size
+        x = x.reshape(batch, self.grid, self.grid, p, p, self.latent_channels)
+        return x.transpose(0, 1, 3, 2, 4, 5).reshape(
+            batch, self.latent_size, self.latent_size, self.latent_channels
+        )

@@ -1,0 +1,96 @@
+"""How images are prepared for a teacher."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from repae_jax.errors import UserError
+from repae_jax.models.encoders.vit import VIT_CONFIGS
+from repae_jax.models.resize import resize_bicubic
+
+IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+
+RESIZING_KINDS = ("dinov2", "clip")
+TEACHER_KINDS = (*RESIZING_KINDS, "imagenet", "native")
+
+_UNIT, _RESIZED_UNIT = 16, 14  # pixels a token, before and after resizing
+
+_KIND_OF_FAMILY = {
+    "dinov2": "dinov2",
+    "ijepa": "dinov2",
+    "clip": "clip",
+    "dino": "imagenet",
+    "mocov3": "imagenet",
+    "mae": "imagenet",
+}
+
+
+def preprocessing_of(arch: str) -> str:
+    """The kind of preprocessing that a preset of `VIT_CONFIGS` takes; "dinov2" for other names."""
+    return _KIND_OF_FAMILY[VIT_CONFIGS.get(arch, {}).get("family", "dinov2")]
+
+
+def preprocess(images: jax.Array, kind: str) -> jax.Array:
+    """uint8 RGB images (B, H, W, 3) -> float32 (B, H', W', 3), as the teacher was trained.
+
+    Orders and filters are those of the code of REPA and REPA-E, which knows squares of 256 and 512
+    pixels.
+
+    Args:
+      images: values 0 to 255.
+      kind: "dinov2" (also I-JEPA's) normalises by ImageNet's mean and std, *then* resizes.
+        "clip" resizes, *then* normalises by CLIP's own mean and std. "imagenet" (DINO, MoCo v3,
+        MAE) normalises by ImageNet's and does not resize. "native" only scales to [-1, 1], for a
+        teacher that was trained on such images. Resizing is to `teacher_side` (bicubic, a = -0.75,
+        no antialias).
+
+    Raises:
+      UserError: an unknown kind, or images of a size that this kind does not take.
+      ValueError: images are not uint8 (B, H, W, 3).
+    """
+    if images.dtype != jnp.uint8:
+        raise ValueError(f"teachers take uint8 images, got {images.dtype}")
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"teachers take RGB images (B, H, W, 3), got {images.shape}")
+    if kind not in TEACHER_KINDS:
+        raise UserError(f"unknown teacher kind {kind!r}; choose one of {', '.join(TEACHER_KINDS)}")
+    if kind == "native":
+        return images.astype(jnp.float32) / 127.5 - 1.0
+    x = images.astype(jnp.float32) / 255.0
+    if kind == "clip":
+        return (_resized(x, kind) - CLIP_MEAN) / CLIP_STD
+    x = (x - IMAGENET_MEAN) / IMAGENET_STD
+    return _resized(x, kind) if kind == "dinov2" else x
+
+
+def teacher_side(resolution: int, kind: str) -> int:
+    """The side of what `preprocess` makes of squares of `resolution` pixels.
+
+    A resizing kind gives 14 pixels for 16: patches of 14, of DINOv2, I-JEPA and CLIP, then are as
+    many as those of a teacher with patches of 16, and as the tokens of SiT-XL/2 on a latent of an
+    eighth of the side. At multiples of 256 these are the sizes of the code of REPA and REPA-E.
+
+    Raises:
+      UserError: 16 does not divide the resolution.
+    """
+    if kind not in RESIZING_KINDS:
+        return resolution
+    if resolution % _UNIT:
+        below = resolution // _UNIT * _UNIT
+        fitting = f"{below} or {below + _UNIT}" if below else str(_UNIT)
+        raise UserError(
+            f"the {kind} teacher takes images of multiples of {_UNIT} pixels, got {resolution}: "
+            f"use {fitting}, or a kind that does not resize"
+        )
+    return resolution // _UNIT * _RESIZED_UNIT
+
+
+def _resized(x, kind):
+    height, width = x.shape[1:3]
+    if height != width:
+        raise UserError(f"the {kind} teacher takes square images, got {height} x {width}")
+    side = teacher_side(height, kind)
+    return resize_bicubic(x, side, side, a=-0.75, antialias=False)

@@ -1,0 +1,284 @@
+"""The vision transformer: frozen teachers, one config a family, and small ones trained here."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+
+from repae_jax.errors import UserError
+from repae_jax.models.convnet import ConvLevel
+from repae_jax.models.layers import MLP, Attention, Dense, gelu, layer_norm, quick_gelu
+from repae_jax.models.resize import resize_bicubic
+from repae_jax.models.scan_layers import as_loop
+
+# The published sizes, by what their authors call them. `native_grid` is that of the published
+# position table: pre-training ended at 518 pixels for DINOv2 (patch 14), at 224 for all others.
+_SMALL = {"dim": 384, "depth": 12, "num_heads": 6}
+_BASE = {"dim": 768, "depth": 12, "num_heads": 12}
+_LARGE = {"dim": 1024, "depth": 24, "num_heads": 16}
+_HUGE = {"dim": 1280, "depth": 32, "num_heads": 16}
+_GIANT = {"dim": 1536, "depth": 40, "num_heads": 24, "swiglu": True}
+
+_DINOV2 = {"family": "dinov2", "patch_size": 14, "native_grid": 37}
+_PLAIN = {"patch_size": 16, "native_grid": 14, "layer_scale": None}
+_DINO = {**_PLAIN, "family": "dino"}
+_MOCOV3 = {**_PLAIN, "family": "mocov3"}
+# REPA and REPA-E align with the tokens that enter the final norm, here and with CLIP.
+_MAE = {**_PLAIN, "family": "mae", "final_norm": False}
+_IJEPA = {**_PLAIN, "family": "ijepa", "patch_size": 14, "native_grid": 16, "class_token": False}
+_CLIP = {
+    "family": "clip",
+    "patch_size": 14,
+    "native_grid": 16,
+    "layer_scale": None,
+    "patch_bias": False,
+    "pre_norm": True,
+    "final_norm": False,
+    "quick_gelu": True,
+    "norm_epsilon": 1e-5,
+}
+
+VIT_CONFIGS: dict[str, dict] = {
+    "dinov2-s": {**_DINOV2, **_SMALL},
+    "dinov2-b": {**_DINOV2, **_BASE},
+    "dinov2-l": {**_DINOV2, **_LARGE},
+    "dinov2-g": {**_DINOV2, **_GIANT},
+    "dinov2-s-reg": {**_DINOV2, **_SMALL, "num_registers": 4},
+    "dinov2-b-reg": {**_DINOV2, **_BASE, "num_registers": 4},
+    "dinov2-l-reg": {**_DINOV2, **_LARGE, "num_registers": 4},
+    "dinov2-g-reg": {**_DINOV2, **_GIANT, "num_registers": 4},
+    "dino-b": {**_DINO, **_BASE},
+    "mocov3-s": {**_MOCOV3, **_SMALL, "num_heads": 12},  # twice the heads of any other ViT-S
+    "mocov3-b": {**_MOCOV3, **_BASE},
+    "mocov3-l": {**_MOCOV3, **_LARGE},
+    "mae-l": {**_MAE, **_LARGE},
+    "ijepa-h": {**_IJEPA, **_HUGE},
+    "clip-l": {**_CLIP, **_LARGE},
+}
+
+_INIT = initializers.truncated_normal(0.02)
+
+
+class ViTTokens(NamedTuple):
+    """What a ViT returns, float32, after the final LayerNorm where the model has one."""
+
+    patch_tokens: jax.Array  # (B, N, D), rows of the grid first
+    class_token: jax.Array | None  # (B, D); None where the model has none
+
+
+def create_vit(name: str, **overrides) -> "ViT":
+    """The ViT of that name in `VIT_CONFIGS`; `overrides` are fields of `ViT`.
+
+    Raises:
+      UserError: no such name.
+    """
+    if name not in VIT_CONFIGS:
+        raise UserError(f"unknown ViT {name!r}; choose one of {', '.join(sorted(VIT_CONFIGS))}")
+    return ViT(**{**VIT_CONFIGS[name], **overrides})
+
+
+class SwiGLU(nn.Module):
+    """w3(silu(a) * b) with (a, b) = w12(x): the feed-forward part of DINOv2-g.
+
+    The inner width is two thirds of `hidden`, rounded up to a multiple of 8.
+    """
+
+    hidden: int
+    dtype: jnp.dtype = jnp.float32
+    kernel_init: initializers.Initializer = initializers.xavier_uniform()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., D) -> (..., D)."""
+        dim, inner = x.shape[-1], (int(self.hidden * 2 / 3) + 7) // 8 * 8
+        x = Dense(2 * inner, dtype=self.dtype, kernel_init=self.kernel_init, name="w12")(x)
+        gate, value = jnp.split(x, 2, axis=-1)
+        x = nn.silu(gate) * value
+        return Dense(dim, dtype=self.dtype, kernel_init=self.kernel_init, name="w3")(x)
+
+
+class LayerScale(nn.Module):
+    """A learned factor per feature, `init` at first (CaiT, arXiv 2103.17239, section 2)."""
+
+    init: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., D) -> (..., D), float32."""
+        return x * self.param("scale", initializers.constant(self.init), (x.shape[-1],))
+
+
+class ViTBlock(nn.Module):
+    """Pre-norm transformer block with optional LayerScale on both branches."""
+
+    num_heads: int
+    hidden: int
+    swiglu: bool
+    quick_gelu: bool
+    layer_scale: float | None
+    norm_epsilon: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, N, D) -> (B, N, D)."""
+        settings = {"dtype": self.dtype, "kernel_init": _INIT}
+        attention = Attention(self.num_heads, **settings, name="attn")
+        if self.swiglu:
+            mlp = SwiGLU(self.hidden, **settings, name="mlp")
+        else:
+            activation = quick_gelu if self.quick_gelu else gelu
+            mlp = MLP(self.hidden, activation, **settings, name="mlp")
+        for i, branch in enumerate((attention, mlp), start=1):
+            norm = layer_norm(self.norm_epsilon, affine=True, dtype=self.dtype, name=f"norm{i}")
+            y = branch(norm(x))
+            x = x + (
+                y if self.layer_scale is None else LayerScale(self.layer_scale, name=f"ls{i}")(y)
+            )
+        return x
+
+
+class ViT(nn.Module):
+    """Vision transformer (ViT, arXiv 2010.11929) with what its published descendants changed.
+
+    The defaults are those of DINOv2 (arXiv 2304.07193; with registers arXiv 2309.16588). The
+    others: DINO (2104.14294), MoCo v3 (2104.02057), MAE (2111.06377), I-JEPA (2301.08243), CLIP
+    (2103.00020). Norms, softmax, the residual stream and the returned tokens are float32; the
+    matrix products run in `dtype`.
+
+    Attributes:
+      patch_size: side of a patch, pixels.
+      native_grid: side of the square grid that `position_table` holds, patches.
+      dim: width D.
+      depth: blocks.
+      num_heads: attention heads.
+      mlp_ratio: hidden width of the feed-forward part over D (for SwiGLU before its 2/3).
+      swiglu: SwiGLU instead of the GELU MLP.
+      quick_gelu: x * sigmoid(1.702 x) instead of GELU.
+      layer_scale: initial LayerScale factor; None for none.
+      num_registers: register tokens, inserted after the class token, without positions.
+      class_token: there is one, in front of all others.
+      class_position: the table's first entry belongs to the class token, if there is one.
+      patch_bias: the patch embedding has a bias.
+      pre_norm: LayerNorm in front of the first block.
+      final_norm: LayerNorm behind the last block.
+      stem: widths of convolutional levels in front of the patches, which then are of their
+        features and not of pixels (arXiv 2010.11929, section 3.1, "hybrid"). Each level halves
+        the image, so patch_size is a multiple of 2 to their number. None has published weights:
+        it is for small ViTs that are trained here, which learn shapes much sooner so.
+      norm_epsilon: of every LayerNorm.
+      table_antialias: how the table is resampled to another grid: True is bicubic with
+        antialias (a = -0.5), as the REPA-E code and DINOv2 with registers do; False is plain
+        bicubic (a = -0.75), as transformers' Dinov2Model does.
+      family: whose weights these are, for the names in files (interop/vit.py) and the
+        preprocessing of images (teachers.py).
+      dtype: of the matrix products.
+      scan: the blocks as one compiled loop; same parameters and results, compiles faster.
+    """
+
+    patch_size: int
+    native_grid: int
+    dim: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+    swiglu: bool = False
+    quick_gelu: bool = False
+    layer_scale: float | None = 1.0
+    num_registers: int = 0
+    class_token: bool = True
+    class_position: bool = True
+    patch_bias: bool = True
+    pre_norm: bool = False
+    final_norm: bool = True
+    stem: tuple[int, ...] = ()
+    norm_epsilon: float = 1e-6
+    table_antialias: bool = True
+    family: str = "dinov2"
+    dtype: jnp.dtype = jnp.float32
+    scan: bool = False
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> ViTTokens:
+        """Preprocessed images (B, H, W, C) -> tokens of the (H / patch) x (W / patch) grid.
+
+        Raises:
+          UserError: a side is not a multiple of the patch size.
+        """
+        patches, grid = self._patches(images)
+        embed = Dense(
+            self.dim,
+            biased=self.patch_bias,
+            dtype=self.dtype,
+            kernel_init=_INIT,
+            name="patch_embed",
+        )
+        class_position, patch_positions = self._positions(grid)
+        x = embed(patches) + patch_positions  # (B, N, D)
+        x = jnp.concatenate([*self._prefix(class_position, len(x)), x], axis=1)
+        if self.pre_norm:
+            x = layer_norm(self.norm_epsilon, affine=True, name="pre_norm")(x)
+        blocks = [
+            ViTBlock(
+                self.num_heads,
+                int(self.dim * self.mlp_ratio),
+                self.swiglu,
+                self.quick_gelu,
+                self.layer_scale,
+                self.norm_epsilon,
+                self.dtype,
+                name=f"blocks_{i}",
+            )
+            for i in range(self.depth)
+        ]
+        if self.scan and not self.is_initializing():
+            x = as_loop(blocks, x, dtype=self.dtype)
+        else:
+            for block in blocks:
+                x = block(x)
+        if self.final_norm:
+            x = layer_norm(self.norm_epsilon, affine=True, name="norm")(x)
+        first = int(self.class_token) + self.num_registers
+        return ViTTokens(
+            patch_tokens=x[:, first:], class_token=x[:, 0] if self.class_token else None
+        )
+
+    def _prefix(self, class_position, batch):
+        """What stands in front of the patch tokens, (B, n, D) each: class token, registers."""
+        prefix = []
+        if self.class_token:
+            prefix.append(self.param("class_token", _INIT, (1, 1, self.dim)) + class_position)
+        if self.num_registers:
+            shape = (1, self.num_registers, self.dim)
+            prefix.append(self.param("register_tokens", _INIT, shape))
+        return [jnp.broadcast_to(tokens, (batch, *tokens.shape[1:])) for tokens in prefix]
+
+    def _patches(self, images):
+        """(B, H, W, C) -> (B, N, P) and the grid (rows, columns); P = p * p * C without a stem."""
+        height, width = images.shape[1:3]
+        p = self.patch_size
+        if height % p or width % p:
+            raise UserError(
+                f"images of {height} x {width} pixels do not divide into patches of {p} x {p}; "
+                f"resize them to multiples of {p}"
+            )
+        rows, columns = height // p, width // p
+        x = images
+        for i, features in enumerate(self.stem):
+            x = ConvLevel(features, self.dtype, name=f"stem_{i}")(x)
+        batch, channels, p = len(x), x.shape[-1], p // 2 ** len(self.stem)
+        x = x.reshape(batch, rows, p, columns, p, channels).transpose(0, 1, 3, 2, 4, 5)
+        return x.reshape(batch, rows * columns, p * p * channels), (rows, columns)
+
+    def _positions(self, grid):
+        """The table's entries for the class token (1, 1, D) or 0, and for the grid (1, N, D)."""
+        native, count = self.native_grid, int(self.class_token and self.class_position)
+        table = self.param("position_table", _INIT, (1, count + native**2, self.dim))
+        prefix, patches = table[:, :count], table[:, count:]
+        if grid != (native, native):
+            patches = patches.reshape(1, native, native, self.dim)
+            patches = resize_bicubic(patches, *grid, antialias=self.table_antialias)
+            patches = patches.reshape(1, grid[0] * grid[1], self.dim)
+        return (prefix if count else 0.0), patches

@@ -1,0 +1,308 @@
+"""AutoencoderKL: the convolutional VAE of latent diffusion (arXiv 2112.10752, appendix G)."""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from repae_jax.models.group_norm import GroupNorm
+from repae_jax.models.inputs import check_images, check_latents
+from repae_jax.models.layers import attend, conv_of
+from repae_jax.models.remat import rematerialised
+from repae_jax.models.upsample import UpsampleConv
+
+# Dimensions of the published families. `attention_levels` are the levels (0 = full resolution)
+# with attention after every block, fixed by the architecture and not by the input's size.
+VAE_CONFIGS = {
+    "f8d4": dict(channels=128, multipliers=(1, 2, 4, 4), latent_channels=4),
+    "f8d16": dict(  # SD3.5 and FLUX
+        channels=128, multipliers=(1, 2, 4, 4), latent_channels=16, quant_conv=False
+    ),
+    "f16d32": dict(
+        channels=128, multipliers=(1, 1, 2, 2, 4), latent_channels=32, attention_levels=(4,)
+    ),
+}
+
+
+@flax.struct.dataclass
+class Posterior:
+    """Diagonal Gaussian q(z | x); the log-variance is clamped to [-30, 20]."""
+
+    mean: jax.Array  # (B, h, w, c)
+    logvar: jax.Array  # (B, h, w, c)
+
+    @classmethod
+    def from_moments(cls, moments: jax.Array) -> "Posterior":
+        """(B, h, w, 2c), mean first -> Posterior, in float32."""
+        mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+        return cls(mean, jnp.clip(logvar, -30.0, 20.0))
+
+    @property
+    def std(self) -> jax.Array:
+        """Standard deviation, (B, h, w, c)."""
+        return jnp.exp(0.5 * self.logvar)
+
+    def sample(self, noise: jax.Array) -> jax.Array:
+        """mean + std * noise; `noise` is standard normal (B, h, w, c), or a key to draw it with."""
+        if not jnp.issubdtype(noise.dtype, jnp.floating):
+            noise = jax.random.normal(noise, self.mean.shape)
+        return self.mean + self.std * noise
+
+    def kl(self) -> jax.Array:
+        """KL(q || N(0, 1)) in nats, summed over latent dimensions: (B,)."""
+        terms = self.mean**2 + jnp.exp(self.logvar) - 1.0 - self.logvar
+        return 0.5 * terms.sum(axis=(1, 2, 3))
+
+
+class ResBlock(nn.Module):
+    """Norm-SiLU-conv twice, with a 1x1 shortcut where the width changes."""
+
+    features: int
+    groups: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, H, W, C) -> (B, H, W, features)."""
+        width, conv = x.shape[-1], conv_of(self)
+        h = GroupNorm(self.groups, self.dtype, name="norm1")(x)
+        h = conv(width, self.features, 3, name="conv1")(h)
+        h = GroupNorm(self.groups, self.dtype, name="norm2")(h)
+        h = conv(self.features, self.features, 3, name="conv2")(h)
+        if width != self.features:
+            x = conv(width, self.features, 1, name="shortcut")(x)
+        return x + h
+
+
+class SpatialAttention(nn.Module):
+    """Single-head self-attention over all positions; softmax in float32."""
+
+    groups: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        batch, height, width, channels = x.shape
+        conv = conv_of(self)
+        h = GroupNorm(self.groups, self.dtype, activate=False, name="norm")(x)
+
+        def project(name, h):
+            return conv(channels, channels, 1, name=name)(h)
+
+        q, k, v = (project(name, h).reshape(batch, height * width, 1, channels) for name in "qkv")
+        h = attend(q, k, v).reshape(x.shape)
+        return x + project("proj_out", h)
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution, each followed by attention if asked for."""
+
+    features: int
+    num_blocks: int
+    attention: bool
+    groups: int
+    dtype: jnp.dtype
+    remat: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        block = rematerialised(ResBlock, self.remat)
+        attention = rematerialised(SpatialAttention, self.remat)
+        shared = (self.groups, self.dtype)
+        for i in range(self.num_blocks):
+            x = block(self.features, *shared, name=f"block_{i}")(x)
+            if self.attention:
+                x = attention(*shared, name=f"attn_{i}")(x)
+        return x
+
+
+class Middle(nn.Module):
+    """Block, attention, block at the lowest resolution."""
+
+    groups: int
+    dtype: jnp.dtype
+    attention: bool
+    remat: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        block = rematerialised(ResBlock, self.remat)
+        shared = (self.groups, self.dtype)
+        x = block(x.shape[-1], *shared, name="block_1")(x)
+        if self.attention:
+            attention = rematerialised(SpatialAttention, self.remat)
+            x = attention(*shared, name="attn_1")(x)
+        return block(x.shape[-1], *shared, name="block_2")(x)
+
+
+class Encoder(nn.Module):
+    """Image (B, H, W, 3) -> (B, H / f, W / f, 2 * latent_channels)."""
+
+    channels: int
+    multipliers: tuple[int, ...]
+    num_res_blocks: int
+    attention_levels: tuple[int, ...]
+    middle_attention: bool
+    latent_channels: int
+    groups: int
+    dtype: jnp.dtype
+    remat: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        conv = conv_of(self)
+        h = conv(x.shape[-1], self.channels, 3, name="conv_in")(x)
+        last = len(self.multipliers) - 1
+        for i, multiplier in enumerate(self.multipliers):
+            h = Level(
+                self.channels * multiplier,
+                self.num_res_blocks,
+                i in self.attention_levels,
+                self.groups,
+                self.dtype,
+                self.remat,
+                name=f"down_{i}",
+            )(h)
+            if i != last:
+                # One row and column of zeros at the bottom and right only.
+                h = conv(
+                    h.shape[-1],
+                    h.shape[-1],
+                    3,
+                    stride=2,
+                    padding=((0, 1), (0, 1)),
+                    name=f"downsample_{i}",
+                )(h)
+        h = Middle(
+            self.groups,
+            self.dtype,
+            self.middle_attention,
+            self.remat,
+            name="mid",
+        )(h)
+        h = GroupNorm(self.groups, self.dtype, name="norm_out")(h)
+        return conv(h.shape[-1], 2 * self.latent_channels, 3, name="conv_out")(h)
+
+
+class Decoder(nn.Module):
+    """Latent (B, h, w, c) -> image (B, h * f, w * f, image_channels)."""
+
+    channels: int
+    multipliers: tuple[int, ...]
+    num_res_blocks: int
+    attention_levels: tuple[int, ...]
+    middle_attention: bool
+    image_channels: int
+    groups: int
+    dtype: jnp.dtype
+    remat: str
+
+    @nn.compact
+    def __call__(self, z: jax.Array) -> jax.Array:
+        width = self.channels * self.multipliers[-1]
+        conv = conv_of(self)
+        h = conv(z.shape[-1], width, 3, name="conv_in")(z)
+        h = Middle(
+            self.groups,
+            self.dtype,
+            self.middle_attention,
+            self.remat,
+            name="mid",
+        )(h)
+        for i in reversed(range(len(self.multipliers))):
+            h = Level(
+                self.channels * self.multipliers[i],
+                self.num_res_blocks + 1,
+                i in self.attention_levels,
+                self.groups,
+                self.dtype,
+                self.remat,
+                name=f"up_{i}",
+            )(h)
+            if i != 0:
+                width = h.shape[-1]
+                h = UpsampleConv(width, width, dtype=self.dtype, name=f"upsample_{i}")(h)
+        h = GroupNorm(self.groups, self.dtype, name="norm_out")(h)
+        return conv(h.shape[-1], self.image_channels, 3, name="conv_out")(h)
+
+
+class AutoencoderKL(nn.Module):
+    """Encoder, decoder, and the 1x1 convolutions around the latent.
+
+    Every dimension is free; `VAE_CONFIGS` holds the published ones, and parameter names follow
+    the LDM family, so that its checkpoints load tensor by tensor. Weights are initialised as
+    PyTorch initialises them.
+
+    Attributes:
+      channels: width at full resolution.
+      multipliers: width of each level in units of `channels`; the down-sampling factor is
+        2 ** (levels - 1).
+      latent_channels: c, the channels of the latent.
+      num_res_blocks: blocks a level in the encoder; the decoder has one more.
+      attention_levels: levels with attention after every block.
+      quant_conv: whether 1x1 convolutions surround the latent (SD and the paper's VAEs have
+        them, SD3.5 and FLUX do not).
+      groups: groups of every GroupNorm; must divide every level's width.
+      remat: of the blocks and attentions, one of `remat.POLICIES`.
+    """
+
+    channels: int
+    multipliers: tuple[int, ...]
+    latent_channels: int
+    num_res_blocks: int = 2
+    attention_levels: tuple[int, ...] = ()
+    middle_attention: bool = True
+    quant_conv: bool = True
+    groups: int = 32
+    image_channels: int = 3
+    dtype: jnp.dtype = jnp.float32
+    remat: str = "none"
+
+    @property
+    def factor(self) -> int:
+        """Down-sampling factor f between image and latent."""
+        return 2 ** (len(self.multipliers) - 1)
+
+    def setup(self):
+        shared = dict(
+            channels=self.channels,
+            multipliers=self.multipliers,
+            num_res_blocks=self.num_res_blocks,
+            attention_levels=self.attention_levels,
+            middle_attention=self.middle_attention,
+            groups=self.groups,
+            dtype=self.dtype,
+            remat=self.remat,
+        )
+        self.encoder = Encoder(latent_channels=self.latent_channels, **shared)
+        self.decoder = Decoder(image_channels=self.image_channels, **shared)
+        if self.quant_conv:
+            c, conv = self.latent_channels, conv_of(self)
+            self.quant = conv(2 * c, 2 * c, 1)
+            self.post_quant = conv(c, c, 1)
+
+    def encode(self, images: jax.Array) -> Posterior:
+        """Images (B, H, W, 3) in [-1, 1] -> posterior over (B, H / f, W / f, c).
+
+        Raises:
+          TypeError, UserError: images of another type or shape (see `inputs.check_images`).
+        """
+        check_images(images, self.image_channels, self.factor)
+        moments = self.encoder(images)
+        return Posterior.from_moments(self.quant(moments) if self.quant_conv else moments)
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """Latents (B, h, w, c), not normalised -> images (B, h * f, w * f, 3), about [-1, 1].
+
+        Raises:
+          TypeError, UserError: latents of another type or shape.
+        """
+        check_latents(latents, self.latent_channels)
+        latents = self.post_quant(latents) if self.quant_conv else latents
+        return self.decoder(latents).astype(jnp.float32)
+
+    def __call__(self, images: jax.Array, noise: jax.Array) -> tuple[Posterior, jax.Array]:
+        """Posterior and reconstruction of images, with standard normal noise (B, h, w, c)."""
+        posterior = self.encode(images)
+        return posterior, self.decode(posterior.sample(noise))

@@ -1,0 +1,333 @@
+"""The VAE of Qwen-Image (arXiv 2508.02324) on images.
+
+It is the causal 3-D VAE of Wan 2.1 (arXiv 2503.20314), here on videos of one frame.
+
+An image is a first frame: the two frames before it are the zero padding of every causal
+convolution, so that of a 3-D kernel only the last temporal tap acts, as a 2-D convolution, and
+the convolutions over time alone never act. Parameters hold the whole kernels nevertheless, so
+that a checkpoint survives the way in and out; what does not act has zero gradients.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+
+from repae_jax.errors import UserError
+from repae_jax.models.inputs import check_images, check_latents
+from repae_jax.models.layers import attend, conv, torch_uniform
+from repae_jax.models.remat import rematerialised
+from repae_jax.models.tokenizers.autoencoder_kl import Posterior
+from repae_jax.models.upsample import UpsampleConv
+
+# Dimensions of the published VAE, which the end-to-end tuned ones keep.
+QWEN_VAE_CONFIGS = {
+    "qwenimage": dict(
+        base_dim=96,
+        latent_channels=16,
+        multipliers=(1, 2, 4, 4),
+        temporal_downsample=(False, True, True),
+    ),
+}
+
+
+class CausalConv(nn.Module):
+    """A causal k x k x k convolution over time, height and width, applied to a first frame.
+
+    `kernel` is (k, k, k, in, out), time first; only kernel[-1] acts. Initialised as PyTorch
+    initialises the 3-D convolution.
+    """
+
+    features: int
+    kernel: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, H, W, C) -> (B, H, W, features)."""
+        kernel, bias = _kernel_and_bias(self, (self.kernel,) * 3, x.shape[-1], self.features)
+        h = jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            kernel[-1].astype(self.dtype),
+            window_strides=(1, 1),
+            padding=[(self.kernel // 2, self.kernel // 2)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return h + bias.astype(self.dtype)
+
+
+class TimeConv(nn.Module):
+    """The parameters of a convolution over three frames, which a single frame never reaches."""
+
+    in_features: int
+    features: int
+
+    @nn.compact
+    def __call__(self) -> None:
+        _kernel_and_bias(self, (3, 1, 1), self.in_features, self.features)
+
+
+def _kernel_and_bias(module, kernel, in_features, features):
+    init = torch_uniform(in_features * math.prod(kernel))
+    return (
+        module.param("kernel", init, (*kernel, in_features, features)),
+        module.param("bias", init, (features,)),
+    )
+
+
+class RMSNorm(nn.Module):
+    """x / max(|x|, 1e-12) * sqrt(C) * scale over the channels, then SiLU if `activate`.
+
+    In float32. Below the bound the divisor is constant, so that the gradient is finite at x = 0.
+    """
+
+    dtype: jnp.dtype
+    activate: bool = True
+    epsilon: float = 1e-12
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        channels = x.shape[-1]
+        scale = self.param("scale", initializers.ones, (channels,), jnp.float32)
+        h = x.astype(jnp.float32)
+        square = jnp.square(h).sum(axis=-1, keepdims=True)
+        small = square < self.epsilon**2
+        # the inner choice keeps rsqrt(0) out of the gradient too
+        inverse = jnp.where(small, 1.0 / self.epsilon, jax.lax.rsqrt(jnp.where(small, 1.0, square)))
+        h = h * inverse * (math.sqrt(channels) * scale)
+        return (nn.silu(h) if self.activate else h).astype(self.dtype)
+
+
+class ResBlock(nn.Module):
+    """Norm-SiLU-conv twice, with a 1x1x1 shortcut where the width changes."""
+
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, H, W, C) -> (B, H, W, features)."""
+        h = RMSNorm(self.dtype, name="norm1")(x)
+        h = CausalConv(self.features, 3, self.dtype, name="conv1")(h)
+        h = RMSNorm(self.dtype, name="norm2")(h)
+        h = CausalConv(self.features, 3, self.dtype, name="conv2")(h)
+        if x.shape[-1] != self.features:
+            x = CausalConv(self.features, 1, self.dtype, name="shortcut")(x)
+        return x + h
+
+
+class SpatialAttention(nn.Module):
+    """Single-head self-attention over all positions of a frame; softmax in float32."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        batch, height, width, channels = x.shape
+        h = RMSNorm(self.dtype, activate=False, name="norm")(x)
+        h = conv(channels, 3 * channels, 1, dtype=self.dtype, name="qkv")(h)
+        q, k, v = jnp.split(h.reshape(batch, height * width, 1, 3 * channels), 3, axis=-1)
+        h = attend(q, k, v).reshape(x.shape)
+        return x + conv(channels, channels, 1, dtype=self.dtype, name="proj")(h)
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution, each followed by attention if asked for."""
+
+    features: int
+    num_blocks: int
+    attention: bool
+    dtype: jnp.dtype
+    remat: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        block = rematerialised(ResBlock, self.remat)
+        attention = rematerialised(SpatialAttention, self.remat)
+        for i in range(self.num_blocks):
+            x = block(self.features, self.dtype, name=f"block_{i}")(x)
+            if self.attention:
+                x = attention(self.dtype, name=f"attn_{i}")(x)
+        return x
+
+
+class Middle(nn.Module):
+    """Block, attention, block at the lowest resolution."""
+
+    dtype: jnp.dtype
+    remat: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        block = rematerialised(ResBlock, self.remat)
+        attention = rematerialised(SpatialAttention, self.remat)
+        x = block(x.shape[-1], self.dtype, name="block_1")(x)
+        x = attention(self.dtype, name="attn_1")(x)
+        return block(x.shape[-1], self.dtype, name="block_2")(x)
+
+
+class Encoder(nn.Module):
+    """Image (B, H, W, 3) -> (B, H / f, W / f, 2 * latent_channels)."""
+
+    base_dim: int
+    latent_channels: int
+    multipliers: tuple[int, ...]
+    num_res_blocks: int
+    attention_levels: tuple[int, ...]
+    temporal_downsample: tuple[bool, ...]
+    dtype: jnp.dtype
+    remat: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = CausalConv(self.base_dim, 3, self.dtype, name="conv_in")(x)
+        for i, multiplier in enumerate(self.multipliers):
+            width = self.base_dim * multiplier
+            attention = i in self.attention_levels
+            level = Level(
+                width, self.num_res_blocks, attention, self.dtype, self.remat, name=f"down_{i}"
+            )
+            h = level(h)
+            if i + 1 < len(self.multipliers):
+                # One row and column of zeros at the bottom and right only.
+                h = conv(
+                    width,
+                    width,
+                    3,
+                    stride=2,
+                    padding=((0, 1), (0, 1)),
+                    dtype=self.dtype,
+                    name=f"downsample_{i}",
+                )(h)
+                if self.temporal_downsample[i]:
+                    TimeConv(width, width, name=f"time_conv_{i}")()
+        h = Middle(self.dtype, self.remat, name="mid")(h)
+        h = RMSNorm(self.dtype, name="norm_out")(h)
+        return CausalConv(2 * self.latent_channels, 3, self.dtype, name="conv_out")(h)
+
+
+class Decoder(nn.Module):
+    """Latent (B, h, w, c) -> image (B, h * f, w * f, image_channels)."""
+
+    base_dim: int
+    multipliers: tuple[int, ...]
+    num_res_blocks: int
+    temporal_downsample: tuple[bool, ...]
+    image_channels: int
+    dtype: jnp.dtype
+    remat: str
+
+    @nn.compact
+    def __call__(self, z: jax.Array) -> jax.Array:
+        h = CausalConv(self.base_dim * self.multipliers[-1], 3, self.dtype, name="conv_in")(z)
+        h = Middle(self.dtype, self.remat, name="mid")(h)
+        for i in reversed(range(len(self.multipliers))):
+            width = self.base_dim * self.multipliers[i]
+            level = Level(
+                width, self.num_res_blocks + 1, False, self.dtype, self.remat, name=f"up_{i}"
+            )
+            h = level(h)
+            if i > 0:
+                # Level i goes up by what level i - 1 went down by.
+                if self.temporal_downsample[i - 1]:
+                    TimeConv(width, 2 * width, name=f"time_conv_{i}")()
+                h = UpsampleConv(width, width // 2, dtype=self.dtype, name=f"upsample_{i}")(h)
+        h = RMSNorm(self.dtype, name="norm_out")(h)
+        return CausalConv(self.image_channels, 3, self.dtype, name="conv_out")(h)
+
+
+class AutoencoderKLQwenImage(nn.Module):
+    """Qwen-Image's VAE for images, with the interface of `autoencoder_kl.AutoencoderKL`.
+
+    The same function of an image as diffusers' class of this name on one frame. Products are
+    computed in `dtype`, normalisation and softmax in float32. Weights are initialised as PyTorch
+    initialises them.
+
+    Attributes:
+      base_dim: width at full resolution.
+      latent_channels: c, the channels of the latent (`z_dim` in diffusers).
+      multipliers: width of each level in units of `base_dim`; the down-sampling factor is
+        2 ** (levels - 1).
+      num_res_blocks: blocks a level in the encoder; the decoder has one more.
+      attn_scales: scales (1.0 = full resolution, 0.5 = the next, ...) of the encoder's levels
+        with attention after every block; the decoder has none, in diffusers neither.
+      temporal_downsample: for each level but the last, whether it halves a video's frame rate
+        too: one that does has further parameters, which act on no image.
+      image_channels: channels of the images on both sides.
+      remat: of the blocks and attentions, one of `remat.POLICIES`.
+
+    Raises:
+      UserError: on the first call, `temporal_downsample` has another length than levels - 1.
+    """
+
+    base_dim: int = 96
+    latent_channels: int = 16
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    attn_scales: tuple[float, ...] = ()
+    temporal_downsample: tuple[bool, ...] = (False, True, True)
+    image_channels: int = 3
+    dtype: jnp.dtype = jnp.float32
+    remat: str = "none"
+
+    @property
+    def factor(self) -> int:
+        """Down-sampling factor f between image and latent."""
+        return 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def attention_levels(self) -> tuple[int, ...]:
+        """The encoder's levels with attention (0 = full resolution)."""
+        return tuple(i for i in range(len(self.multipliers)) if 0.5**i in self.attn_scales)
+
+    def setup(self):
+        if len(self.temporal_downsample) != len(self.multipliers) - 1:
+            raise UserError(
+                f"temporal_downsample {self.temporal_downsample} has "
+                f"{len(self.temporal_downsample)} entries for the {len(self.multipliers)} levels "
+                f"of multipliers {self.multipliers}: give one for each level but the last"
+            )
+        shared = dict(
+            base_dim=self.base_dim,
+            multipliers=self.multipliers,
+            num_res_blocks=self.num_res_blocks,
+            temporal_downsample=self.temporal_downsample,
+            dtype=self.dtype,
+            remat=self.remat,
+        )
+        self.encoder = Encoder(
+            latent_channels=self.latent_channels, attention_levels=self.attention_levels, **shared
+        )
+        self.decoder = Decoder(image_channels=self.image_channels, **shared)
+        self.quant = CausalConv(2 * self.latent_channels, 1, self.dtype)
+        self.post_quant = CausalConv(self.latent_channels, 1, self.dtype)
+
+    def encode(self, images: jax.Array) -> Posterior:
+        """Images (B, H, W, 3) in [-1, 1] -> posterior over (B, H / f, W / f, c).
+
+        Raises:
+          TypeError, UserError: images of another type or shape (see `inputs.check_images`).
+        """
+        check_images(images, self.image_channels, self.factor)
+        return Posterior.from_moments(self.quant(self.encoder(images)))
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """Latents (B, h, w, c), not normalised -> images (B, h * f, w * f, 3) in [-1, 1].
+
+        Clamped, as in diffusers: a pixel beyond the range passes no gradient back.
+
+        Raises:
+          TypeError, UserError: latents of another type or shape.
+        """
+        check_latents(latents, self.latent_channels)
+        images = self.decoder(self.post_quant(latents))
+        return jnp.clip(images.astype(jnp.float32), -1.0, 1.0)
+
+    def __call__(self, images: jax.Array, noise: jax.Array) -> tuple[Posterior, jax.Array]:
+        """Posterior and reconstruction of images, with standard normal noise (B, h, w, c)."""
+        posterior = self.encode(images)
+        return posterior, self.decode(posterior.sample(noise))

@@ -1,0 +1,54 @@
+"""The coefficients and variants of the loss."""
+
+import dataclasses
+
+from repae_jax.errors import UserError
+from repae_jax.objectives.interpolant import INTERPOLANTS
+from repae_jax.objectives.reconstruction import RECONSTRUCTION
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """The terms' coefficients and variants; the defaults are the published REPA-E recipe.
+
+    Attributes:
+      interpolant: "linear" or "cosine".
+      sit_alignment: lambda, the weight of L_REPA in the SiT's loss.
+      vae_alignment: the weight of L_REPA in the VAE's loss.
+      stop_gradient: isolates the VAE from the SiT's loss; False is the paper's "w/o stopgrad".
+      latent_norm: "batch" normalises latents by batch statistics and updates the running ones;
+        "fixed" keeps to the statistics that the run started with (frozen VAE; "w/o batch-norm").
+      reconstruction: "l1" or "l2".
+      reconstruction_weight, perceptual_weight, kl_weight, adversarial_weight: L_REG's weights;
+        all zero is the paper's "w/o L_REG".
+      discriminator_start: the first step (counted from 0) at which GAN terms act.
+      discriminator_factor: multiplies the hinge loss and the GAN term once started.
+      lecam_weight, lecam_decay: LeCam regularisation; 0 leaves it out.
+    """
+
+    interpolant: str = "linear"
+    sit_alignment: float = 0.5
+    vae_alignment: float = 1.5
+    stop_gradient: bool = True
+    latent_norm: str = "batch"
+    reconstruction: str = "l1"
+    reconstruction_weight: float = 1.0
+    perceptual_weight: float = 1.0
+    kl_weight: float = 1e-6
+    adversarial_weight: float = 0.1
+    discriminator_start: int = 0
+    discriminator_factor: float = 1.0
+    lecam_weight: float = 0.0
+    lecam_decay: float = 0.999
+
+    def __post_init__(self):
+        for field, allowed in (
+            ("interpolant", tuple(INTERPOLANTS)),
+            ("latent_norm", ("batch", "fixed")),
+            ("reconstruction", tuple(RECONSTRUCTION)),
+        ):
+            if getattr(self, field) not in allowed:
+                choices = " or ".join(map(repr, allowed))
+                raise UserError(
+                    f"config.objective.{field} is {getattr(self, field)!r}: use {choices}"
+                )

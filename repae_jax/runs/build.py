@@ -1,0 +1,280 @@
+"""From a configuration to networks, optimizers, and a state with its weights loaded."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from repae_jax.config.defaults import sit_dimensions, vae_dimensions
+from repae_jax.config.needs import needs_lpips
+from repae_jax.models.backbones.sit import SiT
+from repae_jax.models.batch_norm import LatentNorm
+from repae_jax.models.discriminator import PatchDiscriminator
+from repae_jax.models.encoders.vit import ViT, create_vit
+from repae_jax.models.lpips import LPIPS
+from repae_jax.models.networks import Models, Teacher
+from repae_jax.models.tokenizers.vae import VAE, VAE_FAMILIES
+from repae_jax.objectives.objective import Objective
+from repae_jax.runs.optimizers import adamw
+from repae_jax.runs.state import TrainState, create_state
+
+# a VAE's parameters -> its latents' {"mean": (c,), "var": (c,)}
+Measure = Callable[[Any], Mapping[str, Any]]
+
+
+def build_models(config: ConfigDict) -> Models:
+    """The networks that this configuration trains or needs, without their weights."""
+    dtype = jnp.dtype(config.dtype)
+    vae = build_vae(config, dtype)
+    models = Models(vae=vae)
+    if "sit" in config.train:
+        teachers = {
+            name: Teacher(
+                build_vit(entry, config.data.resolution, dtype, scan=config.compute.scan_blocks),
+                entry.preprocessing,
+            )
+            for name, entry in config.teachers.items()
+        }
+        models = dataclasses.replace(
+            models,
+            sit=_build_sit(config, vae, tuple(t.model.dim for t in teachers.values()), dtype),
+            latent_norm=LatentNorm(momentum=config.latent_norm.momentum),
+            teachers=teachers,
+        )
+    if "discriminator" in config.train:
+        dims = config.discriminator
+        discriminator = PatchDiscriminator(
+            filters=dims.filters,
+            num_layers=dims.layers,
+            dtype=dtype,
+        )
+        models = dataclasses.replace(models, discriminator=discriminator)
+    if needs_lpips(config):
+        lpips = LPIPS(rescale_inputs=config.lpips.rescale_inputs, dtype=dtype)
+        models = dataclasses.replace(models, lpips=lpips)
+    return models
+
+
+def build_vae(config: ConfigDict, dtype: Any = jnp.float32) -> VAE:
+    """The VAE of `config.vae`."""
+    family, dimensions = vae_dimensions(config)
+    return VAE_FAMILIES[family](**dimensions, dtype=dtype, remat=config.compute.vae_remat)
+
+
+def build_vit(
+    entry: ConfigDict, resolution: int, dtype: Any = jnp.float32, *, scan: bool = False
+) -> ViT:
+    """The ViT of one teacher entry; one without an `arch` gets a table of just its own grid.
+
+    Explicit keys override the preset's.
+    """
+    sizes = {
+        "patch_size": entry.patch_size,
+        "dim": entry.hidden_size,
+        "depth": entry.depth,
+        "num_heads": entry.num_heads,
+    }
+    explicit = {field: size for field, size in sizes.items() if size is not None}
+    if entry.arch:
+        return create_vit(entry.arch, dtype=dtype, scan=scan, **explicit)
+    grid = resolution // entry.patch_size
+    stem = tuple(entry.stem or ())
+    return ViT(native_grid=grid, layer_scale=None, stem=stem, dtype=dtype, scan=scan, **explicit)
+
+
+def build_objective(config: ConfigDict) -> Objective:
+    """The loss's coefficients and variants."""
+    return Objective(**config.objective)
+
+
+def build_optimizers(config: ConfigDict) -> dict[str, optax.GradientTransformation]:
+    """One optimizer per trained network, in the order of `config.train`."""
+    return {name: adamw(**config.optimizer[name]) for name in config.train}
+
+
+def init_state(
+    config: ConfigDict,
+    models: Models,
+    measure: Measure | None = None,
+    shardings: TrainState | None = None,
+    check: Callable[[Any, Any], None] = lambda vae, frozen: None,
+) -> TrainState:
+    """The state at step 0: fresh weights from the seed, then those that the files bring.
+
+    Args:
+      config: the configuration.
+      models: its networks.
+      measure: a VAE's parameters -> its latents' statistics, asked where a pretrained VAE comes
+        without them; without it LatentNorm then starts at mean 0 and variance 1.
+      shardings: where each array of the state is to be; on one device by default.
+      check: raises what is wrong with a pretrained VAE's parameters and the frozen networks'.
+
+    Raises:
+      UserError: a file is missing or damaged, or holds another model.
+    """
+    loaded = _from_files(config, models, measure, check)
+    fresh = jax.jit(
+        lambda data: fresh_state(config, models, jax.random.wrap_key_data(data)),
+        compiler_options=_init_compiler_options(),
+        out_shardings=shardings,
+    )
+    state = fresh(np.asarray(jax.random.key_data(jax.random.key(config.seed))))
+    fields = {}
+    for field, networks in loaded.items():
+        old = getattr(state, field)
+        new = {name: jax.tree.map(_placed, tree, old[name]) for name, tree in networks.items()}
+        fields[field] = {**old, **new}
+    return state.replace(**fields)
+
+
+def initial_vae(config: ConfigDict, models: Models):
+    """The VAE's parameters before the first step.
+
+    Raises:
+      UserError: its file is missing or damaged, or holds another model.
+    """
+    if config.vae.weights:
+        return _pretrained_vae(config, models, None)[0]
+    key = jax.random.key(config.seed)
+    fresh = jax.jit(
+        lambda key: fresh_state(config, models, key).params["vae"],
+        compiler_options=_init_compiler_options(),
+    )
+    return fresh(key)
+
+
+def fresh_state(config: ConfigDict, models: Models, key: jax.Array) -> TrainState:
+    """The state at step 0 with every network freshly initialised, frozen ones included."""
+    keys = dict(zip(("vae", "sit", "discriminator", "rest"), jax.random.split(key, 4), strict=True))
+    side = config.data.resolution
+    image = jnp.zeros((1, side, side, 3))
+    latent = jnp.zeros((1, *latent_shape(config, models)))
+    params, batch_stats, frozen = {}, {}, {}
+    params["vae"] = models.vae.init(keys["vae"], image, latent)["params"]
+    if models.sit is not None:
+        time, labels = jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)
+        variables = models.sit.init(keys["sit"], latent, time, labels)
+        params["sit"] = variables.pop("params")
+        frozen["sit"] = variables
+        norm = models.latent_norm.init(keys["rest"], latent, train=False)
+        batch_stats["latent_norm"] = norm["batch_stats"]
+    if models.discriminator is not None:
+        variables = models.discriminator.init(keys["discriminator"], image, train=True)
+        params["discriminator"] = variables["params"]
+        batch_stats["discriminator"] = variables["batch_stats"]
+        if config.objective.lecam_weight:
+            batch_stats["lecam"] = {"real": jnp.zeros(()), "fake": jnp.zeros(())}
+    for name, teacher in models.teachers.items():
+        grid = teacher.model.native_grid * teacher.model.patch_size
+        frozen[name] = teacher.model.init(keys["rest"], jnp.zeros((1, grid, grid, 3)))
+    if models.lpips is not None:
+        frozen["lpips"] = models.lpips.init(keys["rest"], image, image)
+    return create_state(params, batch_stats, frozen, build_optimizers(config))
+
+
+def state_shapes(config: ConfigDict, models: Models) -> TrainState:
+    """Shapes and types of the state; allocates nothing."""
+    make = functools.partial(fresh_state, config, models)
+    return jax.eval_shape(make, jax.random.key(0))
+
+
+def state_template(config: ConfigDict, models: Models, sharding) -> TrainState:
+    """Shapes and types of the state, all of it at `sharding`, for restoring a checkpoint."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state_shapes(config, models),
+    )
+
+
+def latent_shape(config: ConfigDict, models: Models) -> tuple[int, int, int]:
+    """(h, w, c) of one image's latent."""
+    side = config.data.resolution // models.vae.factor
+    return side, side, models.vae.latent_channels
+
+
+def _init_compiler_options():
+    """Initialisation runs once, and on a CPU compiling it well takes longer than running it."""
+    if jax.default_backend() != "cpu":
+        return {}
+    return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+def _build_sit(config, vae, teacher_dims, dtype):
+    return SiT(
+        latent_size=config.data.resolution // vae.factor,
+        latent_channels=vae.latent_channels,
+        num_classes=config.data.num_classes,
+        encoder_depth=config.sit.encoder_depth,
+        teacher_dims=teacher_dims,
+        projector_dim=config.sit.projector_dim,
+        mlp_ratio=config.sit.mlp_ratio,
+        qk_norm=config.sit.qk_norm,
+        null_class=config.sit.label_drop > 0,
+        dtype=dtype,
+        remat=config.compute.sit_remat,
+        scan=config.compute.scan_blocks,
+        **sit_dimensions(config),
+    )
+
+
+def load_frozen(config: ConfigDict, models: Models, names: Iterable[str]) -> dict[str, Any]:
+    """The variables of those networks that nothing trains, teachers and LPIPS, from their files.
+
+    Raises:
+      UserError: a file is missing or damaged, or holds another model.
+    """
+    from repae_jax.interop.lpips import load_lpips, read_lpips
+    from repae_jax.runs.weights import load_teacher
+
+    frozen = {}
+    for name in names:
+        if name == "lpips":
+            heads, vgg = config.lpips.weights, config.lpips.vgg_weights
+            frozen[name] = load_lpips(read_lpips(heads, vgg), models.lpips, source=heads)
+        elif name in models.teachers:
+            teacher = models.teachers[name].model
+            frozen[name] = load_teacher(config.teachers[name].weights, teacher)
+    return frozen
+
+
+def _pretrained_vae(config, models, measure):
+    from repae_jax.runs.weights import read_vae
+
+    params, statistics = read_vae(config, models.vae)
+    if statistics is None and models.latent_norm is not None and measure is not None:
+        statistics = measure(params)
+    return params, statistics
+
+
+def _from_files(config, models, measure, check):
+    """By field of the state and network, the arrays that files bring; read before any is made."""
+    from repae_jax.interop.discriminator import load_discriminator
+    from repae_jax.interop.files import read_tensors
+
+    params, batch_stats, ema = {}, {}, {}
+    if config.vae.weights:
+        params["vae"], statistics = _pretrained_vae(config, models, measure)
+        if statistics is not None and models.latent_norm is not None:
+            batch_stats["latent_norm"] = ema["latent_norm"] = dict(statistics)
+    if config.discriminator.weights and models.discriminator is not None:
+        path = config.discriminator.weights
+        loaded = load_discriminator(read_tensors(path), models.discriminator, source=path)
+        params["discriminator"] = loaded["params"]
+        batch_stats["discriminator"] = loaded["batch_stats"]
+    names = [*models.teachers, *(["lpips"] if models.lpips is not None else [])]
+    frozen = load_frozen(config, models, names)
+    if "vae" in params:
+        check(params["vae"], frozen)
+    return {"params": params, "batch_stats": batch_stats, "ema": ema, "frozen": frozen}
+
+
+def _placed(new, old):
+    """`new` with the type of `old`, and where that is."""
+    new = np.asarray(new, old.dtype)
+    return jax.make_array_from_callback(old.shape, old.sharding, lambda index: new[index])

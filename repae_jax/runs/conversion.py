@@ -1,0 +1,219 @@
+"""The `convert` command: from any format that is known here to any that can hold the same."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from repae_jax.errors import UserError
+from repae_jax.interop import checkpoint_parts, files, latent_statistics, sit, vae_files
+from repae_jax.interop.detect_format import CHECKPOINTS, DIFFUSERS, RUN, Found, find
+from repae_jax.interop.formats import FORMATS, TARGETS
+from repae_jax.interop.vae_files import StoredVAE
+from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
+from repae_jax.utils.lock import writing
+
+_VAES = (DIFFUSERS, "vae", "vae-tensors")
+
+
+# (the configuration that the source tells) -> the one to use
+MakeConfig = Callable[[Callable[[], ConfigDict]], ConfigDict]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One conversion: `target` as on the command line, the rest as `convert` has it.
+
+    `vae` is what the source has of one, if that is asked for.
+    """
+
+    found: Found
+    target: pathlib.Path
+    make_config: MakeConfig
+    progress: bool
+    vae: StoredVAE | None = None
+
+
+def convert(
+    source: str,
+    target: pathlib.Path,
+    to: str | None,
+    make_config: MakeConfig,
+    *,
+    progress: bool = True,
+) -> str:
+    """Convert `source` to `target`; returns a line on what was written, and those on what was not.
+
+    Args:
+      source: a file, a folder, or a repository on the hub.
+      target: a file or folder that does not exist.
+      to: a key of `TARGETS`, or None to tell by the target's name.
+      make_config: for a run: takes a function that derives the configuration from the source,
+        and gives the one to use.
+      progress: show a bar.
+
+    Raises:
+      UserError: the source is unknown or damaged, cannot become what is asked for, or the target
+        exists.
+    """
+    found = find(source)
+    to = to or _told_by_name(found, target)
+    if to not in _possible(found):
+        choices = ", ".join(_possible(found))
+        raise UserError(
+            f"{found.path} ({FORMATS[found.format]}) does not become {to!r}; it can: {choices}"
+        )
+    _check_suffix(target, to)
+    with writing(target):
+        if target.is_file() or (target.is_dir() and any(target.iterdir())):
+            raise UserError(f"{target} exists already: choose another name, or remove it")
+        job = Job(found, target, make_config, progress)
+        if to in ("diffusers", "vae"):
+            job = dataclasses.replace(job, vae=_vae(found))
+        lines = [f"{target}: {_WRITERS[to](job)}"]
+    return "\n".join([*lines, *(f"{found.path}: {note}" for note in _notes(job, to))])
+
+
+def _notes(job, to):
+    """What to say of the source beside what was made of it."""
+    found, vae = job.found, job.vae
+    if vae is not None:
+        if to == "vae" and found.discriminator is not None:  # which was written, too
+            return vae_files.notes_on(found.extract.without(found.discriminator), vae.params)
+        return vae.notes
+    notes = found.notes
+    if to == "run" and found.format == "sit" and sit.has_second_half(found.content):
+        notes.append(checkpoint_parts.SECOND_HALF)
+    return notes
+
+
+def _possible(found: Found) -> tuple[str, ...]:
+    if found.format == RUN:
+        return ("checkpoint", "diffusers", "vae")
+    if found.format in CHECKPOINTS:
+        return ("run", "diffusers", "vae") if "vae" in found.content else ("run",)
+    if found.format in _VAES:
+        return ("diffusers", "vae")
+    return ("run", "file") if found.format == "sit" else ("file",)
+
+
+def _told_by_name(found, target):
+    """What a target's name asks for: a file has a suffix, a folder has none."""
+    possible = _possible(found)
+    if not _suffix(target):
+        return next((to for to in ("run", "diffusers") if to in possible), "diffusers")
+    return next((to for to in ("checkpoint", "vae", "file") if to in possible), "checkpoint")
+
+
+def _suffix(target):
+    """The target's suffix; a number belongs to the name, as in e2e-sd3.5-vae."""
+    return "" if target.suffix[1:2].isdigit() else target.suffix
+
+
+def _check_suffix(target, to):
+    suffixes = {
+        "run": (),
+        "diffusers": (),
+        "checkpoint": (".pt", ".pth"),
+        "vae": (".pt", ".pth", ".safetensors"),
+        "file": (".pt", ".pth", ".safetensors"),
+    }[to]
+    if not suffixes and _suffix(target):
+        raise UserError(
+            f"{target}: {to!r} writes a folder, whose name does not end in {target.suffix!r}"
+        )
+    if suffixes and target.suffix not in suffixes:
+        names = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
+        raise UserError(
+            f"{target}: {to!r} writes a file whose name ends in {names} (--to asks for another)"
+        )
+
+
+def _to_run(job: Job) -> str:
+    from repae_jax.runs.original_checkpoint import bare_checkpoint, config_of, import_run
+
+    content, source = job.found.content, str(job.found.path)
+    if job.found.format == "sit":
+        content = bare_checkpoint(content)
+    config = job.make_config(lambda: config_of(content, source=source))
+    import_run(content, job.target, config, source=source, progress=job.progress)
+    return TARGETS["run"]
+
+
+def _to_checkpoint(job: Job) -> str:
+    from repae_jax.runs.original_checkpoint import export_run
+
+    export_run(job.found.path, job.target, progress=job.progress)
+    return TARGETS["checkpoint"]
+
+
+def _to_diffusers(job: Job) -> str:
+    vae_files.write_diffusers(job.target, job.vae)
+    return TARGETS["diffusers"]
+
+
+def _to_vae(job: Job) -> str:
+    vae, discriminator = job.vae, _discriminator(job.found)
+    _check_groups(vae.module, job.target)
+    beside = []
+    if vae.statistics is not None:
+        beside.append(latent_statistics.beside(job.target))
+    if discriminator is not None:
+        beside.append(job.target.with_name(f"{job.target.stem}-discriminator-ckpt.pt"))
+    own = latent_statistics.beside(job.found.path).resolve()  # what is written there is the same
+    for path in beside:
+        if path.exists() and path.resolve() != own:
+            raise UserError(f"{path} exists already: choose another name than {job.target}")
+    vae_files.write_ldm(job.target, vae)
+    if discriminator is not None:
+        files.write_torch(beside[-1], discriminator)
+    names = " and ".join(path.name for path in beside)
+    return "the VAE under LDM's names" + (f", beside it {names}" if names else "")
+
+
+def _to_file(job: Job) -> str:
+    source, tensors = job.found.path, job.found.content
+    in_safetensors = source.suffix == ".safetensors"
+    # transformers reads a file only if it says whose names it has
+    metadata = files.read_metadata(source) if in_safetensors else {"format": "pt"}
+    files.write_flat(job.target, tensors, metadata)
+    return f"{len(tensors)} tensors, the same as in {source}"
+
+
+def _vae(found):
+    if found.format == RUN:
+        from repae_jax.runs.original_checkpoint import run_vae
+
+        return run_vae(found.path)
+    return vae_files.read_vae(found.path)
+
+
+def _discriminator(found):
+    """Its tensors under the original's names, or None where there is none."""
+    if found.format == RUN:
+        from repae_jax.runs.original_checkpoint import run_discriminator
+
+        return run_discriminator(found.path)
+    if found.discriminator is not None:
+        return found.discriminator.tensors
+    return found.content.get("discriminator")
+
+
+def _check_groups(module, target):
+    """Only a .safetensors file has a place for another number of groups than the published."""
+    usual = AutoencoderKL.groups
+    if target.suffix != ".safetensors" and getattr(module, "groups", usual) != usual:
+        raise UserError(
+            f"{target}: this VAE's norms have {module.groups} groups and not the usual {usual}, "
+            "which such a file cannot tell its readers: write .safetensors, or a diffusers folder"
+        )
+
+
+_WRITERS = {
+    "run": _to_run,
+    "checkpoint": _to_checkpoint,
+    "diffusers": _to_diffusers,
+    "vae": _to_vae,
+    "file": _to_file,
+}

@@ -1,0 +1,81 @@
+"""Continuing a run from an earlier checkpoint, and the command that does it."""
+
+import pathlib
+import shlex
+import shutil
+
+from ml_collections import ConfigDict
+
+from repae_jax.errors import UserError
+from repae_jax.runs import workdir as work_directory
+from repae_jax.runs.checkpoints import FOLDER, saved_steps
+from repae_jax.runs.provenance import FILE as ORIGIN
+
+ASIDE = "aside-{}"  # a folder in the run's, which is a work directory as well
+SAMPLES = "samples"
+PUBLISHED_RATE = 1e-4  # the learning rate of the published runs
+
+
+def check_step(workdir: pathlib.Path, step: int) -> None:
+    """Raise UserError unless the run in `workdir` can be continued from `step`."""
+    steps = saved_steps(workdir)
+    if _begins_here(workdir):
+        steps = [0, *steps]
+    if step not in steps:
+        named = ", ".join("0 (the beginning)" if s == 0 else str(s) for s in steps)
+        raise UserError(f"--from-step is {step}: {workdir} can be continued from {named}")
+
+
+def has_gone_back(workdir: pathlib.Path, step: int) -> bool:
+    """Whether the last thing that happened to the run's configuration was going back to `step`.
+
+    The command that did it is then run again, after a signal, and means to continue.
+    """
+    return work_directory.last_of_history(workdir).get("from_step") == step
+
+
+def set_aside(workdir: pathlib.Path, step: int) -> str:
+    """Move what the run saved behind `step` into a work directory within its own.
+
+    Returns:
+      The name of that; "" if there was nothing.
+    """
+    later = [s for s in saved_steps(workdir) if s > step]
+    if not later:
+        return ""
+    number = 1
+    while (aside := workdir / ASIDE.format(number)).exists():
+        number += 1
+    (aside / FOLDER).mkdir(parents=True)
+    shutil.copy(workdir / work_directory.CONFIG, aside)
+    for name in reversed(later):  # whatever ends this between two, the newest is gone first
+        (workdir / FOLDER / str(name)).rename(aside / FOLDER / str(name))
+    for picture in sorted((workdir / SAMPLES).glob("*.png")):
+        if picture.stem.isdigit() and int(picture.stem) > step:
+            (aside / SAMPLES).mkdir(exist_ok=True)
+            picture.rename(aside / SAMPLES / picture.name)
+    return aside.name
+
+
+def way_back(workdir: pathlib.Path, config: ConfigDict, step: int | None, processes: int) -> str:
+    """The command that continues a run from `step`, or from its beginning, with smaller steps.
+
+    Learning rates become the published one, or a tenth where that is less.
+    """
+    if step is None:
+        steps = saved_steps(workdir)
+        step = 0 if _begins_here(workdir) or not steps else steps[0]
+    words = ["python", "-m", "repae_jax", "train"]
+    words += ["--workdir", str(workdir), "--from-step", str(step)]
+    words += ["--distributed"] if processes > 1 else []
+    for name in config.train:
+        rate = min(PUBLISHED_RATE, config.optimizer[name].learning_rate / 10)
+        words.append(f"--config.optimizer.{name}.learning_rate={rate:g}")
+    if config.dtype != "float32":
+        words.append("--config.dtype=float32")
+    return shlex.join(words)
+
+
+def _begins_here(workdir):
+    """Whether the configuration tells the run's state at step 0: one that was imported has none."""
+    return not (workdir / ORIGIN).exists()

@@ -1,0 +1,289 @@
+"""The `inspect` command: what a file or folder holds, in a few lines."""
+
+import collections
+import math
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from repae_jax.errors import UserError
+from repae_jax.interop import checkpoint_parts, files, latent_statistics, sit, vae_files
+from repae_jax.interop.detect_format import CHECKPOINTS, DIFFUSERS, RUN, Found, ViTNames, find
+from repae_jax.interop.formats import FORMATS
+from repae_jax.interop.latent_statistics import Statistics
+from repae_jax.interop.vit_names import FAMILIES
+from repae_jax.models.backbones.sit import SIT_CONFIGS
+from repae_jax.models.encoders.vit import VIT_CONFIGS, create_vit
+from repae_jax.models.tokenizers.vae import VAE_PRESETS
+from repae_jax.utils.schema import Text, parse_json, real
+
+Lines = Iterator[tuple[str, str]]
+
+
+def describe(name: str | pathlib.Path) -> str:
+    """Several lines: the format, the networks and their sizes, statistics, steps.
+
+    Raises:
+      UserError: nothing is there, it is damaged, or nobody knows it.
+    """
+    found = find(name)
+    lines = [("path", str(found.path)), ("format", FORMATS[found.format]), *_lines(found)]
+    width = max(len(label) for label, _ in lines)
+    return "\n".join(f"{label:<{width}}  {text}" for label, text in lines)
+
+
+def _lines(found: Found) -> Lines:
+    if found.format == RUN:
+        yield from _run_lines(found.path)
+    elif found.format in CHECKPOINTS:
+        yield from _checkpoint_lines(found)
+    elif found.format in (DIFFUSERS, "vae", "vae-tensors"):
+        vae = vae_files.read_vae(found.path)
+        if found.extract and found.extract.where:
+            yield "inside", found.extract.where
+        yield from _vae_lines(vae)
+        yield "weights", weights_text(vae.params)
+    else:
+        if found.extract and found.extract.where:
+            yield "inside", found.extract.where
+        yield from _OTHER_LINES[found.format](found)
+        yield "weights", weights_text(found.content)
+        for note in found.notes:
+            yield "note", note
+
+
+def _run_lines(path):
+    from repae_jax.runs.build import build_models, fresh_state
+    from repae_jax.runs.checkpoints import Checkpoints
+    from repae_jax.runs.workdir import load_config
+
+    config = load_config(path)
+    checkpoints = Checkpoints(path, read_only=True)
+    step = checkpoints.latest_step()
+    checkpoints.close()
+    yield "name", config.name
+    yield "trains", ", ".join(config.train)
+    yield "step", f"{step} of {config.run.steps}" if step is not None else "no checkpoint yet"
+    models = build_models(config)
+    if models.sit is not None:
+        yield "SiT", _sit_text(_fields_of(models.sit))
+    yield "VAE", vae_text(models.vae)
+    shapes = jax.eval_shape(lambda key: fresh_state(config, models, key), jax.random.key(0))
+    for network, part in shapes.params.items():
+        yield network, weights_text(part)
+
+
+def _checkpoint_lines(found):
+    content = found.content
+    yield "step", str(content["steps"])
+    yield "SiT", _sit_text_of(content["model"])
+    if "vae" in content:
+        yield from _vae_lines(vae_files.read_vae(found.path))
+    for key, part in content.items():
+        if key != "args" and isinstance(part, Mapping):
+            yield key, weights_text(part)
+    for note in found.notes:
+        yield "note", note
+
+
+def _vae_lines(vae):
+    yield "VAE", vae_text(vae.module)
+    if vae.statistics is not None:
+        yield "latents", statistics_text(vae.statistics)
+    for note in vae.notes:
+        yield "note", note
+
+
+def _statistics_lines(found):
+    yield "latents", statistics_text(latent_statistics.read(found.path))
+
+
+def _sit_lines(found):
+    yield "SiT", _sit_text_of(found.content)
+    if sit.has_second_half(found.content):
+        yield "note", checkpoint_parts.SECOND_HALF
+
+
+def _discriminator_lines(found):
+    layers = sum(name.endswith(".running_mean") for name in found.content)
+    filters = found.content["main.0.weight"].shape[:1]
+    yield "PatchGAN", f"{layers} layers, {', '.join(map(str, filters))} filters"
+
+
+def _lpips_lines(found):
+    parts = {
+        "features.": "torchvision's VGG16",
+        "net.slice": "VGG16 as a part of LPIPS",
+        "lin": "linear heads",
+    }
+    held = [
+        part for start, part in parts.items() if any(n.startswith(start) for n in found.content)
+    ]
+    yield "holds", ", ".join(held)
+
+
+def _teacher_lines(found):
+    kernel = found.content.get("params/patch_embed/kernel")
+    if kernel is not None and kernel.ndim == 2:
+        width, patch = kernel.shape[1], math.isqrt(len(kernel) // 3)
+        depth = _count(r"params/blocks_(\d+)/", found.content)
+        yield "teacher", f"ViT: width {width}, depth {depth}, patch {patch}"
+    notes = files.read_metadata(found.path) if found.path.suffix == ".safetensors" else {}
+    if "accuracy" in notes:
+        kinds = {"accuracy": real(0, 1), "data": Text | None}
+        accuracy, data = (
+            parse_json(notes.get(key, "null"), kind, source=f"{found.path}: {key}")
+            for key, kind in kinds.items()
+        )
+        yield "accuracy", f"{100 * accuracy:.1f} % of held-out {data}"
+
+
+def _vit_lines(found):
+    yield "teacher", _vit_text(found.vit)
+
+
+_OTHER_LINES = {
+    "statistics": _statistics_lines,
+    "sit": _sit_lines,
+    "discriminator": _discriminator_lines,
+    "lpips": _lpips_lines,
+    "teacher": _teacher_lines,
+    "vit": _vit_lines,
+}
+
+
+def vae_text(module: nn.Module) -> str:
+    """One line on a VAE's architecture."""
+    fields = _fields_of(module)
+    published = [
+        name
+        for name, (_, preset) in VAE_PRESETS.items()
+        if all(fields.get(key) == value for key, value in preset.items())
+        and fields.get("quant_conv", True) == preset.get("quant_conv", True)
+        and tuple(fields.get("attention_levels", ())) == preset.get("attention_levels", ())
+    ]
+    name = f"{published[0]}, " if published else ""
+    base = fields.get("channels") or fields["base_dim"]
+    widths = "-".join(str(base * multiplier) for multiplier in module.multipliers)
+    groups = f", {fields['groups']} groups" if "groups" in fields else ""
+    return (
+        f"{type(module).__name__}, {name}{module.factor} x {module.factor} pixels -> "
+        f"{module.latent_channels} channels, widths {widths}{groups}"
+    )
+
+
+def weights_text(tensors: Mapping[str, Any]) -> str:
+    """How many tensors and values there are in nested dicts, and of which types."""
+    arrays = list(_arrays(tensors))
+    values = collections.Counter()
+    for array in arrays:
+        values[array.dtype.name] += array.size
+    types = ", ".join(f"{_amount(count)} {name}" for name, count in values.most_common())
+    return f"{len(arrays)} tensors: {types}" if arrays else "no tensors"
+
+
+def statistics_text(statistics: Statistics) -> str:
+    """The range of the latents' mean and standard deviation over the channels."""
+    mean, std = np.asarray(statistics["mean"]), np.sqrt(np.asarray(statistics["var"]))
+    return (
+        f"{mean.size} channels, mean {mean.min():.3g} to {mean.max():.3g}, "
+        f"standard deviation {std.min():.3g} to {std.max():.3g}"
+    )
+
+
+def _sit_text_of(tensors):
+    """As `_sit_text`, of a SiT's tensors; what is wrong with them if they tell no dimensions."""
+    try:
+        # REPA's first checkpoints go on under another name behind the encoder
+        tensors = sit.unify_names(tensors, _count(r"blocks\.(\d+)\.", tensors))
+        known = {preset["hidden_size"] for preset in SIT_CONFIGS.values()}
+        width, norm = tensors["pos_embed"].shape[-1], "blocks.0.attn.q_norm.weight"
+        if width in known or norm in tensors:
+            return _sit_text(sit.infer_dimensions(tensors, source="SiT"))
+        # With a norm over all of the width the heads, which nothing tells, count as one.
+        one_head = {**tensors, norm: np.broadcast_to(np.float32(1), (width,))}
+        return _sit_text(sit.infer_dimensions(one_head, source="SiT") | {"num_heads": None})
+    except UserError as error:
+        return str(error).removeprefix("SiT: ")
+    except (KeyError, IndexError, ValueError, AttributeError):
+        return "damaged: its tensors have not the shapes of a SiT's"
+
+
+def _sit_text(d):
+    shape = {key: d[key] for key in ("hidden_size", "depth", "num_heads", "patch_size")}
+    name = next((name for name, preset in SIT_CONFIGS.items() if preset == shape), "own size")
+    heads = f"{d['num_heads']} heads" if d["num_heads"] else "unknown number of heads"
+    teachers = ", ".join(map(str, d["teacher_dims"])) or "none"
+    labels = d["num_classes"] + int(d.get("null_class", False))
+    return (
+        f"{name}: width {d['hidden_size']}, depth {d['depth']}, {heads}, patch "
+        f"{d['patch_size']}, latents {d['latent_size']} x {d['latent_size']} x "
+        f"{d['latent_channels']}, {labels} rows of labels, teachers' widths {teachers}"
+    )
+
+
+def _vit_text(names: ViTNames) -> str:
+    """Family, naming, size, and the presets that it fits; several where the names are shared."""
+    format, tensors = names.formats[0], names.tensors
+    patch_embed = tensors[f"{names.prefix}{format.layers['patch_embed']}.weight"].shape
+    positions = tensors[names.prefix + format.tensors[0].theirs].shape
+    if len(patch_embed) != 4 or len(positions) < 2:
+        return "damaged: its tensors have not the shapes of a ViT's"
+    block = re.escape(names.prefix + format.layers["blocks_{i}/norm1"])
+    size = {"dim": patch_embed[0], "patch_size": patch_embed[-1]}
+    size["depth"] = _count(block.replace(r"\{i\}", r"(\d+)"), tensors)
+    alike = _alike(names)
+    fits = [name for name, preset in alike.items() if {key: preset[key] for key in size} == size]
+    families = [preset["family"] for preset in alike.values()] or [f.family for f in names.formats]
+    naming = "its authors' names" if format.naming == "authors" else "transformers' names"
+    grid = math.isqrt(positions[-2])
+    return (
+        f"{' or '.join(FAMILIES[name] for name in dict.fromkeys(families))} under {naming}: "
+        f"width {size['dim']}, depth {size['depth']}, patch {size['patch_size']}, "
+        f"{grid} x {grid} positions; arch {' or '.join(fits) or 'none of the published'}"
+    )
+
+
+def _alike(names: ViTNames) -> dict[str, dict]:
+    """The presets of any size that have the names, and of the optional tensors the same."""
+    possible = {format.family for format in names.formats}
+    theirs = {rule.ours: rule.theirs.format(i=0) for rule in names.formats[0].tensors}
+    optional = ("blocks_{i}/ls1/scale", "class_token", "register_tokens")
+    held = tuple(names.prefix + theirs.get(ours, "-") in names.tensors for ours in optional)
+    return {
+        name: preset
+        for name, preset in VIT_CONFIGS.items()
+        if preset["family"] in possible and _features(name) == held
+    }
+
+
+def _features(preset):
+    """Whether the published one has LayerScale, a class token, registers."""
+    vit = create_vit(preset)
+    return vit.layer_scale is not None, vit.class_token, vit.num_registers > 0
+
+
+def _fields_of(module):
+    return {name: getattr(module, name) for name in module.__dataclass_fields__}
+
+
+def _count(pattern, names):
+    """How many different numbers the names have where the pattern has its group."""
+    return len({match[1] for name in names if (match := re.match(pattern, name))})
+
+
+def _amount(count):
+    return f"{count / 1e6:.2f} M" if count >= 1e5 else str(count)
+
+
+def _arrays(node):
+    for value in node.values():
+        if isinstance(value, Mapping):
+            yield from _arrays(value)
+        elif hasattr(value, "dtype"):
+            yield value

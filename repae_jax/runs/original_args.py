@@ -1,0 +1,234 @@
+"""The original's command-line arguments, as its checkpoints and args.json hold them, and ours."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from ml_collections import ConfigDict
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
+
+from repae_jax.config import defaults as configuration
+from repae_jax.errors import UserError
+from repae_jax.interop.original import Kind
+from repae_jax.interop.sit import infer_dimensions
+from repae_jax.models.backbones.sit import SIT_CONFIGS
+from repae_jax.models.tokenizers.autoencoder_kl import VAE_CONFIGS
+from repae_jax.utils.schema import Text, checked, real
+
+# the original's argument -> our keys; the value is the same
+_SAME = {
+    "seed": ("seed",),
+    "batch_size": ("batch_size",),
+    "num_classes": ("data.num_classes",),
+    "resolution": ("data.resolution",),
+    "encoder_depth": ("sit.encoder_depth",),
+    "qk_norm": ("sit.qk_norm",),
+    "cfg_prob": ("sit.label_drop",),
+    "bn_momentum": ("latent_norm.momentum",),
+    "path_type": ("objective.interpolant",),
+    "proj_coeff": ("objective.sit_alignment",),
+    "vae_align_proj_coeff": ("objective.vae_alignment",),
+    "weighting": ("time.weighting",),
+    "learning_rate": ("optimizer.sit.learning_rate",),
+    "vae_learning_rate": ("optimizer.vae.learning_rate",),
+    "disc_learning_rate": ("optimizer.discriminator.learning_rate",),
+    "max_train_steps": ("run.steps",),
+    "checkpointing_steps": ("run.checkpoint_every",),
+    "sampling_steps": ("run.sample_every",),
+}
+# the same for all optimizers
+_OPTIMIZER = {
+    "adam_beta1": "b1",
+    "adam_beta2": "b2",
+    "adam_epsilon": "eps",
+    "adam_weight_decay": "weight_decay",
+    "max_grad_norm": "max_grad_norm",
+}
+_SAME |= {
+    theirs: tuple(f"optimizer.{network}.{ours}" for network in configuration.NETWORKS)
+    for theirs, ours in _OPTIMIZER.items()
+}
+# the original's name of a teacher's family -> ours; each is followed by "-vit-" and the size
+_TEACHERS = {
+    "dinov2": "dinov2-{}",
+    "dinov2reg": "dinov2-{}-reg",
+    "dinov1": "dino-{}",
+    "mocov3": "mocov3-{}",
+    "mae": "mae-{}",
+    "jepa": "ijepa-{}",
+    "clip": "clip-{}",
+}
+_OURS = "repae_jax"  # the argument under which a run of ours keeps its whole configuration
+
+
+class _Arguments(TypedDict, total=False):
+    """The arguments that are read. Their ranges are those of the keys that they become."""
+
+    seed: int | None
+    batch_size: int | None
+    num_classes: int | None
+    resolution: int | None
+    encoder_depth: int | None
+    qk_norm: bool | None
+    cfg_prob: real() | None
+    bn_momentum: real() | None
+    path_type: Text | None
+    proj_coeff: real() | None
+    vae_align_proj_coeff: real() | None
+    weighting: Text | None
+    learning_rate: real() | None
+    vae_learning_rate: real() | None
+    disc_learning_rate: real() | None
+    max_train_steps: int | None
+    checkpointing_steps: int | None
+    sampling_steps: int | None
+    adam_beta1: real() | None
+    adam_beta2: real() | None
+    adam_epsilon: real() | None
+    adam_weight_decay: real() | None
+    max_grad_norm: real(finite=False) | None
+    mixed_precision: Literal["no", "fp16", "bf16"] | None  # as accelerate's argument
+    vae_ckpt: Text | None
+    model: Text | None
+    vae: Text | None
+    enc_type: Text | None
+    exp_name: Text | None
+    repae_jax: str
+
+
+def config_from_args(args: Mapping[str, Any], kind: Kind, *, source: str) -> ConfigDict:
+    """The configuration that continues the original's run.
+
+    Where the data lie and which teacher files to read cannot be known from the arguments: those
+    keys are set as in configs/. The coefficients of the VAE's loss are in a file of their own
+    there (`loss_cfg_path`); here they are the published ones.
+
+    Args:
+      args: the arguments by name.
+      kind: of the checkpoint.
+      source: the checkpoint, for errors.
+
+    Raises:
+      UserError: a model or teacher that has no published name, or an argument of another type.
+    """
+    checked(args, _Arguments, source=f"{source}: its argument ")
+    if _OURS in args:
+        return configuration.from_json(args[_OURS], source=source)
+    config = configuration.imagenet256()
+    config.dtype = "float32" if args.get("mixed_precision") == "no" else "bfloat16"
+    for theirs, ours in _SAME.items():
+        if args.get(theirs) is not None:
+            _assign(config, ours, args[theirs])
+    if kind == "repa":  # whose train.py never hands --cfg-prob to the SiT
+        config.sit.label_drop = 0.1
+    if kind != "repae":
+        config.vae.weights = args.get("vae_ckpt") or ""
+    config.sit.arch = _known(args.get("model"), SIT_CONFIGS, "model", source)
+    vae = "f8d4" if kind == "repa" else args.get("vae")
+    config.vae.arch = _known(vae, VAE_CONFIGS, "vae", source)
+    config.teachers = _teachers(args.get("enc_type", "None"), source)
+    config = configuration.apply_recipe(config, "repae" if kind == "repae" else "repa")
+    config.name = str(args.get("exp_name", ""))
+    return config
+
+
+def args_from_weights(tensors: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    """The arguments that a bare state dict of a published SiT tells; the others are the defaults.
+
+    Raises:
+      UserError: it is none of the published sizes.
+    """
+    found = infer_dimensions(tensors, source=source)
+    shape = {key: found[key] for key in ("hidden_size", "depth", "num_heads", "patch_size")}
+    name = next((name for name, preset in SIT_CONFIGS.items() if preset == shape), None)
+    vaes = {4: ("f8d4", 8), 32: ("f16d32", 16)}
+    vae, factor = vaes.get(found["latent_channels"], (None, 1))
+    teachers = {
+        384: "dinov2-vit-s",
+        768: "dinov2-vit-b",
+        1024: "dinov2-vit-l",
+        1536: "dinov2-vit-g",
+    }
+    return {
+        "model": name,
+        "vae": vae,
+        "resolution": found["latent_size"] * factor,
+        "num_classes": found["num_classes"] - 1,
+        "qk_norm": found["qk_norm"],
+        "enc_type": ",".join(teachers.get(dim, f"of width {dim}") for dim in found["teacher_dims"])
+        or "None",
+    }
+
+
+def args_from_config(config: ConfigDict) -> dict[str, Any]:
+    """The arguments with which the original would train this configuration, as far as it can.
+
+    The whole configuration is there too, as JSON under "repae_jax".
+    """
+    args = {theirs: _look_up(config, ours[0]) for theirs, ours in _SAME.items()}
+    names = [_original_teacher(entry.arch or name) for name, entry in config.teachers.items()]
+    return args | {
+        "exp_name": config.name,
+        "model": config.sit.arch,
+        "vae": config.vae.arch,
+        "vae_ckpt": config.vae.weights,
+        "enc_type": ",".join(names) or "None",
+        "mixed_precision": "no" if config.dtype == "float32" else "bf16",
+        "prediction": "v",
+        _OURS: configuration.to_json(config),
+    }
+
+
+def _teachers(enc_type, source):
+    """One entry each. Configurations sort their keys, heads follow the arguments' order: of
+    several teachers each has its number in front.
+    """
+    teachers = ConfigDict()
+    names = [name for name in str(enc_type).split(",") if name != "None"]
+    for number, name in enumerate(names):
+        family, _, size = name.split("-") if name.count("-") == 2 else (None, None, None)
+        if family not in _TEACHERS:
+            raise UserError(f"{source}: teacher {name!r} is none that is known here: {_choices()}")
+        arch = _TEACHERS[family].format(size.lower())
+        prefix = f"t{number}_" if len(names) > 1 else ""
+        teachers[prefix + arch.replace("-", "_")] = configuration.teacher(
+            arch, weights=f"pretrained/{arch}.pth"
+        )
+    return teachers
+
+
+def _choices():
+    return ", ".join(f"{family}-vit-SIZE" for family in _TEACHERS)
+
+
+def _original_teacher(arch):
+    """dinov2-b-reg -> dinov2reg-vit-b; a name that the original does not have stays."""
+    for theirs, ours in _TEACHERS.items():
+        head, tail = ours.split("{}")
+        size = arch.removeprefix(head).removesuffix(tail)
+        if arch == ours.format(size) and "-" not in size:
+            return f"{theirs}-vit-{size.upper() if theirs == 'clip' else size}"
+    return arch
+
+
+def _known(name, presets, argument, source):
+    if name not in presets:
+        raise UserError(
+            f"{source}: its argument {argument!r} is {name!r}, which is no published "
+            "architecture: give the configuration with --config"
+        )
+    return name
+
+
+def _assign(config, keys, value):
+    for key in keys:
+        *path, last = key.split(".")
+        node = config
+        for part in path:
+            node = node[part]
+        node[last] = type(node[last])(value) if isinstance(node[last], float) else value
+
+
+def _look_up(config, key):
+    for part in key.split("."):
+        config = config[part]
+    return config

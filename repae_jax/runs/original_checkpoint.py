@@ -1,0 +1,382 @@
+"""Runs from the original's training checkpoints, and its checkpoints from our runs."""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from repae_jax.config.defaults import NETWORKS
+from repae_jax.config.validate import validate
+from repae_jax.errors import UserError
+from repae_jax.interop import checkpoint_parts, files, latent_statistics, original
+from repae_jax.interop.adamw import parameter_groups
+from repae_jax.interop.checkpoint_schema import arguments_of
+from repae_jax.interop.original import OPTIMIZERS, Part
+from repae_jax.interop.sit import unify_names
+from repae_jax.interop.tables import require_finite
+from repae_jax.interop.vae_files import StoredVAE
+from repae_jax.models.networks import Models
+from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
+from repae_jax.runs import workdir as work_directory
+from repae_jax.runs.build import build_models, build_optimizers, fresh_state
+from repae_jax.runs.checkpoints import Checkpoints
+from repae_jax.runs.open_run import load_state
+from repae_jax.runs.original_args import args_from_config, args_from_weights, config_from_args
+from repae_jax.runs.provenance import Origin, blank_origin, read_origin, write_origin
+from repae_jax.runs.state import TrainState
+from repae_jax.runs.weights import read_vae, statistics_of
+from repae_jax.utils.atomic_files import replacing, write_atomically
+
+REPA_SCALE = 0.18215  # REPA's SiT sees SD-VAE's latents times this, and has no statistics
+
+
+def config_of(content: Mapping[str, Any], *, source: str) -> ConfigDict:
+    """The configuration that continues a checkpoint of this content; see `config_from_args`.
+
+    What no argument tells follows from the weights, or is published.
+    """
+    content = _checkpoint(content, source)
+    args = arguments_of(content, source)
+    if "model" not in args:
+        args = args_from_weights(content["ema"], source=source) | args
+    return config_from_args(args, checkpoint_parts.kind_of(content), source=source)
+
+
+def bare_checkpoint(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """A SiT's state dict alone, such as REPA's published one, as a checkpoint at step 0."""
+    return {"model": tensors, "ema": tensors, "steps": 0}
+
+
+def import_run(
+    content: Mapping[str, Any],
+    workdir: pathlib.Path,
+    config: ConfigDict,
+    *,
+    source: str,
+    progress: bool = True,
+) -> TrainState:
+    """Turn one of the original's checkpoints into a work directory; returns the state.
+
+    The run goes on where the checkpoint ends: parameters, moving averages, statistics, optimizer
+    moments and counters are taken over; the data order continues from `steps` batches. Teachers
+    and LPIPS are not in the checkpoint and are read when the training goes on.
+
+    Args:
+      content: the checkpoint, as `files.read_stored` gives it.
+      workdir: a folder that does not exist, or is empty.
+      config: its networks must be the checkpoint's.
+      source: the checkpoint's name, for errors.
+      progress: show a bar.
+
+    Raises:
+      UserError: another model than the configuration's, a damaged checkpoint, or `workdir` is
+        not new.
+    """
+    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise UserError(f"{workdir} exists already: choose a new folder")
+    validate(config)
+    state, origin = _import(content, config, build_models(config), source, progress)
+    with replacing(workdir) as temporary:
+        temporary.mkdir()
+        work_directory.claim(temporary, config)
+        write_origin(temporary, origin)
+        checkpoints = Checkpoints(temporary)
+        step = int(state.step)
+        checkpoints.save(step, state, {"global_next_index": step * config.batch_size})
+        if progress:
+            print("writing ...", flush=True)
+        checkpoints.close()
+    return state
+
+
+def run_vae(workdir: pathlib.Path) -> StoredVAE:
+    """The VAE of a run's newest checkpoint, with the statistics that its LatentNorm arrived at.
+
+    Raises:
+      UserError: there is no run, or its checkpoint is damaged.
+    """
+    _, models, state = _open_on_host(workdir, optimizers=False)
+    channels = models.vae.latent_channels
+    statistics = statistics_of(state.ema, channels, source=str(workdir))
+    return StoredVAE(models.vae, state.params["vae"], {}, statistics)
+
+
+def run_discriminator(workdir: pathlib.Path) -> dict[str, np.ndarray] | None:
+    """The discriminator of a run under the original's names, or None if it trains none.
+
+    Raises:
+      UserError: there is no run, or its checkpoint is damaged.
+    """
+    config, models, state = _open_on_host(workdir, optimizers=False)
+    if models.discriminator is None:
+        return None
+    part = original.discriminator_part(models.discriminator)
+    origin = read_origin(workdir) or blank_origin("repae")
+    counters = _counters(origin, "discriminator", part, int(state.step), config)
+    return original.export_part(_discriminator_variables(state), part, counters)
+
+
+def export_run(workdir: pathlib.Path, path: pathlib.Path, *, progress: bool = True) -> None:
+    """Write the newest checkpoint of a run as the original's, with args.json beside it.
+
+    Raises:
+      UserError: there is no run, it trains no SiT, its VAE has no counterpart in the original,
+        or the file cannot be written.
+    """
+    config, models, state = _open_on_host(workdir, optimizers=True)
+    parts = _parts(models, config, str(workdir), statistics=True)
+    origin = read_origin(workdir) or _new_origin(config, parts)
+    if origin.kind == "repa":
+        parts["sit"] = original.sit_part(models.sit, statistics=False)
+    content = _export(state, parts, origin, config)
+    for key in ("model", "ema", *OPTIMIZERS.keys() & content.keys()):
+        require_finite(content[key], path)
+    del state  # from here on, what is made contiguous frees what it was made from
+    _settle(content, progress)
+    files.write_torch(path, content | {"args": argparse.Namespace(**origin.args)})
+    # where the original keeps it: beside the folder checkpoints/
+    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    text = json.dumps(origin.args, indent=4) + "\n"
+    write_atomically(folder / "args.json", text.encode())
+
+
+def _open_on_host(workdir, *, optimizers):
+    """(configuration, models, newest state as numpy arrays)."""
+    config = work_directory.load_config(workdir)
+    models = build_models(config)
+    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    state = load_state(workdir, config, models, host, optimizers=optimizers)
+    return config, models, jax.tree.map(np.asarray, state)
+
+
+def _import(content, config, models, source, progress):
+    from tqdm import tqdm
+
+    content = _checkpoint(content, source)
+    kind = checkpoint_parts.kind_of(content)
+    _check_trained(config, kind, source)
+    parts = _parts(models, config, source, statistics=kind != "repa")
+    steps = int(content["steps"])
+    names = {"sit": "model", "ema": "ema", "vae": "vae", "discriminator": "discriminator"}
+    keys = {network: key for network, key in names.items() if key in content}
+    trained = {network: part for network, part in parts.items() if OPTIMIZERS[network] in content}
+    loaded, moments, slots, counters = {}, {}, {}, {}
+    groups = {} if len(trained) == len(parts) else dict(_new_origin(config, parts).groups)
+    with tqdm(total=len(keys) + len(trained), unit="part", disable=not progress) as bar:
+        for network, key in keys.items():
+            bar.set_description(key)
+            part = parts["sit" if network == "ema" else network]
+            tensors = content[key]
+            if part is parts["sit"]:
+                tensors = unify_names(tensors, config.sit.encoder_depth)
+            loaded[network] = original.import_part(tensors, part, source=f"{source}: {key}")
+            _check_statistics(loaded[network], f"{source}: {key}")
+            found = [name for name in part.counters if name in tensors]
+            counters |= {f"{key}/{name}": tensors[name] for name in found}
+            bar.update()
+        for network, part in trained.items():
+            key = OPTIMIZERS[network]
+            bar.set_description(key)
+            moments[network] = original.import_moments(
+                content[key], part, source=f"{source}: {key}"
+            )
+            slots[key] = _frozen_slots(content[key], part)
+            groups[key] = content[key]["param_groups"]
+            bar.update()
+    state = _assemble(config, models, steps, loaded, moments)
+    args = arguments_of(content, source)
+    if "model" not in args:
+        args = args_from_config(config) | args
+    return state, Origin(kind, steps, args, groups, counters, slots)
+
+
+def _checkpoint(content, source):
+    parts = checkpoint_parts.parts_of(content, source=source)
+    if parts is None:
+        raise UserError(f"{source}: not a training checkpoint: it holds no SiT")
+    return parts
+
+
+def _check_statistics(variables, source):
+    if "mean" in variables.get("batch_stats", {}):  # the latents', which BatchNorm divides by
+        mean, var = (variables["batch_stats"][name] for name in ("mean", "var"))
+        keys = ("bn.running_mean", "bn.running_var")
+        latent_statistics.checked(mean, var, source=source, keys=keys)
+
+
+def _assemble(config, models, steps, loaded, moments):
+    """The TrainState of what was loaded, its arrays still views of the file."""
+    if "vae" not in loaded:
+        loaded["vae"], _ = read_vae(config, models.vae)
+    channels = models.vae.latent_channels  # REPA scales by one factor and keeps no statistics
+    fixed = {"mean": np.zeros(channels), "var": np.full(channels, REPA_SCALE**-2.0)}
+    fixed = {name: array.astype(np.float32) for name, array in fixed.items()}
+    params = {"vae": loaded["vae"], "sit": loaded["sit"]["params"]}
+    batch_stats = {"latent_norm": loaded["sit"].get("batch_stats", fixed)}
+    if models.discriminator is not None and "discriminator" not in loaded:
+        loaded["discriminator"] = _fresh_discriminator(config, models)
+    if "discriminator" in loaded:
+        params["discriminator"] = loaded["discriminator"]["params"]
+        batch_stats["discriminator"] = loaded["discriminator"]["batch_stats"]
+        if config.objective.lecam_weight:  # which the original does not save
+            batch_stats["lecam"] = {"real": np.float32(0), "fake": np.float32(0)}
+    opt_state = {}
+    for network, optimizer in build_optimizers(config).items():
+        blank = jax.eval_shape(optimizer.init, params[network])
+        if network in moments:
+            count, first, second = moments[network]
+        else:
+            count, first, second = 0, *[jax.tree.map(np.zeros_like, params[network])] * 2
+        opt_state[network] = optax.tree_utils.tree_set(
+            blank, count=np.asarray(count, np.int32), mu=first, nu=second
+        )
+    ema = loaded["ema"]
+    return TrainState(
+        step=np.asarray(steps, np.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        ema={
+            "params": ema["params"],
+            "constants": ema["constants"],
+            "latent_norm": ema.get("batch_stats", fixed),
+        },
+        frozen={"sit": {"constants": loaded["sit"]["constants"]}},
+    )
+
+
+def _fresh_discriminator(config, models):
+    """As a run of this configuration begins with."""
+
+    def make():
+        state = fresh_state(config, models, jax.random.key(config.seed))
+        return _discriminator_variables(state)
+
+    return jax.tree.map(np.asarray, jax.jit(make)())
+
+
+def _export(state: TrainState, parts: Mapping[str, Part], origin: Origin, config) -> dict[str, Any]:
+    """The checkpoint's nested dict; arrays are views of the state's."""
+    steps = int(state.step)
+    statistics = {} if origin.kind == "repa" else {"batch_stats": state.batch_stats["latent_norm"]}
+    averaged = {} if origin.kind == "repa" else {"batch_stats": state.ema["latent_norm"]}
+    variables = {
+        "model": {"params": state.params["sit"], **state.frozen["sit"], **statistics},
+        "ema": {
+            "params": state.ema["params"], "constants": state.ema["constants"], **averaged
+        },
+        "vae": state.params["vae"],
+    }  # fmt: skip
+    if "discriminator" in parts:
+        variables["discriminator"] = _discriminator_variables(state)
+    content = {}
+    keys = {"model": "sit", "ema": "sit", "vae": "vae", "discriminator": "discriminator"}
+    for key, network in keys.items():
+        if network in parts:
+            counters = _counters(origin, key, parts[network], steps, config)
+            content[key] = original.export_part(variables[key], parts[network], counters)
+    for network, part in parts.items():
+        key, adam = OPTIMIZERS[network], state.opt_state[network]
+        count = optax.tree_utils.tree_get_all_with_path(adam, "count")[0][1]
+        first, second = (optax.tree_utils.tree_get(adam, name) for name in ("mu", "nu"))
+        content[key] = original.export_moments(
+            int(count), first, second, part, origin.groups[key], origin.slots.get(key, {})
+        )
+    return content | {"steps": steps}
+
+
+def _discriminator_variables(state):
+    name = "discriminator"
+    return {"params": state.params[name], "batch_stats": state.batch_stats[name]}
+
+
+def _counters(origin, key, part, steps, config):
+    """PyTorch's counters of BatchNorm updates: the origin's, and those of our steps since."""
+    objective, since = config.objective, steps - origin.steps
+    if key == "discriminator":
+        updates = 2 * since
+        if objective.adversarial_weight * objective.discriminator_factor:
+            updates += max(0, steps - max(origin.steps, objective.discriminator_start))
+    else:
+        updates = since if objective.latent_norm == "batch" else 0
+    zero = np.zeros((), np.int64)
+    return {
+        name: np.asarray(origin.counters.get(f"{key}/{name}", zero) + updates, np.int64)
+        for name in part.counters
+    }
+
+
+def _parts(models: Models, config: ConfigDict, source: str, *, statistics: bool) -> dict[str, Part]:
+    """The trained networks as the original's checkpoints have them, in its order."""
+    if models.sit is None:
+        raise UserError(f"{source}: trains no SiT, so it is no checkpoint of the original's")
+    parts = {"sit": original.sit_part(models.sit, statistics=statistics)}
+    if "vae" not in config.train:
+        return parts
+    if not isinstance(models.vae, AutoencoderKL) or models.discriminator is None:
+        raise UserError(
+            f"{source}: the original's checkpoint holds an AutoencoderKL and its discriminator, "
+            "which this run does not train both; the VAE alone goes to diffusers"
+        )
+    parts["vae"] = original.vae_part(models.vae)
+    parts["discriminator"] = original.discriminator_part(models.discriminator)
+    return parts
+
+
+def _check_trained(config, kind, source):
+    expected = NETWORKS if kind == "repae" else ("sit",)
+    if set(config.train) != set(expected):
+        raise UserError(
+            f"{source}: a checkpoint that trains {', '.join(expected)}, but config.train is "
+            f"{tuple(config.train)}: choose the recipe {'repae' if kind == 'repae' else 'repa'}"
+        )
+
+
+def _frozen_slots(state_dict, part):
+    """The state of those numbered parameters that do not train here: the position table's."""
+    return {
+        number: dict(entry)
+        for number, entry in state_dict["state"].items()
+        if part.slots[number] not in part.trained
+    }
+
+
+def _new_origin(config, parts):
+    """For a run that began here."""
+    groups = {}
+    for network, part in parts.items():
+        options = config.optimizer[network]
+        groups[OPTIMIZERS[network]] = parameter_groups(
+            len(part.slots),
+            lr=options.learning_rate,
+            betas=(options.b1, options.b2),
+            eps=options.eps,
+            weight_decay=options.weight_decay,
+        )
+    blank = blank_origin("repae" if "vae" in parts else "ldm")
+    return dataclasses.replace(blank, args=args_from_config(config), groups=groups)
+
+
+def _settle(content: dict[str, Any], progress: bool) -> None:
+    """Make every array contiguous in place, one by one, so that each source is freed at once."""
+    from tqdm import tqdm
+
+    leaves = list(_leaves(content))
+    for node, key in tqdm(leaves, desc="tensors", unit="tensor", disable=not progress):
+        node[key] = np.asarray(node[key], order="C")
+
+
+def _leaves(node: dict[str, Any]) -> Iterator[tuple[dict, Any]]:
+    """(dict, key) of every array in nested dicts."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _leaves(value)
+        elif isinstance(value, np.ndarray):
+            yield node, key

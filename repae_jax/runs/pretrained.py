@@ -1,0 +1,53 @@
+"""A VAE with its weights, from whatever holds one: `repae_jax.AutoencoderKL.from_pretrained`."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from repae_jax.errors import UserError, warn
+from repae_jax.interop.vae_files import StoredVAE, read_vae
+from repae_jax.runs.checkpoints import FOLDER
+from repae_jax.runs.original_checkpoint import run_vae
+
+
+class PretrainedVAE(StoredVAE):
+    """A VAE's architecture and weights, float32, ready to encode and decode."""
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | pathlib.Path, *, dtype: Any = jnp.float32, variant: str | None = None
+    ) -> "PretrainedVAE":
+        """Load a VAE, whatever of these `name` is:
+
+        - a repository on the Hugging Face hub, "REPA-E/e2e-sdvae-hf", or a folder in one,
+          "black-forest-labs/FLUX.1-dev/vae";
+        - a folder that diffusers wrote, or a work directory that trained a VAE;
+        - a file under LDM's names, such as the original's `e2e-vavae.pt`, with its
+          `-latents-stats.pt` beside it; whatever else it holds is left out and said.
+
+        Args:
+          name: as above.
+          dtype: of the matrix products and convolutions; parameters are float32.
+          variant: of a folder's weights, such as "fp16" for diffusion_pytorch_model.fp16....
+
+        Raises:
+          UserError: nothing is there, it is damaged, or it is something else.
+        """
+        stored = _read(pathlib.Path(name), name, dtype, variant)
+        for note in stored.notes:
+            warn(f"{name}: {note}")
+        params = jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), stored.params)
+        fields = {field.name: getattr(stored, field.name) for field in dataclasses.fields(stored)}
+        return cls(**fields | {"params": params})
+
+
+def _read(path, name, dtype, variant) -> StoredVAE:
+    if not (path / FOLDER).is_dir():
+        return read_vae(name, dtype=dtype, bare=True, variant=variant)
+    if variant is not None:
+        raise UserError(f"{path}: has no variant {variant!r}, as a folder of diffusers' may have")
+    vae = run_vae(path)
+    return dataclasses.replace(vae, module=vae.module.clone(dtype=dtype))

@@ -1,0 +1,132 @@
+"""The data that a run reads: from one start to the next they must be the same.
+
+Its work directory keeps their fingerprints (see `data.identity`) in data.json, by split.
+"""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Mapping
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from repae_jax.data.identity import (
+    FILE,
+    Fingerprint,
+    as_recorded,
+    changes_since,
+    read_fingerprints,
+    write_fingerprints,
+)
+from repae_jax.data.source import Source
+from repae_jax.data.sources import check_classes, open_source
+from repae_jax.errors import UserError
+from repae_jax.parallel.multihost import Processes
+from repae_jax.utils.sealed import digest
+
+# Of cached latents: what the run's own frozen networks are, so nobody can accept another.
+_FIXED = re.compile(r"made\.(vae|teachers|latent_shape): ")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RunData:
+    """The splits that a run trains on and is measured with.
+
+    Attributes:
+      train: what it trains on.
+      heldout: None where it is not measured with it.
+      fingerprints: by split, as JSON gives them back.
+    """
+
+    train: Source
+    heldout: Source | None
+    fingerprints: Mapping[str, Fingerprint]
+
+
+def open_data(
+    config: ConfigDict, workdir: pathlib.Path, *, bad_images: str | pathlib.Path = ""
+) -> RunData:
+    """Open what a run reads; writes nothing.
+
+    Args:
+      config: the run's.
+      workdir: where it lives, or will.
+      bad_images: a file to list skipped training images in.
+
+    Raises:
+      UserError: a split cannot be opened, or is not what it was when the run began.
+    """
+    train = open_source(config.data, "train", bad_images=bad_images, any_classes=True)
+    heldout = _open_heldout(config)
+    splits = {"train": train} | ({"heldout": heldout} if heldout is not None else {})
+    found = {name: source.fingerprint() for name, source in splits.items()}
+    data = RunData(train, heldout, as_recorded(found))
+    # First, for a class that has come or gone is what has changed, and no wrong configuration.
+    _check(config, workdir, data)
+    for source in splits.values():
+        check_classes(source, config.data.num_classes)
+    return data
+
+
+def agree(data: RunData, processes: Processes) -> None:
+    """See that all processes of a job read the same data; all call it alike.
+
+    Raises:
+      UserError: this one reads others than the first.
+    """
+    own = np.frombuffer(bytes.fromhex(digest(data.fingerprints)), np.uint8)
+    same = np.array_equal(processes.from_first(own), own)
+    with processes.together():
+        if not same:
+            raise UserError(
+                f"{data.train.name}, {len(data.train)} images here, is not what the first process "
+                "reads: give all processes the same data"
+            )
+
+
+def record(config: ConfigDict, workdir: pathlib.Path, data: RunData) -> str:
+    """Note the data in the work directory; returns what there is to say about it.
+
+    Raises:
+      UserError: they are not what is noted there, or it cannot be written.
+    """
+    told, before = _check(config, workdir, data), read_fingerprints(workdir / FILE)
+    write_fingerprints(workdir / FILE, {**(before or {}), **data.fingerprints})
+    if told:
+        return f"accepted changed data: {'; '.join(told)}"
+    if before is None and (workdir / "checkpoints").is_dir():
+        return f"{workdir / FILE} is new: the run began without it, and keeps to these data now"
+    return ""
+
+
+def _open_heldout(config):
+    measured = config.evaluation
+    if not (measured.every and measured.cknna_images):
+        return None
+    try:
+        return open_source(config.data, "heldout", any_classes=True)
+    except UserError as error:
+        raise UserError(
+            f"{error}; or set config.evaluation.cknna_images to 0, which takes held-out images"
+        ) from error
+
+
+def _check(config, workdir, data) -> list[str]:
+    """What has changed, if the configuration accepts it; else raises UserError."""
+    told = changes_since(workdir / FILE, data.fingerprints)
+    lines = [f"{split}: {line}" for split, line in told]
+    fixed = [line for split, line in told if split == "train" and _FIXED.match(line)]
+    if fixed:
+        raise UserError(
+            f"{workdir}: the latents are not those of the run's own networks any more "
+            f"({'; '.join(fixed)}): name the cache that the run began with, or encode it again"
+        )
+    accept = digest(data.fingerprints)[:12]
+    if lines and config.data.accept != accept:
+        raise UserError(
+            f"{workdir}: the data have changed since the run began ({'; '.join(lines)}): put them "
+            "back, or go on with what is there now, its labels and its order, by "
+            f"--config.data.accept={accept}"
+        )
+    return lines

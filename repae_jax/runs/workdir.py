@@ -1,0 +1,132 @@
+"""The work directory: a run's configuration, checkpoints, events, samples and report."""
+
+import datetime
+import functools
+import json
+import pathlib
+import re
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from repae_jax.config.defaults import absent_keys, differences, from_stored, to_json
+from repae_jax.config.validate import validate
+from repae_jax.errors import UserError, warn
+from repae_jax.runs.checkpoints import FOLDER
+from repae_jax.utils.atomic_files import write_atomically
+from repae_jax.utils.schema import read_json
+
+CONFIG = "config.json"
+HISTORY = "config_history.jsonl"  # what has changed in it, when
+# Once a run has begun, its weights come from its checkpoints: where files lie may change. So may
+# what a run is saved by that diverges: how far an optimizer goes in a step, and the type that is
+# computed in.
+FREE_KEYS = (
+    r"config\.(run|sampling|evaluation|mesh)\..*|config\.data\.(workers|path|accept)|config\.dtype"
+    r"|config\.optimizer\.[^.]+\."
+    r"(learning_rate|warmup_steps|decay_steps|weight_decay|max_grad_norm)"
+    r"|config\.compute\.(scan_blocks|sit_remat|vae_remat)"
+    r"|config\.teachers\.[^.]+\.pretrain\..*"
+    r"|config\.(.*\.)?(weights|vgg_weights|statistics)"
+)
+
+
+def claim(
+    workdir: pathlib.Path, config: ConfigDict, *, step: int = 0, **notes: object
+) -> list[str]:
+    """Make `workdir` this configuration's, or check that it already is.
+
+    Only `FREE_KEYS` may differ when a run is continued (length, rhythm, measures, devices, memory,
+    where files lie; learning rates and their schedules, weight decay, clipping, the type computed
+    in). The file then takes the new values, and `HISTORY` says what has changed.
+
+    Args:
+      workdir: the run's folder.
+      config: the configuration.
+      step: where the run continues, for the history.
+      notes: what else the history should say.
+
+    Returns:
+      What has changed, as `key: old -> new`.
+
+    Raises:
+      UserError: the directory holds another configuration, or is unwritable.
+    """
+    changed = check(workdir, config)
+    if changed or notes:
+        _add_to_history(workdir, {"step": step, "changed": changed, **notes})
+    write_atomically(workdir / CONFIG, to_json(config, sealed=True).encode())
+    return changed
+
+
+def check(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
+    """In what `config` differs from that of `workdir`, as `key: old -> new`; writes nothing.
+
+    Raises:
+      UserError: the directory holds another run.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"the work directory {workdir} is a file")
+    path = workdir / CONFIG
+    if not path.exists():
+        if (workdir / "checkpoints").exists():
+            raise UserError(
+                f"{workdir} holds checkpoints but no {CONFIG}: choose another --workdir"
+            )
+        return []
+    changed = differences(load_config(workdir).to_dict(), config.to_dict())
+    bound = [line for line in changed if not re.fullmatch(FREE_KEYS, line.partition(":")[0])]
+    if bound:
+        more = f" (and {len(bound) - 1} more)" if len(bound) > 1 else ""
+        raise UserError(
+            f"{workdir} holds a run with another config: {bound[0]}{more}; "
+            "choose another --workdir, or the config of that run"
+        )
+    return changed
+
+
+def last_of_history(workdir: pathlib.Path) -> dict[str, Any]:
+    """The last line of `HISTORY`; {} if there is none."""
+    try:
+        entry = json.loads((workdir / HISTORY).read_text().splitlines()[-1])
+    except (OSError, ValueError, IndexError):
+        return {}
+    return entry if isinstance(entry, dict) else {}
+
+
+def _add_to_history(workdir, entry):
+    time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    path = workdir / HISTORY
+    before = path.read_bytes() if path.exists() else b""
+    write_atomically(path, before + json.dumps({"time": time, **entry}).encode() + b"\n")
+
+
+def load_config(workdir: pathlib.Path) -> ConfigDict:
+    """The configuration of the run in `workdir`, which is a possible one.
+
+    Raises:
+      UserError: there is no run, or its configuration is damaged, of another version, or has been
+        edited to an impossible one.
+    """
+    path = workdir / CONFIG
+    if not path.is_file():
+        raise UserError(f"{workdir} holds no run: {CONFIG} is missing")
+    stored = read_json(path, dict[str, Any])
+    config = from_stored(stored, source=str(path))
+    try:
+        validate(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if absent := absent_keys(stored):
+        more = f" and {len(absent) - 1} more keys" if len(absent) > 1 else ""
+        _warn_once(f"{path} lacks {absent[0]}{more}: their defaults are taken")
+    return config
+
+
+_warn_once = functools.cache(warn)  # a command may read the file more than once
+
+
+def is_run(path: str | pathlib.Path) -> bool:
+    """Whether a path is a work directory, not a folder of images."""
+    path = pathlib.Path(path)
+    return (path / CONFIG).is_file() and (path / FOLDER).is_dir()

@@ -1,0 +1,167 @@
+"""Checksums of folders of files and of named arrays: XXH3 of 128 bits, which reading outlasts.
+
+What each candidate takes is in docs/performance.md.
+"""
+
+import concurrent.futures
+import contextlib
+import json
+import os
+import pathlib
+import threading
+from collections.abc import Callable, Container, Iterable, Mapping
+
+import numpy as np
+import xxhash
+
+from repae_jax.utils.atomic_files import write_atomically
+from repae_jax.utils.sealed import seal, unseal
+
+FILE = "checksums.json"
+_BLOCK = 1 << 20  # bytes read at a time: they stay in the processor's cache
+_PAUSE = 0.2  # seconds between looks at what has been written
+
+
+class Damaged(Exception):
+    """A file that is not what it was; the message names it."""
+
+
+class Ahead:
+    """Sums files in a thread while others are still being written, and they are in memory.
+
+    A file whose size or time has changed when all is written is summed again.
+    """
+
+    def __init__(self, find: Callable[[], Iterable[pathlib.Path]]):
+        """Begin; `find` gives the files that there are, and is called again and again."""
+        self._find = find
+        self._known: dict[tuple[int, ...], tuple[int, str]] = {}
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End; what is known stays."""
+        self._done.set()
+        self._thread.join()
+
+    def of(self, path: pathlib.Path) -> tuple[int, str]:
+        """The size and checksum of a file, as it is now."""
+        return self._known.get(_identity(path)) or _size_and_checksum(path)
+
+    def _work(self):
+        before = set()
+        while not self._done.wait(_PAUSE):
+            now = set()
+            with contextlib.suppress(OSError):  # renamed or removed meanwhile
+                for path in filter(pathlib.Path.is_file, self._find()):
+                    now.add(identity := _identity(path))
+                    if identity in before and identity not in self._known:
+                        found = _size_and_checksum(path, stop=self._done)
+                        if _identity(path) == identity and not self._done.is_set():
+                            self._known[identity] = found
+            before = now
+
+
+def write_checksums(
+    folder: pathlib.Path,
+    but: Container[str] = (),
+    of: Callable[[pathlib.Path], tuple[int, str]] | None = None,
+) -> None:
+    """Note the size and checksum of every file of a folder, in `FILE` within it.
+
+    Args:
+      folder: the folder.
+      but: names of files to leave out.
+      of: gives the size and checksum of a file, if some are known.
+    """
+    files = {name: folder / name for name in _names(folder) if name not in but}
+    with _threads() as pool:
+        found = dict(zip(files, pool.map(of or _size_and_checksum, files.values()), strict=True))
+    content = json.dumps(seal({"algorithm": "xxh3_128", "files": found}), indent=0)
+    write_atomically(folder / FILE, content.encode())
+
+
+def check_folder(folder: pathlib.Path, part: int = 0, parts: int = 1) -> bool:
+    """Compare a folder with its checksums; returns whether it has any.
+
+    Files that were added since are nobody's business.
+
+    Args:
+      folder: the folder.
+      part: of several that each compare a share of the files, which this is.
+      parts: how many there are.
+
+    Raises:
+      Damaged: a file is missing or has another content.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return False
+    try:
+        content, whole = unseal(json.loads(path.read_bytes()))
+        files = content["files"]
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise Damaged(f"{FILE} is damaged") from error
+    if not whole:
+        raise Damaged(f"{FILE} is damaged")
+    largest_first = sorted(files, key=lambda name: -files[name][0])
+    with _threads() as pool:
+        list(pool.map(lambda name: _check(folder, name, *files[name]), largest_first[part::parts]))
+    return True
+
+
+def tensors_checksum(tensors: Mapping[str, np.ndarray], notes: Mapping[str, str]) -> str:
+    """A checksum of arrays, their names, types and shapes, and of a file's notes."""
+    total = xxhash.xxh3_128(json.dumps(sorted(notes.items())).encode())
+    for name in sorted(tensors):
+        array = np.asarray(tensors[name], order="C")
+        total.update(json.dumps([name, array.dtype.name, array.shape]).encode())
+        total.update(memoryview(array.reshape(-1).view(np.uint8)))
+    return total.hexdigest()
+
+
+def check_size(path: pathlib.Path, name: str, size: int) -> None:
+    """Raise Damaged for a file that is missing or of another size; `name` is for the message."""
+    if not path.is_file():
+        raise Damaged(f"its file {name} is missing")
+    if path.stat().st_size != size:
+        raise Damaged(f"its file {name} is not {size} bytes long any more")
+
+
+def _threads():
+    return concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+
+
+def _names(folder):
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return [str(path.relative_to(folder)) for path in files if path.name != FILE]
+
+
+def _identity(path):
+    """What tells a file and its content from others; its name may change."""
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _size_and_checksum(path, stop=None):
+    total, size = xxhash.xxh3_128(), 0
+    block = memoryview(bytearray(_BLOCK))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(block):
+            total.update(block[:count])
+            size += count
+            if stop is not None and stop.is_set():
+                break
+    return size, total.hexdigest()
+
+
+def _check(folder, name, size, checksum):
+    path = folder / name
+    check_size(path, name, size)
+    try:
+        found = _size_and_checksum(path)[1]
+    except OSError as error:
+        raise Damaged(f"its file {name} cannot be read ({error.strerror})") from error
+    if found != checksum:
+        raise Damaged(f"its file {name} has another content")
