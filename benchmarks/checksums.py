@@ -113,7 +113,7 @@ def random_state(gb):
     make = jax.jit(lambda key: jax.random.uniform(key, (LEAF,)))
     keys = jax.random.split(jax.random.key(0), max(1, round(gb * 1e9 / LEAF / 4)))
     params = {f"leaf{i}": make(key) for i, key in enumerate(keys)}
-    return jax.block_until_ready(TrainState(jnp.int32(1), {"sit": params}, {}, {}, {}, {}))
+    return jax.block_until_ready(TrainState(jnp.int32(1), {"backbone": params}, {}, {}, {}, {}))
 
 
 def save(folder, state, sums):

@@ -16,7 +16,7 @@ CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 DEFAULT = [
     "imagenet256_repae_sdvae.py",
     "imagenet256_repae_sdvae.py:repa",
-    "imagenet256_repae_sdvae.py:sit",
+    "imagenet256_repae_sdvae.py:vanilla",
     "imagenet256_repae_vavae.py",
 ]
 
@@ -129,12 +129,12 @@ def arithmetic(config, models, *, teachers: bool = True) -> dict[str, int]:
     their tokens are given.
     """
     side, trained = config.data.resolution, config.train
-    encoder, decoder = vae(models.vae, side)
-    parts = {"VAE": 3 * (encoder + decoder) if "vae" in trained else encoder}
-    if "sit" in trained:
-        whole, front, heads = sit(models.sit)
+    encoder, decoder = vae(models.tokenizer, side)
+    parts = {"VAE": 3 * (encoder + decoder) if "tokenizer" in trained else encoder}
+    if "backbone" in trained:
+        whole, front, heads = sit(models.backbone)
         parts["SiT with heads"] = 3 * (whole + heads)
-        if "vae" in trained and models.teachers:
+        if "tokenizer" in trained and models.teachers:
             parts["alignment for the VAE"] = 2 * (front + heads)
     if models.lpips is not None:
         parts["LPIPS"] = 3 * vgg(side)  # both images forward, one backward

@@ -69,9 +69,9 @@ def make_ours(original, model, vae, noise_key, labels: np.ndarray, options):
     variables = load_sit(original.parity.state_of(model), sit)
     module = AutoencoderKL(**VAE_CONFIGS["f8d4"], dtype=dtype)
     weights = {
-        "sit": {name: variables[name] for name in ("params", "constants")},
+        "backbone": {name: variables[name] for name in ("params", "constants")},
         "latent_norm": variables["batch_stats"],
-        "vae": load_vae(original.parity.state_of(vae), module),
+        "tokenizer": load_vae(original.parity.state_of(vae), module),
     }
     weights = jax.device_put(weights)
     sampler = Sampler(options.method, options.steps, "linear", options.guidance_scale)

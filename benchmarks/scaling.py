@@ -29,7 +29,7 @@ FSDP = 8  # chips that divide the state: enough that it leaves room
 BATCHES = (256, 1024)
 PER_DEVICE = 4  # of the rows that show that nothing grows with the slice
 AT_ONCE = {"v4": 16, "v5e": 8, "v5p": 32, "v6e": 16}  # images per chip
-COMPUTE = {"scan_blocks": True, "sit_remat": "products", "vae_remat": "blocks"}
+COMPUTE = {"scan_blocks": True, "backbone_remat": "products", "tokenizer_remat": "blocks"}
 
 
 def rows() -> list[tuple[str, str, int]]:

@@ -84,8 +84,8 @@ def make_models(options: argparse.Namespace):
         teacher_dims=(TEACHER_DIM,), dtype=dtype,
     )  # fmt: skip
     return Models(
-        vae=AutoencoderKL(**VAE_CONFIGS[options.vae], dtype=dtype),
-        sit=sit,
+        tokenizer=AutoencoderKL(**VAE_CONFIGS[options.vae], dtype=dtype),
+        backbone=sit,
         latent_norm=LatentNorm(),
         discriminator=PatchDiscriminator(dtype=dtype),
         lpips=LPIPS(rescale_inputs=True, dtype=dtype),
@@ -99,7 +99,7 @@ def make_networks(original, options: argparse.Namespace) -> dict[str, Any]:
         "model": originals.sit(
             original, options.arch, latent_size=latent_side(options), latent_channels=channels
         ),
-        "vae": originals.vae(original, options.vae),
+        "tokenizer": originals.vae(original, options.vae),
     }
     if options.recipe == "repae":
         loss = original.networks.make_vae_loss(3, filters=64, vgg_shrink=1)
@@ -155,7 +155,7 @@ def make_theirs(original, networks, batch, draws, options, *, compiled: bool = F
     cached = {}
     if options.recipe == "ldm":
         cached["latents"] = original.latents
-        trained.pop("vae")
+        trained.pop("tokenizer")
     training = loop.Training(script, args, trained, loop.default_ema_decay(script))
     if options.dtype == "bfloat16":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -185,7 +185,7 @@ def make_side(name: str, options: argparse.Namespace) -> Callable[[], dict[str, 
     batch, draws = make_batch(options)
     networks = make_networks(original, options)
     if options.recipe == "ldm":
-        original.latents = original.comparison.moments(networks["vae"], batch["image"])
+        original.latents = original.comparison.moments(networks["tokenizer"], batch["image"])
     given = (original, networks, batch, draws, options)
     if name == "ours":
         call, peak = make_ours(*given), _jax_peak
@@ -213,13 +213,15 @@ def _torch_peak():
 
 def work(options: argparse.Namespace) -> float:
     """GFLOP of an image's step, by arithmetic (benchmarks/flops.py), without the teachers."""
-    trained = ("sit", "vae", "discriminator") if options.recipe == "repae" else ("sit",)
+    trained = (
+        ("backbone", "tokenizer", "discriminator") if options.recipe == "repae" else ("backbone",)
+    )
     config = types.SimpleNamespace(
         data=types.SimpleNamespace(resolution=options.resolution), train=trained
     )
     models = make_models(options)
     if options.recipe == "ldm":
-        whole, _, heads = flops.sit(models.sit)
+        whole, _, heads = flops.sit(models.backbone)
         return 3 * (whole + heads) / 1e9
     models = dataclasses.replace(models, teachers={"given": None})
     parts = flops.arithmetic(config, models, teachers=False)

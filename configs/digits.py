@@ -3,7 +3,7 @@
     python -m repae_jax pretrain-teacher --config configs/digits.py
     python -m repae_jax train --config configs/digits.py --workdir runs/digits
 
-The argument picks a recipe, e.g. configs/digits.py:repa (needs config.vae.weights).
+The argument picks a recipe, e.g. configs/digits.py:repa (needs config.tokenizer.weights).
 """
 
 from repae_jax.config.defaults import apply_recipe, base, teacher
@@ -18,11 +18,11 @@ def get_config(recipe: str = "repae"):
     config.data.update(source="digits", resolution=32, num_classes=10, workers=0)
 
     # 32 x 32 x 3 -> 8 x 8 x 4, and 4 x 4 tokens of the SiT beside 4 x 4 of the teacher.
-    config.vae.update(
+    config.tokenizer.update(
         arch="", channels=16, multipliers=(1, 1, 2), latent_channels=4, num_res_blocks=1,
         middle_attention=False, groups=8,
     )  # fmt: skip
-    config.sit.update(
+    config.backbone.update(
         arch="", patch_size=2, hidden_size=192, depth=5, num_heads=6, encoder_depth=2,
         projector_dim=256,
     )  # fmt: skip

@@ -14,8 +14,8 @@ from repae_jax.config.defaults import apply_recipe, imagenet256
 def get_config(recipe: str = "repa"):
     config = imagenet256()
     config.name = "imagenet256_ldm_e2e_invae"
-    config.vae.update(arch="f16d32", weights="pretrained/e2e-invae/e2e-invae-400k.pt")
-    config.sit.arch = "SiT-XL/1"
+    config.tokenizer.update(arch="f16d32", weights="pretrained/e2e-invae/e2e-invae-400k.pt")
+    config.backbone.arch = "SiT-XL/1"
     config.run.update(steps=4_000_000, checkpoint_every=50_000)
     if recipe == "images":
         return apply_recipe(config, "repa")

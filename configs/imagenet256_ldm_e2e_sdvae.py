@@ -14,8 +14,8 @@ from repae_jax.config.defaults import apply_recipe, imagenet256
 def get_config(recipe: str = "repa"):
     config = imagenet256()
     config.name = "imagenet256_ldm_e2e_sdvae"
-    config.vae.update(arch="f8d4", weights="pretrained/e2e-sdvae/e2e-sdvae-400k.pt")
-    config.sit.arch = "SiT-XL/2"
+    config.tokenizer.update(arch="f8d4", weights="pretrained/e2e-sdvae/e2e-sdvae-400k.pt")
+    config.backbone.arch = "SiT-XL/2"
     config.run.update(steps=4_000_000, checkpoint_every=50_000)
     if recipe == "images":
         return apply_recipe(config, "repa")

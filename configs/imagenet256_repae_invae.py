@@ -13,7 +13,7 @@ from repae_jax.config.defaults import apply_recipe, imagenet256
 def get_config(recipe: str = "repae"):
     config = imagenet256()
     config.name = "imagenet256_repae_invae"
-    config.vae.update(arch="f16d32", weights="pretrained/invae/invae-f16d32.pt")
+    config.tokenizer.update(arch="f16d32", weights="pretrained/invae/invae-f16d32.pt")
     config.discriminator.weights = "pretrained/invae/invae-f16d32-discriminator-ckpt.pt"
-    config.sit.arch = "SiT-XL/1"
+    config.backbone.arch = "SiT-XL/1"
     return apply_recipe(config, recipe)

@@ -2,7 +2,7 @@
 
     python -m repae_jax train --config configs/imagenet256_repae_qwenimage.py --workdir runs/qwen
 
-Needs the VAE (from the hub, or config.vae.weights names a folder of diffusers'), and in pretrained/
+Needs the VAE (from the hub, or config.tokenizer.weights names a folder of diffusers'), and in pretrained/
 DINOv2-B and LPIPS. No discriminator is published for this VAE: a fresh one joins at step 20,000,
 when the VAE has settled under the alignment loss (a choice, not a measured optimum). The argument
 picks a recipe.
@@ -14,7 +14,7 @@ from repae_jax.config.defaults import apply_recipe, imagenet256
 def get_config(recipe: str = "repae"):
     config = imagenet256()
     config.name = "imagenet256_repae_qwenimage"
-    config.vae.update(arch="qwenimage", weights="hf://Qwen/Qwen-Image/vae")
+    config.tokenizer.update(arch="qwenimage", weights="hf://Qwen/Qwen-Image/vae")
     config.objective.discriminator_start = 20_000
-    config.sit.arch = "SiT-XL/2"
+    config.backbone.arch = "SiT-XL/2"
     return apply_recipe(config, recipe)

@@ -13,7 +13,7 @@ from repae_jax.config.defaults import apply_recipe, imagenet256
 def get_config(recipe: str = "repae"):
     config = imagenet256()
     config.name = "imagenet256_repae_sdvae"
-    config.vae.update(arch="f8d4", weights="pretrained/sdvae/sdvae-f8d4.pt")
+    config.tokenizer.update(arch="f8d4", weights="pretrained/sdvae/sdvae-f8d4.pt")
     config.discriminator.weights = "pretrained/sdvae/sdvae-f8d4-discriminator-ckpt.pt"
-    config.sit.arch = "SiT-XL/2"
+    config.backbone.arch = "SiT-XL/2"
     return apply_recipe(config, recipe)

@@ -15,8 +15,8 @@ def get_config(recipe: str = "repa"):
     config = imagenet256()
     config.name = "imagenet512_repa_sdvae"
     config.data.resolution = 512
-    config.vae.update(arch="f8d4", weights="pretrained/sdvae/sdvae-f8d4.pt")
-    config.sit.arch = "SiT-XL/2"
+    config.tokenizer.update(arch="f8d4", weights="pretrained/sdvae/sdvae-f8d4.pt")
+    config.backbone.arch = "SiT-XL/2"
     if recipe == "images":
         return apply_recipe(config, "repa")
     config.data.update(source="latents", path="data/sdvae_512")

@@ -3,7 +3,7 @@
     python -m repae_jax pretrain-teacher --config configs/scenes.py
     python -m repae_jax train --config configs/scenes.py --workdir runs/scenes
 
-The argument picks a recipe, e.g. configs/scenes.py:repa (needs config.vae.weights). Scenes are
+The argument picks a recipe, e.g. configs/scenes.py:repa (needs config.tokenizer.weights). Scenes are
 rendered as they are needed; `prepare scenes:100000 data/scenes/train` renders them once.
 """
 
@@ -19,11 +19,11 @@ def get_config(recipe: str = "repae"):
     config.data.update(source="scenes", resolution=64, num_classes=24, workers=2)
 
     # 64 x 64 x 3 -> 16 x 16 x 4, and 8 x 8 tokens of the SiT beside 8 x 8 of the teacher.
-    config.vae.update(
+    config.tokenizer.update(
         arch="", channels=32, multipliers=(1, 2, 4), latent_channels=4, num_res_blocks=1,
         middle_attention=True, groups=8,
     )  # fmt: skip
-    config.sit.update(
+    config.backbone.update(
         arch="", patch_size=2, hidden_size=384, depth=8, num_heads=6, encoder_depth=3,
         projector_dim=512,
     )  # fmt: skip

@@ -45,8 +45,10 @@ def get_config(size: str = ""):
         config.batch_size = 16
         config.ema_decay = 0.99
         config.data.update(resolution=32, workers=0)
-        config.vae.update(channels=16, multipliers=(1, 1, 2), middle_attention=False, groups=2)
-        config.sit.update(hidden_size=192, depth=5, encoder_depth=2, projector_dim=256)
+        config.tokenizer.update(
+            channels=16, multipliers=(1, 1, 2), middle_attention=False, groups=2
+        )
+        config.backbone.update(hidden_size=192, depth=5, encoder_depth=2, projector_dim=256)
         config.discriminator.update(filters=16, layers=2)
         config.teachers.scenes.update(hidden_size=96, depth=2, num_heads=4, stem=(24, 48, 96))
         config.teachers.scenes.pretrain.update(steps=1500, shift=2)

@@ -18,11 +18,14 @@ COMMANDS = ("train", "pretrain-teacher", "sample", "generate", "report")
     ("arguments", "message"),
     [
         (["train", "--config", "nope.py"], "no config file nope.py"),
-        (["train", "--config", TINY, "--config.sit.dept=3"], "did you mean config.sit.depth?"),
-        (["train", "--config", TINY, "--config.sit=3"], "config.sit"),
-        (["train", "--config", TINY, "--config.sit.depth=many"], "invalid literal"),
+        (
+            ["train", "--config", TINY, "--config.backbone.dept=3"],
+            "did you mean config.backbone.depth?",
+        ),
+        (["train", "--config", TINY, "--config.backbone=3"], "config.backbone"),
+        (["train", "--config", TINY, "--config.backbone.depth=many"], "invalid literal"),
         (["train", "--config", f"{TINY}:repa-e"], "no recipe 'repa-e'"),
-        (["train", "--config", TINY, "--config.sit.patch_size=3"], "patch size 3"),
+        (["train", "--config", TINY, "--config.backbone.patch_size=3"], "patch size 3"),
         (["train", "--config", TINY], "teacher.safetensors', which does not exist"),
         (["pretrain-teacher", "--config", TINY, "--teacher", "big"], "config.teachers has small"),
     ],
@@ -76,7 +79,7 @@ def test_unknown_arguments_are_refused(capsys):
 
 
 def test_wrong_arguments_answer_within_three_seconds(tmp_path):
-    words = ["train", "--config", TINY, "--config.sit.encoder_depth=9", "--workdir", "run"]
+    words = ["train", "--config", TINY, "--config.backbone.encoder_depth=9", "--workdir", "run"]
     started, worked = time.perf_counter(), _children_worked()
     done = subprocess.run(
         [sys.executable, "-m", "repae_jax", *words],

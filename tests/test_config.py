@@ -22,31 +22,31 @@ CONFIGS = sorted(path for path in FOLDER.glob("*.py") if not path.name.startswit
 @pytest.mark.parametrize("recipe", configuration.RECIPES)
 def test_every_config_is_possible_in_every_recipe(path, recipe):
     config = read_config(f"{path}:{recipe}", [])
-    if config.data.source == "latents" and "vae" in config.train:
+    if config.data.source == "latents" and "tokenizer" in config.train:
         with pytest.raises(UserError, match=r"config\.data\.source is 'latents'"):
             validate(config)
         return
-    if "vae" not in config.train and not config.vae.weights:
-        with pytest.raises(UserError, match=r"config\.vae\.weights is empty"):
+    if "tokenizer" not in config.train and not config.tokenizer.weights:
+        with pytest.raises(UserError, match=r"config\.tokenizer\.weights is empty"):
             validate(config)
-        config.vae.weights = "somewhere"
+        config.tokenizer.weights = "somewhere"
     validate(config)
 
 
 def test_the_published_recipe_is_the_default():
     # Figures of the original's command line (train_repae.py) and its loss configuration.
     config = read_config(str(CONFIGS[0].parent / "imagenet256_repae_sdvae.py"), [])
-    for name in ("sit", "vae", "discriminator"):
+    for name in ("backbone", "tokenizer", "discriminator"):
         assert config.optimizer[name].learning_rate == 1e-4
         assert config.optimizer[name].weight_decay == 0
         assert config.optimizer[name].max_grad_norm == 1.0
     assert (config.batch_size, config.run.steps, config.ema_decay) == (256, 400_000, 0.9999)
-    assert (config.sit.arch, config.sit.encoder_depth, config.sit.label_drop) == (
+    assert (config.backbone.arch, config.backbone.encoder_depth, config.backbone.label_drop) == (
         "SiT-XL/2",
         8,
         0.1,
     )
-    assert (config.objective.sit_alignment, config.objective.vae_alignment) == (0.5, 1.5)
+    assert (config.objective.backbone_alignment, config.objective.tokenizer_alignment) == (0.5, 1.5)
     assert (config.objective.kl_weight, config.objective.adversarial_weight) == (1e-6, 0.1)
     assert config.lpips.rescale_inputs
 
@@ -67,34 +67,38 @@ def set_key(config: ConfigDict, key: str, value) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("sit.patch_size", 3, "patch size 3 does not divide the latent of 8 x 8"),
-        ("sit.encoder_depth", 3, "encoder_depth is 3: it must lie between 1 and"),
-        ("sit.encoder_depth", 0, "encoder_depth is 0"),
-        ("sit.hidden_size", 18, "hidden_size is 18"),
-        ("sit.arch", "SiT-XXL/2", "SiT-XXL/2"),
-        ("sit.depth", None, "config.sit.depth is not set"),
-        ("vae.arch", "f9", "f9"),
-        ("vae.groups", 3, "groups is 3"),
-        ("vae.attention_levels", (3,), "attention_levels has 3"),
-        ("data.resolution", 30, "not divisible by the VAE's down-sampling factor 4"),
-        ("teachers.small.patch_size", 4, "8 x 8 tokens, the SiT 4 x 4"),
+        ("backbone.patch_size", 3, "patch size 3 does not divide the latent of 8 x 8"),
+        ("backbone.encoder_depth", 3, "encoder_depth is 3: it must lie between 1 and"),
+        ("backbone.encoder_depth", 0, "encoder_depth is 0"),
+        ("backbone.hidden_size", 18, "hidden_size is 18"),
+        ("backbone.arch", "SiT-XXL/2", "SiT-XXL/2"),
+        ("backbone.depth", None, "config.backbone.depth is not set"),
+        ("tokenizer.arch", "f9", "f9"),
+        ("tokenizer.groups", 3, "groups is 3"),
+        ("tokenizer.attention_levels", (3,), "attention_levels has 3"),
+        ("data.resolution", 30, "not divisible by the tokenizer's down-sampling factor 4"),
+        ("teachers.small.patch_size", 4, "8 x 8 tokens, the backbone 4 x 4"),
         ("teachers.small.preprocessing", "dinov3", "dinov3"),
         ("teachers.small.preprocessing", "dinov2", "patch size 8 does not divide 28 pixels"),
-        ("train", ("sit", "gan"), "'gan'"),
+        ("train", ("backbone", "gan"), "'gan'"),
         ("train", ("discriminator",), "nothing to train"),
-        ("train", ("sit", "vae"), "adversarial_weight is 0.1 without a discriminator"),
-        ("train", ("sit",), "the VAE is frozen"),
+        ("train", ("backbone", "tokenizer"), "adversarial_weight is 0.1 without a discriminator"),
+        ("train", ("backbone",), "the tokenizer is frozen"),
         ("batch_size", 0, "batch_size is 0"),
         ("run.steps", -1, "run.steps is -1"),
-        ("sit.label_drop", 1.5, "label_drop is 1.5"),
+        ("backbone.label_drop", 1.5, "label_drop is 1.5"),
         ("dtype", "float16", "float16"),
         ("time.weighting", "cosine", "weighting is 'cosine'"),
         ("objective.interpolant", "edm", "interpolant is 'edm'"),
         ("objective.latent_norm", "none", "latent_norm is 'none'"),
         ("objective.kl_weight", float("nan"), "kl_weight is nan"),
-        ("optimizer.vae.learning_rate", -1e-4, "optimizer.vae.learning_rate is -0.0001"),
-        ("optimizer.vae.decay_steps", 2, "from where the learning rate is zero"),
-        ("optimizer.sit.warmup_steps", -1, "warmup_steps is -1"),
+        (
+            "optimizer.tokenizer.learning_rate",
+            -1e-4,
+            "optimizer.tokenizer.learning_rate is -0.0001",
+        ),
+        ("optimizer.tokenizer.decay_steps", 2, "from where the learning rate is zero"),
+        ("optimizer.backbone.warmup_steps", -1, "warmup_steps is -1"),
         ("sampling.method", "ddim", "ddim"),
         ("sampling.guidance_scale", -0.5, "-0.5"),
     ],
@@ -112,7 +116,7 @@ def test_guidance_needs_a_null_class():
     config = tiny.get_config()
     config.sampling.guidance_scale = 2.0
     validate(config)
-    config.sit.label_drop = 0.0
+    config.backbone.label_drop = 0.0
     with pytest.raises(UserError, match="no null class"):
         validate(config)
 
@@ -127,7 +131,7 @@ def test_batch_must_divide_over_the_devices():
 
 
 @pytest.mark.parametrize(
-    "key", ["vae.weights", "vae.statistics", "discriminator.weights", "data.path"]
+    "key", ["tokenizer.weights", "tokenizer.statistics", "discriminator.weights", "data.path"]
 )
 def test_missing_files_are_named(key, tmp_path):
     config = tiny.get_config()
@@ -155,12 +159,12 @@ def test_lpips_needs_its_weights():
 
 def test_differences_name_the_keys():
     old, new = tiny.get_config(), tiny.get_config()
-    new.sit.depth = 3
+    new.backbone.depth = 3
     new.teachers.small.weights = "other"
     lines = configuration.differences(
         json.loads(configuration.to_json(old)), json.loads(configuration.to_json(new))
     )
     assert lines == [
-        "config.sit.depth: 2 -> 3",
+        "config.backbone.depth: 2 -> 3",
         "config.teachers.small.weights: 'teacher.safetensors' -> 'other'",
     ]

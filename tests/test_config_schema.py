@@ -76,19 +76,28 @@ def run(tmp_path_factory):
 EDITS = {
     "seed": (None, "config.seed is None: it must be a valid integer"),
     "batch_size": (0, "config.batch_size is 0: give at least 1"),
-    "compute.sit_remat": ("x", "config.compute.sit_remat is 'x': use none"),
+    "compute.backbone_remat": ("x", "config.compute.backbone_remat is 'x': use none"),
     "data": (None, "config.data is None"),
     "data.resolution": (10**9, "config.data.resolution is 1000000000: give at most 16384"),
     "data.num_classes": (True, "config.data.num_classes is True: it must be a valid integer"),
-    "optimizer.sit.b1": (float("nan"), "config.optimizer.sit.b1 is nan: it must be a finite"),
+    "optimizer.backbone.b1": (
+        float("nan"),
+        "config.optimizer.backbone.b1 is nan: it must be a finite",
+    ),
     "sampling.steps": (-1, "config.sampling.steps is -1: give at least 1"),
-    "sit.depth": (10**9, "config.sit.depth is 1000000000: give at most 256"),
-    "sit.hidden_size": (32, "the configuration needs"),  # than the checkpoint
-    "sit.mlp_ratio": (-4.0, "config.sit.mlp_ratio is -4.0: give at least"),
-    "sit.num_heads": (0, "config.sit.num_heads is 0: give at least 1"),
+    "backbone.depth": (10**9, "config.backbone.depth is 1000000000: give at most 256"),
+    "backbone.hidden_size": (32, "the configuration needs"),  # than the checkpoint
+    "backbone.mlp_ratio": (-4.0, "config.backbone.mlp_ratio is -4.0: give at least"),
+    "backbone.num_heads": (0, "config.backbone.num_heads is 0: give at least 1"),
     "teachers.small.depth": ([[[1]]], "config.teachers.small.depth"),
-    "vae.multipliers": ([], "config.vae.multipliers is []: list must have at least 1 item"),
-    "vae.num_res_blocks": (10**9, "config.vae.num_res_blocks is 1000000000: give at most 16"),
+    "tokenizer.multipliers": (
+        [],
+        "config.tokenizer.multipliers is []: list must have at least 1 item",
+    ),
+    "tokenizer.num_res_blocks": (
+        10**9,
+        "config.tokenizer.num_res_blocks is 1000000000: give at most 16",
+    ),
     "sede": (3, "is not of this version, which knows no config.sede"),
 }
 
@@ -144,7 +153,7 @@ def test_a_table_of_positions_beyond_any_memory_is_refused():
 
     config = tiny.get_config()
     config.data.resolution = 16_384
-    config.sit.hidden_size = 4096
+    config.backbone.hidden_size = 4096
     config.teachers.small.patch_size = 8
     with pytest.raises(UserError, match="2048 x 2048 tokens of width 4096, whose table"):
         validate(config)

@@ -38,14 +38,16 @@ def said(capsys):
 
 def test_all_missing_files_are_in_one_error(tmp_path, capsys):
     changes = {
-        "vae.weights": "vae.pt", "vae.statistics": "stats.pt", "data.path": "pictures",
+        "tokenizer.weights": "vae.pt", "tokenizer.statistics": "stats.pt", "data.path": "pictures",
         "discriminator.weights": "disc.pt", "objective.perceptual_weight": "1.0",
         "evaluation.every": "2", "evaluation.weights": "inception.pth",
     }  # fmt: skip
     words = [f"--config.{key}={value}" for key, value in changes.items()]
     assert main(["train", "--config", TINY, "--workdir", str(tmp_path / "run"), *words]) == 2
     error = said(capsys)
-    assert error.startswith("error: 7 things are missing: (1) config.vae.weights is 'vae.pt', ")
+    assert error.startswith(
+        "error: 7 things are missing: (1) config.tokenizer.weights is 'vae.pt', "
+    )
     for name in ("stats.pt", "disc.pt", "pictures", "inception.pth", "teacher.safetensors"):
         assert f"'{name}', which does not exist" in error
     assert "make it with `python -m repae_jax pretrain-teacher`" in error
@@ -55,12 +57,14 @@ def test_all_missing_files_are_in_one_error(tmp_path, capsys):
 
 def test_all_missing_sizes_are_in_one_error():
     config = tiny.get_config()
-    config.sit.update(depth=None, num_heads=None)
-    with pytest.raises(UserError, match=r"config.sit.depth, config.sit.num_heads are not set"):
+    config.backbone.update(depth=None, num_heads=None)
+    with pytest.raises(
+        UserError, match=r"config.backbone.depth, config.backbone.num_heads are not set"
+    ):
         validate(config)
     config = tiny.get_config()
-    config.vae.update(channels=None, multipliers=None)
-    with pytest.raises(UserError, match=r"vae.channels, config.vae.multipliers are not set"):
+    config.tokenizer.update(channels=None, multipliers=None)
+    with pytest.raises(UserError, match=r"vae.channels, config.tokenizer.multipliers are not set"):
         validate(config)
     config = tiny.get_config()
     config.teachers.small.update(depth=None, num_heads=None)
@@ -71,12 +75,12 @@ def test_all_missing_sizes_are_in_one_error():
 def test_the_files_of_all_arms_are_looked_for(tmp_path, capsys):
     study = read_config(STUDY, [])
     study.arms["repae"].vae = ""
-    study.arms["repae"].changes = {"vae": {"weights": "own.pt"}}
+    study.arms["repae"].changes = {"tokenizer": {"weights": "own.pt"}}
     study.config.discriminator.weights = "disc.pt"
     assert [line.partition(",")[0] for line in missing_for_runs(study, tmp_path)] == [
         "config.discriminator.weights is 'disc.pt'",
         "config.discriminator.weights is 'disc.pt'",
-        "config.vae.weights is 'own.pt'",
+        "config.tokenizer.weights is 'own.pt'",
         "config.discriminator.weights is 'disc.pt'",
     ]
     words = ["--config.config.discriminator.weights=disc.pt", "--config.config.data.path=nowhere"]
@@ -145,7 +149,7 @@ def latent_config(root, **cache):
     write_cache(root / "cache" / "train", **cache)
     config = tiny.get_config("repa")
     (root / "vae.pt").write_bytes(b"")
-    config.vae.weights = config.teachers.small.weights = str(root / "vae.pt")
+    config.tokenizer.weights = config.teachers.small.weights = str(root / "vae.pt")
     config.data.update(source="latents", path=str(root / "cache"))
     return config
 
@@ -177,7 +181,7 @@ def test_an_evaluation_that_needs_images_is_refused_on_latents_without(tmp_path,
 
 def test_tokens_that_a_cache_lacks_are_missed_at_once(tmp_path):
     config = latent_config(tmp_path, **TOKENS)
-    config.teachers.other = teacher("dinov2-b", weights=config.vae.weights)
+    config.teachers.other = teacher("dinov2-b", weights=config.tokenizer.weights)
     with pytest.raises(UserError, match=r"tokens of the teachers other, small \(it keeps: small\)"):
         check_files(config)
 

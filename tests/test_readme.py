@@ -23,7 +23,7 @@ def get_config(recipe="repae"):
     config.teachers.digits.weights = "runs/digits/teacher.safetensors"
     del config.teachers["small"]
     if recipe == "images":
-        config.vae.weights = "runs/digits"
+        config.tokenizer.weights = "runs/digits"
     return config
 """
 # All in one process, which imports once; what is printed is read back as JSON.

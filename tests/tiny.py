@@ -9,11 +9,11 @@ def get_config(recipe: str = "repae"):
     config.batch_size = 8
     config.ema_decay = 0.9
     config.data.update(source="digits", resolution=32, num_classes=10, workers=0)
-    config.vae.update(
+    config.tokenizer.update(
         arch="", channels=4, multipliers=(1, 1, 1), latent_channels=2, num_res_blocks=1,
         middle_attention=False, groups=2,
     )  # fmt: skip
-    config.sit.update(
+    config.backbone.update(
         arch="", patch_size=2, hidden_size=16, depth=2, num_heads=2, encoder_depth=1,
         projector_dim=8,
     )  # fmt: skip

@@ -125,7 +125,7 @@ def compile_train(config: ConfigDict, topology: str, *, verbose: bool = False) -
     arguments = program.arguments()
     flops = program.flops()
     plain = config.copy_and_resolve_references()
-    plain.compute.update(sit_remat="none", vae_remat="none")
+    plain.compute.update(backbone_remat="none", tokenizer_remat="none")
     simple = dataclasses.replace(program, config=plain, models=build_models(plain))
     work = simple.flops()
     return _compile("train", program.step, arguments, flops, work, program, topology, chip)
@@ -135,9 +135,9 @@ def compile_sampler(config: ConfigDict, topology: str) -> Report:
     """Compile sampling and decoding of one batch for a slice; see `compile_train`."""
     program, chip = _program(config, topology)
     models, mesh = program.models, program.mesh
-    if models.sit is None:
-        raise UserError("config.train has no 'sit': there is nothing to sample")
-    generate = make_generate(models.sit, models.vae, make_sampler(config), mesh=mesh)
+    if models.backbone is None:
+        raise UserError("config.train has no 'backbone': there is nothing to sample")
+    generate = make_generate(models.backbone, models.tokenizer, make_sampler(config), mesh=mesh)
     ids = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32, sharding=over_batch(mesh))
     arguments = (sampling_weights(program.template), program.key_shape(), ids, ids)
     flops = count_flops(generate, *arguments) / config.batch_size
@@ -176,7 +176,7 @@ def sweep(config: ConfigDict, topology: str, *, verbose: bool = False) -> Report
     if largest is None:
         raise UserError(
             f"not one image per device fits {topology}: raise config.mesh.fsdp, or set "
-            "config.compute.vae_remat and config.compute.sit_remat to 'blocks'"
+            "config.compute.tokenizer_remat and config.compute.backbone_remat to 'blocks'"
         )
     return largest
 
@@ -204,7 +204,7 @@ def _compile(name, function, arguments, flops, work, program: Program, topology,
             raise
         raise OutOfMemory(
             f"{batch_size} images do not fit {topology} ({first_line(error)}): raise "
-            "config.mesh.fsdp, lower --batch-per-device, or set config.compute.vae_remat = 'blocks'"
+            "config.mesh.fsdp, lower --batch-per-device, or set config.compute.tokenizer_remat = 'blocks'"
         ) from error
     seconds = time.perf_counter() - started
     memory = compiled.memory_analysis()

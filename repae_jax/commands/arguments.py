@@ -22,9 +22,9 @@ The shortest way to see it work, on handwritten digits and two CPU cores:
 
 CONFIG_HELP = """\
 Any key of the configuration can be set behind --config, for example
-  --config configs/digits.py --config.run.steps=200 --config.sit.depth=4
+  --config configs/digits.py --config.run.steps=200 --config.backbone.depth=4
 and a config file may take an argument behind a colon, such as its recipe:
-  --config configs/digits.py:repa --config.vae.weights=runs/digits
+  --config configs/digits.py:repa --config.tokenizer.weights=runs/digits
 All keys and their defaults are in repae_jax/config/defaults.py.
 """
 
@@ -206,12 +206,12 @@ def _add_encode(command):
     encode = command(
         "encode",
         "put a configuration's images through its VAE once, to train on the latents",
-        "The configuration names the images (config.data), the VAE (config.vae.weights) and the\n"
+        "The configuration names the images (config.data), the VAE (config.tokenizer.weights) and the\n"
         "teachers. A killed run goes on where it stopped, and ends with the same bytes.\n\n"
         "examples:\n"
         "  encode --config configs/imagenet256_ldm_e2e_vavae.py:images --output data/e2e_vavae "
         "--teachers --dtype float16\n"
-        "  encode --config mine.py:repa --config.vae.weights=my-vae --output data/mine --images\n\n"
+        "  encode --config mine.py:repa --config.tokenizer.weights=my-vae --output data/mine --images\n\n"
         "then train with --config.data.source=latents --config.data.path=data/mine",
     )
     add_config(encode)
@@ -285,7 +285,7 @@ def _add_convert(command):
         "  convert exps/sdvae/checkpoints/0400000.pt runs/sdvae    and back, to train on\n"
         "  convert sdvae-f8d4.pt sdvae                    one VAE file, for diffusers\n\n"
         "A run takes its configuration from the checkpoint's arguments, or from --config; keys\n"
-        "can be set, for example --config.vae.weights=VAE where the checkpoint has none.",
+        "can be set, for example --config.tokenizer.weights=VAE where the checkpoint has none.",
     )
     convert.add_argument("source", metavar="SOURCE", help="a file, a folder, or hf://owner/name")
     convert.add_argument("target", metavar="TARGET", type=pathlib.Path, help="a new file or folder")

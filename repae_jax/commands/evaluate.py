@@ -105,7 +105,7 @@ def _open_sampled(options: argparse.Namespace, mesh: Mesh) -> ImageSet:
     labels, _ = choose_labels(options.labels, count, config.data.num_classes, options.seed)
     run = open_run(workdir, mesh)
     name = f"{workdir}, step {int(run.state.step)}"
-    generate = make_generate(run.models.sit, run.models.vae, sampler, mesh=mesh)
+    generate = make_generate(run.models.backbone, run.models.tokenizer, sampler, mesh=mesh)
     key, weights = put_key(mesh, options.seed), sampling_weights(run.state)
     return sampled(name, generate, weights, key, labels, config.data.resolution, mesh)
 

@@ -65,7 +65,9 @@ def generate_command(options: argparse.Namespace) -> int:
                 finished = not starts and job.output.path.exists()
                 missing[np.array(starts, int) // job.batch_size] = 1
         missing = np.flatnonzero(group.from_first(missing)) * job.batch_size
-        generate = make_generate(run.models.sit, run.models.vae, job.sampler, mesh=job.mesh)
+        generate = make_generate(
+            run.models.backbone, run.models.tokenizer, job.sampler, mesh=job.mesh
+        )
         del run  # only what sampling needs stays on the devices
         if missing.size:
             _write_missing(job, generate, weights, missing, lock, group, progress=not options.quiet)

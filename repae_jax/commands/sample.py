@@ -27,7 +27,7 @@ def sample_command(options: argparse.Namespace) -> int:
     labels, columns = _labels(options.labels, config.data.num_classes)
     checked(options.batch_size, Batch, source="--batch-size")
     run = open_run(options.workdir)
-    generate = make_generate(run.models.sit, run.models.vae, sampler)
+    generate = make_generate(run.models.backbone, run.models.tokenizer, sampler)
     images = generate_all(
         generate,
         sampling_weights(run.state),
@@ -59,7 +59,7 @@ def sampled_config(workdir: pathlib.Path) -> ConfigDict:
             "give a run's work directory"
         )
     config = load_config(workdir)
-    if "sit" not in config.train:
+    if "backbone" not in config.train:
         raise UserError(f"{workdir} trained a VAE alone: there is nothing to sample from")
     return config
 
@@ -83,15 +83,15 @@ def chosen_sampler(config: ConfigDict, options: argparse.Namespace) -> Sampler:
         _check_unconditional(config, changes["guidance_scale"])
         changes["guidance_scale"] = 1.0
     sampler = make_sampler(config, **changes)
-    check_null_class(sampler, config.sit.label_drop)
+    check_null_class(sampler, config.backbone.label_drop)
     return sampler
 
 
 def _check_unconditional(config, guidance_scale):
-    if config.sit.label_drop == 0:
+    if config.backbone.label_drop == 0:
         raise UserError(
             f"--labels {NONE} asks for the null class, but this run was trained with "
-            "config.sit.label_drop 0 and has none: give classes"
+            "config.backbone.label_drop 0 and has none: give classes"
         )
     if guidance_scale not in (None, 0.0, 1.0):
         raise UserError(

@@ -3,9 +3,9 @@
 A file in configs/ calls `base()` and changes what its experiment changes. The keys:
 
     seed        of initialisation, data order and draws
-    train       which networks are trained: any of "sit", "vae", "discriminator"
+    train       which networks are trained: any of "backbone", "tokenizer", "discriminator"
     data        where the images come from
-    vae, sit, discriminator, lpips, teachers   the networks
+    tokenizer, backbone, discriminator, lpips, teachers   the networks
     objective   coefficients and variants of the loss (models/networks.py)
     time        how the diffusion times are drawn
     optimizer   one AdamW per trained network
@@ -24,13 +24,14 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from repae_jax.config.schema import check_values
+from repae_jax.config.versions import RENAMED_RECIPES, upgraded, versioned
 from repae_jax.errors import UserError
 from repae_jax.utils.schema import parse_json
 from repae_jax.utils.sealed import KEY as SEAL
 from repae_jax.utils.sealed import seal, unseal
 
-NETWORKS = ("sit", "vae", "discriminator")
-# key in config.vae -> field of the module, by family
+NETWORKS = ("backbone", "tokenizer", "discriminator")
+# key in config.tokenizer -> field of the module, by family
 _VAE_FIELDS = {
     "kl": {
         name: name
@@ -48,13 +49,13 @@ _VAE_FIELDS = {
     },
 }  # fmt: skip
 RECIPES = {
-    "repae": "the VAE and the SiT jointly (REPA-E)",
-    "repa": "the SiT with alignment, on a frozen VAE (REPA)",
-    "sit": "the SiT without alignment, on a frozen VAE",
-    "vae": "the VAE alone, with its discriminator",
-    "repae_no_stop_gradient": "ablation: the SiT's whole loss trains the VAE as well",
+    "repae": "the tokenizer and the backbone jointly (REPA-E)",
+    "repa": "the backbone with alignment, on a frozen tokenizer (REPA)",
+    "vanilla": "the backbone without alignment, on a frozen tokenizer",
+    "vae": "the tokenizer alone, with its discriminator",
+    "repae_no_stop_gradient": "ablation: the backbone's whole loss trains the tokenizer as well",
     "repae_no_latent_norm": "ablation: fixed latent statistics in place of LatentNorm",
-    "repae_no_regularisation": "ablation: L_REG = 0, the VAE learns from the alignment alone",
+    "repae_no_regularisation": "ablation: L_REG = 0, the tokenizer learns from the alignment alone",
 }
 
 
@@ -90,7 +91,7 @@ def base() -> ConfigDict:
                 workers=8,  # decoding processes; 0 decodes in threads
                 accept="",  # data that have changed since the run began: what the refusal names
             ),
-            vae=dict(
+            tokenizer=dict(
                 arch="f8d4",  # a name in VAE_PRESETS, or "" with every dimension below
                 family="kl",  # without a preset: "kl" or "qwenimage"
                 channels=placeholder(int),
@@ -107,7 +108,7 @@ def base() -> ConfigDict:
                 weights="",
                 statistics="",  # latent statistics (.pt); "" looks beside `weights`, or measures
             ),
-            sit=dict(
+            backbone=dict(
                 arch="SiT-XL/2",  # a name in SIT_CONFIGS, or "" with every dimension below
                 patch_size=placeholder(int),
                 hidden_size=placeholder(int),
@@ -125,8 +126,8 @@ def base() -> ConfigDict:
             teachers=dict(),
             objective=dict(
                 interpolant="linear",
-                sit_alignment=0.5,
-                vae_alignment=1.5,
+                backbone_alignment=0.5,
+                tokenizer_alignment=1.5,
                 stop_gradient=True,
                 latent_norm="batch",
                 reconstruction="l1",
@@ -150,9 +151,9 @@ def base() -> ConfigDict:
             ),
             compute=dict(
                 micro_batches=1,  # gradients are averaged over so many parts of a batch
-                scan_blocks=False,  # the SiT's blocks as one compiled loop, and a teacher's
-                sit_remat="none",  # "products" or "blocks": see models/remat.py
-                vae_remat="none",
+                scan_blocks=False,  # the backbone's blocks as one compiled loop, and a teacher's
+                backbone_remat="none",  # "products" or "blocks": see models/remat.py
+                tokenizer_remat="none",
             ),
             sampling=dict(
                 method="euler-maruyama",  # or "euler", "heun"
@@ -234,15 +235,17 @@ def apply_recipe(config: ConfigDict, recipe: str) -> ConfigDict:
     """
     if recipe not in RECIPES:
         choices = "; ".join(f"{name}: {what}" for name, what in RECIPES.items())
+        if recipe in RENAMED_RECIPES:
+            raise UserError(f"the recipe {recipe!r} is now {RENAMED_RECIPES[recipe]!r}")
         raise UserError(f"no recipe {recipe!r}; choose from {choices}")
-    if recipe in ("repa", "sit"):
-        config.train = ("sit",)
+    if recipe in ("repa", "vanilla"):
+        config.train = ("backbone",)
         config.objective.latent_norm = "fixed"
-    if recipe == "sit":
+    if recipe == "vanilla":
         config.teachers = ConfigDict()
         config.evaluation.cknna_images = 0
     if recipe == "vae":
-        config.train = tuple(name for name in config.train if name != "sit")
+        config.train = tuple(name for name in config.train if name != "backbone")
         config.teachers = ConfigDict()
         config.evaluation.every = 0
     if recipe == "repae_no_stop_gradient":
@@ -256,30 +259,30 @@ def apply_recipe(config: ConfigDict, recipe: str) -> ConfigDict:
     return config
 
 
-def vae_dimensions(config: ConfigDict) -> tuple[str, dict[str, Any]]:
+def tokenizer_dimensions(config: ConfigDict) -> tuple[str, dict[str, Any]]:
     """The VAE's family and its fields; explicit keys override the preset's."""
     from repae_jax.models.tokenizers.vae import VAE_PRESETS
 
-    section = config.vae
+    section = config.tokenizer
     if section.arch:
-        _check_preset("vae", section.arch, VAE_PRESETS)
+        _check_preset("tokenizer", section.arch, VAE_PRESETS)
     family, preset = VAE_PRESETS.get(section.arch, (section.family, {}))
     if family not in _VAE_FIELDS:
-        raise UserError(f"config.vae.family is {family!r}: use {' or '.join(_VAE_FIELDS)}")
+        raise UserError(f"config.tokenizer.family is {family!r}: use {' or '.join(_VAE_FIELDS)}")
     fields = _VAE_FIELDS[family]
     explicit = {field: section[key] for key, field in fields.items() if section[key] is not None}
     dimensions = {**preset, **explicit}
     needed = ("channels", "multipliers", "latent_channels")
-    _check_set("vae", [key for key in needed if fields[key] not in dimensions])
+    _check_set("tokenizer", [key for key in needed if fields[key] not in dimensions])
     return family, {k: tuple(v) if isinstance(v, list) else v for k, v in dimensions.items()}
 
 
-def sit_dimensions(config: ConfigDict) -> dict[str, Any]:
+def backbone_dimensions(config: ConfigDict) -> dict[str, Any]:
     """hidden_size, depth, num_heads and patch_size; explicit keys override the preset's."""
     from repae_jax.models.backbones.sit import SIT_CONFIGS
 
     needed = ("hidden_size", "depth", "num_heads", "patch_size")
-    return _dimensions(config.sit, "sit", SIT_CONFIGS, needed)
+    return _dimensions(config.backbone, "backbone", SIT_CONFIGS, needed)
 
 
 def _dimensions(section, name, presets, needed):
@@ -308,7 +311,8 @@ def _check_preset(name, arch, presets):
 
 def to_json(config: ConfigDict, *, sealed: bool = False) -> str:
     """The configuration as readable JSON, `sealed` with a checksum."""
-    content = seal(config.to_dict()) if sealed else config.to_dict()
+    content = versioned(config.to_dict())
+    content = seal(content) if sealed else content
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
@@ -325,7 +329,7 @@ def from_stored(stored: Any, *, source: str) -> ConfigDict:
     """The configuration of what `to_json` wrote, as JSON gives it back.
 
     Raises:
-      UserError: of another version. (Whether its values are possible, `validate` checks.)
+      UserError: of a later version, or damaged. (`validate` checks whether its values are possible.)
     """
     if isinstance(stored, dict) and SEAL in stored:
         stored, whole = unseal(stored)
@@ -334,6 +338,7 @@ def from_stored(stored: Any, *, source: str) -> ConfigDict:
                 f"{source} is damaged or was edited (its checksum is another): set keys on the "
                 f"command line; if the edit is meant, delete the line {SEAL!r} in it"
             )
+    stored = upgraded(stored, source=source)
     config, expected = base(), _defaults(stored)
     if unknown := _apart(expected, stored, "config"):
         raise UserError(f"{source} is not of this version, which knows no {unknown[0]}")
@@ -346,6 +351,7 @@ def from_stored(stored: Any, *, source: str) -> ConfigDict:
 
 def absent_keys(stored: Mapping[str, Any]) -> list[str]:
     """The keys of a configuration that what JSON gave back of one does not have."""
+    stored = upgraded(stored, source="config")
     return _apart(stored, _defaults(stored), "config")
 
 

@@ -56,7 +56,7 @@ def missing_vaes(*names: str) -> list[str]:
 
 def needs_lpips(config: ConfigDict) -> bool:
     """Whether the loss has a perceptual term."""
-    return "vae" in config.train and config.objective.perceptual_weight > 0
+    return "tokenizer" in config.train and config.objective.perceptual_weight > 0
 
 
 def _exists(path):
@@ -65,8 +65,8 @@ def _exists(path):
 
 def _files(config: ConfigDict) -> Iterator[str]:
     named = {
-        "vae.weights": config.vae.weights,
-        "vae.statistics": config.vae.statistics,
+        "tokenizer.weights": config.tokenizer.weights,
+        "tokenizer.statistics": config.tokenizer.statistics,
         "discriminator.weights": config.discriminator.weights,
         "lpips.weights": config.lpips.weights,
         "lpips.vgg_weights": config.lpips.vgg_weights,
@@ -104,7 +104,7 @@ def _cache(config: ConfigDict) -> Iterator[str]:
     if config.data.source != latents.KIND or not pathlib.Path(config.data.path).exists():
         return
     folder, made = _made(config, "train")
-    teachers = list(config.teachers) if "sit" in config.train else []
+    teachers = list(config.teachers) if "backbone" in config.train else []
     yield from latents.missing_for_teachers(folder, made, teachers)
     measured = config.evaluation
     if not measured.every:

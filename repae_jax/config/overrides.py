@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
+from repae_jax.config.versions import present_name
 from repae_jax.errors import UserError
 
 PREFIX = "--config."
@@ -85,6 +86,9 @@ def _check_keys(config, overrides):
                 keys = list(node) if isinstance(node, ConfigDict) else []
                 close = difflib.get_close_matches(key, keys, n=1)
                 known = ", ".join(keys) or "no keys"
+                whole = override.split("=")[0].removeprefix(PREFIX)
+                if renamed := present_name(whole):
+                    raise UserError(f"config.{whole} is now config.{renamed}")
                 hint = f"did you mean {path}.{close[0]}?" if close else f"{path} has {known}"
                 raise UserError(f"unknown key {path}.{key}: {hint}")
             node, path = node[key], f"{path}.{key}"

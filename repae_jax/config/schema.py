@@ -33,7 +33,7 @@ class _Data(TypedDict):
     workers: whole(0, 1024)
 
 
-class _VAE(TypedDict):
+class _Tokenizer(TypedDict):
     arch: Text
     family: Text
     channels: Width | None
@@ -49,7 +49,7 @@ class _VAE(TypedDict):
     statistics: Text
 
 
-class _SiT(TypedDict):
+class _Backbone(TypedDict):
     arch: Text
     patch_size: whole(1, 256) | None
     hidden_size: Width | None
@@ -100,8 +100,8 @@ class _Teacher(TypedDict):
 
 class _Objective(TypedDict):
     interpolant: Text
-    sit_alignment: _FINITE
-    vae_alignment: _FINITE
+    backbone_alignment: _FINITE
+    tokenizer_alignment: _FINITE
     stop_gradient: bool
     latent_norm: Text
     reconstruction: Text
@@ -131,8 +131,8 @@ class _AdamW(TypedDict):
 
 
 class _Optimizers(TypedDict):
-    sit: _AdamW
-    vae: _AdamW
+    backbone: _AdamW
+    tokenizer: _AdamW
     discriminator: _AdamW
 
 
@@ -147,8 +147,8 @@ class _Mesh(TypedDict):
 class _Compute(TypedDict):
     micro_batches: whole(1, 2**20)
     scan_blocks: bool
-    sit_remat: Text
-    vae_remat: Text
+    backbone_remat: Text
+    tokenizer_remat: Text
 
 
 class _Sampling(TypedDict):
@@ -192,8 +192,8 @@ class Config(TypedDict):
     ema_decay: _FRACTION
     dtype: Text
     data: _Data
-    vae: _VAE
-    sit: _SiT
+    tokenizer: _Tokenizer
+    backbone: _Backbone
     latent_norm: _LatentNorm
     discriminator: _Discriminator
     lpips: _LPIPS

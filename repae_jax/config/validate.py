@@ -2,12 +2,12 @@
 
 from ml_collections import ConfigDict
 
-from repae_jax.config.defaults import NETWORKS, sit_dimensions, vae_dimensions
+from repae_jax.config.defaults import NETWORKS, backbone_dimensions, tokenizer_dimensions
 from repae_jax.config.schema import check_values
 from repae_jax.errors import UserError
 from repae_jax.parallel.mesh import axis_sizes
 
-_LARGEST_TABLE = 2**26  # values of the SiT's table of positions, 256 MiB
+_LARGEST_TABLE = 2**26  # values of the backbone's table of positions, 256 MiB
 _ON_COLLAPSE = ("warn", "stop")
 
 
@@ -20,7 +20,7 @@ def validate(config: ConfigDict) -> None:
     for name in config.train:
         _check_optimizer(name, config.optimizer[name], config.run.steps)
     latent_size = _check_vae(config)
-    if "sit" in config.train:
+    if "backbone" in config.train:
         _check_sit(config, latent_size)
     _check_objective(config)
     _check_sampling(config)
@@ -48,22 +48,24 @@ def _check_train(config):
     for name in train:
         if name not in NETWORKS:
             raise UserError(f"config.train has {name!r}: it takes {', '.join(NETWORKS)}")
-    if not {"sit", "vae"} & set(train):
-        raise UserError(f"config.train is {train}: nothing to train without 'sit' or 'vae'")
-    if "discriminator" in train and "vae" not in train:
-        raise UserError("config.train has 'discriminator' without 'vae', which is what it judges")
-    if config.data.source == "latents" and "vae" in train:
+    if not {"backbone", "tokenizer"} & set(train):
         raise UserError(
-            "config.data.source is 'latents', of a frozen VAE, but config.train has 'vae': choose "
-            "the recipe repa or sit, or train on images"
+            f"config.train is {train}: nothing to train without 'backbone' or 'tokenizer'"
         )
-    if "vae" not in train and not config.vae.weights:
+    if "discriminator" in train and "tokenizer" not in train:
+        raise UserError("config.train has 'discriminator' without 'tokenizer', which it judges")
+    if config.data.source == "latents" and "tokenizer" in train:
         raise UserError(
-            "the VAE is frozen (config.train has no 'vae') and config.vae.weights is empty: "
+            "config.data.source is 'latents', of a frozen tokenizer, but config.train has 'tokenizer': choose "
+            "the recipe repa or vanilla, or train on images"
+        )
+    if "tokenizer" not in train and not config.tokenizer.weights:
+        raise UserError(
+            "the tokenizer is frozen (config.train has no 'tokenizer') and config.tokenizer.weights is empty: "
             "name its file or the work directory that trained it"
         )
     adversarial = config.objective.adversarial_weight > 0
-    if "vae" in train and adversarial and "discriminator" not in train:
+    if "tokenizer" in train and adversarial and "discriminator" not in train:
         raise UserError(
             "config.objective.adversarial_weight is "
             f"{config.objective.adversarial_weight} without a discriminator: "
@@ -94,11 +96,11 @@ def _check_vae(config):
     """Checks the autoencoder; returns the side of its latent."""
     from repae_jax.models.tokenizers.vae import VAE_FAMILIES
 
-    family, dimensions = vae_dimensions(config)
+    family, dimensions = tokenizer_dimensions(config)
     vae = VAE_FAMILIES[family](**dimensions)
     if config.data.resolution % vae.factor:
         raise UserError(
-            f"config.data.resolution is {config.data.resolution}, not divisible by the VAE's "
+            f"config.data.resolution is {config.data.resolution}, not divisible by the tokenizer's "
             f"down-sampling factor {vae.factor}"
         )
     levels = len(vae.multipliers)
@@ -106,8 +108,8 @@ def _check_vae(config):
         _check_kl(vae, levels)
     elif len(vae.temporal_downsample) != levels - 1:
         raise UserError(
-            f"config.vae.temporal_downsample is {vae.temporal_downsample}: the {levels} levels of "
-            f"config.vae.multipliers need {levels - 1} entries"
+            f"config.tokenizer.temporal_downsample is {vae.temporal_downsample}: the {levels} levels of "
+            f"config.tokenizer.multipliers need {levels - 1} entries"
         )
     return config.data.resolution // vae.factor
 
@@ -117,46 +119,46 @@ def _check_kl(vae, levels):
         width = vae.channels * multiplier
         if width % vae.groups:
             raise UserError(
-                f"config.vae.groups is {vae.groups}, which does not divide the level of "
+                f"config.tokenizer.groups is {vae.groups}, which does not divide the level of "
                 f"{width} channels"
             )
     for level in vae.attention_levels:
         if not 0 <= level < levels:
             raise UserError(
-                f"config.vae.attention_levels has {level}: levels run from 0 to {levels - 1}"
+                f"config.tokenizer.attention_levels has {level}: levels run from 0 to {levels - 1}"
             )
 
 
 def _check_sit(config, latent_size):
-    sit = sit_dimensions(config)
-    patch = sit["patch_size"]
+    backbone = backbone_dimensions(config)
+    patch = backbone["patch_size"]
     if latent_size % patch:
         raise UserError(
-            f"the SiT's patch size {patch} does not divide the latent of {latent_size} x "
+            f"the backbone's patch size {patch} does not divide the latent of {latent_size} x "
             f"{latent_size}: use a patch size that does, or another resolution"
         )
-    if not 1 <= config.sit.encoder_depth <= sit["depth"]:
+    if not 1 <= config.backbone.encoder_depth <= backbone["depth"]:
         raise UserError(
-            f"config.sit.encoder_depth is {config.sit.encoder_depth}: it must lie between 1 and "
-            f"the SiT's depth {sit['depth']}"
+            f"config.backbone.encoder_depth is {config.backbone.encoder_depth}: it must lie between 1 and "
+            f"the backbone's depth {backbone['depth']}"
         )
-    if sit["hidden_size"] % sit["num_heads"] or sit["hidden_size"] % 4:
+    if backbone["hidden_size"] % backbone["num_heads"] or backbone["hidden_size"] % 4:
         raise UserError(
-            f"config.sit.hidden_size is {sit['hidden_size']}: it must be divisible by the "
-            f"{sit['num_heads']} heads and by 4"
+            f"config.backbone.hidden_size is {backbone['hidden_size']}: it must be divisible by the "
+            f"{backbone['num_heads']} heads and by 4"
         )
     grid = latent_size // patch
-    if grid**2 * sit["hidden_size"] > _LARGEST_TABLE:
+    if grid**2 * backbone["hidden_size"] > _LARGEST_TABLE:
         raise UserError(
-            f"the SiT would see {grid} x {grid} tokens of width {sit['hidden_size']}, whose table "
+            f"the backbone would see {grid} x {grid} tokens of width {backbone['hidden_size']}, whose table "
             "of positions no memory holds: lower config.data.resolution, or raise "
-            "config.sit.patch_size"
+            "config.backbone.patch_size"
         )
     for name, entry in config.teachers.items():
         teacher_grid = _teacher_grid(config, name, entry)
         if teacher_grid != grid:
             raise UserError(
-                f"teacher {name!r} gives {teacher_grid} x {teacher_grid} tokens, the SiT "
+                f"teacher {name!r} gives {teacher_grid} x {teacher_grid} tokens, the backbone "
                 f"{grid} x {grid}: they must match, so change the patch size of one of them"
             )
 
@@ -235,16 +237,16 @@ def _check_sampling(config):
     from repae_jax.sampling.samplers import Sampler, check_null_class
 
     sampler = Sampler(interpolant=config.objective.interpolant, **config.sampling)
-    check_null_class(sampler, config.sit.label_drop)
+    check_null_class(sampler, config.backbone.label_drop)
 
 
 def _check_evaluation(config):
     wanted = config.evaluation
     if not wanted.every:
         return
-    if "sit" not in config.train:
+    if "backbone" not in config.train:
         raise UserError(
-            f"config.evaluation.every is {wanted.every}, but config.train has no 'sit', which is "
+            f"config.evaluation.every is {wanted.every}, but config.train has no 'backbone', which is "
             "what is measured: set it to 0"
         )
     # Neighbourhoods are of ten images; a covariance needs two.
@@ -260,7 +262,7 @@ def _check_evaluation(config):
     if wanted.cknna_images and not config.teachers:
         raise UserError(
             f"config.evaluation.cknna_images is {wanted.cknna_images}, but config.teachers, which "
-            "the SiT is compared with, is empty: set it to 0"
+            "the backbone is compared with, is empty: set it to 0"
         )
 
 
@@ -269,7 +271,7 @@ def _check_compute(config):
     from repae_jax.parallel.sharding import check_rules
 
     check_rules(config.mesh)
-    for key in ("sit_remat", "vae_remat"):
+    for key in ("backbone_remat", "tokenizer_remat"):
         if config.compute[key] not in POLICIES:
             choices = "; ".join(f"{name}: keep {what}" for name, what in POLICIES.items())
             raise UserError(f"config.compute.{key} is {config.compute[key]!r}: use {choices}")

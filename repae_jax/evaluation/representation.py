@@ -37,13 +37,13 @@ class Features:
 
     Attributes:
       labels: (N,) classes.
-      sit: by time t, (depth, N, D) after each block.
+      backbone: by time t, (depth, N, D) after each block.
       latents: (N, h w c), the normalised posterior means.
       teachers: by name, (N, D_k).
     """
 
     labels: np.ndarray
-    sit: Mapping[float, np.ndarray]
+    backbone: Mapping[float, np.ndarray]
     latents: np.ndarray
     teachers: Mapping[str, np.ndarray]
 
@@ -108,7 +108,7 @@ def extract_features(
 
     _check(run, source, times, count)
     extract = extract or make_extract(run.config, run.models)
-    weights = {**sampling_weights(run.state), "frozen": run.state.frozen}
+    weights = {**sampling_weights(run.state), "teachers": run.state.frozen.get("teachers", {})}
     source = drawn(source, count, seed)
     labels, found = np.empty(count, np.int64), None
     with tqdm(total=count, unit="image", desc="features", disable=not progress) as bar:
@@ -130,7 +130,7 @@ def extract_features(
             bar.update(len(images))
     return Features(
         labels=labels,
-        sit=dict(zip(times, found["sit"], strict=True)),
+        backbone=dict(zip(times, found["backbone"], strict=True)),
         latents=found["latents"],
         teachers=found["teachers"],
     )
@@ -178,14 +178,14 @@ def measure_representation(
     """
     from tqdm import tqdm
 
-    times, depth = tuple(features.sit), len(next(iter(features.sit.values())))
+    times, depth = tuple(features.backbone), len(next(iter(features.backbone.values())))
     teachers = {name: prepared(tokens) for name, tokens in features.teachers.items()}
     classes = len(np.unique(features.labels)) > 1
     alignment = {name: np.zeros((len(times), depth)) for name in teachers}
     probes = np.zeros((len(times), depth)) if classes else None
     with tqdm(total=len(times) * depth, desc="alignment", disable=not progress) as bar:
         for row, time in enumerate(times):
-            for block, tokens in enumerate(features.sit[time]):
+            for block, tokens in enumerate(features.backbone[time]):
                 ready = prepared(tokens)
                 for name, teacher in teachers.items():
                     alignment[name][row, block] = cknna(ready, teacher, topk)
@@ -222,7 +222,7 @@ def probe(features: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _check(run, source, times, count):
-    if run.models.sit is None:
+    if run.models.backbone is None:
         raise UserError(f"{run.workdir} trained a VAE alone: it has no SiT to look into")
     if not run.models.teachers:
         raise UserError(f"{run.workdir} has no teacher to compare with: config.teachers is empty")
@@ -237,8 +237,8 @@ def _check(run, source, times, count):
 def make_extract(config: ConfigDict, models: Models, mesh: Mesh | None = None) -> Extract:
     """Build the compiled `extract(weights, images, labels, seeds, times) -> dict`.
 
-    `weights` are those of sampling and, under "frozen", of the teachers; images (B, H, W, 3) uint8,
-    labels (B,), seeds (2,) of the noise, times (T,). The dict has "sit" (T, depth, B, D), "latents"
+    `weights` are those of sampling and, under "teachers", of the teachers; images (B, H, W, 3) uint8,
+    labels (B,), seeds (2,) of the noise, times (T,). The dict has "backbone" (T, depth, B, D), "latents"
     (B, h w c) and by name the "teachers" (B, D_k), float32.
 
     On a mesh all processes call it alike with the whole batch, which its devices divide, and every
@@ -250,25 +250,27 @@ def make_extract(config: ConfigDict, models: Models, mesh: Mesh | None = None) -
     def extract(weights, images, labels, seeds, times):
         if mesh is not None:
             images, labels = jax.lax.with_sharding_constraint((images, labels), over_batch(mesh))
-        posterior = models.vae.apply({"params": weights["vae"]}, to_float(images), method="encode")
+        posterior = models.tokenizer.apply(
+            {"params": weights["tokenizer"]}, to_float(images), method="encode"
+        )
         norm = weights["latent_norm"]
         latents = (posterior.mean - norm["mean"]) / jnp.sqrt(norm["var"])
         key = jax.random.fold_in(jax.random.key(seeds[0]), seeds[1])
         noise = jax.random.normal(key, latents.shape, latents.dtype)
-        null = models.sit.null_label
+        null = models.backbone.null_label
         labels = labels if null is None else jnp.full_like(labels, null)
 
         def hidden(t):
             t = jnp.full(len(images), t)
             x, _ = interpolate(interpolant, latents, noise, t)
-            return models.sit.apply(weights["sit"], x, t, labels, method=SiT.hidden)
+            return models.backbone.apply(weights["backbone"], x, t, labels, method=SiT.hidden)
 
         teachers = {
-            name: pooled_tokens(teacher, weights["frozen"][name], images)
+            name: pooled_tokens(teacher, weights["teachers"][name], images)
             for name, teacher in models.teachers.items()
         }
         return {
-            "sit": jax.lax.map(hidden, times),
+            "backbone": jax.lax.map(hidden, times),
             "latents": latents.reshape(len(images), -1),
             "teachers": teachers,
         }

@@ -17,7 +17,7 @@ from repae_jax.evaluation.latents import latent_statistics, pca_colours
 from repae_jax.evaluation.reconstruction import mean_psnr
 from repae_jax.evaluation.report import Section, write_report
 from repae_jax.models.tokenizers.codec import make_coder
-from repae_jax.runs.build import initial_vae
+from repae_jax.runs.build import initial_tokenizer
 from repae_jax.runs.metrics import read_history
 from repae_jax.runs.open_run import Run, make_sampler, open_run, sampling_weights
 from repae_jax.runs.workdir import load_config
@@ -66,7 +66,7 @@ def report_command(options: argparse.Namespace) -> int:
 
 
 def _report(run: Run, heldout: Source, page: Page, options: argparse.Namespace) -> None:
-    if run.models.sit is not None:
+    if run.models.backbone is not None:
         _generated(run, page, options)
     _reconstructed(run, heldout, page)
     history = read_history(options.workdir)
@@ -96,7 +96,7 @@ def _generated(run: Run, page: Page, options: argparse.Namespace) -> None:
     labels = balanced(options.samples, classes)
     sampler = make_sampler(config, guidance_scale=1.0)
     images = generate_all(
-        make_generate(run.models.sit, run.models.vae, sampler),
+        make_generate(run.models.backbone, run.models.tokenizer, sampler),
         sampling_weights(run.state),
         jax.random.key(options.seed),
         labels,
@@ -139,8 +139,8 @@ def _judge_digits(page: Page, images, labels) -> None:
 def _reconstructed(run: Run, heldout: Source, page: Page) -> None:
     batches = eval_batches(heldout, min(HELDOUT, len(heldout)))
     images = np.asarray(jnp.asarray(next(iter(batches))["image"]))
-    encode, decode = make_coder(run.models.vae)
-    params = run.state.params["vae"]
+    encode, decode = make_coder(run.models.tokenizer)
+    params = run.state.params["tokenizer"]
     latents = encode(params, images)
     reconstructions, finite = map(np.asarray, decode(params, latents))
     if not finite.all():
@@ -158,7 +158,7 @@ def _reconstructed(run: Run, heldout: Source, page: Page) -> None:
     text = f"Mean PSNR over {len(images)} held-out images: {psnr:.2f} dB (posterior means)."
     page.add("Held-out images and their reconstructions", "reconstructions", picture, text)
 
-    first = encode(initial_vae(run.config, run.models), images[:SHOWN])
+    first = encode(initial_tokenizer(run.config, run.models), images[:SHOWN])
     before, after = pca_colours([np.asarray(first), np.asarray(latents[:SHOWN])])
     text = (
         "The first three principal components of the latents as red, green and blue, with the "

@@ -9,7 +9,7 @@ from repae_jax.errors import UserError
 from repae_jax.interop import autoencoder_kl, discriminator, latent_statistics, sit
 from repae_jax.interop.checkpoint_schema import arguments_of, check_parts
 from repae_jax.interop.extract import extract
-from repae_jax.interop.original import OPTIMIZERS, Kind
+from repae_jax.interop.original import OPTIMIZERS, WEIGHTS, Kind
 
 _OTHER_NAMES = {"model_ema": "ema"}
 _SIGNS = {
@@ -93,7 +93,7 @@ def _check_optimizers(parts, sits, source):
     if not sits:
         raise UserError(f"{source}: not a training checkpoint: neither 'model' nor 'ema' is a SiT")
     for network, key in OPTIMIZERS.items():
-        if (network == "sit" or network in parts) and key not in parts:
+        if (network == "backbone" or WEIGHTS[network] in parts) and key not in parts:
             raise UserError(
                 f"{source}: has 'opt', but {key!r} is missing: leave all optimizers out, or none"
             )

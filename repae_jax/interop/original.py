@@ -24,7 +24,9 @@ from repae_jax.models.tokenizers.vae import parameter_shapes
 # whose SiT has no BatchNorm.
 Kind = Literal["repae", "ldm", "repa"]
 
-OPTIMIZERS = {"sit": "opt", "vae": "opt_vae", "discriminator": "opt_disc"}
+# Where a checkpoint keeps the weights of each role, and the state of its optimizer.
+WEIGHTS = {"backbone": "model", "tokenizer": "vae", "discriminator": "discriminator"}
+OPTIMIZERS = {"backbone": "opt", "tokenizer": "opt_vae", "discriminator": "opt_disc"}
 _COLLECTIONS = ("params", "constants", "batch_stats")
 LPIPS_TENSORS = 31  # frozen, but numbered among the parameters of the discriminator's optimizer
 

@@ -23,8 +23,8 @@ class Teacher:
 class Models:
     """The networks of a run; None where the run has none."""
 
-    vae: VAE
-    sit: SiT | None = None
+    tokenizer: VAE
+    backbone: SiT | None = None
     latent_norm: LatentNorm | None = None
     discriminator: PatchDiscriminator | None = None
     lpips: LPIPS | None = None

@@ -13,8 +13,8 @@ class Objective:
 
     Attributes:
       interpolant: "linear" or "cosine".
-      sit_alignment: lambda, the weight of L_REPA in the SiT's loss.
-      vae_alignment: the weight of L_REPA in the VAE's loss.
+      backbone_alignment: lambda, the weight of L_REPA in the SiT's loss.
+      tokenizer_alignment: the weight of L_REPA in the VAE's loss.
       stop_gradient: isolates the VAE from the SiT's loss; False is the paper's "w/o stopgrad".
       latent_norm: "batch" normalises latents by batch statistics and updates the running ones;
         "fixed" keeps to the statistics that the run started with (frozen VAE; "w/o batch-norm").
@@ -27,8 +27,8 @@ class Objective:
     """
 
     interpolant: str = "linear"
-    sit_alignment: float = 0.5
-    vae_alignment: float = 1.5
+    backbone_alignment: float = 0.5
+    tokenizer_alignment: float = 1.5
     stop_gradient: bool = True
     latent_norm: str = "batch"
     reconstruction: str = "l1"

@@ -132,7 +132,7 @@ def summary(shapes, shardings) -> str:
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
         kind = kinds.get(path[0].name, "other")
-        network = "sit" if kind == "average" else _word(path[1]) if len(path) > 1 else "step"
+        network = "backbone" if kind == "average" else _word(path[1]) if len(path) > 1 else "step"
         row = sizes.setdefault(network, {})
         row[kind] = row.get(kind, 0.0) + bytes_per_device(leaf, sharding) / 1e6
     columns = [*kinds.values(), "other"]

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from repae_jax.config.defaults import sit_dimensions, vae_dimensions
+from repae_jax.config.defaults import backbone_dimensions, tokenizer_dimensions
 from repae_jax.config.needs import needs_lpips
 from repae_jax.models.backbones.sit import SiT
 from repae_jax.models.batch_norm import LatentNorm
@@ -31,9 +31,9 @@ Measure = Callable[[Any], Mapping[str, Any]]
 def build_models(config: ConfigDict) -> Models:
     """The networks that this configuration trains or needs, without their weights."""
     dtype = jnp.dtype(config.dtype)
-    vae = build_vae(config, dtype)
-    models = Models(vae=vae)
-    if "sit" in config.train:
+    tokenizer = build_tokenizer(config, dtype)
+    models = Models(tokenizer=tokenizer)
+    if "backbone" in config.train:
         teachers = {
             name: Teacher(
                 build_vit(entry, config.data.resolution, dtype, scan=config.compute.scan_blocks),
@@ -43,7 +43,9 @@ def build_models(config: ConfigDict) -> Models:
         }
         models = dataclasses.replace(
             models,
-            sit=_build_sit(config, vae, tuple(t.model.dim for t in teachers.values()), dtype),
+            backbone=_build_backbone(
+                config, tokenizer, tuple(t.model.dim for t in teachers.values()), dtype
+            ),
             latent_norm=LatentNorm(momentum=config.latent_norm.momentum),
             teachers=teachers,
         )
@@ -61,10 +63,10 @@ def build_models(config: ConfigDict) -> Models:
     return models
 
 
-def build_vae(config: ConfigDict, dtype: Any = jnp.float32) -> VAE:
-    """The VAE of `config.vae`."""
-    family, dimensions = vae_dimensions(config)
-    return VAE_FAMILIES[family](**dimensions, dtype=dtype, remat=config.compute.vae_remat)
+def build_tokenizer(config: ConfigDict, dtype: Any = jnp.float32) -> VAE:
+    """The VAE of `config.tokenizer`."""
+    family, dimensions = tokenizer_dimensions(config)
+    return VAE_FAMILIES[family](**dimensions, dtype=dtype, remat=config.compute.tokenizer_remat)
 
 
 def build_vit(
@@ -133,17 +135,17 @@ def init_state(
     return state.replace(**fields)
 
 
-def initial_vae(config: ConfigDict, models: Models):
-    """The VAE's parameters before the first step.
+def initial_tokenizer(config: ConfigDict, models: Models):
+    """The tokenizer's parameters before the first step.
 
     Raises:
       UserError: its file is missing or damaged, or holds another model.
     """
-    if config.vae.weights:
-        return _pretrained_vae(config, models, None)[0]
+    if config.tokenizer.weights:
+        return _pretrained_tokenizer(config, models, None)[0]
     key = jax.random.key(config.seed)
     fresh = jax.jit(
-        lambda key: fresh_state(config, models, key).params["vae"],
+        lambda key: fresh_state(config, models, key).params["tokenizer"],
         compiler_options=_init_compiler_options(),
     )
     return fresh(key)
@@ -151,17 +153,24 @@ def initial_vae(config: ConfigDict, models: Models):
 
 def fresh_state(config: ConfigDict, models: Models, key: jax.Array) -> TrainState:
     """The state at step 0 with every network freshly initialised, frozen ones included."""
-    keys = dict(zip(("vae", "sit", "discriminator", "rest"), jax.random.split(key, 4), strict=True))
+    keys = dict(
+        zip(
+            ("tokenizer", "backbone", "discriminator", "rest"),
+            jax.random.split(key, 4),
+            strict=True,
+        )
+    )
     side = config.data.resolution
     image = jnp.zeros((1, side, side, 3))
     latent = jnp.zeros((1, *latent_shape(config, models)))
     params, batch_stats, frozen = {}, {}, {}
-    params["vae"] = models.vae.init(keys["vae"], image, latent)["params"]
-    if models.sit is not None:
+    params["tokenizer"] = models.tokenizer.init(keys["tokenizer"], image, latent)["params"]
+    if models.backbone is not None:
         time, labels = jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)
-        variables = models.sit.init(keys["sit"], latent, time, labels)
-        params["sit"] = variables.pop("params")
-        frozen["sit"] = variables
+        variables = models.backbone.init(keys["backbone"], latent, time, labels)
+        params["backbone"] = variables.pop("params")
+        if variables:  # collections that no step changes, such as a table of positions
+            frozen["backbone"] = variables
         norm = models.latent_norm.init(keys["rest"], latent, train=False)
         batch_stats["latent_norm"] = norm["batch_stats"]
     if models.discriminator is not None:
@@ -170,9 +179,12 @@ def fresh_state(config: ConfigDict, models: Models, key: jax.Array) -> TrainStat
         batch_stats["discriminator"] = variables["batch_stats"]
         if config.objective.lecam_weight:
             batch_stats["lecam"] = {"real": jnp.zeros(()), "fake": jnp.zeros(())}
+    if models.teachers:
+        frozen["teachers"] = {}
     for name, teacher in models.teachers.items():
         grid = teacher.model.native_grid * teacher.model.patch_size
-        frozen[name] = teacher.model.init(keys["rest"], jnp.zeros((1, grid, grid, 3)))
+        variables = teacher.model.init(keys["rest"], jnp.zeros((1, grid, grid, 3)))
+        frozen["teachers"][name] = variables
     if models.lpips is not None:
         frozen["lpips"] = models.lpips.init(keys["rest"], image, image)
     return create_state(params, batch_stats, frozen, build_optimizers(config))
@@ -194,8 +206,8 @@ def state_template(config: ConfigDict, models: Models, sharding) -> TrainState:
 
 def latent_shape(config: ConfigDict, models: Models) -> tuple[int, int, int]:
     """(h, w, c) of one image's latent."""
-    side = config.data.resolution // models.vae.factor
-    return side, side, models.vae.latent_channels
+    side = config.data.resolution // models.tokenizer.factor
+    return side, side, models.tokenizer.latent_channels
 
 
 def _init_compiler_options():
@@ -205,48 +217,59 @@ def _init_compiler_options():
     return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
-def _build_sit(config, vae, teacher_dims, dtype):
+def _build_backbone(config, tokenizer, teacher_dims, dtype):
     return SiT(
-        latent_size=config.data.resolution // vae.factor,
-        latent_channels=vae.latent_channels,
+        latent_size=config.data.resolution // tokenizer.factor,
+        latent_channels=tokenizer.latent_channels,
         num_classes=config.data.num_classes,
-        encoder_depth=config.sit.encoder_depth,
+        encoder_depth=config.backbone.encoder_depth,
         teacher_dims=teacher_dims,
-        projector_dim=config.sit.projector_dim,
-        mlp_ratio=config.sit.mlp_ratio,
-        qk_norm=config.sit.qk_norm,
-        null_class=config.sit.label_drop > 0,
+        projector_dim=config.backbone.projector_dim,
+        mlp_ratio=config.backbone.mlp_ratio,
+        qk_norm=config.backbone.qk_norm,
+        null_class=config.backbone.label_drop > 0,
         dtype=dtype,
-        remat=config.compute.sit_remat,
+        remat=config.compute.backbone_remat,
         scan=config.compute.scan_blocks,
-        **sit_dimensions(config),
+        **backbone_dimensions(config),
     )
 
 
-def load_frozen(config: ConfigDict, models: Models, names: Iterable[str]) -> dict[str, Any]:
-    """The variables of those networks that nothing trains, teachers and LPIPS, from their files.
+def load_frozen(config: ConfigDict, models: Models, roles: Iterable[str]) -> dict[str, Any]:
+    """The variables of those "teachers" and "lpips" in `roles` that the run has, from their files.
 
     Raises:
       UserError: a file is missing or damaged, or holds another model.
     """
     from repae_jax.interop.lpips import load_lpips, read_lpips
-    from repae_jax.runs.weights import load_teacher
 
     frozen = {}
-    for name in names:
-        if name == "lpips":
-            heads, vgg = config.lpips.weights, config.lpips.vgg_weights
-            frozen[name] = load_lpips(read_lpips(heads, vgg), models.lpips, source=heads)
-        elif name in models.teachers:
-            teacher = models.teachers[name].model
-            frozen[name] = load_teacher(config.teachers[name].weights, teacher)
+    if "teachers" in roles and models.teachers:
+        frozen["teachers"] = load_teachers(config, models)
+    if "lpips" in roles and models.lpips is not None:
+        heads, vgg = config.lpips.weights, config.lpips.vgg_weights
+        frozen["lpips"] = load_lpips(read_lpips(heads, vgg), models.lpips, source=heads)
     return frozen
 
 
-def _pretrained_vae(config, models, measure):
+def load_teachers(config: ConfigDict, models: Models) -> dict[str, Any]:
+    """The variables of every teacher by name, from their files.
+
+    Raises:
+      UserError: a file is missing or damaged, or holds another model.
+    """
+    from repae_jax.runs.weights import load_teacher
+
+    return {
+        name: load_teacher(config.teachers[name].weights, teacher.model)
+        for name, teacher in models.teachers.items()
+    }
+
+
+def _pretrained_tokenizer(config, models, measure):
     from repae_jax.runs.weights import read_vae
 
-    params, statistics = read_vae(config, models.vae)
+    params, statistics = read_vae(config, models.tokenizer)
     if statistics is None and models.latent_norm is not None and measure is not None:
         statistics = measure(params)
     return params, statistics
@@ -258,8 +281,8 @@ def _from_files(config, models, measure, check):
     from repae_jax.interop.files import read_tensors
 
     params, batch_stats, ema = {}, {}, {}
-    if config.vae.weights:
-        params["vae"], statistics = _pretrained_vae(config, models, measure)
+    if config.tokenizer.weights:
+        params["tokenizer"], statistics = _pretrained_tokenizer(config, models, measure)
         if statistics is not None and models.latent_norm is not None:
             batch_stats["latent_norm"] = ema["latent_norm"] = dict(statistics)
     if config.discriminator.weights and models.discriminator is not None:
@@ -267,10 +290,9 @@ def _from_files(config, models, measure, check):
         loaded = load_discriminator(read_tensors(path), models.discriminator, source=path)
         params["discriminator"] = loaded["params"]
         batch_stats["discriminator"] = loaded["batch_stats"]
-    names = [*models.teachers, *(["lpips"] if models.lpips is not None else [])]
-    frozen = load_frozen(config, models, names)
-    if "vae" in params:
-        check(params["vae"], frozen)
+    frozen = load_frozen(config, models, ("teachers", "lpips"))
+    if "tokenizer" in params:
+        check(params["tokenizer"], frozen)
     return {"params": params, "batch_stats": batch_stats, "ema": ema, "frozen": frozen}
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from repae_jax.errors import LostProcess, UserError, first_line
 from repae_jax.parallel.multihost import processes
+from repae_jax.runs.checkpoint_names import names_of
 from repae_jax.runs.integrity import MARK, Sums, check_checkpoint
 from repae_jax.runs.optimizers import as_held, as_wanted
 from repae_jax.runs.retention import Record, Retention
@@ -187,7 +188,8 @@ class Checkpoints:
             held = self._manager.item_metadata(step)["state"].tree
             numpy = self._ocp.RestoreArgs(restore_type=np.ndarray)
             state = args.PyTreeRestore(restore_args=jax.tree.map(lambda _: numpy, held))
-            return self._manager.restore(step, args=args.Composite(state=state))["state"]
+            state = self._manager.restore(step, args=args.Composite(state=state))["state"]
+            return names_of(state).present(state)
 
         return self._newest(read)
 
@@ -199,15 +201,20 @@ class Checkpoints:
     def _restore(self, step, template):
         args = self._ocp.args
         held = self._manager.item_metadata(step)["state"]
+        names = names_of(held)
+        held = names.present(held)
         frozen = {name: tree for name, tree in template.frozen.items() if name in held["frozen"]}
         optimizers = {k: as_held(s, held["opt_state"][k]) for k, s in template.opt_state.items()}
         wanted = _filled_fields(template.replace(frozen=frozen, opt_state=optimizers))
         _check_shapes(held, wanted)
         restore_args = self._ocp.checkpoint_utils.construct_restore_args(wanted)
-        state = args.PyTreeRestore(wanted, restore_args=restore_args, partial_restore=True)
+        state = args.PyTreeRestore(
+            names.stored(wanted), restore_args=names.stored(restore_args), partial_restore=True
+        )
         restored = self._manager.restore(
             step, args=args.Composite(state=state, data=args.JsonRestore())
         )
+        restored["state"] = names.present(restored["state"])
         _check_complete(restored["state"])
         restored["state"]["opt_state"] = {
             name: as_wanted(restored["state"]["opt_state"][name], wanted)

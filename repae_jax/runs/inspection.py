@@ -70,9 +70,9 @@ def _run_lines(path):
     yield "trains", ", ".join(config.train)
     yield "step", f"{step} of {config.run.steps}" if step is not None else "no checkpoint yet"
     models = build_models(config)
-    if models.sit is not None:
-        yield "SiT", _sit_text(_fields_of(models.sit))
-    yield "VAE", vae_text(models.vae)
+    if models.backbone is not None:
+        yield "SiT", _sit_text(_fields_of(models.backbone))
+    yield "VAE", vae_text(models.tokenizer)
     shapes = jax.eval_shape(lambda key: fresh_state(config, models, key), jax.random.key(0))
     for network, part in shapes.params.items():
         yield network, weights_text(part)

@@ -73,11 +73,11 @@ def load_state(
 
 
 def sampling_weights(state: TrainState) -> Mapping[str, Any]:
-    """What `make_generate`'s function takes: averaged SiT and statistics, and the VAE."""
+    """What `make_generate`'s function takes: averaged backbone and statistics, and the tokenizer."""
     return {
-        "sit": {"params": state.ema["params"], "constants": state.ema["constants"]},
+        "backbone": {name: tree for name, tree in state.ema.items() if name != "latent_norm"},
         "latent_norm": state.ema["latent_norm"],
-        "vae": state.params["vae"],
+        "tokenizer": state.params["tokenizer"],
     }
 
 

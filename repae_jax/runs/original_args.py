@@ -20,16 +20,16 @@ _SAME = {
     "batch_size": ("batch_size",),
     "num_classes": ("data.num_classes",),
     "resolution": ("data.resolution",),
-    "encoder_depth": ("sit.encoder_depth",),
-    "qk_norm": ("sit.qk_norm",),
-    "cfg_prob": ("sit.label_drop",),
+    "encoder_depth": ("backbone.encoder_depth",),
+    "qk_norm": ("backbone.qk_norm",),
+    "cfg_prob": ("backbone.label_drop",),
     "bn_momentum": ("latent_norm.momentum",),
     "path_type": ("objective.interpolant",),
-    "proj_coeff": ("objective.sit_alignment",),
-    "vae_align_proj_coeff": ("objective.vae_alignment",),
+    "proj_coeff": ("objective.backbone_alignment",),
+    "vae_align_proj_coeff": ("objective.tokenizer_alignment",),
     "weighting": ("time.weighting",),
-    "learning_rate": ("optimizer.sit.learning_rate",),
-    "vae_learning_rate": ("optimizer.vae.learning_rate",),
+    "learning_rate": ("optimizer.backbone.learning_rate",),
+    "vae_learning_rate": ("optimizer.tokenizer.learning_rate",),
     "disc_learning_rate": ("optimizer.discriminator.learning_rate",),
     "max_train_steps": ("run.steps",),
     "checkpointing_steps": ("run.checkpoint_every",),
@@ -119,12 +119,12 @@ def config_from_args(args: Mapping[str, Any], kind: Kind, *, source: str) -> Con
         if args.get(theirs) is not None:
             _assign(config, ours, args[theirs])
     if kind == "repa":  # whose train.py never hands --cfg-prob to the SiT
-        config.sit.label_drop = 0.1
+        config.backbone.label_drop = 0.1
     if kind != "repae":
-        config.vae.weights = args.get("vae_ckpt") or ""
-    config.sit.arch = _known(args.get("model"), SIT_CONFIGS, "model", source)
+        config.tokenizer.weights = args.get("vae_ckpt") or ""
+    config.backbone.arch = _known(args.get("model"), SIT_CONFIGS, "model", source)
     vae = "f8d4" if kind == "repa" else args.get("vae")
-    config.vae.arch = _known(vae, VAE_CONFIGS, "vae", source)
+    config.tokenizer.arch = _known(vae, VAE_CONFIGS, "vae", source)
     config.teachers = _teachers(args.get("enc_type", "None"), source)
     config = configuration.apply_recipe(config, "repae" if kind == "repae" else "repa")
     config.name = str(args.get("exp_name", ""))
@@ -168,9 +168,9 @@ def args_from_config(config: ConfigDict) -> dict[str, Any]:
     names = [_original_teacher(entry.arch or name) for name, entry in config.teachers.items()]
     return args | {
         "exp_name": config.name,
-        "model": config.sit.arch,
-        "vae": config.vae.arch,
-        "vae_ckpt": config.vae.weights,
+        "model": config.backbone.arch,
+        "vae": config.tokenizer.arch,
+        "vae_ckpt": config.tokenizer.weights,
         "enc_type": ",".join(names) or "None",
         "mixed_precision": "no" if config.dtype == "float32" else "bf16",
         "prediction": "v",

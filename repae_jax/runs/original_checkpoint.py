@@ -18,7 +18,7 @@ from repae_jax.errors import UserError
 from repae_jax.interop import checkpoint_parts, files, latent_statistics, original
 from repae_jax.interop.adamw import parameter_groups
 from repae_jax.interop.checkpoint_schema import arguments_of
-from repae_jax.interop.original import OPTIMIZERS, Part
+from repae_jax.interop.original import OPTIMIZERS, WEIGHTS, Part
 from repae_jax.interop.sit import unify_names
 from repae_jax.interop.tables import require_finite
 from repae_jax.interop.vae_files import StoredVAE
@@ -103,9 +103,9 @@ def run_vae(workdir: pathlib.Path) -> StoredVAE:
       UserError: there is no run, or its checkpoint is damaged.
     """
     _, models, state = _open_on_host(workdir, optimizers=False)
-    channels = models.vae.latent_channels
+    channels = models.tokenizer.latent_channels
     statistics = statistics_of(state.ema, channels, source=str(workdir))
-    return StoredVAE(models.vae, state.params["vae"], {}, statistics)
+    return StoredVAE(models.tokenizer, state.params["tokenizer"], {}, statistics)
 
 
 def run_discriminator(workdir: pathlib.Path) -> dict[str, np.ndarray] | None:
@@ -134,7 +134,7 @@ def export_run(workdir: pathlib.Path, path: pathlib.Path, *, progress: bool = Tr
     parts = _parts(models, config, str(workdir), statistics=True)
     origin = read_origin(workdir) or _new_origin(config, parts)
     if origin.kind == "repa":
-        parts["sit"] = original.sit_part(models.sit, statistics=False)
+        parts["backbone"] = original.sit_part(models.backbone, statistics=False)
     content = _export(state, parts, origin, config)
     for key in ("model", "ema", *OPTIMIZERS.keys() & content.keys()):
         require_finite(content[key], path)
@@ -164,18 +164,17 @@ def _import(content, config, models, source, progress):
     _check_trained(config, kind, source)
     parts = _parts(models, config, source, statistics=kind != "repa")
     steps = int(content["steps"])
-    names = {"sit": "model", "ema": "ema", "vae": "vae", "discriminator": "discriminator"}
-    keys = {network: key for network, key in names.items() if key in content}
+    keys = {network: key for network, key in (WEIGHTS | {"ema": "ema"}).items() if key in content}
     trained = {network: part for network, part in parts.items() if OPTIMIZERS[network] in content}
     loaded, moments, slots, counters = {}, {}, {}, {}
     groups = {} if len(trained) == len(parts) else dict(_new_origin(config, parts).groups)
     with tqdm(total=len(keys) + len(trained), unit="part", disable=not progress) as bar:
         for network, key in keys.items():
             bar.set_description(key)
-            part = parts["sit" if network == "ema" else network]
+            part = parts["backbone" if network == "ema" else network]
             tensors = content[key]
-            if part is parts["sit"]:
-                tensors = unify_names(tensors, config.sit.encoder_depth)
+            if part is parts["backbone"]:
+                tensors = unify_names(tensors, config.backbone.encoder_depth)
             loaded[network] = original.import_part(tensors, part, source=f"{source}: {key}")
             _check_statistics(loaded[network], f"{source}: {key}")
             found = [name for name in part.counters if name in tensors]
@@ -213,13 +212,13 @@ def _check_statistics(variables, source):
 
 def _assemble(config, models, steps, loaded, moments):
     """The TrainState of what was loaded, its arrays still views of the file."""
-    if "vae" not in loaded:
-        loaded["vae"], _ = read_vae(config, models.vae)
-    channels = models.vae.latent_channels  # REPA scales by one factor and keeps no statistics
+    if "tokenizer" not in loaded:
+        loaded["tokenizer"], _ = read_vae(config, models.tokenizer)
+    channels = models.tokenizer.latent_channels  # REPA scales by one factor and keeps no statistics
     fixed = {"mean": np.zeros(channels), "var": np.full(channels, REPA_SCALE**-2.0)}
     fixed = {name: array.astype(np.float32) for name, array in fixed.items()}
-    params = {"vae": loaded["vae"], "sit": loaded["sit"]["params"]}
-    batch_stats = {"latent_norm": loaded["sit"].get("batch_stats", fixed)}
+    params = {"tokenizer": loaded["tokenizer"], "backbone": loaded["backbone"]["params"]}
+    batch_stats = {"latent_norm": loaded["backbone"].get("batch_stats", fixed)}
     if models.discriminator is not None and "discriminator" not in loaded:
         loaded["discriminator"] = _fresh_discriminator(config, models)
     if "discriminator" in loaded:
@@ -248,7 +247,7 @@ def _assemble(config, models, steps, loaded, moments):
             "constants": ema["constants"],
             "latent_norm": ema.get("batch_stats", fixed),
         },
-        frozen={"sit": {"constants": loaded["sit"]["constants"]}},
+        frozen={"backbone": {"constants": loaded["backbone"]["constants"]}},
     )
 
 
@@ -268,16 +267,21 @@ def _export(state: TrainState, parts: Mapping[str, Part], origin: Origin, config
     statistics = {} if origin.kind == "repa" else {"batch_stats": state.batch_stats["latent_norm"]}
     averaged = {} if origin.kind == "repa" else {"batch_stats": state.ema["latent_norm"]}
     variables = {
-        "model": {"params": state.params["sit"], **state.frozen["sit"], **statistics},
+        "model": {"params": state.params["backbone"], **state.frozen["backbone"], **statistics},
         "ema": {
             "params": state.ema["params"], "constants": state.ema["constants"], **averaged
         },
-        "vae": state.params["vae"],
+        "vae": state.params["tokenizer"],
     }  # fmt: skip
     if "discriminator" in parts:
         variables["discriminator"] = _discriminator_variables(state)
     content = {}
-    keys = {"model": "sit", "ema": "sit", "vae": "vae", "discriminator": "discriminator"}
+    keys = {
+        "model": "backbone",
+        "ema": "backbone",
+        "vae": "tokenizer",
+        "discriminator": "discriminator",
+    }
     for key, network in keys.items():
         if network in parts:
             counters = _counters(origin, key, parts[network], steps, config)
@@ -315,23 +319,23 @@ def _counters(origin, key, part, steps, config):
 
 def _parts(models: Models, config: ConfigDict, source: str, *, statistics: bool) -> dict[str, Part]:
     """The trained networks as the original's checkpoints have them, in its order."""
-    if models.sit is None:
+    if models.backbone is None:
         raise UserError(f"{source}: trains no SiT, so it is no checkpoint of the original's")
-    parts = {"sit": original.sit_part(models.sit, statistics=statistics)}
-    if "vae" not in config.train:
+    parts = {"backbone": original.sit_part(models.backbone, statistics=statistics)}
+    if "tokenizer" not in config.train:
         return parts
-    if not isinstance(models.vae, AutoencoderKL) or models.discriminator is None:
+    if not isinstance(models.tokenizer, AutoencoderKL) or models.discriminator is None:
         raise UserError(
             f"{source}: the original's checkpoint holds an AutoencoderKL and its discriminator, "
             "which this run does not train both; the VAE alone goes to diffusers"
         )
-    parts["vae"] = original.vae_part(models.vae)
+    parts["tokenizer"] = original.vae_part(models.tokenizer)
     parts["discriminator"] = original.discriminator_part(models.discriminator)
     return parts
 
 
 def _check_trained(config, kind, source):
-    expected = NETWORKS if kind == "repae" else ("sit",)
+    expected = NETWORKS if kind == "repae" else ("backbone",)
     if set(config.train) != set(expected):
         raise UserError(
             f"{source}: a checkpoint that trains {', '.join(expected)}, but config.train is "
@@ -360,7 +364,7 @@ def _new_origin(config, parts):
             eps=options.eps,
             weight_decay=options.weight_decay,
         )
-    blank = blank_origin("repae" if "vae" in parts else "ldm")
+    blank = blank_origin("repae" if "tokenizer" in parts else "ldm")
     return dataclasses.replace(blank, args=args_from_config(config), groups=groups)
 
 

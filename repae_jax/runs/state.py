@@ -17,13 +17,15 @@ class TrainState:
 
     Attributes:
       step: completed steps, int32 scalar.
-      params: trainable parameters by network: "sit" (heads included), "vae", "discriminator".
+      params: trainable parameters by network: "backbone" (heads included), "tokenizer",
+        "discriminator".
       batch_stats: the mutable collection: "latent_norm" (mean, var), "discriminator", and the
         running means of LeCam under "lecam".
       opt_state: optimizer state of each trained network.
-      ema: exponential moving average of the SiT's "params" and of the "latent_norm" statistics,
-        with the averaged SiT's position table under "constants" (an imported one's may differ).
-      frozen: what no step changes: the position table ("sit"), teachers, LPIPS.
+      ema: exponential moving average of the backbone's "params" and of the "latent_norm" statistics,
+        with the averaged backbone's position table under "constants" (an imported one's may differ).
+      frozen: what no step changes: the backbone's constants such as a position
+        table ("backbone"), "teachers" by name, "lpips".
     """
 
     step: jax.Array
@@ -54,15 +56,15 @@ def create_state(
 
 def restart_average(state: TrainState) -> TrainState:
     """The moving averages as copies of what they average now."""
-    if "sit" not in state.params:
+    if "backbone" not in state.params:
         return state
     # Copies, because a donated buffer must not appear twice in the state.
-    ema = {**averaged(state), "constants": state.frozen["sit"]["constants"]}
+    ema = {**averaged(state), **state.frozen.get("backbone", {})}
     return state.replace(ema=jax.tree.map(jnp.copy, ema))
 
 
 def averaged(state: TrainState) -> dict[str, Tree]:
-    """What the moving average follows: the SiT and the latents' running statistics."""
-    if "sit" not in state.params:
+    """What the moving average follows: the backbone and the latents' running statistics."""
+    if "backbone" not in state.params:
         return {}
-    return {"params": state.params["sit"], "latent_norm": state.batch_stats["latent_norm"]}
+    return {"params": state.params["backbone"], "latent_norm": state.batch_stats["latent_norm"]}

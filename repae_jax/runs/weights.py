@@ -57,29 +57,29 @@ def save_teacher(path: str, params: Mapping, notes: Mapping[str, object]) -> Non
 
 
 def read_vae(config: ConfigDict, vae: nn.Module) -> tuple[dict, Statistics | None]:
-    """Parameters of the VAE that `config.vae.weights` names, and its latents' statistics.
+    """Parameters of the VAE that `config.tokenizer.weights` names, and its latents' statistics.
 
     The weights are whatever `PretrainedVAE.from_pretrained` reads, or a work directory that
-    trained them. The statistics are those of `config.vae.statistics`, or else those that came
+    trained them. The statistics are those of `config.tokenizer.statistics`, or else those that came
     with the weights; None where none did.
 
     Raises:
       UserError: nothing is there, it is unreadable, or it holds another VAE.
     """
-    name = config.vae.weights
+    name = config.tokenizer.weights
     if (pathlib.Path(name) / FOLDER).is_dir():
         params, statistics = _read_run(name, vae)
     else:
         params, statistics = read_weights(name, vae)
-    if config.vae.statistics:
-        statistics = latent_statistics.read(config.vae.statistics, vae.latent_channels)
+    if config.tokenizer.statistics:
+        statistics = latent_statistics.read(config.tokenizer.statistics, vae.latent_channels)
     return params, statistics
 
 
 def _read_run(workdir, vae):
     """The VAE of a work directory, and the statistics that its LatentNorm arrived at."""
     state = restore_latest(workdir)
-    tensors = flatten(state["params"]["vae"])
+    tensors = flatten(state["params"]["tokenizer"])
     params = load_flat(tensors, parameter_shapes(vae), source=workdir)
     return params, statistics_of(state["ema"], vae.latent_channels, source=workdir)
 

@@ -25,7 +25,7 @@ FREE_KEYS = (
     r"config\.(run|sampling|evaluation|mesh)\..*|config\.data\.(workers|path|accept)|config\.dtype"
     r"|config\.optimizer\.[^.]+\."
     r"(learning_rate|warmup_steps|decay_steps|weight_decay|max_grad_norm)"
-    r"|config\.compute\.(scan_blocks|sit_remat|vae_remat)"
+    r"|config\.compute\.(scan_blocks|backbone_remat|tokenizer_remat)"
     r"|config\.teachers\.[^.]+\.pretrain\..*"
     r"|config\.(.*\.)?(weights|vgg_weights|statistics)"
 )

@@ -37,17 +37,19 @@ class Generated(NamedTuple):
 Generate = Callable[[Mapping, jax.Array, jax.Array, jax.Array], Generated]
 
 
-def make_generate(sit: SiT, vae: VAE, sampler: Sampler, *, mesh: Mesh | None = None) -> Generate:
+def make_generate(
+    backbone: SiT, tokenizer: VAE, sampler: Sampler, *, mesh: Mesh | None = None
+) -> Generate:
     """Build the compiled `generate(weights, key, indices, labels) -> Generated` of B images.
 
-    `weights` holds "sit" (the SiT's variables), "latent_norm" ({"mean", "var"}) and "vae" (its
+    `weights` holds "backbone" (its variables), "latent_norm" ({"mean", "var"}) and "tokenizer" (its
     parameters). Image i depends on the key, `indices[i]` (B,) and its label only, not on its
-    neighbours. A label is a class or, for a SiT with a null class, `NO_CLASS`.
+    neighbours. A label is a class or, for a backbone with a null class, `NO_CLASS`.
 
     On a mesh all processes call it alike, its devices divide the batch, which their number must
     divide, and every process gets all images.
     """
-    shape = (sit.latent_size, sit.latent_size, sit.latent_channels)
+    shape = (backbone.latent_size, backbone.latent_size, backbone.latent_channels)
 
     def divided(tree):
         return tree if mesh is None else jax.lax.with_sharding_constraint(tree, over_batch(mesh))
@@ -55,23 +57,23 @@ def make_generate(sit: SiT, vae: VAE, sampler: Sampler, *, mesh: Mesh | None = N
     @functools.partial(jax.jit, out_shardings=None if mesh is None else replicated(mesh))
     def generate(weights, key, indices, labels):
         indices, labels = divided((indices, labels))
-        if sit.null_label is not None:
-            labels = jnp.where(labels == NO_CLASS, sit.null_label, labels)
+        if backbone.null_label is not None:
+            labels = jnp.where(labels == NO_CLASS, backbone.null_label, labels)
 
         def velocity(x, t, labels):
-            return sit.apply(weights["sit"], x, t, labels, method=SiT.velocity)
+            return backbone.apply(weights["backbone"], x, t, labels, method=SiT.velocity)
 
         latents, faults = sample_watched(
             sampler,
             velocity,
             divided(image_noise(key, indices, shape)),
             labels,
-            null_label=sit.null_label,
+            null_label=backbone.null_label,
             step_noise=step_noise(key, indices, shape) if sampler.stochastic else None,
         )
         norm = weights["latent_norm"]
         latents = denormalize(latents, norm["mean"], norm["var"])
-        images = vae.apply({"params": weights["vae"]}, latents, method="decode")
+        images = tokenizer.apply({"params": weights["tokenizer"]}, latents, method="decode")
         decoded = jnp.where(finite_rows(images), 0, _DECODING)
         return Generated(to_uint8(images), jnp.where(faults > 0, faults, decoded))
 

@@ -92,8 +92,8 @@ def check_null_class(sampler: Sampler, label_drop: float) -> None:
     """Raise UserError if a sampler guides a model that was trained without dropping labels."""
     if sampler.guided and label_drop == 0:
         raise UserError(
-            f"the guidance scale is {sampler.guidance_scale}, but a SiT trained with "
-            "config.sit.label_drop 0 has no null class to guide away from: use 1"
+            f"the guidance scale is {sampler.guidance_scale}, but a backbone trained with "
+            "config.backbone.label_drop 0 has no null class to guide away from: use 1"
         )
 
 

@@ -69,9 +69,9 @@ class Measures:
         self._source = open_source(config.data, "heldout")
         self._count = min(self._wanted.heldout, len(self._source))
         self._heldout = _images(drawn(self._source, self._count, 0))
-        self._encode, self._decode = make_coder(models.vae)
-        if models.sit is not None:
-            self._generate = make_generate(models.sit, models.vae, make_sampler(config))
+        self._encode, self._decode = make_coder(models.tokenizer)
+        if models.backbone is not None:
+            self._generate = make_generate(models.backbone, models.tokenizer, make_sampler(config))
             self._extract = make_extract(config, models)
             train = open_source(config.data, "train")
             reference = drawn(train, min(self._wanted.reference, len(train)), 0)
@@ -86,14 +86,14 @@ class Measures:
         """
         figures, samples, labels = {}, None, None
         latents = self._reconstructed(state, figures)
-        if self._models.sit is not None:
+        if self._models.backbone is not None:
             samples, labels = self._sampled(state, figures)
             self._aligned(state, figures)
         finite = {name: value for name, value in figures.items() if math.isfinite(value)}
         return Seen(finite, samples, labels, self._heldout[:SHOWN], latents[:SHOWN])
 
     def _reconstructed(self, state, figures):
-        params = state.params["vae"]
+        params = state.params["tokenizer"]
         parts = np.array_split(self._heldout, -(-len(self._heldout) // _BATCH))
         latents = [np.asarray(self._encode(params, part)) for part in parts]
         decoded = [jax.device_get(self._decode(params, part)) for part in latents]
@@ -137,7 +137,7 @@ class Measures:
         seen = extract_features(
             run, self._source, (time,), count=self._count, extract=self._extract
         )
-        tokens = seen.sit[time][self._config.sit.encoder_depth - 1]
+        tokens = seen.backbone[time][self._config.backbone.encoder_depth - 1]
         if not np.isfinite(tokens).all() or (tokens == tokens[0]).all():
             return  # of a collapsed run
         (teacher,) = seen.teachers.values()

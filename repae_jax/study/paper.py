@@ -16,12 +16,12 @@ def add_paper(study: ConfigDict, smaller: Mapping[str, Any]) -> None:
 
     Args:
       study: whose `arms` and `claims` to fill.
-      smaller: keys of `config.sit` of a smaller transformer, the second stage's other backbone.
+      smaller: keys of `config.backbone` of a smaller transformer, the second stage's other backbone.
     """
-    sizes = {"sit": dict(smaller)}
+    sizes = {"backbone": dict(smaller)}
     study.arms.update(
         vae=arm("VAE alone", "vae"),
-        sit=arm("SiT, VAE frozen", "sit", vae="vae"),
+        sit=arm("SiT, VAE frozen", "vanilla", vae="vae"),
         repa=arm("REPA, VAE frozen", "repa", vae="vae"),
         repae=arm("REPA-E", vae="vae"),
         scratch=arm("REPA-E from scratch"),

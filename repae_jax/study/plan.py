@@ -160,7 +160,7 @@ def run_config(study: ConfigDict, job: Job, output: pathlib.Path) -> ConfigDict:
     config.name = f"{study.name} {job.arm}"
     config.seed = job.seed + _APART * max(0, len(_before(study, job.arm)) - 1)
     if entry.vae:
-        config.vae.weights = str(Job(entry.vae, job.seed).workdir(output))
+        config.tokenizer.weights = str(Job(entry.vae, job.seed).workdir(output))
     last = study.measured_at[-1]
     every = math.gcd(*study.measured_at)
     config.run.update(
@@ -207,7 +207,7 @@ def missing_for_runs(study: ConfigDict, output: pathlib.Path) -> list[str]:
         made = own_teachers(config)
         config.teachers = ConfigDict({k: v for k, v in config.teachers.items() if k not in made})
         if study.arms[name].vae:
-            config.vae.weights = ""
+            config.tokenizer.weights = ""
         if study.rendered.train:
             config.data.update(source=study.config.data.source, path="")
         missing += missing_files(config)

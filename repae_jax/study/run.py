@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from repae_jax.config.defaults import differences, from_stored
+from repae_jax.config.versions import versioned
 from repae_jax.errors import RUN_AGAIN, Diverged, TryAgain, UserError
 from repae_jax.evaluation.latents import pca_colours
 from repae_jax.parallel.mesh import make_mesh
@@ -75,7 +76,7 @@ def _run(study, job, output, config, lock, progress):
     result = {
         "arm": job.arm,
         "seed": job.seed,
-        "config": _within(output, config.to_dict()),
+        "config": _within(output, versioned(config.to_dict())),
         "made_with": {"jax": jax.__version__, "device": jax.devices()[0].device_kind},
         "accuracies": accuracies(study, output),
         "gflop_per_image": Program(config, build_models(config), make_mesh(1, 1)).flops() / 1e9,
@@ -140,10 +141,10 @@ def _measured(study, judge, config, workdir, output, diverged):
     """
     own = build_models(config)
     models, frozen = own, {}
-    if own.sit is not None and not own.teachers:  # a run without a teacher is compared with it
+    if own.backbone is not None and not own.teachers:  # a run without a teacher is compared with it
         whole = placed_config(study, output)
         models = dataclasses.replace(own, teachers=build_models(whole).teachers)
-        frozen = load_frozen(whole, models, models.teachers)
+        frozen = load_frozen(whole, models, ("teachers",))
     measures = Measures(study, judge, config, models)
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     figures, seen = {}, None

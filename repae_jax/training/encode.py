@@ -25,7 +25,7 @@ from repae_jax.models.encoders.preprocessing import preprocess
 from repae_jax.models.networks import Models
 from repae_jax.parallel.mesh import make_mesh, over_batch, put_batch, replicated
 from repae_jax.parallel.multihost import processes
-from repae_jax.runs.build import build_models, load_frozen
+from repae_jax.runs.build import build_models, load_teachers
 from repae_jax.runs.fingerprint import weights_sha256
 from repae_jax.runs.weights import read_vae
 from repae_jax.utils.finite import NotFinite
@@ -103,7 +103,7 @@ def encode(
     source = open_source(with_errors, split)
     skip = config.data.on_bad_image == "skip"
     models = build_models(config)
-    params, _ = read_vae(config, models.vae)
+    params, _ = read_vae(config, models.tokenizer)
     encoder = _Encoder(config, models, params, batch_size, teachers)
     made = {
         "source": {"source": config.data.source, "name": config.data.name, "split": split},
@@ -120,7 +120,7 @@ def encode(
     }
 
     def write(indexes: range, writer: ShardWriter) -> dict[str, Any]:
-        sums, skipped = Sums(models.vae.latent_channels), []
+        sums, skipped = Sums(models.tokenizer.latent_channels), []
         for record in _records(source, indexes, encoder, made, sums, skipped if skip else None):
             writer.write(record)
         return {**sums.as_json(), "skipped": skipped}
@@ -178,22 +178,22 @@ class _Encoder:
                 f"--batch-size {batch_size} does not divide over the {self._mesh.size} devices"
             )
         names = list(models.teachers) if teachers else []
-        frozen = load_frozen(config, models, names)
-        self.teachers = {name: weights_sha256(frozen[name]["params"]) for name in names}
-        weights = {"vae": params, **frozen}
+        loaded = load_teachers(config, models) if teachers else {}
+        self.teachers = {name: weights_sha256(loaded[name]["params"]) for name in names}
+        weights = {"tokenizer": params, "teachers": loaded}
         self._weights = jax.device_put(weights, replicated(self._mesh))
-        side = config.data.resolution // models.vae.factor
-        self.latent_shape = (side, side, models.vae.latent_channels)
+        side = config.data.resolution // models.tokenizer.factor
+        self.latent_shape = (side, side, models.tokenizer.latent_channels)
 
         def run(weights, images):
-            posterior = models.vae.apply(
-                {"params": weights["vae"]}, to_float(images), method="encode"
+            posterior = models.tokenizer.apply(
+                {"params": weights["tokenizer"]}, to_float(images), method="encode"
             )
             tokens = []
             for name in names:
                 teacher = models.teachers[name]
                 pixels = preprocess(images, teacher.preprocessing)
-                tokens.append(teacher.model.apply(weights[name], pixels).patch_tokens)
+                tokens.append(teacher.model.apply(weights["teachers"][name], pixels).patch_tokens)
             return posterior.mean, posterior.std, tuple(tokens)
 
         self._run = jax.jit(run, out_shardings=over_batch(self._mesh))
@@ -277,9 +277,9 @@ def _check(config, dtype, batch_size):
             "config.data.source is 'latents' already: name the images to encode, as the argument "
             ":images of the second stage's configurations does"
         )
-    if not config.vae.weights:
+    if not config.tokenizer.weights:
         raise UserError(
-            "config.vae.weights is empty: name the VAE that encodes (--config.vae.weights=PATH)"
+            "config.tokenizer.weights is empty: name the VAE that encodes (--config.tokenizer.weights=PATH)"
         )
     validate(config)
     check_files(config)

@@ -146,7 +146,7 @@ def train(
                 raise UserError(
                     f"the step does not fit the memory ({first_line(error)}): raise "
                     "config.mesh.fsdp or config.compute.micro_batches, or set "
-                    "config.compute.vae_remat and sit_remat to 'blocks'"
+                    "config.compute.tokenizer_remat and backbone_remat to 'blocks'"
                 ) from error
             if processes.count == 1:
                 raise
@@ -257,7 +257,9 @@ def _initial_state(program, source, progress):
     def measure(vae):
         if config.data.source == latents.KIND:
             return latents.statistics_of(source)
-        moments = latent_moments(models.vae, vae, source, config.batch_size, progress=progress)
+        moments = latent_moments(
+            models.tokenizer, vae, source, config.batch_size, progress=progress
+        )
         if jax.process_count() > 1:  # to the last bit the same everywhere
             moments = multihost_utils.broadcast_one_to_all(moments)
         return moments
@@ -265,7 +267,9 @@ def _initial_state(program, source, progress):
     def check(vae, frozen):  # a cache is of one VAE and its teachers: these may be others
         if config.data.source != latents.KIND:
             return
-        teachers = {name: weights_sha256(frozen[name]["params"]) for name in models.teachers}
+        teachers = {
+            name: weights_sha256(frozen["teachers"][name]["params"]) for name in models.teachers
+        }
         shape = latent_shape(config, models)
         latents.check_for_training(source, weights_sha256(vae), teachers, shape)
 

@@ -140,7 +140,9 @@ class OnlineEvaluation:
     def _distances(self, state):
         features = self._inception
         if features is None:
-            features = functools.partial(self._tokens, state.frozen[self._wanted.network])
+            features = functools.partial(
+                self._tokens, state.frozen["teachers"][self._wanted.network]
+            )
         if self._reference is None:
             self._reference = self._seen_reference(features)
         config, mesh = self._config, self._program.mesh
@@ -183,7 +185,7 @@ class OnlineEvaluation:
             batch_size=self._batch_size,
             extract=self._extract,
         )
-        tokens = prepared(features.sit[time][config.sit.encoder_depth - 1])
+        tokens = prepared(features.backbone[time][config.backbone.encoder_depth - 1])
         return {
             f"cknna_{name}": cknna(tokens, prepared(teacher))
             for name, teacher in features.teachers.items()

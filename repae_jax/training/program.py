@@ -127,7 +127,7 @@ class Program:
                 shape,
                 interpolant=config.objective.interpolant,
                 weighting=config.time.weighting,
-                label_drop=config.sit.label_drop,
+                label_drop=config.backbone.label_drop,
             )
             draws = jax.lax.with_sharding_constraint(draws, over_batch(self.mesh))
             state, metrics = train_step(state, batch, draws)

@@ -48,9 +48,11 @@ class Reporter:
         self._alarms = Alarms(run.max_skipped, run.on_collapse, self.say, self._way_back)
         self._generate = self._online = None
         models = program.models
-        if models.sit is not None:
+        if models.backbone is not None:
             sampler = make_sampler(self._config, steps=run.sample_steps)
-            self._generate = make_generate(models.sit, models.vae, sampler, mesh=program.mesh)
+            self._generate = make_generate(
+                models.backbone, models.tokenizer, sampler, mesh=program.mesh
+            )
         if comparison is not None:
             self._online = OnlineEvaluation(
                 program, workdir, self._generate, self._at_once, comparison

@@ -2,14 +2,14 @@
 
     L = L_DIFF(theta) + lambda * L_REPA(theta, phi, omega) + eta * L_REG(phi)
 
-theta is the SiT, omega its projection heads, phi the VAE, psi its discriminator (REPA-E,
+theta is the backbone (SiT), omega its projection heads, phi the VAE, psi its discriminator (REPA-E,
 arXiv 2504.10483, equation 3). Read from top to bottom: the step, the loss, what its terms share,
 the terms. Which terms exist and what each one trains is decided once, when the step is built:
 
-    repae   optimizers for "sit", "vae" and "discriminator"
-    repa    an optimizer for "sit" alone, objective.latent_norm = "fixed"
-    sit     the same without teachers
-    vae     optimizers for "vae" and "discriminator", models without a SiT
+    repae   optimizers for "backbone", "tokenizer" and "discriminator"
+    repa    an optimizer for "backbone" alone, objective.latent_norm = "fixed"
+    vanilla the same without teachers
+    vae     optimizers for "tokenizer" and "discriminator", models without a backbone
 
 and the paper's ablations are fields of `Objective`.
 """
@@ -44,7 +44,9 @@ TrainStep = Callable[[TrainState, Batch, Draws], tuple[TrainState, Metrics]]
 
 # What the original's log does not have.
 OWN_METRICS = ("latent_std", "skipped")
-GRAD_NORM = {"sit": "grad_norm_sit", "vae": "grad_norm_vae", "discriminator": "grad_norm_disc"}
+GRAD_NORM = {
+    "backbone": "grad_norm_sit", "tokenizer": "grad_norm_vae", "discriminator": "grad_norm_disc",
+}  # fmt: skip
 
 
 def make_train_step(
@@ -70,7 +72,7 @@ def make_train_step(
       models: the networks.
       objective: coefficients and variants of the terms.
       optimizers: one per trained network; networks without one are frozen.
-      ema_decay: decay per step of the SiT's moving average, in [0, 1).
+      ema_decay: decay per step of the backbone's moving average, in [0, 1).
       micro_batches: see `accumulated`.
       whole: gathers a state's networks where devices keep parts (see `parallel.sharding`).
     """
@@ -122,13 +124,13 @@ def make_loss(
     One scalar serves all networks: inside the terms, `stop_gradient` decides what each trains.
     """
     terms = []
-    if "vae" in trained:
-        terms.append(vae_term(models, objective))
+    if "tokenizer" in trained:
+        terms.append(tokenizer_term(models, objective))
     if "discriminator" in trained:
         terms.append(discriminator_term(models, objective))
-    if "sit" in trained:
-        terms.append(sit_term(models, objective))
-    observe = make_observe(models, reconstruct="vae" in trained)
+    if "backbone" in trained:
+        terms.append(backbone_term(models, objective))
+    observe = make_observe(models, reconstruct="tokenizer" in trained)
 
     def loss(trained_params, state: TrainState, batch: Batch, draws: Draws):
         state = whole(state.replace(params={**state.params, **trained_params}))
@@ -162,13 +164,15 @@ class Seen(NamedTuple):
 
 def make_observe(models: Models, *, reconstruct: bool):
     """Build the part before the terms: teachers, encoder, and decoder if `reconstruct`."""
-    vae = models.vae
+    tokenizer = models.tokenizer
 
     def teacher_tokens(batch, frozen):
         if "teacher_tokens" in batch:
             return tuple(batch["teacher_tokens"])
         tokens = (
-            teacher.model.apply(frozen[name], preprocess(batch["image"], teacher.preprocessing))
+            teacher.model.apply(
+                frozen["teachers"][name], preprocess(batch["image"], teacher.preprocessing)
+            )
             for name, teacher in models.teachers.items()
         )
         return tuple(stop_gradient(output.patch_tokens) for output in tokens)
@@ -179,15 +183,15 @@ def make_observe(models: Models, *, reconstruct: bool):
         return Posterior(batch["latent_mean"], 2.0 * jnp.log(batch["latent_std"]))
 
     def observe(params, state: TrainState, batch: Batch, draws: Draws) -> Seen:
-        weights = {"params": params["vae"]}
+        weights = {"params": params["tokenizer"]}
         images, posterior = None, cached_posterior(batch)
         if posterior is None:
             images = to_float(batch["image"])
-            posterior = vae.apply(weights, images, method="encode")
+            posterior = tokenizer.apply(weights, images, method="encode")
         latents = posterior.sample(draws.posterior_noise)
         reconstructions = None
         if reconstruct:
-            reconstructions = vae.apply(weights, latents, method="decode")
+            reconstructions = tokenizer.apply(weights, latents, method="decode")
         return Seen(
             step=state.step,
             draws=draws,
@@ -203,7 +207,7 @@ def make_observe(models: Models, *, reconstruct: bool):
     return observe
 
 
-def vae_term(models: Models, objective: Objective):
+def tokenizer_term(models: Models, objective: Objective):
     """L_REG(phi) + L_REPA as the VAE sees it: theta, omega and psi are held fixed."""
     distance = RECONSTRUCTION[objective.reconstruction]
     interpolant = INTERPOLANTS[objective.interpolant]
@@ -229,12 +233,12 @@ def vae_term(models: Models, objective: Objective):
         return {"gan_loss": gan_loss, "weighted_gan_loss": weighted}, batch_stats
 
     def align(params, batch_stats, seen: Seen):
-        # Running statistics and all labels kept; t and noise are those of the SiT's own term.
+        # Running statistics and all labels kept; t and noise are those of the backbone's own term.
         latents = _normalise(models, batch_stats, seen.latents, train=False)[0]
         noisy, _ = interpolate(interpolant, latents, seen.draws.noise, seen.draws.time)
-        weights = {"params": stop_gradient(params["sit"]), **seen.frozen["sit"]}
+        weights = {"params": stop_gradient(params["backbone"]), **seen.frozen["backbone"]}
         inputs = (noisy, seen.draws.time, seen.labels)
-        projections = models.sit.apply(weights, *inputs, method=SiT.project)
+        projections = models.backbone.apply(weights, *inputs, method=SiT.project)
         return alignment_loss(projections, seen.teacher_tokens)
 
     def term(params, batch_stats, seen: Seen):
@@ -248,9 +252,9 @@ def vae_term(models: Models, objective: Objective):
         gan_metrics, new_stats = adversarial(params, batch_stats, seen)
         total += gan_metrics.get("weighted_gan_loss", 0.0)
         metrics |= gan_metrics
-        if models.sit is not None and seen.teacher_tokens:
+        if models.backbone is not None and seen.teacher_tokens:
             metrics["vae_align_loss"] = align(params, batch_stats, seen)
-            total += objective.vae_alignment * metrics["vae_align_loss"]
+            total += objective.tokenizer_alignment * metrics["vae_align_loss"]
         return total, metrics | {"vae_loss": total}, new_stats
 
     return term
@@ -287,10 +291,10 @@ def discriminator_term(models: Models, objective: Objective):
     return term
 
 
-def sit_term(models: Models, objective: Objective):
+def backbone_term(models: Models, objective: Objective):
     """L_DIFF(theta) + lambda * L_REPA(theta, omega) on latents that phi is not asked about."""
     interpolant = INTERPOLANTS[objective.interpolant]
-    sit = models.sit
+    backbone = models.backbone
 
     def term(params, batch_stats, seen: Seen):
         # The one place where the VAE is isolated from the diffusion loss.
@@ -301,16 +305,16 @@ def sit_term(models: Models, objective: Objective):
         )
         noisy, target = interpolate(interpolant, latents, seen.draws.noise, seen.draws.time)
         labels = seen.labels
-        if sit.null_label is not None:
-            labels = jnp.where(seen.draws.label_drop, sit.null_label, labels)
-        weights = {"params": params["sit"], **seen.frozen["sit"]}
-        output = sit.apply(weights, noisy, seen.draws.time, labels)
+        if backbone.null_label is not None:
+            labels = jnp.where(seen.draws.label_drop, backbone.null_label, labels)
+        weights = {"params": params["backbone"], **seen.frozen["backbone"]}
+        output = backbone.apply(weights, noisy, seen.draws.time, labels)
 
         total = denoising_loss(output.velocity, target)
         metrics = {"denoising_loss": total}
         if seen.teacher_tokens:
             metrics["proj_loss"] = alignment_loss(output.projections, seen.teacher_tokens)
-            total += objective.sit_alignment * metrics["proj_loss"]
+            total += objective.backbone_alignment * metrics["proj_loss"]
         return total, metrics | {"sit_loss": total}, batch_stats
 
     return term

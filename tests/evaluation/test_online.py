@@ -53,7 +53,7 @@ def test_the_distance_is_that_of_generated_and_training_images(measured):
     run = open_run(measured)
     labels = (np.arange(SAMPLES) % 10).astype(np.int32)
     sampler = make_sampler(run.config, steps=run.config.run.sample_steps)
-    generate = make_generate(run.models.sit, run.models.vae, sampler)
+    generate = make_generate(run.models.backbone, run.models.tokenizer, sampler)
     made = generate_all(
         generate, sampling_weights(run.state), jax.random.key(0), labels, batch_size=SAMPLES,
         progress=False,
@@ -61,7 +61,7 @@ def test_the_distance_is_that_of_generated_and_training_images(measured):
     source = open_source(run.config.data, "train")
     chosen = np.random.default_rng(0).choice(len(source), SAMPLES, replace=False)
     real = np.stack([source[int(index)]["image"] for index in np.sort(chosen)])
-    teacher, variables = run.models.teachers["small"], run.state.frozen["small"]
+    teacher, variables = run.models.teachers["small"], run.state.frozen["teachers"]["small"]
     a, b = (np.asarray(pooled_tokens(teacher, variables, x), np.float64) for x in (made, real))
     root = scipy.linalg.sqrtm(np.cov(a.T) @ np.cov(b.T)).real
     expected = np.square(a.mean(0) - b.mean(0)).sum()
@@ -74,8 +74,8 @@ def test_cknna_is_that_of_the_aligned_block(measured):
     run = open_run(measured)
     source = open_source(run.config.data, "heldout")
     features = extract_features(run, source, (0.5,), count=IMAGES, batch_size=80)
-    block = run.config.sit.encoder_depth - 1
-    expected = cknna(prepared(features.sit[0.5][block]), prepared(features.teachers["small"]))
+    block = run.config.backbone.encoder_depth - 1
+    expected = cknna(prepared(features.backbone[0.5][block]), prepared(features.teachers["small"]))
     value = read_history(measured)["evaluation/cknna_small"][1][-1]
     assert value == pytest.approx(expected, abs=1e-3)
 
@@ -125,7 +125,7 @@ def test_a_vae_alone_is_not_sampled_from():
     config = tiny.get_config("vae")
     assert config.evaluation.every == 0
     config.evaluation.update(WANTED)
-    with pytest.raises(UserError, match="config.train has no 'sit'"):
+    with pytest.raises(UserError, match="config.train has no 'backbone'"):
         validate(config)
 
 

@@ -61,29 +61,30 @@ def test_features_are_those_of_the_networks(features):
     np.testing.assert_array_equal(found.labels, [source[int(index)]["label"] for index in drawn])
     teacher = run.models.teachers["small"]
     tokens = teacher.model.apply(
-        run.state.frozen["small"], preprocess(jnp.asarray(images), teacher.preprocessing)
+        run.state.frozen["teachers"]["small"],
+        preprocess(jnp.asarray(images), teacher.preprocessing),
     )
     expected = np.asarray(tokens.patch_tokens).mean(1)
     np.testing.assert_allclose(found.teachers["small"], expected, rtol=1e-4, atol=1e-5)
-    vae = {"params": run.state.params["vae"]}
+    vae = {"params": run.state.params["tokenizer"]}
     norm = run.state.ema["latent_norm"]
-    latents = run.models.vae.apply(vae, to_float(jnp.asarray(images)), method="encode").mean
+    latents = run.models.tokenizer.apply(vae, to_float(jnp.asarray(images)), method="encode").mean
     latents = (latents - norm["mean"]) / np.sqrt(norm["var"])
     np.testing.assert_allclose(found.latents, latents.reshape(20, -1), rtol=1e-4, atol=1e-4)
     # at t = 0 nothing is noise; after block `encoder_depth` = 1 the SiT gives its tokens itself
     variables = {"params": run.state.ema["params"], "constants": run.state.ema["constants"]}
-    null = np.full(20, run.models.sit.null_label)
-    output = run.models.sit.apply(variables, latents, np.zeros(20, np.float32), null)
+    null = np.full(20, run.models.backbone.null_label)
+    output = run.models.backbone.apply(variables, latents, np.zeros(20, np.float32), null)
     expected = np.asarray(output.tokens).mean(1)
-    np.testing.assert_allclose(found.sit[0.0][0], expected, rtol=1e-3, atol=1e-3)
-    assert found.sit[0.7].shape == (2, 20, 16)
-    assert np.abs(found.sit[0.7] - found.sit[0.0]).max() > 1e-3
+    np.testing.assert_allclose(found.backbone[0.0][0], expected, rtol=1e-3, atol=1e-3)
+    assert found.backbone[0.7].shape == (2, 20, 16)
+    assert np.abs(found.backbone[0.7] - found.backbone[0.0]).max() > 1e-3
 
 
 def test_the_sit_of_batches_is_the_sit_of_all(features):
     run, source, found = features
     again = extract_features(run, source, (0.0,), count=20, batch_size=20)
-    np.testing.assert_allclose(found.sit[0.0], again.sit[0.0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.backbone[0.0], again.backbone[0.0], rtol=1e-4, atol=1e-4)
 
 
 def test_tables_are_cknna_and_probes():

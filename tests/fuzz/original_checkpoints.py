@@ -14,10 +14,10 @@ from repae_jax.interop.detect_format import find
 def small_config(recipe="repae"):
     """As few arrays as there can be."""
     config = tiny.get_config(recipe)
-    config.vae.multipliers = (1,)
-    config.sit.update(depth=1, patch_size=8)
-    if "vae" not in config.train:
-        config.vae.weights = "somewhere"
+    config.tokenizer.multipliers = (1,)
+    config.backbone.update(depth=1, patch_size=8)
+    if "tokenizer" not in config.train:
+        config.tokenizer.weights = "somewhere"
     config.discriminator.layers = 1
     return config
 
@@ -25,7 +25,7 @@ def small_config(recipe="repae"):
 def sit_model():
     from repae_jax.runs.build import build_models
 
-    return build_models(small_config()).sit
+    return build_models(small_config()).backbone
 
 
 def random_state(config):

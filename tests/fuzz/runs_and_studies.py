@@ -12,7 +12,7 @@ _STUDY = str(pathlib.Path(__file__).parents[1] / "study" / "tiny_study.py")
 
 
 def _write_run(folder):
-    make_run(folder / "run", "sit")
+    make_run(folder / "run", "vanilla")
 
 
 def _read_run(folder):

@@ -76,7 +76,7 @@ def test_the_wrong_family_is_named(source, to, possible, sources, tmp_path, caps
 @pytest.mark.parametrize("source", ["discriminator", "sit", "statistics", "repa"])
 @pytest.mark.parametrize("command", ["train", "convert"])
 def test_another_network_as_the_vae_is_named(command, source, sources, tmp_path, capsys):
-    words = ["--config", f"{TINY}:repa", f"--config.vae.weights={sources[source]}", "--quiet"]
+    words = ["--config", f"{TINY}:repa", f"--config.tokenizer.weights={sources[source]}", "--quiet"]
     if command == "train":
         words = ["train", *words, "--workdir", tmp_path / "run"]
         model = ViT(patch_size=8, native_grid=4, dim=8, depth=1, num_heads=2)

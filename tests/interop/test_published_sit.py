@@ -60,9 +60,9 @@ def test_a_published_sit_becomes_a_run(how, run, tmp_path, capsys):
     torch.save(content, tmp_path / "x.pt")
     found = inspect(tmp_path / "x.pt", capsys)
     assert found["format"] == FORMATS["sit" if how == "bare" else "repa"]
-    words = ["--config", f"{TINY}:sit", "--config.sit.hidden_size=16", "--quiet"]
-    words.append(f"--config.vae.weights={run}")
-    words += ["--config.data.resolution=16", "--config.sit.label_drop=0.1"]
+    words = ["--config", f"{TINY}:vanilla", "--config.backbone.hidden_size=16", "--quiet"]
+    words.append(f"--config.tokenizer.weights={run}")
+    words += ["--config.data.resolution=16", "--config.backbone.label_drop=0.1"]
     assert main(["convert", str(tmp_path / "x.pt"), str(tmp_path / "run"), *words]) == 0
     said = capsys.readouterr().out
     assert "first half is the velocity; its second half is left out (a DiT has the same" in said
@@ -70,7 +70,7 @@ def test_a_published_sit_becomes_a_run(how, run, tmp_path, capsys):
     state = restore_latest(tmp_path / "run")
     model = {name: tensor.numpy() for name, tensor in tensors.items()}
     assert_same_trees(
-        state["params"]["sit"]["final_layer"]["linear"]["kernel"],
+        state["params"]["backbone"]["final_layer"]["linear"]["kernel"],
         from_published_sit(model)["final_layer.linear.weight"].T,
     )
 

@@ -38,7 +38,7 @@ def test_stripped_training_checkpoints(kind, prefix, checkpoint, tmp_path, capsy
     assert f"{tmp_path / 'x.pt'}: {note}" in capsys.readouterr().out
     state = restore_latest(run)
     assert int(state["step"]) == content.get("steps", 0)
-    assert set(state["params"]) == {"sit", "vae", "discriminator"}
+    assert set(state["params"]) == {"backbone", "tokenizer", "discriminator"}
     again = exported(run)
     for key in ("model", "ema", "vae", "discriminator"):
         source = key if key in plain_content else {"model": "ema", "ema": "model"}.get(key)

@@ -16,7 +16,7 @@ from repae_jax.interop import files, latent_statistics
 from repae_jax.interop.vae_families import FAMILIES
 from repae_jax.interop.vae_files import read_vae, write_diffusers
 from repae_jax.models.tokenizers.vae import parameter_shapes
-from repae_jax.runs.build import build_vae
+from repae_jax.runs.build import build_tokenizer
 from repae_jax.runs.original_checkpoint import config_of, import_run
 from repae_jax.runs.pretrained import PretrainedVAE
 from repae_jax.runs.weights import read_vae as read_configured
@@ -47,9 +47,9 @@ def from_config(values, folder, _):
 
 def from_key(values, folder, _):
     config = tiny.get_config()
-    config.vae.update(latent_channels=4, weights=str(folder / "vae"))
-    config.vae.statistics = str(statistics_file(values, folder, "pt"))
-    module = build_vae(config)
+    config.tokenizer.update(latent_channels=4, weights=str(folder / "vae"))
+    config.tokenizer.statistics = str(statistics_file(values, folder, "pt"))
+    module = build_tokenizer(config)
     blank = jax.tree.map(lambda s: np.ones(s.shape, s.dtype), parameter_shapes(module))
     write_diffusers(folder / "vae", PretrainedVAE(module, blank))
     read_configured(config, module)
@@ -88,7 +88,7 @@ ORIGINS = {
     "pt": from_file("pt"),
     "safetensors": from_file("safetensors"),
     "config.json": (from_config, "config.json: latents_std"),
-    "config.vae.statistics": (from_key, "x.pt: latents_scale"),
+    "config.tokenizer.statistics": (from_key, "x.pt: latents_scale"),
     "manifest": (from_manifest, "cache/manifest.json: var"),
     "checkpoint": (from_checkpoint, "x.pt: ema: bn.running_var"),
     "import": (from_import, "x.pt: model: bn.running_var"),

@@ -124,7 +124,7 @@ def config_at(resolution, **teachers):
     """The tiny configuration with 16 pixels a token of the SiT, as of the published teachers."""
     config = tiny.get_config()
     config.data.resolution = resolution
-    config.sit.patch_size = 4
+    config.backbone.patch_size = 4
     del config.teachers.small
     config.teachers.update(teachers)
     return config
@@ -143,7 +143,7 @@ def test_every_preset_gives_the_tokens_of_the_sit(preset, resolution):
 
 def test_a_resolution_that_gives_no_whole_tokens_is_named():
     config = config_at(264, it=teacher("dinov2-b"))
-    config.sit.patch_size = 2
+    config.backbone.patch_size = 2
     with pytest.raises(UserError, match=r"data\.resolution .*\.it\..*multiples of 16.*256 or"):
         validate(config)
 
@@ -234,11 +234,11 @@ def test_two_teachers_are_prepared_and_read_each_in_its_own_way(tmp_path):
         second=teacher("clip-l", hidden_size=24, weights=str(tmp_path / "second.pth"), **small),
     )
     models = build_models(config)
-    assert models.sit.teacher_dims == (12, 24)
+    assert models.backbone.teacher_dims == (12, 24)
     frozen = {
         n: load_teacher(config.teachers[n].weights, t.model) for n, t in models.teachers.items()
     }
-    vae = quick_jit(models.vae.init)(
+    vae = quick_jit(models.tokenizer.init)(
         jax.random.key(0), np.zeros((1, 4, 4, 3)), np.zeros((1, 1, 1, 2))
     )
     state = SimpleNamespace(step=0, frozen=frozen)
@@ -247,7 +247,7 @@ def test_two_teachers_are_prepared_and_read_each_in_its_own_way(tmp_path):
 
     def observed_tokens(pixels):
         batch = {"image": pixels, "label": np.zeros(1, np.int32)}
-        return observe({"vae": vae["params"]}, state, batch, draws).teacher_tokens
+        return observe({"tokenizer": vae["params"]}, state, batch, draws).teacher_tokens
 
     pixels = images(256, 256)
     for name, tokens in zip(("first", "second"), quick_jit(observed_tokens)(pixels), strict=True):

@@ -21,11 +21,11 @@ def shape(*dims):
 def state():
     return TrainState(
         step=jax.ShapeDtypeStruct((), np.int32),
-        params={"sit": {"blocks_0": {"kernel": shape(12, 48), "bias": shape(48)},
+        params={"backbone": {"blocks_0": {"kernel": shape(12, 48), "bias": shape(48)},
                         "blocks_1": {"kernel": shape(12, 48), "bias": shape(48)},
                         "odd": shape(7, 33), "conv": shape(3, 3, 8, 16), "square": shape(16, 16)}},
         batch_stats={"latent_norm": {"mean": shape(400)}},
-        opt_state={"sit": (shape(40, 10),)},
+        opt_state={"backbone": (shape(40, 10),)},
         ema={"params": {"kernel": shape(48, 12)}},
         frozen={"teacher": {"kernel": shape(64, 64)}},
     )  # fmt: skip
@@ -38,13 +38,13 @@ def specs(**rules):
 
 def test_large_arrays_are_cut_along_their_longest_axis_that_divides():
     found = specs()
-    sit = found.params["sit"]
+    sit = found.params["backbone"]
     assert sit["blocks_0"]["kernel"] == PartitionSpec(None, "fsdp")
     assert sit["blocks_0"]["bias"] == PartitionSpec()  # small
     assert sit["odd"] == PartitionSpec()  # nothing divides
     assert sit["conv"] == PartitionSpec(None, None, None, "fsdp")
     assert sit["square"] == PartitionSpec("fsdp")  # the first of equals
-    assert found.opt_state["sit"][0] == PartitionSpec("fsdp")
+    assert found.opt_state["backbone"][0] == PartitionSpec("fsdp")
     assert found.ema["params"]["kernel"] == PartitionSpec("fsdp")
     assert found.frozen["teacher"]["kernel"] == PartitionSpec()
     assert found.batch_stats["latent_norm"]["mean"] == PartitionSpec()  # whatever its size
@@ -53,8 +53,8 @@ def test_large_arrays_are_cut_along_their_longest_axis_that_divides():
 
 def test_each_choice_has_its_key():
     assert specs(frozen="sharded").frozen["teacher"]["kernel"] == PartitionSpec("fsdp")
-    assert specs(trained="replicated").params["sit"]["square"] == PartitionSpec()
-    assert specs(smallest=257).params["sit"]["square"] == PartitionSpec()
+    assert specs(trained="replicated").params["backbone"]["square"] == PartitionSpec()
+    assert specs(smallest=257).params["backbone"]["square"] == PartitionSpec()
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_the_table_tells_every_array_and_its_bytes():
     shardings = state_shardings(shapes, MESH, RULES)
     lines = table(shapes, shardings).splitlines()
     assert len(lines) == 2 + len(jax.tree.leaves(shapes))
-    (kernel,) = [line for line in lines if line.startswith("params/sit/blocks_1/kernel")]
+    (kernel,) = [line for line in lines if line.startswith("params/backbone/blocks_1/kernel")]
     assert "12 x 48" in kernel
     assert "(-, fsdp)" in kernel
     assert kernel.endswith(f"{12 * 48 * 4 / 4 / 1e6:.3f}")
@@ -84,7 +84,7 @@ def test_the_table_tells_every_array_and_its_bytes():
         for leaf, sharding in zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True)
     )
     assert lines[-1].endswith(f"{expected / 1e6:.3f}")
-    assert "sit" in summary(shapes, shardings)
+    assert "backbone" in summary(shapes, shardings)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def replaced(tree, value):
 def generate(opened):
     """generate(weights' changes) of six images: one compiled program."""
     models, weights = opened.models, sampling_weights(opened.state)
-    made = make_generate(models.sit, models.vae, Sampler("euler", 3, "linear"))
+    made = make_generate(models.backbone, models.tokenizer, Sampler("euler", 3, "linear"))
 
     def generate(**changes):
         labels = np.array([0, 1, 2, 3, 4, 5], np.int32)
@@ -69,15 +69,15 @@ def test_images_say_which_and_why(opened, generate):
     generate()
     weights = sampling_weights(opened.state)
     with pytest.raises(NotFinite, match="image 0 .class 0.: its latents .* from sampling step 1 "):
-        generate(sit=replaced(weights["sit"], np.nan))
+        generate(backbone=replaced(weights["backbone"], np.nan))
     with pytest.raises(NotFinite, match="image 0 .*: its pixels are NaN or infinite, though its"):
-        generate(vae=replaced(weights["vae"], np.nan))
+        generate(tokenizer=replaced(weights["tokenizer"], np.nan))
 
 
 def test_only_images_that_are_asked_for_count(opened):
     """A batch is filled up with images that nobody sees."""
     models, weights = opened.models, sampling_weights(opened.state)
-    made = make_generate(models.sit, models.vae, Sampler("euler", 3, "linear"))
+    made = make_generate(models.backbone, models.tokenizer, Sampler("euler", 3, "linear"))
 
     def spoilt(*inputs):  # the third of the batch
         batch = made(*inputs)
@@ -111,7 +111,7 @@ def test_a_guidance_without_measure_is_no_black_picture(command, run, tmp_path, 
 
 
 def test_no_weights_leave_that_nobody_could_read(opened, tmp_path):
-    params = replaced(opened.state.params["vae"], np.inf)
+    params = replaced(opened.state.params["tokenizer"], np.inf)
     with pytest.raises(ValueError, match="tensor .* would hold NaN or infinite values"):
-        PretrainedVAE(opened.models.vae, params).save_pretrained(tmp_path / "vae")
+        PretrainedVAE(opened.models.tokenizer, params).save_pretrained(tmp_path / "vae")
     assert not list(tmp_path.iterdir())

@@ -30,7 +30,7 @@ def run():
 def test_images_do_not_depend_on_their_batch(run, method):
     models, weights = run
     sampler = Sampler(method, 4, "linear", guidance_scale=1.5, guidance_high=0.8)
-    generate = make_generate(models.sit, models.vae, sampler)
+    generate = make_generate(models.backbone, models.tokenizer, sampler)
     key = jax.random.key(5)
 
     def images(labels, **batches):

@@ -39,8 +39,8 @@ def test_the_guided_velocity_follows_the_formula(scale, interval):
 def test_no_class_is_the_null_class(opened):
     models, weights = opened.models, sampling_weights(opened.state)
     sampler, key = Sampler("euler", 3, "linear"), jax.random.key(1)
-    generate = make_generate(models.sit, models.vae, sampler)
-    none, null = (np.full(4, label, np.int32) for label in (NO_CLASS, models.sit.null_label))
+    generate = make_generate(models.backbone, models.tokenizer, sampler)
+    none, null = (np.full(4, label, np.int32) for label in (NO_CLASS, models.backbone.null_label))
     images = [
         generate_all(generate, weights, key, labels, batch_size=4, progress=False)
         for labels in (none, null, np.zeros(4, np.int32))
@@ -48,7 +48,7 @@ def test_no_class_is_the_null_class(opened):
     np.testing.assert_array_equal(images[0], images[1])
     assert (images[0] != images[2]).mean() > 0.1
     # and what a guidance scale of 0 gives, whatever the class
-    scale0 = make_generate(models.sit, models.vae, Sampler("euler", 3, "linear", 0.0))
+    scale0 = make_generate(models.backbone, models.tokenizer, Sampler("euler", 3, "linear", 0.0))
     labels = jnp.arange(4, dtype=jnp.int32)
     guided = generate_all(scale0, weights, key, np.asarray(labels), batch_size=4, progress=False)
     assert np.abs(guided.astype(int) - images[0]).max() <= 1
@@ -70,12 +70,12 @@ def test_what_contradicts_it_is_refused(run, painted, tmp_path, capsys):
     without = tmp_path / "run"
     shutil.copytree(run, without)
     config = from_json((run / "config.json").read_text(), source="")
-    config.sit.label_drop = 0.0
+    config.backbone.label_drop = 0.0
     (without / "config.json").write_text(to_json(config))
     for option, message in {
         "labels=none": "--labels none asks for the null class, but this run was trained with",
-        "guidance_scale=0": "the guidance scale is 0.0, but a SiT trained with config.sit.label_",
-        "guidance_scale=2": "the guidance scale is 2.0, but a SiT trained with config.sit.label_",
+        "guidance_scale=0": "the guidance scale is 0.0, but a SiT trained with config.backbone.label_",
+        "guidance_scale=2": "the guidance scale is 2.0, but a SiT trained with config.backbone.label_",
     }.items():
         name, value = option.split("=")
         assert main(words(without, tmp_path / "x.npz", **{name: value})) == 2

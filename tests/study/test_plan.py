@@ -31,11 +31,11 @@ def test_a_size_that_a_study_does_not_have_is_named():
 def test_an_arm_differs_from_the_base_in_what_it_says_alone(study):
     repae = run_config(study, Job("repae", 3), OUTPUT)
     small = run_config(study, Job("repa_small", 3), OUTPUT)
-    assert small.sit.depth == 4
+    assert small.backbone.depth == 4
     for config in (repae, small):
         assert config.seed == 3
-        config.sit = study.config.sit
-        config.vae.weights = config.name = ""
+        config.backbone = study.config.backbone
+        config.tokenizer.weights = config.name = ""
     repae.train = small.train
     repae.objective.latent_norm = small.objective.latent_norm
     assert repae.to_dict() == small.to_dict()
@@ -50,7 +50,7 @@ def test_a_run_comes_behind_the_one_whose_vae_it_takes_of_the_same_seed(study):
         if before:
             needed = Job(before, job.seed)
             assert needed in order[:position]
-            weights = run_config(study, job, OUTPUT).vae.weights
+            weights = run_config(study, job, OUTPUT).tokenizer.weights
             assert weights == str(needed.workdir(OUTPUT))
     assert [job.seed for job in order] == sorted(job.seed for job in order)
 
@@ -114,7 +114,7 @@ def test_every_measured_step_is_a_checkpoint_that_stays(study):
         ({"arms": {"x": arm("", "repea")}}, "arm x: no recipe 'repea'"),
         ({"arms": {"x": arm("", vae="y")}}, "arm x: there is no arm 'y'"),
         ({"arms": {"x": arm("", vae="y"), "y": arm("", vae="x")}}, "arm x: its VAE is its own"),
-        ({"arms": {"x": arm("", changes={"sit": {"width": 1}})}}, "arm x: .*width"),
+        ({"arms": {"x": arm("", changes={"backbone": {"width": 1}})}}, "arm x: .*width"),
         ({"arms": {"x": arm("", changes={"batch_size": 0})}}, "arm x: config.batch_size is 0"),
         ({"claims": {"c": claim("", "fid", "repae", "repa")}}, "claim c: no measure 'fid'"),
         ({"claims": {"c": claim("", "psnr", "repae", "other")}}, "claim c: no arm 'other'"),

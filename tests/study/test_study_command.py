@@ -64,7 +64,7 @@ def test_figures_are_of_the_states_that_the_run_has_kept(done):
     opened = open_run(Job("vae", 0).workdir(done))
     images = load_digits_split("heldout").images
     chosen = np.sort(np.random.default_rng(0).choice(len(images), 30, replace=False))
-    vae, params = opened.models.vae, {"params": opened.state.params["vae"]}
+    vae, params = opened.models.tokenizer, {"params": opened.state.params["tokenizer"]}
     latents = vae.apply(params, to_float(images[chosen]), method="encode").mean
     again = np.asarray(to_uint8(vae.apply(params, latents, method="decode")))
     results = read_results(done / "results.jsonl")
@@ -197,7 +197,7 @@ def test_more_claims_change_no_run(done, capsys):
         (["--jobs", "4096"], "--jobs is 4096, but there are"),
         (["--report"], "holds no result yet"),
         (["--against", "nowhere.jsonl"], "nowhere.jsonl: No such file"),
-        (["--config.config.sit.depth=0"], "arm"),
+        (["--config.config.backbone.depth=0"], "arm"),
     ],
 )
 def test_bad_options_are_named(tmp_path, capsys, words, message):

@@ -32,7 +32,7 @@ def test_figures_end_where_a_state_makes_no_numbers(tmp_path, monkeypatch):
     drawn = []
     for name, stand_in in {
         "Measures": Measures,
-        "build_models": lambda config: types.SimpleNamespace(sit=None),
+        "build_models": lambda config: types.SimpleNamespace(backbone=None),
         "saved_steps": lambda workdir: [2, 4, 6],
         "load_state": lambda *_, step: State(step),
         "_draw": lambda seen, *_: drawn.append(seen.figures),

@@ -19,7 +19,7 @@ def get_config():
     study.measures.update(samples=20, reference=40, heldout=30)
     study.arms.update(
         vae=arm("VAE", "vae"),
-        sit=arm("SiT", "sit", vae="vae"),
+        sit=arm("SiT", "vanilla", vae="vae"),
         repae=arm("REPA-E", vae="vae"),
     )
     study.claims.update(ahead=claim("it is ahead", "frechet", "repae", "sit"))

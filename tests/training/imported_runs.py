@@ -51,7 +51,7 @@ def train_step(kind):
 
 @functools.cache
 def apply_sit():
-    return quick_jit(lambda variables, *inputs: MODELS.sit.apply(variables, *inputs))
+    return quick_jit(lambda variables, *inputs: MODELS.backbone.apply(variables, *inputs))
 
 
 def sit_inputs():
@@ -65,4 +65,7 @@ def sit_inputs():
 def sit_variables(state):
     """{"model", "ema"}: what our SiT is applied with."""
     averaged = {"params": state.ema["params"], "constants": state.ema["constants"]}
-    return {"model": {"params": state.params["sit"], **state.frozen["sit"]}, "ema": averaged}
+    return {
+        "model": {"params": state.params["backbone"], **state.frozen["backbone"]},
+        "ema": averaged,
+    }

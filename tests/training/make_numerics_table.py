@@ -16,8 +16,8 @@ DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "numerics.md"
 BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
 
 STATE_COLUMNS = {
-    "params/sit": "SiT",
-    "params/vae": "VAE",
+    "params/backbone": "SiT",
+    "params/tokenizer": "VAE",
     "params/discriminator": "discriminator",
     "ema/params": "EMA",
     "moments/sit": "Adam, SiT",
@@ -82,7 +82,7 @@ def by_state() -> str:
         row = [str(case)]
         for group in STATE_COLUMNS:
             measure = difference.moved if group in difference.MOVED else difference.values
-            trained = not (case.frozen_vae and group == "params/vae")
+            trained = not (case.frozen_vae and group == "params/tokenizer")
             shown = group in present and trained
             row.append(figure(measure(comparison, group)[0]) if shown else "")
         rows.append(row)

@@ -36,8 +36,8 @@ def make(path: pathlib.Path) -> None:
         **SIT_CONFIGS["SiT-XL/2"],
     )  # fmt: skip
     parts = {
-        "sit": original.sit_part(sit),
-        "vae": original.vae_part(AutoencoderKL(**VAE_CONFIGS["f8d4"])),
+        "backbone": original.sit_part(sit),
+        "tokenizer": original.vae_part(AutoencoderKL(**VAE_CONFIGS["f8d4"])),
         "discriminator": original.discriminator_part(PatchDiscriminator()),
     }
     generator = torch.Generator().manual_seed(0)
@@ -61,7 +61,7 @@ def make(path: pathlib.Path) -> None:
         }
         return {"state": state, "param_groups": parameter_groups(len(part.slots), lr=1e-4)}
 
-    checkpoint = {"model": weights(parts["sit"]), "ema": weights(parts["sit"])}
+    checkpoint = {"model": weights(parts["backbone"]), "ema": weights(parts["backbone"])}
     checkpoint |= {name: weights(parts[name]) for name in ("vae", "discriminator")}
     checkpoint |= {original.OPTIMIZERS[name]: optimizer(part) for name, part in parts.items()}
     path.parent.mkdir(parents=True, exist_ok=True)

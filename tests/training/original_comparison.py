@@ -37,18 +37,18 @@ EMA_DECAY = 0.5  # the default, 0.9999, would move the average by less than floa
 NEVER = 100  # a discriminator_start beyond the last step
 
 # our network -> learning rate: the original's defaults, and one of its own for each
-RATES = {"sit": 1e-4, "vae": 1e-4, "discriminator": 1e-4}
-DISTINCT_RATES = {"sit": 1e-4, "vae": 1e-5, "discriminator": 2e-5}
+RATES = {"backbone": 1e-4, "tokenizer": 1e-4, "discriminator": 1e-4}
+DISTINCT_RATES = {"backbone": 1e-4, "tokenizer": 1e-5, "discriminator": 2e-5}
 
 MODELS = Models(
-    vae=AutoencoderKL(
+    tokenizer=AutoencoderKL(
         channels=original.VAE["ch"],
         multipliers=original.VAE_MULTIPLIERS,
         latent_channels=original.LATENT_CHANNELS,
         num_res_blocks=original.VAE["num_res_blocks"],
         attention_levels=(1,),
     ),
-    sit=SiT(
+    backbone=SiT(
         latent_size=original.LATENT_SIZE,
         latent_channels=original.LATENT_CHANNELS,
         num_classes=original.NUM_CLASSES,
@@ -65,13 +65,13 @@ MODELS = Models(
 
 # our network -> the loop's optimizer, and what turns a state dict into our variables
 OPTIMIZERS = {
-    "sit": "optimizer",
-    "vae": "optimizer_vae",
+    "backbone": "optimizer",
+    "tokenizer": "optimizer_vae",
     "discriminator": "optimizer_loss_fn",
 }
 LOADERS = {
-    "sit": lambda arrays, models=MODELS: load_sit(arrays, models.sit),
-    "vae": lambda arrays, models=MODELS: {"params": load_vae(arrays, models.vae)},
+    "backbone": lambda arrays, models=MODELS: load_sit(arrays, models.backbone),
+    "tokenizer": lambda arrays, models=MODELS: {"params": load_vae(arrays, models.tokenizer)},
     "discriminator": lambda arrays, models=MODELS: load_discriminator(arrays, models.discriminator),
 }
 
@@ -234,13 +234,13 @@ def run_theirs(
     script = loop.LDM_ONLY if case.frozen_vae else loop.REPAE
     options = {"path_type": case.interpolant, "compile": False}
     if case.distinct_rates:
-        options["learning_rate"] = DISTINCT_RATES["sit"]
-        options["vae_learning_rate"] = DISTINCT_RATES["vae"]
+        options["learning_rate"] = DISTINCT_RATES["backbone"]
+        options["vae_learning_rate"] = DISTINCT_RATES["tokenizer"]
         options["disc_learning_rate"] = DISTINCT_RATES["discriminator"]
     args = loop.default_args(script, **options)
     trained = {name: part for name, part in networks.items() if name in ("model", "vae_loss_fn")}
     if not case.frozen_vae:
-        trained["vae"] = networks["vae"]
+        trained["tokenizer"] = networks["vae"]
     training = loop.Training(script, args, trained, EMA_DECAY)
     inputs, logs = [], []
     for step in range(STEPS):
@@ -254,9 +254,9 @@ def our_state(networks: Mapping[str, torch.nn.Module], models: Models = MODELS) 
     parts = _parts(networks)
     loaded = {name: LOADERS[name](state_of(part), models) for name, part in parts.items()}
     params = {name: variables["params"] for name, variables in loaded.items()}
-    batch_stats = {"latent_norm": loaded["sit"]["batch_stats"]}
-    frozen = {"sit": {"constants": loaded["sit"]["constants"]}}
-    trained = ("sit",)
+    batch_stats = {"latent_norm": loaded["backbone"]["batch_stats"]}
+    frozen = {"backbone": {"constants": loaded["backbone"]["constants"]}}
+    trained = ("backbone",)
     if loss := networks.get("vae_loss_fn"):
         batch_stats["discriminator"] = loaded["discriminator"]["batch_stats"]
         if loss.lecam_regularization_weight:
@@ -281,7 +281,7 @@ def our_arrays(state: TrainState) -> dict[str, np.ndarray]:
 
 def their_arrays(networks: Mapping[str, torch.nn.Module], training) -> dict[str, np.ndarray]:
     """The same of the original, under our paths."""
-    state, ema = our_state(networks), LOADERS["sit"](state_of(training.ema))
+    state, ema = our_state(networks), LOADERS["backbone"](state_of(training.ema))
     averages = {"params": ema["params"], "latent_norm": ema["batch_stats"]}
     state = state.replace(ema={**averages, "constants": ema["constants"]})
     arrays = {n: a for n, a in our_arrays(state).items() if not n.startswith("moments/")}
@@ -331,7 +331,7 @@ def their_step(
 
 
 def _parts(networks):
-    parts = {"sit": networks["model"], "vae": networks["vae"]}
+    parts = {"backbone": networks["model"], "tokenizer": networks["vae"]}
     if "vae_loss_fn" in networks:
         parts["discriminator"] = networks["vae_loss_fn"].discriminator
     return parts

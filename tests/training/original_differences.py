@@ -22,7 +22,7 @@ CASES = _RECIPES + _STARTS + _FROZEN
 UNLOGGED = {"epoch", "discriminator_factor", "d_weight"}
 
 # Parameters are compared by how far they moved, since in three steps they stay near the start.
-MOVED = ("params/sit", "params/vae", "params/discriminator", "ema/params")
+MOVED = ("params/backbone", "params/tokenizer", "params/discriminator", "ema/params")
 VALUES = (
     "moments/sit",
     "moments/vae",

@@ -45,12 +45,12 @@ def small_config(recipe: str = "repae", **vae):
     config.ema_decay = EMA_DECAY
     config.batch_size = 4
     config.data.update(resolution=original.IMAGE_SIZE, num_classes=original.NUM_CLASSES)
-    config.vae.update(
+    config.tokenizer.update(
         arch="", channels=original.VAE["ch"], multipliers=original.VAE_MULTIPLIERS,
         latent_channels=original.LATENT_CHANNELS, num_res_blocks=original.VAE["num_res_blocks"],
         attention_levels=(1,), **vae,
     )  # fmt: skip
-    config.sit.update(arch="", **original.SIT)
+    config.backbone.update(arch="", **original.SIT)
     config.discriminator.filters = original.DISCRIMINATOR_FILTERS
     for number, dim in enumerate(original.TEACHER_DIMS):
         config.teachers[f"t{number}"] = teacher(
@@ -177,7 +177,7 @@ class _Wrapped(torch.nn.Module):
 
 def networks_like(models: Models) -> dict[str, torch.nn.Module]:
     """The original's modules with the dimensions of ours, under the names of its loop."""
-    sit, losses = models.sit, original.modules().losses
+    sit, losses = models.backbone, original.modules().losses
     assert sit.mlp_ratio == 4.0
     model = original.modules().sit.SiT(
         input_size=sit.latent_size, patch_size=sit.patch_size, in_channels=sit.latent_channels,
@@ -192,7 +192,7 @@ def networks_like(models: Models) -> dict[str, torch.nn.Module]:
         losses, "NLayerDiscriminator", lambda **given: full(**{**given, **dims})
     ):
         loss = original.make_vae_loss(seed=0)
-    return {"model": model, "vae": _vae_like(models.vae), "vae_loss_fn": loss}
+    return {"model": model, "vae": _vae_like(models.tokenizer), "vae_loss_fn": loss}
 
 
 def _vae_like(vae):

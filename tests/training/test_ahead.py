@@ -41,7 +41,7 @@ def test_a_slice_that_nobody_rents_is_said(capsys):
 def test_the_step_is_compiled_for_a_slice(capsys):
     pytest.importorskip("libtpu")
     words = ["--topology", "v5e:2x4", "--effort", "quick", "--json", "--config.mesh.fsdp=4"]
-    words += ["--config.mesh.smallest=64", "--config.vae.weights=none.safetensors"]
+    words += ["--config.mesh.smallest=64", "--config.tokenizer.weights=none.safetensors"]
     assert main(["compile", "--config", f"{TINY}:repa", *words]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["devices"] == 8
@@ -58,7 +58,7 @@ def test_the_step_is_compiled_for_a_slice(capsys):
 def test_what_a_gpus_compiler_comes_with_is_said(capsys):
     if importlib.util.find_spec("jax_cuda13_plugin"):
         pytest.skip("it is here")
-    words = ["--topology", "h200:1", "--config.vae.weights=none.safetensors"]
+    words = ["--topology", "h200:1", "--config.tokenizer.weights=none.safetensors"]
     assert main(["compile", "--config", f"{TINY}:repa", *words]) == 2
     assert "pip install jax[cuda13]" in capsys.readouterr().err
 
@@ -67,7 +67,7 @@ def test_what_a_gpus_compiler_comes_with_is_said(capsys):
 def test_the_step_is_compiled_for_gpus(capsys):
     pytest.importorskip("jax_cuda13_plugin")
     words = ["--topology", "h100:2", "--json", "--config.mesh.fsdp=2", "--config.mesh.smallest=64"]
-    words += ["--config.vae.weights=none.safetensors", "--config.dtype=bfloat16"]
+    words += ["--config.tokenizer.weights=none.safetensors", "--config.dtype=bfloat16"]
     assert main(["compile", "--config", f"{TINY}:repa", *words]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["devices"] == 2

@@ -13,7 +13,7 @@ from repae_jax.runs.build import (
     build_models,
     build_objective,
     build_optimizers,
-    build_vae,
+    build_tokenizer,
     fresh_state,
     latent_shape,
 )
@@ -59,7 +59,7 @@ def assert_close(actual, expected, tolerance=1e-5):
 
 def without_batch_statistics():
     config = tiny.get_config()
-    config.train = ("sit", "vae")
+    config.train = ("backbone", "tokenizer")
     config.objective.update(latent_norm="fixed", adversarial_weight=0.0)
     return config
 
@@ -71,18 +71,18 @@ def test_micro_batches_give_the_whole_batchs_step():
     expected.pop("latent_std"), metrics.pop("latent_std")  # a statistic of the batch
     assert_close(metrics, expected)
     # Adam divides by the gradient's own size: compare what it divides, not what it makes of it
-    assert_close(state.opt_state["sit"], whole.opt_state["sit"], 1e-4)
-    assert_close(state.opt_state["vae"], whole.opt_state["vae"], 1e-4)
+    assert_close(state.opt_state["backbone"], whole.opt_state["backbone"], 1e-4)
+    assert_close(state.opt_state["tokenizer"], whole.opt_state["tokenizer"], 1e-4)
 
 
 def test_the_scan_and_rematerialisation_of_the_sit_change_nothing():
-    config = tiny.get_config("sit")
-    config.sit.update(depth=4, encoder_depth=2)
+    config = tiny.get_config("vanilla")
+    config.backbone.update(depth=4, encoder_depth=2)
     latents, time, labels = normal(2, 8, 8, 2, seed=1), np.full(2, 0.3, np.float32), np.arange(2)
 
     def run(**compute):
         config.compute.update(compute)
-        sit = build_models(config).sit
+        sit = build_models(config).backbone
         variables = jax.jit(sit.init)(jax.random.key(0), latents, time, labels)
         params = nonzero(variables.pop("params"))
 
@@ -95,7 +95,7 @@ def test_the_scan_and_rematerialisation_of_the_sit_change_nothing():
     expected = run()
     for scan in (False, True):
         for remat in POLICIES:
-            assert_close(run(scan_blocks=scan, sit_remat=remat), expected)
+            assert_close(run(scan_blocks=scan, backbone_remat=remat), expected)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -119,13 +119,13 @@ def test_the_scan_of_a_teacher_changes_nothing(preset, dtype):
 def test_rematerialisation_of_the_vae_changes_nothing(family):
     config = tiny.get_config("vae")
     if family == "qwenimage":
-        config.vae.update(family=family, groups=None, middle_attention=None,
+        config.tokenizer.update(family=family, groups=None, middle_attention=None,
                           temporal_downsample=(False, True))  # fmt: skip
     images, noise = normal(2, 8, 8, 3, seed=1), normal(2, 2, 2, 2, seed=2)
 
     def run(policy):
-        config.compute.vae_remat = policy
-        vae = build_vae(config)
+        config.compute.tokenizer_remat = policy
+        vae = build_tokenizer(config)
         params = jax.jit(vae.init)(jax.random.key(0), images, noise)["params"]
 
         def loss(params, images):

@@ -48,7 +48,7 @@ def make_config(folder, source="digits"):
     """The tiny :repa configuration on a frozen VAE from a file."""
     config = tiny.get_config("repa")
     config.teachers.small.weights = str(folder / "teacher.safetensors")
-    config.vae.weights = str(folder / "vae")
+    config.tokenizer.weights = str(folder / "vae")
     if source == "latents":
         config.data.update(source="latents", path=str(folder / "cache"))
     return config
@@ -69,7 +69,7 @@ def write_weights(folder):
 
     config = tiny.get_config()
     models = build_models(config)
-    peer = parity.randomise(diffusers_vae.make_vae(models.vae), seed=3)
+    peer = parity.randomise(diffusers_vae.make_vae(models.tokenizer), seed=3)
     peer.save_pretrained(folder / "vae")
     entry = config.teachers.small
     model = build_vit(entry, 32)
@@ -79,8 +79,8 @@ def write_weights(folder):
 
 def posterior_of(config, images):
     models = build_models(config)
-    params, _ = read_vae(config, models.vae)
-    return models.vae.apply({"params": params}, to_float(images), method="encode")
+    params, _ = read_vae(config, models.tokenizer)
+    return models.tokenizer.apply({"params": params}, to_float(images), method="encode")
 
 
 def test_a_cache_holds_the_posterior_of_every_image(folder):
@@ -169,7 +169,7 @@ def test_the_command_trains_on_the_cache(folder, tmp_path):
     workdir = tmp_path / "run"
     words = ["--config", f"{TINY}:repa", "--config.data.source=latents"]
     words += [f"--config.data.path={folder / 'cache'}", "--config.data.flip=True"]
-    words += [f"--config.vae.weights={folder / 'vae'}"]
+    words += [f"--config.tokenizer.weights={folder / 'vae'}"]
     words += [f"--config.teachers.small.weights={folder / 'teacher.safetensors'}"]
     assert main(["train", *words, "--workdir", str(workdir), "--quiet"]) == 0
     # the statistics that LatentNorm keeps to: those that came with the VAE
@@ -189,7 +189,7 @@ def test_tokens_are_the_teachers(folder, tmp_path):
     state = init_state(config, models)
     image = source[5]["image"][None]
     expected = teacher.model.apply(
-        state.frozen["small"], preprocess(jnp.asarray(image), teacher.preprocessing)
+        state.frozen["teachers"]["small"], preprocess(jnp.asarray(image), teacher.preprocessing)
     )
     (tokens,) = cache[5]["teacher_tokens"]
     assert tokens.dtype == np.float32
@@ -207,7 +207,10 @@ def test_another_vaes_cache_is_refused_and_nothing_is_written(folder, tmp_path, 
     shutil.rmtree(other / "vae")
     PretrainedVAE(vae.module, params, vae.config, vae.statistics).save_pretrained(other / "vae")
     words = ["--config", f"{TINY}:repa", "--config.data.source=latents"]
-    words += [f"--config.data.path={folder / 'cache'}", f"--config.vae.weights={other / 'vae'}"]
+    words += [
+        f"--config.data.path={folder / 'cache'}",
+        f"--config.tokenizer.weights={other / 'vae'}",
+    ]
     words += [f"--config.teachers.small.weights={folder / 'teacher.safetensors'}"]
     assert main(["train", *words, "--workdir", str(tmp_path / "run"), "--quiet"]) == 2
     message = capsys.readouterr().err
@@ -221,7 +224,7 @@ def test_another_teachers_tokens_are_refused(folder, tmp_path, capsys):
     changed = load_file(folder / "teacher.safetensors")
     save_file({name: array * 1.01 for name, array in changed.items()}, other)
     words = ["--config", f"{TINY}:repa", "--config.data.source=latents"]
-    words += [f"--config.data.path={cache}", f"--config.vae.weights={folder / 'vae'}"]
+    words += [f"--config.data.path={cache}", f"--config.tokenizer.weights={folder / 'vae'}"]
     words += [f"--config.teachers.small.weights={other}"]
     assert main(["train", *words, "--workdir", str(tmp_path / "run"), "--quiet"]) == 2
     assert "keeps the tokens of another teacher 'small'" in capsys.readouterr().err
@@ -239,7 +242,7 @@ def test_bad_images_are_left_out_of_the_cache(folder, tmp_path, capsys):
         path.parent.mkdir(parents=True)
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(path)
     (tmp_path / "images" / "class4" / "b.png").write_text("no image")
-    words = ["--config", f"{TINY}:repa", f"--config.vae.weights={folder / 'vae'}"]
+    words = ["--config", f"{TINY}:repa", f"--config.tokenizer.weights={folder / 'vae'}"]
     words += [f"--config.teachers.small.weights={folder / 'teacher.safetensors'}"]
     words += ["--config.data.source=folder", f"--config.data.path={tmp_path / 'images'}"]
     encode_it = ["encode", *words, "--output", str(tmp_path / "cache"), "--quiet"]
@@ -256,10 +259,10 @@ def test_bad_images_are_left_out_of_the_cache(folder, tmp_path, capsys):
 def test_the_fingerprint_is_of_the_weights_whatever_their_file(folder, tmp_path):
     config = make_config(folder)
     models = build_models(config)
-    params, _ = read_vae(config, models.vae)
+    params, _ = read_vae(config, models.tokenizer)
     assert main(["convert", str(folder / "vae"), str(tmp_path / "vae.safetensors"), "--quiet"]) == 0
-    config.vae.weights = str(tmp_path / "vae.safetensors")
-    again, _ = read_vae(config, models.vae)
+    config.tokenizer.weights = str(tmp_path / "vae.safetensors")
+    again, _ = read_vae(config, models.tokenizer)
     assert weights_sha256(params) == weights_sha256(again)
     changed = jax.tree.map(np.array, params)
     changed["encoder"]["conv_in"]["bias"][0] += 1e-3
@@ -270,7 +273,7 @@ def test_the_fingerprint_is_of_the_weights_whatever_their_file(folder, tmp_path)
     ("change", "message"),
     [
         ({"data.source": "latents"}, "is 'latents' already"),
-        ({"vae.weights": ""}, "config.vae.weights is empty"),
+        ({"tokenizer.weights": ""}, "config.tokenizer.weights is empty"),
     ],
 )
 def test_what_cannot_be_encoded_is_said(change, message, folder, tmp_path):
@@ -289,7 +292,7 @@ def test_a_trained_vae_needs_images(folder):
 
     config = tiny.get_config("repae")
     config.data.update(source="latents", path=str(folder / "cache"))
-    with pytest.raises(UserError, match=r"config.train has 'vae'"):
+    with pytest.raises(UserError, match=r"config.train has 'tokenizer'"):
         validate(config)
     assert "latents" in to_json(config)
 
@@ -326,7 +329,7 @@ def test_a_killed_encode_ends_in_the_same_bytes(folder, tmp_path):
 
 @pytest.mark.slow  # two processes that compile the encoder
 def test_two_processes_encode_as_one_does(folder, tmp_path):
-    words = ["encode", "--config", f"{TINY}:repa", f"--config.vae.weights={folder / 'vae'}"]
+    words = ["encode", "--config", f"{TINY}:repa", f"--config.tokenizer.weights={folder / 'vae'}"]
     words += [f"--config.teachers.small.weights={folder / 'teacher.safetensors'}"]
     words += ["--per-shard", "300", "--output"]
     contents = []
@@ -341,7 +344,7 @@ def test_two_processes_encode_as_one_does(folder, tmp_path):
 
 @pytest.mark.slow  # two processes that compile the encoder
 def test_an_error_in_one_process_ends_all(folder, tmp_path):
-    words = ["encode", "--config", f"{TINY}:repa", f"--config.vae.weights={folder / 'vae'}"]
+    words = ["encode", "--config", f"{TINY}:repa", f"--config.tokenizer.weights={folder / 'vae'}"]
     words += [f"--config.teachers.small.weights={folder / 'teacher.safetensors'}"]
     output = tmp_path / "cache"
     output.mkdir()

@@ -84,7 +84,9 @@ def test_a_run_survives_the_trip(trained, exported, tmp_path):
     workdir = tmp_path / "back"
     assert main(["convert", str(exported), str(workdir), "--quiet"]) == 0
     (state, data), (expected, expected_data) = state_of(workdir), state_of(trained[0])
-    expected = expected.replace(frozen={"sit": expected.frozen["sit"]})  # no teachers in there
+    expected = expected.replace(
+        frozen={"backbone": expected.frozen["backbone"]}
+    )  # no teachers in there
     assert data == expected_data
     leaves, paths = jax.tree.leaves(state), jax.tree_util.tree_leaves_with_path(expected)
     assert jax.tree.structure(state) == jax.tree.structure(expected)
@@ -152,7 +154,7 @@ def test_counters_and_slots_go_on(exported, trained, tmp_path):
 def test_names_and_order_are_those_of_torch_modules(exported):
     config = tiny.get_config()
     models = build_models(config)
-    sit = models.sit
+    sit = models.backbone
     module = torch_sit.SiT(
         latent_size=sit.latent_size, latent_channels=sit.latent_channels, patch_size=sit.patch_size,
         hidden_size=sit.hidden_size, depth=sit.depth, num_heads=sit.num_heads,
@@ -187,7 +189,7 @@ def test_stage_two_and_repa_survive_the_trip(kind, trained, exported, tmp_path):
     parts["args"] = argparse.Namespace(exp_name="x")
     path = tmp_path / "0000003.pt"
     torch.save(parts, path)
-    words = ["--config", f"{TINY}:repa", f"--config.vae.weights={trained[0]}"]
+    words = ["--config", f"{TINY}:repa", f"--config.tokenizer.weights={trained[0]}"]
     words.append(f"--config.teachers.small.weights={trained[1]}")
     run = tmp_path / "run"
     assert main(["convert", str(path), str(run), *words, "--quiet"]) == 0
@@ -211,7 +213,7 @@ def test_a_bare_state_dict_becomes_a_run_that_samples(trained, exported, tmp_pat
     ema = {n: t for n, t in saved_content(exported)["ema"].items() if not n.startswith("bn.")}
     path = tmp_path / "last.pt"  # as REPA publishes its SiT
     torch.save(ema, path)
-    words = ["--config", f"{TINY}:repa", f"--config.vae.weights={trained[0]}"]
+    words = ["--config", f"{TINY}:repa", f"--config.tokenizer.weights={trained[0]}"]
     words.append(f"--config.teachers.small.weights={trained[1]}")
     run = tmp_path / "run"
     assert main(["convert", str(path), str(run), *words, "--quiet"]) == 0
@@ -231,7 +233,7 @@ def test_without_its_vae_a_stage_two_checkpoint_says_so(exported, tmp_path, caps
     torch.save({key: whole[key] for key in ("model", "ema", "opt", "steps", "args")}, path)
     words = ["convert", str(path), str(tmp_path / "run"), "--config", f"{TINY}:repa", "--quiet"]
     assert main(words) == 2
-    assert "config.vae.weights is empty" in capsys.readouterr().err
+    assert "config.tokenizer.weights is empty" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -294,7 +296,13 @@ def test_a_truncated_checkpoint_is_one_line(exported, tmp_path, capsys):
 
 
 def test_the_wrong_configuration_is_named(exported, tmp_path, capsys):
-    words = ["convert", str(exported), str(tmp_path / "run"), "--config.sit.depth=3", "--quiet"]
+    words = [
+        "convert",
+        str(exported),
+        str(tmp_path / "run"),
+        "--config.backbone.depth=3",
+        "--quiet",
+    ]
     assert main(words) == 2
     assert "blocks.2" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

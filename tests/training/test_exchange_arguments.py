@@ -24,9 +24,13 @@ ARGS = dict(  # a run of the original's train_repae.py, as its args.json has it
 
 def test_arguments_become_the_published_configuration():
     config = config_from_args(ARGS, "repae", source="X")
-    assert (config.sit.arch, config.vae.arch, config.data.resolution) == ("SiT-XL/2", "f8d4", 256)
+    assert (config.backbone.arch, config.tokenizer.arch, config.data.resolution) == (
+        "SiT-XL/2",
+        "f8d4",
+        256,
+    )
     assert config.teachers.dinov2_b.arch == "dinov2-b"
-    assert set(config.train) == {"sit", "vae", "discriminator"}
+    assert set(config.train) == {"backbone", "tokenizer", "discriminator"}
     changed = ARGS | {
         "enc_type": "mocov3-vit-l,clip-vit-L", "cfg_prob": 0.0, "path_type": "cosine",
         "vae_learning_rate": 2e-5, "weighting": "lognormal", "adam_beta2": 0.95, "qk_norm": True,
@@ -34,17 +38,17 @@ def test_arguments_become_the_published_configuration():
     config = config_from_args(changed, "repae", source="X")
     assert [entry.arch for entry in config.teachers.values()] == ["mocov3-l", "clip-l"]
     assert [entry.preprocessing for entry in config.teachers.values()] == ["imagenet", "clip"]
-    assert (config.sit.label_drop, config.objective.interpolant) == (0.0, "cosine")
-    assert config.optimizer.vae.learning_rate == 2e-5
-    assert config.optimizer.sit.learning_rate == 1e-4
+    assert (config.backbone.label_drop, config.objective.interpolant) == (0.0, "cosine")
+    assert config.optimizer.tokenizer.learning_rate == 2e-5
+    assert config.optimizer.backbone.learning_rate == 1e-4
     assert {config.optimizer[name].b2 for name in config.optimizer} == {0.95}
-    assert (config.time.weighting, config.sit.qk_norm) == ("lognormal", True)
+    assert (config.time.weighting, config.backbone.qk_norm) == ("lognormal", True)
     # REPA's train.py never hands --cfg-prob to the SiT, whose dropout stays 0.1
-    assert config_from_args(ARGS | {"cfg_prob": 0.0}, "repa", source="X").sit.label_drop == 0.1
+    assert config_from_args(ARGS | {"cfg_prob": 0.0}, "repa", source="X").backbone.label_drop == 0.1
     frozen = ARGS | {"model": "SiT-XL/1", "vae": "f16d32", "vae_ckpt": "pretrained/x.pt"}
     frozen = config_from_args(frozen, "ldm", source="X")
-    assert (frozen.vae.weights, frozen.name) == ("pretrained/x.pt", "sdvae")
-    assert tuple(frozen.train) == ("sit",)
+    assert (frozen.tokenizer.weights, frozen.name) == ("pretrained/x.pt", "sdvae")
+    assert tuple(frozen.train) == ("backbone",)
     assert frozen.objective.latent_norm == "fixed"
 
 
@@ -58,9 +62,9 @@ def test_arguments_and_configuration_are_each_others_inverse():
     }
     assert set(ARGS) - set(args) == {"output_dir"}
     custom = base()
-    custom.sit.depth = 3
+    custom.backbone.depth = 3
     assert isinstance(custom, ConfigDict)
-    assert config_from_args(args_from_config(custom), "repae", source="X").sit.depth == 3
+    assert config_from_args(args_from_config(custom), "repae", source="X").backbone.depth == 3
 
 
 @pytest.mark.parametrize(
@@ -84,6 +88,10 @@ def test_a_published_size_needs_no_configuration():
     shapes = sit_part(sit, statistics=False).shapes
     blank = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
     config = config_of(bare_checkpoint(blank), source="last.pt")
-    assert (config.sit.arch, config.vae.arch, config.data.resolution) == ("SiT-XL/2", "f8d4", 256)
+    assert (config.backbone.arch, config.tokenizer.arch, config.data.resolution) == (
+        "SiT-XL/2",
+        "f8d4",
+        256,
+    )
     assert [entry.arch for entry in config.teachers.values()] == ["dinov2-b"]
-    assert (config.data.num_classes, tuple(config.train)) == (1000, ("sit",))
+    assert (config.data.num_classes, tuple(config.train)) == (1000, ("backbone",))

@@ -19,7 +19,7 @@ from repae_jax.utils.finite import NotFinite
 
 
 def broken_vae(value=np.nan):
-    module = build_models(tiny.get_config()).vae
+    module = build_models(tiny.get_config()).tokenizer
     params = jax.tree.map(lambda s: jnp.full(s.shape, value), parameter_shapes(module))
     return PretrainedVAE(module, params)
 

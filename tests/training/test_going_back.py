@@ -24,7 +24,10 @@ from repae_jax.runs.retention import Record, Retention
 from repae_jax.training.loop import _run
 from repae_jax.training.monitor import Alarms
 
-FAR = [f"--config.optimizer.{name}.learning_rate=1e6" for name in ("sit", "vae", "discriminator")]
+FAR = [
+    f"--config.optimizer.{name}.learning_rate=1e6"
+    for name in ("backbone", "tokenizer", "discriminator")
+]
 TOTALS = {"sit_loss", "vae_loss", "d_loss"}
 
 
@@ -67,7 +70,7 @@ def test_a_run_that_becomes_too_fast_goes_back(trained, teacher, tmp_path, capsy
     run = dict(steps=30, checkpoint_every=1, keep_checkpoints=1)
     assert main(words(workdir, teacher, *FAR, **run)) == 2
     said = capsys.readouterr()
-    assert "from step 4: config.optimizer.vae.learning_rate: 0.0001 -> 1000000.0" in said.out
+    assert "from step 4: config.optimizer.tokenizer.learning_rate: 0.0001 -> 1000000.0" in said.out
     # 5 was saved before anything was not finite, and is of no use; 4 has shown that it is.
     assert saved_steps(workdir) == [4, 5]
     command = command_in(said.err)
@@ -75,11 +78,11 @@ def test_a_run_that_becomes_too_fast_goes_back(trained, teacher, tmp_path, capsy
     assert main([*command, "--quiet"]) == 0
     assert_ordinary(workdir, 30)
     assert restore_latest(workdir / "aside-1")["step"] == 5
-    assert work_directory.load_config(workdir / "aside-1").optimizer.vae.learning_rate == 1e6
+    assert work_directory.load_config(workdir / "aside-1").optimizer.tokenizer.learning_rate == 1e6
     lines = (workdir / "config_history.jsonl").read_text().splitlines()
     first, second = map(json.loads, lines)
     assert first["step"] == second["step"] == second["from_step"] == 4
-    assert "config.optimizer.sit.learning_rate: 1000000.0 -> 0.0001" in second["changed"]
+    assert "config.optimizer.backbone.learning_rate: 1000000.0 -> 0.0001" in second["changed"]
     # The same command once more, as after a signal, has nothing to go back to.
     capsys.readouterr()
     assert main([*command, "--quiet"]) == 0
@@ -112,11 +115,11 @@ def test_an_imported_run_has_no_beginning_of_its_own(trained, tmp_path):
 def test_the_way_back_is_slower_than_the_way():
     config = tiny.get_config()
     config.dtype = "bfloat16"
-    config.optimizer.vae.learning_rate = 1e-5
+    config.optimizer.tokenizer.learning_rate = 1e-5
     command = going_back.way_back(tiny_path := "runs/x", config, 7, processes=2)
     assert command.startswith(f"python -m repae_jax train --workdir {tiny_path} --from-step 7 ")
-    assert "--config.optimizer.vae.learning_rate=1e-06" in command
-    assert "--config.optimizer.sit.learning_rate=1e-05" in command
+    assert "--config.optimizer.tokenizer.learning_rate=1e-06" in command
+    assert "--config.optimizer.backbone.learning_rate=1e-05" in command
     assert command.endswith("--config.dtype=float32")
     assert "--distributed" in command
 
@@ -126,7 +129,7 @@ def test_the_way_back_is_slower_than_the_way():
 
 @pytest.mark.parametrize(
     "change",
-    ["dtype='bfloat16'", *(f"optimizer.sit.{key}={value}" for key, value in dict(
+    ["dtype='bfloat16'", *(f"optimizer.backbone.{key}={value}" for key, value in dict(
         learning_rate=1.0, warmup_steps=7, decay_steps=70, weight_decay=0.1, max_grad_norm=2.0
     ).items())],
 )  # fmt: skip
@@ -145,8 +148,8 @@ def test_how_far_a_step_goes_may_change(change, tmp_path):
 def test_what_the_moments_mean_may_not(key, tmp_path):
     config = tiny.get_config()
     work_directory.claim(tmp_path, config)
-    config.optimizer.sit[key] = 0.5
-    with pytest.raises(UserError, match=f"config.optimizer.sit.{key}"):
+    config.optimizer.backbone[key] = 0.5
+    with pytest.raises(UserError, match=f"config.optimizer.backbone.{key}"):
         work_directory.check(tmp_path, config)
 
 

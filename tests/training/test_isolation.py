@@ -18,9 +18,9 @@ from repae_jax.training.noise import sample_draws
 from repae_jax.training.step import make_loss
 
 BATCH, SIDE, CLASSES, TEACHER_DIM = 3, 16, 5, 6
-NETWORKS = ("sit", "vae", "discriminator")
+NETWORKS = ("backbone", "tokenizer", "discriminator")
 MODELS = Models(
-    vae=AutoencoderKL(
+    tokenizer=AutoencoderKL(
         channels=8,
         multipliers=(1, 2),
         latent_channels=4,
@@ -28,7 +28,7 @@ MODELS = Models(
         middle_attention=False,  # its key biases get no gradient from anything
         groups=4,
     ),
-    sit=SiT(
+    backbone=SiT(
         latent_size=8,
         latent_channels=4,
         patch_size=4,
@@ -54,7 +54,7 @@ def gradients():
 @pytest.fixture(scope="module")
 def unstopped():
     """The same of the SiT's term in the ablation without the stop-gradient."""
-    return make_gradients(Objective(stop_gradient=False), ("sit",))
+    return make_gradients(Objective(stop_gradient=False), ("backbone",))
 
 
 def make_gradients(objective, trained):
@@ -97,8 +97,8 @@ def make_inputs():
         return jax.eval_shape(functools.partial(model.init, **kwargs), key, *inputs)
 
     trees = {
-        "sit": shapes(MODELS.sit, latent, jnp.zeros(1), jnp.zeros(1, jnp.int32)),
-        "vae": shapes(MODELS.vae, image, latent),
+        "backbone": shapes(MODELS.backbone, latent, jnp.zeros(1), jnp.zeros(1, jnp.int32)),
+        "tokenizer": shapes(MODELS.tokenizer, image, latent),
         "discriminator": shapes(MODELS.discriminator, image, train=True),
     }
     params = {name: randomised(tree["params"], rng) for name, tree in trees.items()}
@@ -109,7 +109,7 @@ def make_inputs():
         ),
         "lecam": {"real": jnp.asarray(0.3), "fake": jnp.asarray(-0.3)},
     }
-    frozen = {"sit": {"constants": randomised(trees["sit"]["constants"], rng)}}
+    frozen = {"backbone": {"constants": randomised(trees["backbone"]["constants"], rng)}}
     state = create_state(params, batch_stats, frozen, {})
     tokens = rng.normal(size=(BATCH, 4, TEACHER_DIM)).astype(np.float32)
     batch = {"image": images, "label": labels, "teacher_tokens": (tokens,)}
@@ -141,25 +141,25 @@ def tensors(grads, *prefixes):
 @pytest.mark.parametrize("metric", ["denoising_loss", "proj_loss", "sit_loss"])
 def test_the_diffusion_and_alignment_losses_of_the_sit_do_not_reach_the_vae(gradients, metric):
     grads = gradients(metric)
-    assert reached(grads, "sit/")
-    assert not reached(grads, "vae/")
+    assert reached(grads, "backbone/")
+    assert not reached(grads, "tokenizer/")
     assert not reached(grads, "discriminator/")
 
 
 def test_without_the_stop_gradient_the_diffusion_loss_reaches_the_whole_encoder(unstopped):
     grads = unstopped("denoising_loss")
-    assert reached(grads, "vae/") == tensors(grads, "vae/encoder/", "vae/quant/")
+    assert reached(grads, "tokenizer/") == tensors(grads, "tokenizer/encoder/", "tokenizer/quant/")
 
 
 def test_the_alignment_of_the_vae_reaches_the_whole_encoder_and_nothing_else(gradients):
     grads = gradients("vae_align_loss")
-    assert reached(grads, "") == tensors(grads, "vae/encoder/", "vae/quant/")
+    assert reached(grads, "") == tensors(grads, "tokenizer/encoder/", "tokenizer/quant/")
 
 
 @pytest.mark.parametrize("metric", ["vae_loss", "gan_loss"])
 def test_the_loss_of_the_vae_reaches_all_of_it_and_no_other_network(gradients, metric):
     grads = gradients(metric)
-    assert reached(grads, "") == tensors(grads, "vae/")
+    assert reached(grads, "") == tensors(grads, "tokenizer/")
 
 
 @pytest.mark.parametrize("metric", ["d_loss", "lecam_loss"])

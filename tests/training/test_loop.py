@@ -36,7 +36,7 @@ def test_a_work_directory_is_the_whole_run(trained):
     names = sorted(path.name for path in (trained / "checkpoints").iterdir())
     assert names == ["2", "4", "record.json"]
     assert (trained / "checkpoints" / "4" / "checksums.json").is_file()
-    assert "params/sit/" in (trained / "sharding.txt").read_text()
+    assert "params/backbone/" in (trained / "sharding.txt").read_text()
     assert (trained / "samples" / "0000004.png").read_bytes().startswith(b"\x89PNG")
     history = read_history(trained)
     assert set(history) == METRICS | OWN_METRICS
@@ -129,10 +129,12 @@ def test_a_frozen_vae_comes_from_another_run(trained, teacher, tmp_path):
     workdir = tmp_path / "repa"
     arguments = words(workdir, teacher, steps=1)
     arguments[2] = f"{TINY}:repa"
-    assert main([*arguments, f"--config.vae.weights={trained}"]) == 0
+    assert main([*arguments, f"--config.tokenizer.weights={trained}"]) == 0
     state, source = restore_latest(workdir), restore_latest(trained)
-    jax.tree.map(np.testing.assert_array_equal, state["params"]["vae"], source["params"]["vae"])
-    assert set(state["opt_state"]) == {"sit"}
+    jax.tree.map(
+        np.testing.assert_array_equal, state["params"]["tokenizer"], source["params"]["tokenizer"]
+    )
+    assert set(state["opt_state"]) == {"backbone"}
     assert not np.allclose(state["batch_stats"]["latent_norm"]["var"], 1.0)
 
 
@@ -191,6 +193,6 @@ def test_a_signal_saves_and_ends_the_run(number, teacher, tmp_path):
 def test_the_wrong_weights_leave_no_work_directory(teacher, trained, tmp_path, capsys):
     wrong = tmp_path / "vae.safetensors"
     shutil.copy(teacher, wrong)  # a teacher's tensors are no VAE's
-    assert main([*words(tmp_path / "run", teacher), f"--config.vae.weights={wrong}"]) == 2
+    assert main([*words(tmp_path / "run", teacher), f"--config.tokenizer.weights={wrong}"]) == 2
     assert str(wrong) in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -103,8 +103,8 @@ def trip(request, tmp_path_factory):
     networks = comparison.make_networks(case)
     vae, config = networks["vae"], small_config("repa" if case.frozen_vae else "repae")
     if case.frozen_vae:
-        config.vae.weights = str(folder / "vae.pt")
-        torch.save(vae.state_dict(), config.vae.weights)
+        config.tokenizer.weights = str(folder / "vae.pt")
+        torch.save(vae.state_dict(), config.tokenizer.weights)
     training = make_training(networks, case, table_moves)
     for step in range(STEPS):
         comparison.case_step(training, vae, case, *comparison.make_batch(step))
@@ -222,7 +222,7 @@ def vae_files(trip, tmp_path):
 @only("repae")
 def test_a_vae_file_is_read_and_written(trip, vae_files, tmp_path):
     vae = PretrainedVAE.from_pretrained(vae_files / "e2e.pt")
-    assert vae.module == MODELS.vae
+    assert vae.module == MODELS.tokenizer
     module = original.make_vae(seed=31)
     module.load_state_dict(torch.load(vae_files / "e2e.pt"), strict=True)
     images = np.clip(normal(2, 32, 32, 3, seed=5), -1, 1)
@@ -247,7 +247,7 @@ def test_a_vae_file_is_read_and_written(trip, vae_files, tmp_path):
     assert_same_content(torch.load(tmp_path / "again-latents-stats.pt"), stored)
 
     config = small_config("repa", weights=str(vae_files / "e2e.pt"))
-    params, statistics = weights.read_vae(config, MODELS.vae)
+    params, statistics = weights.read_vae(config, MODELS.tokenizer)
     jax.tree.map(np.testing.assert_array_equal, params, dict(vae.params))
     jax.tree.map(np.testing.assert_array_equal, statistics, dict(vae.statistics))
 

@@ -43,7 +43,7 @@ def digits(tmp_path_factory):
         "teachers.digits.weights": teacher_file, "batch_size": 16, "ema_decay": 0.5,
         "run.steps": 10, "run.sample_steps": 2, "sampling.method": "euler",
     }  # fmt: skip
-    for network in ("sit", "vae"):
+    for network in ("backbone", "tokenizer"):
         words |= {
             f"optimizer.{network}.warmup_steps": 0,
             f"optimizer.{network}.learning_rate": 3e-3,
@@ -98,11 +98,11 @@ def test_the_original_makes_the_same_images(digits, resumed_digits, sampler, mon
     key, indices = jax.random.key(3), np.arange(IMAGES)
     labels = indices.astype(np.int32)
     monkeypatch.setattr(generate, "to_uint8", lambda images: images)
-    make = generate.make_generate(run.models.sit, run.models.vae, sampler)
+    make = generate.make_generate(run.models.backbone, run.models.tokenizer, sampler)
     images = make(sampling_weights(run.state), key, indices, labels).images
     pixels = np.asarray(to_uint8(images)).astype(int)
 
-    sit = run.models.sit
+    sit = run.models.backbone
     shape = (sit.latent_size, sit.latent_size, sit.latent_channels)
     noise, later = image_noise(key, indices, shape), step_noise(key, indices, shape)
     step_noises = [later(i) for i in range(sampler.steps - 1)] if sampler.stochastic else []

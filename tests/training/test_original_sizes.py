@@ -33,11 +33,11 @@ def assert_same_tensors(part, module):
 def published_models(arch, vae="f8d4", qk_norm=False):
     """Our networks, and the keywords that the originals' scripts give their SiT."""
     config = base()
-    config.sit.update(arch=arch, qk_norm=qk_norm)
-    config.vae.arch = vae
+    config.backbone.update(arch=arch, qk_norm=qk_norm)
+    config.tokenizer.arch = vae
     config.teachers.dinov2 = teacher("dinov2-b")
     models = build_models(config)
-    keywords = {"input_size": models.sit.latent_size, "num_classes": 1000, "z_dims": [768]}
+    keywords = {"input_size": models.backbone.latent_size, "num_classes": 1000, "z_dims": [768]}
     return models, {**keywords, "encoder_depth": 8, "fused_attn": True, "qk_norm": qk_norm}
 
 
@@ -52,11 +52,11 @@ def test_published_sizes_have_the_originals_tensors(arch, vae, qk_norm):
     attention = functools.partial(theirs.sit.Attention, norm_layer=torch.nn.LayerNorm)
     with torch.device("meta"), mock.patch.object(theirs.sit, "Attention", attention):
         sit = theirs.sit.SiT_models[arch](
-            in_channels=models.sit.latent_channels, class_dropout_prob=0.1, **keywords
+            in_channels=models.backbone.latent_channels, class_dropout_prob=0.1, **keywords
         )
         autoencoder = theirs.autoencoder.vae_models[vae]()
-    assert_same_tensors(sit_part(models.sit), sit)
-    assert_same_tensors(vae_part(models.vae), autoencoder)
+    assert_same_tensors(sit_part(models.backbone), sit)
+    assert_same_tensors(vae_part(models.tokenizer), autoencoder)
 
 
 @NEEDS_REPA
@@ -64,7 +64,7 @@ def test_published_sizes_have_repas_tensors():
     models, keywords = published_models("SiT-XL/2")
     with torch.device("meta"):
         sit = exchange.repa_module("models/sit.py").SiT_models["SiT-XL/2"](use_cfg=True, **keywords)
-    assert_same_tensors(sit_part(models.sit, statistics=False), sit)
+    assert_same_tensors(sit_part(models.backbone, statistics=False), sit)
 
 
 @NEEDS_ORIGINAL
@@ -73,7 +73,7 @@ def test_the_originals_default_arguments_are_understood(script, kind):
     """And what we write as arguments are ones that the original has, with its values."""
     theirs = vars(loop.default_args(script))
     config = config_from_args(theirs, kind, source="X")
-    assert (config.sit.arch, config.vae.arch) == (theirs["model"], theirs["vae"])
+    assert (config.backbone.arch, config.tokenizer.arch) == (theirs["model"], theirs["vae"])
     ours = args_from_config(config)
     del ours["repae_jax"]
     assert ours.pop("mixed_precision") == "bf16"  # in place of fp16
@@ -89,8 +89,8 @@ def test_the_originals_default_arguments_are_understood(script, kind):
 def test_repas_default_arguments_are_understood():
     args = vars(exchange.repa_args())
     config = config_from_args(args, "repa", source="X")
-    assert (config.sit.arch, config.vae.arch) == (args["model"], "f8d4")
-    assert tuple(config.train) == ("sit",)
+    assert (config.backbone.arch, config.tokenizer.arch) == (args["model"], "f8d4")
+    assert tuple(config.train) == ("backbone",)
     ours = args_from_config(config)
     for name in ours.keys() & args.keys() - {"exp_name", "mixed_precision"}:
         assert ours[name] == args[name], name

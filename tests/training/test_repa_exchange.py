@@ -60,7 +60,7 @@ class RepaTrip:
 @pytest.fixture(scope="module")
 def repa(tmp_path_factory):
     folder = tmp_path_factory.mktemp("repa")
-    vae = randomise(diffusers_vae.make_vae(MODELS.vae), seed=2)
+    vae = randomise(diffusers_vae.make_vae(MODELS.tokenizer), seed=2)
     vae.save_pretrained(folder / "vae")
     config = small_config("repa", weights=str(folder / "vae"))
     training = exchange.RepaTraining(exchange.make_repa_sit(seed=1))
@@ -120,7 +120,9 @@ def test_repa_and_ours_go_on_alike(repa, tmp_path):
     for name, value in logs.items():
         assert abs(float(metrics[name]) - value) <= METRIC_LIMIT * abs(value), name
     before, moved = saved_content(repa.checkpoint)["model"], contents[0]["model"]
-    exported = export_sit({"params": after.params["sit"], **after.frozen["sit"]}, MODELS.sit)
+    exported = export_sit(
+        {"params": after.params["backbone"], **after.frozen["backbone"]}, MODELS.backbone
+    )
     total = [
         (np.linalg.norm(exported[name] - moved[name].numpy()), (moved[name] - before[name]).norm())
         for name in moved
@@ -147,8 +149,8 @@ def test_repas_published_weights_are_read(repa, tmp_path, naming):
     torch.save(tensors, tmp_path / "last.pt")
     found = find(tmp_path / "last.pt")
     assert found.format == "sit"
-    variables = load_sit(unify_names(found.content, depth), MODELS.sit, statistics=False)
+    variables = load_sit(unify_names(found.content, depth), MODELS.backbone, statistics=False)
     assert_repa_outputs("last.pt", repa.training.scope["ema"], variables)
-    exported = {k: torch.tensor(v) for k, v in export_sit(variables, MODELS.sit).items()}
+    exported = {k: torch.tensor(v) for k, v in export_sit(variables, MODELS.backbone).items()}
     assert_same_content(exported, repa.training.scope["ema"].state_dict())
     exchange.make_repa_sit(seed=22).load_state_dict(exported, strict=True)

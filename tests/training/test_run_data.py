@@ -140,10 +140,10 @@ def write_cache(path, **changes):
 
 
 def test_nobody_may_accept_latents_of_another_vae(tmp_path, capsys):
-    config = tiny.get_config("sit")
+    config = tiny.get_config("vanilla")
     write_cache(tmp_path / "cache")
     (tmp_path / "vae.pt").write_bytes(b"")  # is in the checkpoint by now
-    config.vae.weights = str(tmp_path / "vae.pt")
+    config.tokenizer.weights = str(tmp_path / "vae.pt")
     config.data.update(source="latents", path=str(tmp_path / "cache"))
     config.run.steps = STEPS
     save(config, tmp_path / "run")
@@ -180,7 +180,7 @@ def test_encode_goes_on_with_the_labels_that_it_began_with(folder, tmp_path, cap
     config = make_config(folder)
     words = ["encode", "--config", f"{TINY}:repa", "--output", str(tmp_path / "cache"), "--quiet"]
     words += [f"--config.teachers.small.weights={config.teachers.small.weights}"]
-    words += [f"--config.vae.weights={config.vae.weights}", "--config.data.source=hdf5"]
+    words += [f"--config.tokenizer.weights={config.tokenizer.weights}", "--config.data.source=hdf5"]
     words += [f"--config.data.path={tmp_path}", "--config.data.num_classes=10", "--batch-size=4"]
     write_labels(0, 1, 9)
     assert main(words) == 0

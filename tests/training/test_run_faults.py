@@ -36,7 +36,7 @@ from repae_jax.parallel.mesh import make_mesh, put_batch
 from repae_jax.runs.build import build_models, fresh_state
 from repae_jax.training.program import Program
 
-config = tiny.get_config("sit")
+config = tiny.get_config("vanilla")
 config.mesh.update(fsdp=4, smallest=64)
 program = Program(config, build_models(config), make_mesh(-1, 4))
 make = jax.jit(functools.partial(fresh_state, config, program.models),

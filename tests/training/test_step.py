@@ -27,7 +27,7 @@ REPAE = SIT | ALIGNED | VAE | {"vae_align_loss"} | DISCRIMINATOR | GAN
 EXPECTED = {
     "repae": REPAE,
     "repa": SIT | ALIGNED,
-    "sit": SIT,
+    "vanilla": SIT,
     "vae": VAE | DISCRIMINATOR | GAN,
     "repae_no_stop_gradient": REPAE,
     "repae_no_latent_norm": REPAE,
@@ -80,10 +80,10 @@ def moved(before, after):
 @pytest.mark.parametrize(
     ("recipe", "trained"),
     [
-        ("repae", {"sit", "vae", "discriminator"}),
-        ("repa", {"sit"}),
-        ("vae", {"vae", "discriminator"}),
-        ("repae_no_latent_norm", {"vae", "sit", "discriminator"}),
+        ("repae", {"backbone", "tokenizer", "discriminator"}),
+        ("repa", {"backbone"}),
+        ("vae", {"tokenizer", "discriminator"}),
+        ("repae_no_latent_norm", {"backbone", "tokenizer", "discriminator"}),
     ],
 )
 def test_recipes_train_what_they_say(recipe, trained):
@@ -105,7 +105,7 @@ def test_before_its_start_the_discriminator_is_left_alone():
     first, metrics = step(state, batch, draws)
     assert metrics["gan_loss"] == metrics["weighted_gan_loss"] == metrics["d_loss"] == 0
     assert metrics["grad_norm_disc"] == 0
-    assert moved(state, first) == {"sit", "vae"}
+    assert moved(state, first) == {"backbone", "tokenizer"}
     second, metrics = step(first, batch, draws)
     assert metrics["gan_loss"] != 0
     assert metrics["d_loss"] > 0
@@ -150,8 +150,8 @@ def test_several_teachers_are_aligned_at_once():
     config.teachers.other = ConfigDict(config.teachers.small.to_dict())
     config.teachers.other.hidden_size = 12
     models = build_models(config)
-    assert models.sit.teacher_dims == (12, 8)  # in the order of their names: other, small
+    assert models.backbone.teacher_dims == (12, 8)  # in the order of their names: other, small
     state = jax.eval_shape(lambda key: fresh_state(config, models, key), jax.random.key(0))
-    heads = state.params["sit"]
+    heads = state.params["backbone"]
     assert heads["projectors_0"]["fc3"]["kernel"].shape == (8, 12)
     assert heads["projectors_1"]["fc3"]["kernel"].shape == (8, 8)

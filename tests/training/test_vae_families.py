@@ -60,11 +60,13 @@ def make_config(family, weights):
     config.teachers.small.weights = str(weights / "teacher.safetensors")
     shared = dict(arch="", latent_channels=CHANNELS, num_res_blocks=1, weights=str(weights / "vae"))
     if family == "flux":
-        config.vae.update(channels=4, multipliers=(1, 1, 2), groups=2, quant_conv=False, **shared)
-        config.vae.middle_attention = True
+        config.tokenizer.update(
+            channels=4, multipliers=(1, 1, 2), groups=2, quant_conv=False, **shared
+        )
+        config.tokenizer.middle_attention = True
     else:
-        config.vae.update(family="qwenimage", channels=4, multipliers=(1, 1, 2), **shared)
-        config.vae.temporal_downsample = (False, True)
+        config.tokenizer.update(family="qwenimage", channels=4, multipliers=(1, 1, 2), **shared)
+        config.tokenizer.temporal_downsample = (False, True)
     config.objective.discriminator_start = 2
     config.objective.kl_weight = 1e-6
     validate(config)
@@ -116,7 +118,7 @@ def test_the_family_trains(family, tmp_path):
 
     # It begins where diffusers left it, with the statistics that config.json tells.
     stored = PretrainedVAE.from_pretrained(tmp_path / "vae")
-    begin = leaves(states[0].params["vae"])
+    begin = leaves(states[0].params["tokenizer"])
     for name, array in leaves(stored.params).items():
         np.testing.assert_array_equal(begin[name], array)
     statistics = states[0].batch_stats["latent_norm"]
@@ -130,7 +132,7 @@ def test_the_family_trains(family, tmp_path):
     for values in metrics:
         for name, value in values.items():
             assert np.isfinite(value), name
-    end = leaves(states[-1].params["vae"])
+    end = leaves(states[-1].params["tokenizer"])
     moved = {name for name in begin if not np.array_equal(begin[name], end[name])}
     # Convolutions over time never see a second frame; every other parameter learns.
     assert begin.keys() - moved == {name for name in begin if "time_conv" in name}
@@ -158,4 +160,7 @@ def test_the_configuration_survives_its_file(family, tmp_path):
 
     config = make_config(family, tmp_path)
     assert to_json(from_json(to_json(config), source="X")) == to_json(config)
-    assert build_models(from_json(to_json(config), source="X")).vae == build_models(config).vae
+    assert (
+        build_models(from_json(to_json(config), source="X")).tokenizer
+        == build_models(config).tokenizer
+    )

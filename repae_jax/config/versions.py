@@ -1,0 +1,64 @@
+"""Stored configurations of earlier versions, brought into today's names."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from repae_jax.errors import UserError
+
+VERSION = 2
+KEY = "version"
+
+# Version 1 (no key "version") knew one backbone and one tokenizer by their own names.
+_NETWORKS = {"sit": "backbone", "vae": "tokenizer"}
+RENAMED = {
+    **_NETWORKS,
+    **{f"optimizer.{old}": f"optimizer.{new}" for old, new in _NETWORKS.items()},
+    **{
+        f"objective.{old}_alignment": f"objective.{new}_alignment" for old, new in _NETWORKS.items()
+    },
+    **{f"compute.{old}_remat": f"compute.{new}_remat" for old, new in _NETWORKS.items()},
+}
+RENAMED_RECIPES = {"sit": "vanilla"}
+
+
+def versioned(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as plain values, with the version that its names are of."""
+    return {**config, KEY: VERSION}
+
+
+def upgraded(stored: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    """A stored configuration in today's names, without its version; nothing else changes.
+
+    Raises:
+      UserError: a later version wrote it.
+    """
+    stored = dict(stored)
+    version = stored.pop(KEY, 1)
+    if version not in range(1, VERSION + 1):
+        raise UserError(
+            f"{source} is of version {version!r}, and this program knows 1 to {VERSION}: "
+            "update repae_jax"
+        )
+    return _from_first(stored) if version == 1 else stored
+
+
+def _from_first(stored):
+    for old, new in RENAMED.items():
+        *path, name = old.split(".")
+        section = stored
+        for key in path:
+            section[key] = dict(section[key]) if isinstance(section.get(key), Mapping) else {}
+            section = section[key]
+        if name in section:
+            section[new.split(".")[-1]] = section.pop(name)
+    if isinstance(train := stored.get("train"), list | tuple):
+        stored["train"] = [_NETWORKS.get(name, name) for name in train if isinstance(name, str)]
+    return stored
+
+
+def present_name(key: str) -> str | None:
+    """Today's name of a key such as "sit.depth" of an earlier version, or None."""
+    for old, new in RENAMED.items():
+        if key == old or key.startswith(f"{old}."):
+            return new + key[len(old) :]
+    return None
