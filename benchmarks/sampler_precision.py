@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from repae_jax.models.backbones.sit import SIT_CONFIGS, SiT
+from repae_jax.models.conditioning.class_label import ClassLabel
 from repae_jax.sampling.samplers import METHODS, Sampler, sample, time_grid
 
 LATENT = (16, 16, 4)
@@ -26,9 +27,12 @@ TIME_FLOOR = 0.04  # below it Euler-Maruyama takes one step, without noise
 def random_sit(arch: str, seed: int):
     """A SiT and variables none of which is zero, as training leaves them."""
     sit = SiT(
-        **SIT_CONFIGS[arch], latent_size=LATENT[0], latent_channels=LATENT[2], num_classes=CLASSES
+        **SIT_CONFIGS[arch],
+        latent_size=LATENT[0],
+        latent_channels=LATENT[2],
+        conditioner=ClassLabel(CLASSES),
     )
-    inputs = (jnp.zeros((1, *LATENT)), jnp.zeros(1), jnp.zeros(1, jnp.int32))
+    inputs = (jnp.zeros((1, *LATENT)), jnp.zeros(1), {"label": jnp.zeros(1, jnp.int32)})
     variables = sit.init(jax.random.key(seed), *inputs)
     rng = np.random.default_rng(seed)
 
@@ -66,9 +70,9 @@ def differences(sampler: Sampler, sit: SiT, variables, batch: int, seed: int) ->
     labels = np.arange(batch) % CLASSES
 
     def velocity(variables, x, t, y):
-        return sit.apply(variables, x, t, y, method=SiT.velocity)
+        return sit.apply(variables, x, t, {"label": y}).prediction
 
-    pairs = np.concatenate([labels, np.full_like(labels, sit.null_label)])
+    pairs = np.concatenate([labels, np.full_like(labels, sit.conditioner.null_label)])
     both = jax.jit(lambda x, t: velocity(variables, x, t, pairs))
 
     def drift(x, t):
@@ -87,7 +91,7 @@ def differences(sampler: Sampler, sit: SiT, variables, batch: int, seed: int) ->
             lambda x, t, y: velocity(variables, x, t, y),
             noise,
             labels,
-            null_label=sit.null_label,
+            null=sit.conditioner.null_label,
             step_noise=lambda i: noises[i],
         )
 

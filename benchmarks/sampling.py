@@ -57,6 +57,7 @@ def make_ours(original, model, vae, noise_key, labels: np.ndarray, options):
     from repae_jax.interop.autoencoder_kl import load_vae
     from repae_jax.interop.sit import load_sit
     from repae_jax.models.backbones.sit import SIT_CONFIGS, SiT
+    from repae_jax.models.conditioning.class_label import ClassLabel
     from repae_jax.models.tokenizers.autoencoder_kl import VAE_CONFIGS, AutoencoderKL
     from repae_jax.sampling.generate import make_generate
     from repae_jax.sampling.samplers import Sampler
@@ -64,7 +65,7 @@ def make_ours(original, model, vae, noise_key, labels: np.ndarray, options):
     dtype = jnp.dtype(options.dtype)
     sit = SiT(
         **SIT_CONFIGS[options.arch], latent_size=options.resolution // 8, latent_channels=4,
-        num_classes=1000, teacher_dims=(768,), dtype=dtype,
+        conditioner=ClassLabel(1000), teacher_dims=(768,), dtype=dtype,
     )  # fmt: skip
     variables = load_sit(original.parity.state_of(model), sit)
     module = AutoencoderKL(**VAE_CONFIGS["f8d4"], dtype=dtype)

@@ -61,7 +61,7 @@ def make_batch(options: argparse.Namespace):
         posterior_noise=rng.normal(size=latents).astype(np.float32),
         time=rng.uniform(size=count).astype(np.float32),
         noise=rng.normal(size=latents).astype(np.float32),
-        label_drop=np.arange(count) == 0,
+        condition_drop=np.arange(count) == 0,
     )
     return batch, draws
 
@@ -72,6 +72,7 @@ def make_models(options: argparse.Namespace):
 
     from repae_jax.models.backbones.sit import SIT_CONFIGS, SiT
     from repae_jax.models.batch_norm import LatentNorm
+    from repae_jax.models.conditioning.class_label import ClassLabel
     from repae_jax.models.discriminator import PatchDiscriminator
     from repae_jax.models.lpips import LPIPS
     from repae_jax.models.networks import Models
@@ -80,7 +81,7 @@ def make_models(options: argparse.Namespace):
     dtype = jnp.dtype(options.dtype)
     sit = SiT(
         **SIT_CONFIGS[options.arch], latent_size=latent_side(options),
-        latent_channels=CHANNELS[options.vae], num_classes=1000,
+        latent_channels=CHANNELS[options.vae], conditioner=ClassLabel(1000),
         teacher_dims=(TEACHER_DIM,), dtype=dtype,
     )  # fmt: skip
     return Models(

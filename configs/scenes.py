@@ -3,8 +3,8 @@
     python -m repae_jax pretrain-teacher --config configs/scenes.py
     python -m repae_jax train --config configs/scenes.py --workdir runs/scenes
 
-The argument picks a recipe, e.g. configs/scenes.py:repa (needs config.tokenizer.weights). Scenes are
-rendered as they are needed; `prepare scenes:100000 data/scenes/train` renders them once.
+The argument picks a recipe, e.g. configs/scenes.py:repa (needs config.tokenizer.weights). Scenes
+are rendered as they are needed; `prepare scenes:100000 data/scenes/train` renders them once.
 """
 
 from repae_jax.config.defaults import apply_recipe, base, teacher

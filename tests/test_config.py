@@ -41,7 +41,7 @@ def test_the_published_recipe_is_the_default():
         assert config.optimizer[name].weight_decay == 0
         assert config.optimizer[name].max_grad_norm == 1.0
     assert (config.batch_size, config.run.steps, config.ema_decay) == (256, 400_000, 0.9999)
-    assert (config.backbone.arch, config.backbone.encoder_depth, config.backbone.label_drop) == (
+    assert (config.backbone.arch, config.backbone.encoder_depth, config.condition.drop) == (
         "SiT-XL/2",
         8,
         0.1,
@@ -86,7 +86,7 @@ def set_key(config: ConfigDict, key: str, value) -> None:
         ("train", ("backbone",), "the tokenizer is frozen"),
         ("batch_size", 0, "batch_size is 0"),
         ("run.steps", -1, "run.steps is -1"),
-        ("backbone.label_drop", 1.5, "label_drop is 1.5"),
+        ("condition.drop", 1.5, "drop is 1.5"),
         ("dtype", "float16", "float16"),
         ("time.weighting", "cosine", "weighting is 'cosine'"),
         ("objective.interpolant", "edm", "interpolant is 'edm'"),
@@ -116,8 +116,8 @@ def test_guidance_needs_a_null_class():
     config = tiny.get_config()
     config.sampling.guidance_scale = 2.0
     validate(config)
-    config.backbone.label_drop = 0.0
-    with pytest.raises(UserError, match="no null class"):
+    config.condition.drop = 0.0
+    with pytest.raises(UserError, match="no null condition"):
         validate(config)
 
 

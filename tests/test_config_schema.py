@@ -12,7 +12,8 @@ from typing_extensions import is_typeddict
 
 from repae_jax.cli import main
 from repae_jax.config.defaults import base, teacher
-from repae_jax.config.schema import SEED, Config, check_values
+from repae_jax.config.schema import SEED, Config, _schema, check_values
+from repae_jax.config.sections import SECTIONS
 from repae_jax.errors import UserError
 from repae_jax.runs import workdir as work_directory
 from repae_jax.runs.build import build_models, state_shapes
@@ -37,7 +38,15 @@ def keys_of(section, prefix=""):
 
 
 def test_no_key_is_forgotten():
-    assert sorted(keys_of_schema(Config)) == sorted(keys_of(base()))
+    config = base()
+    for section in SECTIONS:  # their keys depend on the family
+        checked(config[section].to_dict(), _schema(section, config[section].family), source="")
+        assert _schema(section, config[section].family).__annotations__.keys() == set(
+            config[section]
+        )
+        del config[section]
+    known = [key for key in keys_of_schema(Config) if key not in SECTIONS]
+    assert sorted(known) == sorted(keys_of(config))
     teachers = typing.get_args(typing.get_type_hints(Config)["teachers"])[1]
     assert sorted(keys_of_schema(teachers)) == sorted(keys_of(teacher()))
 

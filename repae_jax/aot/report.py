@@ -204,7 +204,8 @@ def _compile(name, function, arguments, flops, work, program: Program, topology,
             raise
         raise OutOfMemory(
             f"{batch_size} images do not fit {topology} ({first_line(error)}): raise "
-            "config.mesh.fsdp, lower --batch-per-device, or set config.compute.tokenizer_remat = 'blocks'"
+            "config.mesh.fsdp, lower --batch-per-device, or set config.compute.tokenizer_remat "
+            "= 'blocks'"
         ) from error
     seconds = time.perf_counter() - started
     memory = compiled.memory_analysis()

@@ -206,12 +206,13 @@ def _add_encode(command):
     encode = command(
         "encode",
         "put a configuration's images through its VAE once, to train on the latents",
-        "The configuration names the images (config.data), the VAE (config.tokenizer.weights) and the\n"
-        "teachers. A killed run goes on where it stopped, and ends with the same bytes.\n\n"
+        "The configuration names the images (config.data), the VAE (config.tokenizer.weights) and\n"
+        "the teachers. A killed run goes on where it stopped, and ends with the same bytes.\n\n"
         "examples:\n"
         "  encode --config configs/imagenet256_ldm_e2e_vavae.py:images --output data/e2e_vavae "
         "--teachers --dtype float16\n"
-        "  encode --config mine.py:repa --config.tokenizer.weights=my-vae --output data/mine --images\n\n"
+        "  encode --config mine.py:repa --config.tokenizer.weights=my-vae --output data/mine "
+        "--images\n\n"
         "then train with --config.data.source=latents --config.data.path=data/mine",
     )
     add_config(encode)

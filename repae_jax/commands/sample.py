@@ -83,15 +83,15 @@ def chosen_sampler(config: ConfigDict, options: argparse.Namespace) -> Sampler:
         _check_unconditional(config, changes["guidance_scale"])
         changes["guidance_scale"] = 1.0
     sampler = make_sampler(config, **changes)
-    check_null_class(sampler, config.backbone.label_drop)
+    check_null_class(sampler, config.condition.drop)
     return sampler
 
 
 def _check_unconditional(config, guidance_scale):
-    if config.backbone.label_drop == 0:
+    if config.condition.drop == 0:
         raise UserError(
             f"--labels {NONE} asks for the null class, but this run was trained with "
-            "config.backbone.label_drop 0 and has none: give classes"
+            "config.condition.drop 0 and has none: give classes"
         )
     if guidance_scale not in (None, 0.0, 1.0):
         raise UserError(

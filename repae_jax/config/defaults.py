@@ -6,6 +6,7 @@ A file in configs/ calls `base()` and changes what its experiment changes. The k
     train       which networks are trained: any of "backbone", "tokenizer", "discriminator"
     data        where the images come from
     tokenizer, backbone, discriminator, lpips, teachers   the networks
+    condition   what steers the backbone, and how often it is dropped
     objective   coefficients and variants of the loss (models/networks.py)
     time        how the diffusion times are drawn
     optimizer   one AdamW per trained network
@@ -24,6 +25,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from repae_jax.config.schema import check_values
+from repae_jax.config.sections import SECTIONS, check_family, families_of, section_of
 from repae_jax.config.versions import RENAMED_RECIPES, upgraded, versioned
 from repae_jax.errors import UserError
 from repae_jax.utils.schema import parse_json
@@ -108,18 +110,8 @@ def base() -> ConfigDict:
                 weights="",
                 statistics="",  # latent statistics (.pt); "" looks beside `weights`, or measures
             ),
-            backbone=dict(
-                arch="SiT-XL/2",  # a name in SIT_CONFIGS, or "" with every dimension below
-                patch_size=placeholder(int),
-                hidden_size=placeholder(int),
-                depth=placeholder(int),
-                num_heads=placeholder(int),
-                encoder_depth=8,
-                projector_dim=2048,
-                mlp_ratio=4.0,
-                qk_norm=False,
-                label_drop=0.1,  # probability; 0 builds a model without a null class
-            ),
+            backbone=backbone("SiT-XL/2"),
+            condition=condition(),
             latent_norm=dict(momentum=0.1),
             discriminator=dict(filters=64, layers=3, weights=""),
             lpips=dict(weights="", vgg_weights="", rescale_inputs=True),
@@ -201,6 +193,16 @@ def imagenet256() -> ConfigDict:
     return config
 
 
+def backbone(arch: str = "", *, family: str = "sit", **changes: Any) -> ConfigDict:
+    """`config.backbone`: a preset of a family (models/backbones), or every option by hand."""
+    return section_of("backbone", family, arch=arch, **changes)
+
+
+def condition(family: str = "class", **changes: Any) -> ConfigDict:
+    """`config.condition`: what steers the backbone (models/conditioning), and how often not."""
+    return section_of("condition", family, **changes)
+
+
 def teacher(arch: str = "", **changes: Any) -> ConfigDict:
     """One entry of `config.teachers`: a frozen ViT and how its pixels are prepared.
 
@@ -277,21 +279,20 @@ def tokenizer_dimensions(config: ConfigDict) -> tuple[str, dict[str, Any]]:
     return family, {k: tuple(v) if isinstance(v, list) else v for k, v in dimensions.items()}
 
 
-def backbone_dimensions(config: ConfigDict) -> dict[str, Any]:
-    """hidden_size, depth, num_heads and patch_size; explicit keys override the preset's."""
-    from repae_jax.models.backbones.sit import SIT_CONFIGS
+def backbone_options(config: ConfigDict) -> tuple[str, dict[str, Any]]:
+    """The backbone's family and its options; explicit keys override the preset's.
 
-    needed = ("hidden_size", "depth", "num_heads", "patch_size")
-    return _dimensions(config.backbone, "backbone", SIT_CONFIGS, needed)
-
-
-def _dimensions(section, name, presets, needed):
+    Raises:
+      UserError: an option is missing, or belongs to another family.
+    """
+    section = config.backbone
+    family = families_of("backbone")[0][check_family("backbone", section)]
     if section.arch:
-        _check_preset(name, section.arch, presets)
-    explicit = {key: section[key] for key in needed if section[key] is not None}
-    dimensions = {**presets.get(section.arch, {}), **explicit}
-    _check_set(name, [key for key in needed if key not in dimensions])
-    return dimensions
+        _check_preset("backbone", section.arch, family.presets)
+    explicit = {name: section[name] for name in family.options if section[name] is not None}
+    options = {**family.presets.get(section.arch, {}), **explicit}
+    _check_set("backbone", [name for name in family.options if name not in options])
+    return section.family, {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
 
 
 def _check_set(name, missing):
@@ -329,7 +330,7 @@ def from_stored(stored: Any, *, source: str) -> ConfigDict:
     """The configuration of what `to_json` wrote, as JSON gives it back.
 
     Raises:
-      UserError: of a later version, or damaged. (`validate` checks whether its values are possible.)
+      UserError: of a later version, or damaged. (`validate` checks its values.)
     """
     if isinstance(stored, dict) and SEAL in stored:
         stored, whole = unseal(stored)
@@ -339,10 +340,13 @@ def from_stored(stored: Any, *, source: str) -> ConfigDict:
                 f"command line; if the edit is meant, delete the line {SEAL!r} in it"
             )
     stored = upgraded(stored, source=source)
-    config, expected = base(), _defaults(stored)
+    expected = _defaults(stored)
     if unknown := _apart(expected, stored, "config"):
         raise UserError(f"{source} is not of this version, which knows no {unknown[0]}")
     check_values(_filled(stored, expected), source=f"{source}: config.")
+    config = base()
+    for name in SECTIONS:
+        config[name] = section_of(name, expected[name]["family"])
     for name, entry in stored.get("teachers", {}).items():
         config.teachers[name] = teacher(**_tuples(entry))
     config.update(_tuples({k: v for k, v in stored.items() if k != "teachers"}))
@@ -357,7 +361,14 @@ def absent_keys(stored: Mapping[str, Any]) -> list[str]:
 
 def _defaults(stored):
     names = stored.get("teachers") if isinstance(stored.get("teachers"), dict) else {}
-    return {**base().to_dict(), "teachers": {name: teacher().to_dict() for name in names}}
+    sections = {
+        name: section_of(name, stored[name]["family"]).to_dict()
+        for name in SECTIONS
+        if isinstance(stored.get(name), dict)
+        and str(stored[name].get("family")) in families_of(name)[0]
+    }
+    teachers = {name: teacher().to_dict() for name in names}
+    return {**base().to_dict(), **sections, "teachers": teachers}
 
 
 def _apart(one, other, path):

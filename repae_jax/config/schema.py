@@ -4,13 +4,15 @@ The bounds above keep what a configuration claims within what a machine can hold
 that is published comes near them. Which values go together is `validation`'s to check.
 """
 
+import functools
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from ml_collections import ConfigDict
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
+from repae_jax.config.sections import SECTIONS, families_of
 from repae_jax.utils.schema import Side, Text, Width, checked, each, real, whole
 
 SEED = whole(0, 2**32 - 1)  # what every generator of random numbers here takes
@@ -47,19 +49,6 @@ class _Tokenizer(TypedDict):
     temporal_downsample: each(bool, 0, 8) | None
     weights: Text
     statistics: Text
-
-
-class _Backbone(TypedDict):
-    arch: Text
-    patch_size: whole(1, 256) | None
-    hidden_size: Width | None
-    depth: _DEPTH | None
-    num_heads: Width | None
-    encoder_depth: _DEPTH
-    projector_dim: Width
-    mlp_ratio: real(1 / 64, 64)
-    qk_norm: bool
-    label_drop: _FRACTION
 
 
 class _LatentNorm(TypedDict):
@@ -193,7 +182,8 @@ class Config(TypedDict):
     dtype: Text
     data: _Data
     tokenizer: _Tokenizer
-    backbone: _Backbone
+    backbone: dict[str, Any]
+    condition: dict[str, Any]
     latent_norm: _LatentNorm
     discriminator: _Discriminator
     lpips: _LPIPS
@@ -215,7 +205,43 @@ def check_values(config: Mapping[str, Any] | ConfigDict, *, source: str = "confi
       config: with every key.
       source: what stands before the key in an error.
     """
-    checked(_plain(config), Config, source=source)
+    plain = _plain(config)
+    checked(plain, Config, source=source)
+    for section in SECTIONS:
+        checked(plain[section], _of_family(section, plain[section]), source=f"{source}{section}.")
+
+
+# Of options with these names, whatever the family; others have bounds by their type.
+_OPTIONS = {
+    "arch": Text,
+    "family": Text,
+    "drop": _FRACTION,
+    "patch_size": whole(1, 256),
+    "depth": _DEPTH,
+    "encoder_depth": _DEPTH,
+    "mlp_ratio": real(1 / 64, 64),
+}
+_TYPES = {bool: bool, int: Width, float: _FINITE, str: Text, tuple: each(Width, 0, 64)}
+
+
+def _of_family(section, values):
+    """The schema of a section whose keys depend on its family."""
+    families, _ = families_of(section)
+    name = values.get("family")
+    if not isinstance(name, str) or name not in families:
+        return TypedDict("Section", {"family": Literal[tuple(families)]})
+    return _schema(section, name)
+
+
+@functools.cache
+def _schema(section, family):
+    families, shared = families_of(section)
+    fields = {"family": Text}
+    for key, default in {**shared, **families[family].options}.items():
+        kind = default if isinstance(default, type) else type(default)
+        field = _OPTIONS.get(key, _TYPES[kind])
+        fields[key] = field | None if isinstance(default, type) else field
+    return TypedDict("Section", fields)
 
 
 def _plain(value):

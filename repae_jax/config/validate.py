@@ -2,12 +2,11 @@
 
 from ml_collections import ConfigDict
 
-from repae_jax.config.defaults import NETWORKS, backbone_dimensions, tokenizer_dimensions
+from repae_jax.config.defaults import NETWORKS, tokenizer_dimensions
 from repae_jax.config.schema import check_values
 from repae_jax.errors import UserError
 from repae_jax.parallel.mesh import axis_sizes
 
-_LARGEST_TABLE = 2**26  # values of the backbone's table of positions, 256 MiB
 _ON_COLLAPSE = ("warn", "stop")
 
 
@@ -19,9 +18,9 @@ def validate(config: ConfigDict) -> None:
         raise UserError(f"config.dtype is {config.dtype!r}: use 'float32' or 'bfloat16'")
     for name in config.train:
         _check_optimizer(name, config.optimizer[name], config.run.steps)
-    latent_size = _check_vae(config)
+    tokenizer = _check_vae(config)
     if "backbone" in config.train:
-        _check_sit(config, latent_size)
+        _check_backbone(config, tokenizer)
     _check_objective(config)
     _check_sampling(config)
     _check_evaluation(config)
@@ -56,13 +55,13 @@ def _check_train(config):
         raise UserError("config.train has 'discriminator' without 'tokenizer', which it judges")
     if config.data.source == "latents" and "tokenizer" in train:
         raise UserError(
-            "config.data.source is 'latents', of a frozen tokenizer, but config.train has 'tokenizer': choose "
-            "the recipe repa or vanilla, or train on images"
+            "config.data.source is 'latents', of a frozen tokenizer, but config.train has "
+            "'tokenizer': choose the recipe repa or vanilla, or train on images"
         )
     if "tokenizer" not in train and not config.tokenizer.weights:
         raise UserError(
-            "the tokenizer is frozen (config.train has no 'tokenizer') and config.tokenizer.weights is empty: "
-            "name its file or the work directory that trained it"
+            "the tokenizer is frozen (config.train has no 'tokenizer') and "
+            "config.tokenizer.weights is empty: name its file or the work directory that trained it"
         )
     adversarial = config.objective.adversarial_weight > 0
     if "tokenizer" in train and adversarial and "discriminator" not in train:
@@ -93,7 +92,7 @@ def _check_optimizer(name, optimizer, steps):
 
 
 def _check_vae(config):
-    """Checks the autoencoder; returns the side of its latent."""
+    """Checks the autoencoder; returns its module."""
     from repae_jax.models.tokenizers.vae import VAE_FAMILIES
 
     family, dimensions = tokenizer_dimensions(config)
@@ -108,10 +107,10 @@ def _check_vae(config):
         _check_kl(vae, levels)
     elif len(vae.temporal_downsample) != levels - 1:
         raise UserError(
-            f"config.tokenizer.temporal_downsample is {vae.temporal_downsample}: the {levels} levels of "
-            f"config.tokenizer.multipliers need {levels - 1} entries"
+            f"config.tokenizer.temporal_downsample is {vae.temporal_downsample}: the {levels} "
+            f"levels of config.tokenizer.multipliers need {levels - 1} entries"
         )
-    return config.data.resolution // vae.factor
+    return vae
 
 
 def _check_kl(vae, levels):
@@ -129,31 +128,10 @@ def _check_kl(vae, levels):
             )
 
 
-def _check_sit(config, latent_size):
-    backbone = backbone_dimensions(config)
-    patch = backbone["patch_size"]
-    if latent_size % patch:
-        raise UserError(
-            f"the backbone's patch size {patch} does not divide the latent of {latent_size} x "
-            f"{latent_size}: use a patch size that does, or another resolution"
-        )
-    if not 1 <= config.backbone.encoder_depth <= backbone["depth"]:
-        raise UserError(
-            f"config.backbone.encoder_depth is {config.backbone.encoder_depth}: it must lie between 1 and "
-            f"the backbone's depth {backbone['depth']}"
-        )
-    if backbone["hidden_size"] % backbone["num_heads"] or backbone["hidden_size"] % 4:
-        raise UserError(
-            f"config.backbone.hidden_size is {backbone['hidden_size']}: it must be divisible by the "
-            f"{backbone['num_heads']} heads and by 4"
-        )
-    grid = latent_size // patch
-    if grid**2 * backbone["hidden_size"] > _LARGEST_TABLE:
-        raise UserError(
-            f"the backbone would see {grid} x {grid} tokens of width {backbone['hidden_size']}, whose table "
-            "of positions no memory holds: lower config.data.resolution, or raise "
-            "config.backbone.patch_size"
-        )
+def _check_backbone(config, tokenizer):
+    from repae_jax.config.modules import build_backbone
+
+    grid = build_backbone(config, tokenizer).grid
     for name, entry in config.teachers.items():
         teacher_grid = _teacher_grid(config, name, entry)
         if teacher_grid != grid:
@@ -237,7 +215,7 @@ def _check_sampling(config):
     from repae_jax.sampling.samplers import Sampler, check_null_class
 
     sampler = Sampler(interpolant=config.objective.interpolant, **config.sampling)
-    check_null_class(sampler, config.backbone.label_drop)
+    check_null_class(sampler, config.condition.drop)
 
 
 def _check_evaluation(config):
@@ -246,8 +224,8 @@ def _check_evaluation(config):
         return
     if "backbone" not in config.train:
         raise UserError(
-            f"config.evaluation.every is {wanted.every}, but config.train has no 'backbone', which is "
-            "what is measured: set it to 0"
+            f"config.evaluation.every is {wanted.every}, but config.train has no 'backbone', which "
+            "is measured: set it to 0"
         )
     # Neighbourhoods are of ten images; a covariance needs two.
     for key, least in (("samples", 2), ("cknna_images", 12)):

@@ -18,6 +18,7 @@ RENAMED = {
     },
     **{f"compute.{old}_remat": f"compute.{new}_remat" for old, new in _NETWORKS.items()},
 }
+_LABEL_DROP = "label_drop"  # of "sit", now "drop" of "condition"
 RENAMED_RECIPES = {"sit": "vanilla"}
 
 
@@ -51,6 +52,11 @@ def _from_first(stored):
             section = section[key]
         if name in section:
             section[new.split(".")[-1]] = section.pop(name)
+    if isinstance(backbone := stored.get("backbone"), Mapping):
+        backbone = {"family": "sit", **backbone}
+        if _LABEL_DROP in backbone:
+            stored["condition"] = {"family": "class", "drop": backbone.pop(_LABEL_DROP)}
+        stored["backbone"] = backbone
     if isinstance(train := stored.get("train"), list | tuple):
         stored["train"] = [_NETWORKS.get(name, name) for name in train if isinstance(name, str)]
     return stored
@@ -58,6 +64,8 @@ def _from_first(stored):
 
 def present_name(key: str) -> str | None:
     """Today's name of a key such as "sit.depth" of an earlier version, or None."""
+    if key == f"sit.{_LABEL_DROP}":
+        return "condition.drop"
     for old, new in RENAMED.items():
         if key == old or key.startswith(f"{old}."):
             return new + key[len(old) :]

@@ -161,7 +161,8 @@ def check_for_training(
     if made["vae"] != fingerprint:
         raise UserError(
             f"{source.name} was made by another VAE ({made['vae'][:12]}...) than that of "
-            f"config.tokenizer.weights ({fingerprint[:12]}...): encode anew, or name the VAE that made it"
+            f"config.tokenizer.weights ({fingerprint[:12]}...): encode anew, or name the VAE that "
+            "made it"
         )
     if tuple(made["latent_shape"]) != tuple(latent_shape):
         raise UserError(

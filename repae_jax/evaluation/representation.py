@@ -22,7 +22,7 @@ from repae_jax.data.source import Source, check_images
 from repae_jax.errors import UserError
 from repae_jax.evaluation.alignment import TOP_K, cknna, prepared
 from repae_jax.evaluation.image_sets import filled
-from repae_jax.models.backbones.sit import SiT
+from repae_jax.models.conditioning.base import full_like
 from repae_jax.models.encoders.preprocessing import preprocess
 from repae_jax.models.networks import Models, Teacher
 from repae_jax.objectives.interpolant import INTERPOLANTS, interpolate
@@ -237,9 +237,9 @@ def _check(run, source, times, count):
 def make_extract(config: ConfigDict, models: Models, mesh: Mesh | None = None) -> Extract:
     """Build the compiled `extract(weights, images, labels, seeds, times) -> dict`.
 
-    `weights` are those of sampling and, under "teachers", of the teachers; images (B, H, W, 3) uint8,
-    labels (B,), seeds (2,) of the noise, times (T,). The dict has "backbone" (T, depth, B, D), "latents"
-    (B, h w c) and by name the "teachers" (B, D_k), float32.
+    `weights` are those of sampling and, under "teachers", of the teachers; images (B, H, W, 3)
+    uint8, labels (B,), seeds (2,) of the noise, times (T,). The dict has "backbone"
+    (T, depth, B, D), "latents" (B, h w c) and by name the "teachers" (B, D_k), float32.
 
     On a mesh all processes call it alike with the whole batch, which its devices divide, and every
     process gets all.
@@ -257,13 +257,14 @@ def make_extract(config: ConfigDict, models: Models, mesh: Mesh | None = None) -
         latents = (posterior.mean - norm["mean"]) / jnp.sqrt(norm["var"])
         key = jax.random.fold_in(jax.random.key(seeds[0]), seeds[1])
         noise = jax.random.normal(key, latents.shape, latents.dtype)
-        null = models.backbone.null_label
-        labels = labels if null is None else jnp.full_like(labels, null)
+        conditioner = models.backbone.conditioner
+        condition, null = conditioner.from_labels(labels), conditioner.null()
+        condition = condition if null is None else full_like(condition, null)
 
         def hidden(t):
             t = jnp.full(len(images), t)
             x, _ = interpolate(interpolant, latents, noise, t)
-            return models.backbone.apply(weights["backbone"], x, t, labels, method=SiT.hidden)
+            return models.backbone.apply(weights["backbone"], x, t, condition, method="hidden")
 
         teachers = {
             name: pooled_tokens(teacher, weights["teachers"][name], images)

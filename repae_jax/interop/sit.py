@@ -1,6 +1,7 @@
 """The SiT under the names of the original REPA-E and of REPA."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 from repae_jax.errors import UserError
 from repae_jax.interop import tables
 from repae_jax.interop.tables import LINEAR, Rule, layer, norm, patch_layout
-from repae_jax.models.backbones.sit import SIT_CONFIGS, SiT
+from repae_jax.models.backbones.base import blank_inputs
+from repae_jax.models.backbones.sit import SIT_CONFIGS, SiT, describe
 
 SIGN = r"x_embedder\.proj\.weight$"  # a name that every file has
 # counts the updates of the running statistics; with a fixed momentum nothing reads it
@@ -76,10 +78,7 @@ def export_sit(variables: Mapping, sit: SiT) -> dict[str, np.ndarray]:
 
 def sit_shapes(sit: SiT, *, statistics: bool = True) -> dict:
     """Shapes and types of what `load_sit` gives; allocates nothing."""
-    side = sit.latent_size
-    latents = jnp.zeros((1, side, side, sit.latent_channels))
-    time, labels = jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)
-    shapes = jax.eval_shape(sit.init, jax.random.key(0), latents, time, labels)
+    shapes = jax.eval_shape(sit.init, jax.random.key(0), *blank_inputs(sit))
     if not statistics:
         return shapes
     channels = jax.ShapeDtypeStruct((sit.latent_channels,), jnp.float32)
@@ -175,3 +174,25 @@ def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[
         "mlp_ratio": shape("blocks.0.mlp.fc1.weight")[0] / hidden,
         "qk_norm": qk_norm,
     }
+
+
+def text_of(tensors: Mapping[str, np.ndarray]) -> str:
+    """A SiT's dimensions in words; what is wrong with its tensors if they have none."""
+    try:
+        # REPA's first checkpoints go on under another name behind the encoder
+        tensors = unify_names(tensors, _depth(tensors))
+        known = {preset["hidden_size"] for preset in SIT_CONFIGS.values()}
+        width, norm = tensors["pos_embed"].shape[-1], "blocks.0.attn.q_norm.weight"
+        if width in known or norm in tensors:
+            return describe(infer_dimensions(tensors, source="SiT"))
+        # With a norm over all of the width the heads, which nothing tells, count as one.
+        one_head = {**tensors, norm: np.broadcast_to(np.float32(1), (width,))}
+        return describe(infer_dimensions(one_head, source="SiT") | {"num_heads": None})
+    except UserError as error:
+        return str(error).removeprefix("SiT: ")
+    except (KeyError, IndexError, ValueError, AttributeError):
+        return "damaged: its tensors have not the shapes of a SiT's"
+
+
+def _depth(tensors):
+    return len({match[1] for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))})

@@ -273,7 +273,7 @@ def _groups(content, path, dimensions):
         groups = parse_json(told, Width, source=f"{path}: its number of groups")
     else:
         own = _own_config(content, f"{path}: its argument 'repae_jax'")
-        groups = own.get("vae", {}).get("groups") or AutoencoderKL.groups
+        groups = own.get("tokenizer", own.get("vae", {})).get("groups") or AutoencoderKL.groups
     narrow = [m * dimensions["channels"] for m in dimensions["multipliers"]]
     if any(width % groups for width in narrow):
         raise UserError(
@@ -295,7 +295,8 @@ class _Groups(TypedDict, total=False):
 
 
 class _Own(TypedDict, total=False):
-    vae: _Groups
+    tokenizer: _Groups
+    vae: _Groups  # of version 1
 
 
 def _open_file(path):

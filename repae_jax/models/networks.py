@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from repae_jax.models.backbones.sit import SiT
+from repae_jax.models.backbones.base import Backbone
 from repae_jax.models.batch_norm import LatentNorm
 from repae_jax.models.discriminator import PatchDiscriminator
 from repae_jax.models.encoders.vit import ViT
@@ -24,7 +24,7 @@ class Models:
     """The networks of a run; None where the run has none."""
 
     tokenizer: VAE
-    backbone: SiT | None = None
+    backbone: Backbone | None = None
     latent_norm: LatentNorm | None = None
     discriminator: PatchDiscriminator | None = None
     lpips: LPIPS | None = None

@@ -11,9 +11,10 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from repae_jax.config.defaults import backbone_dimensions, tokenizer_dimensions
+from repae_jax.config.defaults import tokenizer_dimensions
+from repae_jax.config.modules import build_backbone
 from repae_jax.config.needs import needs_lpips
-from repae_jax.models.backbones.sit import SiT
+from repae_jax.models.backbones.base import blank_inputs
 from repae_jax.models.batch_norm import LatentNorm
 from repae_jax.models.discriminator import PatchDiscriminator
 from repae_jax.models.encoders.vit import ViT, create_vit
@@ -43,7 +44,7 @@ def build_models(config: ConfigDict) -> Models:
         }
         models = dataclasses.replace(
             models,
-            backbone=_build_backbone(
+            backbone=build_backbone(
                 config, tokenizer, tuple(t.model.dim for t in teachers.values()), dtype
             ),
             latent_norm=LatentNorm(momentum=config.latent_norm.momentum),
@@ -166,8 +167,7 @@ def fresh_state(config: ConfigDict, models: Models, key: jax.Array) -> TrainStat
     params, batch_stats, frozen = {}, {}, {}
     params["tokenizer"] = models.tokenizer.init(keys["tokenizer"], image, latent)["params"]
     if models.backbone is not None:
-        time, labels = jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)
-        variables = models.backbone.init(keys["backbone"], latent, time, labels)
+        variables = models.backbone.init(keys["backbone"], *blank_inputs(models.backbone))
         params["backbone"] = variables.pop("params")
         if variables:  # collections that no step changes, such as a table of positions
             frozen["backbone"] = variables
@@ -215,24 +215,6 @@ def _init_compiler_options():
     if jax.default_backend() != "cpu":
         return {}
     return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
-
-def _build_backbone(config, tokenizer, teacher_dims, dtype):
-    return SiT(
-        latent_size=config.data.resolution // tokenizer.factor,
-        latent_channels=tokenizer.latent_channels,
-        num_classes=config.data.num_classes,
-        encoder_depth=config.backbone.encoder_depth,
-        teacher_dims=teacher_dims,
-        projector_dim=config.backbone.projector_dim,
-        mlp_ratio=config.backbone.mlp_ratio,
-        qk_norm=config.backbone.qk_norm,
-        null_class=config.backbone.label_drop > 0,
-        dtype=dtype,
-        remat=config.compute.backbone_remat,
-        scan=config.compute.scan_blocks,
-        **backbone_dimensions(config),
-    )
 
 
 def load_frozen(config: ConfigDict, models: Models, roles: Iterable[str]) -> dict[str, Any]:

@@ -200,7 +200,7 @@ class Checkpoints:
 
     def _restore(self, step, template):
         args = self._ocp.args
-        held = self._manager.item_metadata(step)["state"]
+        held = self._manager.item_metadata(step)["state"].tree
         names = names_of(held)
         held = names.present(held)
         frozen = {name: tree for name, tree in template.frozen.items() if name in held["frozen"]}
@@ -214,14 +214,14 @@ class Checkpoints:
         restored = self._manager.restore(
             step, args=args.Composite(state=state, data=args.JsonRestore())
         )
-        restored["state"] = names.present(restored["state"])
-        _check_complete(restored["state"])
-        restored["state"]["opt_state"] = {
-            name: as_wanted(restored["state"]["opt_state"][name], wanted)
+        fields = names.present(restored["state"])
+        _check_complete(fields)
+        fields["opt_state"] = {
+            name: as_wanted(fields["opt_state"][name], wanted)
             for name, wanted in template.opt_state.items()
         }
         empty = {name: {} for name in FIELDS}
-        return TrainState(**{**empty, **restored["state"]}), restored["data"]
+        return TrainState(**{**empty, **fields}), restored["data"]
 
     def _newest(self, read):
         """What `read` gives of the newest step of which it gives anything."""

@@ -11,13 +11,12 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from repae_jax.errors import UserError
 from repae_jax.interop import checkpoint_parts, files, latent_statistics, sit, vae_files
 from repae_jax.interop.detect_format import CHECKPOINTS, DIFFUSERS, RUN, Found, ViTNames, find
 from repae_jax.interop.formats import FORMATS
 from repae_jax.interop.latent_statistics import Statistics
 from repae_jax.interop.vit_names import FAMILIES
-from repae_jax.models.backbones.sit import SIT_CONFIGS
+from repae_jax.models.backbones.families import BACKBONES
 from repae_jax.models.encoders.vit import VIT_CONFIGS, create_vit
 from repae_jax.models.tokenizers.vae import VAE_PRESETS
 from repae_jax.utils.schema import Text, parse_json, real
@@ -71,7 +70,10 @@ def _run_lines(path):
     yield "step", f"{step} of {config.run.steps}" if step is not None else "no checkpoint yet"
     models = build_models(config)
     if models.backbone is not None:
-        yield "SiT", _sit_text(_fields_of(models.backbone))
+        yield (
+            type(models.backbone).__name__,
+            BACKBONES[config.backbone.family].describe(models.backbone),
+        )
     yield "VAE", vae_text(models.tokenizer)
     shapes = jax.eval_shape(lambda key: fresh_state(config, models, key), jax.random.key(0))
     for network, part in shapes.params.items():
@@ -81,7 +83,7 @@ def _run_lines(path):
 def _checkpoint_lines(found):
     content = found.content
     yield "step", str(content["steps"])
-    yield "SiT", _sit_text_of(content["model"])
+    yield "SiT", sit.text_of(content["model"])
     if "vae" in content:
         yield from _vae_lines(vae_files.read_vae(found.path))
     for key, part in content.items():
@@ -104,7 +106,7 @@ def _statistics_lines(found):
 
 
 def _sit_lines(found):
-    yield "SiT", _sit_text_of(found.content)
+    yield "SiT", sit.text_of(found.content)
     if sit.has_second_half(found.content):
         yield "note", checkpoint_parts.SECOND_HALF
 
@@ -193,37 +195,6 @@ def statistics_text(statistics: Statistics) -> str:
     return (
         f"{mean.size} channels, mean {mean.min():.3g} to {mean.max():.3g}, "
         f"standard deviation {std.min():.3g} to {std.max():.3g}"
-    )
-
-
-def _sit_text_of(tensors):
-    """As `_sit_text`, of a SiT's tensors; what is wrong with them if they tell no dimensions."""
-    try:
-        # REPA's first checkpoints go on under another name behind the encoder
-        tensors = sit.unify_names(tensors, _count(r"blocks\.(\d+)\.", tensors))
-        known = {preset["hidden_size"] for preset in SIT_CONFIGS.values()}
-        width, norm = tensors["pos_embed"].shape[-1], "blocks.0.attn.q_norm.weight"
-        if width in known or norm in tensors:
-            return _sit_text(sit.infer_dimensions(tensors, source="SiT"))
-        # With a norm over all of the width the heads, which nothing tells, count as one.
-        one_head = {**tensors, norm: np.broadcast_to(np.float32(1), (width,))}
-        return _sit_text(sit.infer_dimensions(one_head, source="SiT") | {"num_heads": None})
-    except UserError as error:
-        return str(error).removeprefix("SiT: ")
-    except (KeyError, IndexError, ValueError, AttributeError):
-        return "damaged: its tensors have not the shapes of a SiT's"
-
-
-def _sit_text(d):
-    shape = {key: d[key] for key in ("hidden_size", "depth", "num_heads", "patch_size")}
-    name = next((name for name, preset in SIT_CONFIGS.items() if preset == shape), "own size")
-    heads = f"{d['num_heads']} heads" if d["num_heads"] else "unknown number of heads"
-    teachers = ", ".join(map(str, d["teacher_dims"])) or "none"
-    labels = d["num_classes"] + int(d.get("null_class", False))
-    return (
-        f"{name}: width {d['hidden_size']}, depth {d['depth']}, {heads}, patch "
-        f"{d['patch_size']}, latents {d['latent_size']} x {d['latent_size']} x "
-        f"{d['latent_channels']}, {labels} rows of labels, teachers' widths {teachers}"
     )
 
 

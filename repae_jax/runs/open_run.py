@@ -73,7 +73,7 @@ def load_state(
 
 
 def sampling_weights(state: TrainState) -> Mapping[str, Any]:
-    """What `make_generate`'s function takes: averaged backbone and statistics, and the tokenizer."""
+    """What `make_generate`'s function takes: averaged backbone, statistics, tokenizer."""
     return {
         "backbone": {name: tree for name, tree in state.ema.items() if name != "latent_norm"},
         "latent_norm": state.ema["latent_norm"],

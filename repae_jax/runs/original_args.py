@@ -22,7 +22,7 @@ _SAME = {
     "resolution": ("data.resolution",),
     "encoder_depth": ("backbone.encoder_depth",),
     "qk_norm": ("backbone.qk_norm",),
-    "cfg_prob": ("backbone.label_drop",),
+    "cfg_prob": ("condition.drop",),
     "bn_momentum": ("latent_norm.momentum",),
     "path_type": ("objective.interpolant",),
     "proj_coeff": ("objective.backbone_alignment",),
@@ -119,7 +119,7 @@ def config_from_args(args: Mapping[str, Any], kind: Kind, *, source: str) -> Con
         if args.get(theirs) is not None:
             _assign(config, ours, args[theirs])
     if kind == "repa":  # whose train.py never hands --cfg-prob to the SiT
-        config.backbone.label_drop = 0.1
+        config.condition.drop = 0.1
     if kind != "repae":
         config.tokenizer.weights = args.get("vae_ckpt") or ""
     config.backbone.arch = _known(args.get("model"), SIT_CONFIGS, "model", source)

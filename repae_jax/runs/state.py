@@ -22,10 +22,11 @@ class TrainState:
       batch_stats: the mutable collection: "latent_norm" (mean, var), "discriminator", and the
         running means of LeCam under "lecam".
       opt_state: optimizer state of each trained network.
-      ema: exponential moving average of the backbone's "params" and of the "latent_norm" statistics,
-        with the averaged backbone's position table under "constants" (an imported one's may differ).
-      frozen: what no step changes: the backbone's constants such as a position
-        table ("backbone"), "teachers" by name, "lpips".
+      ema: exponential moving average of the backbone's "params" and of the "latent_norm"
+        statistics, with the averaged backbone's further collections, such as "constants" with a
+        position table (an imported one's may differ).
+      frozen: what no step changes: the backbone's further collections under "backbone", if it has
+        any, the "teachers" by name, and "lpips".
     """
 
     step: jax.Array

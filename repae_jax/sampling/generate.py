@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from repae_jax.models.backbones.sit import SiT
+from repae_jax.models.backbones.base import Backbone
 from repae_jax.models.batch_norm import denormalize
+from repae_jax.models.conditioning.base import replace_where
 from repae_jax.models.tokenizers.vae import VAE
 from repae_jax.parallel.mesh import over_batch, put, replicated
 from repae_jax.sampling.class_labels import NO_CLASS
@@ -38,17 +39,18 @@ Generate = Callable[[Mapping, jax.Array, jax.Array, jax.Array], Generated]
 
 
 def make_generate(
-    backbone: SiT, tokenizer: VAE, sampler: Sampler, *, mesh: Mesh | None = None
+    backbone: Backbone, tokenizer: VAE, sampler: Sampler, *, mesh: Mesh | None = None
 ) -> Generate:
     """Build the compiled `generate(weights, key, indices, labels) -> Generated` of B images.
 
     `weights` holds "backbone" (its variables), "latent_norm" ({"mean", "var"}) and "tokenizer" (its
     parameters). Image i depends on the key, `indices[i]` (B,) and its label only, not on its
-    neighbours. A label is a class or, for a backbone with a null class, `NO_CLASS`.
+    neighbours. A label is a class or, for a backbone with a null condition, `NO_CLASS`.
 
     On a mesh all processes call it alike, its devices divide the batch, which their number must
     divide, and every process gets all images.
     """
+    null = backbone.conditioner.null()
     shape = (backbone.latent_size, backbone.latent_size, backbone.latent_channels)
 
     def divided(tree):
@@ -57,18 +59,19 @@ def make_generate(
     @functools.partial(jax.jit, out_shardings=None if mesh is None else replicated(mesh))
     def generate(weights, key, indices, labels):
         indices, labels = divided((indices, labels))
-        if backbone.null_label is not None:
-            labels = jnp.where(labels == NO_CLASS, backbone.null_label, labels)
+        condition = backbone.conditioner.from_labels(labels)
+        if null is not None:
+            condition = replace_where(labels == NO_CLASS, condition, null)
 
-        def velocity(x, t, labels):
-            return backbone.apply(weights["backbone"], x, t, labels, method=SiT.velocity)
+        def velocity(x, t, condition):
+            return backbone.apply(weights["backbone"], x, t, condition).prediction
 
         latents, faults = sample_watched(
             sampler,
             velocity,
             divided(image_noise(key, indices, shape)),
-            labels,
-            null_label=backbone.null_label,
+            condition,
+            null=null,
             step_noise=step_noise(key, indices, shape) if sampler.stochastic else None,
         )
         norm = weights["latent_norm"]

@@ -10,17 +10,19 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from repae_jax.errors import UserError
+from repae_jax.models.conditioning.base import full_like
 from repae_jax.objectives.interpolant import INTERPOLANTS, Interpolant, score_from_velocity
 from repae_jax.utils.finite import finite_rows
 
-Velocity = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Tree = Any
+Velocity = Callable[[jax.Array, jax.Array, Tree], jax.Array]
 StepNoise = Callable[[jax.Array], jax.Array]
 
 METHODS = ("euler", "heun", "euler-maruyama")
@@ -88,12 +90,12 @@ class Sampler:
         return self.guidance_scale != 1.0
 
 
-def check_null_class(sampler: Sampler, label_drop: float) -> None:
-    """Raise UserError if a sampler guides a model that was trained without dropping labels."""
-    if sampler.guided and label_drop == 0:
+def check_null_class(sampler: Sampler, drop: float) -> None:
+    """Raise UserError if a sampler guides a model that was trained without dropping conditions."""
+    if sampler.guided and drop == 0:
         raise UserError(
             f"the guidance scale is {sampler.guidance_scale}, but a backbone trained with "
-            "config.backbone.label_drop 0 has no null class to guide away from: use 1"
+            "config.condition.drop 0 has no null condition to guide away from: use 1"
         )
 
 
@@ -101,24 +103,22 @@ def sample(
     sampler: Sampler,
     velocity: Velocity,
     noise: jax.Array,
-    labels: jax.Array,
+    condition: Tree,
     *,
-    null_label: int | None = None,
+    null: Tree | None = None,
     step_noise: StepNoise | None = None,
 ) -> jax.Array:
     """The latents of `sample_watched`, which has the arguments' description."""
-    return sample_watched(
-        sampler, velocity, noise, labels, null_label=null_label, step_noise=step_noise
-    )[0]
+    return sample_watched(sampler, velocity, noise, condition, null=null, step_noise=step_noise)[0]
 
 
 def sample_watched(
     sampler: Sampler,
     velocity: Velocity,
     noise: jax.Array,
-    labels: jax.Array,
+    condition: Tree,
     *,
-    null_label: int | None = None,
+    null: Tree | None = None,
     step_noise: StepNoise | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Latents (B, h, w, c) float32 at t = 0 from `noise` (B, h, w, c) at t = 1, and their faults.
@@ -129,30 +129,28 @@ def sample_watched(
     Call it under `jax.jit` (with the sampler static, and the parameters that `velocity` closes
     over as arguments): it is then one program, in which the steps are `lax.scan`s.
 
-    `velocity(x, t, labels)` maps (N, h, w, c), (N,) float32 in [0, 1] and (N,) int32 to
-    (N, h, w, c) of any float type. N is B, or 2 B in the steps with guidance (of a scale that is
-    not 0), where every image stands beside itself with `null_label`, the row that the model keeps
-    for "no class".
+    `velocity(x, t, condition)` maps (N, h, w, c), (N,) float32 in [0, 1] and a tree of arrays
+    (N, ...), such as {"label": (N,) int32}, to (N, h, w, c) of any float type. N is B, or 2 B in
+    the steps with guidance (of a scale that is not 0), where every image stands beside itself with
+    `null`, the condition of one image that means "none" to the model.
     `step_noise(i)` gives the standard normal noise (B, h, w, c) of step i (a traced int32).
 
     The state is float32, where the original's is float64, with compensated summation: what the
     additions round away is carried along, so that the error does not grow with the steps.
 
-    Raises UserError if guidance is on and there is no null label, or if the SDE has no step noise.
+    Raises UserError if guidance is on and `null` is None, or if the SDE has no step noise.
     """
-    if sampler.guided and null_label is None:
+    if sampler.guided and null is None:
         raise UserError(
-            f"guidance_scale is {sampler.guidance_scale} but null_label is None: "
-            "guide a model that was trained with label dropout, or use a scale of 1"
+            f"guidance_scale is {sampler.guidance_scale} but null is None: "
+            "guide a model that was trained with dropped conditions, or use a scale of 1"
         )
     if sampler.stochastic and step_noise is None:
         raise UserError(f"step_noise is None: {sampler.method} needs the noise of every step")
-    labels = jnp.asarray(labels, jnp.int32)
+    condition = jax.tree.map(jnp.asarray, condition)
     drifts = {
-        False: functools.partial(_drift, sampler, velocity, labels=labels),
-        True: functools.partial(
-            _guided_drift, sampler, velocity, labels=labels, null_label=null_label
-        ),
+        False: functools.partial(_drift, sampler, velocity, condition=condition),
+        True: functools.partial(_guided_drift, sampler, velocity, condition=condition, null=null),
     }
     table, guided = evaluations(sampler)
     x = noise.astype(jnp.float32)
@@ -282,7 +280,7 @@ def _advance(drift_at, step_noise, state: _State, row: Evaluations) -> tuple[_St
 
 
 def _drift(
-    sampler: Sampler, velocity: Velocity, x: jax.Array, time: jax.Array, *, labels: jax.Array
+    sampler: Sampler, velocity: Velocity, x: jax.Array, time: jax.Array, *, condition: Tree
 ) -> jax.Array:
     """dx/dt at `x` (N, h, w, c), without noise: the velocity, for the SDE less t times the score.
 
@@ -291,7 +289,7 @@ def _drift(
     the model may round it.
     """
     t = jnp.full((x.shape[0],), time, jnp.float32)
-    v = velocity(x, t, labels).astype(jnp.float32)
+    v = velocity(x, t, condition).astype(jnp.float32)
     if not sampler.stochastic:
         return v
     interpolant: Interpolant = INTERPOLANTS[sampler.interpolant]
@@ -304,8 +302,8 @@ def _guided_drift(
     x: jax.Array,
     time: jax.Array,
     *,
-    labels: jax.Array,
-    null_label: int,
+    condition: Tree,
+    null: Tree,
 ) -> jax.Array:
     """uncond + scale (cond - uncond) of the two drifts, from one doubled batch.
 
@@ -314,10 +312,13 @@ def _guided_drift(
     of 0 the unconditional velocity is enough.
     """
     if sampler.guidance_scale == 0.0:
-        return _drift(sampler, velocity, x, time, labels=jnp.full_like(labels, null_label))
-    pairs = jnp.repeat(x, 2, axis=0)
-    pair_labels = jnp.stack([labels, jnp.full_like(labels, null_label)], axis=1).reshape(-1)
-    drift = _drift(sampler, velocity, pairs, time, labels=pair_labels)
+        return _drift(sampler, velocity, x, time, condition=full_like(condition, null))
+
+    def beside(values, nothing):
+        return jnp.stack([values, nothing], axis=1).reshape(-1, *values.shape[1:])
+
+    both = jax.tree.map(beside, condition, full_like(condition, null))
+    drift = _drift(sampler, velocity, jnp.repeat(x, 2, axis=0), time, condition=both)
     drift = drift.reshape(x.shape[0], 2, *x.shape[1:])
     cond, uncond = drift[:, 0], drift[:, 1]
     return uncond + sampler.guidance_scale * (cond - uncond)

@@ -16,7 +16,7 @@ def add_paper(study: ConfigDict, smaller: Mapping[str, Any]) -> None:
 
     Args:
       study: whose `arms` and `claims` to fill.
-      smaller: keys of `config.backbone` of a smaller transformer, the second stage's other backbone.
+      smaller: keys of `config.backbone` of a smaller one, which the second stage trains, too.
     """
     sizes = {"backbone": dict(smaller)}
     study.arms.update(

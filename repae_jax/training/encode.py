@@ -279,7 +279,8 @@ def _check(config, dtype, batch_size):
         )
     if not config.tokenizer.weights:
         raise UserError(
-            "config.tokenizer.weights is empty: name the VAE that encodes (--config.tokenizer.weights=PATH)"
+            "config.tokenizer.weights is empty: name the VAE that encodes "
+            "(--config.tokenizer.weights=PATH)"
         )
     validate(config)
     check_files(config)

@@ -13,7 +13,7 @@ class Draws:
     posterior_noise: jax.Array  # (B, h, w, c) standard normal, z = mean + std * noise
     time: jax.Array  # (B,) in [0, 1]
     noise: jax.Array  # (B, h, w, c) standard normal, the far end of the interpolant
-    label_drop: jax.Array  # (B,) bool, True where the label becomes the null class
+    condition_drop: jax.Array  # (B,) bool, True where the condition becomes the null one
 
 
 def sample_draws(
@@ -23,7 +23,7 @@ def sample_draws(
     *,
     interpolant: str = "linear",
     weighting: str = "uniform",
-    label_drop: float = 0.1,
+    condition_drop: float = 0.1,
 ) -> Draws:
     """Draws for a batch of `batch_size` latents of shape (h, w, c).
 
@@ -33,7 +33,7 @@ def sample_draws(
       latent_shape: (h, w, c).
       interpolant: "linear" or "cosine"; lognormal times depend on it.
       weighting: "uniform" or "lognormal" distribution of the times.
-      label_drop: probability that a label is dropped, in [0, 1].
+      condition_drop: probability that a condition is dropped, in [0, 1].
     """
     posterior_key, time_key, noise_key, drop_key = jax.random.split(key, 4)
     shape = (batch_size, *latent_shape)
@@ -43,5 +43,5 @@ def sample_draws(
             time_key, batch_size, weighting=weighting, interpolant=INTERPOLANTS[interpolant]
         ),
         noise=jax.random.normal(noise_key, shape),
-        label_drop=jax.random.bernoulli(drop_key, label_drop, (batch_size,)),
+        condition_drop=jax.random.bernoulli(drop_key, condition_drop, (batch_size,)),
     )

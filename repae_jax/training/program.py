@@ -119,6 +119,8 @@ class Program:
             whole=make_whole(self.mesh, self.shardings, config.dtype),
         )
         shape = latent_shape(config, self.models)
+        backbone = self.models.backbone
+        conditioner = None if backbone is None else backbone.conditioner
 
         def step(state, batch, key, requests):
             draws = sample_draws(
@@ -127,9 +129,11 @@ class Program:
                 shape,
                 interpolant=config.objective.interpolant,
                 weighting=config.time.weighting,
-                label_drop=config.backbone.label_drop,
+                condition_drop=config.condition.drop,
             )
             draws = jax.lax.with_sharding_constraint(draws, over_batch(self.mesh))
+            if conditioner is not None:
+                batch = {**batch, **conditioner.from_labels(batch["label"])}
             state, metrics = train_step(state, batch, draws)
             return state, metrics | {"stop": requests.max()}
 

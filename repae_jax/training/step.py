@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from jax.lax import stop_gradient
 
-from repae_jax.models.backbones.sit import SiT
+from repae_jax.models.conditioning.base import Arrays, replace_where
 from repae_jax.models.encoders.preprocessing import preprocess
 from repae_jax.models.networks import Models
 from repae_jax.models.tokenizers.autoencoder_kl import Posterior
@@ -60,7 +60,8 @@ def make_train_step(
 ) -> TrainStep:
     """Build `train_step(state, batch, draws) -> (state, metrics)`.
 
-    The batch holds "image" (uint8 (B, H, W, 3)) and "label" (int32 (B,)), and may hold
+    The batch holds "image" (uint8 (B, H, W, 3)) and the arrays of the backbone's condition (such as
+    "label", int32 (B,), see `Conditioner.spec`), and may hold
     "teacher_tokens", a tuple of (B, N, D_k), in place of running the teachers. Where the VAE is
     frozen, "latent_mean" and "latent_std" (B, h, w, c) may take the place of encoding. All three
     networks move from the same point: every gradient is taken at the state before the step.
@@ -154,7 +155,7 @@ class Seen(NamedTuple):
     step: jax.Array  # completed steps
     draws: Draws
     images: jax.Array | None  # (B, H, W, 3) in [-1, 1]; none beside cached latents
-    labels: jax.Array  # (B,)
+    condition: Arrays  # of the backbone; {} without one
     posterior: Posterior
     latents: jax.Array  # (B, h, w, c), not normalised
     reconstructions: jax.Array | None  # (B, H, W, 3)
@@ -165,6 +166,7 @@ class Seen(NamedTuple):
 def make_observe(models: Models, *, reconstruct: bool):
     """Build the part before the terms: teachers, encoder, and decoder if `reconstruct`."""
     tokenizer = models.tokenizer
+    condition = models.backbone.conditioner.spec() if models.backbone is not None else ()
 
     def teacher_tokens(batch, frozen):
         if "teacher_tokens" in batch:
@@ -196,7 +198,7 @@ def make_observe(models: Models, *, reconstruct: bool):
             step=state.step,
             draws=draws,
             images=images,
-            labels=batch["label"],
+            condition={name: batch[name] for name in condition},
             posterior=posterior,
             latents=latents,
             reconstructions=reconstructions,
@@ -233,12 +235,12 @@ def tokenizer_term(models: Models, objective: Objective):
         return {"gan_loss": gan_loss, "weighted_gan_loss": weighted}, batch_stats
 
     def align(params, batch_stats, seen: Seen):
-        # Running statistics and all labels kept; t and noise are those of the backbone's own term.
+        # Running statistics and all conditions kept; t and noise are those of the backbone's term.
         latents = _normalise(models, batch_stats, seen.latents, train=False)[0]
         noisy, _ = interpolate(interpolant, latents, seen.draws.noise, seen.draws.time)
-        weights = {"params": stop_gradient(params["backbone"]), **seen.frozen["backbone"]}
-        inputs = (noisy, seen.draws.time, seen.labels)
-        projections = models.backbone.apply(weights, *inputs, method=SiT.project)
+        weights = {"params": stop_gradient(params["backbone"]), **seen.frozen.get("backbone", {})}
+        inputs = (noisy, seen.draws.time, seen.condition)
+        projections = models.backbone.apply(weights, *inputs, method="project")
         return alignment_loss(projections, seen.teacher_tokens)
 
     def term(params, batch_stats, seen: Seen):
@@ -294,7 +296,7 @@ def discriminator_term(models: Models, objective: Objective):
 def backbone_term(models: Models, objective: Objective):
     """L_DIFF(theta) + lambda * L_REPA(theta, omega) on latents that phi is not asked about."""
     interpolant = INTERPOLANTS[objective.interpolant]
-    backbone = models.backbone
+    backbone, null = models.backbone, models.backbone.conditioner.null()
 
     def term(params, batch_stats, seen: Seen):
         # The one place where the VAE is isolated from the diffusion loss.
@@ -304,13 +306,13 @@ def backbone_term(models: Models, objective: Objective):
             models, batch_stats, latents, train=objective.latent_norm == "batch"
         )
         noisy, target = interpolate(interpolant, latents, seen.draws.noise, seen.draws.time)
-        labels = seen.labels
-        if backbone.null_label is not None:
-            labels = jnp.where(seen.draws.label_drop, backbone.null_label, labels)
-        weights = {"params": params["backbone"], **seen.frozen["backbone"]}
-        output = backbone.apply(weights, noisy, seen.draws.time, labels)
+        condition = seen.condition
+        if null is not None:
+            condition = replace_where(seen.draws.condition_drop, condition, null)
+        weights = {"params": params["backbone"], **seen.frozen.get("backbone", {})}
+        output = backbone.apply(weights, noisy, seen.draws.time, condition)
 
-        total = denoising_loss(output.velocity, target)
+        total = denoising_loss(output.prediction, target)
         metrics = {"denoising_loss": total}
         if seen.teacher_tokens:
             metrics["proj_loss"] = alignment_loss(output.projections, seen.teacher_tokens)

@@ -73,8 +73,10 @@ def test_features_are_those_of_the_networks(features):
     np.testing.assert_allclose(found.latents, latents.reshape(20, -1), rtol=1e-4, atol=1e-4)
     # at t = 0 nothing is noise; after block `encoder_depth` = 1 the SiT gives its tokens itself
     variables = {"params": run.state.ema["params"], "constants": run.state.ema["constants"]}
-    null = np.full(20, run.models.backbone.null_label)
-    output = run.models.backbone.apply(variables, latents, np.zeros(20, np.float32), null)
+    null = np.full(20, run.models.backbone.conditioner.null_label)
+    output = run.models.backbone.apply(
+        variables, latents, np.zeros(20, np.float32), {"label": null}
+    )
     expected = np.asarray(output.tokens).mean(1)
     np.testing.assert_allclose(found.backbone[0.0][0], expected, rtol=1e-3, atol=1e-3)
     assert found.backbone[0.7].shape == (2, 20, 16)

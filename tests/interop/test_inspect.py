@@ -12,6 +12,7 @@ import parity
 import pytest
 import torch
 import transformers
+from sits import sit_of
 from test_vit_names import DEPTH, FILES, timm_names
 from torch_vits import small
 from weight_files import (
@@ -31,7 +32,7 @@ from repae_jax.interop import autoencoder_kl, discriminator, files, sit
 from repae_jax.interop.detect_format import find
 from repae_jax.interop.formats import FORMATS
 from repae_jax.interop.vit import export_vit, load_vit
-from repae_jax.models.backbones.sit import SIT_CONFIGS, SiT
+from repae_jax.models.backbones.sit import SIT_CONFIGS
 from repae_jax.models.discriminator import PatchDiscriminator
 from repae_jax.models.encoders.vit import ViT, create_vit
 from repae_jax.models.tokenizers.autoencoder_kl import VAE_CONFIGS, AutoencoderKL
@@ -53,12 +54,12 @@ def test_a_run(run, checkpoint, capsys):
     found = inspect(run, capsys)
     assert found["format"] == FORMATS["run"]
     assert (found["name"], found["step"]) == ("tiny", "3 of 4")
-    assert found["trains"] == "sit, vae, discriminator"
+    assert found["trains"] == "backbone, tokenizer, discriminator"
     assert found["SiT"] == SIT_TEXT.format("2 heads")
     assert found["VAE"].endswith("4 x 4 pixels -> 2 channels, widths 4-4-4, 2 groups")
     vae = parts_of(checkpoint, "vae")["vae"]
     values = sum(tensor.numel() for tensor in vae.values())
-    assert found["vae"] == f"{len(vae)} tensors: {values} float32"
+    assert found["tokenizer"] == f"{len(vae)} tensors: {values} float32"
 
 
 def test_a_run_without_a_checkpoint(run, tmp_path, capsys):
@@ -155,7 +156,7 @@ def test_single_networks(checkpoint, tmp_path, capsys):
 
 
 def test_a_sit_with_qk_norm_tells_its_heads(tmp_path, capsys):
-    model = SiT(
+    model = sit_of(
         latent_size=4, latent_channels=3, patch_size=2, hidden_size=12, depth=1, num_heads=3,
         num_classes=5, encoder_depth=1, teacher_dims=(6, 7), projector_dim=9, qk_norm=True,
     )  # fmt: skip
@@ -289,7 +290,7 @@ def f8d4_tensors():
 
 
 def sit_tensors():
-    model = SiT(
+    model = sit_of(
         latent_size=32, latent_channels=4, num_classes=1000, encoder_depth=8, teacher_dims=(768,),
         **SIT_CONFIGS["SiT-XL/2"],
     )  # fmt: skip

@@ -10,12 +10,13 @@ import parity
 import pytest
 import torch
 import torch_sit
+from sits import sit_of
 
 from repae_jax.errors import UserError
 from repae_jax.interop.autoencoder_kl import ldm_rules, load_vae
 from repae_jax.interop.sit import load_sit, sit_rules
 from repae_jax.interop.tables import flatten, to_theirs
-from repae_jax.models.backbones.sit import SIT_CONFIGS, SiT
+from repae_jax.models.backbones.sit import SIT_CONFIGS
 from repae_jax.models.tokenizers.autoencoder_kl import VAE_CONFIGS, AutoencoderKL
 
 # From ten blocks on a number has two digits.
@@ -88,7 +89,7 @@ def vae_shapes(quant_conv):
 
 def sit_family(**changes):
     config = SIT | changes
-    model = SiT(**config)
+    model = sit_of(**config)
     shapes = {n: t.shape for n, t in torch_sit.SiT(**config).state_dict().items()}
     del shapes["bn.num_batches_tracked"]
     return (
@@ -209,7 +210,7 @@ def test_names_and_shapes_are_the_original_models():
         make = parity.original_module("models/backbones/sit.py").SiT_models[name]
         reference = make(input_size=16, in_channels=4, z_dims=[768], qk_norm=False)
     tensors = {n: np.zeros(t.shape, np.float32) for n, t in reference.state_dict().items()}
-    model = SiT(
+    model = sit_of(
         latent_size=16,
         latent_channels=4,
         num_classes=1000,

@@ -7,6 +7,7 @@ import parity
 import pytest
 import torch
 import torch_sit
+from sits import sit_of
 from weight_files import (
     TINY,
     assert_same_trees,
@@ -17,7 +18,6 @@ from weight_files import (
 from repae_jax.cli import main
 from repae_jax.interop.formats import FORMATS
 from repae_jax.interop.sit import from_published_sit, load_sit
-from repae_jax.models.backbones.sit import SiT
 from repae_jax.runs.checkpoints import restore_latest
 
 LEARNS_SIGMA = dict(
@@ -37,12 +37,12 @@ def published_sit():
 def test_a_published_sit_gives_its_velocity():
     module = published_sit()
     tensors = parity.state_of(module)
-    model = SiT(**LEARNS_SIGMA, latent_channels=2, encoder_depth=1, teacher_dims=())
+    model = sit_of(**LEARNS_SIGMA, latent_channels=2, encoder_depth=1, teacher_dims=())
     variables = load_sit(from_published_sit(tensors), model, statistics=False)
     x = parity.normal(5, 4, 4, 2, seed=1)
     time = np.array([0.0, 0.2, 0.5, 0.9, 1.0], np.float32)
     labels = np.array([0, 3, 9, 10, 1], np.int32)
-    velocity, *_ = model.apply(variables, x, time, labels)
+    velocity, *_ = model.apply(variables, x, time, {"label": labels})
     with torch.no_grad():
         both, *_ = module(parity.to_nchw(x), torch.tensor(1 - time), torch.tensor(labels))
     # theirs goes from noise at 0 to the image at 1, ours the other way
@@ -62,7 +62,7 @@ def test_a_published_sit_becomes_a_run(how, run, tmp_path, capsys):
     assert found["format"] == FORMATS["sit" if how == "bare" else "repa"]
     words = ["--config", f"{TINY}:vanilla", "--config.backbone.hidden_size=16", "--quiet"]
     words.append(f"--config.tokenizer.weights={run}")
-    words += ["--config.data.resolution=16", "--config.backbone.label_drop=0.1"]
+    words += ["--config.data.resolution=16", "--config.condition.drop=0.1"]
     assert main(["convert", str(tmp_path / "x.pt"), str(tmp_path / "run"), *words]) == 0
     said = capsys.readouterr().out
     assert "first half is the velocity; its second half is left out (a DiT has the same" in said

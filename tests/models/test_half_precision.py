@@ -6,11 +6,11 @@ import numpy as np
 import parity
 import pytest
 import tiny
+from sits import sit_of
 
 from repae_jax.config.validate import validate
 from repae_jax.errors import UserError
 from repae_jax.interop.vae_files import write_diffusers
-from repae_jax.models.backbones.sit import SiT
 from repae_jax.models.encoders.vit import create_vit
 from repae_jax.models.layers import attend
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
@@ -31,7 +31,7 @@ NETWORKS = {
         (IMAGES, LATENTS),
     ),
     "sit": (
-        SiT(
+        sit_of(
             latent_size=8, latent_channels=4, patch_size=2, hidden_size=32, depth=1, num_heads=2,
             num_classes=3, encoder_depth=1, teacher_dims=(8,), projector_dim=8, qk_norm=True,
         ),

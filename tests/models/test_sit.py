@@ -1,16 +1,17 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import parity
 import pytest
 import torch
 import torch_sit
+from sits import sit_of
 
 from repae_jax.interop import tables
 from repae_jax.interop.sit import load_sit, sit_rules
-from repae_jax.models.backbones.sit import SIT_CONFIGS, SiT
+from repae_jax.models.backbones.base import blank_inputs
+from repae_jax.models.backbones.sit import SIT_CONFIGS
 from repae_jax.models.layers import sincos_position_table
 
 SMALL = dict(
@@ -69,7 +70,7 @@ REFERENCES = {
 
 
 def with_weights_of(reference, config):
-    model = SiT(**config)
+    model = sit_of(**config)
     variables = load_sit(parity.state_of(reference), model)
     return model, {name: variables[name] for name in ("params", "constants")}
 
@@ -85,11 +86,11 @@ def shrink_before_norms(reference):
 @functools.cache
 def gradient_function(case):
     """One compilation per case: outputs, and the gradient of their weighted sum."""
-    model = SiT(**SMALL, **CASES[case])
+    model = sit_of(**SMALL, **CASES[case])
 
     def weighted(params, x, constants, weights):
-        out = model.apply({"params": params, "constants": constants}, x, TIME, LABELS)
-        outputs = [out.velocity, out.tokens, *out.projections]
+        out = model.apply({"params": params, "constants": constants}, x, TIME, {"label": LABELS})
+        outputs = [out.prediction, out.tokens, *out.projections]
         return sum((o * w).sum() for o, w in zip(outputs, weights, strict=True)), outputs
 
     return parity.quick_jit(jax.grad(weighted, argnums=(0, 1), has_aux=True))
@@ -138,8 +139,8 @@ def test_project_equals_the_projections_of_the_full_pass():
 
     @parity.quick_jit
     def both(variables, x):
-        full = model.apply(variables, x, TIME, LABELS).projections
-        return full, model.apply(variables, x, TIME, LABELS, method="project")
+        full = model.apply(variables, x, TIME, {"label": LABELS}).projections
+        return full, model.apply(variables, x, TIME, {"label": LABELS}, method="project")
 
     full, alone = both(variables, x)
     assert [p.shape for p in alone] == [(3, 16, 12), (3, 16, 20)]
@@ -154,7 +155,7 @@ def test_project_reads_nothing_behind_encoder_depth():
     params = {name: p for name, p in variables["params"].items() if name not in behind}
     project = functools.partial(model.apply, method="project")
     x = np.zeros((3, 8, 8, 3), np.float32)
-    shapes = jax.eval_shape(project, {**variables, "params": params}, x, TIME, LABELS)
+    shapes = jax.eval_shape(project, {**variables, "params": params}, x, TIME, {"label": LABELS})
     assert [s.shape for s in shapes] == [(3, 16, 12), (3, 16, 20)]
 
 
@@ -162,13 +163,13 @@ def test_project_reads_nothing_behind_encoder_depth():
 def fresh():
     """A SiT as it starts, wide enough for statistics, and its velocity."""
     config = SMALL | dict(hidden_size=64, depth=1, latent_size=8, patch_size=2, qk_norm=True)
-    model = SiT(**config)
+    model = sit_of(**config)
     x = parity.normal(3, 8, 8, 3, seed=1)
 
     @parity.quick_jit
     def start(key, x):
-        variables = model.init(key, x, TIME, LABELS)
-        return variables, model.apply(variables, x, TIME, LABELS).velocity
+        variables = model.init(key, x, TIME, {"label": LABELS})
+        return variables, model.apply(variables, x, TIME, {"label": LABELS}).prediction
 
     return jax.device_get(start(jax.random.key(0, impl="rbg"), x))
 
@@ -228,24 +229,22 @@ def test_position_table_equals_the_original():
 
 
 def shapes_of(model):
-    x = jnp.zeros((1, model.latent_size, model.latent_size, model.latent_channels))
-    time, labels = jnp.zeros(1), jnp.zeros(1, jnp.int32)
-    return jax.eval_shape(model.init, jax.random.key(0), x, time, labels)["params"]
+    return jax.eval_shape(model.init, jax.random.key(0), *blank_inputs(model))["params"]
 
 
 @pytest.mark.parametrize("null_class", [False, True])
 def test_the_label_table_has_a_null_row_only_if_asked_for(null_class):
-    model = SiT(**SMALL | CASES["patch 2"], null_class=null_class)
+    model = sit_of(**SMALL | CASES["patch 2"], null_class=null_class)
     rows = shapes_of(model)["label_embed"]["embedding"].shape[0]
     assert rows == SMALL["num_classes"] + null_class
-    assert model.null_label == (NULL if null_class else None)
+    assert model.conditioner.null_label == (NULL if null_class else None)
 
 
 FULL = dict(latent_size=32, latent_channels=4, num_classes=1000, teacher_dims=(768,))
 
 
 def our_count(config):
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes_of(SiT(**config))))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes_of(sit_of(**config))))
 
 
 def torch_count(make):

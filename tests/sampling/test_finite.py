@@ -30,7 +30,7 @@ def test_the_step_that_broke_an_image_is_told(method, bad):
 
     def run(noise, velocity):
         return sample_watched(
-            sampler, velocity, noise, labels, null_label=NULL_LABEL,
+            sampler, velocity, noise, labels, null=NULL_LABEL,
             step_noise=(lambda step: jnp.ones_like(noise)) if sampler.stochastic else None,
         )  # fmt: skip
 

@@ -53,7 +53,7 @@ def test_samples_do_not_depend_on_the_batch_split():
             velocity,
             image_noise(key, indices, SHAPE),
             labels[indices],
-            null_label=NULL_LABEL,
+            null=NULL_LABEL,
             step_noise=step_noise(key, indices, SHAPE),
         )
 
@@ -83,7 +83,7 @@ SHARDED = """
             velocity,
             image_noise(key, indices, shape),
             indices % 10,
-            null_label=10,
+            null=10,
             step_noise=step_noise(key, indices, shape),
         )
 

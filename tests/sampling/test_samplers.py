@@ -31,7 +31,7 @@ def run(sampler, noise, labels, step_noises, velocity=velocity):
         velocity,
         noise,
         labels,
-        null_label=NULL_LABEL,
+        null=NULL_LABEL,
         step_noise=lambda i: step_noises[i],
     )
 
@@ -240,7 +240,7 @@ def test_one_compile_serves_all_noise_labels_and_parameters():
             return scale * velocity(x, t, labels)
 
         sampler = Sampler("heun", 50, "linear", 1.8, 0.0, 0.7)
-        return sample(sampler, scaled, noise, labels, null_label=NULL_LABEL)
+        return sample(sampler, scaled, noise, labels, null=NULL_LABEL)
 
     first = latents(1.0, *inputs(1)[:2])
     traced = list(traces)
@@ -323,7 +323,7 @@ def test_impossible_samplers_are_refused(arguments, message):
 
 def test_guidance_without_a_null_label_is_refused():
     noise, labels, _ = inputs(1)
-    with pytest.raises(UserError, match="null_label is None"):
+    with pytest.raises(UserError, match="null is None"):
         sample(Sampler("euler", 4, "linear", 1.5), velocity, noise, labels)
 
 

@@ -117,7 +117,7 @@ def test_latents_match(original, weights, method, interpolant, steps, interval, 
             lambda x, t, y: toy(weights, x, t, y),
             noise,
             labels,
-            null_label=NULL_LABEL,
+            null=NULL_LABEL,
             step_noise=lambda i: step_noises[i],
         )
 

@@ -32,7 +32,7 @@ def test_the_guided_velocity_follows_the_formula(scale, interval):
         uncond = field(x, t, np.full(4, NULL_LABEL), np)
         inside = interval[0] <= start <= interval[1]
         x = x + (stop - start) * (uncond + scale * (cond - uncond) if inside else cond)
-    ours = jax.jit(lambda n: sample(sampler, velocity, n, labels, null_label=NULL_LABEL))(noise)
+    ours = jax.jit(lambda n: sample(sampler, velocity, n, labels, null=NULL_LABEL))(noise)
     np.testing.assert_allclose(ours, x, rtol=2e-4, atol=2e-5)
 
 
@@ -40,7 +40,9 @@ def test_no_class_is_the_null_class(opened):
     models, weights = opened.models, sampling_weights(opened.state)
     sampler, key = Sampler("euler", 3, "linear"), jax.random.key(1)
     generate = make_generate(models.backbone, models.tokenizer, sampler)
-    none, null = (np.full(4, label, np.int32) for label in (NO_CLASS, models.backbone.null_label))
+    none, null = (
+        np.full(4, label, np.int32) for label in (NO_CLASS, models.backbone.conditioner.null_label)
+    )
     images = [
         generate_all(generate, weights, key, labels, batch_size=4, progress=False)
         for labels in (none, null, np.zeros(4, np.int32))
@@ -70,12 +72,12 @@ def test_what_contradicts_it_is_refused(run, painted, tmp_path, capsys):
     without = tmp_path / "run"
     shutil.copytree(run, without)
     config = from_json((run / "config.json").read_text(), source="")
-    config.backbone.label_drop = 0.0
+    config.condition.drop = 0.0
     (without / "config.json").write_text(to_json(config))
     for option, message in {
         "labels=none": "--labels none asks for the null class, but this run was trained with",
-        "guidance_scale=0": "the guidance scale is 0.0, but a SiT trained with config.backbone.label_",
-        "guidance_scale=2": "the guidance scale is 2.0, but a SiT trained with config.backbone.label_",
+        "guidance_scale=0": "the guidance scale is 0.0, but a backbone trained with config.condition",
+        "guidance_scale=2": "the guidance scale is 2.0, but a backbone trained with config.condition",
     }.items():
         name, value = option.split("=")
         assert main(words(without, tmp_path / "x.npz", **{name: value})) == 2

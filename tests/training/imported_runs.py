@@ -59,7 +59,8 @@ def sit_inputs():
     side, channels = original.LATENT_SIZE, original.LATENT_CHANNELS
     x = normal(BATCH, side, side, channels, seed=7)
     time = np.linspace(0, 1, BATCH, dtype=np.float32)
-    return x, time, np.array([0, 3, original.NUM_CLASSES - 1, original.NUM_CLASSES], np.int32)
+    labels = np.array([0, 3, original.NUM_CLASSES - 1, original.NUM_CLASSES], np.int32)
+    return x, time, {"label": labels}
 
 
 def sit_variables(state):

@@ -16,10 +16,11 @@ import sys
 import time
 
 import torch
+from sits import sit_of
 
 from repae_jax.interop import original
 from repae_jax.interop.adamw import parameter_groups
-from repae_jax.models.backbones.sit import SIT_CONFIGS, SiT
+from repae_jax.models.backbones.sit import SIT_CONFIGS
 from repae_jax.models.discriminator import PatchDiscriminator
 from repae_jax.models.tokenizers.autoencoder_kl import VAE_CONFIGS, AutoencoderKL
 
@@ -31,7 +32,7 @@ ARGS = dict(
 
 def make(path: pathlib.Path) -> None:
     """Write a random checkpoint as the original's train_repae.py does."""
-    sit = SiT(
+    sit = sit_of(
         latent_size=32, latent_channels=4, num_classes=1000, teacher_dims=(768,),
         **SIT_CONFIGS["SiT-XL/2"],
     )  # fmt: skip

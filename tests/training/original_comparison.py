@@ -15,12 +15,12 @@ import original_loop as loop
 import original_networks as original
 import torch
 from parity import state_of, to_nchw
+from sits import sit_of
 
 from repae_jax.interop.autoencoder_kl import load_vae
 from repae_jax.interop.discriminator import load_discriminator
 from repae_jax.interop.lpips import load_lpips
 from repae_jax.interop.sit import load_sit
-from repae_jax.models.backbones.sit import SiT
 from repae_jax.models.batch_norm import LatentNorm
 from repae_jax.models.discriminator import PatchDiscriminator
 from repae_jax.models.lpips import LPIPS
@@ -48,7 +48,7 @@ MODELS = Models(
         num_res_blocks=original.VAE["num_res_blocks"],
         attention_levels=(1,),
     ),
-    backbone=SiT(
+    backbone=sit_of(
         latent_size=original.LATENT_SIZE,
         latent_channels=original.LATENT_CHANNELS,
         num_classes=original.NUM_CLASSES,
@@ -192,7 +192,7 @@ def make_batch(step: int, variant: int = 0) -> tuple[dict, Draws]:
         posterior_noise=rng.normal(size=latents).astype(np.float32),
         time=rng.uniform(size=BATCH).astype(np.float32),
         noise=rng.normal(size=latents).astype(np.float32),
-        label_drop=np.arange(BATCH) == step,  # another one each step
+        condition_drop=np.arange(BATCH) == step,  # another one each step
     )
     return batch, draws
 
@@ -319,7 +319,7 @@ def their_step(
         to_nchw(array).to(device) for array in (batch["image"], draws.posterior_noise, draws.noise)
     )
     time = torch.tensor(draws.time, device=device)[:, None, None, None]
-    keep = 1.0 - torch.tensor(draws.label_drop, device=device).float()  # dropped below 0.1
+    keep = 1.0 - torch.tensor(draws.condition_drop, device=device).float()  # dropped below 0.1
     posterior = "randn_like" if cached else "randn"
     return training.step(
         image,

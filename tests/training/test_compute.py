@@ -83,12 +83,12 @@ def test_the_scan_and_rematerialisation_of_the_sit_change_nothing():
     def run(**compute):
         config.compute.update(compute)
         sit = build_models(config).backbone
-        variables = jax.jit(sit.init)(jax.random.key(0), latents, time, labels)
+        variables = jax.jit(sit.init)(jax.random.key(0), latents, time, {"label": labels})
         params = nonzero(variables.pop("params"))
 
         def loss(params, latents):
-            output = sit.apply({"params": params, **variables}, latents, time, labels)
-            return (output.velocity**2).sum() + (output.tokens**3).sum()
+            output = sit.apply({"params": params, **variables}, latents, time, {"label": labels})
+            return (output.prediction**2).sum() + (output.tokens**3).sum()
 
         return jax.jit(jax.value_and_grad(loss, (0, 1)))(params, latents)
 

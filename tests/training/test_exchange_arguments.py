@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from sits import sit_of
 
 from repae_jax.config.defaults import base
 from repae_jax.errors import UserError
 from repae_jax.interop.original import sit_part
-from repae_jax.models.backbones.sit import SIT_CONFIGS, SiT
+from repae_jax.models.backbones.sit import SIT_CONFIGS
 from repae_jax.runs.original_args import args_from_config, config_from_args
 from repae_jax.runs.original_checkpoint import bare_checkpoint, config_of
 
@@ -38,13 +39,13 @@ def test_arguments_become_the_published_configuration():
     config = config_from_args(changed, "repae", source="X")
     assert [entry.arch for entry in config.teachers.values()] == ["mocov3-l", "clip-l"]
     assert [entry.preprocessing for entry in config.teachers.values()] == ["imagenet", "clip"]
-    assert (config.backbone.label_drop, config.objective.interpolant) == (0.0, "cosine")
+    assert (config.condition.drop, config.objective.interpolant) == (0.0, "cosine")
     assert config.optimizer.tokenizer.learning_rate == 2e-5
     assert config.optimizer.backbone.learning_rate == 1e-4
     assert {config.optimizer[name].b2 for name in config.optimizer} == {0.95}
     assert (config.time.weighting, config.backbone.qk_norm) == ("lognormal", True)
     # REPA's train.py never hands --cfg-prob to the SiT, whose dropout stays 0.1
-    assert config_from_args(ARGS | {"cfg_prob": 0.0}, "repa", source="X").backbone.label_drop == 0.1
+    assert config_from_args(ARGS | {"cfg_prob": 0.0}, "repa", source="X").condition.drop == 0.1
     frozen = ARGS | {"model": "SiT-XL/1", "vae": "f16d32", "vae_ckpt": "pretrained/x.pt"}
     frozen = config_from_args(frozen, "ldm", source="X")
     assert (frozen.tokenizer.weights, frozen.name) == ("pretrained/x.pt", "sdvae")
@@ -81,7 +82,7 @@ def test_unknown_architectures_are_named(changes, message):
 
 
 def test_a_published_size_needs_no_configuration():
-    sit = SiT(
+    sit = sit_of(
         latent_size=32, latent_channels=4, num_classes=1000, teacher_dims=(768,),
         **SIT_CONFIGS["SiT-XL/2"],
     )  # fmt: skip

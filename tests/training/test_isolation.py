@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sits import sit_of
 
-from repae_jax.models.backbones.sit import SiT
+from repae_jax.models.backbones.base import blank_inputs
 from repae_jax.models.batch_norm import LatentNorm
 from repae_jax.models.discriminator import PatchDiscriminator
 from repae_jax.models.networks import Models
@@ -28,7 +29,7 @@ MODELS = Models(
         middle_attention=False,  # its key biases get no gradient from anything
         groups=4,
     ),
-    backbone=SiT(
+    backbone=sit_of(
         latent_size=8,
         latent_channels=4,
         patch_size=4,
@@ -97,7 +98,7 @@ def make_inputs():
         return jax.eval_shape(functools.partial(model.init, **kwargs), key, *inputs)
 
     trees = {
-        "backbone": shapes(MODELS.backbone, latent, jnp.zeros(1), jnp.zeros(1, jnp.int32)),
+        "backbone": shapes(MODELS.backbone, *blank_inputs(MODELS.backbone)),
         "tokenizer": shapes(MODELS.tokenizer, image, latent),
         "discriminator": shapes(MODELS.discriminator, image, train=True),
     }

@@ -39,7 +39,7 @@ def repa_batch(vae, step):
         posterior = vae.encode(to_nchw(batch["image"]).float() / 127.5 - 1).latent_dist
     latents = (posterior.mean + posterior.std * to_nchw(draws.posterior_noise)) * REPA_SCALE
     time = torch.tensor(draws.time)[:, None, None, None]
-    keep = 1.0 - torch.tensor(draws.label_drop).float()
+    keep = 1.0 - torch.tensor(draws.condition_drop).float()
     tokens = [torch.tensor(tokens) for tokens in batch["teacher_tokens"]]
     randomness = [("rand", time), ("randn_like", to_nchw(draws.noise)), ("rand", keep)]
     return (latents, torch.tensor(batch["label"]).long(), tokens, randomness), (batch, draws)
@@ -78,7 +78,7 @@ def assert_repa_outputs(key, module, variables):
             to_nchw(x), torch.tensor(time), torch.tensor(labels).long()
         )
     ours = apply_sit()(variables, x, time, labels)
-    assert_close(ours.velocity, to_nhwc(velocity), key)
+    assert_close(ours.prediction, to_nhwc(velocity), key)
     for projection, expected in zip(ours.projections, tokens, strict=True):
         assert_close(projection, expected, f"{key}, projection")
 

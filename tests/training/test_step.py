@@ -132,7 +132,7 @@ def test_given_teacher_tokens_replace_the_teachers():
 
 
 def test_draws_are_what_they_say():
-    draws = sample_draws(jax.random.key(0), 4000, (2, 2, 3), label_drop=0.1)
+    draws = sample_draws(jax.random.key(0), 4000, (2, 2, 3), condition_drop=0.1)
     assert draws.posterior_noise.shape == draws.noise.shape == (4000, 2, 2, 3)
     assert not np.array_equal(draws.posterior_noise, draws.noise)
     for noise in (draws.posterior_noise, draws.noise):
@@ -141,8 +141,10 @@ def test_draws_are_what_they_say():
     assert draws.time.min() >= 0
     assert draws.time.max() <= 1
     assert abs(float(draws.time.mean()) - 0.5) < 0.02
-    assert abs(float(draws.label_drop.mean()) - 0.1) < 0.02  # standard error 0.005
-    assert not sample_draws(jax.random.key(0), 100, (1, 1, 1), label_drop=0.0).label_drop.any()
+    assert abs(float(draws.condition_drop.mean()) - 0.1) < 0.02  # standard error 0.005
+    assert not sample_draws(
+        jax.random.key(0), 100, (1, 1, 1), condition_drop=0.0
+    ).condition_drop.any()
 
 
 def test_several_teachers_are_aligned_at_once():

@@ -59,7 +59,9 @@ COMMANDS = {  # name -> (what is written: the run's or new; the words)
     "train": ("RUN", "train --workdir RUN"),
     "report": ("RUN/report", "report --workdir RUN"),
     "prepare": ("NEW", "prepare digits NEW --resolution 32 --workers 0"),
-    "encode": ("NEW", f"encode --config {TINY}:vanilla --config.tokenizer.weights=RUN --output NEW"),
+    "encode": (
+        "NEW", f"encode --config {TINY}:vanilla --config.tokenizer.weights=RUN --output NEW"
+    ),
     "evaluate-latents": ("NEW", "evaluate-latents PICTURES RUN --output NEW"),
     "convert": ("beside NEW", "convert RUN NEW"),
     "pretrain-teacher": (

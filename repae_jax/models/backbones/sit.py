@@ -1,6 +1,7 @@
 """SiT: the scalable interpolant transformer, with taps and heads for representation alignment."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -8,6 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn import initializers
 
+from repae_jax.errors import UserError
+from repae_jax.models.backbones.base import BackboneOutput, Family
+from repae_jax.models.conditioning.base import Arrays, Conditioner
 from repae_jax.models.layers import (
     MLP,
     Attention,
@@ -36,14 +40,6 @@ SIT_CONFIGS = {
 zeros = initializers.zeros
 normal_002 = initializers.normal(0.02)
 xavier = initializers.xavier_uniform()
-
-
-class SiTOutput(NamedTuple):
-    """What one forward pass gives."""
-
-    velocity: jax.Array  # (B, h, w, c) predicted velocity, float32
-    tokens: jax.Array  # (B, N, D) hidden tokens after block `encoder_depth`
-    projections: tuple[jax.Array, ...]  # one (B, N, D_teacher) per teacher
 
 
 class TimeEmbedding(nn.Module):
@@ -135,9 +131,9 @@ class ProjectionHead(nn.Module):
 class SiT(nn.Module):
     """Velocity of the latents, and tokens aligned with a teacher's.
 
-    Labels in [0, num_classes) are classes; with `null_class`, the label `null_label` (equal to
-    num_classes) is the unconditional one. Dropping labels is the caller's business, so the
-    module itself uses no randomness. Latents are square, (B, h, h, c), and normalised.
+    The vector of the condition is added to the time embedding. Dropping conditions is the caller's
+    business, so the module itself uses no randomness. Latents are square, (B, h, h, c), and
+    normalised.
 
     `remat` (one of `remat.POLICIES`) and `scan` (the blocks as one compiled loop: compiles faster)
     change neither the parameters nor the results.
@@ -152,21 +148,15 @@ class SiT(nn.Module):
     hidden_size: int
     depth: int
     num_heads: int
-    num_classes: int
+    conditioner: Conditioner
     encoder_depth: int = 8
     teacher_dims: tuple[int, ...] = ()
     projector_dim: int = 2048
     mlp_ratio: float = 4.0
     qk_norm: bool = False
-    null_class: bool = True
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
     scan: bool = False
-
-    @property
-    def null_label(self) -> int | None:
-        """The label that means "no class", or None for a model without one."""
-        return self.num_classes if self.null_class else None
 
     @property
     def grid(self) -> int:
@@ -179,12 +169,8 @@ class SiT(nn.Module):
 
         self.patch_embed = dense(self.hidden_size, xavier)
         self.time_embed = TimeEmbedding(self.hidden_size, dtype=self.dtype)
-        self.label_embed = nn.Embed(
-            self.num_classes + int(self.null_class),
-            self.hidden_size,
-            dtype=self.dtype,
-            embedding_init=normal_002,
-        )
+        # Under the conditioner's own name, which its parameters bear.
+        setattr(self, self.conditioner.name, self.conditioner.module(self.hidden_size, self.dtype))
         self.position_table = self.variable(
             "constants",
             "position_table",
@@ -201,34 +187,30 @@ class SiT(nn.Module):
         features = self.patch_size**2 * self.latent_channels
         self.final_layer = FinalLayer(features, self.dtype)
 
-    def __call__(self, x: jax.Array, t: jax.Array, labels: jax.Array) -> SiTOutput:
-        """Full pass: x (B, h, w, c) at time t (B,) in [0, 1] with int labels (B,)."""
-        h, condition = self._embed(x, t, labels)
+    def __call__(self, x: jax.Array, t: jax.Array, condition: Arrays) -> BackboneOutput:
+        """See `Backbone`."""
+        h, condition = self._embed(x, t, condition)
         tokens = self._encode(h, condition)
         h = self._through(self.blocks[self.encoder_depth :], tokens, condition)
         velocity = self._unpatchify(self.final_layer(h, condition)).astype(jnp.float32)
-        return SiTOutput(velocity, tokens, self._project(tokens))
+        return BackboneOutput(velocity, tokens, self._project(tokens))
 
-    def project(self, x: jax.Array, t: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
+    def project(self, x: jax.Array, t: jax.Array, condition: Arrays) -> tuple[jax.Array, ...]:
         """The projections alone: runs the first `encoder_depth` blocks and the heads."""
-        return self._project(self._encode(*self._embed(x, t, labels)))
+        return self._project(self._encode(*self._embed(x, t, condition)))
 
-    def velocity(self, x: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
-        """The velocity alone, (B, h, w, c), as sampling needs it."""
-        return self(x, t, labels).velocity
-
-    def hidden(self, x: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
+    def hidden(self, x: jax.Array, t: jax.Array, condition: Arrays) -> jax.Array:
         """The tokens after every block, averaged over positions: (depth, B, D), float32."""
-        h, condition = self._embed(x, t, labels)
+        h, condition = self._embed(x, t, condition)
         pooled = []
         for block in self.blocks:
             h = block(h, condition)
             pooled.append(h.astype(jnp.float32).mean(1))
         return jnp.stack(pooled)
 
-    def _embed(self, x, t, labels):
+    def _embed(self, x, t, condition):
         h = self.patch_embed(self._patchify(x)) + self.position_table.value.astype(self.dtype)
-        return h, self.time_embed(t) + self.label_embed(labels)
+        return h, self.time_embed(t) + getattr(self, self.conditioner.name)(condition).vector
 
     def _encode(self, h, condition):
         return self._through(self.blocks[: self.encoder_depth], h, condition)
@@ -257,3 +239,69 @@ class SiT(nn.Module):
         return x.transpose(0, 1, 3, 2, 4, 5).reshape(
             batch, self.latent_size, self.latent_size, self.latent_channels
         )
+
+
+_LARGEST_TABLE = 2**26  # values of the table of positions, 256 MiB
+
+
+def check(sit: SiT) -> None:
+    """Raise UserError for sizes that do not go together, naming the key and the way out."""
+    patch, width = sit.patch_size, sit.hidden_size
+    if "vector" not in sit.conditioner.gives:
+        raise UserError(
+            f"config.backbone.family is 'sit', which takes a vector for a condition, but a "
+            f"{type(sit.conditioner).__name__} gives none: choose another config.condition"
+        )
+    if sit.latent_size % patch:
+        raise UserError(
+            f"the backbone's patch size {patch} does not divide the latent of {sit.latent_size} x "
+            f"{sit.latent_size}: use a patch size that does, or another resolution"
+        )
+    if not 1 <= sit.encoder_depth <= sit.depth:
+        raise UserError(
+            f"config.backbone.encoder_depth is {sit.encoder_depth}: it must lie between 1 and the "
+            f"backbone's depth {sit.depth}"
+        )
+    if width % sit.num_heads or width % 4:
+        raise UserError(
+            f"config.backbone.hidden_size is {width}: it must be divisible by the "
+            f"{sit.num_heads} heads and by 4"
+        )
+    if sit.grid**2 * width > _LARGEST_TABLE:
+        raise UserError(
+            f"the backbone would see {sit.grid} x {sit.grid} tokens of width {width}, whose table "
+            "of positions no memory holds: lower config.data.resolution, or raise "
+            "config.backbone.patch_size"
+        )
+
+
+def describe(d: Mapping[str, Any]) -> str:
+    """The dimensions in words, from the fields and the number of classes."""
+    shape = {key: d[key] for key in ("hidden_size", "depth", "num_heads", "patch_size")}
+    name = next((name for name, preset in SIT_CONFIGS.items() if preset == shape), "own size")
+    heads = f"{d['num_heads']} heads" if d["num_heads"] else "unknown number of heads"
+    teachers = ", ".join(map(str, d["teacher_dims"])) or "none"
+    labels = d["num_classes"] + int(d.get("null_class", False))
+    return (
+        f"{name}: width {d['hidden_size']}, depth {d['depth']}, {heads}, patch "
+        f"{d['patch_size']}, latents {d['latent_size']} x {d['latent_size']} x "
+        f"{d['latent_channels']}, {labels} rows of labels, teachers' widths {teachers}"
+    )
+
+
+FAMILY = Family(
+    SiT,
+    options=dict(
+        patch_size=int,
+        hidden_size=int,
+        depth=int,
+        num_heads=int,
+        **{
+            name: getattr(SiT, name)
+            for name in ("encoder_depth", "projector_dim", "mlp_ratio", "qk_norm")
+        },
+    ),
+    presets=SIT_CONFIGS,
+    check=check,
+    describe=lambda sit: describe(vars(sit) | vars(sit.conditioner)),
+)

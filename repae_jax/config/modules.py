@@ -1,0 +1,44 @@
+"""The modules that a configuration's sections describe; nothing is allocated."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from repae_jax.config.defaults import backbone_options
+from repae_jax.config.sections import check_family, families_of
+from repae_jax.models.backbones.base import Backbone
+from repae_jax.models.conditioning.base import Conditioner
+from repae_jax.models.tokenizers.vae import VAE
+
+
+def build_backbone(
+    config: ConfigDict, tokenizer: VAE, teacher_dims: tuple[int, ...] = (), dtype: Any = jnp.float32
+) -> Backbone:
+    """The backbone of `config.backbone`, steered by `config.condition`.
+
+    Raises:
+      UserError: its sizes do not go together.
+    """
+    family, options = backbone_options(config)
+    row = families_of("backbone")[0][family]
+    backbone = row.module(
+        latent_size=config.data.resolution // tokenizer.factor,
+        latent_channels=tokenizer.latent_channels,
+        conditioner=build_conditioner(config),
+        teacher_dims=teacher_dims,
+        dtype=dtype,
+        remat=config.compute.backbone_remat,
+        scan=config.compute.scan_blocks,
+        **options,
+    )
+    row.check(backbone)
+    return backbone
+
+
+def build_conditioner(config: ConfigDict) -> Conditioner:
+    """What steers the backbone, with a null condition where conditions are dropped."""
+    check_family("condition", config.condition)
+    options = config.condition.to_dict()
+    family, drop = options.pop("family"), options.pop("drop")
+    return families_of("condition")[0][family].build(config.data.num_classes, drop > 0, **options)

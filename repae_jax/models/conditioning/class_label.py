@@ -1,0 +1,56 @@
+"""Class labels, embedded by a table with a row for "no class" (DiT, arXiv 2212.09748)."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+
+from repae_jax.models.conditioning.base import Arrays, Condition
+
+_INIT = initializers.normal(0.02)
+
+
+class LabelEmbedding(nn.Embed):
+    """The table of classes; its last row is the null class, where there is one."""
+
+    def __call__(self, condition: Arrays) -> Condition:
+        """{"label": (B,) int32} -> a vector (B, D)."""
+        return Condition(vector=super().__call__(condition["label"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassLabel:
+    """Conditions {"label": (B,) int32}, classes from 0 to num_classes - 1.
+
+    With `null_class`, the label num_classes means "no class".
+    """
+
+    num_classes: int
+    null_class: bool = True
+
+    name = "label_embed"
+    gives = ("vector",)
+
+    @property
+    def null_label(self) -> int | None:
+        """The label that means "no class", or None for a model without one."""
+        return self.num_classes if self.null_class else None
+
+    def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """See `Conditioner`."""
+        return {"label": jax.ShapeDtypeStruct((), jnp.int32)}
+
+    def null(self) -> dict[str, int] | None:
+        """See `Conditioner`."""
+        return {"label": self.num_classes} if self.null_class else None
+
+    def from_labels(self, labels: jax.Array) -> Arrays:
+        """See `Conditioner`."""
+        return {"label": labels}
+
+    def module(self, hidden_size: int, dtype: jnp.dtype) -> LabelEmbedding:
+        """See `Conditioner`."""
+        rows = self.num_classes + int(self.null_class)
+        return LabelEmbedding(rows, hidden_size, dtype=dtype, embedding_init=_INIT)
