@@ -3,9 +3,9 @@
     python -m repae_jax train --config configs/imagenet256_repae_flux.py --workdir runs/flux
 
 Needs the VAE (from the hub, or config.tokenizer.weights names a folder of diffusers'), and in
-pretrained/ DINOv2-B and LPIPS. No discriminator is published for this VAE: a fresh one joins at step 20,000,
-when the VAE has settled under the alignment loss (a choice, not a measured optimum). The argument
-picks a recipe.
+pretrained/ DINOv2-B and LPIPS. No discriminator is published for this VAE: a fresh one joins at
+step 20,000, when the VAE has settled under the alignment loss (a choice, not a measured optimum).
+The argument picks a recipe.
 """
 
 from repae_jax.config.defaults import apply_recipe, imagenet256

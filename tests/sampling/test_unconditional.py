@@ -76,8 +76,8 @@ def test_what_contradicts_it_is_refused(run, painted, tmp_path, capsys):
     (without / "config.json").write_text(to_json(config))
     for option, message in {
         "labels=none": "--labels none asks for the null class, but this run was trained with",
-        "guidance_scale=0": "the guidance scale is 0.0, but a backbone trained with config.condition",
-        "guidance_scale=2": "the guidance scale is 2.0, but a backbone trained with config.condition",
+        "guidance_scale=0": "the guidance scale is 0.0, but a backbone trained with config.",
+        "guidance_scale=2": "the guidance scale is 2.0, but a backbone trained with config.",
     }.items():
         name, value = option.split("=")
         assert main(words(without, tmp_path / "x.npz", **{name: value})) == 2

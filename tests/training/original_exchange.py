@@ -182,9 +182,9 @@ def networks_like(models: Models) -> dict[str, torch.nn.Module]:
     model = original.modules().sit.SiT(
         input_size=sit.latent_size, patch_size=sit.patch_size, in_channels=sit.latent_channels,
         hidden_size=sit.hidden_size, decoder_hidden_size=sit.hidden_size, depth=sit.depth,
-        num_heads=sit.num_heads, num_classes=sit.conditioner.num_classes, encoder_depth=sit.encoder_depth,
-        class_dropout_prob=0.1 if sit.conditioner.null_class else 0.0, z_dims=list(sit.teacher_dims),
-        projector_dim=sit.projector_dim, qk_norm=sit.qk_norm, fused_attn=True,
+        num_heads=sit.num_heads, encoder_depth=sit.encoder_depth,
+        num_classes=sit.conditioner.num_classes, z_dims=list(sit.teacher_dims),
+        class_dropout_prob=0.1 if sit.conditioner.null_class else 0.0, projector_dim=sit.projector_dim, qk_norm=sit.qk_norm, fused_attn=True,
     )  # fmt: skip
     dims = dict(ndf=models.discriminator.filters, n_layers=models.discriminator.num_layers)
     full = losses.NLayerDiscriminator
