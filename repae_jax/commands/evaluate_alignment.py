@@ -1,4 +1,4 @@
-"""The `evaluate-alignment` command: where in a SiT the teacher's view of images is."""
+"""The `evaluate-alignment` command: where in a backbone the teacher's view of images is."""
 
 import argparse
 

@@ -46,7 +46,7 @@ def sampled_config(workdir: pathlib.Path) -> ConfigDict:
     """The configuration of a run that can be sampled from.
 
     Raises:
-      UserError: there is no run, or it has no SiT.
+      UserError: there is no run, or it has no backbone.
     """
     if workdir.is_file():
         raise UserError(

@@ -1,4 +1,4 @@
-"""What a run's SiT knows of images, block by block and at each noise level.
+"""What a run's backbone knows of images, block by block and at each noise level.
 
 Measured as REPA does (arXiv 2410.06940, section 3): by CKNNA with the teacher, and by linear
 probes of the classes.
@@ -54,9 +54,9 @@ class Representation:
 
     Attributes:
       times: noise levels t, from 0, an image, to 1, noise.
-      alignment: by teacher, CKNNA (times, depth) of the SiT's tokens with it.
+      alignment: by teacher, CKNNA (times, depth) of the backbone's tokens with it.
       latents: by teacher, CKNNA of the VAE's latents with it.
-      probes: accuracy (times, depth) of linear probes of the SiT's tokens; None with one class.
+      probes: accuracy (times, depth) of linear probes of its tokens; None with one class.
       probe_latents, probe_teachers: the same of the others.
     """
 
@@ -82,16 +82,16 @@ def extract_features(
     progress: bool = False,
     extract: Extract | None = None,
 ) -> Features:
-    """Put images through the run's VAE, averaged SiT and teachers.
+    """Put images through the run's VAE, averaged backbone and teachers.
 
     The result takes 4 bytes times images, times, blocks and width: 3.9 GB for 10,000 images at
-    three times in a SiT-XL.
+    three times in an XL.
 
-    The SiT is told no class, where it knows "no class": a label would give away what the probe
+    The backbone sees the null condition, where it knows one: a label would give away what the probe
     asks for.
 
     Args:
-      run: with a SiT.
+      run: with a backbone.
       source: labelled images, of which `count` are drawn: the first ones may be of few classes.
       times: noise levels in [0, 1].
       count: images.
@@ -101,7 +101,7 @@ def extract_features(
       extract: from `make_extract`, for a run that is measured more than once.
 
     Raises:
-      UserError: the run has no SiT or teacher, the source has too few images or none, or a time
+      UserError: the run has no backbone or teacher, the source too few images or none, or a time
         is outside [0, 1].
     """
     from tqdm import tqdm
@@ -223,7 +223,7 @@ def probe(features: np.ndarray, labels: np.ndarray) -> float:
 
 def _check(run, source, times, count):
     if run.models.backbone is None:
-        raise UserError(f"{run.workdir} trained a VAE alone: it has no SiT to look into")
+        raise UserError(f"{run.workdir} trained a VAE alone: it has no backbone to look into")
     if not run.models.teachers:
         raise UserError(f"{run.workdir} has no teacher to compare with: config.teachers is empty")
     check_images(source)

@@ -31,7 +31,7 @@ from repae_jax.utils.schema import Count, checked
 HELDOUT = 1000  # at most so many held-out images are reconstructed
 SHOWN = 20
 CURVES = {
-    "SiT": ("sit_loss", "denoising_loss"),
+    "Backbone": ("sit_loss", "denoising_loss"),
     "Alignment": ("proj_loss", "vae_align_loss"),
     "Reconstruction": ("reconstruction_loss", "perceptual_loss"),
     "Discriminator": ("d_loss", "gan_loss"),

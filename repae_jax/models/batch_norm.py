@@ -52,9 +52,9 @@ class BatchNorm(nn.Module):
 
 
 class LatentNorm(BatchNorm):
-    """The normalisation of the latents between VAE and SiT (REPA-E, section 3.2).
+    """The normalisation of the latents between VAE and backbone (REPA-E, section 3.2).
 
-    No affine part, so that the SiT cannot shrink its targets; eps 1e-4. Its running mean and
+    No affine part, so that the backbone cannot shrink its targets; eps 1e-4. Its running mean and
     variance are the latent statistics: sampling inverts them with `denormalize`.
     """
 

@@ -114,7 +114,7 @@ class Dense(nn.Dense):
 
     The same numbers as `nn.Dense`, but for `add_bias`. The weight gradient contracts one axis
     instead of two, for which XLA's CPU compiler needs no transposed copy of what came before the
-    layer (measured: a third off the time of the SiT's backward pass).
+    layer (measured: a third off the time of the backbone's backward pass).
     """
 
     use_bias: bool = False

@@ -22,7 +22,7 @@ def alignment_loss(projections: Sequence[jax.Array], teachers: Sequence[jax.Arra
     """Mean over teachers, images and tokens of -cos(projected token, teacher token), in [-1, 1].
 
     Args:
-      projections: one (B, N, D_k) per teacher, from the SiT's heads.
+      projections: one (B, N, D_k) per teacher, from the backbone's heads.
       teachers: the teachers' patch tokens, (B, N, D_k) each.
 
     Raises:
@@ -33,7 +33,7 @@ def alignment_loss(projections: Sequence[jax.Array], teachers: Sequence[jax.Arra
         if projection.shape != teacher.shape:
             raise ValueError(
                 f"projected tokens {projection.shape} and teacher tokens {teacher.shape} differ: "
-                "the SiT's grid and the teacher's must have the same number of tokens"
+                "the backbone's grid and the teacher's must have the same number of tokens"
             )
         losses.append(-jnp.sum(unit(projection) * unit(teacher), axis=-1).mean())
     return jnp.stack(losses).mean()

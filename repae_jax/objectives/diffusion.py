@@ -1,4 +1,4 @@
-"""The diffusion loss: velocity regression on an interpolant (SiT, arXiv 2401.08740, equation 8)."""
+"""The diffusion loss: velocity regression on an interpolant (arXiv 2401.08740, equation 8)."""
 
 import jax
 import jax.numpy as jnp

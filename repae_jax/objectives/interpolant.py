@@ -15,7 +15,7 @@ ScalarFunction = Callable[[jax.Array], jax.Array]
 
 @dataclass(frozen=True)
 class Interpolant:
-    """x_t = alpha(t) x + sigma(t) n (SiT, arXiv 2401.08740, eq. 1).
+    """x_t = alpha(t) x + sigma(t) n (arXiv 2401.08740, eq. 1).
 
     t = 0 is data x, t = 1 is noise n ~ N(0, I). All functions act elementwise. `time_of_ratio` is
     the inverse of sigma / alpha: it maps a noise level relative to the data, in [0, inf), to t.
@@ -57,7 +57,7 @@ def interpolate(
 ) -> tuple[jax.Array, jax.Array]:
     """The noisy latents and the velocity that the model should predict there.
 
-    x_t = alpha(t) x + sigma(t) n and v = alpha'(t) x + sigma'(t) n (SiT, section 2).
+    x_t = alpha(t) x + sigma(t) n and v = alpha'(t) x + sigma'(t) n (arXiv 2401.08740, section 2).
     `x` and `noise` are (B, h, w, c), `t` is (B,) in [0, 1]; both results are (B, h, w, c).
     """
     t = _per_image(t, x)
@@ -90,7 +90,7 @@ def sample_time(
 def score_from_velocity(
     interpolant: Interpolant, velocity: jax.Array, x: jax.Array, t: jax.Array
 ) -> jax.Array:
-    """The score grad log p_t(x) of a velocity field at `x` (SiT, section 2).
+    """The score grad log p_t(x) of a velocity field at `x` (arXiv 2401.08740, section 2).
 
     With the means of data and noise given x_t eliminated from x_t and v, it is
 

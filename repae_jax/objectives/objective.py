@@ -13,9 +13,9 @@ class Objective:
 
     Attributes:
       interpolant: "linear" or "cosine".
-      backbone_alignment: lambda, the weight of L_REPA in the SiT's loss.
+      backbone_alignment: lambda, the weight of L_REPA in the backbone's loss.
       tokenizer_alignment: the weight of L_REPA in the VAE's loss.
-      stop_gradient: isolates the VAE from the SiT's loss; False is the paper's "w/o stopgrad".
+      stop_gradient: isolates the VAE from the backbone's loss; False is the paper's "w/o stopgrad".
       latent_norm: "batch" normalises latents by batch statistics and updates the running ones;
         "fixed" keeps to the statistics that the run started with (frozen VAE; "w/o batch-norm").
       reconstruction: "l1" or "l2".

@@ -22,6 +22,8 @@ from repae_jax.interop.original import OPTIMIZERS, WEIGHTS, Part
 from repae_jax.interop.sit import unify_names
 from repae_jax.interop.tables import require_finite
 from repae_jax.interop.vae_files import StoredVAE
+from repae_jax.models.backbones.sit import SiT
+from repae_jax.models.conditioning.class_label import ClassLabel
 from repae_jax.models.networks import Models
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 from repae_jax.runs import workdir as work_directory
@@ -321,6 +323,13 @@ def _parts(models: Models, config: ConfigDict, source: str, *, statistics: bool)
     """The trained networks as the original's checkpoints have them, in its order."""
     if models.backbone is None:
         raise UserError(f"{source}: trains no SiT, so it is no checkpoint of the original's")
+    steered_by = models.backbone.conditioner
+    if not isinstance(models.backbone, SiT) or not isinstance(steered_by, ClassLabel):
+        raise UserError(
+            f"{source}: the original's checkpoint holds a SiT with class labels, this run a "
+            f"{type(models.backbone).__name__} with a {type(steered_by).__name__}: its tokenizer "
+            "goes to diffusers (--to diffusers)"
+        )
     parts = {"backbone": original.sit_part(models.backbone, statistics=statistics)}
     if "tokenizer" not in config.train:
         return parts

@@ -85,7 +85,7 @@ def _read_run(workdir, vae):
 
 
 def statistics_of(ema: Mapping | None, channels: int, *, source: str) -> Statistics | None:
-    """The latents' statistics in a run's moving average; None where it trains no SiT.
+    """The latents' statistics in a run's moving average; None where it trains no backbone.
 
     Raises:
       UserError: they are no statistics of a VAE with that many channels.

@@ -284,9 +284,9 @@ def _drift(
 ) -> jax.Array:
     """dx/dt at `x` (N, h, w, c), without noise: the velocity, for the SDE less t times the score.
 
-    The reverse SDE with diffusion w_t is dx = (v - w_t/2 score) dt + sqrt(w_t) dW (SiT, section
-    2), here with w_t = 2 t. Its score belongs to the integrator's state, not to the state as
-    the model may round it.
+    The reverse SDE with diffusion w_t is dx = (v - w_t/2 score) dt + sqrt(w_t) dW (arXiv
+    2401.08740, section 2), here with w_t = 2 t. Its score belongs to the integrator's state, not
+    to the state as the model may round it.
     """
     t = jnp.full((x.shape[0],), time, jnp.float32)
     v = velocity(x, t, condition).astype(jnp.float32)

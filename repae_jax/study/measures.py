@@ -41,7 +41,7 @@ class Seen:
 
     Attributes:
       figures: by name of `plan.MEASURES`; what is not defined is left out.
-      samples: (N, H, W, 3) uint8, `labels` (N,) their classes; None without a SiT.
+      samples: (N, H, W, 3) uint8, `labels` (N,) their classes; None without a backbone.
       heldout: the first held-out images (M, H, W, 3), and their `latents` (M, h, w, c).
     """
 
@@ -137,7 +137,7 @@ class Measures:
         seen = extract_features(
             run, self._source, (time,), count=self._count, extract=self._extract
         )
-        tokens = seen.backbone[time][self._config.backbone.encoder_depth - 1]
+        tokens = seen.backbone[time][self._models.backbone.encoder_depth - 1]
         if not np.isfinite(tokens).all() or (tokens == tokens[0]).all():
             return  # of a collapsed run
         (teacher,) = seen.teachers.values()

@@ -151,7 +151,7 @@ def run_config(study: ConfigDict, job: Job, output: pathlib.Path) -> ConfigDict:
     """The configuration of one run.
 
     Runs with the seed s have the same initialisation and draws in all arms, so that they are
-    compared in pairs. But one on a VAE that was itself tuned from another has its own: a SiT on
+    compared in pairs. But one on a VAE that was itself tuned from another has its own: one on
     the VAE that REPA-E tuned would otherwise start as, and see what, that VAE was tuned with.
     """
     entry = study.arms[job.arm]

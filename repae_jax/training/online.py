@@ -88,7 +88,7 @@ def open_comparison(config: ConfigDict, models: Models, data: RunData) -> Compar
 
 
 class OnlineEvaluation:
-    """Measures a run's averaged SiT; all processes of a job make the same calls.
+    """Measures a run's averaged backbone; all processes of a job make the same calls.
 
     What is compared with is seen once: the networks of a reference are frozen.
     """
@@ -185,7 +185,7 @@ class OnlineEvaluation:
             batch_size=self._batch_size,
             extract=self._extract,
         )
-        tokens = prepared(features.backbone[time][config.backbone.encoder_depth - 1])
+        tokens = prepared(features.backbone[time][self._program.models.backbone.encoder_depth - 1])
         return {
             f"cknna_{name}": cknna(tokens, prepared(teacher))
             for name, teacher in features.teachers.items()

@@ -2,7 +2,7 @@
 
     L = L_DIFF(theta) + lambda * L_REPA(theta, phi, omega) + eta * L_REG(phi)
 
-theta is the backbone (SiT), omega its projection heads, phi the VAE, psi its discriminator (REPA-E,
+theta is the backbone, omega its projection heads, phi the VAE, psi its discriminator (REPA-E,
 arXiv 2504.10483, equation 3). Read from top to bottom: the step, the loss, what its terms share,
 the terms. Which terms exist and what each one trains is decided once, when the step is built:
 

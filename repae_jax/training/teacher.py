@@ -19,7 +19,7 @@ class Classifier(nn.Module):
     """A ViT with a linear head on the mean of its patch tokens.
 
     The mean, and not the class token, so that every patch token has to carry meaning: they are
-    what the SiT and the VAE will be aligned with.
+    what the backbone and the VAE will be aligned with.
     """
 
     vit: ViT

@@ -69,5 +69,5 @@ class Family(NamedTuple):
     module: type[nn.Module]
     options: Mapping[str, Any]
     presets: Mapping[str, Mapping[str, Any]]
-    check: Callable[[Backbone], None]
-    describe: Callable[[Backbone], str]
+    check: Callable[[Backbone], None] = lambda backbone: None
+    describe: Callable[[Backbone], str] = repr

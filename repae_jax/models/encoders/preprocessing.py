@@ -70,7 +70,7 @@ def teacher_side(resolution: int, kind: str) -> int:
     """The side of what `preprocess` makes of squares of `resolution` pixels.
 
     A resizing kind gives 14 pixels for 16: patches of 14, of DINOv2, I-JEPA and CLIP, then are as
-    many as those of a teacher with patches of 16, and as the tokens of SiT-XL/2 on a latent of an
+    many as those of a teacher with patches of 16, and as patches of 2 on a latent of an
     eighth of the side. At multiples of 256 these are the sizes of the code of REPA and REPA-E.
 
     Raises:

@@ -1,0 +1,24 @@
+"""tests/tiny.py with one of the toys, which the argument names, and a recipe behind a dash."""
+
+import pathlib
+import sys
+
+from repae_jax.config import defaults
+
+if str(folder := pathlib.Path(__file__).parents[1]) not in sys.path:
+    sys.path.insert(0, str(folder))
+
+
+def get_config(words: str = "backbone"):
+    import tiny
+
+    import toys.backbone
+    import toys.condition  # both put themselves into their tables
+
+    toy, _, recipe = words.partition("-")
+    config = tiny.get_config(recipe or "repae")
+    if toy == "backbone":
+        config.backbone = defaults.backbone(family="mixer")
+    if toy == "condition":
+        config.condition = defaults.condition("caption")
+    return config
