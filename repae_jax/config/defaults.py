@@ -26,8 +26,7 @@ from ml_collections.config_dict import placeholder
 from repae_jax.config.schema import check_values
 from repae_jax.errors import UserError
 from repae_jax.utils.schema import parse_json
-from repae_jax.utils.sealed import KEY as SEAL
-from repae_jax.utils.sealed import seal, unseal
+from repae_jax.utils.sealed import seal, unseal_if_sealed
 
 NETWORKS = ("sit", "vae", "discriminator")
 # key in config.vae -> field of the module, by family
@@ -66,7 +65,7 @@ def base() -> ConfigDict:
         b2=0.999,
         eps=1e-8,
         weight_decay=0.0,
-        max_grad_norm=1.0,
+        max_grad_norm=1.0,  # inf: not clipped
         warmup_steps=0,
         decay_steps=0,  # 0: constant, as published; else a cosine to zero at that step
     )
@@ -327,13 +326,9 @@ def from_stored(stored: Any, *, source: str) -> ConfigDict:
     Raises:
       UserError: of another version. (Whether its values are possible, `validate` checks.)
     """
-    if isinstance(stored, dict) and SEAL in stored:
-        stored, whole = unseal(stored)
-        if not whole:
-            raise UserError(
-                f"{source} is damaged or was edited (its checksum is another): set keys on the "
-                f"command line; if the edit is meant, delete the line {SEAL!r} in it"
-            )
+    if isinstance(stored, dict):
+        way_out = "set keys on the command line"
+        stored = unseal_if_sealed(stored, source=source, way_out=way_out)
     config, expected = base(), _defaults(stored)
     if unknown := _apart(expected, stored, "config"):
         raise UserError(f"{source} is not of this version, which knows no {unknown[0]}")
