@@ -14,6 +14,7 @@ from collections.abc import Iterator
 BAD_INPUT, UNEXPECTED, RUN_AGAIN = 2, 70, 75
 TRACEBACK = "REPAE_TRACEBACK"  # in the environment: print where an error arose, too
 _LONGEST = 500  # characters of a name or value in a message
+_LONGEST_LINE = 4000  # of a message: all that is missing fits in
 
 
 def first_line(error: Exception) -> str:
@@ -35,15 +36,20 @@ def out_of_memory(error: Exception) -> bool:
 class UserError(ValueError):
     """Bad input: the message names the culprit, its value, and the way out, in one line.
 
-    The command line prints it without a traceback and exits with status 2. A name or value of
-    more than a few hundred characters, which a damaged file may hold, is cut.
+    The command line prints it without a traceback and exits with status 2. Names and values are
+    those of files, which may be damaged: a word of more than a few hundred characters is cut, a
+    message of several thousand loses its middle, and lines are joined.
     """
 
     def __init__(self, message: str = ""):
-        super().__init__(re.sub(rf"\S{{{_LONGEST},}}", _cut, message))
+        line = re.sub(rf"\S{{{_LONGEST},}}", _cut_word, " ".join(message.splitlines()))
+        if len(line) > _LONGEST_LINE:
+            half = _LONGEST_LINE // 2
+            line = f"{line[:half]} ... ({len(line)} characters) ... {line[-half:]}"
+        super().__init__(line)
 
 
-def _cut(word):
+def _cut_word(word):
     text = word[0]
     return f"{text[:100]}... ({len(text)} characters)"
 

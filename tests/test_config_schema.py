@@ -107,6 +107,15 @@ EDITS = {
         10**9,
         "config.tokenizer.num_res_blocks is 1000000000: give at most 16",
     ),
+    "teachers": (
+        {"module.small": {}},
+        "config.teachers has the key 'module.small': give a name without dots",
+    ),
+    "optimizer.tokenizer.max_grad_norm": (
+        float("nan"),
+        "config.optimizer.tokenizer.max_grad_norm is nan",
+    ),
+    "run.data_timeout": (1e300, "config.run.data_timeout is 1e+300: give at most 1e+09"),
     "sede": (3, "is not of this version, which knows no config.sede"),
 }
 

@@ -1,7 +1,9 @@
 """What ends a command is one line and a status, whatever it was; nothing is swallowed."""
 
 import argparse
+import ast
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -9,6 +11,8 @@ import pytest
 
 from repae_jax import cli
 from repae_jax.errors import TryAgain, UserError, explained
+
+PACKAGE = pathlib.Path(cli.__file__).parent
 
 
 def raised(error):
@@ -100,6 +104,44 @@ def test_who_wants_to_leave_may(ending):
     status, errors = ending(raising(KeyboardInterrupt()))
     assert status == 130
     assert "interrupted" in errors
+
+
+def test_a_message_is_one_line_of_some_length():
+    word, name, lines = "y" * 5000, "x " * 50_000, "a\nb\r\nc\u2028d"
+    assert str(UserError(f"{word} is missing")) == f"{'y' * 100}... (5000 characters) is missing"
+    cut = str(UserError(f"tensor {name!r} is missing: remove it"))
+    assert 3000 < len(cut) < 5000
+    assert cut.startswith("tensor 'x x ")
+    assert cut.endswith("x ' is missing: remove it")
+    assert str(UserError(lines)) == "a b c d"
+
+
+# what this package raises, whose messages are cut already
+OURS = {"UserError", "TryAgain", "LostProcess", "Diverged", "NotFinite", "BadImage", "Damaged"}
+
+
+def messages_of_others(tree):
+    """Lines in which another library's error stands in a text as long as it is."""
+    for handler in (node for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler)):
+        caught = [getattr(node, "id", getattr(node, "attr", "")) for node in ast.walk(handler.type)]
+        if handler.name is None or set(filter(None, caught)) <= OURS:
+            continue
+        for node in ast.walk(handler):
+            whole = isinstance(node, ast.FormattedValue) and node.value
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("str", "repr"):
+                whole = node.args[0]
+            if isinstance(whole, ast.Name) and whole.id == handler.name:
+                yield node.lineno
+
+
+def test_other_libraries_messages_are_cut():
+    """A damaged file's error may quote the file; `first_line` leaves its beginning."""
+    found = {
+        str(path.relative_to(PACKAGE)): lines
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if (lines := list(messages_of_others(ast.parse(path.read_text()))))
+    }
+    assert list(found) == []
 
 
 @pytest.mark.parametrize("platform", ["cuda", "nonsense"])

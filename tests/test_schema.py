@@ -2,11 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
 from typing_extensions import TypedDict
 
 from repae_jax.errors import UserError
 from repae_jax.utils.schema import (
+    Key,
     Text,
     Width,
     checked,
@@ -28,6 +31,8 @@ class Outer(TypedDict, total=False):
     depth: whole(1, 16) | None
     share: real(0, 1)
     rate: real(0, finite=False)
+    any: real(finite=False)
+    named: dict[Key, int]
     flag: bool
     inner: Inner
 
@@ -55,6 +60,8 @@ def test_what_fits_passes_as_it_is(content):
         ({"share": float("nan")}, "x.json: share is nan: it must be a finite number"),
         ({"share": float("inf")}, "x.json: share is inf: it must be a finite number"),
         ({"rate": float("nan")}, "x.json: rate is nan: give at least 0"),
+        ({"any": float("nan")}, "x.json: any is nan: give at least -inf"),
+        ({"named": {"a.b": 1}}, "x.json: named has the key 'a.b': give a name without dots"),
         ({"share": "1"}, "x.json: share is '1': it must be a valid number"),
         ({"flag": 1}, "x.json: flag is 1: it must be a valid boolean"),
         ({"name": None}, "x.json: name is None: it must be a valid string"),
@@ -77,6 +84,11 @@ def test_what_does_not_fit_names_key_and_value(content, line):
 
 def test_values_are_shown_in_a_line():
     assert len(shown("y" * 5000)) < 80
+    for array in (np.zeros((2, 3), np.int64), torch.zeros(2, 3, dtype=torch.int64)):
+        assert shown(array) == f"an array of {array.dtype} (2, 3)"
+        with pytest.raises(UserError, match=r"depth is an array of \S*int64 \(2, 3\): it must be"):
+            checked({"depth": array}, Outer, source="")
+    assert shown(np.float32(0.5)) == "np.float32(0.5)"
     deep = []
     for _ in range(100_000):
         deep = [deep]
@@ -117,3 +129,9 @@ def test_a_file_is_read_as_far_as_its_kind_goes(tmp_path):
     with pytest.raises(UserError, match="cannot be read .Is a directory"):
         read_json(tmp_path)
     assert parse_json(b'\xef\xbb\xbf{"a": 1}', source="x") == {"a": 1}
+
+
+def test_a_whole_number_that_no_array_holds_is_a_float():
+    found = parse_json(f"[{2**64 - 1}, {-(2**63)}, {2**64}, 1{'0' * 30}, 1{'0' * 400}]", source="x")
+    assert found == [2**64 - 1, -(2**63), 2.0**64, 1e30, float("inf")]
+    assert list(map(type, found)) == [int, int, float, float, float]

@@ -6,9 +6,10 @@ import pathlib
 from repae_jax.config.needs import check_nothing_missing
 from repae_jax.config.overrides import read_config
 from repae_jax.errors import UserError
+from repae_jax.study.agreement import agreement
 from repae_jax.study.plan import Job, check, jobs, missing_for_runs
 from repae_jax.study.report import write_study
-from repae_jax.study.results import agreement, read_results
+from repae_jax.study.results import read_results
 from repae_jax.study.run import read_result, run_job
 from repae_jax.study.schedule import prepare, run_all, shares
 from repae_jax.study.shared import check_shared, make_shared

@@ -29,8 +29,7 @@ from repae_jax.config.sections import SECTIONS, check_family, families_of, secti
 from repae_jax.config.versions import RENAMED_RECIPES, upgraded, versioned
 from repae_jax.errors import UserError
 from repae_jax.utils.schema import parse_json
-from repae_jax.utils.sealed import KEY as SEAL
-from repae_jax.utils.sealed import seal, unseal
+from repae_jax.utils.sealed import seal, unseal_if_sealed
 
 NETWORKS = ("backbone", "tokenizer", "discriminator")
 # key in config.tokenizer -> field of the module, by family
@@ -69,7 +68,7 @@ def base() -> ConfigDict:
         b2=0.999,
         eps=1e-8,
         weight_decay=0.0,
-        max_grad_norm=1.0,
+        max_grad_norm=1.0,  # inf: not clipped
         warmup_steps=0,
         decay_steps=0,  # 0: constant, as published; else a cosine to zero at that step
     )
@@ -332,13 +331,9 @@ def from_stored(stored: Any, *, source: str) -> ConfigDict:
     Raises:
       UserError: of a later version, or damaged. (`validate` checks its values.)
     """
-    if isinstance(stored, dict) and SEAL in stored:
-        stored, whole = unseal(stored)
-        if not whole:
-            raise UserError(
-                f"{source} is damaged or was edited (its checksum is another): set keys on the "
-                f"command line; if the edit is meant, delete the line {SEAL!r} in it"
-            )
+    if isinstance(stored, dict):
+        way_out = "set keys on the command line"
+        stored = unseal_if_sealed(stored, source=source, way_out=way_out)
     stored = upgraded(stored, source=source)
     expected = _defaults(stored)
     if unknown := _apart(expected, stored, "config"):

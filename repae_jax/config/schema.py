@@ -13,7 +13,7 @@ from pydantic import Field
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from repae_jax.config.sections import SECTIONS, families_of
-from repae_jax.utils.schema import Side, Text, Width, checked, each, real, whole
+from repae_jax.utils.schema import Key, Side, Text, Width, checked, each, real, whole
 
 SEED = whole(0, 2**32 - 1)  # what every generator of random numbers here takes
 _COUNT = whole(1, 2**31 - 1)  # of steps and images; a state counts them in int32
@@ -114,7 +114,7 @@ class _AdamW(TypedDict):
     b2: _FRACTION
     eps: _FINITE
     weight_decay: _FINITE
-    max_grad_norm: real(0, finite=False)
+    max_grad_norm: real(0, finite=False)  # infinity: gradients are not clipped
     warmup_steps: _FROM_ZERO
     decay_steps: _FROM_ZERO
 
@@ -167,7 +167,7 @@ class _Run(TypedDict):
     keep_checkpoints: _COUNT
     keep_every: _FROM_ZERO
     max_skipped: _COUNT
-    data_timeout: Annotated[float, Field(gt=0)]
+    data_timeout: Annotated[float, Field(gt=0, le=1e9)]  # a lock waits no longer than 292 years
     on_collapse: Text
 
 
@@ -187,7 +187,7 @@ class Config(TypedDict):
     latent_norm: _LatentNorm
     discriminator: _Discriminator
     lpips: _LPIPS
-    teachers: Annotated[dict[Text, _Teacher], Field(max_length=16)]
+    teachers: Annotated[dict[Key, _Teacher], Field(max_length=16)]
     objective: _Objective
     time: _Time
     optimizer: _Optimizers

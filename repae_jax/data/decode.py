@@ -14,7 +14,7 @@ import numpy as np
 
 from repae_jax.data.crop import rgb_square, to_rgb
 from repae_jax.data.npz import read_header
-from repae_jax.errors import UserError
+from repae_jax.errors import UserError, first_line
 
 if typing.TYPE_CHECKING:
     from PIL import Image
@@ -170,4 +170,4 @@ def _reason(error):
     if isinstance(error, MemoryError):
         return "it does not fit the memory"
     # PIL names what it read from: here a buffer's address, which says nothing
-    return str(error).split(" <_io.")[0] or type(error).__name__
+    return first_line(error).split(" <_io.")[0]

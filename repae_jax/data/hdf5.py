@@ -162,8 +162,8 @@ def _labels(path: pathlib.Path, files: Sequence[str]) -> list[int]:
         pairs = [(os.fspath(name), label) for name, label in content["labels"]]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
-            f'{where}: not {{"labels": [[name, label], ...]}} ({type(error).__name__}: {error}); '
-            "prepare the images anew"
+            f'{where}: not {{"labels": [[name, label], ...]}} ({type(error).__name__}: '
+            f"{first_line(error)}); prepare the images anew"
         ) from error
     _check_once(where, (name for name, _ in pairs))
     by_name = dict(pairs)
@@ -215,7 +215,9 @@ def _entry(file: h5py.File, key: str, name: str, limit: int) -> np.ndarray:
     try:
         entry = file.get(key)
     except RuntimeError as error:  # of a link in a circle
-        raise UserError(f"{name}: cannot be found ({error}); copy the file anew") from error
+        raise UserError(
+            f"{name}: cannot be found ({first_line(error)}); copy the file anew"
+        ) from error
     if not isinstance(entry, h5py.Dataset):
         raise UserError(f"{name}: not in the file; copy it and its list of names anew")
     if entry.file.filename != file.filename or entry.external or entry.is_virtual:
@@ -227,7 +229,9 @@ def _entry(file: h5py.File, key: str, name: str, limit: int) -> np.ndarray:
     try:
         return np.asarray(entry)
     except (OSError, ValueError, TypeError) as error:  # the last of one without a shape
-        raise UserError(f"{name}: cannot be read ({error}); copy the file anew") from error
+        raise UserError(
+            f"{name}: cannot be read ({first_line(error)}); copy the file anew"
+        ) from error
 
 
 def _bytes(entry: np.ndarray, name: str) -> bytes:

@@ -19,14 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from repae_jax.errors import UserError
+from repae_jax.errors import UserError, first_line
 from repae_jax.utils.atomic_files import write_atomically
-from repae_jax.utils.schema import read_json
+from repae_jax.utils.schema import checked, read_json
+from repae_jax.utils.sealed import seal, unseal_if_sealed
 
 FILE = "data.json"  # where fingerprints are noted
 Fingerprint = Mapping[str, Any]
 _SHOWN = 3  # changes of one kind in a message
 _LONGEST = 40  # characters of a value in it
+_WAY_OUT = "restore it, or remove it if the data are what they were"
 
 
 def names_checksum(names: Iterable[str]) -> str:
@@ -61,17 +63,22 @@ def read_fingerprints(path: pathlib.Path) -> dict[str, Fingerprint] | None:
     Raises:
       UserError: it is damaged.
     """
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         return None
     try:
-        return read_json(path, dict[str, dict[str, Any]])
+        content = read_json(path, dict[str, Any])
+    except UserError as error:
+        raise _damaged(path, error) from error
+    noted = unseal_if_sealed(content, source=str(path), way_out=_WAY_OUT)
+    try:
+        return checked(noted, dict[str, dict[str, Any]], source=f"{path}: ")
     except UserError as error:
         raise _damaged(path, error) from error
 
 
 def write_fingerprints(path: pathlib.Path, fingerprints: Mapping[str, Fingerprint]) -> None:
-    """Note fingerprints by split in a JSON file."""
-    write_atomically(path, (json.dumps(fingerprints, indent=1) + "\n").encode())
+    """Note fingerprints by split in a JSON file, with a checksum."""
+    write_atomically(path, (json.dumps(seal(fingerprints), indent=1) + "\n").encode())
 
 
 def as_recorded(fingerprints: Mapping[str, Fingerprint]) -> dict[str, Fingerprint]:
@@ -94,13 +101,11 @@ def changes_since(path: pathlib.Path, found: Mapping[str, Fingerprint]) -> list[
             for line in changes(recorded[split], found[split])
         ]
     except (TypeError, ValueError, LookupError) as error:
-        raise _damaged(path, error) from error
+        raise _damaged(path, first_line(error)) from error
 
 
-def _damaged(path, error):
-    return UserError(
-        f"{path} is damaged ({error}): restore it, or remove it if the data are what they were"
-    )
+def _damaged(path, reason):
+    return UserError(f"{path} is damaged ({reason}): {_WAY_OUT}")
 
 
 def changes(old: Fingerprint, new: Fingerprint) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from repae_jax.errors import UserError
+from repae_jax.errors import UserError, first_line
 
 Value = bytes | int | float | str | np.ndarray
 
@@ -55,7 +55,7 @@ def unpack(data: bytes, name: str = "record") -> dict[str, Value]:
         return {_checked_key(key): _unpacked(key, value) for key, value in record.items()}
     except Exception as error:  # msgpack and numpy raise many kinds for damaged bytes
         raise UserError(
-            f"{name}: damaged, not a packed record ({error}); make its data set anew"
+            f"{name}: damaged, not a packed record ({first_line(error)}); make its data set anew"
         ) from error
 
 

@@ -11,11 +11,8 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
-
 from repae_jax.data.manifest import (
     FORMAT,
-    Shard,
     check_there,
     checksum,
     read_manifest,
@@ -25,21 +22,17 @@ from repae_jax.data.manifest import (
 from repae_jax.data.processes import over_processes
 from repae_jax.data.records import Value, pack
 from repae_jax.data.write_progress import Plan, begin, begun, check_entries, claimed
-from repae_jax.errors import UserError
+from repae_jax.errors import UserError, first_line, warn
 from repae_jax.parallel.multihost import ALONE, Processes
 from repae_jax.utils.atomic_files import replacing
 from repae_jax.utils.schema import read_json
+from repae_jax.utils.sealed import seal, unseal
 
 WriteShard = Callable[[range, "ShardWriter"], Mapping[str, Any]]
 
 # One record a group, so that each can be read by itself. Not compressed: pictures are already,
 # latents hardly can be, and so the bytes do not depend on a compressor's version.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
-
-
-class _Sidecar(TypedDict):
-    shard: Shard
-    notes: dict[str, Any]
 
 
 class ShardWriter:
@@ -85,7 +78,7 @@ def _as_os_error():
     try:
         yield
     except RuntimeError as error:
-        raise OSError(str(error)) from error
+        raise OSError(first_line(error)) from error
 
 
 def write_shards(
@@ -183,11 +176,24 @@ def _read_sidecars(plan: Plan) -> dict[int, dict[str, Any]]:
     """By number, the sidecars of the shards that an earlier run completed."""
     done = {}
     for number in range(plan.shards):
-        with contextlib.suppress(UserError):  # not there, or damaged by a power failure
-            sidecar = read_json(plan.sidecar(number), _Sidecar)
+        if not plan.sidecar(number).is_file():
+            continue
+        try:
+            sidecar = _read_sidecar(plan, number)
             check_there(plan.shard(number), sidecar["shard"])
             done[number] = sidecar
+        except UserError as error:
+            warn(f"a shard is made again: {error}")
     return done
+
+
+def _read_sidecar(plan, number):
+    """What a complete shard's sidecar says; raises UserError where it is missing or damaged."""
+    path = plan.sidecar(number)
+    sidecar, untouched = unseal(read_json(path, dict[str, Any]))
+    if not untouched or sidecar["shard"]["file"] != plan.shard(number).name:
+        raise UserError(f"{path}: damaged, edited, or of an older version")
+    return sidecar
 
 
 def _shards_there(plan, finished):
@@ -224,13 +230,13 @@ def _write_missing(plan, numbers, done, write_shard, workers, check, progress):
             with over_processes(write, todo, min(workers, len(todo))) as results:
                 for number, sidecar in results:
                     check()
-                    write_json(plan.sidecar(number), sidecar)
+                    write_json(plan.sidecar(number), seal(sidecar))
                     bar.update(len(plan.indexes(number)))
             return
         for number in todo:
             check()
             sidecar = _write_one(plan, write_shard, number, bar.update)
-            write_json(plan.sidecar(number), sidecar)
+            write_json(plan.sidecar(number), seal(sidecar))
             # an image that was left out counts as done
             bar.update(len(plan.indexes(number)) - sidecar["shard"]["count"])
 
@@ -272,7 +278,7 @@ def _finish(plan: Plan, summarise) -> dict[str, Any]:
 def _check_repaired(plan, numbers, finished):
     """Raise UserError, and remove the shard, if one was made again with another content."""
     for number in numbers:
-        shard = read_json(plan.sidecar(number), _Sidecar)["shard"]
+        shard = _read_sidecar(plan, number)["shard"]
         if shard != finished["shards"][number]:
             plan.shard(number).unlink()
             raise UserError(

@@ -22,7 +22,7 @@ from typing import Any
 
 from repae_jax.data.manifest import HEAL, check_all_there, check_there, checksum, read_manifest
 from repae_jax.data.records import Value, unpack
-from repae_jax.errors import UserError
+from repae_jax.errors import UserError, first_line
 
 if typing.TYPE_CHECKING:
     from array_record.python.array_record_module import ArrayRecordReader
@@ -70,7 +70,9 @@ class PackedRecords(Sequence):
         try:
             (data,) = reader.read([position])
         except RuntimeError as error:
-            raise UserError(f"{path}: record {position} is damaged ({error}); {HEAL}") from error
+            raise UserError(
+                f"{path}: record {position} is damaged ({first_line(error)}); {HEAL}"
+            ) from error
         return unpack(data, self.record_name(index))
 
     def record_name(self, index: int) -> str:
@@ -143,5 +145,5 @@ def _open_reader(path: pathlib.Path, count: int) -> ArrayRecordReader:
         try:
             reader.read([0])
         except RuntimeError as error:
-            reason = error
+            reason = first_line(error)
     raise UserError(f"{path}: cannot be read or is damaged ({reason}); {HEAL}")

@@ -11,7 +11,7 @@ import numpy as np
 from repae_jax.data.decode import decode_cropped
 from repae_jax.data.identity import Fingerprint
 from repae_jax.data.source import HELDOUT_NAMES, checked_label
-from repae_jax.errors import UserError
+from repae_jax.errors import UserError, first_line
 from repae_jax.utils.schema import read_json
 
 if typing.TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _builder(name: str, folder: str | None) -> tfds.core.DatasetBuilder:
     try:
         builder = tfds.builder(name or "", data_dir=folder)
     except (ValueError, AssertionError) as error:  # an unknown name; an unknown version
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         where = folder or "TFDS' default folder"
         raise UserError(
             f"data.name = {name!r} is neither a TFDS data set nor prepared in {where} "

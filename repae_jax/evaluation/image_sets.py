@@ -24,7 +24,7 @@ from repae_jax.data.npz import open_array
 from repae_jax.data.pipeline import eval_batches
 from repae_jax.data.shards import PackedRecords
 from repae_jax.data.walk import SUFFIXES, Walk
-from repae_jax.errors import UserError
+from repae_jax.errors import UserError, first_line
 from repae_jax.evaluation.reference import IMAGES, keys_of
 from repae_jax.utils.schema import Side, checked
 
@@ -222,5 +222,6 @@ def _explained(path):
         yield
     except Exception as error:  # zipfile, zlib and numpy have many kinds for damaged files
         raise UserError(
-            f"{path}: cannot be read as an .npz with RGB pixels in {IMAGES} ({error}); make it anew"
+            f"{path}: cannot be read as an .npz with RGB pixels in {IMAGES} ({first_line(error)}); "
+            "make it anew"
         ) from error

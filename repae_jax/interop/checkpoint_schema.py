@@ -15,7 +15,7 @@ _MOST_PARAMETERS = 1_000_000
 
 class _Group(TypedDict):
     params: each(whole(0, _MOST_PARAMETERS), 0, _MOST_PARAMETERS)
-    lr: NotRequired[real(finite=False)]
+    lr: NotRequired[real()]
     betas: NotRequired[tuple[real(), real()]]
 
 

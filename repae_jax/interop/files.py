@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
-from repae_jax.errors import UserError
+from repae_jax.errors import UserError, first_line
 from repae_jax.interop import torch_format
 from repae_jax.interop.claims import check_claims
 from repae_jax.interop.intact import (
@@ -220,7 +220,7 @@ def _open_safetensors(path):
         with safe_open(path, framework="numpy") as handle:
             yield handle
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error})") from error
+        raise UserError(f"{path}: not a readable safetensors file ({first_line(error)})") from error
 
 
 def _read_torch(path):

@@ -7,7 +7,7 @@ from typing_extensions import TypedDict  # pydantic asks for this one before Pyt
 from repae_jax.utils.schema import Text, Width, checked, each, real, whole
 
 _Channels = whole(1, 4096)  # of images and latents
-_Number = real(finite=False)  # of latent statistics, which are checked where they are used
+_Number = float  # of latent statistics, which are checked where they are used
 _Numbers = each(_Number, 1, 4096)
 
 

@@ -11,6 +11,7 @@ from repae_jax.errors import UserError
 from repae_jax.interop.original import Kind
 from repae_jax.interop.sit import infer_dimensions
 from repae_jax.models.backbones.sit import SIT_CONFIGS
+from repae_jax.models.encoders.vit import VIT_CONFIGS
 from repae_jax.models.tokenizers.autoencoder_kl import VAE_CONFIGS
 from repae_jax.utils.schema import Text, checked, real
 
@@ -85,7 +86,7 @@ class _Arguments(TypedDict, total=False):
     adam_beta2: real() | None
     adam_epsilon: real() | None
     adam_weight_decay: real() | None
-    max_grad_norm: real(finite=False) | None
+    max_grad_norm: real(0, finite=False) | None  # infinity: gradients are not clipped
     mixed_precision: Literal["no", "fp16", "bf16"] | None  # as accelerate's argument
     vae_ckpt: Text | None
     model: Text | None
@@ -186,9 +187,9 @@ def _teachers(enc_type, source):
     names = [name for name in str(enc_type).split(",") if name != "None"]
     for number, name in enumerate(names):
         family, _, size = name.split("-") if name.count("-") == 2 else (None, None, None)
-        if family not in _TEACHERS:
+        arch = _TEACHERS.get(family, "").format((size or "").lower())
+        if arch not in VIT_CONFIGS:
             raise UserError(f"{source}: teacher {name!r} is none that is known here: {_choices()}")
-        arch = _TEACHERS[family].format(size.lower())
         prefix = f"t{number}_" if len(names) > 1 else ""
         teachers[prefix + arch.replace("-", "_")] = configuration.teacher(
             arch, weights=f"pretrained/{arch}.pth"
@@ -197,7 +198,7 @@ def _teachers(enc_type, source):
 
 
 def _choices():
-    return ", ".join(f"{family}-vit-SIZE" for family in _TEACHERS)
+    return ", ".join(_original_teacher(arch) for arch in VIT_CONFIGS)
 
 
 def _original_teacher(arch):

@@ -4,14 +4,26 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
+
+from repae_jax.errors import UserError
 from repae_jax.utils.atomic_files import write_atomically
+from repae_jax.utils.schema import checked, read_json
+from repae_jax.utils.sealed import seal, unseal_if_sealed
 
 FILE = "record.json"  # beside the checkpoints
 # What the networks minimise. A checkpoint at which one of them is this many times what it was in
 # the run's first step (at least 1) holds values that are finite and of no use.
 LOSSES = ("sit_loss", "vae_loss", "d_loss")
 EXPLODED = 100.0
+
+
+class _Known(TypedDict):
+    losses: dict[str, float]
+    proven: list[int]
+    late: list[int]
 
 
 class Record:
@@ -37,10 +49,12 @@ class Record:
         """
         self._file, self._write = folder / FILE, write
         try:
-            known = json.loads(self._file.read_text())
-            self._losses = {name: float(loss) for name, loss in known["losses"].items()}
-            self.proven, self.late = ({int(s) for s in known[key]} for key in ("proven", "late"))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            stored = read_json(self._file, dict[str, Any])
+            known = unseal_if_sealed(stored, source=FILE, way_out="it is made anew")
+            checked(known, _Known, source=FILE)
+            self._losses = known["losses"]
+            self.proven, self.late = set(known["proven"]), set(known["late"])
+        except UserError:  # not there, or damaged
             self._losses, self.proven, self.late = {}, set(sorted(saved)[:-1]), set()
         self.proven &= set(saved)
 
@@ -69,7 +83,8 @@ class Record:
         self.late &= set(saved)
         if self._write:
             lists = {"proven": sorted(self.proven), "late": sorted(self.late)}
-            write_atomically(self._file, json.dumps({"losses": self._losses, **lists}).encode())
+            content = json.dumps(seal({"losses": self._losses, **lists}))
+            write_atomically(self._file, content.encode())
 
 
 @dataclasses.dataclass(frozen=True)

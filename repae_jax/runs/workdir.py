@@ -89,7 +89,7 @@ def last_of_history(workdir: pathlib.Path) -> dict[str, Any]:
     """The last line of `HISTORY`; {} if there is none."""
     try:
         entry = json.loads((workdir / HISTORY).read_text().splitlines()[-1])
-    except (OSError, ValueError, IndexError):
+    except (OSError, ValueError, IndexError, RecursionError):
         return {}
     return entry if isinstance(entry, dict) else {}
 

@@ -6,7 +6,7 @@ import pathlib
 import jax
 import numpy as np
 
-from repae_jax.errors import UserError
+from repae_jax.errors import UserError, first_line
 
 BALANCED, RANDOM, NONE = "balanced", "random", "none"
 NO_CLASS = -1  # the label of an image of no class, which the model's null class makes
@@ -90,7 +90,7 @@ def _content(path):
     try:
         return path.read_text("utf-8-sig")  # editors on Windows begin with a mark
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--labels: {path} cannot be read as text ({error})") from error
+        raise UserError(f"--labels: {path} cannot be read as text ({first_line(error)})") from error
 
 
 def _random(count, num_classes, seed):

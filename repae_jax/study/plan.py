@@ -20,13 +20,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from repae_jax.config.defaults import apply_recipe
 from repae_jax.config.needs import missing_files
 from repae_jax.config.validate import validate
-from repae_jax.errors import UserError
+from repae_jax.errors import UserError, first_line
 from repae_jax.evaluation.alignment import TOP_K
 from repae_jax.evaluation.precision_recall import NEIGHBOURS
+from repae_jax.utils.schema import checked, real, whole
 
 DATA = "data"  # in a study's folder: the scenes that are rendered once
 RESULT = "result.json"  # in a run's folder
@@ -100,6 +102,12 @@ def claim(text: str, measure: str, better: str, worse: str) -> ConfigDict:
     Where a measure has no better side, as a variance has none, that its value is larger.
     """
     return ConfigDict(dict(text=text, measure=measure, better=better, worse=worse))
+
+
+class _Judge(TypedDict):
+    learning_rate: real(0)
+    weight_decay: real(0)
+    shift: whole(0, 1024)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,6 +251,7 @@ def _check_rendered(study):
 
 def _check_judge(study):
     judge = study.judge
+    checked(judge.to_dict(), _Judge, source="judge.")
     if not judge.channels or any(width < 8 or width % 8 for width in judge.channels):
         raise UserError(f"judge.channels is {judge.channels}: give multiples of 8")
     if judge.steps < 1:
@@ -278,4 +287,4 @@ def _check_arms(study, output):
         except UserError as error:
             raise UserError(f"arm {name}: {error}") from error
         except (KeyError, AttributeError, TypeError) as error:
-            raise UserError(f"arm {name}: {' '.join(str(error).split())}") from error
+            raise UserError(f"arm {name}: {first_line(error)}") from error

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import (
     Annotated,
     Any,
@@ -16,13 +16,16 @@ from ml_collections import ConfigDict
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from repae_jax.config.defaults import differences
 from repae_jax.errors import UserError
 from repae_jax.study.plan import MEASURES
 from repae_jax.utils.atomic_files import write_atomically
-from repae_jax.utils.schema import Batch, Text, parse_json, real
+from repae_jax.utils.schema import Batch, Text, checked, parse_json, real
+from repae_jax.utils.sealed import seal, unseal_if_sealed
 
 Step = Annotated[str, Field(pattern=r"^\d{1,12}$")]
+
+
+Figures = Annotated[dict[str, float], Field(min_length=1)]
 
 
 class RunConfig(TypedDict):
@@ -38,23 +41,21 @@ class Result(TypedDict):
     seed: int
     config: RunConfig
     made_with: NotRequired[dict[str, Any]]
-    accuracies: NotRequired[dict[str, float]]
+    accuracies: dict[str, float]
     gflop_per_image: real(0)
-    diverged: NotRequired[str]
-    figures: dict[Step, dict[str, float]]
+    diverged: str
+    figures: dict[Step, Figures]
     seconds: NotRequired[dict[str, float]]
 
 
-_SAME = ("figures", "accuracies", "diverged")  # of a run that is made again
-
-
 def write_results(path: pathlib.Path, results: Sequence[Result]) -> None:
-    """All runs, one a line."""
-    write_atomically(path, "".join(json.dumps(result) + "\n" for result in results).encode())
+    """All runs, one a line, each with a checksum."""
+    lines = [json.dumps(seal(result)) + "\n" for result in results]
+    write_atomically(path, "".join(lines).encode())
 
 
 def read_results(path: pathlib.Path) -> list[Result]:
-    """What `write_results` wrote.
+    """What `write_results` wrote; older versions did without checksums.
 
     Raises:
       UserError: the file is missing or damaged.
@@ -63,10 +64,32 @@ def read_results(path: pathlib.Path) -> list[Result]:
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
+    results = {}
     try:
-        return [parse_json(line, Result, source=f"line {n}") for n, line in enumerate(lines, 1)]
+        for source, line in ((f"line {n}", line) for n, line in enumerate(lines, 1)):
+            result = checked_result(parse_json(line, source=source), source=source)
+            key = result["arm"], result["seed"]
+            if key in results:
+                raise UserError(f"{source} has {key[0]}:{key[1]} once more; remove one of them")
+            results[key] = result
     except UserError as error:
         raise UserError(f"{path} does not hold the results of a study: {error}") from error
+    return list(results.values())
+
+
+def checked_result(content: Any, *, source: str) -> Result:
+    """A run's result out of what JSON gives back of one that was sealed, or not.
+
+    Raises:
+      UserError: it is damaged, or none.
+    """
+    if isinstance(content, dict):
+        way_out = "restore it, or have it made again"
+        content = unseal_if_sealed(content, source=source, way_out=way_out)
+    checked(content, Result, source=f"{source}: ")
+    if not (content["figures"] or content["diverged"]):
+        raise UserError(f"{source}: has no figures, though the run has not diverged")
+    return content
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +188,7 @@ def effect(results: Sequence[Result], claim: ConfigDict, step: int) -> Effect:
         own = {r["seed"]: r for r in results if r["arm"] == arm}
         found = {seed: figure(r, claim.measure, step) for seed, r in own.items()}
         sides.append({seed: value for seed, value in found.items() if value is not None})
-        lost.append({s for s, r in own.items() if r.get("diverged") and found[s] is None})
+        lost.append({s for s, r in own.items() if r["diverged"] and found[s] is None})
     won = lost[1] & sides[0].keys()
     alone = won | (lost[0] & sides[1].keys())
     seeds = sorted(sides[0].keys() & sides[1].keys())
@@ -239,49 +262,3 @@ def correlation(results: Sequence[Result], first: str, second: str, step: int) -
         stats.pearsonr(pairs[:, 0], np.log(pairs[:, 1])).statistic if logarithmic else math.nan
     )
     return Correlation(float(pearson), ranked(pairs), len(pairs), ranked(means), len(means))
-
-
-@dataclasses.dataclass(frozen=True)
-class Agreement:
-    """Which runs have the same figures as elsewhere, bit by bit.
-
-    Attributes:
-      same: runs whose every figure is the other's.
-      apart: a line for each run with others, which names the first of them.
-      here, there: runs that only one side has.
-    """
-
-    same: int
-    apart: list[str]
-    here: int
-    there: int
-
-    def __str__(self) -> str:
-        both = self.same + len(self.apart)
-        lone = f"{self.here} more are only here, {self.there} only there"
-        return "\n".join(
-            [f"{self.same} of {both} runs have the same figures, bit by bit; {lone}", *self.apart]
-        )
-
-
-def agreement(results: Sequence[Result], others: Sequence[Result]) -> Agreement:
-    """Compare runs with those of the same arm and seed; seconds and versions are no figures."""
-    ours, theirs = ({(r["arm"], r["seed"]): r for r in side} for side in (results, others))
-    same, apart = 0, []
-    for key in (key for key in ours if key in theirs):
-        before, now = (
-            {name: _comparable(side[key].get(name)) for name in _SAME} for side in (theirs, ours)
-        )
-        told = differences(before, now, "{}:{}".format(*key))
-        same += not told
-        if told:
-            more = f", and {len(told) - 1} more" if len(told) > 1 else ""
-            apart.append(told[0] + more)
-    return Agreement(same, apart, len(ours.keys() - theirs), len(theirs.keys() - ours))
-
-
-def _comparable(value):
-    """As it is, but that what is no number equals itself."""
-    if isinstance(value, Mapping):
-        return {key: _comparable(item) for key, item in value.items()}
-    return "NaN" if value != value else value

@@ -22,7 +22,7 @@ from repae_jax.runs.open_run import load_state
 from repae_jax.study.judge import load_judge
 from repae_jax.study.measures import Measures, Seen
 from repae_jax.study.plan import RESULT, Job, placed_config, run_config
-from repae_jax.study.results import Result
+from repae_jax.study.results import checked_result
 from repae_jax.study.schedule import check_share
 from repae_jax.study.shared import JUDGE, accuracies, check_data, check_made
 from repae_jax.training.loop import train
@@ -32,6 +32,7 @@ from repae_jax.utils.figures import class_grid, pca_figure, save_png
 from repae_jax.utils.finite import NotFinite
 from repae_jax.utils.lock import writing_in
 from repae_jax.utils.schema import read_json
+from repae_jax.utils.sealed import seal
 
 SAMPLES, LATENTS = "study_samples.png", "study_latents.png"
 _CLASSES, _EACH = 10, 8  # of the pictures of samples
@@ -88,7 +89,7 @@ def _run(study, job, output, config, lock, progress):
         },
     }
     lock.check()
-    write_atomically(workdir / RESULT, (json.dumps(result, indent=1) + "\n").encode())
+    write_atomically(workdir / RESULT, (json.dumps(seal(result), indent=1) + "\n").encode())
 
 
 def read_result(study: ConfigDict, job: Job, output: pathlib.Path) -> dict[str, Any] | None:
@@ -98,18 +99,24 @@ def read_result(study: ConfigDict, job: Job, output: pathlib.Path) -> dict[str, 
       UserError: it is damaged, or of another configuration.
     """
     path = job.workdir(output) / RESULT
-    if not path.is_file():
+    if not path.exists() and not path.is_symlink():
         return None
     try:
-        result = read_json(path, Result)
+        result = checked_result(read_json(path), source=str(path))
     except UserError as error:
-        raise UserError(f"{error}; without it, it is measured again") from error
+        raise UserError(f"{error}; without the file, the run is measured again") from error
     wanted = _within(output, run_config(study, job, output).to_dict())
     made = from_stored(result["config"], source=str(path)).to_dict()
     told = differences(made, wanted)  # keys that a version before did not have are defaults
     if told:
         raise UserError(
             f"{path} is of another configuration: {'; '.join(told[:3])}; take another --output"
+        )
+    missing = [str(step) for step in study.measured_at if str(step) not in result["figures"]]
+    if missing and not result["diverged"]:
+        raise UserError(
+            f"{path} has no figures of step {', '.join(missing)}, at which the study measures: "
+            "without the file, the run is measured again"
         )
     return result
 

@@ -101,7 +101,7 @@ def check_folder(folder: pathlib.Path, part: int = 0, parts: int = 1) -> bool:
     try:
         content, whole = unseal(json.loads(path.read_bytes()))
         files = content["files"]
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise Damaged(f"{FILE} is damaged") from error
     if not whole:
         raise Damaged(f"{FILE} is damaged")

@@ -6,13 +6,15 @@ Keys that it does not name are left alone.
 
 import functools
 import json
+import math
 import os
 import reprlib
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
 
-from repae_jax.errors import UserError
+from repae_jax.errors import UserError, first_line
 
 # Bytes of a JSON file: a configuration or manifest, and a list of a few million images.
 LARGEST, LARGEST_LIST = 64 << 20, 1 << 30
@@ -25,6 +27,7 @@ def whole(low: int, high: int) -> Any:
 
 def real(low: float | None = None, high: float | None = None, *, finite: bool = True) -> Any:
     """The type of floats, or whole numbers, from `low` to `high`; NaN never is one."""
+    low = -math.inf if low is None and not finite else low
     return Annotated[float, Field(ge=low, le=high, allow_inf_nan=not finite)]
 
 
@@ -39,6 +42,15 @@ Count = whole(1, 10_000_000)  # images that a command makes or takes
 Batch = whole(1, 65_536)  # images at a time
 Text = Annotated[str, Field(max_length=4096)]
 
+
+def _without_dots(name):
+    if "." in name:
+        raise PydanticCustomError("name", "give a name without dots, which separate keys")
+    return name
+
+
+Key = Annotated[Text, AfterValidator(_without_dots)]  # a name that somebody gave, of a ConfigDict
+
 # pydantic's names of errors -> our words, and its name of the bound
 _BOUNDS = {
     "greater_than_equal": ("give at least", "ge"),
@@ -50,13 +62,18 @@ class _Reprs(reprlib.Repr):
     def repr_int(self, value, level):
         return super().repr_int(value, level) if abs(value) < 10**100 else "a number of many digits"
 
+    def repr_instance(self, value, level):
+        if getattr(value, "shape", ()) and hasattr(value, "dtype"):
+            return f"an array of {value.dtype} {tuple(value.shape)}"
+        return " ".join(super().repr_instance(value, level).split())
+
 
 _reprs = _Reprs()
 _reprs.maxlevel, _reprs.maxstring, _reprs.maxother = 3, 60, 60
 
 
 def shown(value: Any) -> str:
-    """A value as an error shows it, cut to a length that fits a line."""
+    """A value as an error shows it, cut to fit a line; of an array its type and shape."""
     return _reprs.repr(value)
 
 
@@ -86,12 +103,20 @@ def parse_json(text: str | bytes, schema: Any = None, *, source: str) -> Any:
       UserError: as `read_json`; `source` is how the error calls the text.
     """
     try:
-        content = json.loads(text)
+        content = json.loads(text, parse_int=_number)
     except RecursionError as error:
         raise UserError(f"{source} is damaged: nested beyond measure; restore it") from error
     except (ValueError, TypeError) as error:
-        raise UserError(f"{source} is damaged, no JSON ({error}); restore it") from error
+        raise UserError(
+            f"{source} is damaged, no JSON ({first_line(error)}); restore it"
+        ) from error
     return content if schema is None else checked(content, schema, source=f"{source}: ")
+
+
+def _number(text):
+    """A whole number; one beyond 64 bits, which no array holds, is a float."""
+    number = int(text)
+    return number if -(2**63) <= number < 2**64 else float(text)
 
 
 def checked(content: Any, schema: Any, *, source: str) -> Any:
@@ -120,13 +145,16 @@ def _adapter(schema):
 def _line(error, source):
     found = error.errors(include_url=False)
     first = found[0]
-    path = "".join(
-        f"[{shown(step)}]" if isinstance(step, int) else f".{step}" for step in first["loc"]
-    )
+    steps = first["loc"]
+    if steps and steps[-1] == "[key]":  # which is the step before, too
+        steps = steps[:-2]
+    path = "".join(f"[{shown(s)}]" if isinstance(s, int) else f".{s}" for s in steps)
     what = f"{source}{path.removeprefix('.')[:200]}" if path else source.rstrip(": .")
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     if first["type"] == "missing":
         return f"{what} is missing{more}"
+    if steps != first["loc"]:
+        return f"{what} has the key {shown(first['input'])}: {_expected(first)}{more}"
     return f"{what} is {shown(first['input'])}: {_expected(first)}{more}"
 
 

@@ -216,3 +216,20 @@ def test_a_damaged_record_is_named(content, tmp_path):
     path.write_text(content)
     with pytest.raises(UserError, match=f"{path} is damaged"):
         changes_since(path, found)
+
+
+def test_a_changed_record_is_damage(tmp_path):
+    path = tmp_path / "data.json"
+    found = {"train": print_of(folder_of(tmp_path / "pictures"))}
+    write_fingerprints(path, found)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b'"count"', b'"counu"'))  # would be no key to compare
+    with pytest.raises(UserError, match=f"{path} is damaged or was edited"):
+        changes_since(path, found)
+    path.write_text(json.dumps(found))  # versions before noted no checksum
+    assert changes_since(path, found) == []
+    path.unlink()
+    assert changes_since(path, found) == []
+    path.symlink_to("nowhere")
+    with pytest.raises(UserError, match=f"{path} is damaged .*No such file"):
+        changes_since(path, found)

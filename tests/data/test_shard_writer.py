@@ -1,4 +1,5 @@
 import hashlib
+import json
 import os
 import resource
 import signal
@@ -206,6 +207,29 @@ def test_a_damaged_note_makes_its_shard_anew(tmp_path, folder):
     os.truncate(unfinished / FILES[1], 100)
     write(unfinished)
     assert content(unfinished) == content(folder)
+
+
+def unsealed(note):
+    del note["sha256"]
+
+
+@pytest.mark.parametrize("edit", [
+    lambda note: note["shard"].update(count=0),
+    lambda note: note["shard"].update(file=FILES[1]),
+    lambda note: note.update(notes={"x": 1}),
+    lambda note: note.clear(),
+    unsealed,
+], ids=["count", "file", "notes", "nothing", "an older version"])  # fmt: skip
+def test_an_edited_note_makes_its_shard_anew(edit, tmp_path, folder, capsys):
+    unfinished = tmp_path / "unfinished"
+    stop_after(unfinished, shards=2)
+    path = unfinished / "progress" / "shard-00000.json"
+    note = json.loads(path.read_text())
+    edit(note)
+    path.write_text(json.dumps(note))
+    write(unfinished)
+    assert content(unfinished) == content(folder)
+    assert f"warning: a shard is made again: {path}: damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", [os.unlink, lambda path: os.truncate(path, 10)])

@@ -12,8 +12,9 @@ Every case must end in one of these:
                - bytes within the plain numbers of .safetensors and PyTorch's files, whose formats
                  have no checksum; but not in files that this project wrote itself, which have one;
                - bytes of text, JSON, pictures and HDF5 (`target.FREE`);
-               - a key that is there to be chosen, with another finite number, null or left out
-                 (`Target.follows`), or any name (`Target.names`);
+               - a key that is there to be chosen, with another finite number, another truth
+                 value, null or left out (`Target.follows`), or any name (`Target.names`);
+               - lines that are gone;
                - values of parts that may be missing, and are (`Target.optional`);
                - another picture, or none, in a picture's place
 
@@ -35,7 +36,6 @@ on all targets, on some, or one case once more, from the repository's root:
     PYTHONPATH=tests python -m fuzz diffusers --seconds 60 --seed 1
     PYTHONPATH=tests python -m fuzz 'file of labels' '["labels.txt", "cut", 3]'
 
-Not here: TensorFlow Datasets, which its own library reads; InceptionV3's and LPIPS' weights, too
-large for thousands of cases, which pass through the same functions as the other weights; and
-configurations in Python, which are programs.
+Not here: TensorFlow Datasets, which its own library reads; and configurations in Python, which are
+programs.
 """

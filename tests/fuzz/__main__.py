@@ -65,9 +65,9 @@ def _campaign(root, names, options):
             try:
                 tally = campaign.fuzz(worker, name, each, options.seed)
             except RuntimeError as error:
-                print(f"{name}: BROKEN {error}", file=sys.stderr, flush=True)
                 worker.close()
-                continue
+                tally = campaign.Tally(faults=[("died", [], str(error))])
+                tally.counts["died"] += 1
             with lock:
                 report.add(name, tally)
                 line = ", ".join(f"{k} {v}" for k, v in tally.counts.items())

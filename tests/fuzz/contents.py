@@ -111,12 +111,13 @@ def edits_of(content: Any, *, tensors: bool) -> list[list]:
 def nodes(content: Any, path: Path | None = None) -> Iterator[tuple[Path, Any]]:
     """(path, value) of everything below: keys, items, attributes, and into JSON in strings."""
     path = path or []
-    for key, value in _children(content):
+    for key, value in children(content):
         yield [*path, key], value
         yield from nodes(value, [*path, key])
 
 
-def _children(value):
+def children(value: Any) -> list[tuple[str | int, Any]]:
+    """What a container holds, by key, and what JSON in a string says."""
     if isinstance(value, Mapping):
         return [(key, item) for key, item in value.items() if isinstance(key, str | int)]
     if isinstance(value, argparse.Namespace):

@@ -148,5 +148,5 @@ TARGETS = (
     Target("checkpoint of the second stage", _second_stage, _read_second_stage, files=r".*\.pt",
            follows=_FOLLOWS_ARGS, words=convert("exp", "run", "--quiet")),
     Target("arguments of the original", _foreign_args_file, _read_foreign_args,
-           follows=_FOLLOWS_ARGS, names="args/exp_name|args/vae_ckpt"),
+           follows=_FOLLOWS_ARGS, names="args/(exp_name|vae_ckpt|max_grad_norm)"),
 )  # fmt: skip

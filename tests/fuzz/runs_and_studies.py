@@ -71,6 +71,29 @@ def _read_origin(folder):
     return read_origin(folder) or {}
 
 
+_DATA = {
+    "source": "folder", "count": 5, "classes": [["ant", 3, "a" * 16], ["bird", 2, "b" * 16]],
+    "resolution": 16,
+}  # fmt: skip
+
+
+def _write_fingerprints(folder):
+    from repae_jax.data.identity import FILE, write_fingerprints
+
+    write_fingerprints(folder / FILE, {"train": _DATA, "heldout": {**_DATA, "count": 4}})
+
+
+def _read_fingerprints(folder):
+    """What has changed since: with the same data nothing, with others what is others."""
+    from repae_jax.data.identity import FILE, changes_since, read_fingerprints
+    from repae_jax.errors import UserError
+
+    data = {"train": _DATA, "heldout": {**_DATA, "count": 4}}
+    if told := changes_since(folder / FILE, data):
+        raise UserError(f"the data have changed: {told}")
+    return {"noted": read_fingerprints(folder / FILE)}
+
+
 def _write_events(folder):
     from clu import metric_writers
 
@@ -118,8 +141,15 @@ def _write_results(folder):
     write_results(folder / "results.jsonl", results)
 
 
+def _write_unsealed(folder):
+    """As older versions did."""
+    lines = [json.dumps(_result(arm, seed)) for arm in ("sit", "repae") for seed in (0, 1, 2)]
+    (folder / "results.jsonl").write_text("".join(f"{line}\n" for line in lines))
+
+
 def _read_results(folder):
-    from repae_jax.study.results import agreement, at_work, effect, of_arm, read_results
+    from repae_jax.study.agreement import agreement
+    from repae_jax.study.results import at_work, effect, of_arm, read_results
 
     results = read_results(folder / "results.jsonl")
     claim = next(iter(_study().claims.values()))
@@ -137,6 +167,7 @@ def _write_study(folder):
     from repae_jax.study.plan import RESULT, Job, run_config
     from repae_jax.study.run import _within
     from repae_jax.utils.atomic_files import write_atomically
+    from repae_jax.utils.sealed import seal
 
     study, output = _study(), folder / "study"
     output.mkdir()
@@ -148,7 +179,7 @@ def _write_study(folder):
         "config": _within(output, run_config(study, job, output).to_dict()),
     }
     job.workdir(output).mkdir(parents=True)
-    (job.workdir(output) / RESULT).write_text(json.dumps(result))
+    (job.workdir(output) / RESULT).write_text(json.dumps(seal(result)))
 
 
 def _read_study(folder):
@@ -197,9 +228,12 @@ TARGETS = (
            like=_RUN),
     Target("provenance of an imported run", _write_origin, _read_origin,
            sealed=r".*\.safetensors", follows=".*", optional=".*"),
+    Target("data.json of a run", _write_fingerprints, _read_fingerprints, sealed=r".*",
+           optional="/noted.*"),
     Target("TensorBoard's events", _write_events, _read_events, optional=".*"),
-    Target("results of a study", _write_results, _read_results, follows=".*",
+    Target("results of a study", _write_results, _read_results, sealed=r".*"),
+    Target("results of a study, no checksums", _write_unsealed, _read_results, follows=".*",
            names=r".*/(arm|seed|diverged|frechet|accuracy)"),
-    Target("a study's own files", _write_study, _read_study, follows=".*", optional=".*"),
+    Target("a study's own files", _write_study, _read_study, sealed=r".*", optional=".*"),
     Target("judge of a study", _write_judge, _read_judge, sealed=r".*\.safetensors"),
 )  # fmt: skip

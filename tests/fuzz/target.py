@@ -27,7 +27,7 @@ class Target:
       sealed: of those in which a checksum finds every change, though their format has none.
       follows: of the keys of plain values ("a/b/c") of which the result is allowed to be another
         for another finite number, or without them.
-      names: of those whose every value is somebody's name for something.
+      names: of those whose every value may be meant: a name for something, infinity for no bound.
       optional: of the values that may be missing from the result where a part is gone.
       like: the name of another target with the same files.
       words: the command line that reads them, from the folder and an empty one.

@@ -1,9 +1,19 @@
 """All targets."""
 
-from fuzz import data_sets, networks, original_checkpoints, runs_and_studies, samples, vaes
+from fuzz import (
+    data_sets,
+    metric_weights,
+    networks,
+    original_checkpoints,
+    runs_and_studies,
+    samples,
+    vaes,
+)
 from fuzz.target import Target
 
-_FILES = (vaes, networks, original_checkpoints, data_sets, samples, runs_and_studies)
+_FILES = (
+    vaes, networks, metric_weights, original_checkpoints, data_sets, samples, runs_and_studies,
+)  # fmt: skip
 TARGETS: dict[str, Target] = {target.name: target for file in _FILES for target in file.TARGETS}
 
 

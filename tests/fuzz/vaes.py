@@ -8,6 +8,7 @@ from fuzz.saving import convert, inspect, safetensors_save, torch_save
 from fuzz.target import Target, eighths
 from repae_jax.interop import autoencoder_kl, qwen_image, vae_files
 from repae_jax.interop.detect_format import find
+from repae_jax.interop.files import read_tensors
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 from repae_jax.models.tokenizers.qwen_image_vae import AutoencoderKLQwenImage
 from repae_jax.models.tokenizers.vae import parameter_shapes
@@ -83,6 +84,36 @@ def _diffusers_qwen(folder):
     safetensors_save(folder / "diffusion_pytorch_model.safetensors", tensors)
 
 
+def _diffusers_shards(folder):
+    """Two files and their index."""
+    _diffusers_kl(folder)
+    whole = folder / "diffusion_pytorch_model.safetensors"
+    tensors, places = read_tensors(whole), {}
+    for number in range(2):
+        file = f"{whole.stem}-0000{number + 1}-of-00002.safetensors"
+        part = {name: tensors[name] for name in sorted(tensors)[number::2]}
+        safetensors_save(folder / file, part)
+        places |= dict.fromkeys(part, file)
+    whole.unlink()
+    index = {"metadata": {"total_size": 4 * sum(map(np.size, tensors.values()))}}
+    path = folder / f"{whole.name}.index.json"
+    path.write_text(json.dumps({**index, "weight_map": places}))
+
+
+def _diffusers_variants(folder):
+    """Of several types, and no plain one."""
+    _diffusers_kl(folder)
+    plain = folder / "diffusion_pytorch_model.safetensors"
+    half = {name: array.astype(np.float16) for name, array in read_tensors(plain).items()}
+    safetensors_save(folder / f"{plain.stem}.fp16.safetensors", half)
+    plain.rename(folder / f"{plain.stem}.ema.safetensors")
+
+
+def _read_variant(folder):
+    vae = vae_files.read_vae(folder, variant="fp16")
+    return {"module": repr(vae.module), "params": vae.params, "statistics": vae.statistics}
+
+
 def _own_export(folder):
     vae = vae_files.StoredVAE(KL, eighths(parameter_shapes(KL)), {}, STATISTICS)
     vae_files.write_diffusers(folder / "vae", vae)
@@ -135,6 +166,11 @@ TARGETS = (
            follows=SCALES, optional="/statistics.*", words=convert("", "out.safetensors")),
     Target("diffusers AutoencoderKLQwenImage", _diffusers_qwen, _read_vae(""), follows=SCALES,
            optional="/statistics.*", words=inspect("")),
+    Target("diffusers AutoencoderKL, shards", _diffusers_shards, _read_vae(""), follows=SCALES,
+           optional="/statistics.*", words=inspect("")),
+    Target("diffusers AutoencoderKL, a variant", _diffusers_variants, _read_variant,
+           follows=SCALES, optional="/statistics.*",
+           words=inspect("diffusion_pytorch_model.fp16.safetensors")),
     Target("exported VAE folder", _own_export, _read_vae("vae"), follows=SCALES,
            sealed=r".*\.safetensors", optional="/statistics.*", words=inspect("vae")),
     Target("exported VAE file", _own_ldm, _read_vae("vae.safetensors"), sealed=r".*\.safetensors",

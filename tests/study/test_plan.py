@@ -1,3 +1,4 @@
+import math
 import pathlib
 
 import pytest
@@ -107,6 +108,8 @@ def test_every_measured_step_is_a_checkpoint_that_stays(study):
         ({"judge.channels": (30, 64)}, r"judge.channels is \(30, 64\): give multiples of 8"),
         ({"judge.steps": 0}, "judge.steps is 0"),
         ({"judge.batch_size": 0}, "judge.batch_size is 0"),
+        ({"judge.learning_rate": math.inf}, "judge.learning_rate is inf: it must be a finite"),
+        ({"judge.weight_decay": math.nan}, "judge.weight_decay is nan: it must be a finite"),
         ({"measures.samples": 3}, "measures.samples is 3: give at least 4"),
         ({"measures.heldout": 10}, "measures.heldout is 10: give at least 11"),
         ({"measures.cknna_time": 7.0}, "measures.cknna_time is 7.0: give 0 to 1"),

@@ -1,13 +1,15 @@
+import json
 import math
+import re
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from repae_jax.errors import UserError
+from repae_jax.study.agreement import agreement
 from repae_jax.study.plan import claim
 from repae_jax.study.results import (
-    agreement,
     at_work,
     correlation,
     effect,
@@ -25,8 +27,10 @@ def result(arm, seed, gflop=1.0, **figures):
         str(step): {name: pair[index] for name, pair in figures.items()}
         for index, step in enumerate((10, 20))
     }
-    config = {"batch_size": 4}
-    return {"arm": arm, "seed": seed, "gflop_per_image": gflop, "config": config, "figures": steps}
+    return {
+        "arm": arm, "seed": seed, "gflop_per_image": gflop, "config": {"batch_size": 4},
+        "accuracies": {"the judge": 0.5}, "diverged": "", "figures": steps,
+    }  # fmt: skip
 
 
 def test_a_mean_has_the_standard_error_of_scipy():
@@ -161,4 +165,56 @@ def test_what_holds_no_results_is_named(tmp_path, text):
         read_results(path)
     path.write_text(text)
     with pytest.raises(UserError, match=r"results.jsonl does not hold the results of a study"):
+        read_results(path)
+
+
+def test_a_changed_line_is_damage(tmp_path):
+    path = tmp_path / "results.jsonl"
+    write_results(path, ours := [result("a", seed, psnr=(1.5, 30.0)) for seed in range(2)])
+    data = path.read_bytes()
+    assert read_results(path) == ours
+    # a flip in the name of the checksum leaves a whole result without one
+    names = [range(*name.span()) for name in re.finditer(rb'"sha256":', data)]
+    for place in range(0, len(data), 3):
+        if any(place in name for name in names):
+            continue
+        changed = bytearray(data)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        with pytest.raises(UserError, match="does not hold the results of a study: line"):
+            read_results(path)
+
+
+def test_lines_of_before_checksums_are_read(tmp_path):
+    path = tmp_path / "results.jsonl"
+    ours = result("a", 0, psnr=(1.5, 30.0))
+    path.write_text(json.dumps(ours) + "\n")
+    assert read_results(path) == [ours]
+    ours["figures"]["10"]["psnr"] = 10**30  # more than 64 bits hold
+    path.write_text(json.dumps(ours) + "\n")
+    assert of_arm(read_results(path), "a", "psnr", 10).value == 1e30
+    assert at_work(read_results(path), "a", "psnr", work(ours, 10)).value == 1e30
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"figures": {}}, "has no figures, though the run has not diverged"),
+        ({"figures": {"10": {}}}, "figures.10 is {}"),
+        ({"figures": {"ten": {"psnr": 1.0}}}, "figures has the key 'ten'"),
+        ({"diverged": None}, "diverged is None"),
+    ],
+)
+def test_a_line_that_has_lost_figures_is_refused(changes, message, tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text(json.dumps(result("a", 0, psnr=(1.5, 30.0)) | changes) + "\n")
+    with pytest.raises(UserError, match=f"line 1: {message}"):
+        read_results(path)
+
+
+def test_a_run_counts_once(tmp_path):
+    path = tmp_path / "results.jsonl"
+    write_results(path, [result("a", 0, psnr=(1.5, 30.0)), result("a", 1, psnr=(1.5, 30.0))])
+    path.write_text(path.read_text() * 2)
+    with pytest.raises(UserError, match="line 3 has a:0 once more; remove one"):
         read_results(path)

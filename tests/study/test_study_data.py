@@ -53,6 +53,10 @@ def test_a_result_of_before_there_was_a_key_is_still_one(study, tmp_path):
     del config["data"]["accept"]
     path = JOB.workdir(output) / "result.json"
     path.parent.mkdir(parents=True)
-    result = {"arm": JOB.arm, "seed": JOB.seed, "gflop_per_image": 1.0, "figures": {}}
-    path.write_text(json.dumps({**result, "config": config}))
-    assert study_run.read_result(study, JOB, output)["figures"] == {}
+    figures = {str(step): {"psnr": 1.0} for step in study.measured_at}
+    result = {
+        "arm": JOB.arm, "seed": JOB.seed, "gflop_per_image": 1.0, "accuracies": {}, "diverged": "",
+        "figures": figures, "config": config,
+    }  # fmt: skip
+    path.write_text(json.dumps(result))
+    assert study_run.read_result(study, JOB, output)["figures"] == figures

@@ -1,9 +1,16 @@
 """Runs of a study whose states make no numbers: a result that says so, not an end of the study."""
 
+import json
 import types
 
+import pytest
+import tiny_study
+
+from repae_jax.errors import UserError
 from repae_jax.study import run
+from repae_jax.study.plan import Job, run_config
 from repae_jax.utils.finite import NotFinite
+from repae_jax.utils.sealed import seal
 
 
 class Measures:
@@ -44,3 +51,61 @@ def test_figures_end_where_a_state_makes_no_numbers(tmp_path, monkeypatch):
     assert diverged == "step 4: image 3: its latents are NaN or infinite from sampling step 2 on"
     assert drawn == [{"psnr": 20.0}]
     assert run._measured(study, None, None, tmp_path, tmp_path, "before")[1] == "before"
+
+
+# --- a result that is there already ---
+
+JOB = Job("vae", 0)
+
+
+@pytest.fixture
+def result(tmp_path):
+    """result(changes): writes a run's result with them, sealed or not, and reads it."""
+    study, path = tiny_study.get_config(), JOB.workdir(tmp_path) / "result.json"
+    path.parent.mkdir(parents=True)
+    made = {
+        "arm": "vae", "seed": 0, "gflop_per_image": 0.5, "accuracies": {}, "diverged": "",
+        "config": run._within(tmp_path, run_config(study, JOB, tmp_path).to_dict()),
+        "figures": {"2": {"psnr": 1.5}, "4": {"psnr": 2.5}},
+    }  # fmt: skip
+
+    def result(changes=None, change=lambda data: data, seal=seal):
+        path.write_bytes(change(json.dumps(seal({**made, **(changes or {})})).encode()))
+        return run.read_result(study, JOB, tmp_path)
+
+    result.path, result.figures = path, made["figures"]
+    return result
+
+
+def test_a_flipped_bit_of_a_result_is_damage(result):
+    size = len(json.dumps(result(seal=dict)))
+    for place in range(0, size, 11):
+
+        def flip(data, place=place):
+            changed = bytearray(data)
+            changed[place] ^= 1 << place % 8
+            return bytes(changed)
+
+        with pytest.raises(UserError, match=r"result\.json .*, the run is measured again"):
+            result(change=flip)
+
+
+def test_a_result_of_before_checksums_is_read(result):
+    assert result(seal=dict)["figures"] == result()["figures"] == result.figures
+    with pytest.raises(UserError, match="diverged is missing"):
+        result(change=lambda data: data.replace(b"diverged", b"eiverged"), seal=dict)
+
+
+def test_a_result_without_a_measured_step_is_refused(result):
+    early = {"2": {"psnr": 1.5}}
+    with pytest.raises(UserError, match="has no figures of step 4, at which the study measures"):
+        result({"figures": early})
+    assert result({"figures": early, "diverged": "step 3: NaN"})["figures"] == early
+
+
+def test_what_is_no_file_is_no_missing_result(result):
+    result()
+    result.path.unlink()
+    result.path.symlink_to("nowhere")
+    with pytest.raises(UserError, match="cannot be read .No such file"):
+        run.read_result(tiny_study.get_config(), JOB, result.path.parents[2])

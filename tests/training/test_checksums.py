@@ -65,6 +65,14 @@ def test_missing_checksums_are_damage(random_run, tmp_path):
         restore_latest(tmp_path / "run")
 
 
+@pytest.mark.parametrize("text", ["", "[]", "[" * 100_000], ids=["empty", "list", "deep"])
+def test_damaged_checksums_are_damage(text, random_run, tmp_path):
+    shutil.copytree(random_run, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "4" / "checksums.json").write_text(text)
+    with pytest.raises(UserError, match=r"checksums\.json is damaged"):
+        restore_latest(tmp_path / "run")
+
+
 @pytest.mark.parametrize("sizes", ["whole", "none", "damaged", "odd"])
 def test_checkpoints_from_before_checksums_open(sizes, random_run, tmp_path):
     workdir = tmp_path / "run"
@@ -121,7 +129,7 @@ def test_a_flipped_bit_or_an_edit_of_the_configuration_is_said(random_run, tmp_p
     edited = json.loads(text)
     edited["sampling"]["steps"] = 7
     path.write_text(json.dumps(edited))
-    with pytest.raises(UserError, match="damaged or was edited .* delete the line 'sha256' in it"):
+    with pytest.raises(UserError, match="damaged or was edited .* delete the key 'sha256' in it"):
         work_directory.load_config(tmp_path)
     del edited["sha256"]
     path.write_text(json.dumps(edited))

@@ -268,11 +268,31 @@ def test_the_last_proven_checkpoint_stays(tmp_path):
     assert again.proven == {4, 6, 10}
 
 
-@pytest.mark.parametrize("text", [None, "", "[]", '{"proven": 3}', '{"losses": [], "proven": []}'])
+@pytest.mark.parametrize(
+    "text",
+    [None, "", "[]", '{"proven": 3}', '{"losses": [], "proven": []}', "[" * 100_000,
+     '{"losses": {}, "proven": [Infinity], "late": []}'],
+    ids=range(7),
+)  # fmt: skip
 def test_without_a_record_all_but_the_newest_are_taken_for_proven(text, tmp_path):
     if text is not None:
         (tmp_path / "record.json").write_text(text)
     assert Record(tmp_path, [2, 4, 6], write=False).proven == {2, 4}
+
+
+def test_an_edited_record_counts_as_none(tmp_path):
+    path = tmp_path / "record.json"
+    record = Record(tmp_path, [], write=True)
+    for step in (2, 4):
+        record.judge(step, {"vae_loss": 0.6})
+    record.write([2, 4, 6])
+    assert Record(tmp_path, [2, 4, 6], write=False).proven == {2, 4}
+    path.write_text(path.read_text().replace("[2, 4]", "[2, 6]"))
+    assert Record(tmp_path, [2, 4, 6, 8], write=False).proven == {2, 4, 6}
+    content = json.loads(path.read_text())
+    del content["sha256"]  # as versions before wrote it
+    path.write_text(json.dumps(content))
+    assert Record(tmp_path, [2, 4, 6, 8], write=False).proven == {2, 6}
 
 
 def test_a_step_proves_the_checkpoint_before_it(tmp_path):
@@ -315,3 +335,9 @@ def test_curves_end_where_a_run_has_come_again(tmp_path):
     assert history["loss"][0].tolist() == [1, 2, 3]
     assert history["loss"][1].tolist() == [1.0, 2.0, 30.0]
     assert len(history.get("rare", [[]])[0]) == 0
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "[" * 100_000], ids=range(4))
+def test_a_damaged_history_is_none(text, tmp_path):
+    (tmp_path / "config_history.jsonl").write_text(text)
+    assert work_directory.last_of_history(tmp_path) == {}

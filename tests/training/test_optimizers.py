@@ -48,6 +48,7 @@ NEVER, ALWAYS = np.full(STEPS, 0.5), np.full(STEPS, 40.0)
 CASES = {
     "defaults, clipping": (ALWAYS, {}),
     "defaults, no clipping": (NEVER, {}),
+    "no bound to clip to": (ALWAYS, dict(max_grad_norm=np.inf)),
     # from 0.03 to 30: some steps are clipped, and eps matters in the first ones
     "weight decay": (
         np.geomspace(0.03, 30, STEPS),
