@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import pathlib
 import resource
 import subprocess
@@ -137,6 +138,7 @@ def test_wrong_arguments_answer_within_three_seconds(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "repae_jax", *words],
         cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "JAX_PLATFORMS": "nonsense"},  # they are found before a device is used
     )  # fmt: skip
     elapsed = time.perf_counter() - started
     assert done.returncode == 2
