@@ -1,5 +1,8 @@
 """The command line: bad input is one line with status 2, at once, and nothing is written."""
 
+import importlib
+import json
+import os
 import pathlib
 import resource
 import subprocess
@@ -8,10 +11,25 @@ import time
 
 import pytest
 
-from repae_jax.cli import main
+from repae_jax import commands
+from repae_jax.cli import COMMANDS, main
+from repae_jax.config import validate
 
 TINY = str(pathlib.Path(__file__).with_name("tiny.py"))
-COMMANDS = ("train", "pretrain-teacher", "sample", "generate", "report")
+# --help of one command, then of all; and the modules that are imported after each.
+HELP = """\
+import contextlib, io, json, sys
+
+from repae_jax.cli import COMMANDS, main
+
+found = []
+for words in (["inspect", "--help"], [], ["--help"], *([name, "--help"] for name in COMMANDS)):
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
+        main(words)
+    assert printed.getvalue().startswith("usage: "), words
+    found.append([words, list(sys.modules)])
+json.dump(found, sys.stdout)
+"""
 
 
 @pytest.mark.parametrize(
@@ -28,6 +46,11 @@ COMMANDS = ("train", "pretrain-teacher", "sample", "generate", "report")
         (["train", "--config", TINY, "--config.backbone.patch_size=3"], "patch size 3"),
         (["train", "--config", TINY], "teacher.safetensors', which does not exist"),
         (["pretrain-teacher", "--config", TINY, "--teacher", "big"], "config.teachers has small"),
+        (
+            ["pretrain-teacher", "--config", TINY, "--config.teachers.small.weights="],
+            "config.teachers.small.weights is empty: name the file",
+        ),
+        (["report", "--workdir", "run", "--seed", "-1"], "--seed is -1: give 0 to 4294967295"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, tmp_path, capsys, monkeypatch):
@@ -56,19 +79,53 @@ def test_an_error_in_the_config_file_is_reported(tmp_path, capsys):
     assert "ZeroDivisionError: division by zero" in capsys.readouterr().err
 
 
+def test_a_configuration_is_checked_once(tmp_path, capsys, monkeypatch):
+    checked, check_values = [], validate.check_values
+    monkeypatch.setattr(
+        validate, "check_values", lambda config: [checked.append(config), check_values(config)]
+    )
+    (tmp_path / "run").write_text("")
+    assert main(["train", "--config", f"{TINY}:vae", "--workdir", str(tmp_path / "run")]) == 2
+    assert "run is a file" in capsys.readouterr().err
+    assert len(checked) == 1
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_teaches(command, capsys):
+def test_help_names_the_command_and_its_options(command, capsys):
     with pytest.raises(SystemExit) as exit_:
         main([command, "--help"])
     assert exit_.value.code == 0
     output = capsys.readouterr().out
-    assert "--workdir" in output or "--config" in output
+    assert output.startswith(f"usage: python -m repae_jax {command} [-h]")
+    assert any(word in output for word in ("--workdir", "--config", "--output", "PATH"))
 
 
 def test_no_command_prints_the_way_in(capsys):
     assert main([]) == 0
-    output = capsys.readouterr().out
-    assert all(command in output for command in COMMANDS)
+    output = " ".join(capsys.readouterr().out.split())
+    for name in COMMANDS:
+        module = importlib.import_module(f"repae_jax.commands.{name.replace('-', '_')}")
+        assert f" {name} {module.SUMMARY}" in output
+
+
+def test_every_file_of_commands_is_a_command_or_shared():
+    folder = pathlib.Path(commands.__file__).parent
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    shared = {"options", "packed", "sampled_run"}
+    assert files - shared == {name.replace("-", "_") for name in COMMANDS}
+
+
+def test_help_imports_nothing_large():
+    done = subprocess.run(
+        [sys.executable, "-c", HELP], capture_output=True, text=True, check=True
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    heavy = ("jax", "numpy", "flax", "orbax", "grain", "tensorflow", "torch", "pydantic")
+    for words, modules in found:
+        assert [name for name in heavy if name in modules] == [], words
+    # the first has imported no other command
+    ours = {name for name in found[0][1] if name.startswith("repae_jax.commands.")}
+    assert ours == {"repae_jax.commands.inspect"}
 
 
 def test_unknown_arguments_are_refused(capsys):
@@ -84,6 +141,7 @@ def test_wrong_arguments_answer_within_three_seconds(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "repae_jax", *words],
         cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "JAX_PLATFORMS": "nonsense"},  # they are found before a device is used
     )  # fmt: skip
     elapsed = time.perf_counter() - started
     assert done.returncode == 2

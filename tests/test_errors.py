@@ -40,7 +40,7 @@ def ending(monkeypatch, capfd):
     """ending(function): the status and what is said when the command `inspect` calls it."""
 
     def ending(function):
-        monkeypatch.setitem(cli.COMMANDS, "inspect", lambda options: function())
+        monkeypatch.setattr("repae_jax.commands.inspect.run", lambda options: function())
         status = cli.main(["inspect", "x"])
         return status, capfd.readouterr().err
 

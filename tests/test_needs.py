@@ -9,7 +9,6 @@ from pictures import write_pictures
 from runs import TINY
 
 from repae_jax.cli import main
-from repae_jax.commands import evaluate_latents
 from repae_jax.config.defaults import teacher
 from repae_jax.config.needs import check_files
 from repae_jax.config.overrides import read_config
@@ -17,7 +16,6 @@ from repae_jax.config.validate import validate
 from repae_jax.data.shard_writer import write_shards
 from repae_jax.data.shards import PackedRecords
 from repae_jax.errors import UserError
-from repae_jax.evaluation import run_report
 from repae_jax.runs import workdir as work_directory
 from repae_jax.study import run as study_run
 from repae_jax.study.plan import Job, missing_for_runs
@@ -227,7 +225,7 @@ def test_files_of_the_evaluation_are_read_before_a_run_begins(wrong, tmp_path, b
 
 
 def test_a_report_misses_its_images_before_it_samples(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run_report, "open_run", None)
+    monkeypatch.setattr("repae_jax.runs.open_run.open_run", None)
     config = tiny.get_config()
     config.data.update(source="folder", path=str(tmp_path / "data"), num_classes=1)
     write_pictures(tmp_path / "data", {"c/1.png": (32, 32, "RGB")})
@@ -237,7 +235,7 @@ def test_a_report_misses_its_images_before_it_samples(tmp_path, capsys, monkeypa
 
 
 def test_the_second_vae_is_missed_before_the_first_is_measured(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(evaluate_latents, "measure_latents", None)
+    monkeypatch.setattr("repae_jax.evaluation.latent_spaces.measure_latents", None)
     write_pictures(tmp_path / "data", {"1.png": (32, 32, "RGB")})
     words = ["evaluate-latents", str(tmp_path / "data"), f"one={TINY}", "two=none.pt"]
     assert main([*words, "--output", str(tmp_path / "out"), "--quiet"]) == 2

@@ -1,4 +1,4 @@
-"""The `compile` command: a configuration's programs compiled for TPUs and GPUs that are not there.
+"""A configuration's programs compiled for absent TPUs and GPUs.
 
 XLA compiles for a slice that it knows by name, or a GPU that is described to it, so memory,
 collectives and the compiler's verdict are real ones; the times that follow are a roofline: no
@@ -6,9 +6,7 @@ program is faster. For a GPU it cannot try out which of several kernels is quick
 what they take of memory, and not which there are.
 """
 
-import argparse
 import dataclasses
-import json
 import math
 import time
 
@@ -18,7 +16,7 @@ from ml_collections import ConfigDict
 
 from repae_jax.aot.chips import Chip, parse_topology
 from repae_jax.aot.hlo import measure_traffic
-from repae_jax.aot.topologies import absent_devices, compile_for, compiler
+from repae_jax.aot.topologies import absent_devices, compile_for
 from repae_jax.config.validate import check_devices, validate
 from repae_jax.errors import UserError, first_line, out_of_memory
 from repae_jax.parallel.flops import count_flops
@@ -81,31 +79,6 @@ class Report:
     def mfu(self) -> float:
         """The part of the chip's peak that is useful work in that time."""
         return self.compute_seconds * self.work / self.flops / self.seconds
-
-
-def compile_command(options: argparse.Namespace, config: ConfigDict) -> int:
-    """Compile `config` for `options.topology` and print what comes out; returns 0.
-
-    Raises:
-      UserError: no such topology, a bad configuration, no TPU compiler, or it does not fit.
-    """
-    config = config.copy_and_resolve_references()
-    _, count = parse_topology(options.topology)
-    if options.batch_per_device:
-        config.batch_size = options.batch_per_device * count
-    quiet = options.json
-    with compiler(options.effort):
-        make = sweep if options.sweep else compile_train
-        reports = [make(config, options.topology, verbose=not quiet)]
-        if options.sampler:
-            config.batch_size = reports[0].batch_size
-            reports.append(compile_sampler(config, options.topology))
-    for report in reports:
-        if options.json:
-            print(json.dumps({**dataclasses.asdict(report), "seconds": report.seconds}))
-        else:
-            print(describe(report))
-    return 0
 
 
 def compile_train(config: ConfigDict, topology: str, *, verbose: bool = False) -> Report:
@@ -229,30 +202,4 @@ def _compile(name, function, arguments, flops, work, program: Program, topology,
         memory_seconds=traffic.memory / chip.bandwidth,
         link_seconds=sum(traffic.links.values()) / chip.links,
         compile_seconds=seconds,
-    )
-
-
-def describe(report: Report) -> str:
-    """A report as text."""
-    gb = {name: getattr(report, name) / 1e9 for name in ("peak", "memory", "arguments", "traffic")}
-    links = ", ".join(f"{k} {v / 1e9:.3f}" for k, v in sorted(report.links.items())) or "none"
-    ms = [1e3 * s for s in (report.compute_seconds, report.memory_seconds, report.link_seconds)]
-    return "\n".join(
-        [
-            f"{report.program} on {report.topology}, {report.batch_size} images "
-            f"({report.batch_size / report.devices:g} per device), "
-            f"compiled in {report.compile_seconds:.0f} s",
-            f"  memory per device    {gb['peak']:.2f} GB at the peak of {gb['memory']:.1f}: "
-            f"{'fits' if report.fits else 'DOES NOT FIT'} (arguments {gb['arguments']:.2f}, "
-            f"temporaries {report.temporaries / 1e9:.2f})",
-            f"  work                 {report.work / 1e12:.3f} TFLOP per image, "
-            f"{report.flops / 1e12:.3f} with what is computed again",
-            f"  collectives, GB      {links}",
-            f"  memory traffic       {gb['traffic']:.1f} GB",
-            f"  at published rates   compute {ms[0]:.1f} ms, memory {ms[1]:.1f} ms, "
-            f"links {ms[2]:.1f} ms",
-            f"  so at best           {1e3 * report.seconds:.1f} ms, "
-            f"{report.batch_size / report.seconds:.0f} images/s, "
-            f"{100 * report.mfu:.0f} % of the peak",
-        ]
     )

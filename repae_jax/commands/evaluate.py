@@ -1,54 +1,85 @@
 """The `evaluate` command: how near generated images come to real ones."""
 
+from __future__ import annotations
+
 import argparse
 import dataclasses
 import pathlib
+from typing import TYPE_CHECKING
 
-from jax.sharding import Mesh
-
-from repae_jax.commands.sample import chosen_sampler, sampled_config
-from repae_jax.commands.sampling_arguments import SAMPLER_OPTIONS
-from repae_jax.config.needs import check_nothing_missing
-from repae_jax.errors import UserError
-from repae_jax.evaluation.fid_metrics import (
-    Reference,
-    Scores,
-    check_resolutions,
-    compare,
-    measure,
-    read_reference,
+from repae_jax.commands.options import (
+    LABELS_HELP,
+    SAMPLER_OPTIONS,
+    add_processes,
+    add_quiet,
+    add_sampler,
+    join_processes,
 )
-from repae_jax.evaluation.generated_images import sampled
-from repae_jax.evaluation.image_sets import ImageSet, open_images
-from repae_jax.evaluation.inception_features import make_features
-from repae_jax.evaluation.precision_recall import NEIGHBOURS
-from repae_jax.evaluation.reference import write_statistics
-from repae_jax.evaluation.report import write_figures
-from repae_jax.interop.inception import missing_inception, read_inception
-from repae_jax.parallel.mesh import make_mesh, put_key, whole_batches
-from repae_jax.parallel.multihost import Processes, processes
-from repae_jax.runs.open_run import open_run, sampling_weights
-from repae_jax.runs.workdir import is_run
-from repae_jax.sampling.class_labels import BALANCED, choose_labels
-from repae_jax.sampling.generate import make_generate
-from repae_jax.utils.atomic_files import check_writable
-from repae_jax.utils.schema import Count, checked
+from repae_jax.commands.sampled_run import chosen_sampler, sampled_config
+from repae_jax.errors import UserError
 
-PER_DEVICE = 64  # images at a time, unless --batch-size tells;
-MADE_PER_DEVICE = 32  # where they are made as well
-LABELS = {
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from repae_jax.evaluation.fid_metrics import Reference, Scores
+    from repae_jax.evaluation.image_sets import ImageSet
+    from repae_jax.parallel.multihost import Processes
+
+SUMMARY = "measure generated images against real ones: FID, sFID, IS, precision, recall"
+EPILOG = """\
+SAMPLES is an .npz as `generate` and ADM's scripts write it, a folder of pictures, or
+one that `prepare` wrote. The reference is any of these, or one of ADM's reference
+batches, such as VIRTUAL_imagenet256_labeled.npz. The figures are ADM's evaluator's.
+SAMPLES may also be a run's work directory: the images that `generate` would write are
+then measured as they are made, and nothing is written to disk.
+
+examples:
+  evaluate runs/x --reference VIRTUAL_imagenet256_labeled.npz --guidance-scale 2.2
+  evaluate samples.npz --reference VIRTUAL_imagenet256_labeled.npz
+  evaluate samples/ --reference data/mine/heldout --save-reference mine.npz"""
+_PER_DEVICE = 64  # images at a time, unless --batch-size is given;
+_MADE_PER_DEVICE = 32  # where they are made as well
+_COUNT = 50_000  # images of a run, unless --count is given
+_FEW = 10_000  # images; with fewer, FID says more of their number than of their quality
+_LABELS = {
     "fid": ("FID", "Fréchet distance of Inception's pooled features"),
     "sfid": ("sFID", "the same of its spatial features"),
     "inception_score": ("Inception Score", "of the samples by themselves"),
     "precision": ("precision", "samples that are near real images"),
     "recall": ("recall", "real images that are near samples"),
 }
-COUNT = 50_000  # images of a run, unless --count specifies
-FEW = 10_000  # images; with fewer, FID says more of their number than of their quality
 
 
-def evaluate_command(options: argparse.Namespace) -> int:
-    """Measure `options.samples` against `options.reference`; returns 0.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("samples", metavar="SAMPLES", help="generated images, or a run")
+    parser.add_argument("--reference", required=True, help="real images, or their statistics")
+    parser.add_argument(
+        "--inception",
+        default="pretrained/inception/pt_inception-2015-12-05-6726825d.pth",
+        help="InceptionV3's weights (default: %(default)s; if the file is missing, the error names "
+        "its source)",
+    )
+    parser.add_argument(
+        "--count", type=int, help="measure only the first N samples (default: all; a run's: 50000)"
+    )
+    parser.add_argument("--resolution", type=int, help="crop pictures to N pixels a side")
+    parser.add_argument(
+        "--batch-size", type=int, help="images at a time (default: 64 a device; a run's: 32)"
+    )
+    parser.add_argument("--output", type=pathlib.Path, help="also write the figures there, JSON")
+    parser.add_argument(
+        "--save-reference", type=pathlib.Path, help="write the reference's statistics as .npz"
+    )
+    sampling = parser.add_argument_group("where SAMPLES is a run", "As `generate` takes them.")
+    sampling.add_argument("--labels", help=LABELS_HELP)
+    add_sampler(sampling)
+    add_processes(parser)
+    add_quiet(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure the samples against the reference; returns 0.
 
     All processes of a job call it alike and see the same images; each computes its part of every
     batch, and the first one writes.
@@ -57,21 +88,38 @@ def evaluate_command(options: argparse.Namespace) -> int:
       UserError: bad options, images, reference or weights; images that cannot be compared.
       LostProcess: another process of the job is gone.
     """
+    from repae_jax.parallel.multihost import processes
+
+    join_processes(options)
     group = processes()
     with group.devices_errors_said():
         scores, reference = _measured(options, group)
         with group.together():
             if group.first:
-                _say(options, scores, reference)
+                _print_scores(options, scores, reference)
     return 0
 
 
-def _measured(options, group: Processes) -> tuple[Scores, Reference]:
-    """The figures, and what they compare with; that is saved if it is asked for."""
+def _measured(options: argparse.Namespace, group: Processes) -> tuple[Scores, Reference]:
+    """The figures, and what they compare with, which --save-reference saves."""
+    from repae_jax.evaluation.fid_metrics import (
+        check_resolutions,
+        compare,
+        measure,
+        read_reference,
+    )
+    from repae_jax.evaluation.image_sets import open_images
+    from repae_jax.evaluation.inception_features import make_features
+    from repae_jax.evaluation.reference import write_statistics
+    from repae_jax.interop.inception import read_inception
+    from repae_jax.parallel.mesh import make_mesh, whole_batches
+    from repae_jax.runs.workdir import is_run
+    from repae_jax.utils.atomic_files import check_writable
+
     mesh = make_mesh()
     with group.together():
         made = is_run(options.samples)
-        per_device = MADE_PER_DEVICE if made else PER_DEVICE
+        per_device = _MADE_PER_DEVICE if made else _PER_DEVICE
         batch_size = whole_batches(mesh, options.batch_size, per_device)
         _check_options(options, made)
         for path in filter(None, (options.output, options.save_reference)):
@@ -98,27 +146,39 @@ def _open_sampled(options: argparse.Namespace, mesh: Mesh) -> ImageSet:
     Raises:
       UserError: bad options, or no run that can be sampled from.
     """
+    from repae_jax.evaluation.generated_images import sampled
+    from repae_jax.parallel.mesh import put_key
+    from repae_jax.runs.open_run import open_run, sampling_weights
+    from repae_jax.sampling.class_labels import BALANCED, choose_labels
+    from repae_jax.sampling.generate import make_generate
+    from repae_jax.utils.schema import Count, checked
+
     workdir = pathlib.Path(options.samples)
     config = sampled_config(workdir)
     sampler = chosen_sampler(config, options)
-    count = COUNT if options.count is None else checked(options.count, Count, source="--count")
-    labels, _ = choose_labels(options.labels, count, config.data.num_classes, options.seed)
-    run = open_run(workdir, mesh)
-    name = f"{workdir}, step {int(run.state.step)}"
-    generate = make_generate(run.models.backbone, run.models.tokenizer, sampler, mesh=mesh)
-    key, weights = put_key(mesh, options.seed), sampling_weights(run.state)
+    count = _COUNT if options.count is None else checked(options.count, Count, source="--count")
+    labels, _ = choose_labels(
+        options.labels or BALANCED, count, config.data.num_classes, options.seed
+    )
+    trained = open_run(workdir, mesh)
+    name = f"{workdir}, step {int(trained.state.step)}"
+    generate = make_generate(trained.models.backbone, trained.models.tokenizer, sampler, mesh=mesh)
+    key, weights = put_key(mesh, options.seed), sampling_weights(trained.state)
     return sampled(name, generate, weights, key, labels, config.data.resolution, mesh)
 
 
-def _check_options(options, made):
-    """Raise UserError for what does not go together; `made`: the samples are a run's."""
+def _check_options(options: argparse.Namespace, made: bool) -> None:
+    """Raise UserError for options that exclude each other; `made`: the samples are a run's."""
+    from repae_jax.config.needs import check_nothing_missing
+    from repae_jax.interop.inception import missing_inception
+
     written, read = options.save_reference, (options.reference, options.samples)
     missing = [
         f"{path} does not exist: name images, an .npz file or a run"
         for path in read
         if not pathlib.Path(path).exists()
     ]
-    if missing:  # if only the weights are, their reader will say it
+    if missing:  # if only the weights are missing, their reader reports it
         check_nothing_missing([*missing, *missing_inception(options.inception)])
     if written and written.resolve() in [pathlib.Path(path).resolve() for path in read]:
         raise UserError(f"--save-reference {written} would replace what is read: give another name")
@@ -128,25 +188,27 @@ def _check_options(options, made):
             f"--{given[0].replace('_', '-')} is for a run's work directory, but {options.samples} "
             "is none: leave it out, or name the run"
         )
-    if made:
-        options.labels = options.labels or BALANCED
-        if options.count is not None and options.count < 2:
-            raise UserError(f"--count is {options.count}: a distribution needs at least 2 images")
+    if made and options.count is not None and options.count < 2:
+        raise UserError(f"--count is {options.count}: a distribution needs at least 2 images")
 
 
-def _say(options, scores, reference):
+def _print_scores(options: argparse.Namespace, scores: Scores, reference: Reference) -> None:
+    from repae_jax.evaluation.report import write_figures
+
     print(describe(scores, reference))
     if options.output:
         figures = {k: v for k, v in dataclasses.asdict(scores).items() if v is not None}
-        told = {"samples": str(options.samples), "reference": reference.name, **figures}
-        write_figures(options.output, told)
+        named = {"samples": str(options.samples), "reference": reference.name}
+        write_figures(options.output, named | figures)
         print(f"figures: {options.output}")
 
 
 def describe(scores: Scores, reference: Reference) -> str:
-    """The figures as text, and what is missing and why."""
+    """The figures as text, and which are missing and why."""
+    from repae_jax.evaluation.precision_recall import NEIGHBOURS
+
     lines = [f"{scores.count} images against {reference.name}"]
-    for key, (label, what) in LABELS.items():
+    for key, (label, what) in _LABELS.items():
         value = getattr(scores, key)
         shown = "-" if value is None else f"{value:.4f}"
         lines.append(f"  {label:<16}{shown:>10}  {what}")
@@ -156,7 +218,7 @@ def describe(scores: Scores, reference: Reference) -> str:
         lines.append(
             f"  no precision and recall: they need more than {NEIGHBOURS} images of either side"
         )
-    if scores.count < FEW:
+    if scores.count < _FEW:
         lines.append(f"  FID falls with the number of images: compare it at equal numbers only, "
                      f"published ones are of 50000, these of {scores.count}")  # fmt: skip
     return "\n".join(lines)

@@ -1,30 +1,55 @@
-"""The `evaluate-alignment` command: where in a backbone the teacher's view of images is."""
+"""The `evaluate-alignment` command: at which depth a backbone's features match its teacher's."""
+
+from __future__ import annotations
 
 import argparse
+import pathlib
+from typing import TYPE_CHECKING
 
-from repae_jax.data.sources import open_source
+from repae_jax.commands.options import DEFAULT, add_quiet, add_workdir
 from repae_jax.errors import UserError, batch_size_advised
-from repae_jax.evaluation.curves import depth_figure
-from repae_jax.evaluation.report import write_figures
-from repae_jax.evaluation.representation import (
-    Representation,
-    extract_features,
-    measure_representation,
+
+if TYPE_CHECKING:
+    from repae_jax.data.source import Source
+    from repae_jax.evaluation.representation import Representation
+
+SUMMARY = (
+    "measure how near a run's backbone is to its teacher, block by block: CKNNA, linear probes"
 )
-from repae_jax.runs.open_run import open_run
-from repae_jax.runs.workdir import load_config
-from repae_jax.utils.figures import save_png
-from repae_jax.utils.lock import writing_in
-from repae_jax.utils.schema import Batch, checked
+EPILOG = """\
+The averaged backbone sees noisy latents of held-out images, without their classes. Writes
+alignment.png and alignment.json.
+
+example:
+  evaluate-alignment --workdir runs/sdvae --count 10000 --times 0.2,0.5,0.8"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_workdir(parser, "a trained run with a teacher")
+    parser.add_argument("--split", default="heldout", help="of the run's data " + DEFAULT)
+    parser.add_argument("--count", type=int, default=1000, help="images, at most " + DEFAULT)
+    parser.add_argument(
+        "--times", default="0.1,0.3,0.5,0.7,0.9", help="noise levels, 1 is noise " + DEFAULT
+    )
+    parser.add_argument("--topk", type=int, default=10, help="neighbours of CKNNA " + DEFAULT)
+    parser.add_argument("--batch-size", type=int, default=50, help="images at a time " + DEFAULT)
+    parser.add_argument("--output", type=pathlib.Path, help="a folder (default: WORKDIR/alignment)")
+    add_quiet(parser)
 
 
 @batch_size_advised()
-def evaluate_alignment_command(options: argparse.Namespace) -> int:
-    """Measure CKNNA and linear probes of `options.workdir`'s newest checkpoint; returns 0.
+def run(options: argparse.Namespace) -> int:
+    """Measure CKNNA and linear probes of the run's newest checkpoint; returns 0.
 
     Raises:
       UserError: bad options, run or data.
     """
+    from repae_jax.data.sources import open_source
+    from repae_jax.runs.workdir import load_config
+    from repae_jax.utils.lock import writing_in
+    from repae_jax.utils.schema import Batch, checked
+
     times = parse_times(options.times)
     checked(options.batch_size, Batch, source="--batch-size")
     folder = options.output or options.workdir / "alignment"
@@ -34,14 +59,22 @@ def evaluate_alignment_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def _measure(options, times, source, folder):
-    run = open_run(options.workdir)
+def _measure(
+    options: argparse.Namespace, times: tuple[float, ...], source: Source, folder: pathlib.Path
+) -> None:
+    """Measure the run, print the figures, and write them and their picture to the folder."""
+    from repae_jax.evaluation.report import write_figures
+    from repae_jax.evaluation.representation import extract_features, measure_representation
+    from repae_jax.runs.open_run import open_run
+    from repae_jax.utils.figures import save_png
+
+    trained = open_run(options.workdir)
     count = min(options.count, len(source))
     if not 2 <= options.topk < count:
         raise UserError(f"--topk is {options.topk}: give 2 to {count - 1}, for {count} images")
     progress = not options.quiet
     features = extract_features(
-        run,
+        trained,
         source,
         times,
         count=count,
@@ -51,8 +84,8 @@ def _measure(options, times, source, folder):
     found = measure_representation(features, topk=options.topk, progress=progress)
     print(describe(found, len(features.labels)))
     picture = save_png(folder / "alignment.png", _picture(found))
-    told = {"step": int(run.state.step), "images": len(features.labels), **_figures(found)}
-    write_figures(folder / "alignment.json", told)
+    named = {"step": int(trained.state.step), "images": len(features.labels)}
+    write_figures(folder / "alignment.json", named | _figures(found))
     print(f"picture: {picture}\nfigures: {folder / 'alignment.json'}")
 
 
@@ -60,7 +93,7 @@ def parse_times(text: str) -> tuple[float, ...]:
     """Noise levels from "0.1,0.5".
 
     Raises:
-      UserError: they are no numbers.
+      UserError: they are not numbers.
     """
     try:
         return tuple(float(word) for word in text.split(","))
@@ -82,7 +115,9 @@ def describe(found: Representation, count: int) -> str:
     return "\n".join(lines)
 
 
-def _picture(found):
+def _picture(found: Representation):
+    from repae_jax.evaluation.curves import depth_figure
+
     tables = {f"CKNNA with {name}": table for name, table in found.alignment.items()}
     references = {
         f"CKNNA with {name}": {"the VAE's latents": value} for name, value in found.latents.items()
@@ -103,7 +138,7 @@ def _rows(times, table):
     ]
 
 
-def _figures(found):
+def _figures(found: Representation) -> dict[str, object]:
     return {
         "times": list(found.times),
         "cknna": {name: table.tolist() for name, table in found.alignment.items()},

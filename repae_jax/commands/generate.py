@@ -1,74 +1,131 @@
-"""The `generate` command: as many images as one likes, on all devices of all processes."""
+"""The `generate` command: N images, on all devices of all processes."""
+
+from __future__ import annotations
 
 import argparse
 import contextlib
 import dataclasses
+import pathlib
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
+from repae_jax.commands.options import (
+    DEFAULT,
+    LABELS_HELP,
+    add_processes,
+    add_quiet,
+    add_sampler,
+    add_workdir,
+    join_processes,
+)
+from repae_jax.commands.sampled_run import chosen_sampler, sampled_config
 
-from repae_jax.commands.sample import chosen_sampler, sampled_config
-from repae_jax.parallel.mesh import make_mesh, put_key, whole_batches
-from repae_jax.parallel.multihost import Processes, processes
-from repae_jax.runs.fingerprint import weights_sha256
-from repae_jax.runs.open_run import Run, open_run, sampling_weights
-from repae_jax.sampling.class_labels import choose_labels
-from repae_jax.sampling.generate import generate_batches, make_generate
-from repae_jax.sampling.outputs import Folder, Npz, make_output
-from repae_jax.sampling.samplers import Sampler
-from repae_jax.utils.lock import Lock
+if TYPE_CHECKING:
+    import numpy as np
+    from jax.sharding import Mesh
+    from ml_collections import ConfigDict
 
-_PER_DEVICE = 32  # images at a time, unless --batch-size tells
+    from repae_jax.parallel.multihost import Processes
+    from repae_jax.runs.open_run import Run
+    from repae_jax.sampling.outputs import Folder, Npz
+    from repae_jax.sampling.samplers import Sampler
+    from repae_jax.utils.lock import Lock
+
+SUMMARY = "generate many images from a trained run, on all devices"
+EPILOG = """\
+Image i depends on the seed, its number i and its class alone: other batches, devices or processes
+change no pixel by more than one level. A killed command resumes where it stopped, and ends with the
+same bytes. Beside NAME.npz it writes NAME.json, which describes the images, and NAME_preview.png.
+
+examples:
+  generate --workdir runs/x --output samples/x.npz                50,000, for FID
+  generate --workdir runs/x --output samples/dogs --labels 207,250 --count 64    PNG files
+  generate --workdir runs/x --output samples/sde.npz --method euler-maruyama --steps 250 \\
+      --guidance-scale 2.5 --guidance-high 0.75
+  generate --distributed --workdir ... --output ...               on every host of a pod
+
+An .npz holds arr_0, uint8 (N, H, W, 3), and arr_1, the classes (-1: of no class), as the evaluator
+of ADM (openai/guided-diffusion) reads them; most tables of FID on ImageNet are made with it:
+  python evaluations/evaluator.py VIRTUAL_imagenet256_labeled.npz samples/x.npz"""
+_PER_DEVICE = 32  # images at a time, unless --batch-size is given
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_workdir(parser, "a trained run, or one that `convert` imported")
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=pathlib.Path,
+        help="NAME.npz: all images in one file; a folder: each as a PNG",
+    )
+    parser.add_argument("--count", type=int, default=50_000, help="images in all " + DEFAULT)
+    parser.add_argument("--labels", default="balanced", help=LABELS_HELP)
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        help="images at a time on all devices together, rounded up to a multiple of their number "
+        "(default: 32 a device)",
+    )
+    add_sampler(parser)
+    add_processes(parser)
+    add_quiet(parser)
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is asked for: images of `labels` (N,) at `output`, `batch_size` at a time."""
+    """The requested images: of `labels` (N,), at `output`, `batch_size` at a time.
+
+    `labels_text` identifies the choice of labels in the file beside the images.
+    """
 
     config: ConfigDict
     sampler: Sampler
     seed: int
     labels: np.ndarray
-    labels_told: str
+    labels_text: str
     output: Npz | Folder
     mesh: Mesh
     batch_size: int
 
 
-def generate_command(options: argparse.Namespace) -> int:
-    """Generate images from the newest checkpoint of `options.workdir`; returns 0.
+def run(options: argparse.Namespace) -> int:
+    """Generate images from the newest checkpoint of the run; returns 0.
 
     All processes of a job call it alike. Each computes its part of every batch; the images, small
-    beside what they cost, go to all, and the first process writes them.
+    compared with what they cost, go to all, and the first process writes them.
 
     Raises:
       UserError: bad options, run or output.
       LostProcess: another process of the job is gone.
     """
+    import numpy as np
+
+    from repae_jax.parallel.multihost import processes
+    from repae_jax.runs.open_run import open_run, sampling_weights
+    from repae_jax.sampling.generate import make_generate
+
+    join_processes(options)
     group = processes()
     lock = None  # of the first process
     with group.devices_errors_said(), contextlib.ExitStack() as held:
         with group.together():
             job = _plan(options)
-        run = open_run(options.workdir, job.mesh)
-        weights = sampling_weights(run.state)
+        trained = open_run(options.workdir, job.mesh)
+        weights = sampling_weights(trained.state)
         with group.together():
             finished, missing = False, np.zeros(-(-len(job.labels) // job.batch_size), np.int32)
             if group.first:
                 lock = held.enter_context(job.output.claimed())
-                job.output.begin(_made(job, run, weights))
+                job.output.begin(_made(job, trained, weights))
                 starts = job.output.missing(job.batch_size)
                 finished = not starts and job.output.path.exists()
                 missing[np.array(starts, int) // job.batch_size] = 1
         missing = np.flatnonzero(group.from_first(missing)) * job.batch_size
-        generate = make_generate(
-            run.models.backbone, run.models.tokenizer, job.sampler, mesh=job.mesh
-        )
-        del run  # only what sampling needs stays on the devices
+        models = trained.models
+        generate = make_generate(models.backbone, models.tokenizer, job.sampler, mesh=job.mesh)
+        del trained  # only what sampling needs stays on the devices
         if missing.size:
             _write_missing(job, generate, weights, missing, lock, group, progress=not options.quiet)
         with group.together():
@@ -77,33 +134,40 @@ def generate_command(options: argparse.Namespace) -> int:
                 if not finished:
                     job.output.finish(job.labels)
     if group.first:
-        _say(job, finished)
+        _print_output(job.output, finished)
     return 0
 
 
 def _plan(options: argparse.Namespace) -> Job:
-    """What is asked for, checked before anything large is loaded."""
+    """The requested images, checked before anything large is loaded."""
+    from repae_jax.parallel.mesh import make_mesh, whole_batches
+    from repae_jax.sampling.class_labels import choose_labels
+    from repae_jax.sampling.outputs import make_output
+
     config = sampled_config(options.workdir)
     sampler = chosen_sampler(config, options)
     side = config.data.resolution
     output = make_output(options.output, options.count, (side, side, 3))
-    labels, told = choose_labels(
+    labels, labels_text = choose_labels(
         options.labels, options.count, config.data.num_classes, options.seed
     )
     mesh = make_mesh()
     batch_size = whole_batches(mesh, options.batch_size, _PER_DEVICE, options.count)
-    return Job(config, sampler, options.seed, labels, told, output, mesh, batch_size)
+    return Job(config, sampler, options.seed, labels, labels_text, output, mesh, batch_size)
 
 
 def _made(job: Job, run: Run, weights: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that decides what the images are, for the file beside them."""
+    from repae_jax.runs.fingerprint import weights_sha256
+    from repae_jax.sampling.outputs import Npz
+
     return {
         "config": job.config.name,
         "step": int(run.state.step),
         "weights_sha256": weights_sha256(weights),
         **dataclasses.asdict(job.sampler),
         "seed": job.seed,
-        "labels": job.labels_told,
+        "labels": job.labels_text,
         "count": job.output.count,
         "shape": list(job.output.shape),
         "files": "npz" if isinstance(job.output, Npz) else "png",
@@ -111,10 +175,20 @@ def _made(job: Job, run: Run, weights: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_missing(
-    job, generate, weights, starts, lock: Lock | None, group: Processes, *, progress: bool
+    job: Job,
+    generate: Callable,
+    weights: Mapping[str, Any],
+    starts: np.ndarray,
+    lock: Lock | None,
+    group: Processes,
+    *,
+    progress: bool,
 ) -> None:
     """Make the batches that begin at `starts`; the first process writes them."""
     from tqdm import tqdm
+
+    from repae_jax.parallel.mesh import put_key
+    from repae_jax.sampling.generate import generate_batches
 
     count, size = len(job.labels), job.batch_size
     key = put_key(job.mesh, job.seed)
@@ -139,8 +213,7 @@ def _write_missing(
             bar.update(len(images))
 
 
-def _say(job, finished):
-    output = job.output
+def _print_output(output: Npz | Folder, finished: bool) -> None:
     side = "x".join(map(str, output.shape[:2]))
     there = "are there already" if finished else "written"
     print(f"{output.path}: {output.count} images, {side}, {there}; first ones: {output.preview}")

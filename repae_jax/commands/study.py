@@ -1,22 +1,61 @@
 """The `study` command."""
 
+from __future__ import annotations
+
 import argparse
 import pathlib
+from typing import TYPE_CHECKING
 
-from repae_jax.config.needs import check_nothing_missing
-from repae_jax.config.overrides import read_config
+from repae_jax.commands.options import DEFAULT, add_quiet, read_configuration
 from repae_jax.errors import UserError
-from repae_jax.study.agreement import agreement
-from repae_jax.study.plan import Job, check, jobs, missing_for_runs
-from repae_jax.study.report import write_study
-from repae_jax.study.results import read_results
-from repae_jax.study.run import read_result, run_job
-from repae_jax.study.schedule import prepare, run_all, shares
-from repae_jax.study.shared import check_shared, make_shared
-from repae_jax.utils.lock import writing_in
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from repae_jax.study.plan import Job
+    from repae_jax.study.results import Result
+
+SUMMARY = "train and measure the arms of an experiment over several seeds, and compare them"
+EPILOG = """\
+STUDY is a Python file like configs/study_digits.py: a configuration, arms that change
+it, seeds, and claims. Finished runs are kept: the same command continues the study, and
+refuses a changed study whose changes concern a run that exists. Writes report.html,
+tables.md and results.jsonl.
+
+examples:
+  study configs/study_digits.py --output runs/study_digits --jobs 2
+  study configs/study_digits.py --output runs/try --config.seeds=1
+  study configs/study_digits.py --output runs/study_digits --report
+  study configs/study_digits.py --output runs/again --against docs/study_digits.jsonl"""
 
 
-def study_command(options: argparse.Namespace) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("config", metavar="STUDY", help="a Python file with get_config()")
+    parser.add_argument("--output", required=True, type=pathlib.Path, help="the study's folder")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="runs side by side, which share the processor's cores; figures depend on it in their "
+        "last digits; on a GPU leave it at 1 " + DEFAULT,
+    )
+    parser.add_argument("--run", metavar="ARM:SEED", help="only this run, as the study starts it")
+    parser.add_argument(
+        "--prepare", action="store_true", help="only make what all runs share: teachers, the judge"
+    )
+    parser.add_argument("--report", action="store_true", help="only compare the finished runs")
+    parser.add_argument(
+        "--against",
+        metavar="RESULTS",
+        type=pathlib.Path,
+        help="another results.jsonl: report which runs have the same figures, bit by bit; the exit "
+        "status is 1 if those of any differ",
+    )
+    add_quiet(parser)
+
+
+def run(options: argparse.Namespace) -> int:
     """Run what is left of a study, or one of its runs, and write its report.
 
     Returns:
@@ -26,16 +65,22 @@ def study_command(options: argparse.Namespace) -> int:
       UserError: a bad study, files, or a run that failed.
       TryAgain: the study was interrupted.
     """
-    study = read_config(options.config, options.overrides)
-    if not {"config", "arms", "measured_at"} <= set(study):
-        raise UserError(f"{options.config} is no study: build it with repae_jax.study.plan.base()")
-    output: pathlib.Path = options.output
+    from repae_jax.study.schedule import keep_to_share
+
+    keep_to_share()  # before JAX starts threads
+    from repae_jax.study.agreement import agreement
+    from repae_jax.study.plan import check, jobs
+    from repae_jax.study.report import write_study
+    from repae_jax.study.results import read_results
+    from repae_jax.study.run import run_job
+    from repae_jax.study.schedule import shares
+    from repae_jax.study.shared import make_shared
+    from repae_jax.utils.lock import writing_in
+
+    study, output, progress = _read_study(options), options.output, not options.quiet
     others = read_results(options.against) if options.against else None
     check(study, output)
-    progress = not options.quiet
-    check_shared(study, output)
-    if not options.report:
-        check_nothing_missing(missing_for_runs(study, output))
+    _check_needs(study, options)
     if options.prepare:
         with writing_in(output):
             make_shared(study, output, progress=progress)
@@ -46,18 +91,7 @@ def study_command(options: argparse.Namespace) -> int:
     shares(options.jobs)
     results = _results(study, output)
     if not options.report:
-        words = ["study", options.config, "--output", str(output), *options.overrides]
-        prepare([*words, "--prepare"] + ["--quiet"] * options.quiet)
-        with writing_in(output) as lock:
-            run_all(
-                study,
-                output,
-                lambda job: [*words, "--quiet", "--run", str(job)],
-                lambda job: read_result(study, job, output) is not None,
-                side_by_side=options.jobs,
-                progress=progress,
-                check=lock.check,
-            )
+        _run_missing(study, options)
         results = _results(study, output)
     if not results:
         raise UserError(f"{output} holds no result yet: run the study without --report")
@@ -71,12 +105,56 @@ def study_command(options: argparse.Namespace) -> int:
     return 1 if found.apart else 0
 
 
-def _results(study, output):
+def _read_study(options: argparse.Namespace) -> ConfigDict:
+    study = read_configuration(options)
+    if not {"config", "arms", "measured_at"} <= set(study):
+        raise UserError(f"{options.config} is no study: build it with repae_jax.study.plan.base()")
+    return study
+
+
+def _check_needs(study: ConfigDict, options: argparse.Namespace) -> None:
+    """Raise UserError for shared files of another study, and for missing files of runs to come."""
+    from repae_jax.config.needs import check_nothing_missing
+    from repae_jax.study.plan import missing_for_runs
+    from repae_jax.study.shared import check_shared
+
+    check_shared(study, options.output)
+    if not options.report:
+        check_nothing_missing(missing_for_runs(study, options.output))
+
+
+def _run_missing(study: ConfigDict, options: argparse.Namespace) -> None:
+    """Make what the runs share, and run those that have no result, each in its own process."""
+    from repae_jax.study.run import read_result
+    from repae_jax.study.schedule import prepare, run_all
+    from repae_jax.utils.lock import writing_in
+
+    output = options.output
+    words = ["study", options.config, "--output", str(output), *options.overrides]
+    prepare([*words, "--prepare"] + ["--quiet"] * options.quiet)
+    with writing_in(output) as lock:
+        run_all(
+            study,
+            output,
+            lambda job: [*words, "--quiet", "--run", str(job)],
+            lambda job: read_result(study, job, output) is not None,
+            side_by_side=options.jobs,
+            progress=not options.quiet,
+            check=lock.check,
+        )
+
+
+def _results(study: ConfigDict, output: pathlib.Path) -> list[Result]:
+    from repae_jax.study.plan import jobs
+    from repae_jax.study.run import read_result
+
     found = [read_result(study, job, output) for job in jobs(study)]
     return [result for result in found if result is not None]
 
 
-def _job(study, text):
+def _job(study: ConfigDict, text: str) -> Job:
+    from repae_jax.study.plan import Job
+
     arm, _, seed = text.partition(":")
     if arm not in study.arms or not seed.isdecimal() or int(seed) >= study.seeds:
         known = ", ".join(study.arms)

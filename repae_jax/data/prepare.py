@@ -1,11 +1,10 @@
-"""The `prepare` command: any source of images, cropped and encoded once, as a packed data set.
+"""Packs any source of images, cropped and encoded once, as a data set.
 
 Training then reads small images by index from a few large files, on any file system.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import pathlib
@@ -18,58 +17,11 @@ import numpy as np
 from repae_jax.data.decode import BadImage
 from repae_jax.data.identity import names_checksum
 from repae_jax.data.images import encode_pixels
-from repae_jax.data.manifest import read_manifest
 from repae_jax.data.packed import KIND
 from repae_jax.data.shard_writer import ShardWriter, write_shards
-from repae_jax.data.shards import verify
 from repae_jax.data.sources import ON_BAD_IMAGE, Source, open_source
 from repae_jax.errors import UserError
 from repae_jax.utils.schema import Side, checked
-
-
-def prepare_command(options: argparse.Namespace) -> int:
-    """Prepare `options.source` in `options.output`, or check the data set `options.verify`.
-
-    Returns:
-      0.
-
-    Raises:
-      UserError: bad options, source, images or output folder, or a data set with a fault.
-    """
-    if options.verify is not None:
-        if options.source or options.output:
-            raise UserError("--verify checks one folder: leave out SOURCE and OUTPUT")
-        verify(options.verify, progress=not options.quiet)
-        print(f"{options.verify}: whole, {_summary(options.verify)}")
-        return 0
-    if not options.source or not options.output:
-        raise UserError("name SOURCE and OUTPUT, or --verify FOLDER")
-    manifest = prepare(
-        options.source,
-        options.output,
-        resolution=options.resolution,
-        format=options.format,
-        quality=options.quality,
-        split=options.split,
-        path=options.path,
-        per_shard=options.per_shard,
-        workers=options.workers,
-        exif=options.exif,
-        on_bad_image=options.on_bad_image,
-        progress=not options.quiet,
-    )
-    print(f"{options.output}: {_summary(options.output)}")
-    say_skipped(manifest)
-    return 0
-
-
-def say_skipped(manifest: Mapping[str, Any]) -> None:
-    """Print which images were left out, if any were."""
-    if skipped := manifest["skipped"]:
-        names = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
-        # a name need not be Unicode, and then cannot be printed as it is
-        names = names.encode("utf-8", "backslashreplace").decode()
-        print(f"skipped {len(skipped)} that are no readable images (see its manifest): {names}")
 
 
 def prepare(
@@ -225,12 +177,3 @@ def identity_of(source: Source) -> dict[str, Any]:
     """What tells one source's images from another's, for `made`: a path tells nothing."""
     names = (relative_name(source, index) for index in range(len(source)))
     return {"names_sha256": names_checksum(names), "data": source.fingerprint()}
-
-
-def _summary(folder):
-    manifest = read_manifest(folder)
-    size = sum(shard["bytes"] for shard in manifest["shards"]) / 1e6
-    return (
-        f"{manifest['count']} records of {manifest['num_classes']} classes in "
-        f"{len(manifest['shards'])} shards, {size:.1f} MB"
-    )

@@ -1,6 +1,5 @@
-"""The `report` command: what a trained run does, in numbers and pictures on one page."""
+"""A trained run in numbers and pictures on one page."""
 
-import argparse
 import dataclasses
 import pathlib
 
@@ -10,8 +9,7 @@ import numpy as np
 
 from repae_jax.config.defaults import to_json
 from repae_jax.data.pipeline import eval_batches
-from repae_jax.data.source import Source, check_images
-from repae_jax.data.sources import open_source
+from repae_jax.data.source import Source
 from repae_jax.evaluation.curves import loss_curves
 from repae_jax.evaluation.latents import latent_statistics, pca_colours
 from repae_jax.evaluation.reconstruction import mean_psnr
@@ -19,16 +17,13 @@ from repae_jax.evaluation.report import Section, write_report
 from repae_jax.models.tokenizers.codec import make_coder
 from repae_jax.runs.build import initial_tokenizer
 from repae_jax.runs.metrics import read_history
-from repae_jax.runs.open_run import Run, make_sampler, open_run, sampling_weights
-from repae_jax.runs.workdir import load_config
+from repae_jax.runs.open_run import Run, make_sampler, sampling_weights
 from repae_jax.sampling.class_labels import balanced
 from repae_jax.sampling.generate import generate_all, make_generate
 from repae_jax.utils.figures import class_grid, pairs_figure, pca_figure, save_png
 from repae_jax.utils.finite import NotFinite
-from repae_jax.utils.lock import writing_in
-from repae_jax.utils.schema import Count, checked
 
-HELDOUT = 1000  # at most so many held-out images are reconstructed
+HELDOUT = 1000  # held-out images that are reconstructed, at most
 SHOWN = 20
 CURVES = {
     "Backbone": ("sit_loss", "denoising_loss"),
@@ -40,12 +35,16 @@ CURVES = {
 }
 
 
+# label, value, note
+Summary = list[tuple[str, str, str]]
+
+
 @dataclasses.dataclass
 class Page:
     """The report as it grows."""
 
     folder: pathlib.Path
-    summary: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
+    summary: Summary = dataclasses.field(default_factory=list)
     sections: list[Section] = dataclasses.field(default_factory=list)
 
     def add(self, title: str, name: str, picture, text: str) -> None:
@@ -54,22 +53,36 @@ class Page:
         self.sections.append(Section(title, text, path, alt=title))
 
 
-def report_command(options: argparse.Namespace) -> int:
-    """Write `report.html` and its pictures into `options.workdir`; returns 0."""
-    checked(options.samples, Count, source="--samples")
-    heldout = open_source(load_config(options.workdir).data, "heldout")
-    check_images(heldout)
-    page = Page(options.workdir / "report")
-    with writing_in(page.folder):
-        _report(open_run(options.workdir), heldout, page, options)
-    return 0
+def write_run_report(
+    run: Run,
+    heldout: Source,
+    folder: pathlib.Path,
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    progress: bool = True,
+) -> tuple[pathlib.Path, Summary]:
+    """Write `report.html` into the run's work directory.
 
+    Args:
+      run: the run.
+      heldout: images to reconstruct.
+      folder: where the page's pictures are written.
+      samples: how many images are generated.
+      seed: of the generated images.
+      progress: show a bar.
 
-def _report(run: Run, heldout: Source, page: Page, options: argparse.Namespace) -> None:
+    Returns:
+      The page's path and the figures at its head.
+
+    Raises:
+      NotFinite: generated images or reconstructions are not finite.
+    """
+    page = Page(folder)
     if run.models.backbone is not None:
-        _generated(run, page, options)
+        _generated(run, page, samples, seed, progress)
     _reconstructed(run, heldout, page)
-    history = read_history(options.workdir)
+    history = read_history(run.workdir)
     if history:
         text = f"Training, step by step, up to step {int(run.state.step)}."
         page.add("Loss curves", "losses", loss_curves(history, CURVES), text)
@@ -79,35 +92,33 @@ def _report(run: Run, heldout: Source, page: Page, options: argparse.Namespace) 
         text = "Of few images: to follow the run by, not to compare with published figures."
         page.add("Measures of the run", "measures", loss_curves(history, measures), text)
     path = write_report(
-        options.workdir / "report.html",
+        run.workdir / "report.html",
         title=f"{run.config.name or 'run'}: step {int(run.state.step)}",
         summary=page.summary,
         sections=page.sections,
         config_text=to_json(run.config),
     )
-    for label, value, note in page.summary:
-        print(f"{label}: {value}  ({note})")
-    print(f"report: {path}")
+    return path, page.summary
 
 
-def _generated(run: Run, page: Page, options: argparse.Namespace) -> None:
+def _generated(run: Run, page: Page, samples: int, seed: int, progress: bool) -> None:
     config = run.config
     classes = config.data.num_classes
-    labels = balanced(options.samples, classes)
+    labels = balanced(samples, classes)
     sampler = make_sampler(config, guidance_scale=1.0)
     images = generate_all(
         make_generate(run.models.backbone, run.models.tokenizer, sampler),
         sampling_weights(run.state),
-        jax.random.key(options.seed),
+        jax.random.key(seed),
         labels,
-        batch_size=min(100, options.samples),
-        progress=not options.quiet,
+        batch_size=min(100, samples),
+        progress=progress,
     )
     shown = min(10, classes)
     grid = class_grid(images, labels, [str(c) for c in range(shown)], 10)
     text = (
         f"One row a class, drawn without guidance by {sampler.method} in {sampler.steps} steps "
-        f"from the moving average, seed {options.seed}: the first ones, none picked."
+        f"from the moving average, seed {seed}: the first ones, none picked."
     )
     page.add("Generated images by class", "generated", grid, text)
     if config.data.source == "digits":

@@ -1,6 +1,5 @@
-"""The `encode` command: a source through the VAE once, to train on its latents many times."""
+"""Puts a source through the VAE once, to train on its latents many times."""
 
-import argparse
 import concurrent.futures
 import math
 import pathlib
@@ -17,7 +16,7 @@ from repae_jax.config.validate import validate
 from repae_jax.data import latents
 from repae_jax.data.decode import BadImage
 from repae_jax.data.images import encode_pixels
-from repae_jax.data.prepare import identity_of, relative_name, say_skipped
+from repae_jax.data.prepare import identity_of, relative_name
 from repae_jax.data.shard_writer import ShardWriter, write_shards
 from repae_jax.data.sources import Source, open_source
 from repae_jax.errors import UserError
@@ -34,33 +33,6 @@ from repae_jax.utils.schema import Batch, checked
 
 _THREADS = 8  # that read and decode images
 DTYPES = ("float32", "float16", "bfloat16")
-
-
-def encode_command(options: argparse.Namespace, config: ConfigDict) -> int:
-    """Encode `config`'s training images to `options.output`; returns 0.
-
-    Raises:
-      UserError: bad configuration, files, data or output folder.
-    """
-    encode(
-        config,
-        options.output,
-        split=options.split,
-        batch_size=options.batch_size,
-        per_shard=options.per_shard,
-        mirrored=options.mirrored,
-        images=options.images,
-        teachers=options.teachers,
-        dtype=options.dtype,
-        progress=not options.quiet,
-    )
-    if not processes().first:
-        return 0
-    manifest = latents.read_manifest(options.output)
-    size = sum((options.output / shard["file"]).stat().st_size for shard in manifest["shards"])
-    print(f"{options.output}: {manifest['count']} latents, {size / 1e6:.1f} MB")
-    say_skipped(manifest)
-    return 0
 
 
 def encode(

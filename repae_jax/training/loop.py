@@ -70,6 +70,7 @@ def train(
         that is full.
       LostProcess: another process of the job is gone.
     """
+    validate(config)  # alike in every process, and before a device is claimed
     processes = multihost.processes()
     with contextlib.ExitStack() as held, contextlib.ExitStack() as closing:
         # Alone, a signal before the first step ends the run there and then.
@@ -77,7 +78,6 @@ def train(
         if processes.count > 1:
             stopping.note()
         with processes.together():
-            validate(config)
             check_files(config)
             check_devices(config, jax.device_count())
             changed = work_directory.check(workdir, config)

@@ -42,16 +42,10 @@ def pretrain_teacher(config: ConfigDict, name: str, *, progress: bool = True) ->
       The accuracy on the held-out split, in [0, 1].
 
     Raises:
-      UserError: the entry has no `weights` path or no `pretrain.steps`.
+      UserError: see `check_pretraining`.
     """
+    check_pretraining(config, name)
     entry = config.teachers[name]
-    if not entry.pretrain.steps:
-        raise UserError(
-            f"config.teachers.{name}.pretrain.steps is 0: this teacher is not meant to be trained "
-            "here; set it, or give its published weights"
-        )
-    if not entry.weights:
-        raise UserError(f"config.teachers.{name}.weights is empty: name the file to write")
     model = Classifier(build_vit(entry, config.data.resolution), config.data.num_classes)
     prepare = functools.partial(preprocess, kind=entry.preprocessing)
     train, heldout = (open_source(config.data, split) for split in ("train", "heldout"))
@@ -62,3 +56,15 @@ def pretrain_teacher(config: ConfigDict, name: str, *, progress: bool = True) ->
     notes = {"accuracy": reached, "data": config.data.source, "seed": config.seed}
     save_teacher(entry.weights, params["vit"], notes)
     return reached
+
+
+def check_pretraining(config: ConfigDict, name: str) -> None:
+    """Raise UserError if the teacher's entry has no `pretrain.steps` or no `weights` path."""
+    entry = config.teachers[name]
+    if not entry.pretrain.steps:
+        raise UserError(
+            f"config.teachers.{name}.pretrain.steps is 0: this teacher is not meant to be trained "
+            "here; set it, or give its published weights"
+        )
+    if not entry.weights:
+        raise UserError(f"config.teachers.{name}.weights is empty: name the file to write")

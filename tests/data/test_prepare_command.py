@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from preparing import SIZE, damage
 
+from repae_jax.commands import prepare
 from repae_jax.data.manifest import read_manifest
-from repae_jax.data.prepare import prepare_command
 from repae_jax.data.shards import PackedRecords
 from repae_jax.errors import UserError
 
@@ -36,18 +36,18 @@ def test_the_command_prepares_and_verifies(pictures, tmp_path, capsys):
     output = tmp_path / "packed"
     damage(pictures / "cat" / "1.jpeg")
     told = options(source=str(pictures), output=output, on_bad_image="skip")
-    assert prepare_command(told) == 0
+    assert prepare.run(told) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{output}: 4 records of 3 classes in 3 shards")
     assert second == "skipped 1 that are no readable images (see its manifest): cat/1.jpeg"
-    assert prepare_command(options(verify=output)) == 0
+    assert prepare.run(options(verify=output)) == 0
     assert capsys.readouterr().out.startswith(f"{output}: whole, 4 records")
     shard = output / read_manifest(output)["shards"][0]["file"]
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(data)
     with pytest.raises(UserError, match=f"{shard}: damaged"):
-        prepare_command(options(verify=output))
+        prepare.run(options(verify=output))
 
 
 def test_names_that_are_no_unicode(tmp_path, capfd):
@@ -60,7 +60,7 @@ def test_names_that_are_no_unicode(tmp_path, capfd):
     told = options(
         source=str(tmp_path / "pictures"), output=tmp_path / "packed", on_bad_image="skip"
     )
-    assert prepare_command(told) == 0
+    assert prepare.run(told) == 0
     assert "gar\\udce7on 2.png" in capfd.readouterr().out
     assert read_manifest(tmp_path / "packed")["skipped"] == [f"class/{names[1]}"]
     (record,) = PackedRecords(tmp_path / "packed")
@@ -69,6 +69,6 @@ def test_names_that_are_no_unicode(tmp_path, capfd):
 
 def test_the_command_wants_a_source_and_an_output_or_a_folder_to_verify(tmp_path):
     with pytest.raises(UserError, match="name SOURCE and OUTPUT, or --verify"):
-        prepare_command(options(source="digits"))
+        prepare.run(options(source="digits"))
     with pytest.raises(UserError, match="leave out SOURCE and OUTPUT"):
-        prepare_command(options(source="digits", verify=tmp_path))
+        prepare.run(options(source="digits", verify=tmp_path))

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from repae_jax.cli import main
-from repae_jax.commands.evaluate_latents import measure_latents, parse_vaes
+from repae_jax.commands.evaluate_latents import parse_vaes
 from repae_jax.errors import UserError
 from repae_jax.evaluation.image_sets import open_images
+from repae_jax.evaluation.latent_spaces import measure_latents
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 from repae_jax.models.tokenizers.vae import parameter_shapes
 from repae_jax.runs.pretrained import PretrainedVAE

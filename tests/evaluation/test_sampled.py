@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from repae_jax.cli import main
-from repae_jax.commands import evaluate
 from repae_jax.runs.workdir import is_run
 
 RNG = np.random.default_rng(0)
@@ -30,8 +29,8 @@ def light(monkeypatch):
 
         return features
 
-    monkeypatch.setattr(evaluate, "make_features", make_features)
-    monkeypatch.setattr(evaluate, "read_inception", lambda path: {})
+    monkeypatch.setattr("repae_jax.evaluation.inception_features.make_features", make_features)
+    monkeypatch.setattr("repae_jax.interop.inception.read_inception", lambda path: {})
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import pytest
 from painting import paint
 from run_fixtures import random_run, teacher, trained
 
-from repae_jax.commands import generate
 from repae_jax.runs.open_run import open_run
 from repae_jax.sampling.generate import Generated
 
@@ -28,7 +27,7 @@ def opened(run):
 def painted(opened, monkeypatch):
     """Replaces the networks by a function of index and label; returns the list of its batches."""
     batches = []
-    monkeypatch.setattr(generate, "open_run", lambda workdir, mesh: opened)
+    monkeypatch.setattr("repae_jax.runs.open_run.open_run", lambda workdir, mesh: opened)
 
     def make_generate(*_, **__):
         def generate(weights, key, indices, labels):
@@ -38,5 +37,5 @@ def painted(opened, monkeypatch):
 
         return generate
 
-    monkeypatch.setattr(generate, "make_generate", make_generate)
+    monkeypatch.setattr("repae_jax.sampling.generate.make_generate", make_generate)
     return batches

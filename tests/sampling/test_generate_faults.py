@@ -11,7 +11,6 @@ import tiny
 from painting import SIDE, contents, interrupt, words
 
 from repae_jax.cli import main
-from repae_jax.commands import generate
 from repae_jax.runs import workdir as work_directory
 
 
@@ -73,7 +72,7 @@ def test_another_checkpoint_is_refused(run, painted, opened, tmp_path, capsys, m
     later = jax.tree.map(lambda leaf: leaf * 1.001, opened.state.ema)
     state = opened.state.replace(step=np.int32(6), ema=later)
     trained = dataclasses.replace(opened, state=state)
-    monkeypatch.setattr(generate, "open_run", lambda workdir, mesh: trained)
+    monkeypatch.setattr("repae_jax.runs.open_run.open_run", lambda workdir, mesh: trained)
     assert main(words(run, tmp_path / "x.npz", count=4)) == 2
     assert "was begun with step = 4, not 6; weights_sha256 = " in capsys.readouterr().err
 

@@ -11,6 +11,7 @@ import tiny
 from repae_jax.aot import report as aot_report
 from repae_jax.aot.chips import GPUS, TPUS, parse_topology
 from repae_jax.cli import main
+from repae_jax.commands.compile import describe
 from repae_jax.errors import UserError
 
 TINY = str(pathlib.Path(tiny.__file__))
@@ -102,8 +103,8 @@ def report(batch_size, **values):
 
 
 def test_a_report_is_readable():
-    text = aot_report.describe(report(64, devices=8, peak=12e9, memory=16e9, compute_seconds=0.2,
-                                 memory_seconds=0.1, link_seconds=0.05))  # fmt: skip
+    text = describe(report(64, devices=8, peak=12e9, memory=16e9, compute_seconds=0.2,
+                           memory_seconds=0.1, link_seconds=0.05))  # fmt: skip
     assert "12.00 GB at the peak of 16.0: fits" in text
     assert "200.0 ms, 320 images/s, 100 % of the peak" in text
-    assert "DOES NOT FIT" in aot_report.describe(report(64, peak=17, memory=16))
+    assert "DOES NOT FIT" in describe(report(64, peak=17, memory=16))

@@ -81,7 +81,7 @@ def test_a_signal_at_any_moment_of_a_run(teacher, tmp_path):
 
 def alone(code, number, after=0.3):
     """`send` to a process that runs `command()` of this code until a signal."""
-    code = f"import sys\nfrom repae_jax import signals\n{code}\nsignals.take()\n"
+    code = f"import sys\nfrom repae_jax.utils import signals\n{code}\nsignals.take()\n"
     code += "sys.exit(signals.until_signal(command))"
     options = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with subprocess.Popen([sys.executable, "-c", code], **options) as process:
@@ -143,7 +143,7 @@ def test_a_command_may_note_a_signal():
 def test_a_second_signal_ends_what_noted_the_first():
     code = NOTED.replace("event.wait()", "time.sleep(60)")
     options = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    code = f"import sys\nfrom repae_jax import signals\n{code}\nsignals.until_signal(command)"
+    code = f"import sys\nfrom repae_jax.utils import signals\n{code}\nsignals.until_signal(command)"
     with subprocess.Popen([sys.executable, "-c", code], **options) as process:
         while not takes_signals(process):
             time.sleep(0.01)

@@ -56,7 +56,7 @@ def test_streams_may_be_closed():
 @pytest.mark.parametrize(("flags", "said"), [([], b""), (["-u"], b"x\n")])
 def test_only_unbuffered_output_is_written_at_once(flags, said, monkeypatch):
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
-    code = "from repae_jax import streams; import os; streams.take(); print('x'); os._exit(0)"
+    code = "from repae_jax.utils import streams; import os; streams.take(); print('x'); os._exit(0)"
     done = subprocess.run([sys.executable, *flags, "-c", code], capture_output=True, check=True)
     assert done.stdout == said
 

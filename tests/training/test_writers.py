@@ -74,7 +74,7 @@ COMMANDS = {  # name -> (what is written: the run's or new; the words)
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_two_writers_do_not_write_at_once(name, done, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("repae_jax.commands.study.prepare", lambda words: None)
+    monkeypatch.setattr("repae_jax.study.schedule.prepare", lambda words: None)
     places = {"RUN": done.workdir, "PICTURES": done.pictures, "NEW": tmp_path / "new"}
     held, command = COMMANDS[name]
     for word, path in places.items():

@@ -1,0 +1,51 @@
+"""The `convert` command."""
+
+import argparse
+import pathlib
+
+from repae_jax.commands.options import add_config, add_quiet, read_configuration
+from repae_jax.interop.formats import TARGETS
+
+_CHOICES = "\n".join(f"  {name:<12}{what}" for name, what in TARGETS.items())
+SUMMARY = "bring weights from one format into another"
+EPILOG = f"""\
+SOURCE is recognised by its content: a work directory, a training checkpoint of the
+original REPA-E or of REPA, a VAE under LDM's or diffusers' names, a teacher, LPIPS.
+What a file holds besides is left out, and named.
+The name of TARGET selects the format, or --to does:
+{_CHOICES}
+
+examples:
+  convert runs/digits my-vae                     the VAE, for diffusers
+  convert runs/digits exps/digits/0001450.pt     all of it, for the original
+  convert exps/sdvae/checkpoints/0400000.pt runs/sdvae    and back, to train on
+  convert sdvae-f8d4.pt sdvae                    one VAE file, for diffusers
+
+A run takes its configuration from the checkpoint's arguments, or from --config; keys
+can be set, for example --config.tokenizer.weights=VAE where the checkpoint has none."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("source", metavar="SOURCE", help="a file, a folder, or hf://owner/name")
+    parser.add_argument("target", metavar="TARGET", type=pathlib.Path, help="a new file or folder")
+    parser.add_argument(
+        "--to", choices=list(TARGETS), help="the format, where TARGET's name is ambiguous"
+    )
+    add_config(parser, "for a run whose model has no published name", required=False)
+    add_quiet(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Convert the source to the target, and print what was written and what was not; returns 0."""
+    from repae_jax.runs.conversion import convert
+
+    done = convert(
+        options.source,
+        options.target,
+        options.to,
+        lambda derived: read_configuration(options, derived),
+        progress=not options.quiet,
+    )
+    print(done)
+    return 0

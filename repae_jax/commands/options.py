@@ -1,0 +1,110 @@
+"""Options that several commands share, and what they select."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from repae_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+DEFAULT = "(default: %(default)s)"
+CONFIG_HELP = """\
+Any key of the configuration can be set behind --config, for example
+  --config configs/digits.py --config.run.steps=200 --config.backbone.depth=4
+and a config file may take an argument behind a colon, such as its recipe:
+  --config configs/digits.py:repa --config.tokenizer.weights=runs/digits
+All keys and their defaults are in repae_jax/config/defaults.py.
+"""
+LABELS_HELP = (
+    "balanced (default): all classes in turn; random: drawn by the seed; none: unconditional, by "
+    "the null class; or classes such as 3,1,4, or a text file of them, repeated up to the count"
+)
+# The keys of config.sampling that `add_sampler` adds.
+SAMPLER_OPTIONS = ("method", "steps", "guidance_scale", "guidance_low", "guidance_high")
+
+
+def add_config(
+    parser: argparse.ArgumentParser,
+    what: str = "a Python file with get_config()",
+    *,
+    required: bool = True,
+) -> None:
+    """--config FILE[:ARG]; `cli.main` puts the keys behind it into `options.overrides`."""
+    parser.add_argument("--config", required=required, metavar="FILE[:ARG]", help=what)
+
+
+def read_configuration(
+    options: argparse.Namespace, stored: Callable[[], ConfigDict] | None = None
+) -> ConfigDict:
+    """The configuration of --config, else that of `stored()`, with the keys set behind it.
+
+    Raises:
+      UserError: no such file, an error in it, an unknown key, or a value of the wrong type.
+    """
+    from repae_jax.config.overrides import apply_overrides, read_config
+
+    if stored is not None and not options.config:
+        return apply_overrides(stored(), options.overrides)
+    return read_config(options.config, options.overrides)
+
+
+def add_workdir(parser: argparse.ArgumentParser, what: str) -> None:
+    """--workdir, which is required."""
+    parser.add_argument("--workdir", required=True, type=pathlib.Path, help=what)
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """How this process finds the others of its job, for `join_processes`."""
+    group = parser.add_argument_group(
+        "several processes",
+        "Run the same command on every host (one process a host, or one a GPU).",
+    )
+    group.add_argument(
+        "--distributed",
+        action="store_true",
+        help="join the job's other processes, which the TPU pod, GKE, Slurm or Open MPI identifies",
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    group.add_argument("--process-count", type=int, metavar="N", help="with --coordinator")
+    group.add_argument("--process-index", type=int, metavar="I", help="of this process, from 0")
+
+
+def join_processes(options: argparse.Namespace) -> None:
+    """Join the other processes of the job, if the options of `add_processes` ask for it.
+
+    Raises:
+      UserError: the options are wrong, or the platform identifies no other processes.
+    """
+    given = (options.coordinator, options.process_count, options.process_index)
+    if options.distributed or any(value is not None for value in given):
+        from repae_jax.parallel.multihost import start
+
+        start(*given)
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """--quiet."""
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def add_sampler(parser: argparse.ArgumentParser) -> None:
+    """The seed, and the sampler's keys of the configuration."""
+    parser.add_argument(
+        "--seed", type=int, default=0, help="image i depends on (seed, i) alone " + DEFAULT
+    )
+    parser.add_argument("--method", help="euler, heun or euler-maruyama (default: the config's)")
+    parser.add_argument("--steps", type=int, help="integration steps (default: the config's)")
+    parser.add_argument("--guidance-scale", type=float, help="0: unconditional, 1: no guidance")
+    parser.add_argument("--guidance-low", type=float, help="guide only at times t from here,")
+    parser.add_argument("--guidance-high", type=float, help="to here; t runs from 1 to 0")
+
+
+def check_seed(seed: int) -> None:
+    """Raise UserError unless --seed is one that the random keys distinguish from all others."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed is {seed}: give 0 to {2**32 - 1}")

@@ -1,0 +1,18 @@
+"""What `prepare` and `encode` print of the packed data set that they wrote."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def megabytes(manifest: Mapping[str, Any]) -> str:
+    """The size of all shards, such as "12.3 MB"."""
+    return f"{sum(shard['bytes'] for shard in manifest['shards']) / 1e6:.1f} MB"
+
+
+def print_skipped(manifest: Mapping[str, Any]) -> None:
+    """Print which images were left out, if any were."""
+    if skipped := manifest["skipped"]:
+        names = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
+        # a name need not be Unicode, and then cannot be printed as it is
+        names = names.encode("utf-8", "backslashreplace").decode()
+        print(f"skipped {len(skipped)} that are no readable images (see its manifest): {names}")

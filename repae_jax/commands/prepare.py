@@ -1,0 +1,103 @@
+"""The `prepare` command."""
+
+import argparse
+import os
+import pathlib
+
+from repae_jax.commands.options import DEFAULT, add_quiet
+from repae_jax.commands.packed import megabytes, print_skipped
+from repae_jax.errors import UserError
+
+SUMMARY = "pack images into shards: cropped, encoded, ready to be read at random"
+EPILOG = """\
+SOURCE is a folder of class folders, tfds:NAME, hdf5:FOLDER (the original's images.h5),
+digits, or scenes:COUNT. A killed command resumes where it stopped, and ends with the same
+bytes.
+
+examples:
+  prepare ~/imagenet/train data/imagenet256/train --resolution 256 --workers 8
+  prepare tfds:imagenet2012 data/imagenet256/train --format webp --quality 95
+  prepare --verify data/imagenet256/train
+
+then train with --config.data.source=packed --config.data.path=data/imagenet256"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("source", metavar="SOURCE", nargs="?", help="where the images are")
+    parser.add_argument(
+        "output", metavar="OUTPUT", nargs="?", type=pathlib.Path, help="a new folder"
+    )
+    parser.add_argument(
+        "--verify", metavar="FOLDER", type=pathlib.Path, help="check a packed folder"
+    )
+    parser.add_argument(
+        "--resolution", type=int, default=256, help="pixels along a side " + DEFAULT
+    )
+    parser.add_argument("--format", default="raw", help="raw (default), png, webp: lossless; jpeg")
+    parser.add_argument("--quality", type=int, help="1 to 100, for jpeg, or webp with loss")
+    parser.add_argument("--split", default="train", help="of the source " + DEFAULT)
+    parser.add_argument("--path", default="", help="tfds: the data directory, if not its default")
+    parser.add_argument("--per-shard", type=int, default=2048, help="images in a shard " + DEFAULT)
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="processes; 0: in this one " + DEFAULT
+    )
+    parser.add_argument(
+        "--exif", action="store_true", help="rotate pictures as their EXIF data specify"
+    )
+    parser.add_argument(
+        "--on-bad-image",
+        default="error",
+        choices=["error", "skip"],
+        help="stop at a file that is no readable image, or leave it out and list it " + DEFAULT,
+    )
+    add_quiet(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Pack the images, or check a packed data set; returns 0.
+
+    Raises:
+      UserError: bad options, source, images or output folder, or a data set with a fault.
+    """
+    if options.verify is not None:
+        return _verify(options)
+    if not options.source or not options.output:
+        raise UserError("name SOURCE and OUTPUT, or --verify FOLDER")
+    from repae_jax.data.prepare import prepare
+
+    manifest = prepare(
+        options.source,
+        options.output,
+        resolution=options.resolution,
+        format=options.format,
+        quality=options.quality,
+        split=options.split,
+        path=options.path,
+        per_shard=options.per_shard,
+        workers=options.workers,
+        exif=options.exif,
+        on_bad_image=options.on_bad_image,
+        progress=not options.quiet,
+    )
+    print(f"{options.output}: {_summary(manifest)}")
+    print_skipped(manifest)
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    if options.source or options.output:
+        raise UserError("--verify checks one folder: leave out SOURCE and OUTPUT")
+    from repae_jax.data.manifest import read_manifest
+    from repae_jax.data.shards import verify
+
+    verify(options.verify, progress=not options.quiet)
+    print(f"{options.verify}: whole, {_summary(read_manifest(options.verify))}")
+    return 0
+
+
+def _summary(manifest):
+    return (
+        f"{manifest['count']} records of {manifest['num_classes']} classes in "
+        f"{len(manifest['shards'])} shards, {megabytes(manifest)}"
+    )

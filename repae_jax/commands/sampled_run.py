@@ -1,0 +1,81 @@
+"""The run that a command samples from, and the sampler that its options select."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from repae_jax.commands.options import SAMPLER_OPTIONS, check_seed
+from repae_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from repae_jax.sampling.samplers import Sampler
+
+
+def sampled_config(workdir: pathlib.Path) -> ConfigDict:
+    """The configuration of a run that can be sampled from.
+
+    Raises:
+      UserError: there is no run, or it has no backbone.
+    """
+    from repae_jax.runs.workdir import CONFIG, load_config
+
+    if workdir.is_file():
+        raise UserError(
+            f"--workdir {workdir} is a file: sampling needs a work directory; of the original's "
+            f"checkpoint `python -m repae_jax convert {workdir} DIRECTORY` makes one"
+        )
+    if _is_of_diffusers(workdir / CONFIG):
+        raise UserError(
+            f"--workdir {workdir} holds a VAE for diffusers, which makes no images of its own: "
+            "give a run's work directory"
+        )
+    config = load_config(workdir)
+    if "backbone" not in config.train:
+        raise UserError(f"{workdir} trained a VAE alone: there is nothing to sample from")
+    return config
+
+
+def _is_of_diffusers(path):
+    from repae_jax.utils.schema import read_json
+
+    try:
+        return "_class_name" in read_json(path, dict[str, Any])
+    except UserError:
+        return False
+
+
+def chosen_sampler(config: ConfigDict, options: argparse.Namespace) -> Sampler:
+    """The configuration's sampler with the changes of the command line; unguided without classes.
+
+    Raises:
+      UserError: the seed or a change is impossible, or the model lacks the null class.
+    """
+    from repae_jax.runs.open_run import make_sampler
+    from repae_jax.sampling.class_labels import NONE
+    from repae_jax.sampling.samplers import check_null_class
+
+    check_seed(options.seed)
+    changes = {name: getattr(options, name) for name in SAMPLER_OPTIONS}
+    if options.labels == NONE:
+        _check_unconditional(config, options)
+        changes["guidance_scale"] = 1.0
+    sampler = make_sampler(config, **changes)
+    check_null_class(sampler, config.condition.drop)
+    return sampler
+
+
+def _check_unconditional(config, options):
+    if config.condition.drop == 0:
+        raise UserError(
+            f"--labels {options.labels} asks for the null class, but this run was trained with "
+            "config.condition.drop 0 and has none: give classes"
+        )
+    if options.guidance_scale not in (None, 0.0, 1.0):
+        raise UserError(
+            f"--guidance-scale is {options.guidance_scale}, but --labels {options.labels} leaves "
+            "no class to guide towards: leave one of them out"
+        )
