@@ -25,6 +25,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF")
 # A few kilobytes may claim as many; to decode them takes 2 GB at most (WebP), else half of that.
 MAX_PIXELS = 120_000_000
 
+_BEGINNING = 1 << 20  # bytes: pictures may have a frame or a sky in common
 _NPY = b"\x93NUMPY"  # what the files of numpy.save begin with
 
 
@@ -36,11 +37,16 @@ class BadImage(UserError):
     """
 
 
-def read_file(path: str) -> bytes:
-    """A file's content; raises UserError if it cannot be read."""
+def read_beginning(path: str) -> bytes:
+    """The beginning of a file's content, which tells it from others; raises as `read_file`."""
+    return read_file(path, _BEGINNING)
+
+
+def read_file(path: str, most: int = -1) -> bytes:
+    """A file's content, or `most` bytes of it; raises UserError if it cannot be read."""
     try:
         with open(path, "rb") as file:
-            return file.read()
+            return file.read(most)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror or error}); put it back or permit it"

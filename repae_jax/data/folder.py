@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from repae_jax.data.decode import decode_cropped, read_file
+from repae_jax.data.decode import decode_cropped, read_beginning, read_file
 from repae_jax.data.identity import Fingerprint, class_table
 from repae_jax.data.source import split_folder
 from repae_jax.data.walk import SUFFIXES, Walk, warn_once
@@ -54,7 +54,9 @@ class FolderSource:
 
     def fingerprint(self) -> Fingerprint:
         names = [name.partition(os.sep)[2] for name in self.files]  # in the class's folder
-        table = class_table(names, self.labels, self.classes)
+        table = class_table(
+            names, self.labels, self.classes, lambda index: read_beginning(self.image_name(index))
+        )
         return {"source": "folder", "count": len(self), "classes": table}
 
 

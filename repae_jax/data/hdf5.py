@@ -58,9 +58,7 @@ class Hdf5Source:
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        name = self.image_name(index)
-        limit = max(_SMALL, 16 * self.resolution**2)  # twice 16-bit RGBA
-        entry = _entry(self._file, self.files[index], name, limit)
+        name, entry = self.image_name(index), self._stored(index)
         if self.files[index].lower().endswith(".npy"):
             image = checked_size(_pixels(entry, name), self.resolution, name)
         else:
@@ -72,8 +70,17 @@ class Hdf5Source:
 
     def fingerprint(self) -> Fingerprint:
         classes = [str(label) for label in range(int(self.labels.max()) + 1)]
-        table = class_table(self.files, self.labels, classes)
+        table = class_table(self.files, self.labels, classes, self._content)
         return {"source": "hdf5", "count": len(self), "classes": table}
+
+    def _content(self, index):
+        with contextlib.suppress(BadImage):
+            return _bytes(self._stored(index), "")
+        return b""
+
+    def _stored(self, index):
+        limit = max(_SMALL, 16 * self.resolution**2)  # twice 16-bit RGBA
+        return _entry(self._file, self.files[index], self.image_name(index), limit)
 
     @functools.cached_property
     def _file(self) -> h5py.File:

@@ -5,27 +5,33 @@ A fingerprint is a small dict that JSON can hold, and the same wherever the data
     source      the kind of source
     count       of images
     classes     where the source knows them, in the order of the labels: [name, images, checksum of
-                their names], or names alone; None where it does not
+                their names, checksum of the content of a few], or less; None where it does not
     ...         what else tells such data from others
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import hashlib
+import itertools
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import xxhash
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from repae_jax.errors import UserError, first_line
 from repae_jax.utils.atomic_files import write_atomically
-from repae_jax.utils.schema import checked, read_json
+from repae_jax.utils.regular_files import is_file_there
+from repae_jax.utils.schema import Text, checked, read_json, whole
 from repae_jax.utils.sealed import seal, unseal_if_sealed
 
 FILE = "data.json"  # where fingerprints are noted
 Fingerprint = Mapping[str, Any]
+_THREADS = 8  # that read images: a disk may be far away
 _SHOWN = 3  # changes of one kind in a message
 _LONGEST = 40  # characters of a value in it
 _WAY_OUT = "restore it, or remove it if the data are what they were"
@@ -38,7 +44,10 @@ def names_checksum(names: Iterable[str]) -> str:
 
 
 def class_table(
-    names: Sequence[str], labels: np.ndarray, classes: Sequence[str]
+    names: Sequence[str],
+    labels: np.ndarray,
+    classes: Sequence[str],
+    content: Callable[[int], bytes],
 ) -> list[list[str | int]]:
     """A fingerprint's `classes`.
 
@@ -46,34 +55,71 @@ def class_table(
       names: of the images, in their order.
       labels: (N,) theirs.
       classes: the classes' names.
+      content: gives the bytes of an image by its index; called for each class's first, middle and
+        last image, in several threads.
     """
-    ordered = list(map(names.__getitem__, np.argsort(labels, kind="stable").tolist()))
+    order = np.argsort(labels, kind="stable").tolist()
     stops = np.cumsum(np.bincount(labels, minlength=len(classes))).tolist()
-    table, start = [], 0
-    for name, stop in zip(classes, stops, strict=True):
-        own = names_checksum(ordered[start:stop])
-        table.append([name, stop - start, own[:16]])
-        start = stop
-    return table
+    members = [order[start:stop] for start, stop in itertools.pairwise([0, *stops])]
+    samples = [sample(len(indexes)) for indexes in members]
+    sums = contents_checksums(
+        ([indexes[k] for k in few] for indexes, few in zip(members, samples, strict=True)), content
+    )
+    return [
+        [name, len(indexes), names_checksum(map(names.__getitem__, indexes))[:16], own]
+        for name, indexes, own in zip(classes, members, sums, strict=True)
+    ]
+
+
+def sample(count: int, most: int = 3) -> list[int]:
+    """Numbers of 0..count - 1 with even gaps, the first and the last among them."""
+    last = max(min(count, most) - 1, 1)
+    return sorted({round(k * (count - 1) / last) for k in range(min(count, most))})
+
+
+def contents_checksums(
+    groups: Iterable[Iterable[int]], content: Callable[[int], bytes]
+) -> list[str]:
+    """A checksum of the content of each group of images; see `class_table`."""
+
+    def checksum(index):
+        return xxhash.xxh3_128_digest(content(index))
+
+    groups = [list(group) for group in groups]
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        digests = pool.map(checksum, itertools.chain.from_iterable(groups))
+        joined = [b"".join(itertools.islice(digests, len(group))) for group in groups]
+    return [xxhash.xxh3_128_hexdigest(digest)[:16] for digest in joined]
+
+
+class _Recorded(TypedDict):
+    """What every version noted of a split."""
+
+    source: Text
+    count: whole(0, 2**40)
+
+
+class _Train(TypedDict):
+    train: Any
 
 
 def read_fingerprints(path: pathlib.Path) -> dict[str, Fingerprint] | None:
     """The fingerprints by split that `write_fingerprints` wrote; None without the file.
 
     Raises:
-      UserError: it is damaged.
+      UserError: it is damaged, or no file.
     """
-    if not path.exists() and not path.is_symlink():
+    if not is_file_there(path, _WAY_OUT):
         return None
+    recorded = read_json(path, way_out=_WAY_OUT)
+    if isinstance(recorded, dict):
+        recorded = unseal_if_sealed(recorded, source=str(path), way_out=_WAY_OUT)
     try:
-        content = read_json(path, dict[str, Any])
+        for schema in (_Train, dict[str, _Recorded]):
+            checked(recorded, schema, source="its content: ")
     except UserError as error:
         raise _damaged(path, error) from error
-    noted = unseal_if_sealed(content, source=str(path), way_out=_WAY_OUT)
-    try:
-        return checked(noted, dict[str, dict[str, Any]], source=f"{path}: ")
-    except UserError as error:
-        raise _damaged(path, error) from error
+    return recorded
 
 
 def write_fingerprints(path: pathlib.Path, fingerprints: Mapping[str, Fingerprint]) -> None:
@@ -119,10 +165,7 @@ def changes(old: Fingerprint, new: Fingerprint) -> list[str]:
         more = new["count"] - old["count"]
         lines.append(f"{old['count']} -> {new['count']} images ({more:+d})")
     if "classes" in both and old["classes"] and new["classes"]:
-        told = _class_changes(_by_name(old["classes"]), _by_name(new["classes"]))
-        if not told and old["classes"] != new["classes"]:  # of several with one name
-            told = ["the classes are others"]
-        lines += told
+        lines += _class_changes(*_told_by_both(old["classes"], new["classes"]))
     for key in sorted(both - {"count", "classes"}):
         if old[key] != new[key]:
             lines.append(f"{key}: {_shown(old[key])} -> {_shown(new[key])}")
@@ -134,13 +177,23 @@ def _shown(value):
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}..."
 
 
-def _by_name(classes):
-    """{name: (label, images and checksum)}"""
-    parts = ((c[0], c[1:]) if isinstance(c, list | tuple) else (c, ()) for c in classes)
-    return {name: (label, tuple(content)) for label, (name, content) in enumerate(parts)}
+def _told_by_both(*tables):
+    """The entries of both tables as tuples of a length."""
+    tables = [[tuple(c) if isinstance(c, list | tuple) else (c,) for c in t] for t in tables]
+    length = min(len(entry) for table in tables for entry in table)
+    return [[entry[:length] for entry in table] for table in tables]
 
 
 def _class_changes(old, new):
+    """What differs between tables of (name, images, checksums...)."""
+    if old == new:
+        return []
+    told = _changes_by_name(*({c[0]: (k, c[1:]) for k, c in enumerate(t)} for t in (old, new)))
+    return told or ["the classes are others"]  # of several with one name
+
+
+def _changes_by_name(old, new):
+    """What differs between {name: (label, (images, checksums...))}."""
     gone, added = [n for n in old if n not in new], [n for n in new if n not in old]
     by_content = {new[name][1]: name for name in added if new[name][1]}
     renamed = {name: by_content[old[name][1]] for name in gone if old[name][1] in by_content}
@@ -153,7 +206,7 @@ def _class_changes(old, new):
     lines += _first(
         _content_change(name, old[name][1], new[name][1])
         for name in old
-        if name in new and old[name][1] and new[name][1] and old[name][1] != new[name][1]
+        if name in new and old[name][1] != new[name][1]
     )
     return lines
 
@@ -161,7 +214,9 @@ def _class_changes(old, new):
 def _content_change(name, old, new):
     if old[0] != new[0]:
         return f"class {name!r} has {new[0]} images, not {old[0]}"
-    return f"class {name!r} has images of other names"
+    if old[1:2] != new[1:2]:
+        return f"class {name!r} has images of other names"
+    return f"class {name!r} has other images under the same names"
 
 
 def _first(lines):

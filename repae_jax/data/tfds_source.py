@@ -9,7 +9,7 @@ import typing
 import numpy as np
 
 from repae_jax.data.decode import decode_cropped
-from repae_jax.data.identity import Fingerprint
+from repae_jax.data.identity import Fingerprint, contents_checksums, sample
 from repae_jax.data.source import HELDOUT_NAMES, checked_label
 from repae_jax.errors import UserError, first_line
 from repae_jax.utils.schema import read_json
@@ -17,6 +17,7 @@ from repae_jax.utils.schema import read_json
 if typing.TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
+_SAMPLE = 3  # records a class, about, that are compared between two starts
 _OWN = "tensorflow_datasets."
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # of features.json, old and new
 
@@ -57,8 +58,20 @@ class TfdsSource:
         return f"{self.name}, image {index}"
 
     def fingerprint(self) -> Fingerprint:
-        classes = list(self.classes or ())
-        return {"source": "tfds", "name": self.release, "count": len(self), "classes": classes}
+        (content,) = contents_checksums(
+            [sample(len(self), _SAMPLE * self.num_classes)], self._content
+        )
+        return {
+            "source": "tfds",
+            "name": self.release,
+            "count": len(self),
+            "classes": list(self.classes or ()),
+            "content": content,
+        }
+
+    def _content(self, index):
+        record = self.records[index]
+        return b"%d " % record["label"] + record["image"]
 
 
 def open_tfds(data_config: typing.Any, split: str) -> TfdsSource:

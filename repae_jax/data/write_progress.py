@@ -21,6 +21,7 @@ from repae_jax.data.manifest import (
 from repae_jax.errors import UserError
 from repae_jax.utils.atomic_files import entries, remove_temporaries
 from repae_jax.utils.lock import Lock, writing_in
+from repae_jax.utils.regular_files import is_file_there
 from repae_jax.utils.schema import read_json
 
 # What a run can leave in the folder and in progress/.
@@ -124,7 +125,7 @@ def begin(plan: Plan) -> None:
     Raises:
       UserError: it cannot be written.
     """
-    if not (plan.folder / MANIFEST).exists() and not plan.made.exists():
+    if not is_file_there(plan.folder / MANIFEST) and not is_file_there(plan.made):
         write_json(plan.made, plan.begun)
 
 

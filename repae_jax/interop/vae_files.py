@@ -30,6 +30,7 @@ from repae_jax.models.batch_norm import denormalize
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL, Posterior
 from repae_jax.utils.atomic_files import replacing
 from repae_jax.utils.images import as_float
+from repae_jax.utils.regular_files import is_file_there
 from repae_jax.utils.schema import Width, parse_json, read_json
 
 CONFIG = "config.json"
@@ -317,7 +318,8 @@ def _told(checkpoint, path, channels):
     if checkpoint:
         return checkpoint_parts.statistics_in(checkpoint, channels, source=str(path))
     beside = latent_statistics.beside(path)
-    return latent_statistics.read(beside, channels) if beside.is_file() else None
+    there = is_file_there(beside, "restore it, or remove it to do without")
+    return latent_statistics.read(beside, channels) if there else None
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,5 +1,6 @@
 """Continuing a run from an earlier checkpoint, and the command that does it."""
 
+import os
 import pathlib
 import shlex
 import shutil
@@ -78,4 +79,4 @@ def way_back(workdir: pathlib.Path, config: ConfigDict, step: int | None, proces
 
 def _begins_here(workdir):
     """Whether the configuration tells the run's state at step 0: one that was imported has none."""
-    return not (workdir / ORIGIN).exists()
+    return not os.path.lexists(workdir / ORIGIN)

@@ -13,6 +13,7 @@ from typing_extensions import TypedDict  # pydantic asks for this one before Pyt
 from repae_jax.errors import UserError
 from repae_jax.interop import files
 from repae_jax.interop.original import Kind
+from repae_jax.utils.regular_files import is_file_there
 from repae_jax.utils.schema import checked, each, parse_json, real, shown, whole
 
 FILE = "origin.safetensors"
@@ -76,9 +77,7 @@ def read_origin(workdir: pathlib.Path) -> Origin | None:
       UserError: its file is damaged.
     """
     path = workdir / FILE
-    if not path.is_file():
-        if path.is_symlink() or path.exists():
-            raise UserError(f"{path} is no file: restore it, or remove it to do without")
+    if not is_file_there(path, "restore it, or remove it to do without"):
         return None
     notes = files.read_metadata(path)
     plain = {name: parse_json(text, source=f"{path}: {name}") for name, text in notes.items()}

@@ -17,6 +17,7 @@ from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError
 from repae_jax.study.plan import DATA, RESULT, own_teachers, placed_config, teacher_path
 from repae_jax.utils.atomic_files import write_atomically
+from repae_jax.utils.regular_files import is_file_there
 from repae_jax.utils.schema import read_json
 
 COMMON = "study.json"
@@ -54,7 +55,7 @@ def make_shared(study: ConfigDict, output: pathlib.Path, *, progress: bool = Tru
                 workers=os.cpu_count() or 1,
                 progress=progress,
             )
-    if not (output / FILE).exists():
+    if not is_file_there(output / FILE):
         write_fingerprints(output / FILE, _fingerprints(config))
     check_data(study, output)
     for name in own_teachers(config):

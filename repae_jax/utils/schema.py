@@ -77,8 +77,20 @@ def shown(value: Any) -> str:
     return _reprs.repr(value)
 
 
-def read_json(path: str | os.PathLike, schema: Any = None, *, largest: int = LARGEST) -> Any:
+def read_json(
+    path: str | os.PathLike,
+    schema: Any = None,
+    *,
+    largest: int = LARGEST,
+    way_out: str = "restore it",
+) -> Any:
     """The content of a JSON file, checked against `schema` if there is one.
+
+    Args:
+      path: of the file.
+      schema: see `checked`.
+      largest: bytes that it may have.
+      way_out: what the error for a damaged one advises.
 
     Raises:
       UserError: it is missing, unreadable, no JSON, of more than `largest` bytes, nested beyond
@@ -93,10 +105,12 @@ def read_json(path: str | os.PathLike, schema: Any = None, *, largest: int = LAR
         raise UserError(f"{path}: cannot be read ({reason}); restore or permit it") from error
     if len(text) > largest:
         raise UserError(f"{path}: has over {largest >> 20} MiB, which no file of its kind has")
-    return parse_json(text, schema, source=str(path))
+    return parse_json(text, schema, source=str(path), way_out=way_out)
 
 
-def parse_json(text: str | bytes, schema: Any = None, *, source: str) -> Any:
+def parse_json(
+    text: str | bytes, schema: Any = None, *, source: str, way_out: str = "restore it"
+) -> Any:
     """What a JSON text says, checked against `schema` if there is one.
 
     Raises:
@@ -105,10 +119,10 @@ def parse_json(text: str | bytes, schema: Any = None, *, source: str) -> Any:
     try:
         content = json.loads(text, parse_int=_number)
     except RecursionError as error:
-        raise UserError(f"{source} is damaged: nested beyond measure; restore it") from error
+        raise UserError(f"{source} is damaged: nested beyond measure; {way_out}") from error
     except (ValueError, TypeError) as error:
         raise UserError(
-            f"{source} is damaged, no JSON ({first_line(error)}); restore it"
+            f"{source} is damaged, no JSON ({first_line(error)}); {way_out}"
         ) from error
     return content if schema is None else checked(content, schema, source=f"{source}: ")
 

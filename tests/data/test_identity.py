@@ -9,7 +9,15 @@ from packing import COUNT, write
 from pictures import data_config, encoded, random_picture, write_pictures
 
 from repae_jax.data import scenes
-from repae_jax.data.identity import as_recorded, changes, changes_since, write_fingerprints
+from repae_jax.data.identity import (
+    as_recorded,
+    changes,
+    changes_since,
+    class_table,
+    read_fingerprints,
+    sample,
+    write_fingerprints,
+)
 from repae_jax.data.latents import KIND
 from repae_jax.data.shard_writer import write_shards
 from repae_jax.data.sources import open_source
@@ -108,6 +116,16 @@ def move_file(root):
     (root / "ant" / "0.png").rename(root / "bee" / "7.png")
 
 
+def swap_classes(root):
+    (root / "ant").rename(root / "aside")
+    (root / "bee").rename(root / "ant")
+    (root / "aside").rename(root / "bee")
+
+
+def replace_file(root):
+    write_pictures(root, {"bee/2.png": (8, 8, "RGB")})
+
+
 def new_class(root):
     shutil.copytree(root / "ant", root / "another")
 
@@ -121,6 +139,9 @@ def new_class(root):
          ["6 -> 7 images (+1)", "class 'bee' has 4 images, not 3"]),
         (rename_file, ["class 'bee' has images of other names"]),
         (move_file, ["class 'ant' has 2 images, not 3", "class 'bee' has 4 images, not 3"]),
+        (swap_classes, ["class 'ant' has other images under the same names",
+                        "class 'bee' has other images under the same names"]),
+        (replace_file, ["class 'bee' has other images under the same names"]),
         (lambda root: shutil.rmtree(root / "ant"),
          ["6 -> 3 images (-3)", "class 'ant' is gone", "class 'bee' has label 0, not 1"]),
         (new_class, ["6 -> 9 images (+3)", "class 'another' is new",
@@ -168,6 +189,46 @@ def test_other_labels_in_an_hdf5_file_are_other_data(tmp_path):
     ]  # fmt: skip
 
 
+def test_other_images_under_the_same_names_in_an_hdf5_file_are_other_data(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    config = hdf5_of(tmp_path)
+    before = print_of(config)
+    with h5py.File(tmp_path / "images.h5", "r+") as file:
+        del file["00000/img1.png"]
+        other = encoded(random_picture(8, 8).rotate(90), "PNG")
+        file["00000/img1.png"] = np.frombuffer(other, np.uint8)
+    assert changes(before, print_of(config)) == ["class '1' has other images under the same names"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "hdf5"])
+def test_three_images_of_a_class_are_looked_at(kind, tmp_path):
+    """The first, the middle and the last; the same where most of a class is out of reach."""
+    config = KINDS[kind](tmp_path)
+    source = open_source(config, "train")
+    seen = []
+
+    def content(index):
+        seen.append(index)
+        return bytes([index])
+
+    table = class_table(["name"] * 7, np.array([0, 1, 0, 1, 0, 0, 0]), ["a", "b"], content)
+    assert sorted(seen) == [0, 1, 3, 4, 6]
+    assert [entry[:2] for entry in table] == [["a", 5], ["b", 2]]
+    assert [sample(count) for count in (0, 1, 2, 3, 10)] == [
+        [], [0], [0, 1], [0, 1, 2], [0, 4, 9],
+    ]  # fmt: skip
+    assert all(len(entry) == 4 for entry in source.fingerprint()["classes"])
+
+
+def test_what_cannot_be_read_is_named_as_by_training(tmp_path):
+    config = folder_of(tmp_path)
+    (tmp_path / "bee" / "2.png").unlink()
+    (tmp_path / "bee" / "2.png").symlink_to(tmp_path / "another-disk" / "2.png")
+    source = open_source(config, "train")
+    with pytest.raises(UserError, match=r"bee/2\.png: cannot be read"):
+        source.fingerprint()
+
+
 def other_records(indexes, writer):
     for index in indexes:
         writer.write({"image": np.zeros((2, 3), np.uint8), "label": 0, "name": f"{index}"})
@@ -202,11 +263,19 @@ def test_both_splits_of_what_is_embedded_differ(monkeypatch):
 def test_what_an_older_version_did_not_note_is_no_change(tmp_path):
     found = print_of(folder_of(tmp_path))
     assert changes({"source": "folder", "count": 6}, found) == []
+    less = {**found, "classes": [entry[:3] for entry in found["classes"]]}  # no content
+    assert changes(less, found) == changes(found, less) == []
+    swap_classes(tmp_path)
+    assert changes(less, print_of(folder_of(tmp_path))) == []
+    rename_class(tmp_path)
+    after = print_of(data_config("folder", path=tmp_path, num_classes=None))
+    assert changes(less, after)[0].startswith("class 'ant' is ")
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"train": 3}', '{"train": {"count": "many"}}',
-                '{"train": {"count": 6, "classes": [[[], 1]]}}'],
+    "content", ["", "{", "[]", "3", "{}", '{"heldout": {"source": "folder", "count": 6}}',
+                '{"train": 3}', '{"train": {}}', '{"train": {"source": "a", "count": "many"}}',
+                '{"train": {"source": "a", "count": 6, "classes": [[[], 1]]}}'],
 )  # fmt: skip
 def test_a_damaged_record_is_named(content, tmp_path):
     path = tmp_path / "data.json"
@@ -214,22 +283,48 @@ def test_a_damaged_record_is_named(content, tmp_path):
     write_fingerprints(path, found)
     assert changes_since(path, found) == []
     path.write_text(content)
-    with pytest.raises(UserError, match=f"{path} is damaged"):
+    with pytest.raises(UserError) as error:
         changes_since(path, found)
+    line = str(error.value)
+    assert line.startswith(f"{path} is damaged")
+    assert line.endswith("restore it, or remove it if the data are what they were")
+    for words in (str(path), "is damaged", "restore it"):
+        assert line.count(words) == 1
 
 
-def test_a_changed_record_is_damage(tmp_path):
+def test_an_edited_record_is_refused_and_an_unsealed_one_is_taken(tmp_path):
     path = tmp_path / "data.json"
     found = {"train": print_of(folder_of(tmp_path / "pictures"))}
     write_fingerprints(path, found)
-    data = path.read_bytes()
-    path.write_bytes(data.replace(b'"count"', b'"counu"'))  # would be no key to compare
-    with pytest.raises(UserError, match=f"{path} is damaged or was edited"):
-        changes_since(path, found)
-    path.write_text(json.dumps(found))  # versions before noted no checksum
-    assert changes_since(path, found) == []
+    assert read_fingerprints(path) == found
+    sealed = json.loads(path.read_text())
+    sealed["train"]["count"] += 1
+    path.write_text(json.dumps(sealed))
+    with pytest.raises(UserError, match=f"{path} is damaged or was edited .its checksum is another"):
+        read_fingerprints(path)
+    del sealed["sha256"]  # as versions before wrote it
+    path.write_text(json.dumps(sealed))
+    assert changes_since(path, found) == [("train", "7 -> 6 images (-1)")]
+
+
+def test_a_record_that_is_out_of_reach_is_not_a_missing_one(tmp_path):
+    path = tmp_path / "data.json"
+    assert read_fingerprints(path) is None
+    path.symlink_to(tmp_path / "gone.json")
+    with pytest.raises(UserError, match=r"data\.json is a link to .*gone\.json, where no file is"):
+        read_fingerprints(path)
     path.unlink()
-    assert changes_since(path, found) == []
-    path.symlink_to("nowhere")
-    with pytest.raises(UserError, match=f"{path} is damaged .*No such file"):
-        changes_since(path, found)
+    path.mkdir()
+    with pytest.raises(UserError, match=r"data\.json is no file: restore it, or remove"):
+        read_fingerprints(path)
+
+
+def test_a_link_that_leads_nowhere_stands_for_no_statistics(tmp_path):
+    """Beside a VAE's file, as in a cache of links."""
+    from repae_jax.interop import vae_files
+
+    stats = tmp_path / "vae-latents-stats.pt"
+    assert vae_files._told(None, tmp_path / "vae.pt", 4) is None
+    stats.symlink_to(tmp_path / "gone.pt")
+    with pytest.raises(UserError, match=r"vae-latents-stats\.pt is a link to"):
+        vae_files._told(None, tmp_path / "vae.pt", 4)

@@ -10,6 +10,7 @@ from PIL import Image
 from repae_jax.cli import main
 from repae_jax.data import tfds_source
 from repae_jax.data.crop import rgb_square
+from repae_jax.data.identity import changes
 from repae_jax.data.pipeline import train_batches
 from repae_jax.data.sources import open_source
 from repae_jax.data.tfds_source import TfdsSource
@@ -153,6 +154,20 @@ def test_a_tfds_data_set_is_prepared_and_read(tfds_folder, tmp_path):
 
 
 def test_a_fingerprint_names_the_release_and_no_path(tfds_folder):
-    assert open_source(tiny(tfds_folder), "heldout").fingerprint() == {
+    found = open_source(tiny(tfds_folder), "heldout").fingerprint()
+    assert len(found.pop("content")) == 16
+    assert found == {
         "source": "tfds", "name": "tiny/1.0.0", "count": 4, "classes": list(CLASSES),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [{"label": 1}, {"image": encoded(random_picture(9, 9), "PNG")}])
+def test_a_release_prepared_anew_with_other_images_or_labels_is_other_data(change):
+    record = {"image": encoded(random_picture(8, 8), "PNG"), "label": 0}
+    before, after = (
+        TfdsSource("tiny", 3, records, resolution=8).fingerprint()
+        for records in ([record] * 5, [*[record] * 4, {**record, **change}])
+    )
+    assert [line.partition(":")[0] for line in changes(before, after)] == ["content"]
+    del before["content"]  # as versions before noted it
+    assert changes(before, after) == []
