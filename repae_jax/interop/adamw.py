@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from repae_jax.errors import UserError
+from repae_jax.utils.finite import finite_in_float32
 from repae_jax.utils.schema import shown
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -137,6 +138,6 @@ def _moment(entry, kind, shape, what):
         raise UserError(f"{what} has {shown(array)} for its {kind}, not a tensor of floats")
     if array.shape != tuple(shape):
         raise UserError(f"{what} has {kind} of shape {array.shape}, the model needs {shape}")
-    if not np.isfinite(array).all():
-        raise UserError(f"{what} has {kind} with values that are not finite")
+    if not finite_in_float32(array):
+        raise UserError(f"{what} has {kind} with values that are not finite in float32")
     return array

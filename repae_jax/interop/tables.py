@@ -17,6 +17,7 @@ import numpy as np
 
 from repae_jax.errors import UserError
 from repae_jax.interop.files import WEIGHT_TYPES
+from repae_jax.utils.finite import finite_in_float32
 from repae_jax.utils.schema import shown
 
 
@@ -167,8 +168,8 @@ def check(
 ) -> None:
     """Raise UserError, naming the tensor, unless names and shapes are exactly `expected`.
 
-    Each must be of a type for weights, and every value finite: a NaN in a weight would only show
-    as a NaN in a loss.
+    Each must be of a type for weights, and every value finite in float32: a NaN in a weight would
+    only show as a NaN in a loss.
     """
     missing = sorted(set(expected) - set(tensors))
     extra = sorted(set(tensors) - set(expected))
@@ -190,8 +191,10 @@ def check(
                 f"{source}: tensor {name!r} is of type {dtype}; weights are of one of "
                 f"{', '.join(WEIGHT_TYPES)}"
             )
-        if not np.isfinite(tensors[name]).all():
-            raise UserError(f"{source}: tensor {name!r} holds values that are not finite")
+        if not finite_in_float32(tensors[name]):
+            raise UserError(
+                f"{source}: tensor {name!r} holds values that are not finite in float32"
+            )
 
 
 def require_finite(tensors: Mapping[str, np.ndarray], path: Any) -> None:

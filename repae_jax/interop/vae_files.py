@@ -27,8 +27,10 @@ from repae_jax.interop.extract import Extract, extract
 from repae_jax.interop.foreign_configs import check_config
 from repae_jax.interop.vae_families import FAMILIES, completed, family_of
 from repae_jax.models.batch_norm import denormalize
+from repae_jax.models.inputs import check_latents
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL, Posterior
 from repae_jax.utils.atomic_files import replacing
+from repae_jax.utils.arrays import as_array
 from repae_jax.utils.images import as_float
 from repae_jax.utils.regular_files import is_file_there
 from repae_jax.utils.schema import Width, parse_json, read_json
@@ -84,20 +86,25 @@ class StoredVAE:
         Raises:
           TypeError, UserError: latents of another type or shape.
         """
-        return _decode(self.module, self.params, jnp.asarray(latents))
+        return _decode(self.module, self.params, self._checked(latents))
 
     def normalize(self, latents: jax.Array) -> jax.Array:
-        """(z - mean) / std per channel, with the statistics that came with the VAE.
+        """Latents (B, h, w, c) -> (z - mean) / std, with the statistics that came with the VAE.
 
         Raises:
-          UserError: it came without.
+          TypeError, UserError: latents of another type or shape, or it came without statistics.
         """
         mean, var = self._moments()
-        return (latents - mean) / jnp.sqrt(var)
+        return (self._checked(latents) - mean) / jnp.sqrt(var)
 
     def denormalize(self, latents: jax.Array) -> jax.Array:
         """The inverse of `normalize`."""
-        return denormalize(latents, *self._moments())
+        return denormalize(self._checked(latents), *self._moments())
+
+    def _checked(self, latents):
+        latents = as_array(latents, "latents", "give floating point (B, h, w, c)")
+        check_latents(latents, self.module.latent_channels)
+        return latents
 
     def _moments(self):
         if self.statistics is None:

@@ -16,7 +16,7 @@ def check_images(images: jax.Array, channels: int, factor: int) -> None:
 
     Raises:
       TypeError: they are not floating point.
-      UserError: they have another shape.
+      UserError: they have another shape, or there are none.
     """
     _check_floating(images, "images")
     shape = images.shape
@@ -27,6 +27,7 @@ def check_images(images: jax.Array, channels: int, factor: int) -> None:
         elif len(shape) == 4 and shape[1] == channels:
             hint = ": channels come last, images.transpose(0, 2, 3, 1)"
         raise UserError(f"images are {shape}, not (B, H, W, {channels}){hint}")
+    _check_any(images, "images")
     if any(side % factor or not side for side in shape[1:3]):
         raise UserError(
             f"images are {shape[1]} x {shape[2]} pixels, which the VAE's factor {factor} does not "
@@ -40,6 +41,14 @@ def check_latents(latents: jax.Array, channels: int) -> None:
     if latents.ndim != 4 or latents.shape[-1] != channels:
         hint = ": channels come last" if latents.ndim == 4 and latents.shape[1] == channels else ""
         raise UserError(f"latents are {latents.shape}, not (B, h, w, {channels}){hint}")
+    if not all(latents.shape):
+        _check_any(latents, "latents")
+        raise UserError(f"latents are {latents.shape}: give at least one row and one column")
+
+
+def _check_any(batch, what):
+    if not batch.shape[0]:
+        raise UserError(f"{what} are {batch.shape}, a batch of none: give at least one")
 
 
 def _check_floating(array, what):

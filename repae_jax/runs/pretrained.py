@@ -11,6 +11,9 @@ from repae_jax.errors import UserError, warn
 from repae_jax.interop.vae_files import StoredVAE, read_vae
 from repae_jax.runs.checkpoints import FOLDER
 from repae_jax.runs.original_checkpoint import run_vae
+from repae_jax.utils.schema import shown
+
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
 class PretrainedVAE(StoredVAE):
@@ -30,18 +33,29 @@ class PretrainedVAE(StoredVAE):
 
         Args:
           name: as above.
-          dtype: of the matrix products and convolutions; parameters are float32.
+          dtype: of the matrix products and convolutions, float32, bfloat16 or float16; parameters
+            are float32.
           variant: of a folder's weights, such as "fp16" for diffusion_pytorch_model.fp16....
 
         Raises:
-          UserError: nothing is there, it is damaged, or it is something else.
+          UserError: nothing is there, it is damaged, or it is something else; another `dtype`.
         """
+        _check_dtype(dtype)
         stored = _read(pathlib.Path(name), name, dtype, variant)
         for note in stored.notes:
             warn(f"{name}: {note}")
         params = jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), stored.params)
         fields = {field.name: getattr(stored, field.name) for field in dataclasses.fields(stored)}
         return cls(**fields | {"params": params})
+
+
+def _check_dtype(dtype):
+    try:
+        found = jnp.dtype(dtype).name if dtype is not None else None
+    except TypeError:
+        found = dtype
+    if found not in _DTYPES:
+        raise UserError(f"dtype is {shown(found)}: give one of {', '.join(_DTYPES)}")
 
 
 def _read(path, name, dtype, variant) -> StoredVAE:

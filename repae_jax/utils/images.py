@@ -4,11 +4,14 @@ import jax
 import jax.numpy as jnp
 
 from repae_jax.errors import UserError
+from repae_jax.utils.arrays import as_array
+from repae_jax.utils.finite import NotFinite
 
 _OVERSHOOT = 0.5
 _TAKEN = (
     "give uint8 pixels from 0 to 255, or floats from -1 to 1 (of pixels x that is x / 127.5 - 1)"
 )
+_FLOATS = "give floats, nominally from -1 to 1"
 
 
 def to_float(images: jax.Array) -> jax.Array:
@@ -28,11 +31,12 @@ def as_float(images: jax.Array) -> jax.Array:
     Floats may overshoot by a half, as a decoder's do; they are looked at unless they are traced.
 
     Raises:
-      TypeError: other integers, bools or complex numbers, which nobody knows the range of.
+      TypeError: other integers, bools or complex numbers, which nobody knows the range of, or no
+        array at all.
       UserError: floats beyond the range, or NaN.
     """
     dtype = getattr(images, "dtype", None)  # the user's, before JAX makes 32 bits of 64
-    images = jnp.asarray(images)
+    images = as_array(images, "images", _TAKEN)
     if images.dtype == jnp.uint8:
         return to_float(images)
     if not jnp.issubdtype(images.dtype, jnp.floating):
@@ -51,10 +55,20 @@ def to_uint8(images: jax.Array) -> jax.Array:
     generate.py): rounding would brighten them by half a level on average. So this is no exact
     inverse of `to_float`: a level that float32 leaves just below its integer loses one.
 
-    Raises TypeError unless the images are floating point.
+    Outside of compiled functions the images are looked at; within one nothing can be raised, and
+    NaN becomes black (see `utils.finite.finite_rows`).
+
+    Raises:
+      TypeError: they are not floating point.
+      NotFinite: they hold NaN or infinite values.
     """
-    images = jnp.asarray(images)
+    images = as_array(images, "images", _FLOATS)
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise TypeError(f"images must be floating point, got {images.dtype}")
+    if not isinstance(images, jax.core.Tracer) and not jnp.isfinite(images).all():
+        raise NotFinite(
+            "images hold NaN or infinite values, which are no pixels: look for their origin in the "
+            "latents, the weights, or a type too narrow for them"
+        )
     scaled = 255.0 * ((images.astype(jnp.float32) + 1.0) / 2.0)
     return jnp.clip(scaled, 0.0, 255.0).astype(jnp.uint8)

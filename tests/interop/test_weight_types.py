@@ -73,6 +73,21 @@ def test_other_types_are_no_weights(dtype, suffix, tmp_path, capsys):
     assert message in refused(["convert", path, tmp_path / "out"], capsys)
 
 
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+@pytest.mark.parametrize("largest", [1e39, -1e300])
+def test_doubles_that_overflow_floats_are_refused(suffix, largest, tmp_path, capsys):
+    tensors = {name: tensor.double() for name, tensor in ldm_tensors().items()}
+    read_vae(save(tensors, tmp_path / f"fine.{suffix}"))
+    victim = "encoder.mid.attn_1.q.weight"
+    tensors[victim].view(-1)[3] = largest
+    path = save(tensors, tmp_path / f"x.{suffix}")
+    message = f"{path}: tensor {victim!r} holds values that are not finite in float32"
+    with pytest.raises(UserError) as caught:
+        PretrainedVAE.from_pretrained(path)
+    assert message in str(caught.value)
+    assert message in refused(["convert", path, tmp_path / "out"], capsys)
+
+
 def test_counters_may_be_integers(checkpoint):
     tensors = parts_of(checkpoint, "discriminator")["discriminator"]
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}

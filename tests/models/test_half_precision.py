@@ -88,3 +88,11 @@ def test_a_run_is_told_which_types_it_takes(tmp_path):
     config.dtype = "float16"
     with pytest.raises(UserError, match=r"config.dtype is 'float16': use 'float32' or 'bfloat16'"):
         validate(config)
+
+
+@pytest.mark.parametrize(
+    "dtype", [np.int32, bool, np.complex64, np.float64, jnp.float8_e4m3fn, "no", None, 3]
+)
+def test_other_types_are_refused_before_anything_is_read(dtype, tmp_path):
+    with pytest.raises(UserError, match=r"dtype is .*: give one of float32, bfloat16, float16"):
+        PretrainedVAE.from_pretrained(tmp_path / "nothing", dtype=dtype)

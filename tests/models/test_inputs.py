@@ -1,5 +1,7 @@
 """What a VAE is given: the right type, range and shape, or an error that says which is."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 from repae_jax.models.tokenizers.qwen_image_vae import AutoencoderKLQwenImage
 from repae_jax.models.tokenizers.vae import parameter_shapes
 from repae_jax.runs.pretrained import PretrainedVAE
+from repae_jax.utils.images import to_uint8
 
 MODULES = {  # both with a factor of 4 and 2 latent channels
     "kl": AutoencoderKL(
@@ -92,6 +95,7 @@ def test_what_a_decoder_overshoots_is_taken_and_so_is_what_is_traced(vae):
         ((1, 8, 8, 4), r"images are \(1, 8, 8, 4\), not \(B, H, W, 3\)"),
         ((1, 8, 8), r"images are \(1, 8, 8\), not"),
         ((), r"images are \(\), not"),
+        ((0, 8, 8, 3), r"images are \(0, 8, 8, 3\), a batch of none: give at least one"),
     ],
 )
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
@@ -108,11 +112,26 @@ def test_other_shapes_are_named(vae, shape, dtype, message):
         (np.zeros((1, 2, 3, 4), "f4"), UserError, "channels come last"),
         (np.zeros((1, 2, 3, 2), "i4"), TypeError, "latents are int32: give floating point"),
         (PIXELS, TypeError, "latents are uint8"),
+        (np.zeros((2, 2, 3, 1), "f4"), UserError, r"latents are \(2, 2, 3, 1\), not"),
+        (np.zeros((0, 2, 3, 2), "f4"), UserError, "a batch of none: give at least one"),
+        (np.zeros((1, 2, 0, 2), "f4"), UserError, r"\(1, 2, 0, 2\): give at least one row and one"),
+        (None, TypeError, "latents are a NoneType, no array: give floating point"),
+        ([[1.0], [1.0, 2.0]], TypeError, "latents are a list, no array"),
     ],
 )
-def test_other_latents_are_named(vae, latents, error, message):
+@pytest.mark.parametrize("method", ["decode", "normalize", "denormalize"])
+def test_other_latents_are_named(vae, method, latents, error, message):
+    vae = dataclasses.replace(vae, statistics={"mean": np.zeros(2), "var": np.ones(2)})
     with pytest.raises(error, match=message):
-        vae.decode(latents)
+        getattr(vae, method)(latents)
+
+
+@pytest.mark.parametrize("images", [None, "a.png", [[1.0], [1.0, 2.0]], object()])
+def test_what_is_no_array_is_no_image(vae, images):
+    with pytest.raises(TypeError, match=r"images are a \w+, no array: give uint8 pixels from 0"):
+        vae.encode(images)
+    with pytest.raises(TypeError, match=r"images are a \w+, no array: give floats"):
+        to_uint8(images)
 
 
 def test_lpips_takes_no_pixels():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from repae_jax.utils.finite import NotFinite
 from repae_jax.utils.images import to_float, to_uint8
 
 
@@ -27,6 +28,15 @@ def test_pixels_become_floats_and_come_back_within_a_level():
         np.testing.assert_allclose(images, pixels.astype(np.float64) / 127.5 - 1, atol=1e-7)
         back = np.asarray(to_uint8(images)).astype(int)
         assert set(np.unique(pixels.astype(int) - back)) <= {0, 1}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_no_pixel(bad):
+    images = np.array([0.0, bad], np.float32)
+    for given in (images, jnp.asarray(images, jnp.bfloat16)):
+        with pytest.raises(NotFinite, match="images hold NaN or infinite values"):
+            to_uint8(given)
+    assert jax.jit(to_uint8)(images)[0] == 127  # in a compiled function nothing can be raised
 
 
 def test_swapped_pixel_types_are_refused():

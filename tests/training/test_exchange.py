@@ -252,6 +252,11 @@ def spoil(whole, how):
     if how == "nan":
         whole["model"][first][0, 0] = float("nan")
         return ("model", first, "not finite")
+    if how == "double-moment":
+        moment = whole["opt_vae"]["state"][5]["exp_avg_sq"].double()
+        moment.view(-1)[0] = 1e39
+        whole["opt_vae"]["state"][5]["exp_avg_sq"] = moment
+        return ("opt_vae", "exp_avg_sq", "not finite in float32")
     if how == "nan-moment":
         whole["opt_vae"]["state"][5]["exp_avg_sq"][0] = float("nan")
         return ("opt_vae", "exp_avg_sq", "not finite")
@@ -270,8 +275,9 @@ def spoil(whole, how):
 
 @pytest.mark.parametrize(
     "how",
-    ["missing", "extra", "shape", "nan", "nan-moment", "slot", "parameters", "uneven", "part"],
-)
+    ["missing", "extra", "shape", "nan", "nan-moment", "double-moment", "slot", "parameters",
+     "uneven", "part"],
+)  # fmt: skip
 def test_damage_is_one_line_and_nothing_is_written(how, exported, tmp_path, capsys):
     whole = saved_content(exported)
     expected = spoil(whole, how)
