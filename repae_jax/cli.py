@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from absl import logging as absl_logging
 
 from repae_jax import __version__
+from repae_jax.commands.options import Parser
 from repae_jax.config.overrides import PREFIX
 from repae_jax.errors import TRACEBACK, explained
 from repae_jax.utils import process_env, signals, streams
@@ -88,7 +89,7 @@ def make_parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
     Imports their modules.
     """
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m repae_jax", description=DESCRIPTION, formatter_class=raw
     )
     parser.add_argument("--version", action="version", version=f"repae_jax {__version__}")

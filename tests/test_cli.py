@@ -12,7 +12,7 @@ import time
 import pytest
 
 from repae_jax import commands
-from repae_jax.cli import COMMANDS, main
+from repae_jax.cli import COMMANDS, main, make_parser
 from repae_jax.config import validate
 
 TINY = str(pathlib.Path(__file__).with_name("tiny.py"))
@@ -70,6 +70,25 @@ def test_a_missing_run_is_named(command, tmp_path, capsys):
     assert main([command, "--workdir", str(tmp_path / "run")]) == 2
     assert "holds no run: config.json is missing" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", ["-1e30", "-1E-3", "-.5e+1", "-5.", "-1_0", "-inf", "-nan"])
+@pytest.mark.parametrize("command", ["sample", "generate"])
+def test_every_number_below_zero_is_a_value_and_no_option(command, value):
+    words = [command, "--workdir", "x", "--output", "y"]
+    for option in ("--guidance-scale", "--guidance-low", "--guidance-high"):
+        found = vars(make_parser().parse_args([*words, option, value]))
+        number = found[option.removeprefix("--").replace("-", "_")]
+        assert number == pytest.approx(float(value), nan_ok=True)
+
+
+def test_an_option_is_no_number(tmp_path, capsys):
+    words = ["sample", "--workdir", str(tmp_path), "--guidance-scale"]
+    for other in ("-e5", "-h", "--seed", "-1e", "-infinit"):
+        with pytest.raises(SystemExit) as end:
+            main([*words, other])
+        assert end.value.code == 2
+        assert "argument --guidance-scale: expected one argument" in capsys.readouterr().err
 
 
 def test_an_error_in_the_config_file_is_reported(tmp_path, capsys):

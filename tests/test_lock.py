@@ -51,6 +51,25 @@ def file_system(request, monkeypatch):
         monkeypatch.setattr("fcntl.flock", refuse)
 
 
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_a_lock_that_is_no_file_is_refused_at_once(kind, tmp_path):
+    path = tmp_path / ".lock"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    script = "import sys; from pathlib import Path; from repae_jax.utils.lock import writing_in\n"
+    script += "with writing_in(Path(sys.argv[1])): pass"
+    ended = subprocess.run(
+        [sys.executable, "-c", script, tmp_path], capture_output=True, text=True, timeout=60
+    )
+    message = "Is a directory" if kind == "folder" else f"{path} is no file, so nothing can be"
+    assert message in ended.stderr.splitlines()[-1]
+    assert "UserError" in ended.stderr
+
+
 def test_another_process_is_named_and_waited_for(holding, tmp_path, file_system):
     with pytest.raises(UserError, match=f"run: {REFUSED}") as refusal, writing_in(tmp_path / "run"):
         pass

@@ -1,6 +1,7 @@
 """JSON of others: what fits passes as it is, what does not is one line with key and value."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from repae_jax.utils.schema import (
     Key,
     Text,
     Width,
+    as_whole,
     checked,
     each,
     parse_json,
@@ -122,7 +124,7 @@ def test_a_file_is_read_as_far_as_its_kind_goes(tmp_path):
     assert read_json(path, largest=104) == ["y" * 100]
     with pytest.raises(UserError, match=r"x\.json: has over 0 MiB"):
         read_json(path, largest=103)
-    with pytest.raises(UserError, match="/dev/zero is damaged"):  # which never ends
+    with pytest.raises(UserError, match="/dev/zero: cannot be read .it is no file"):
         read_json("/dev/zero")
     with pytest.raises(UserError, match="cannot be read .No such file"):
         read_json(tmp_path / "none.json")
@@ -135,3 +137,18 @@ def test_a_whole_number_that_no_array_holds_is_a_float():
     found = parse_json(f"[{2**64 - 1}, {-(2**63)}, {2**64}, 1{'0' * 30}, 1{'0' * 400}]", source="x")
     assert found == [2**64 - 1, -(2**63), 2.0**64, 1e30, float("inf")]
     assert list(map(type, found)) == [int, int, float, float, float]
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(UserError, match=r"pipe.json: cannot be read \(it is no file\); restore"):
+        read_json(tmp_path / "pipe.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("0", 0), ("120", 120), ("007", None), ("²", None), ("٣", None), ("-1", None), ("", None),
+     ("1_0", None), (" 1", None), ("9" * 5000, None)],
+)  # fmt: skip
+def test_whole_numbers_are_written_in_one_way(text, number):
+    assert as_whole(text) == number

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 from repae_jax.errors import UserError
+from repae_jax.utils.schema import as_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ def parse_topology(text: str) -> tuple[Chip, int]:
     chip = {**TPUS, **GPUS}.get(kind)
     if (
         chip is None
-        or not all(side.isdigit() and int(side) for side in sides)
+        or not all(as_whole(side) for side in sides)
         or (kind in GPUS and len(sides) > 1)
     ):
         raise UserError(

@@ -154,12 +154,14 @@ def _results(study: ConfigDict, output: pathlib.Path) -> list[Result]:
 
 def _job(study: ConfigDict, text: str) -> Job:
     from repae_jax.study.plan import Job
+    from repae_jax.utils.schema import as_whole
 
     arm, _, seed = text.partition(":")
-    if arm not in study.arms or not seed.isdecimal() or int(seed) >= study.seeds:
+    number = as_whole(seed)
+    if arm not in study.arms or number is None or number >= study.seeds:
         known = ", ".join(study.arms)
         raise UserError(
             f"--run is {text!r}: give ARM:SEED, with an arm of {known} and a seed below "
             f"{study.seeds}"
         )
-    return Job(arm, int(seed))
+    return Job(arm, number)

@@ -109,7 +109,7 @@ def open_hdf5(data_config: typing.Any, split: str) -> Hdf5Source:
     folder = split_folder(
         data_config.path, split, lambda root: (root / IMAGES).exists(), f"{IMAGES} and {NAMES}"
     )
-    missing = [name for name in (IMAGES, NAMES) if not (folder / name).exists()]
+    missing = [name for name in (IMAGES, NAMES) if not (folder / name).is_file()]
     if missing:
         raise UserError(
             f"{folder} has no {' and no '.join(missing)}; name the folder that the original's "

@@ -18,7 +18,7 @@ from repae_jax.data.skip_bad_images import SkippingSource
 from repae_jax.data.source import Source
 from repae_jax.data.tfds_source import open_tfds
 from repae_jax.errors import UserError
-from repae_jax.utils.schema import Count, checked
+from repae_jax.utils.schema import Count, as_whole, checked, shown
 
 __all__ = ["ArraySource", "Source", "open_source"]
 
@@ -130,9 +130,9 @@ def _open_scenes(data_config, split):
     if split not in scenes.COUNTS:
         raise UserError(f"scenes have no split {split!r}; choose one of {', '.join(scenes.COUNTS)}")
     name = data_config.name
-    if name and not (name.isdecimal() and int(name)):
-        raise UserError(f"data.name = {name!r}; of scenes it is their number, such as 20000")
-    count = int(name[:20]) if name else scenes.COUNTS[split]
+    count = as_whole(name) if name else scenes.COUNTS[split]
+    if not count:
+        raise UserError(f"data.name = {shown(name)}; of scenes it is their number, such as 20000")
     checked(count, Count, source="data.name")
     return scenes.Scenes(split, count, data_config.resolution)
 

@@ -191,7 +191,7 @@ def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[
     numbers = {
         int(match[1])
         for name in tensors
-        if (match := re.match(r"encoder\.down(?:_blocks)?\.(\d+)\.", name))
+        if (match := re.match(r"encoder\.down(?:_blocks)?\.(\d{1,9})\.", name))
     }
     rules = rules_of(naming or "ldm", len(numbers))
     ours = tables.to_ours(rules, tensors, source=source)

@@ -30,13 +30,13 @@ def parts_of(content: Mapping[str, Any], *, source: str) -> dict[str, Any] | Non
 
     Names may be wrapped ("module."), the moving average may be called `model_ema`, and everything
     may be missing but one SiT: a missing `model` or `ema` is the other one, missing `steps` are 0.
-    `notes` lists what was missing or left out.
+    `notes` lists what was missing or left out; None stands for what was left out, too.
 
     Raises:
       UserError: a damaged one.
     """
     parts = {_OTHER_NAMES.get(key, key): value for key, value in content.items()}
-    parts = {k: value for k, value in parts.items() if k not in _SIGNS or value is not None}
+    parts = {key: value for key, value in parts.items() if value is not None}
     sits = [key for key in ("model", "ema") if _holds(parts.get(key), sit.SIGN, source)]
     if "opt" in parts and {"model", "ema"} & parts.keys():
         _check_optimizers(parts, sits, source)

@@ -146,12 +146,11 @@ def _folder(path):
 
 def _file(path):
     content = files.read_stored(path)
-    _check_names(content, path)
     if checkpoint := checkpoint_parts.parts_of(content, source=str(path)):
         return Found(checkpoint_parts.kind_of(checkpoint), path, checkpoint)
     for tensors in content.values():
         if isinstance(tensors, Mapping):
-            _check_names(tensors, path)
+            files.check_names(tensors, path)
     for format, (sign, ignore) in _SIGNS.items():
         found = extract(content, sign, source=str(path), ignore=ignore)
         if found and _is_whole(format, found.tensors):
@@ -178,12 +177,6 @@ def _is_whole(format, tensors):
     """Whether the tensors beside the sign are there too, where it alone would not tell."""
     beside = {"statistics": "latents_bias", "sit": "pos_embed"}
     return format not in beside or beside[format] in tensors
-
-
-def _check_names(content, path):
-    for name in content:
-        if not isinstance(name, str):
-            raise UserError(f"{path}: holds {name!r} where the name of a tensor belongs")
 
 
 def _arrays(content):

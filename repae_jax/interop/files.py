@@ -22,7 +22,7 @@ from repae_jax.interop.intact import (
     sort_notes,
 )
 from repae_jax.utils.atomic_files import replacing
-from repae_jax.utils.schema import Text, read_json
+from repae_jax.utils.schema import Text, read_json, shown
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")  # .pth.tar
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
@@ -223,6 +223,13 @@ def _open_safetensors(path):
         raise UserError(f"{path}: not a readable safetensors file ({first_line(error)})") from error
 
 
+def check_names(content: Mapping, path: str | pathlib.Path) -> None:
+    """Raise UserError unless the names of a file's tensors, or of its parts, are texts."""
+    for name in content:
+        if not isinstance(name, str):
+            raise UserError(f"{path}: holds {shown(name)} where the name of a tensor belongs")
+
+
 def _read_torch(path):
     import argparse
 
@@ -243,6 +250,7 @@ def _read_torch(path):
         raise UserError(f"{path}: {_refusal(error)}") from error
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a dict of tensors")
+    check_names(content, path)
     check_claims(content, path)
     return _map_tensors(content, path)
 

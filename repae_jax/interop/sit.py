@@ -14,6 +14,7 @@ from repae_jax.interop import tables
 from repae_jax.interop.tables import LINEAR, Rule, layer, norm, patch_layout
 from repae_jax.models.backbones.base import blank_inputs
 from repae_jax.models.backbones.sit import SIT_CONFIGS, SiT, describe
+from repae_jax.utils.schema import as_whole
 
 SIGN = r"x_embedder\.proj\.weight$"  # a name that every file has
 # counts the updates of the running statistics; with a fixed momentum nothing reads it
@@ -91,8 +92,9 @@ def unify_names(tensors: Mapping[str, np.ndarray], encoder_depth: int) -> dict[s
     for name, array in tensors.items():
         head, _, rest = name.partition(".")
         if head == "decoder_blocks":
-            index, _, rest = rest.partition(".")
-            name = f"blocks.{int(index) + encoder_depth}.{rest}"
+            index, _, inner = rest.partition(".")
+            if (number := as_whole(index)) is not None:
+                name = f"blocks.{number + encoder_depth}.{inner}"
         renamed[name] = array
     return renamed
 

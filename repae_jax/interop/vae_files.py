@@ -29,8 +29,8 @@ from repae_jax.interop.vae_families import FAMILIES, completed, family_of
 from repae_jax.models.batch_norm import denormalize
 from repae_jax.models.inputs import check_latents
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL, Posterior
-from repae_jax.utils.atomic_files import replacing
 from repae_jax.utils.arrays import as_array
+from repae_jax.utils.atomic_files import replacing
 from repae_jax.utils.images import as_float
 from repae_jax.utils.regular_files import is_file_there
 from repae_jax.utils.schema import Width, parse_json, read_json

@@ -19,6 +19,7 @@ from repae_jax.runs.optimizers import as_held, as_wanted
 from repae_jax.runs.retention import Record, Retention
 from repae_jax.runs.state import TrainState
 from repae_jax.utils.atomic_files import entries
+from repae_jax.utils.schema import as_whole
 
 FOLDER = "checkpoints"
 # Bytes of a file of arrays, about: one is held in memory while it is written, and its checksum is
@@ -317,7 +318,8 @@ def _check_complete(tree):
 def saved_steps(workdir: str | pathlib.Path) -> list[int]:
     """The steps of a work directory's checkpoints, the first first; none without any."""
     # One that is being written has another name.
-    return sorted(int(name) for name in entries(pathlib.Path(workdir) / FOLDER) if name.isdigit())
+    steps = map(as_whole, entries(pathlib.Path(workdir) / FOLDER))
+    return sorted(step for step in steps if step is not None)
 
 
 def restore_latest(workdir: str | pathlib.Path) -> dict[str, Any]:

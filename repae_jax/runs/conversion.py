@@ -108,7 +108,7 @@ def _told_by_name(found, target):
 
 def _suffix(target):
     """The target's suffix; a number belongs to the name, as in e2e-sd3.5-vae."""
-    return "" if target.suffix[1:2].isdigit() else target.suffix
+    return "" if target.suffix[1:2].isdecimal() else target.suffix
 
 
 def _check_suffix(target, to):

@@ -11,6 +11,7 @@ from repae_jax.errors import UserError
 from repae_jax.runs import workdir as work_directory
 from repae_jax.runs.checkpoints import FOLDER, saved_steps
 from repae_jax.runs.provenance import FILE as ORIGIN
+from repae_jax.utils.schema import as_whole
 
 ASIDE = "aside-{}"  # a folder in the run's, which is a work directory as well
 SAMPLES = "samples"
@@ -52,7 +53,7 @@ def set_aside(workdir: pathlib.Path, step: int) -> str:
     for name in reversed(later):  # whatever ends this between two, the newest is gone first
         (workdir / FOLDER / str(name)).rename(aside / FOLDER / str(name))
     for picture in sorted((workdir / SAMPLES).glob("*.png")):
-        if picture.stem.isdigit() and int(picture.stem) > step:
+        if (as_whole(picture.stem.lstrip("0")) or 0) > step:
             (aside / SAMPLES).mkdir(exist_ok=True)
             picture.rename(aside / SAMPLES / picture.name)
     return aside.name

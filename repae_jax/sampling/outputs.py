@@ -26,6 +26,7 @@ from repae_jax.errors import UserError
 from repae_jax.utils.atomic_files import entries, remove_temporaries, replacing, write_atomically
 from repae_jax.utils.figures import image_grid, save_png
 from repae_jax.utils.lock import Lock, writing
+from repae_jax.utils.regular_files import is_file_there
 from repae_jax.utils.schema import Count, checked, read_json
 
 FORMAT = "repae_jax samples 1"
@@ -59,29 +60,30 @@ class Output:
         return self.path.name.removesuffix(".npz")
 
     def begin(self, made: Mapping[str, Any]) -> None:
-        """Note what is being made, and that is all that may be made here.
+        """Note what is being made, and that is all that may be made here from the first image on.
 
         Raises:
           UserError: something else is there or has been begun there, or it cannot be written.
         """
         self._check_free_of_others()
         ours = {"format": FORMAT, **made}
-        if not self.about.exists():
-            if self._begun():
-                raise UserError(
-                    f"{self.path} exists already, and {self.about.name} is not there to say what "
-                    "it is; choose another --output, or remove it"
-                )
-            with self._writing(self.preview):
-                self.preview.unlink(missing_ok=True)  # of images that have been removed
-            write_json(self.about, ours)
-            return
-        theirs = read_json(self.about)
+        there = is_file_there(self.about)
+        if not there and self._begun():
+            raise UserError(
+                f"{self.path} exists already, and {self.about.name} is not there to say what it "
+                "is; choose another --output, or remove it"
+            )
+        theirs = read_json(self.about) if there else ours
         if not isinstance(theirs, dict) or theirs.get("format") != FORMAT:
             raise UserError(
                 f"{self.about} exists already and is something else; choose another --output"
             )
-        check_same(self.path, theirs, ours)
+        if there and self._any_written():
+            check_same(self.path, theirs, ours)
+            return
+        with self._writing(self.preview):
+            self.preview.unlink(missing_ok=True)  # of images that have been removed
+        write_json(self.about, ours)
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[Lock]:
@@ -100,6 +102,16 @@ class Output:
         shown = min(_SHOWN, self.count)
         if done >= shown and not self.preview.exists():
             save_png(self.preview, image_grid(self.first(shown), min(8, shown)))
+
+    def _any_written(self):
+        """Whether there are images that NAME.json may tell of, in a file or in a folder."""
+        file, folder = self.about.with_name(f"{self._name}.npz"), self.about.with_name(self._name)
+        partial = file.with_name(f"{file.name}.partial")
+        return (
+            file.exists()
+            or (partial.exists() and partial.stat().st_size > 0)
+            or (folder.is_dir() and any(name[0] != "." for name in entries(folder)))
+        )
 
     @contextlib.contextmanager
     def _writing(self, path):

@@ -10,11 +10,14 @@ import os
 import pathlib
 import threading
 from collections.abc import Callable, Container, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import xxhash
 
+from repae_jax.errors import UserError
 from repae_jax.utils.atomic_files import write_atomically
+from repae_jax.utils.schema import read_json
 from repae_jax.utils.sealed import seal, unseal
 
 FILE = "checksums.json"
@@ -99,16 +102,21 @@ def check_folder(folder: pathlib.Path, part: int = 0, parts: int = 1) -> bool:
     if not path.is_file():
         return False
     try:
-        content, whole = unseal(json.loads(path.read_bytes()))
-        files = content["files"]
-    except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        content, untouched = unseal(read_json(path, dict[str, Any]))
+    except UserError as error:
         raise Damaged(f"{FILE} is damaged") from error
-    if not whole:
+    files = content.get("files")
+    if not (untouched and isinstance(files, dict) and all(map(_is_sum, files.values()))):
         raise Damaged(f"{FILE} is damaged")
     largest_first = sorted(files, key=lambda name: -files[name][0])
     with _threads() as pool:
         list(pool.map(lambda name: _check(folder, name, *files[name]), largest_first[part::parts]))
     return True
+
+
+def _is_sum(noted):
+    """Whether it is a file's size and checksum."""
+    return isinstance(noted, list) and list(map(type, noted)) == [int, str]
 
 
 def tensors_checksum(tensors: Mapping[str, np.ndarray], notes: Mapping[str, str]) -> str:

@@ -17,6 +17,7 @@ import itertools
 import os
 import pathlib
 import secrets
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -261,7 +262,12 @@ def _make_folder(folder) -> list[pathlib.Path]:
 
 
 def _open(path) -> BinaryIO:
-    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
+    # Not to wait for the other end of a pipe.
+    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise UserError(f"{path} is no file, so nothing can be locked by it: remove it")
+    return os.fdopen(number, "r+b", buffering=0)
 
 
 def _flock(file) -> bool | None:

@@ -8,7 +8,9 @@ import functools
 import json
 import math
 import os
+import re
 import reprlib
+import stat
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
@@ -72,6 +74,14 @@ _reprs = _Reprs()
 _reprs.maxlevel, _reprs.maxstring, _reprs.maxother = 3, 60, 60
 
 
+def as_whole(text: str) -> int | None:
+    """The number that a text writes as int() does, "0" or "120"; None for any other text.
+
+    Python's own `isdigit` takes a superscript, which int() refuses, as it does thousands of digits.
+    """
+    return int(text) if re.fullmatch(r"0|[1-9][0-9]{0,17}", text) else None
+
+
 def shown(value: Any) -> str:
     """A value as an error shows it, cut to fit a line; of an array its type and shape."""
     return _reprs.repr(value)
@@ -97,8 +107,11 @@ def read_json(
         measure, or does not fit the schema.
     """
     try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
+        with open(path, "rb", opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ValueError("it is no file")
+            size = status.st_size
             text = file.read(min(size, largest) + 1)
     except (OSError, ValueError) as error:  # of a name that cannot be one
         reason = getattr(error, "strerror", None) or error
@@ -106,6 +119,10 @@ def read_json(
     if len(text) > largest:
         raise UserError(f"{path}: has over {largest >> 20} MiB, which no file of its kind has")
     return parse_json(text, schema, source=str(path), way_out=way_out)
+
+
+def _open_at_once(path, flags):
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for a writer
 
 
 def parse_json(

@@ -113,6 +113,8 @@ def test_a_configuration_opens_scenes():
     [
         ({"name": "many"}, "train", "data.name = 'many'; of scenes it is their number"),
         ({"name": "0"}, "train", "data.name = '0'"),
+        ({"name": "²"}, "train", "data.name = '²'"),
+        ({"name": "9" * 5000}, "train", "data.name = '999"),
         ({}, "test", "no split 'test'; choose one of train, heldout"),
         ({"num_classes": 10}, "train", "set data.num_classes = 24"),
     ],

@@ -6,7 +6,9 @@ from saved import assert_same_content, saved_content
 from weight_files import TINY, parts_of, refused, wrapped
 
 from repae_jax.cli import main
+from repae_jax.interop.checkpoint_parts import parts_of as parts_of_content
 from repae_jax.interop.detect_format import find
+from repae_jax.interop.files import read_stored
 from repae_jax.runs.checkpoints import restore_latest
 
 # What is left of a training checkpoint, and what `convert` says of the rest.
@@ -45,6 +47,26 @@ def test_stripped_training_checkpoints(kind, prefix, checkpoint, tmp_path, capsy
         if source:
             assert_same_content(again[key], dict(plain_content[source]), key)
     assert not any(slot["exp_avg"].any() for slot in again["opt"]["state"].values())
+
+
+@pytest.mark.parametrize(
+    "absent", ["opt opt_vae opt_disc", "args", "steps", "ema", "discriminator opt opt_vae opt_disc"]
+)
+def test_none_stands_for_what_is_absent(absent, checkpoint):
+    whole = read_stored(checkpoint)
+    without = {key: value for key, value in whole.items() if key not in absent.split()}
+    expected = parts_of_content(without, source="x")
+    found = parts_of_content(whole | dict.fromkeys(absent.split()), source="x")
+    assert found["notes"] == expected["notes"]
+    assert found.keys() == expected.keys()
+
+
+@pytest.mark.parametrize("absent", ["opt opt_vae opt_disc", "args opt opt_vae opt_disc"])
+def test_a_checkpoint_with_none_for_its_optimizers_is_converted(absent, checkpoint, tmp_path):
+    content = saved_content(checkpoint) | dict.fromkeys(absent.split())
+    torch.save(content, tmp_path / "x.pt")
+    words = ["--config", TINY] if "args" in absent.split() else []
+    assert main(["convert", str(tmp_path / "x.pt"), str(tmp_path / "run"), *words, "--quiet"]) == 0
 
 
 def exported(run):

@@ -18,6 +18,7 @@ from repae_jax import AutoencoderKL
 from repae_jax.cli import main
 from repae_jax.errors import UserError
 from repae_jax.interop.detect_format import find
+from repae_jax.interop.files import read_tensors
 from repae_jax.interop.vae_files import read_vae
 from repae_jax.interop.vit import load_vit
 from repae_jax.runs.weights import load_teacher
@@ -50,6 +51,32 @@ def with_files(whole, folder, names):
         else:
             save_file(marked, folder / name)
     return folder
+
+
+@pytest.mark.parametrize("names", ["all", "one", "shards"])
+def test_numbers_for_names_are_one_line(names, whole, tmp_path, capsys):
+    folder, tensors = tmp_path / "vae", load_file(whole / PLAIN)
+    folder.mkdir()
+    shutil.copy(whole / "config.json", folder)
+    file = folder / "diffusion_pytorch_model.bin"
+    named = {n if names == "one" else k: torch.tensor(tensors[n]) for k, n in enumerate(tensors)}
+    torch.save(named | {0: torch.ones(2)}, file)
+    if names == "shards":
+        file = file.rename(folder / "a.bin")
+        index = {"weight_map": {"x": "a.bin"}}
+        (folder / "diffusion_pytorch_model.bin.index.json").write_text(json.dumps(index))
+    message = f"{file}: holds 0 where the name of a tensor belongs"
+    with pytest.raises(UserError, match=message):
+        AutoencoderKL.from_pretrained(folder)
+    for words in (["inspect", folder], ["convert", folder, tmp_path / "out.pt"]):
+        assert message in refused(words, capsys)
+
+
+@pytest.mark.parametrize("read", [read_vae, read_tensors])
+def test_numbers_for_names_are_one_line_in_any_file(read, tmp_path):
+    torch.save({0: torch.ones(2)}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=r"x.pt: holds 0 where the name of a tensor belongs"):
+        read(tmp_path / "x.pt")
 
 
 def mark(vae):

@@ -67,6 +67,23 @@ def test_other_options_are_refused_in_the_same_place(run, painted, tmp_path, cap
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("output", ["x.npz", "x"])
+def test_what_failed_before_its_first_image_may_be_begun_anew(output, run, tmp_path, capsys):
+    options = dict(count=2, batch_size=2, steps=2)
+    assert main(words(run, tmp_path / output, **options, guidance_scale="1e36")) == 2
+    assert "NaN or infinite" in capsys.readouterr().err
+    assert main(words(run, tmp_path / output, **options, guidance_scale=1.5)) == 0
+    assert main(words(run, tmp_path / "another" / output, **options, guidance_scale=1.5)) == 0
+    there = contents(tmp_path / "another")
+    assert {name: data for name, data in contents(tmp_path).items() if "another" not in
+            str(name)} == there  # fmt: skip
+    # what has images stays, also where another form of output is asked for
+    capsys.readouterr()
+    for other in {"x.npz", "x"} | {output}:
+        assert main(words(run, tmp_path / other, **options, guidance_scale=1.25)) == 2
+        assert "was begun with" in capsys.readouterr().err
+
+
 def test_another_checkpoint_is_refused(run, painted, opened, tmp_path, capsys, monkeypatch):
     assert main(words(run, tmp_path / "x.npz", count=4)) == 0
     later = jax.tree.map(lambda leaf: leaf * 1.001, opened.state.ema)

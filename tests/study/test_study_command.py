@@ -194,6 +194,7 @@ def test_more_claims_change_no_run(done, capsys):
         (["--jobs", "0"], "--jobs is 0"),
         (["--run", "other:0"], "--run is 'other:0': give ARM:SEED"),
         (["--run", "vae"], "--run is 'vae'"),
+        (["--run", "vae:" + "9" * 5000], "--run is 'vae:9.* and a seed below 1"),
         (["--run", "vae:1"], "--run is 'vae:1': give ARM:SEED, .* and a seed below 1"),
         (["--jobs", "4096"], "--jobs is 4096, but there are"),
         (["--report"], "holds no result yet"),

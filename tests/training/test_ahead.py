@@ -24,8 +24,9 @@ def test_a_topology_is_a_chip_and_a_shape():
 
 
 @pytest.mark.parametrize(
-    "topology", ["v5e", "v9:2x2", "v5e:2xtwo", "v5e-16", "", "h200", "h200:2x2", "h200:0"]
-)
+    "topology", ["v5e", "v9:2x2", "v5e:2xtwo", "v5e-16", "", "h200", "h200:2x2", "h200:0",
+                 "v5e:²x2", "h200:" + "9" * 5000],
+)  # fmt: skip
 def test_what_is_no_topology_is_said(topology, capsys):
     assert main(["compile", "--config", TINY, "--topology", topology]) == 2
     assert "such as v5e:16x16" in capsys.readouterr().err

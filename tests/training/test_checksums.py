@@ -12,7 +12,8 @@ from run_fixtures import random_run
 
 from repae_jax.errors import UserError
 from repae_jax.runs import workdir as work_directory
-from repae_jax.runs.checkpoints import restore_latest
+from repae_jax.runs.checkpoints import restore_latest, saved_steps
+from repae_jax.utils.sealed import seal
 
 __all__ = ["random_run"]
 FLIPS = 1000 if os.environ.get("REPAE_THOROUGH") else 60
@@ -56,6 +57,34 @@ def test_the_files_without_a_checksum_hold_no_array(random_run):
     summed = json.loads((folder / "checksums.json").read_text())["files"]
     names = {str(path.relative_to(folder)) for path in files_of(folder)}
     assert names - summed.keys() == {"checksums.json", "_CHECKPOINT_METADATA", "commit_success.txt"}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [{"a": 5}, {"a": [1]}, {"a": ["1", "2"]}, {"a": [1, 2]}, {"a": [True, "x"]}, [], 3, None],
+)
+def test_sealed_checksums_of_another_form_are_damage(files, random_run, tmp_path):
+    shutil.copytree(random_run, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "4" / "checksums.json"
+    path.write_text(json.dumps(seal({"algorithm": "xxh3_128", "files": files})))
+    with pytest.raises(UserError, match=r"checkpoints/4 is damaged: checksums.json is damaged"):
+        restore_latest(tmp_path / "run")
+
+
+def test_checksums_nested_beyond_measure_are_damage(random_run, tmp_path):
+    shutil.copytree(random_run, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "4" / "checksums.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"checkpoints/4 is damaged: checksums.json is damaged"):
+        restore_latest(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["²", "٣", "07", "9" * 250, "4.tmp"])
+def test_only_what_orbax_calls_a_step_is_one(name, random_run, tmp_path):
+    shutil.copytree(random_run, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / name).mkdir()
+    assert saved_steps(tmp_path / "run") == [4]
+    assert leaves(restore_latest(tmp_path / "run")) == leaves(restore_latest(random_run))
 
 
 def test_missing_checksums_are_damage(random_run, tmp_path):
