@@ -112,19 +112,25 @@ def _fault_of_the_machine(error):
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.partition(".")[0]
         return f"{package} is not installed: pip install {package}"
-    if any(_starts_devices(frame) for frame in traceback.extract_tb(error.__traceback__)):
+    if _of_absent_devices(error):
+        reason = f" ({first_line(error)})" if str(error).strip() else ""
         return (
-            f"JAX finds no device: JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS', '')!r} "
-            f"({first_line(error)}); install the package of that device, such as jax[cuda12], or "
-            "unset JAX_PLATFORMS"
+            f"JAX finds no device: JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS', '')!r}{reason}; "
+            "install the package of that device, such as jax[cuda12], or unset JAX_PLATFORMS"
         )
     if isinstance(error, RuntimeError) and out_of_memory(error):
         return f"the device's memory is full ({first_line(error)})"
     return ""
 
 
-def _starts_devices(frame):
+def _of_absent_devices(error):
     # a RuntimeError for an unknown platform, an AssertionError for a known one without its package
+    if isinstance(error, RuntimeError) and "Unable to initialize backend" in str(error):
+        return True
+    return any(map(_starts_devices, traceback.extract_tb(error.__traceback__)))
+
+
+def _starts_devices(frame):
     return frame.name == "backends" and pathlib.Path(frame.filename).name == "xla_bridge.py"
 
 

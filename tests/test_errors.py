@@ -7,10 +7,15 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 from repae_jax import cli
 from repae_jax.errors import TryAgain, UserError, explained
+from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
+from repae_jax.models.tokenizers.vae import parameter_shapes
+from repae_jax.runs.pretrained import PretrainedVAE
 
 PACKAGE = pathlib.Path(cli.__file__).parent
 
@@ -144,9 +149,21 @@ def test_other_libraries_messages_are_cut():
     assert list(found) == []
 
 
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory):
+    """A folder of diffusers'."""
+    folder = tmp_path_factory.mktemp("devices") / "vae"
+    module = AutoencoderKL(channels=32, multipliers=(1,), latent_channels=1, num_res_blocks=1)
+    shapes = parameter_shapes(module)
+    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)
+    PretrainedVAE(module, params).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("command", ["evaluate-vae x y", "inspect {vae}", "convert {vae} x.pt"])
 @pytest.mark.parametrize("platform", ["cuda", "nonsense"])
-def test_an_absent_device_is_one_line(platform, tmp_path):
-    words = ["-m", "repae_jax", "evaluate-vae", "x", "y"]
+def test_an_absent_device_is_one_line(platform, command, vae, tmp_path):
+    words = ["-m", "repae_jax", *command.format(vae=vae).split()]
     done = subprocess.run(
         [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=False,
         env={**os.environ, "JAX_PLATFORMS": platform},
@@ -154,6 +171,9 @@ def test_an_absent_device_is_one_line(platform, tmp_path):
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith(f"error: JAX finds no device: JAX_PLATFORMS is {platform!r}")
     assert done.stderr.count("\n") == 1
+    assert "AssertionError" not in done.stderr
+    assert "()" not in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_options_are_still_the_parsers(capfd):

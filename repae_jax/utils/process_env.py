@@ -32,7 +32,11 @@ _KNOW_THEM = ("0.10.", "0.11.")  # XLA ends a process that names a flag which it
 
 
 def prepare() -> None:
-    """`keep_memory` and `choose_options`: before JAX starts, and does nothing elsewhere."""
+    """`keep_memory` and `choose_options`: before JAX starts, and does nothing elsewhere.
+
+    Also keeps JAX's own frames in tracebacks, by which an absent device is told from other errors.
+    """
+    os.environ.setdefault("JAX_TRACEBACK_FILTERING", "off")
     keep_memory()
     choose_options()
 
