@@ -114,8 +114,9 @@ def _fault_of_the_machine(error):
         return f"{package} is not installed: pip install {package}"
     if _of_absent_devices(error):
         reason = f" ({first_line(error)})" if str(error).strip() else ""
+        platforms = os.environ.get("JAX_PLATFORMS", "")
         return (
-            f"JAX finds no device: JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS', '')!r}{reason}; "
+            f"JAX finds no device: JAX_PLATFORMS is {platforms!r}{reason}; "
             "install the package of that device, such as jax[cuda12], or unset JAX_PLATFORMS"
         )
     if isinstance(error, RuntimeError) and out_of_memory(error):

@@ -243,7 +243,12 @@ class Checkpoints:
             self._set_aside(step, group)
             self._unproven = step
             return result
-        raise damage[0]
+        count = len(damage)
+        what = "it is the only one" if count == 1 else f"no other of {count} can be read"
+        raise UserError(
+            f"{damage[0]}; {what}: restore one from a copy, or begin anew, in this work directory "
+            "by train --from-step 0 (an imported run: convert it once more)"
+        ) from damage[0]
 
     def _set_aside(self, step, group):
         """Rename the checkpoints after `step`, which cannot be read."""

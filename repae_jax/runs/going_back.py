@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from repae_jax.errors import UserError
 from repae_jax.runs import workdir as work_directory
 from repae_jax.runs.checkpoints import FOLDER, saved_steps
+from repae_jax.runs.integrity import check_checkpoint
 from repae_jax.runs.provenance import FILE as ORIGIN
 from repae_jax.utils.schema import as_whole
 
@@ -18,14 +19,44 @@ SAMPLES = "samples"
 PUBLISHED_RATE = 1e-4  # the learning rate of the published runs
 
 
-def check_step(workdir: pathlib.Path, step: int) -> None:
-    """Raise UserError unless the run in `workdir` can be continued from `step`."""
+def check_step(workdir: pathlib.Path, step: int, part: int = 0, parts: int = 1) -> None:
+    """See that the run in `workdir` can be continued from `step`.
+
+    Args:
+      workdir: the run's folder.
+      step: 0 for its beginning.
+      part: of several processes that each compare a share of the checkpoint's files with their
+        checksums, which this is.
+      parts: how many there are.
+
+    Raises:
+      UserError: there is no such checkpoint, or it is damaged; names those that there are.
+    """
     steps = saved_steps(workdir)
     if _begins_here(workdir):
         steps = [0, *steps]
     if step not in steps:
-        named = ", ".join("0 (the beginning)" if s == 0 else str(s) for s in steps)
-        raise UserError(f"--from-step is {step}: {workdir} can be continued from {named}")
+        raise UserError(f"--from-step is {step}: {workdir} can be continued from {_named(steps)}")
+    if damage := _damage(workdir, step, part, parts):
+        others = [other for other in steps if other != step and not _damage(workdir, other)]
+        raise UserError(
+            f"--from-step is {step}: {damage}; {workdir} can be continued from {_named(others)}"
+        )
+
+
+def _named(steps):
+    named = ("0 (the beginning)" if step == 0 else str(step) for step in steps)
+    return ", ".join(named) or "no other: restore one from a copy"
+
+
+def _damage(workdir, step, part=0, parts=1):
+    """What is wrong with a checkpoint; "" if nothing shows."""
+    try:
+        if step:
+            check_checkpoint(workdir / FOLDER / str(step), part, parts)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def has_gone_back(workdir: pathlib.Path, step: int) -> bool:

@@ -86,7 +86,7 @@ def train(
                     print(f"this run has gone back to step {from_step} and continues from there")
                     from_step = None
                 else:
-                    check_step(workdir, from_step)
+                    check_step(workdir, from_step, processes.index, processes.count)
         with processes.together():
             if processes.first and lock is None:
                 lock = held.enter_context(writing_in(workdir))

@@ -103,6 +103,48 @@ def test_the_same_steps_give_the_same_state(trained, teacher, tmp_path, capsys):
     assert saved_steps(workdir) == [2, 4]
 
 
+def damage(folder):
+    path = max(folder.rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_told_before_the_later_ones_are_set_aside(
+    trained, teacher, tmp_path, capsys
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    damage(workdir / "checkpoints" / "2")
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    assert main([*words(workdir, teacher), "--from-step", "2"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(
+        f"error: --from-step is 2: checkpoint {workdir / 'checkpoints' / '2'} is"
+    )
+    assert error.endswith(f"{workdir} can be continued from 0 (the beginning), 4\n")
+    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+    damage(workdir / "checkpoints" / "4")
+    (workdir / "origin.safetensors").touch()
+    with pytest.raises(UserError, match="can be continued from no other: restore one from a copy"):
+        going_back.check_step(workdir, 4)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_may_begin_anew(trained, teacher, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    for step in ("2", "4"):
+        damage(workdir / "checkpoints" / step)
+    assert main(words(workdir, teacher)) == 2
+    error = capsys.readouterr().err
+    assert "no other of 2 can be read: restore one from a copy, or begin anew" in error
+    assert "train --from-step 0" in error
+    assert error.count("\n") == 1
+    assert main([*words(workdir, teacher), "--from-step", "0"]) == 0
+    jax.tree.map(np.testing.assert_array_equal, restore_latest(workdir), restore_latest(trained))
+    assert saved_steps(workdir / "aside-1") == [2, 4]
+
+
 def test_an_imported_run_has_no_beginning_of_its_own(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     (tmp_path / "run" / "origin.safetensors").touch()
