@@ -37,6 +37,9 @@ class Shard(TypedDict):
     sha256: Text
 
 
+_BLANK = Shard(file="shard-00000-of-00001.array_record", count=0, bytes=0, sha256="")
+
+
 class Manifest(TypedDict):
     """What every packed data set says of itself."""
 
@@ -85,6 +88,29 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
     if sum(shard["count"] for shard in manifest["shards"]) != manifest["count"]:
         raise UserError(f"{path}: damaged, its shards hold not {manifest['count']} records")
     return manifest
+
+
+def check_writable(manifest: Mapping[str, Any]) -> None:
+    """Raise UserError, before the work, for what `read_manifest` would refuse afterwards.
+
+    Args:
+      manifest: all of it but "count" and "shards".
+    """
+    for name in manifest["classes"] or ():
+        if not _is_unicode(name):
+            raise UserError(
+                f"the class {name!r} has a name that is not UTF-8, which a packed data set cannot "
+                "keep: rename its folder"
+            )
+    checked({**manifest, "count": 0, "shards": [_BLANK]}, Manifest, source="the data's ")
+
+
+def _is_unicode(name):
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def manifest_fingerprint(manifest: Mapping[str, Any]) -> Fingerprint:

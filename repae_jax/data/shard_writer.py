@@ -14,6 +14,7 @@ from typing import Any
 from repae_jax.data.manifest import (
     FORMAT,
     check_there,
+    check_writable,
     checksum,
     read_manifest,
     write_json,
@@ -130,6 +131,7 @@ def write_shards(
     _check_numbers(count, per_shard, workers)
     made = {**made, "per_shard": per_shard, "source_count": count}
     begins = {"format": FORMAT, "classes": None, **manifest, "made": made}
+    check_writable(begins)
     plan = Plan(pathlib.Path(folder), count, per_shard, _as_read(begins))
     check = _nothing  # that no other process has taken over
     with contextlib.ExitStack() as held:

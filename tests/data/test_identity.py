@@ -1,6 +1,7 @@
 """Fingerprints of data: the same wherever they lie, and another when anything has changed."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -290,6 +291,21 @@ def test_a_damaged_record_is_named(content, tmp_path):
     assert line.endswith("restore it, or remove it if the data are what they were")
     for words in (str(path), "is damaged", "restore it"):
         assert line.count(words) == 1
+
+
+def test_names_that_are_no_unicode_are_kept(tmp_path):
+    """Training takes such folders and files."""
+    names = [os.fsdecode(name) for name in (b"gar\xe7on/\xff.png", b"other/1.png")]
+    write_pictures(tmp_path / "pictures", {name: (9, 9, "RGB") for name in names})
+    config = data_config("folder", path=tmp_path / "pictures", num_classes=None)
+    found = {"train": print_of(config)}
+    path = tmp_path / "data.json"
+    write_fingerprints(path, found)
+    assert read_fingerprints(path) == found
+    assert changes_since(path, {"train": print_of(config)}) == []
+    (tmp_path / "pictures" / names[0]).parent.rename(tmp_path / "pictures" / "girl")
+    lines = [line for _, line in changes_since(path, {"train": print_of(config)})]
+    assert lines == [r"class 'gar\udce7on' is called 'girl' now"]
 
 
 def test_an_edited_record_is_refused_and_an_unsealed_one_is_taken(tmp_path):

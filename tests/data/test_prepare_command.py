@@ -67,6 +67,18 @@ def test_names_that_are_no_unicode(tmp_path, capfd):
     assert record["name"] == f"class/{names[0]}"
 
 
+def test_a_class_whose_name_is_no_unicode_is_refused_before_the_work(tmp_path):
+    for name in (os.fsdecode(b"gar\xe7on"), "other"):
+        path = tmp_path / "pictures" / name / "1.png"
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (SIZE, SIZE)).save(path)
+    told = options(source=str(tmp_path / "pictures"), output=tmp_path / "packed")
+    message = r"the class 'gar\\udce7on' has a name that is not UTF-8.*: rename its folder"
+    with pytest.raises(UserError, match=message):
+        prepare_command(told)
+    assert not (tmp_path / "packed").exists()
+
+
 def test_the_command_wants_a_source_and_an_output_or_a_folder_to_verify(tmp_path):
     with pytest.raises(UserError, match="name SOURCE and OUTPUT, or --verify"):
         prepare.run(options(source="digits"))
