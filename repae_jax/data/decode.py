@@ -8,6 +8,7 @@ import io
 import math
 import threading
 import typing
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -22,8 +23,9 @@ if typing.TYPE_CHECKING:
 # The formats that are decoded, whatever a file is called. Pillow knows forty more, and hands one of
 # them (EPS) to another program.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF")
-# A few kilobytes may claim as many; to decode them takes 2 GB at most (WebP), else half of that.
-MAX_PIXELS = 120_000_000
+# A few bytes may claim as many; to decode them takes 1.8 GB at most (WebP), else half of that. The
+# pictures that a process decodes at a time, in several threads, have no more together.
+MAX_PIXELS = 100_000_000
 
 _BEGINNING = 1 << 20  # bytes: pictures may have a frame or a sky in common
 _NPY = b"\x93NUMPY"  # what the files of numpy.save begin with
@@ -69,7 +71,9 @@ def decode_cropped(data: bytes, size: int, name: str, *, exif: bool = False) -> 
       BadImage: it cannot be decoded.
     """
     with _explained(data, name):
-        return rgb_square(_open(data), size, exif=exif)
+        image = _open(data)
+        with _decoding.taken(math.prod(image.size)):
+            return rgb_square(image, size, exif=exif)
 
 
 def decode_pixels(data: bytes, size: int, name: str) -> np.ndarray:
@@ -91,7 +95,7 @@ def decode_pixels(data: bytes, size: int, name: str) -> np.ndarray:
         image = _read_npy(data) if data.startswith(_NPY) else _open(data)
     if not isinstance(image, np.ndarray):
         _check_size(image.size, size, name)
-        with _explained(data, name):
+        with _explained(data, name), _decoding.taken(math.prod(image.size)):
             image = np.asarray(to_rgb(image))
     return checked_size(image, size, name)
 
@@ -140,6 +144,38 @@ def _check_size(found, size, name):
         )
 
 
+class _Share:
+    """Something of which threads take parts in turn, so that none waits for ever."""
+
+    def __init__(self, whole: int):
+        self._left = whole
+        self._turn, self._returned = threading.Lock(), threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, part: int) -> Iterator[None]:
+        """Take a part, as soon as that much is left; no larger one than the whole."""
+        with self._turn, self._returned:
+            self._returned.wait_for(lambda: part <= self._left)
+            self._left -= part
+        try:
+            yield
+        finally:
+            with self._returned:
+                self._left += part
+                self._returned.notify()  # of those who wait only one has its turn
+
+
+_decoding = _Share(MAX_PIXELS)
+
+
+@functools.cache
+def _silence_pillow():
+    """No warning of large pictures: `MAX_PIXELS` decides."""
+    from PIL import Image
+
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
 def _open(data: bytes) -> Image.Image:
     """The picture in a file's content, of which only the header has been read.
 
@@ -147,6 +183,7 @@ def _open(data: bytes) -> Image.Image:
     """
     from PIL import Image, UnidentifiedImageError
 
+    _silence_pillow()
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
