@@ -8,14 +8,15 @@ import: JAX and other large packages are imported when `run` needs them.
 import argparse
 import importlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from absl import logging as absl_logging
 
 from repae_jax import __version__
-from repae_jax.commands.options import Parser
 from repae_jax.config.overrides import PREFIX
 from repae_jax.errors import TRACEBACK, explained
 from repae_jax.utils import process_env, signals, streams
@@ -50,6 +51,16 @@ COMMANDS = (
 )
 # Those whose result is what they print.
 PRINTING = ("inspect", "compile", "evaluate", "evaluate-vae")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that takes every number for a value, also -1e30, which looks like an option."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._negative_number_matcher = re.compile(
+            r"-(\d[\d_]*\.?\d*(e[+-]?\d+)?|\.\d+(e[+-]?\d+)?|inf(inity)?|nan)$", re.IGNORECASE
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,9 +100,7 @@ def make_parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
     Imports their modules.
     """
     raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser(
-        prog="python -m repae_jax", description=DESCRIPTION, formatter_class=raw
-    )
+    parser = Parser(prog="python -m repae_jax", description=DESCRIPTION, formatter_class=raw)
     parser.add_argument("--version", action="version", version=f"repae_jax {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="<command>", dest="command")
     for name in names:

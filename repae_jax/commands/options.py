@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from repae_jax.errors import UserError
 
@@ -27,16 +26,6 @@ LABELS_HELP = (
 )
 # The keys of config.sampling that `add_sampler` adds.
 SAMPLER_OPTIONS = ("method", "steps", "guidance_scale", "guidance_low", "guidance_high")
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that takes every number for a value, also -1e30, which looks like an option."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self._negative_number_matcher = re.compile(
-            r"-(\d[\d_]*\.?\d*(e[+-]?\d+)?|\.\d+(e[+-]?\d+)?|inf(inity)?|nan)$", re.IGNORECASE
-        )
 
 
 def add_config(

@@ -138,9 +138,7 @@ def parse_json(
     except RecursionError as error:
         raise UserError(f"{source} is damaged: nested beyond measure; {way_out}") from error
     except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{source} is damaged, no JSON ({first_line(error)}); {way_out}"
-        ) from error
+        raise UserError(f"{source} is damaged, no JSON ({first_line(error)}); {way_out}") from error
     return content if schema is None else checked(content, schema, source=f"{source}: ")
 
 

@@ -75,7 +75,7 @@ def test_a_class_whose_name_is_no_unicode_is_refused_before_the_work(tmp_path):
     told = options(source=str(tmp_path / "pictures"), output=tmp_path / "packed")
     message = r"the class 'gar\\udce7on' has a name that is not UTF-8.*: rename its folder"
     with pytest.raises(UserError, match=message):
-        prepare_command(told)
+        prepare.run(told)
     assert not (tmp_path / "packed").exists()
 
 
