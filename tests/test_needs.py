@@ -62,7 +62,9 @@ def test_all_missing_sizes_are_in_one_error():
         validate(config)
     config = tiny.get_config()
     config.tokenizer.update(channels=None, multipliers=None)
-    with pytest.raises(UserError, match=r"tokenizer.channels, config.tokenizer.multipliers are not set"):
+    with pytest.raises(
+        UserError, match=r"tokenizer.channels, config.tokenizer.multipliers are not set"
+    ):
         validate(config)
     config = tiny.get_config()
     config.teachers.small.update(depth=None, num_heads=None)

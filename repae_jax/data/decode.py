@@ -14,7 +14,7 @@ import numpy as np
 
 from repae_jax.data.crop import rgb_square, to_rgb
 from repae_jax.data.npz import read_header
-from repae_jax.errors import UserError, first_line
+from repae_jax.errors import BadImage, UserError, first_line
 
 if typing.TYPE_CHECKING:
     from PIL import Image
@@ -26,14 +26,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF")
 MAX_PIXELS = 120_000_000
 
 _NPY = b"\x93NUMPY"  # what the files of numpy.save begin with
-
-
-class BadImage(UserError):
-    """What was read is no image that can be decoded: cut short, empty, or something else.
-
-    The only fault that `data.on_bad_image = "skip"` passes over. A file that cannot be read, or a
-    damaged shard, is never skipped: that may be the disk's fault, and another one's tomorrow.
-    """
 
 
 def read_file(path: str) -> bytes:
@@ -160,10 +152,7 @@ def _explained(data: bytes, name: str) -> Iterator[None]:
         yield
     except Exception as error:  # PIL and numpy raise many kinds for damaged files
         reason = _reason(error) if data else "it is empty"
-        raise BadImage(
-            f"{name}: not a readable image ({reason}); repair or remove it (train, encode: or pass "
-            'over such images with data.on_bad_image = "skip"; prepare: --on-bad-image skip)'
-        ) from error
+        raise BadImage(f"{name}: not a readable image ({reason}); repair or remove it") from error
 
 
 def _reason(error):

@@ -21,11 +21,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from repae_jax.data.decode import BadImage, checked_size, decode_pixels
+from repae_jax.data.decode import checked_size, decode_pixels
 from repae_jax.data.identity import Fingerprint, class_table
 from repae_jax.data.source import checked_label, split_folder
 from repae_jax.data.walk import SUFFIXES, LeftOut, kind_of
-from repae_jax.errors import UserError, first_line
+from repae_jax.errors import BadImage, UserError, first_line
 
 if typing.TYPE_CHECKING:
     import h5py

@@ -13,9 +13,9 @@ from PIL import Image
 from test_crop import picture, stated_crop
 
 from repae_jax.data.crop import center_crop
-from repae_jax.data.decode import MAX_PIXELS, BadImage, decode_cropped, decode_pixels
+from repae_jax.data.decode import MAX_PIXELS, decode_cropped, decode_pixels
 from repae_jax.data.sources import open_source
-from repae_jax.errors import UserError
+from repae_jax.errors import BadImage, UserError
 from repae_jax.evaluation.image_sets import open_images
 
 MILLION = 1_000_000
@@ -32,7 +32,8 @@ def line(width, height):
 LIMITED = """
 import json, pathlib, resource, sys, time
 from PIL import Image
-from repae_jax.data.decode import BadImage, decode_cropped
+from repae_jax.data.decode import decode_cropped
+from repae_jax.errors import BadImage
 import repae_jax.data.crop
 Image.init()
 

@@ -106,6 +106,40 @@ def test_a_new_class_is_said_to_be_new_and_no_wrong_configuration(run, capsys):
     assert "num_classes" not in error
 
 
+def test_the_way_past_a_bad_image_is_open(run, capsys):
+    """The error's own words, in a run that has begun: pass over it, or remove it."""
+    assert run.train() == 0
+    bad = run.pictures / "c0" / "0.png"
+    bad.write_bytes(b"no picture")
+    assert run.train(f"--config.run.steps={STEPS + 1}") == 2
+    error = capsys.readouterr().err
+    assert f"{bad}: not a readable image" in error
+    skip = re.search(r"--config\S+=skip", error)[0]
+    assert run.train(skip) == 0
+    history = (run.workdir / "config_history.jsonl").read_text().splitlines()
+    assert json.loads(history[-1])["changed"] == ["config.data.on_bad_image: 'error' -> 'skip'"]
+    bad.unlink()
+    refused(run, capsys)
+    assert "names the --config.data.accept=" in error
+
+
+@pytest.mark.parametrize("command", ["evaluate-vae", "prepare"])
+def test_the_way_past_a_bad_image_is_the_commands_own(command, run, tmp_path, capsys):
+    (run.pictures / "c0" / "0.png").write_bytes(b"no picture")
+    words = {"evaluate-vae": [run.workdir, run.pictures, "--resolution", "32"],
+             "prepare": [run.pictures, tmp_path / "packed", "--workers", "0"]}[command]  # fmt: skip
+    assert main([command, *map(str, words), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert "0.png: not a readable image (it is none of JPEG" in error
+    assert "--config" not in error
+    if command == "prepare":
+        assert "--on-bad-image skip" in error
+        words += ["--on-bad-image", "skip"]
+        assert main([command, *map(str, words), "--quiet"]) == 0
+    else:
+        assert error.endswith("repair or remove it\n")
+
+
 def test_held_out_images_are_noted_where_a_run_is_measured_with_them(tmp_path):
     from repae_jax.runs import run_data
 
