@@ -5,6 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 import tiny
+from latent_cache import write_cache
 from pictures import write_pictures
 from runs import TINY
 
@@ -13,7 +14,6 @@ from repae_jax.config.defaults import teacher
 from repae_jax.config.needs import check_files
 from repae_jax.config.overrides import read_config
 from repae_jax.config.validate import validate
-from repae_jax.data.shard_writer import write_shards
 from repae_jax.data.shards import PackedRecords
 from repae_jax.errors import UserError
 from repae_jax.runs import workdir as work_directory
@@ -117,21 +117,6 @@ def test_commands_name_all_that_is_missing(command, missing, tmp_path, capsys, m
     for name in missing:
         assert name in error
     assert not list(tmp_path.iterdir())
-
-
-def write_cache(path, **changes):
-    made = {"vae": "a" * 64, "latent_shape": [8, 8, 2], "resolution": 32, "mirrored": False,
-            "images": False, "teachers": {}, **changes}  # fmt: skip
-
-    def write(indexes, writer):
-        for _ in indexes:
-            latent = np.zeros((8, 8, 2), np.float32)
-            writer.write({"mean": latent, "std": latent, "label": 0})
-        return {}
-
-    statistics = {"mean": [0.0, 0.0], "var": [1.0, 1.0]}
-    manifest = {"kind": "latents", "num_classes": 10, "statistics": statistics}
-    return write_shards(path, 12, 4, write, made, manifest=manifest)
 
 
 def test_all_lost_shards_are_in_one_error(tmp_path):

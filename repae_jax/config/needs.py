@@ -131,7 +131,7 @@ def _cache(config: ConfigDict) -> Iterator[str]:
 
 def _made(config, split):
     """A cache's folder, and what its manifest says of how it was made."""
-    folder = packed_folder(config.data.path, split)
+    folder = packed_folder(config.data, split, latents.KIND)
     manifest = read_manifest(folder)
     latents.check_kind(folder, manifest)
     return folder, manifest["made"]

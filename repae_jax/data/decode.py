@@ -28,6 +28,14 @@ MAX_PIXELS = 120_000_000
 _NPY = b"\x93NUMPY"  # what the files of numpy.save begin with
 
 
+class WrongSize(UserError):
+    """A prepared image of another size than is wanted: `width` and `height` are its own."""
+
+    def __init__(self, message: str, width: int = 0, height: int = 0):
+        super().__init__(message)
+        self.width, self.height = width, height
+
+
 def read_file(path: str) -> bytes:
     """A file's content; raises UserError if it cannot be read."""
     try:
@@ -120,9 +128,11 @@ def checked_size(pixels: np.ndarray, size: int, name: str) -> np.ndarray:
 def _check_size(found, size, name):
     if found != (size, size):
         width, height = found
-        raise UserError(
-            f"{name}: {width} x {height} pixels, but data.resolution = {size}; set the resolution "
-            "that the data were prepared with, or prepare them anew"
+        raise WrongSize(
+            f"{name}: {width} x {height} pixels, not {size} x {size}; set the resolution that the "
+            "data were prepared with, or prepare them anew",
+            width,
+            height,
         )
 
 

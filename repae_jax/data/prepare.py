@@ -78,6 +78,12 @@ def prepare(
             num_classes=None,  # the source's own
             exif=exif,
             on_bad_image="error",  # a bad one is left out here, not replaced
+            options={
+                "resolution": "--resolution",
+                "exif": "--exif",
+                "name": "SOURCE",
+                "path": "--path" if kind == "tfds" else "SOURCE",
+            },
         ),
         split,
     )

@@ -9,13 +9,13 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from latent_cache import write_cache
 from pictures import write_pictures
 from runs import TINY
 from test_encode import folder, make_config  # noqa: F401
 
 from repae_jax.cli import main
 from repae_jax.config.overrides import apply_overrides
-from repae_jax.data.shard_writer import write_shards
 from repae_jax.runs import run_data
 from repae_jax.runs import workdir as work_directory
 from repae_jax.runs.build import build_models, state_shapes
@@ -176,24 +176,9 @@ def test_held_out_images_are_noted_where_a_run_is_measured_with_them(tmp_path):
 # --- cached latents ---
 
 
-def write_cache(path, **changes):
-    made = {"vae": "a" * 64, "latent_shape": [8, 8, 2], "resolution": 32, "mirrored": False,
-            "images": False, "teachers": {}, **changes}  # fmt: skip
-
-    def write(indexes, writer):
-        for index in indexes:
-            latent = np.full((8, 8, 2), index, np.float32)
-            writer.write({"mean": latent, "std": latent, "label": index % 10})
-        return {}
-
-    statistics = {"mean": [0.0, 0.0], "var": [1.0, 1.0]}
-    manifest = {"kind": "latents", "num_classes": 10, "statistics": statistics}
-    write_shards(path, 16, 16, write, made, manifest=manifest)
-
-
 def test_nobody_may_accept_latents_of_another_vae(tmp_path, capsys):
     config = tiny.get_config("vanilla")
-    write_cache(tmp_path / "cache")
+    write_cache(tmp_path / "cache", 16)
     (tmp_path / "vae.pt").write_bytes(b"")  # is in the checkpoint by now
     config.tokenizer.weights = str(tmp_path / "vae.pt")
     config.data.update(source="latents", path=str(tmp_path / "cache"))
@@ -202,7 +187,7 @@ def test_nobody_may_accept_latents_of_another_vae(tmp_path, capsys):
     data = run_data.open_data(config, tmp_path / "run")
     run_data.record(config, tmp_path / "run", data)
     shutil.rmtree(tmp_path / "cache")
-    write_cache(tmp_path / "cache", vae="b" * 64)
+    write_cache(tmp_path / "cache", 16, vae="b" * 64)
     new = run_data.open_data(config, tmp_path / "elsewhere")
     accept = f"--config.data.accept={run_data.digest(new.fingerprints)[:12]}"
     assert main(["train", "--workdir", str(tmp_path / "run"), "--quiet", accept]) == 2
