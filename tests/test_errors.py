@@ -10,8 +10,10 @@ import subprocess
 import sys
 
 import pytest
+from ml_collections import ConfigDict
 
 from repae_jax import cli
+from repae_jax.config.defaults import base
 from repae_jax.errors import TryAgain, UserError, explained
 
 PACKAGE = pathlib.Path(cli.__file__).parent
@@ -144,6 +146,35 @@ def test_other_libraries_messages_are_cut():
         if (lines := list(messages_of_others(ast.parse(path.read_text()))))
     }
     assert list(found) == []
+
+
+SECTIONS = "|".join(key for key, value in base().items() if isinstance(value, ConfigDict))
+# A key without "config.", and one that is to be set without "--".
+NOT_TYPED = (
+    rf"(?<![\w.*/\[{{`-])(?:{SECTIONS})\.[a-z_]+ (?:=|is |to )",
+    r"\b(?:set|raise|lower|correct) config\.",
+    r"\bconfig\.[a-z_.]+ to \S",
+)
+
+
+def said_strings(path):
+    """The string literals of a module, but docstrings; {} for what is formatted into them."""
+    tree = ast.parse(path.read_text())
+    texts = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            parts = [getattr(part, "value", None) for part in node.values]
+            texts |= {id(part) for part in node.values}
+            yield "".join(part if isinstance(part, str) else "{}" for part in parts)
+        elif isinstance(getattr(node, "value", None), str) and id(node) not in texts:
+            yield node.value
+
+
+def test_keys_are_named_as_one_types_them():
+    texts = [text for path in PACKAGE.rglob("*.py") for text in said_strings(path)]
+    assert sum("--config." in text for text in texts) > 20
+    wrong = [text for text in texts if any(re.search(pattern, text) for pattern in NOT_TYPED)]
+    assert not wrong
 
 
 def required_packages():

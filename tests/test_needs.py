@@ -150,7 +150,10 @@ def test_an_evaluation_that_needs_images_is_refused_on_latents_without(tmp_path,
         check_files(config)
     message = str(refusal.value)
     assert "(1) config.evaluation.every is 2, and samples are compared with training" in message
-    assert "config.evaluation.reference, set config.evaluation.samples to 0, or encode" in message
+    assert (
+        "--config.evaluation.reference=PATH, set --config.evaluation.samples=0, or encode"
+        in message
+    )
     assert "(2) config.evaluation.cknna_images is 1000, but" in message
     assert "has no heldout or validation" in message
     write_cache(tmp_path / "cache" / "heldout")
@@ -161,7 +164,7 @@ def test_an_evaluation_that_needs_images_is_refused_on_latents_without(tmp_path,
     work_directory.claim(tmp_path / "run", config)
     words = ["train", "--workdir", str(tmp_path / "run"), "--config.evaluation.samples=90"]
     assert main([*words, "--quiet"]) == 2
-    assert "set config.evaluation.samples to 0" in said(capsys)
+    assert "set --config.evaluation.samples=0" in said(capsys)
 
 
 def test_tokens_that_a_cache_lacks_are_missed_at_once(tmp_path):
@@ -190,7 +193,7 @@ def test_held_out_images_that_are_not_there_are_missed_at_once(tmp_path, begun, 
     assert main(arguments) == 2
     error = said(capsys)
     assert "has no heldout or validation" in error
-    assert "or set config.evaluation.cknna_images to 0" in error
+    assert "or set --config.evaluation.cknna_images=0" in error
     assert not (tmp_path / "run").exists()
 
 

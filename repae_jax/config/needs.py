@@ -85,7 +85,10 @@ def _files(config: ConfigDict) -> Iterator[str]:
         key = f"teachers.{name}.weights"
         named[key] = entry.weights
         if not entry.weights:
-            yield f"config.{key} is empty: name the file with the teacher's weights"
+            yield (
+                f"config.{key} is empty: name the file with the teacher's weights "
+                f"(--config.{key}=PATH)"
+            )
         elif entry.pretrain.steps:
             hints[key] = "; make it with `python -m repae_jax pretrain-teacher` and the same config"
     for key, path in named.items():
@@ -95,7 +98,7 @@ def _files(config: ConfigDict) -> Iterator[str]:
         yield (
             f"config.objective.perceptual_weight is {config.objective.perceptual_weight}, but "
             "config.lpips.weights (linear heads) or config.lpips.vgg_weights (VGG16) is empty: "
-            "name both files, or set the weight to 0"
+            "name both files, or set --config.objective.perceptual_weight=0.0"
         )
 
 
@@ -113,12 +116,12 @@ def _cache(config: ConfigDict) -> Iterator[str]:
         yield (
             f"config.evaluation.every is {measured.every}, and samples are compared with training "
             f"images, but {folder} keeps none: name images or their statistics as "
-            "config.evaluation.reference, set config.evaluation.samples to 0, or encode with "
+            "--config.evaluation.reference=PATH, set --config.evaluation.samples=0, or encode with "
             "--images"
         )
     if not measured.cknna_images:
         return
-    out = "set config.evaluation.cknna_images to 0"
+    out = "set --config.evaluation.cknna_images=0"
     needed = f"config.evaluation.cknna_images is {measured.cknna_images}"
     try:
         folder, made = _made(config, "heldout")

@@ -53,7 +53,7 @@ class SkippingSource:
                 self._note(candidate, error)
         raise UserError(
             f"{self.name}: none of its {len(self)} images is readable; see the warnings, then "
-            "correct config.data.path"
+            "correct --config.data.path"
         )
 
     def image_name(self, index: int) -> str:

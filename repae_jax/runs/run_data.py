@@ -108,7 +108,7 @@ def _open_heldout(config):
         return open_source(config.data, "heldout", any_classes=True)
     except UserError as error:
         raise UserError(
-            f"{error}; or set config.evaluation.cknna_images to 0, which takes held-out images"
+            f"{error}; or set --config.evaluation.cknna_images=0: CKNNA takes held-out images"
         ) from error
 
 

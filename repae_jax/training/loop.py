@@ -145,8 +145,8 @@ def train(
             if out_of_memory(error):
                 raise UserError(
                     f"the step does not fit the memory ({first_line(error)}): raise "
-                    "config.mesh.fsdp or config.compute.micro_batches, or set "
-                    "config.compute.tokenizer_remat and backbone_remat to 'blocks'"
+                    "--config.mesh.fsdp or --config.compute.micro_batches, or set "
+                    "--config.compute.tokenizer_remat=blocks --config.compute.backbone_remat=blocks"
                 ) from error
             if processes.count == 1:
                 raise
