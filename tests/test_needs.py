@@ -1,6 +1,7 @@
 """What is needed is looked for at once, and all that is missing is said in one line."""
 
 import pathlib
+import sys
 
 import numpy as np
 import pytest
@@ -51,6 +52,41 @@ def test_all_missing_files_are_in_one_error(tmp_path, capsys):
     assert "make it with `python -m repae_jax pretrain-teacher`" in error
     assert "config.lpips.weights (linear heads)" in error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("lost", ["images.h5", "manifest.json", "h5py"])
+def test_data_and_packages_are_in_the_same_error(lost, tmp_path, monkeypatch):
+    source, held = {"images.h5": ("hdf5", "images_h5.json"), "manifest.json": ("latents", "x"),
+                    "h5py": ("hdf5", "images.h5")}[lost]  # fmt: skip
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / held).touch()
+    config = tiny.get_config("repa" if source == "latents" else "repae")
+    config.data.update(source=source, path=str(folder))
+    config.tokenizer.weights = "vae.pt"
+    expected = {
+        "images.h5": f"{folder} has no images.h5",
+        "manifest.json": f"{folder} holds no packed data set (it has no manifest.json)",
+        "h5py": "h5py is not installed: pip install h5py (config.data.source is 'hdf5')",
+    }
+    monkeypatch.setitem(sys.modules, "torch", None)
+    if lost == "h5py":
+        monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(UserError) as refused:
+        check_files(config)
+    error = str(refused.value)
+    assert error.startswith("4 things are missing: (1) ")
+    for what in ("'vae.pt', which does not exist", "'teacher.safetensors', which does not exist",
+                 "torch is not installed: pip install torch (to read config.tokenizer.weights)",
+                 expected[lost]):  # fmt: skip
+        assert what in error
+
+
+def test_data_alone_that_are_missing_are_said_when_they_are_opened(tmp_path):
+    """Opening them may take a while, and is done once."""
+    config = tiny.get_config("vae")
+    config.data.update(source="hdf5", path=str(tmp_path))
+    check_files(config)
 
 
 def test_all_missing_sizes_are_in_one_error():
