@@ -236,7 +236,7 @@ def _claim(workdir, config, from_step):
     notes = {"from_step": from_step} | ({"set_aside": aside} if aside else {})
     work_directory.claim(workdir, config, step=from_step, **notes)
     if aside:
-        print(f"what was saved behind step {from_step} is in {workdir / aside}, a work directory")
+        print(f"what was saved after step {from_step} is in {workdir / aside}, a work directory")
 
 
 def _batches(config, source, mesh):
