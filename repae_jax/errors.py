@@ -15,6 +15,20 @@ BAD_INPUT, UNEXPECTED, RUN_AGAIN = 2, 70, 75
 TRACEBACK = "REPAE_TRACEBACK"  # in the environment: print where an error arose, too
 _LONGEST = 500  # characters of a name or value in a message
 _LONGEST_LINE = 4000  # of a message: all that is missing fits in
+# The packages that are imported under another name than the one that pip installs.
+_PACKAGES = {
+    "PIL": "pillow",
+    "absl": "absl-py",
+    "cv2": "opencv-python-headless",
+    "google": "protobuf",
+    "mpl_toolkits": "matplotlib",
+    "orbax": "orbax-checkpoint",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "tensorflow": "tensorflow-cpu",
+    "xdist": "pytest-xdist",
+    "yaml": "pyyaml",
+}
 
 
 def first_line(error: Exception) -> str:
@@ -31,6 +45,14 @@ def warn(text: str) -> None:
 def out_of_memory(error: Exception) -> bool:
     """Whether XLA says that a program does not fit the device's memory."""
     return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
+
+
+def not_installed(module: str) -> str:
+    """The clause for a module that cannot be found, with the command that installs its package."""
+    name = module.partition(".")[0]
+    package = _PACKAGES.get(name, name)
+    known_as = "" if package.lower() == name.lower() else f" (imported as {name})"
+    return f"{package}{known_as} is not installed: pip install {package}"
 
 
 class UserError(ValueError):
@@ -52,6 +74,14 @@ class UserError(ValueError):
 def _cut_word(word):
     text = word[0]
     return f"{text[:100]}... ({len(text)} characters)"
+
+
+class BadImage(UserError):
+    """What was read is no image that can be decoded: cut short, empty, or something else.
+
+    The only fault that `config.data.on_bad_image = "skip"` passes over. A file that cannot be read,
+    or a damaged shard, is never skipped: the disk may be at fault, and tomorrow another file's.
+    """
 
 
 class Diverged(UserError):
@@ -87,6 +117,15 @@ def batch_size_advised() -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def bad_images_advised(way_out: str) -> Iterator[None]:
+    """A bad image is an error that ends with what the command can do about it."""
+    try:
+        yield
+    except BadImage as error:
+        raise BadImage(f"{error}; {way_out}") from error
+
+
 def explained(error: Exception) -> tuple[int, str]:
     """The exit status and the line of an error that ends a command.
 
@@ -110,8 +149,7 @@ def _fault_of_the_machine(error):
         name = name if len(name) < 200 else f"{name[:100]}... ({len(name)} letters)"
         return f"{name}: {error.strerror or error}" if name else first_line(error)
     if isinstance(error, ModuleNotFoundError) and error.name:
-        package = error.name.partition(".")[0]
-        return f"{package} is not installed: pip install {package}"
+        return not_installed(error.name)
     if _of_absent_devices(error):
         reason = f" ({first_line(error)})" if str(error).strip() else ""
         platforms = os.environ.get("JAX_PLATFORMS", "")

@@ -1,5 +1,7 @@
 """Fixtures of tiny runs, for the folders whose conftest.py takes them: one a file of tests."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -29,14 +31,25 @@ def trained(teacher, tmp_path_factory):
 @pytest.fixture(scope="module")
 def random_run(tmp_path_factory):
     """A work directory whose images depend on their classes, as after training."""
-    workdir = tmp_path_factory.mktemp("runs") / "run"
+    return save_random(tmp_path_factory.mktemp("runs") / "run", {4: 0})
+
+
+@pytest.fixture(scope="module")
+def random_steps(tmp_path_factory):
+    """As `random_run`, with another model saved at step 2."""
+    return save_random(tmp_path_factory.mktemp("runs") / "run", {2: 1, 4: 0})
+
+
+def save_random(workdir, seeds):
+    """A run with checkpoints at these steps, of weights by these seeds; returns the folder."""
     config = tiny.get_config()
     shapes = state_shapes(config, build_models(config))
-    rng = np.random.default_rng(0)
-    state = jax.tree_util.tree_map_with_path(lambda *leaf: random_leaf(rng, *leaf), shapes)
     work_directory.claim(workdir, config)
     checkpoints = Checkpoints(workdir)
-    checkpoints.save(4, state.replace(step=np.int32(4), opt_state={}), {})
+    for step, seed in seeds.items():
+        rng = np.random.default_rng(seed)
+        state = jax.tree_util.tree_map_with_path(functools.partial(random_leaf, rng), shapes)
+        checkpoints.save(step, state.replace(step=np.int32(step), opt_state={}), {})
     checkpoints.close()
     return workdir
 

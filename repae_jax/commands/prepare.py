@@ -6,7 +6,7 @@ import pathlib
 
 from repae_jax.commands.options import DEFAULT, add_quiet
 from repae_jax.commands.packed import megabytes, print_skipped
-from repae_jax.errors import UserError
+from repae_jax.errors import UserError, bad_images_advised
 
 SUMMARY = "pack images into shards: cropped, encoded, ready to be read at random"
 EPILOG = """\
@@ -54,6 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_quiet(parser)
 
 
+@bad_images_advised(
+    "or leave out such images with --on-bad-image skip (an OUTPUT that is begun keeps to its "
+    "files: if you remove one, delete it and begin anew)"
+)
 def run(options: argparse.Namespace) -> int:
     """Pack the images, or check a packed data set; returns 0.
 

@@ -7,7 +7,7 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from repae_jax.commands.options import DEFAULT, add_quiet, read_configuration
-from repae_jax.errors import UserError
+from repae_jax.errors import UserError, bad_images_advised
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -55,6 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_quiet(parser)
 
 
+@bad_images_advised(
+    "a study keeps to its images: or take another --output, with "
+    "--config.config.data.on_bad_image=skip to pass over such images"
+)
 def run(options: argparse.Namespace) -> int:
     """Run what is left of a study, or one of its runs, and write its report.
 

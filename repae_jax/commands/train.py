@@ -15,6 +15,7 @@ from repae_jax.commands.options import (
     join_processes,
     read_configuration,
 )
+from repae_jax.errors import bad_images_advised
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -51,6 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_quiet(parser)
 
 
+@bad_images_advised(
+    "or pass over such images with --config.data.on_bad_image=skip (without the file the data are "
+    "others: a run that has begun refuses them, and names the --config.data.accept=... for them)"
+)
 def run(options: argparse.Namespace) -> int:
     """Train until the last step or a signal; returns 0, or 75 where a signal came first."""
     config = read_configuration(options, lambda: _stored_configuration(options.workdir))

@@ -1,5 +1,6 @@
 """What a configuration needs from the disk, looked for before anything is loaded or written."""
 
+import importlib.util
 import pathlib
 from collections.abc import Iterable, Iterator
 
@@ -8,13 +9,24 @@ from ml_collections import ConfigDict
 from repae_jax.data import latents
 from repae_jax.data.manifest import read_manifest
 from repae_jax.data.packed import packed_folder
-from repae_jax.errors import UserError
+from repae_jax.data.sources import open_source
+from repae_jax.errors import UserError, not_installed
 from repae_jax.interop import hub
+from repae_jax.interop.files import TORCH_SUFFIXES
+
+_READ_WITH = {  # a source of data -> the module that reads it
+    "digits": "sklearn",
+    "hdf5": "h5py",
+    "latents": "array_record",
+    "packed": "array_record",
+    "tfds": "tensorflow_datasets",
+}
 
 
 def check_files(config: ConfigDict) -> None:
     """Raise UserError for all that the configuration names or needs and that is not there."""
-    check_nothing_missing(missing_files(config))
+    missing = missing_files(config)
+    check_nothing_missing([*missing, *missing_besides(config)] if missing else [])
 
 
 def check_nothing_missing(missing: Iterable[str]) -> None:
@@ -29,7 +41,42 @@ def check_nothing_missing(missing: Iterable[str]) -> None:
 
 def missing_files(config: ConfigDict) -> list[str]:
     """What is not there, and how to come by it, each a clause."""
-    return [*_files(config), *_cache(config)]
+    missing = list(_files(config))
+    module = _READ_WITH.get(config.data.source)
+    if module and not _is_installed(module):
+        missing.append(f"{not_installed(module)} (config.data.source is {config.data.source!r})")
+    try:
+        missing += _cache(config)
+    except UserError as error:
+        missing.append(str(error))
+    return missing
+
+
+def missing_besides(config: ConfigDict) -> list[str]:
+    """What opening the data and reading the weights would lack next, each a clause.
+
+    For an error that names other things already: to open the data takes a while, and a run that
+    resumes reads no weights.
+    """
+    missing = []
+    named = {key: str(path) for key, path in _named(config).items()}
+    by_torch = [f"config.{key}" for key, path in named.items() if path.endswith(TORCH_SUFFIXES)]
+    if by_torch and not _is_installed("torch"):
+        missing.append(f"{not_installed('torch')} (to read {', '.join(by_torch)})")
+    data, measured = config.data, config.evaluation
+    if (data.path and not _exists(data.path)) or not _is_installed(_READ_WITH.get(data.source)):
+        return missing
+    try:
+        open_source(data, "train", any_classes=True)
+        if measured.every and measured.cknna_images:
+            open_source(data, "heldout", any_classes=True)
+    except UserError as error:
+        missing.append(str(error))
+    return missing
+
+
+def _is_installed(module):
+    return not module or importlib.util.find_spec(module) is not None
 
 
 def missing_paths(named: dict[str, object]) -> list[str]:
@@ -63,7 +110,8 @@ def _exists(path):
     return path.startswith(hub.PREFIX) or pathlib.Path(path).exists()
 
 
-def _files(config: ConfigDict) -> Iterator[str]:
+def _named(config: ConfigDict) -> dict[str, str]:
+    """The files and folders that are read, by the key that names them."""
     named = {
         "tokenizer.weights": config.tokenizer.weights,
         "tokenizer.statistics": config.tokenizer.statistics,
@@ -72,30 +120,36 @@ def _files(config: ConfigDict) -> Iterator[str]:
         "lpips.vgg_weights": config.lpips.vgg_weights,
         "data.path": config.data.path,
     }
-    measured, hints = config.evaluation, {}
+    measured = config.evaluation
     if measured.every and measured.samples:
         named["evaluation.reference"] = measured.reference
         if measured.network == "inception":
             named["evaluation.weights"] = measured.weights
-            hints["evaluation.weights"] = (
-                "; `python -m repae_jax evaluate --help` says where it is, or take a teacher: "
-                "--config.evaluation.network=NAME"
-            )
+    return named | {f"teachers.{k}.weights": entry.weights for k, entry in config.teachers.items()}
+
+
+def _files(config: ConfigDict) -> Iterator[str]:
+    hints = {
+        "evaluation.weights": "; `python -m repae_jax evaluate --help` says where it is, or take a "
+        "teacher: --config.evaluation.network=NAME"
+    }
     for name, entry in config.teachers.items():
         key = f"teachers.{name}.weights"
-        named[key] = entry.weights
         if not entry.weights:
-            yield f"config.{key} is empty: name the file with the teacher's weights"
+            yield (
+                f"config.{key} is empty: name the file with the teacher's weights "
+                f"(--config.{key}=PATH)"
+            )
         elif entry.pretrain.steps:
             hints[key] = "; make it with `python -m repae_jax pretrain-teacher` and the same config"
-    for key, path in named.items():
+    for key, path in _named(config).items():
         for what in missing_paths({f"config.{key}": path}):
             yield f"{what} (--config.{key}=PATH sets it){hints.get(key, '')}"
     if needs_lpips(config) and not (config.lpips.weights and config.lpips.vgg_weights):
         yield (
             f"config.objective.perceptual_weight is {config.objective.perceptual_weight}, but "
             "config.lpips.weights (linear heads) or config.lpips.vgg_weights (VGG16) is empty: "
-            "name both files, or set the weight to 0"
+            "name both files, or set --config.objective.perceptual_weight=0.0"
         )
 
 
@@ -113,12 +167,12 @@ def _cache(config: ConfigDict) -> Iterator[str]:
         yield (
             f"config.evaluation.every is {measured.every}, and samples are compared with training "
             f"images, but {folder} keeps none: name images or their statistics as "
-            "config.evaluation.reference, set config.evaluation.samples to 0, or encode with "
+            "--config.evaluation.reference=PATH, set --config.evaluation.samples=0, or encode with "
             "--images"
         )
     if not measured.cknna_images:
         return
-    out = "set config.evaluation.cknna_images to 0"
+    out = "set --config.evaluation.cknna_images=0"
     needed = f"config.evaluation.cknna_images is {measured.cknna_images}"
     try:
         folder, made = _made(config, "heldout")
@@ -131,7 +185,7 @@ def _cache(config: ConfigDict) -> Iterator[str]:
 
 def _made(config, split):
     """A cache's folder, and what its manifest says of how it was made."""
-    folder = packed_folder(config.data.path, split)
+    folder = packed_folder(config.data, split, latents.KIND)
     manifest = read_manifest(folder)
     latents.check_kind(folder, manifest)
     return folder, manifest["made"]

@@ -17,7 +17,8 @@ def validate(config: ConfigDict) -> None:
     if config.dtype not in ("float32", "bfloat16"):
         raise UserError(f"config.dtype is {config.dtype!r}: use 'float32' or 'bfloat16'")
     for name in config.train:
-        _check_optimizer(name, config.optimizer[name], config.run.steps)
+        _check_optimizer(name, config.optimizer[name])
+    _check_decay(config)
     tokenizer = _check_vae(config)
     if "backbone" in config.train:
         _check_backbone(config, tokenizer)
@@ -61,19 +62,20 @@ def _check_train(config):
     if "tokenizer" not in train and not config.tokenizer.weights:
         raise UserError(
             "the tokenizer is frozen (config.train has no 'tokenizer') and "
-            "config.tokenizer.weights is empty: name its file or the work directory that trained it"
+            "config.tokenizer.weights is empty: name its file or the work directory that trained "
+            "it (--config.tokenizer.weights=PATH)"
         )
     adversarial = config.objective.adversarial_weight > 0
     if "tokenizer" in train and adversarial and "discriminator" not in train:
         raise UserError(
             "config.objective.adversarial_weight is "
             f"{config.objective.adversarial_weight} without a discriminator: "
-            "add 'discriminator' to config.train, or set the weight to 0"
+            "add 'discriminator' to config.train, or set --config.objective.adversarial_weight=0.0"
         )
 
 
-def _check_optimizer(name, optimizer, steps):
-    """Checks the optimizer of one trained network, in a run of `steps`."""
+def _check_optimizer(name, optimizer):
+    """Checks the optimizer of one trained network."""
     key = f"config.optimizer.{name}"
     for field in ("learning_rate", "max_grad_norm"):
         if not optimizer[field] > 0:
@@ -84,11 +86,22 @@ def _check_optimizer(name, optimizer, steps):
             f"{key}.decay_steps is {decay}: it must be 0 (a constant rate) or lie beyond "
             f"warmup_steps {optimizer.warmup_steps}"
         )
-    if 0 < decay < steps:
-        raise UserError(
-            f"config.run.steps is {steps}, but {key}.decay_steps {decay}, from where the learning "
-            "rate is zero: raise it, or train fewer steps"
-        )
+
+
+def _check_decay(config):
+    """No learning rate is zero before the last step."""
+    steps = config.run.steps
+    ends = {name: config.optimizer[name].decay_steps for name in config.train}
+    ends = {name: end for name, end in ends.items() if 0 < end < steps}
+    if not ends:
+        return
+    rates = ", ".join(f"that of the {name} at step {end}" for name, end in ends.items())
+    longer = " ".join(f"--config.optimizer.{name}.decay_steps={steps}" for name in ends)
+    raise UserError(
+        f"the run ends at step {steps}, but its learning rates reach zero before it, {rates}, and "
+        f"nothing is learned from there on: train fewer steps (--config.run.steps="
+        f"{min(ends.values())}), or let the rates fall more slowly ({longer})"
+    )
 
 
 def _check_vae(config):
@@ -225,7 +238,7 @@ def _check_evaluation(config):
     if "backbone" not in config.train:
         raise UserError(
             f"config.evaluation.every is {wanted.every}, but config.train has no 'backbone', which "
-            "is measured: set it to 0"
+            "is measured: set --config.evaluation.every=0"
         )
     # Neighbourhoods are of ten images; a covariance needs two.
     for key, least in (("samples", 2), ("cknna_images", 12)):
@@ -240,7 +253,7 @@ def _check_evaluation(config):
     if wanted.cknna_images and not config.teachers:
         raise UserError(
             f"config.evaluation.cknna_images is {wanted.cknna_images}, but config.teachers, which "
-            "the backbone is compared with, is empty: set it to 0"
+            "the backbone is compared with, is empty: set --config.evaluation.cknna_images=0"
         )
 
 

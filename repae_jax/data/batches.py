@@ -20,8 +20,8 @@ from repae_jax.utils import signals
 
 _NEXT = "global_next_index"  # the state: how many images all processes together have consumed
 _CAUSES = {  # by exit status: minus the signal's number on Linux
-    -7: "batches pass through /dev/shm: make it larger, or lower config.data.workers",  # SIGBUS
-    -9: "the system kills processes when memory is short: lower config.data.workers",  # SIGKILL
+    -7: "batches pass through /dev/shm: make it larger, or lower --config.data.workers",  # SIGBUS
+    -9: "the system kills processes when memory is short: lower --config.data.workers",  # SIGKILL
 }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from repae_jax.data.crop import rgb_square, to_rgb
 from repae_jax.data.npz import read_header
-from repae_jax.errors import UserError, first_line
+from repae_jax.errors import BadImage, UserError, first_line
 
 if typing.TYPE_CHECKING:
     from PIL import Image
@@ -31,12 +31,12 @@ _BEGINNING = 1 << 20  # bytes: pictures may have a frame or a sky in common
 _NPY = b"\x93NUMPY"  # what the files of numpy.save begin with
 
 
-class BadImage(UserError):
-    """What was read is no image that can be decoded: cut short, empty, or something else.
+class WrongSize(UserError):
+    """A prepared image of another size than is wanted: `width` and `height` are its own."""
 
-    The only fault that `data.on_bad_image = "skip"` passes over. A file that cannot be read, or a
-    damaged shard, is never skipped: that may be the disk's fault, and another one's tomorrow.
-    """
+    def __init__(self, message: str, width: int = 0, height: int = 0):
+        super().__init__(message)
+        self.width, self.height = width, height
 
 
 def read_beginning(path: str) -> bytes:
@@ -138,9 +138,11 @@ def checked_size(pixels: np.ndarray, size: int, name: str) -> np.ndarray:
 def _check_size(found, size, name):
     if found != (size, size):
         width, height = found
-        raise UserError(
-            f"{name}: {width} x {height} pixels, but data.resolution = {size}; set the resolution "
-            "that the data were prepared with, or prepare them anew"
+        raise WrongSize(
+            f"{name}: {width} x {height} pixels, not {size} x {size}; set the resolution that the "
+            "data were prepared with, or prepare them anew",
+            width,
+            height,
         )
 
 
@@ -203,10 +205,7 @@ def _explained(data: bytes, name: str) -> Iterator[None]:
         yield
     except Exception as error:  # PIL and numpy raise many kinds for damaged files
         reason = _reason(error) if data else "it is empty"
-        raise BadImage(
-            f"{name}: not a readable image ({reason}); repair or remove it (train, encode: or pass "
-            'over such images with data.on_bad_image = "skip"; prepare: --on-bad-image skip)'
-        ) from error
+        raise BadImage(f"{name}: not a readable image ({reason}); repair or remove it") from error
 
 
 def _reason(error):

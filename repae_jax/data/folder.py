@@ -12,7 +12,8 @@ import numpy as np
 
 from repae_jax.data.decode import decode_cropped, read_beginning, read_file
 from repae_jax.data.identity import Fingerprint, class_table
-from repae_jax.data.source import split_folder
+from repae_jax.data.kinds import refuse_other
+from repae_jax.data.source import named, split_folder
 from repae_jax.data.walk import SUFFIXES, Walk, warn_once
 from repae_jax.errors import UserError
 
@@ -74,15 +75,29 @@ def open_folder(data_config: typing.Any, split: str) -> FolderSource:
       UserError: there is no such folder, one cannot be read, a class has no images, or two files
         or classes have names that differ in upper and lower case only.
     """
-    root = split_folder(data_config.path, split, _has_folders, "class folders")
+    root = split_folder(
+        data_config.path,
+        split,
+        _has_folders,
+        "class folders",
+        called=named(data_config, "path"),
+    )
     walk = Walk(root)
     classes = walk.folders()
     if not classes:
+        refuse_other(data_config, root, "folder")
         raise UserError(f"{root} has no class folders; put each class's images in a folder there")
     _check_case(root, classes)
     files, labels = [], []
     for label, name in enumerate(classes):
-        found = _images(walk, root, name)
+        found = walk.pictures(name)
+        if not found:
+            refuse_other(data_config, root, "folder")
+            raise UserError(
+                f"class folder {root / name} has no images ({', '.join(SUFFIXES)}); "
+                "add some, or move the folder elsewhere"
+            )
+        _check_case(root, found)
         files += found
         labels += [label] * len(found)
     walk.left_out.say(root)
@@ -97,17 +112,6 @@ def open_folder(data_config: typing.Any, split: str) -> FolderSource:
         resolution=data_config.resolution,
         exif=getattr(data_config, "exif", False),
     )
-
-
-def _images(walk: Walk, root: pathlib.Path, name: str) -> list[str]:
-    files = walk.pictures(name)
-    if not files:
-        raise UserError(
-            f"class folder {root / name} has no images ({', '.join(SUFFIXES)}); "
-            "add some or remove the folder"
-        )
-    _check_case(root, files)
-    return files
 
 
 def _warn_of_another_level(root, files):

@@ -21,16 +21,17 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from repae_jax.data.decode import BadImage, checked_size, decode_pixels
+from repae_jax.data.decode import WrongSize, checked_size, decode_pixels
 from repae_jax.data.identity import Fingerprint, class_table
-from repae_jax.data.source import checked_label, split_folder
+from repae_jax.data.kinds import HDF5, refuse_other
+from repae_jax.data.source import checked_label, named, setting, split_folder
 from repae_jax.data.walk import SUFFIXES, LeftOut, kind_of
-from repae_jax.errors import UserError, first_line
+from repae_jax.errors import BadImage, UserError, first_line
 
 if typing.TYPE_CHECKING:
     import h5py
 
-IMAGES, NAMES, LABELS = "images.h5", "images_h5.json", "dataset.json"
+IMAGES, NAMES, LABELS = HDF5, "images_h5.json", "dataset.json"
 _SMALL = 1 << 24  # bytes that any entry may have, however small the images or the file
 
 
@@ -107,10 +108,15 @@ def open_hdf5(data_config: typing.Any, split: str) -> Hdf5Source:
         has no label, or one that is out of range; the images have another resolution.
     """
     folder = split_folder(
-        data_config.path, split, lambda root: (root / IMAGES).exists(), f"{IMAGES} and {NAMES}"
+        data_config.path,
+        split,
+        lambda root: (root / IMAGES).exists(),
+        f"{IMAGES} and {NAMES}",
+        called=named(data_config, "path"),
     )
     missing = [name for name in (IMAGES, NAMES) if not (folder / name).is_file()]
     if missing:
+        refuse_other(data_config, folder, "hdf5")
         raise UserError(
             f"{folder} has no {' and no '.join(missing)}; name the folder that the original's "
             "preprocessing wrote"
@@ -131,7 +137,7 @@ def open_hdf5(data_config: typing.Any, split: str) -> Hdf5Source:
         path=str(path),
         resolution=data_config.resolution,
     )
-    _check_first(source)
+    _check_first(source, data_config)
     return source
 
 
@@ -193,10 +199,17 @@ def _check_once(where: typing.Any, names: Iterable[str]) -> None:
         raise UserError(f"{where}: names {twice[0]} more than once; remove it once")
 
 
-def _check_first(source: Hdf5Source) -> None:
+def _check_first(source: Hdf5Source, data_config: typing.Any) -> None:
     """Another resolution shows in the first image already, before anything is built for it."""
     with contextlib.suppress(BadImage):  # named, or passed over, when it is its turn
-        source[0]
+        try:
+            source[0]
+        except WrongSize as error:
+            raise UserError(
+                f"{named(data_config, 'resolution')} is {source.resolution}, but "
+                f"{source.image_name(0)} has {error.width} x {error.height} pixels: set "
+                f"{setting(data_config, 'resolution', error.width)}, or prepare the images anew"
+            ) from error
 
 
 def _open_file(path) -> h5py.File:

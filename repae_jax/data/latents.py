@@ -104,7 +104,7 @@ def open_latents(folder: str | pathlib.Path, *, mirrored: bool = False) -> Laten
     checked(manifest, _Manifest, source=f"{folder}/{MANIFEST}: ")
     if mirrored and not manifest["made"]["mirrored"]:
         raise UserError(
-            f"{folder} holds no mirrored latents: set config.data.flip = False, or encode with "
+            f"{folder} holds no mirrored latents: set --config.data.flip=False, or encode with "
             "--mirrored"
         )
     return LatentSource(
@@ -120,8 +120,8 @@ def check_kind(folder: str | pathlib.Path, manifest: Mapping[str, Any]) -> None:
     """Raise UserError unless a packed data set holds latents."""
     if manifest["kind"] != KIND:
         raise UserError(
-            f"{folder} holds packed {manifest['kind']}, not latents: make them with "
-            "`python -m repae_jax encode`"
+            f"{folder} holds packed {manifest['kind']}, not latents: set "
+            "--config.data.source=packed, or make latents with `python -m repae_jax encode`"
         )
 
 

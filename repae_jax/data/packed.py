@@ -12,9 +12,10 @@ import numpy as np
 
 from repae_jax.data.decode import decode_pixels
 from repae_jax.data.identity import Fingerprint
+from repae_jax.data.kinds import refuse_other
 from repae_jax.data.manifest import BEGUN, MANIFEST, manifest_fingerprint, read_manifest
 from repae_jax.data.shards import PackedRecords
-from repae_jax.data.source import checked_label, split_folder
+from repae_jax.data.source import checked_label, named, setting, split_folder
 from repae_jax.errors import UserError
 
 KIND = "images"
@@ -67,7 +68,7 @@ def open_packed(data_config: typing.Any, split: str) -> PackedSource:
       UserError: there is no such folder; it is damaged or holds something else; it was prepared
         with another resolution, or otherwise than `data.exif` says.
     """
-    folder = packed_folder(data_config.path, split)
+    folder = packed_folder(data_config, split, "packed")
     manifest = read_manifest(folder)
     _check(folder, manifest, data_config)
     return PackedSource(
@@ -79,25 +80,38 @@ def open_packed(data_config: typing.Any, split: str) -> PackedSource:
     )
 
 
-def packed_folder(path: typing.Any, split: str) -> pathlib.Path:
-    """Where a split's shards lie (see `split_folder`), also if they are unfinished."""
+def packed_folder(data_config: typing.Any, split: str, wanted: str) -> pathlib.Path:
+    """Where a split's shards lie (see `split_folder`), also if they are unfinished.
+
+    Args:
+      data_config: its `path` is such a folder, or holds `train` and `heldout` folders that are.
+      split: which of these.
+      wanted: "packed" or "latents".
+
+    Raises:
+      UserError: there is no such folder, or it holds another kind of data.
+    """
 
     def holds(folder):
         return (folder / MANIFEST).exists() or (folder / BEGUN).exists()
 
-    return split_folder(path, split, holds, "packed records")
+    folder = split_folder(data_config.path, split, holds, "packed records")
+    if not holds(folder):
+        refuse_other(data_config, folder, wanted)
+    return folder
 
 
 def _check(folder, manifest, data_config):
     if manifest["kind"] != KIND:
         raise UserError(
-            f"{folder} holds packed {manifest['kind']}, not images: set data.source = "
-            f"{manifest['kind']!r}, or name a folder that `python -m repae_jax prepare` wrote"
+            f"{folder} holds packed {manifest['kind']}, not images: set "
+            f"{setting(data_config, 'source', manifest['kind'])}, or name a folder that "
+            "`python -m repae_jax prepare` wrote"
         )
     for key, default in (("resolution", None), ("exif", False)):
         wanted, made = getattr(data_config, key, default), manifest["made"].get(key, default)
         if wanted != made:
             raise UserError(
-                f"data.{key} = {wanted}, but {folder} was prepared with {made}; "
-                f"set data.{key} = {made}, or prepare it anew"
+                f"{named(data_config, key)} is {wanted}, but {folder} was prepared with {made}; "
+                f"set {setting(data_config, key, made)}, or prepare it anew"
             )

@@ -105,8 +105,8 @@ def _check(source, batch_size, seed, process_index, process_count, workers):
         )
     if len(source) < batch_size:
         raise UserError(
-            f"{source.name} has {len(source)} images, fewer than one batch of {batch_size}; "
-            "lower batch_size"
+            f"{source.name} has {len(source)} images, fewer than one batch of {batch_size}: lower "
+            "the batch size (of a run --config.batch_size)"
         )
     if seed < 0:
         raise UserError(f"seed = {seed}: must not be negative")

@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from repae_jax.data.decode import BadImage
 from repae_jax.data.identity import names_checksum
 from repae_jax.data.images import encode_pixels
 from repae_jax.data.packed import KIND
 from repae_jax.data.shard_writer import ShardWriter, write_shards
 from repae_jax.data.sources import ON_BAD_IMAGE, Source, open_source
-from repae_jax.errors import UserError
+from repae_jax.errors import BadImage, UserError
 from repae_jax.utils.schema import Side, checked
 
 
@@ -79,6 +78,12 @@ def prepare(
             num_classes=None,  # the source's own
             exif=exif,
             on_bad_image="error",  # a bad one is left out here, not replaced
+            options={
+                "resolution": "--resolution",
+                "exif": "--exif",
+                "name": "SOURCE",
+                "path": "--path" if kind == "tfds" else "SOURCE",
+            },
         ),
         split,
     )

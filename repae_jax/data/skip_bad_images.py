@@ -1,4 +1,4 @@
-"""Passing over images that cannot be decoded: `data.on_bad_image = "skip"`."""
+"""Passing over images that cannot be decoded: `config.data.on_bad_image = "skip"`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import threading
 
 import numpy as np
 
-from repae_jax.data.decode import BadImage
 from repae_jax.data.identity import Fingerprint
 from repae_jax.data.source import Source
-from repae_jax.errors import UserError
+from repae_jax.errors import BadImage, UserError
 
 # Of a process: threads that read ahead share it. It is no attribute, for it cannot be pickled.
 _listing = threading.Lock()
@@ -54,7 +53,7 @@ class SkippingSource:
                 self._note(candidate, error)
         raise UserError(
             f"{self.name}: none of its {len(self)} images is readable; see the warnings, then "
-            "correct data.path"
+            "correct --config.data.path"
         )
 
     def image_name(self, index: int) -> str:

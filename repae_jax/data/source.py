@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import shlex
 import typing
 from collections.abc import Callable
 
@@ -46,12 +47,31 @@ class Source(typing.Protocol):
         ...
 
 
+def named(data_config: typing.Any, key: str) -> str:
+    """What errors call a key of a config's data section, such as "config.data.path".
+
+    For a command that takes no configuration, it is the name of the option: those are in the data
+    section's `options`.
+    """
+    return getattr(data_config, "options", {}).get(key, f"config.data.{key}")
+
+
+def setting(data_config: typing.Any, key: str, value: object) -> str:
+    """The word of the command line that sets a key, such as "--config.data.path=PATH"."""
+    name = named(data_config, key)
+    return shlex.quote(f"{name if name.startswith('--') else f'--{name}'}={value}")
+
+
 def checked_label(label: int, num_classes: int, name: str) -> np.int32:
     """The label, int32 (); raises UserError unless it is in 0..num_classes - 1."""
     if not 0 <= label < num_classes:
+        way_out = (
+            "choose a split whose images all have labels"
+            if label < 0
+            else f"set --config.data.num_classes={label + 1} or more"
+        )
         raise UserError(
-            f"{name}: label {label} is not in 0..{num_classes - 1}; correct it or "
-            "data.num_classes, or choose a split whose images all have labels"
+            f"{name}: label {label} is not in 0..{num_classes - 1}; correct it, or {way_out}"
         )
     return np.int32(label)
 
@@ -66,7 +86,12 @@ def check_images(source: Source) -> None:
 
 
 def split_folder(
-    path: typing.Any, split: str, holds: Callable[[pathlib.Path], bool], content: str
+    path: typing.Any,
+    split: str,
+    holds: Callable[[pathlib.Path], bool],
+    content: str,
+    *,
+    called: str = "config.data.path",
 ) -> pathlib.Path:
     """Where a split lies: in `path/split`, or for "train" in `path` itself.
 
@@ -77,12 +102,13 @@ def split_folder(
       split: "train", "heldout", or the name of a folder in `path`.
       holds: whether a folder holds a split.
       content: what such a folder holds, for messages.
+      called: what gives `path`, for messages.
 
     Raises:
       UserError: `path` is no folder, or has no such split.
     """
     if not path or not pathlib.Path(path).is_dir():
-        raise UserError(f"data.path = {path!r} is not a folder; name one that holds {content}")
+        raise UserError(f"{called} is {path!r}, which is no folder; name one that holds {content}")
     root = pathlib.Path(path)
     names = HELDOUT_NAMES if split == "heldout" else (split,)
     for name in names:

@@ -15,7 +15,7 @@ from repae_jax.data.identity import Fingerprint, names_checksum
 from repae_jax.data.latents import open_latents
 from repae_jax.data.packed import open_packed, packed_folder
 from repae_jax.data.skip_bad_images import SkippingSource
-from repae_jax.data.source import Source
+from repae_jax.data.source import Source, named, setting
 from repae_jax.data.tfds_source import open_tfds
 from repae_jax.errors import UserError
 from repae_jax.utils.schema import Count, as_whole, checked, shown
@@ -68,11 +68,12 @@ def open_source(
         "latents": _open_latents,
     }
     if data_config.source not in openers:
-        raise UserError(f"data.source = {data_config.source!r}; choose one of {', '.join(openers)}")
+        choices = ", ".join(openers)
+        raise UserError(f"config.data.source is {data_config.source!r}: use one of {choices}")
     on_bad_image = getattr(data_config, "on_bad_image", "error")
     if on_bad_image not in ON_BAD_IMAGE:
         raise UserError(
-            f"data.on_bad_image = {on_bad_image!r}; choose one of {', '.join(ON_BAD_IMAGE)}"
+            f"config.data.on_bad_image is {on_bad_image!r}: use one of {', '.join(ON_BAD_IMAGE)}"
         )
     source = openers[data_config.source](data_config, split)
     if not any_classes:
@@ -88,8 +89,8 @@ def check_classes(source: Source, num_classes: int | None) -> None:
         return
     trouble = "more labels than classes" if num_classes < source.num_classes else "unused classes"
     raise UserError(
-        f"data.num_classes = {num_classes}, but {source.name} has {source.num_classes} classes "
-        f"({trouble}); set data.num_classes = {source.num_classes}"
+        f"config.data.num_classes is {num_classes}, but {source.name} has {source.num_classes} "
+        f"classes ({trouble}); set --config.data.num_classes={source.num_classes}"
     )
 
 
@@ -119,8 +120,9 @@ class ArraySource:
 def _open_digits(data_config, split):
     if data_config.resolution != digits.RESOLUTION:
         raise UserError(
-            f"data.resolution = {data_config.resolution}, but digits are "
-            f"{digits.RESOLUTION} x {digits.RESOLUTION}; set data.resolution = {digits.RESOLUTION}"
+            f"{named(data_config, 'resolution')} is {data_config.resolution}, but digits are "
+            f"{digits.RESOLUTION} x {digits.RESOLUTION}; set "
+            f"{setting(data_config, 'resolution', digits.RESOLUTION)}"
         )
     part = digits.load_digits_split(split)
     return ArraySource("digits", digits.NUM_CLASSES, part.images, part.labels)
@@ -132,11 +134,14 @@ def _open_scenes(data_config, split):
     name = data_config.name
     count = as_whole(name) if name else scenes.COUNTS[split]
     if not count:
-        raise UserError(f"data.name = {shown(name)}; of scenes it is their number, such as 20000")
-    checked(count, Count, source="data.name")
+        raise UserError(
+            f"{named(data_config, 'name')} is {shown(name)}; of scenes it is their number, such as "
+            "20000"
+        )
+    checked(count, Count, source=named(data_config, "name"))
     return scenes.Scenes(split, count, data_config.resolution)
 
 
 def _open_latents(data_config, split):
     mirrored = split == "train" and data_config.flip  # only training flips
-    return open_latents(packed_folder(data_config.path, split), mirrored=mirrored)
+    return open_latents(packed_folder(data_config, split, "latents"), mirrored=mirrored)

@@ -10,7 +10,7 @@ import numpy as np
 
 from repae_jax.data.decode import decode_cropped
 from repae_jax.data.identity import Fingerprint, contents_checksums, sample
-from repae_jax.data.source import HELDOUT_NAMES, checked_label
+from repae_jax.data.source import HELDOUT_NAMES, checked_label, named, setting
 from repae_jax.errors import UserError, first_line
 from repae_jax.utils.schema import read_json
 
@@ -87,13 +87,16 @@ def open_tfds(data_config: typing.Any, split: str) -> TfdsSource:
     """
     import tensorflow_datasets as tfds
 
-    builder = _builder(data_config.name, data_config.path or None)
+    builder = _builder(data_config)
     features = dict(builder.info.features.items())
     image, label = features.get("image"), features.get("label")
     if not isinstance(image, tfds.features.Image) or not isinstance(
         label, tfds.features.ClassLabel
     ):
-        raise UserError(f"data.name = {data_config.name!r} has no image and label; choose another")
+        raise UserError(
+            f"{named(data_config, 'name')} is {data_config.name!r}, which has no image and label; "
+            "choose another"
+        )
     return TfdsSource(
         name=data_config.name,
         num_classes=label.num_classes,
@@ -106,18 +109,19 @@ def open_tfds(data_config: typing.Any, split: str) -> TfdsSource:
     )
 
 
-def _builder(name: str, folder: str | None) -> tfds.core.DatasetBuilder:
+def _builder(data_config: typing.Any) -> tfds.core.DatasetBuilder:
     import tensorflow_datasets as tfds
 
-    _check_features(name or "", folder)
+    name, folder = data_config.name or "", data_config.path or None
+    _check_features(name, folder)
     try:
-        builder = tfds.builder(name or "", data_dir=folder)
+        builder = tfds.builder(name, data_dir=folder)
     except (ValueError, AssertionError) as error:  # an unknown name; an unknown version
         reason = first_line(error)
         where = folder or "TFDS' default folder"
         raise UserError(
-            f"data.name = {name!r} is neither a TFDS data set nor prepared in {where} "
-            f"({reason}); correct data.name or data.path"
+            f"{named(data_config, 'name')} is {name!r}, which is neither a TFDS data set nor "
+            f"prepared in {where} ({reason}); correct it or {named(data_config, 'path')}"
         ) from error
     if not builder.info.splits:
         raise UserError(f"{name} is not in {builder.data_dir}; run: {_prepare(name, folder)}")
@@ -126,7 +130,8 @@ def _builder(name: str, folder: str | None) -> tfds.core.DatasetBuilder:
         other = f"{folder or '~/tensorflow_datasets'}_array_record"
         raise UserError(
             f"{name} is stored as {', '.join(formats)} in {builder.data_dir}, which cannot be "
-            f"read by index; set data.path = {other!r} and run: {_prepare(name, other)}"
+            f"read by index; set {setting(data_config, 'path', other)} and run: "
+            f"{_prepare(name, other)}"
         )
     return builder
 

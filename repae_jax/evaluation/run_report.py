@@ -157,7 +157,7 @@ def _reconstructed(run: Run, heldout: Source, page: Page) -> None:
     if not finite.all():
         raise NotFinite(
             f"{run.workdir}: the VAE's reconstruction of held-out image {finite.argmin()} is NaN "
-            "or infinite: the run has diverged, take an earlier checkpoint"
+            "or infinite: the run has diverged, take an earlier checkpoint (--step N)"
         )
     psnr = mean_psnr(images, reconstructions)
     page.summary.append(

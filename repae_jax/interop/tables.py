@@ -203,7 +203,7 @@ def require_finite(tensors: Mapping[str, np.ndarray], path: Any) -> None:
         if not np.isfinite(array).all():
             raise UserError(
                 f"{path}: tensor {name!r} would hold NaN or infinite values: the run has diverged, "
-                "or its checkpoint is damaged; take an earlier one"
+                "or its checkpoint is damaged; take an earlier one (--step N)"
             )
 
 

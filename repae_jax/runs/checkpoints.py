@@ -239,7 +239,8 @@ class Checkpoints:
                 damage.append(error)
                 continue
             for error in damage:
-                print(f"warning: {error}; going on from step {step}", flush=True)
+                verb = "using" if self._read_only else "resuming from"
+                print(f"warning: {error}; {verb} step {step}", flush=True)
             self._set_aside(step, group)
             self._unproven = step
             return result

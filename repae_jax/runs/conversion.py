@@ -25,13 +25,15 @@ MakeConfig = Callable[[Callable[[], ConfigDict]], ConfigDict]
 class Job:
     """One conversion: `target` as on the command line, the rest as `convert` has it.
 
-    `vae` is what the source has of one, if that is asked for.
+    `vae` is what the source has of one, if that is asked for. `step` is the checkpoint's of a run;
+    None: the newest.
     """
 
     found: Found
     target: pathlib.Path
     make_config: MakeConfig
     progress: bool
+    step: int | None
     vae: StoredVAE | None = None
 
 
@@ -41,6 +43,7 @@ def convert(
     to: str | None,
     make_config: MakeConfig,
     *,
+    step: int | None = None,
     progress: bool = True,
 ) -> str:
     """Convert `source` to `target`; returns a line on what was written, and those on what was not.
@@ -51,6 +54,7 @@ def convert(
       to: a key of `TARGETS`, or None to tell by the target's name.
       make_config: for a run: takes a function that derives the configuration from the source,
         and gives the one to use.
+      step: of a run, the checkpoint to convert; None: the newest.
       progress: show a bar.
 
     Raises:
@@ -58,6 +62,11 @@ def convert(
         exists.
     """
     found = find(source)
+    if step is not None and found.format != RUN:
+        raise UserError(
+            f"--step is {step}, but {found.path} ({FORMATS[found.format]}) is no work directory: "
+            "leave it out"
+        )
     to = to or _told_by_name(found, target)
     if to not in _possible(found):
         choices = ", ".join(_possible(found))
@@ -68,9 +77,9 @@ def convert(
     with writing(target):
         if target.is_file() or (target.is_dir() and any(target.iterdir())):
             raise UserError(f"{target} exists already: choose another name, or remove it")
-        job = Job(found, target, make_config, progress)
+        job = Job(found, target, make_config, progress, step)
         if to in ("diffusers", "vae"):
-            job = dataclasses.replace(job, vae=_vae(found))
+            job = dataclasses.replace(job, vae=_vae(found, step))
         lines = [f"{target}: {_WRITERS[to](job)}"]
     return "\n".join([*lines, *(f"{found.path}: {note}" for note in _notes(job, to))])
 
@@ -144,7 +153,7 @@ def _to_run(job: Job) -> str:
 def _to_checkpoint(job: Job) -> str:
     from repae_jax.runs.original_checkpoint import export_run
 
-    export_run(job.found.path, job.target, progress=job.progress)
+    export_run(job.found.path, job.target, step=job.step, progress=job.progress)
     return TARGETS["checkpoint"]
 
 
@@ -154,7 +163,7 @@ def _to_diffusers(job: Job) -> str:
 
 
 def _to_vae(job: Job) -> str:
-    vae, discriminator = job.vae, _discriminator(job.found)
+    vae, discriminator = job.vae, _discriminator(job.found, job.step)
     _check_groups(vae.module, job.target)
     beside = []
     if vae.statistics is not None:
@@ -181,20 +190,20 @@ def _to_file(job: Job) -> str:
     return f"{len(tensors)} tensors, the same as in {source}"
 
 
-def _vae(found):
+def _vae(found, step):
     if found.format == RUN:
         from repae_jax.runs.original_checkpoint import run_vae
 
-        return run_vae(found.path)
+        return run_vae(found.path, step)
     return vae_files.read_vae(found.path)
 
 
-def _discriminator(found):
+def _discriminator(found, step):
     """Its tensors under the original's names, or None where there is none."""
     if found.format == RUN:
         from repae_jax.runs.original_checkpoint import run_discriminator
 
-        return run_discriminator(found.path)
+        return run_discriminator(found.path, step)
     if found.discriminator is not None:
         return found.discriminator.tensors
     return found.content.get("discriminator")

@@ -7,15 +7,21 @@ import shutil
 
 from ml_collections import ConfigDict
 
+from repae_jax.data.identity import FILE as DATA
 from repae_jax.errors import UserError
 from repae_jax.runs import workdir as work_directory
 from repae_jax.runs.checkpoints import FOLDER, saved_steps
 from repae_jax.runs.integrity import check_checkpoint
 from repae_jax.runs.provenance import FILE as ORIGIN
+from repae_jax.runs.retention import FILE as RECORD
 from repae_jax.utils.schema import as_whole
 
 ASIDE = "aside-{}"  # a folder in the run's, which is a work directory as well
 SAMPLES = "samples"
+# What a work directory is of beside its checkpoints; those that a run has not are left out.
+DESCRIBED_BY = (
+    work_directory.HISTORY, DATA, ORIGIN, f"{FOLDER}/{RECORD}", work_directory.CONFIG
+)  # fmt: skip
 PUBLISHED_RATE = 1e-4  # the learning rate of the published runs
 
 
@@ -68,7 +74,9 @@ def has_gone_back(workdir: pathlib.Path, step: int) -> bool:
 
 
 def set_aside(workdir: pathlib.Path, step: int) -> str:
-    """Move what the run saved behind `step` into a work directory within its own.
+    """Move what the run saved after `step` into a work directory within its own.
+
+    Checkpoints and the pictures that were drawn on the way move; what describes the run is copied.
 
     Returns:
       The name of that; "" if there was nothing.
@@ -80,7 +88,9 @@ def set_aside(workdir: pathlib.Path, step: int) -> str:
     while (aside := workdir / ASIDE.format(number)).exists():
         number += 1
     (aside / FOLDER).mkdir(parents=True)
-    shutil.copy(workdir / work_directory.CONFIG, aside)
+    for name in DESCRIBED_BY:
+        if (workdir / name).exists():
+            shutil.copy(workdir / name, aside / name)
     for name in reversed(later):  # whatever ends this between two, the newest is gone first
         (workdir / FOLDER / str(name)).rename(aside / FOLDER / str(name))
     for picture in sorted((workdir / SAMPLES).glob("*.png")):
@@ -91,9 +101,9 @@ def set_aside(workdir: pathlib.Path, step: int) -> str:
 
 
 def way_back(workdir: pathlib.Path, config: ConfigDict, step: int | None, processes: int) -> str:
-    """The command that continues a run from `step`, or from its beginning, with smaller steps.
+    """The command that continues a run from `step`, or from its beginning, more slowly.
 
-    Learning rates become the published one, or a tenth where that is less.
+    Learning rates become the published one, or a tenth of their own where that is less.
     """
     if step is None:
         steps = saved_steps(workdir)

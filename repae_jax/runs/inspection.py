@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from repae_jax.errors import UserError
 from repae_jax.interop import checkpoint_parts, files, latent_statistics, sit, vae_files
 from repae_jax.interop.detect_format import CHECKPOINTS, DIFFUSERS, RUN, Found, ViTNames, find
 from repae_jax.interop.formats import FORMATS
@@ -58,16 +59,12 @@ def _lines(found: Found) -> Lines:
 
 def _run_lines(path):
     from repae_jax.runs.build import build_models, fresh_state
-    from repae_jax.runs.checkpoints import Checkpoints
     from repae_jax.runs.workdir import load_config
 
     config = load_config(path)
-    checkpoints = Checkpoints(path, read_only=True)
-    step = checkpoints.latest_step()
-    checkpoints.close()
     yield "name", config.name
     yield "trains", ", ".join(config.train)
-    yield "step", f"{step} of {config.run.steps}" if step is not None else "no checkpoint yet"
+    yield from _saved_lines(path, config.run.steps)
     models = build_models(config)
     if models.backbone is not None:
         yield (
@@ -78,6 +75,36 @@ def _run_lines(path):
     shapes = jax.eval_shape(lambda key: fresh_state(config, models, key), jax.random.key(0))
     for network, part in shapes.params.items():
         yield network, weights_text(part)
+
+
+def _saved_lines(path, last_step):
+    """Which steps are saved, and whether the files of the newest are what they were.
+
+    Reads the newest checkpoint; where it is damaged, the one before, and so on.
+    """
+    from repae_jax.runs.checkpoints import FOLDER, saved_steps
+    from repae_jax.runs.integrity import check_checkpoint
+
+    steps, damage = saved_steps(path), []
+    compared = whole = None
+    for step in reversed(steps):
+        try:
+            compared = check_checkpoint(path / FOLDER / str(step))
+        except UserError as error:
+            damage.append(str(error))
+            continue
+        whole = step
+        break
+    if not steps:
+        yield "step", "no checkpoint yet"
+        return
+    yield "step", f"{whole} of {last_step}" if whole is not None else "no whole checkpoint"
+    yield "saved", ", ".join(map(str, steps))
+    for fault in damage:
+        yield "damaged", fault
+    if whole is not None:
+        of = f"of step {whole}: "
+        yield "files", of + ("as their checksums say" if compared else "without checksums")
 
 
 def _checkpoint_lines(found):

@@ -40,8 +40,11 @@ class Sums:
             self._ahead.close()
 
 
-def check_checkpoint(folder: pathlib.Path, part: int = 0, parts: int = 1) -> None:
+def check_checkpoint(folder: pathlib.Path, part: int = 0, parts: int = 1) -> bool:
     """Compare a checkpoint's files with their checksums, or with what else was noted of them.
+
+    Returns:
+      Whether it has checksums: those of versions before have none.
 
     Args:
       folder: the checkpoint.
@@ -53,11 +56,12 @@ def check_checkpoint(folder: pathlib.Path, part: int = 0, parts: int = 1) -> Non
     """
     try:
         if check_folder(folder, part, parts):
-            return
+            return True
         if MARK in _entry(_read(folder / METADATA), "custom_metadata"):
             raise Damaged("its checksums are missing")
         for name, size in _entry(_read(folder.parent / _SIZES), folder.name).items():
             check_size(folder / name, name, size)
+        return False
     except Damaged as error:
         raise UserError(f"checkpoint {folder} is damaged: {error}") from error
 

@@ -21,7 +21,7 @@ from repae_jax.sampling.samplers import Sampler
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A work directory's newest state and what is needed to use it."""
+    """A work directory's state and what is needed to use it."""
 
     workdir: pathlib.Path
     config: ConfigDict
@@ -29,18 +29,23 @@ class Run:
     state: TrainState
 
 
-def open_run(workdir: pathlib.Path, mesh: Mesh | None = None) -> Run:
-    """Load the newest checkpoint of `workdir`: on the first device, or on all of a mesh.
+def open_run(workdir: pathlib.Path, mesh: Mesh | None = None, *, step: int | None = None) -> Run:
+    """Load the newest checkpoint of `workdir`, or that of a step.
 
-    With a mesh, all processes call it alike.
+    Args:
+      workdir: the run's folder.
+      mesh: put the state on all of its devices, which all processes ask for alike; None: on the
+        first device.
+      step: take this checkpoint and no other.
 
     Raises:
-      UserError: there is no run or no checkpoint, or it is damaged.
+      UserError: there is no run or no such checkpoint, or it is damaged.
     """
     config = load_config(workdir)
     models = build_models(config)
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    state = load_state(workdir, config, models, one if mesh is None else replicated(mesh))
+    sharding = one if mesh is None else replicated(mesh)
+    state = load_state(workdir, config, models, sharding, step=step)
     return Run(workdir, config, models, state)
 
 

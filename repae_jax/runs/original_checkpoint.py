@@ -98,25 +98,35 @@ def import_run(
     return state
 
 
-def run_vae(workdir: pathlib.Path) -> StoredVAE:
+def run_vae(workdir: pathlib.Path, step: int | None = None) -> StoredVAE:
     """The VAE of a run's newest checkpoint, with the statistics that its LatentNorm arrived at.
+
+    Args:
+      workdir: the run's folder.
+      step: take the checkpoint of this step and no other.
 
     Raises:
       UserError: there is no run, or its checkpoint is damaged.
     """
-    _, models, state = _open_on_host(workdir, optimizers=False)
+    _, models, state = _open_on_host(workdir, step, optimizers=False)
     channels = models.tokenizer.latent_channels
     statistics = statistics_of(state.ema, channels, source=str(workdir))
     return StoredVAE(models.tokenizer, state.params["tokenizer"], {}, statistics)
 
 
-def run_discriminator(workdir: pathlib.Path) -> dict[str, np.ndarray] | None:
+def run_discriminator(
+    workdir: pathlib.Path, step: int | None = None
+) -> dict[str, np.ndarray] | None:
     """The discriminator of a run under the original's names, or None if it trains none.
+
+    Args:
+      workdir: the run's folder.
+      step: take the checkpoint of this step and no other.
 
     Raises:
       UserError: there is no run, or its checkpoint is damaged.
     """
-    config, models, state = _open_on_host(workdir, optimizers=False)
+    config, models, state = _open_on_host(workdir, step, optimizers=False)
     if models.discriminator is None:
         return None
     part = original.discriminator_part(models.discriminator)
@@ -125,14 +135,22 @@ def run_discriminator(workdir: pathlib.Path) -> dict[str, np.ndarray] | None:
     return original.export_part(_discriminator_variables(state), part, counters)
 
 
-def export_run(workdir: pathlib.Path, path: pathlib.Path, *, progress: bool = True) -> None:
+def export_run(
+    workdir: pathlib.Path, path: pathlib.Path, *, step: int | None = None, progress: bool = True
+) -> None:
     """Write the newest checkpoint of a run as the original's, with args.json beside it.
+
+    Args:
+      workdir: the run's folder.
+      path: the file to write.
+      step: take the checkpoint of this step and no other.
+      progress: show a bar.
 
     Raises:
       UserError: there is no run, it trains no SiT, its VAE has no counterpart in the original,
         or the file cannot be written.
     """
-    config, models, state = _open_on_host(workdir, optimizers=True)
+    config, models, state = _open_on_host(workdir, step, optimizers=True)
     parts = _parts(models, config, str(workdir), statistics=True)
     origin = read_origin(workdir) or _new_origin(config, parts)
     if origin.kind == "repa":
@@ -149,12 +167,12 @@ def export_run(workdir: pathlib.Path, path: pathlib.Path, *, progress: bool = Tr
     write_atomically(folder / "args.json", text.encode())
 
 
-def _open_on_host(workdir, *, optimizers):
-    """(configuration, models, newest state as numpy arrays)."""
+def _open_on_host(workdir, step, *, optimizers):
+    """(configuration, models, state as numpy arrays), of the newest checkpoint for step None."""
     config = work_directory.load_config(workdir)
     models = build_models(config)
     host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    state = load_state(workdir, config, models, host, optimizers=optimizers)
+    state = load_state(workdir, config, models, host, optimizers=optimizers, step=step)
     return config, models, jax.tree.map(np.asarray, state)
 
 

@@ -108,7 +108,7 @@ def _open_heldout(config):
         return open_source(config.data, "heldout", any_classes=True)
     except UserError as error:
         raise UserError(
-            f"{error}; or set config.evaluation.cknna_images to 0, which takes held-out images"
+            f"{error}; or set --config.evaluation.cknna_images=0: CKNNA takes held-out images"
         ) from error
 
 
@@ -122,11 +122,22 @@ def _check(config, workdir, data) -> list[str]:
             f"{workdir}: the latents are not those of the run's own networks any more "
             f"({'; '.join(fixed)}): name the cache that the run began with, or encode it again"
         )
-    accept = digest(data.fingerprints)[:12]
-    if lines and config.data.accept != accept:
+    if not lines:
+        return []
+    changed = f"{workdir}: the data have changed since the run began ({'; '.join(lines)})"
+    wanted = config.data.num_classes
+    for source in (data.train, data.heldout):
+        if source is not None and wanted not in (None, source.num_classes):
+            raise UserError(
+                f"{changed}: put them back, or begin a new run, in another --workdir; this one's "
+                f"model is of {wanted} classes, and {source.name} has {source.num_classes}, which "
+                f"takes --config.data.num_classes={source.num_classes}"
+            )
+    accept, given = digest(data.fingerprints)[:12], config.data.accept
+    if given != accept:
+        stale = f" (config.data.accept is {given!r}, which accepts other data)" if given else ""
         raise UserError(
-            f"{workdir}: the data have changed since the run began ({'; '.join(lines)}): put them "
-            "back, or go on with what is there now, its labels and its order, by "
-            f"--config.data.accept={accept}"
+            f"{changed}{stale}: put them back, or continue with these data, their labels and their "
+            f"order, by --config.data.accept={accept}"
         )
     return lines

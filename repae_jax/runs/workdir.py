@@ -19,10 +19,10 @@ from repae_jax.utils.schema import read_json
 CONFIG = "config.json"
 HISTORY = "config_history.jsonl"  # what has changed in it, when
 # Once a run has begun, its weights come from its checkpoints: where files lie may change. So may
-# what a run is saved by that diverges: how far an optimizer goes in a step, and the type that is
-# computed in.
+# what saves a run that diverges (how far an optimizer goes in a step, and the type that is computed
+# in) or that meets a bad image.
 FREE_KEYS = (
-    r"config\.(run|sampling|evaluation|mesh)\..*|config\.data\.(workers|path|accept)|config\.dtype"
+    r"config\.(run|sampling|evaluation|mesh)\..*|config\.data\.(workers|path|accept|on_bad_image)|config\.dtype"
     r"|config\.optimizer\.[^.]+\."
     r"(learning_rate|warmup_steps|decay_steps|weight_decay|max_grad_norm)"
     r"|config\.compute\.(scan_blocks|backbone_remat|tokenizer_remat)"

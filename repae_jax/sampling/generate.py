@@ -147,7 +147,7 @@ def _whole(start, made, labels):
         raise NotFinite(
             f"image {start + first} ({'no class' if label == NO_CLASS else f'class {label}'}): "
             f"{describe_fault(faults[first])}; the run has diverged, or the guidance is too "
-            "strong: take an earlier checkpoint, or a lower guidance scale"
+            "strong: take an earlier checkpoint (--step N), or a lower guidance scale"
         )
     return start, np.asarray(made.images)[: len(faults)]
 

@@ -14,12 +14,11 @@ from ml_collections import ConfigDict
 from repae_jax.config.needs import check_files
 from repae_jax.config.validate import validate
 from repae_jax.data import latents
-from repae_jax.data.decode import BadImage
 from repae_jax.data.images import encode_pixels
 from repae_jax.data.prepare import identity_of, relative_name
 from repae_jax.data.shard_writer import ShardWriter, write_shards
 from repae_jax.data.sources import Source, open_source
-from repae_jax.errors import UserError
+from repae_jax.errors import BadImage, UserError
 from repae_jax.models.encoders.preprocessing import preprocess
 from repae_jax.models.networks import Models
 from repae_jax.parallel.mesh import make_mesh, over_batch, put_batch, replicated

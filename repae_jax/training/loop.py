@@ -145,8 +145,8 @@ def train(
             if out_of_memory(error):
                 raise UserError(
                     f"the step does not fit the memory ({first_line(error)}): raise "
-                    "config.mesh.fsdp or config.compute.micro_batches, or set "
-                    "config.compute.tokenizer_remat and backbone_remat to 'blocks'"
+                    "--config.mesh.fsdp or --config.compute.micro_batches, or set "
+                    "--config.compute.tokenizer_remat=blocks --config.compute.backbone_remat=blocks"
                 ) from error
             if processes.count == 1:
                 raise
@@ -236,7 +236,7 @@ def _claim(workdir, config, from_step):
     notes = {"from_step": from_step} | ({"set_aside": aside} if aside else {})
     work_directory.claim(workdir, config, step=from_step, **notes)
     if aside:
-        print(f"what was saved behind step {from_step} is in {workdir / aside}, a work directory")
+        print(f"what was saved after step {from_step} is in {workdir / aside}, a work directory")
 
 
 def _batches(config, source, mesh):

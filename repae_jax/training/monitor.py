@@ -86,7 +86,7 @@ class Alarms:
             raise Diverged(
                 f"step {step}: {self._skipped_in_a_row} steps in a row had a loss or gradient that "
                 f"is not finite, and changed nothing ({self._broke_first} was the first)",
-                f"to go back, with smaller steps: {self._way_back(self._first_skipped)}",
+                f"to go back, with lower learning rates: {self._way_back(self._first_skipped)}",
             )
 
     def look(self, step: int, values: Mapping[str, float]) -> None:
@@ -147,7 +147,7 @@ class Alarms:
     def _raise_alarm(self, what, since):
         if self._on_collapse == "stop":
             raise UserError(
-                f"{what}; to go back, with smaller steps: {self._way_back(since)} "
+                f"{what}; to go back, with lower learning rates: {self._way_back(since)} "
                 "(--config.run.on_collapse=warn only says it)"
             )
         self._say(f"warning: {what}")

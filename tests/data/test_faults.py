@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from pictures import data_config, encoded, png, random_picture, write_pictures
 
-from repae_jax.data.decode import BadImage, decode_pixels
+from repae_jax.data.decode import decode_pixels
 from repae_jax.data.images import encode_pixels
 from repae_jax.data.pipeline import eval_batches, train_batches
 from repae_jax.data.skip_bad_images import read_listing
 from repae_jax.data.sources import ArraySource, open_source
-from repae_jax.errors import UserError
+from repae_jax.errors import BadImage, UserError
 
 COUNT = 6
 

@@ -70,7 +70,7 @@ def test_a_class_may_be_called_train(tmp_path):
 
 
 def test_missing_and_empty_folders_are_named(tmp_path, folder):
-    with pytest.raises(UserError, match=r"data.path = None"):
+    with pytest.raises(UserError, match=r"config.data.path is None"):
         open_source(data_config("folder"), "train")
     with pytest.raises(UserError, match="nowhere"):
         open_source(data_config("folder", path=tmp_path / "nowhere"), "train")

@@ -15,11 +15,12 @@ from PIL import EpsImagePlugin, Image
 
 import repae_jax
 from repae_jax.data.crop import center_crop
-from repae_jax.data.decode import FORMATS, BadImage, decode_cropped, decode_pixels
+from repae_jax.data.decode import FORMATS, decode_cropped, decode_pixels
 from repae_jax.data.prepare import prepare
 from repae_jax.data.shard_writer import write_shards
 from repae_jax.data.sources import open_source
 from repae_jax.data.tfds_source import TfdsSource
+from repae_jax.errors import BadImage
 from repae_jax.evaluation.image_sets import open_images
 
 # --- grey of more than eight bits ---

@@ -114,8 +114,11 @@ def test_the_file_does_not_say_how_many_classes_there_are(tmp_path, given, class
     ("values", "message"),
     [
         ({"num_classes": 2}, r"img00010003.png: label 2 is not in 0..1"),
-        ({"resolution": 32}, r"img00000001.png: 16 x 16 pixels, but data.resolution = 32"),
-        ({"path": "nowhere"}, r"data.path = 'nowhere' is not a folder"),
+        (
+            {"resolution": 32},
+            r"1.png has 16 x 16 pixels: set --config.data.resolution=16",
+        ),
+        ({"path": "nowhere"}, r"config.data.path is 'nowhere', which is no folder"),
     ],
 )
 def test_another_configuration_is_named(tmp_path, values, message):

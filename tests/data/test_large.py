@@ -17,9 +17,9 @@ from test_crop import picture, stated_crop
 
 from repae_jax.data import decode
 from repae_jax.data.crop import center_crop
-from repae_jax.data.decode import MAX_PIXELS, BadImage, decode_cropped, decode_pixels
+from repae_jax.data.decode import MAX_PIXELS, decode_cropped, decode_pixels
 from repae_jax.data.sources import open_source
-from repae_jax.errors import UserError
+from repae_jax.errors import BadImage, UserError
 from repae_jax.evaluation.image_sets import open_images
 
 MILLION = 1_000_000
@@ -36,7 +36,8 @@ def line(width, height):
 LIMITED = """
 import json, pathlib, resource, sys, time
 from PIL import Image
-from repae_jax.data.decode import BadImage, decode_cropped
+from repae_jax.data.decode import decode_cropped
+from repae_jax.errors import BadImage
 import repae_jax.data.crop
 Image.init()
 
@@ -162,7 +163,7 @@ def test_prepared_pictures_of_another_size_are_not_decoded(tmp_path, monkeypatch
     """Else a record of some kilobytes would take as much memory as a picture may have."""
     data = png(10_000, 10_000, 1, 0, b"no rows at all")
     monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("decoded"))
-    with pytest.raises(UserError, match="record 3: 10000 x 10000 pixels, but data.resolution = 16"):
+    with pytest.raises(UserError, match="record 3: 10000 x 10000 pixels, not 16 x 16"):
         decode_pixels(data, 16, "record 3")
     Image.new("RGB", (16, 16)).save(tmp_path / "x.png")
     (tmp_path / "y.png").write_bytes(data)

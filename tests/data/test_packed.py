@@ -96,11 +96,11 @@ def test_splits_have_folders_of_their_own(tmp_path, folder, called):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"resolution": 32}, r"data.resolution = 32, but .* prepared with 16; set"),
-        ({"exif": True}, r"data.exif = True, but .* prepared with False; set"),
-        ({"num_classes": 2}, r"num_classes = 2, .*more labels than classes"),
-        ({"num_classes": 4}, r"num_classes = 4, .*unused classes"),
-        ({"path": "nowhere"}, r"data.path = 'nowhere' is not a folder"),
+        ({"resolution": 32}, r"is 32, but .* with 16; set --config.data.resolution=16"),
+        ({"exif": True}, r"is True, but .* with False; set --config.data.exif=False"),
+        ({"num_classes": 2}, r"num_classes is 2, .*more labels than classes"),
+        ({"num_classes": 4}, r"num_classes is 4, .*unused classes"),
+        ({"path": "nowhere"}, r"config.data.path is 'nowhere', which is no folder"),
     ],
 )
 def test_another_configuration_is_named(folder, values, message):
@@ -112,7 +112,9 @@ def test_what_is_no_packed_images_is_named(tmp_path):
     with pytest.raises(UserError, match=r"no packed data set"):
         open_source(config(tmp_path), "train")
     write_packed(tmp_path / "latents", [{"label": 0}], kind="latents")
-    with pytest.raises(UserError, match=r"holds packed latents, .*set data.source = 'latents'"):
+    with pytest.raises(
+        UserError, match=r"holds packed latents, .*set --config.data.source=latents"
+    ):
         open_source(config(tmp_path / "latents"), "train")
     (tmp_path / "begun" / "train" / "progress").mkdir(parents=True)
     (tmp_path / "begun" / "train" / "progress" / "made.json").write_text(json.dumps(MADE))

@@ -111,12 +111,12 @@ def test_a_configuration_opens_scenes():
 @pytest.mark.parametrize(
     ("changes", "split", "message"),
     [
-        ({"name": "many"}, "train", "data.name = 'many'; of scenes it is their number"),
-        ({"name": "0"}, "train", "data.name = '0'"),
-        ({"name": "²"}, "train", "data.name = '²'"),
-        ({"name": "9" * 5000}, "train", "data.name = '999"),
+        ({"name": "many"}, "train", "config.data.name is 'many'; of scenes it is their number"),
+        ({"name": "0"}, "train", "config.data.name is '0'"),
+        ({"name": "²"}, "train", "config.data.name is '²'"),
+        ({"name": "9" * 5000}, "train", "config.data.name is '999"),
         ({}, "test", "no split 'test'; choose one of train, heldout"),
-        ({"num_classes": 10}, "train", "set data.num_classes = 24"),
+        ({"num_classes": 10}, "train", "set --config.data.num_classes=24"),
     ],
 )
 def test_what_scenes_are_not(changes, split, message):

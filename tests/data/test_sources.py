@@ -24,12 +24,12 @@ def test_nothing_heavy_is_imported_before_it_is_used():
 
 def test_an_unknown_source_is_named():
     kinds = "digits, scenes, folder, tfds, packed, hdf5, latents"
-    with pytest.raises(UserError, match=rf"'zip'; choose one of {kinds}"):
+    with pytest.raises(UserError, match=rf"'zip': use one of {kinds}"):
         open_source(data_config("zip"), "train")
 
 
 def test_an_unknown_way_with_bad_images_is_named():
-    with pytest.raises(UserError, match=r"on_bad_image = 'ignore'; choose one of error, skip"):
+    with pytest.raises(UserError, match=r"on_bad_image is 'ignore': use one of error, skip"):
         open_source(data_config("digits", on_bad_image="ignore"), "train")
 
 
@@ -62,7 +62,9 @@ def test_an_epoch_of_digits_is_the_split():
 
 
 def test_digits_have_one_resolution_and_two_splits():
-    with pytest.raises(UserError, match=r"resolution = 64.*32 x 32"):
+    with pytest.raises(
+        UserError, match=r"resolution is 64.*32 x 32.*set --config.data.resolution=32"
+    ):
         open_source(data_config("digits", resolution=64), "train")
     with pytest.raises(UserError, match="'test'"):
         open_source(data_config("digits"), "test")
@@ -82,7 +84,9 @@ def folder(tmp_path):
 def test_another_number_of_classes_is_named(source, extra, trouble, folder):
     right = {"digits": 10, "folder": 3}[source]
     wrong = data_config(source, path=folder, num_classes=right + extra)
-    with pytest.raises(UserError, match=rf"= {right + extra}, .*{trouble}.*= {right}"):
+    with pytest.raises(
+        UserError, match=rf"is {right + extra}, .*{trouble}.*--config.data.num_classes={right}"
+    ):
         open_source(wrong, "train")
 
 

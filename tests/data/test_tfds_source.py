@@ -92,11 +92,11 @@ def test_tfds_feeds_worker_processes(tfds_folder):
 def test_tfds_troubles_are_named(tfds_folder, tmp_path):
     with pytest.raises(UserError, match=r"no split 'dev'.*train, validation"):
         open_source(tiny(tfds_folder), "dev")
-    with pytest.raises(UserError, match=r"num_classes = 2, .*more labels than classes"):
+    with pytest.raises(UserError, match=r"num_classes is 2, .*more labels than classes"):
         open_source(tiny(tfds_folder, num_classes=2), "train")
-    with pytest.raises(UserError, match=r"'huge' is neither"):
+    with pytest.raises(UserError, match=r"'huge', which is neither"):
         open_source(tiny(tfds_folder, name="huge"), "train")
-    with pytest.raises(UserError, match=r"name = None is neither"):
+    with pytest.raises(UserError, match=r"name is '', which is neither"):
         open_source(tiny(tfds_folder, name=None), "train")
     # known to TFDS, but not prepared: which folder, and the command
     missing = tiny(str(tmp_path), name="mnist")
@@ -106,13 +106,13 @@ def test_tfds_troubles_are_named(tfds_folder, tmp_path):
 
 def test_tfds_files_without_random_access_are_named(tmp_path):
     prepare_tiny(tmp_path, "tfrecord")
-    with pytest.raises(UserError, match=r"stored as tfrecord.*_array_record' and run: python -c"):
+    with pytest.raises(UserError, match=r"stored as tfrecord.*_array_record and run: python -c"):
         open_source(tiny(str(tmp_path)), "train")
 
 
 def test_tfds_data_sets_without_labels_are_named(tmp_path):
     prepare_tiny(tmp_path, "array_record", with_labels=False)
-    with pytest.raises(UserError, match="'tiny' has no image and label"):
+    with pytest.raises(UserError, match="'tiny', which has no image and label"):
         open_source(tiny(str(tmp_path)), "train")
 
 

@@ -4,12 +4,15 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from run_fixtures import random_steps
 from weight_files import random
 
 from repae_jax.cli import main
 from repae_jax.runs.build import build_models, state_template
 from repae_jax.runs.checkpoints import Checkpoints
 from repae_jax.runs.workdir import claim
+
+__all__ = ["random_steps"]
 
 
 @pytest.fixture(scope="session")

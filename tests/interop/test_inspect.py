@@ -62,6 +62,25 @@ def test_a_run(run, checkpoint, capsys):
     assert found["tokenizer"] == f"{len(vae)} tensors: {values} float32"
 
 
+def test_a_damaged_checkpoint_of_a_run_is_said(random_steps, tmp_path, capsys):
+    found = inspect(random_steps, capsys)
+    assert (found["step"], found["saved"]) == ("4 of 4", "2, 4")
+    assert found["files"] == "of step 4: as their checksums say"
+    shutil.copytree(random_steps, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    for step, left in (("4", "2 of 4"), ("2", "no whole checkpoint")):
+        path = max((folder / step / "state").rglob("*"), key=lambda path: path.stat().st_size)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        found = inspect(tmp_path / "run", capsys)
+        assert found["step"] == left
+        assert f"{folder / step} is damaged: " in found["damaged"]
+        assert path.name in found["damaged"]
+        assert found.get("files", "of step 2: ").startswith("of step 2: ")
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["2", "4"]
+
+
 def test_a_run_without_a_checkpoint(run, tmp_path, capsys):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     shutil.copy(run / "config.json", tmp_path / "run")

@@ -34,7 +34,7 @@ TOTALS = {"sit_loss", "vae_loss", "d_loss"}
 def command_in(said):
     """The words of the command in a message, as a shell takes them."""
     assert said.count("\n") == 1
-    program, option, package, *arguments = shlex.split(said.rpartition("steps: ")[2])
+    program, option, package, *arguments = shlex.split(said.rpartition("rates: ")[2])
     assert (program, option, package) == ("python", "-m", "repae_jax")
     return arguments
 
@@ -79,6 +79,9 @@ def test_a_run_that_becomes_too_fast_goes_back(trained, teacher, tmp_path, capsy
     assert_ordinary(workdir, 30)
     assert restore_latest(workdir / "aside-1")["step"] == 5
     assert work_directory.load_config(workdir / "aside-1").optimizer.tokenizer.learning_rate == 1e6
+    assert Checkpoints(workdir / "aside-1", read_only=True).proven_step() is None
+    before = (workdir / "aside-1" / "config_history.jsonl").read_text()
+    assert (workdir / "config_history.jsonl").read_text().startswith(before)
     lines = (workdir / "config_history.jsonl").read_text().splitlines()
     first, second = map(json.loads, lines)
     assert first["step"] == second["step"] == second["from_step"] == 4
@@ -93,7 +96,7 @@ def test_the_same_steps_give_the_same_state(trained, teacher, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(trained, workdir)
     assert main([*words(workdir, teacher), "--from-step", "2"]) == 0
-    assert "behind step 2 is in" in capsys.readouterr().out
+    assert "after step 2 is in" in capsys.readouterr().out
     again, first = restore_latest(workdir), restore_latest(trained)
     jax.tree.map(np.testing.assert_array_equal, again, first)
     assert (workdir / "aside-1" / "samples" / "0000004.png").is_file()
@@ -143,6 +146,29 @@ def test_a_run_whose_checkpoints_are_all_damaged_may_begin_anew(trained, teacher
     assert main([*words(workdir, teacher), "--from-step", "0"]) == 0
     jax.tree.map(np.testing.assert_array_equal, restore_latest(workdir), restore_latest(trained))
     assert saved_steps(workdir / "aside-1") == [2, 4]
+
+
+def test_what_was_set_aside_is_a_work_directory_of_its_own(trained, teacher, tmp_path, capsys):
+    """It continues with its own data alone, and moves back with one command."""
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    (workdir / "origin.safetensors").write_bytes(b"of an import")
+    name = going_back.set_aside(workdir, 2)
+    aside = workdir / name
+    for file in ("config.json", "data.json", "origin.safetensors"):
+        assert (aside / file).read_bytes() == (workdir / file).read_bytes()
+    (aside / "origin.safetensors").unlink()
+    assert main(words(aside, teacher)) == 0
+    assert "from step 4" in capsys.readouterr().out
+    data = json.loads((aside / "data.json").read_text())
+    data["train"]["count"] -= 1
+    data.pop("sha256", None)  # as one who means the edit
+    (aside / "data.json").write_text(json.dumps(data))
+    assert main(words(aside, teacher)) == 2
+    assert "1441 -> 1442 images (+1)" in capsys.readouterr().err
+    shutil.move(aside / "checkpoints" / "4", workdir / "checkpoints")  # as docs/training.md has it
+    state = restore_latest(workdir)
+    jax.tree.map(np.testing.assert_array_equal, state, restore_latest(trained))
 
 
 def test_an_imported_run_has_no_beginning_of_its_own(trained, tmp_path):

@@ -9,12 +9,14 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from latent_cache import write_cache
 from pictures import write_pictures
 from runs import TINY
 from test_encode import folder, make_config  # noqa: F401
 
 from repae_jax.cli import main
-from repae_jax.data.shard_writer import write_shards
+from repae_jax.config.overrides import apply_overrides
+from repae_jax.runs import run_data
 from repae_jax.runs import workdir as work_directory
 from repae_jax.runs.build import build_models, state_shapes
 from repae_jax.runs.checkpoints import Checkpoints
@@ -84,6 +86,7 @@ def test_changed_data_are_refused_until_they_are_accepted(run, capsys):
     # accepting one change accepts no other, not even files that are only added, nor the way back
     shutil.copy(run.pictures / "z0" / "0.png", run.pictures / "z0" / "new.png")
     error, other = refused(run, capsys, f"--config.data.accept={accept}")
+    assert f"config.data.accept is '{accept}', which accepts other data" in error
     assert "8 -> 9 images (+1); train: class 'z0' has 5 images, not 4" in error
     assert other != accept
     (run.pictures / "z0" / "new.png").unlink()
@@ -98,17 +101,66 @@ def test_the_data_may_move(run, capsys):
     assert "moved" not in (run.workdir / "data.json").read_text()
 
 
-def test_a_new_class_is_said_to_be_new_and_no_wrong_configuration(run, capsys):
+def test_another_number_of_classes_cannot_be_accepted(run, tmp_path, capsys):
     assert run.train() == 0
     shutil.copytree(run.pictures / "c1", run.pictures / "c2")
-    error, _ = refused(run, capsys)
-    assert "class 'c2' is new" in error
-    assert "num_classes" not in error
+    before = run.content()
+    for words in ([], [f"--config.data.accept={accept_what_is_there(run)}"]):
+        assert run.train(*words) == 2
+        error = capsys.readouterr().err
+        assert "class 'c2' is new" in error
+        assert "accept" not in error
+        assert run.content() == before
+    words = re.findall(r"--config\.data\.num_classes=3$", error.strip())
+    config = tiny.get_config("vae")
+    config.data.update(source="folder", path=str(run.pictures), num_classes=2)
+    config = apply_overrides(config, words)
+    assert run_data.open_data(config, tmp_path / "new").train.num_classes == 3
+
+
+def accept_what_is_there(run):
+    """The digest that would accept these data, were the classes as many."""
+    config = run.config.copy_and_resolve_references()
+    config.data.num_classes = None
+    data = run_data.open_data(config, run.workdir.with_name("elsewhere"))
+    return run_data.digest(data.fingerprints)[:12]
+
+
+def test_the_way_past_a_bad_image_is_open(run, capsys):
+    """The error's own words, in a run that has begun: pass over it, or remove it."""
+    assert run.train() == 0
+    bad = run.pictures / "c0" / "0.png"
+    bad.write_bytes(b"no picture")
+    assert run.train(f"--config.run.steps={STEPS + 1}") == 2
+    error = capsys.readouterr().err
+    assert f"{bad}: not a readable image" in error
+    skip = re.search(r"--config\S+=skip", error)[0]
+    assert run.train(skip) == 0
+    history = (run.workdir / "config_history.jsonl").read_text().splitlines()
+    assert json.loads(history[-1])["changed"] == ["config.data.on_bad_image: 'error' -> 'skip'"]
+    bad.unlink()
+    refused(run, capsys)
+    assert "names the --config.data.accept=" in error
+
+
+@pytest.mark.parametrize("command", ["evaluate-vae", "prepare"])
+def test_the_way_past_a_bad_image_is_the_commands_own(command, run, tmp_path, capsys):
+    (run.pictures / "c0" / "0.png").write_bytes(b"no picture")
+    words = {"evaluate-vae": [run.workdir, run.pictures, "--resolution", "32"],
+             "prepare": [run.pictures, tmp_path / "packed", "--workers", "0"]}[command]  # fmt: skip
+    assert main([command, *map(str, words), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert "0.png: not a readable image (it is none of JPEG" in error
+    assert "--config" not in error
+    if command == "prepare":
+        assert "--on-bad-image skip" in error
+        words += ["--on-bad-image", "skip"]
+        assert main([command, *map(str, words), "--quiet"]) == 0
+    else:
+        assert error.endswith("repair or remove it\n")
 
 
 def test_held_out_images_are_noted_where_a_run_is_measured_with_them(tmp_path):
-    from repae_jax.runs import run_data
-
     config = tiny.get_config()
     config.evaluation.update(every=2, samples=0, cknna_images=12)
     data = run_data.open_data(config, tmp_path)
@@ -124,35 +176,18 @@ def test_held_out_images_are_noted_where_a_run_is_measured_with_them(tmp_path):
 # --- cached latents ---
 
 
-def write_cache(path, **changes):
-    made = {"vae": "a" * 64, "latent_shape": [8, 8, 2], "resolution": 32, "mirrored": False,
-            "images": False, "teachers": {}, **changes}  # fmt: skip
-
-    def write(indexes, writer):
-        for index in indexes:
-            latent = np.full((8, 8, 2), index, np.float32)
-            writer.write({"mean": latent, "std": latent, "label": index % 10})
-        return {}
-
-    statistics = {"mean": [0.0, 0.0], "var": [1.0, 1.0]}
-    manifest = {"kind": "latents", "num_classes": 10, "statistics": statistics}
-    write_shards(path, 16, 16, write, made, manifest=manifest)
-
-
 def test_nobody_may_accept_latents_of_another_vae(tmp_path, capsys):
     config = tiny.get_config("vanilla")
-    write_cache(tmp_path / "cache")
+    write_cache(tmp_path / "cache", 16)
     (tmp_path / "vae.pt").write_bytes(b"")  # is in the checkpoint by now
     config.tokenizer.weights = str(tmp_path / "vae.pt")
     config.data.update(source="latents", path=str(tmp_path / "cache"))
     config.run.steps = STEPS
     save(config, tmp_path / "run")
-    from repae_jax.runs import run_data
-
     data = run_data.open_data(config, tmp_path / "run")
     run_data.record(config, tmp_path / "run", data)
     shutil.rmtree(tmp_path / "cache")
-    write_cache(tmp_path / "cache", vae="b" * 64)
+    write_cache(tmp_path / "cache", 16, vae="b" * 64)
     new = run_data.open_data(config, tmp_path / "elsewhere")
     accept = f"--config.data.accept={run_data.digest(new.fingerprints)[:12]}"
     assert main(["train", "--workdir", str(tmp_path / "run"), "--quiet", accept]) == 2

@@ -117,7 +117,7 @@ def test_whatever_file_of_the_newest_checkpoint_is_damaged(trained, tmp_path, ca
         assert state["step"] == 2
         said = capsys.readouterr().out
         assert path.name in said
-        assert "going on from step 2" in said
+        assert "; using step 2" in said
         assert (workdir / "checkpoints" / "4").is_dir()  # a reader leaves it where it is
         shutil.rmtree(workdir)
     assert restore_latest(trained)["step"] == expected["step"] == 4
@@ -140,7 +140,7 @@ def test_a_run_goes_on_from_the_checkpoint_before(damage, trained, teacher, tmp_
     assert main(words(workdir, teacher)) == 0
     said = capsys.readouterr().out
     assert str(folder) in said
-    assert "going on from step 2" in said
+    assert "; resuming from step 2" in said
     assert (workdir / "checkpoints" / "damaged-4").is_dir()
     again, first = restore_latest(workdir), restore_latest(trained)
     jax.tree.map(np.testing.assert_array_equal, again["params"], first["params"])

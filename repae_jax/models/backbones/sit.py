@@ -270,8 +270,8 @@ def check(sit: SiT) -> None:
     if sit.grid**2 * width > _LARGEST_TABLE:
         raise UserError(
             f"the backbone would see {sit.grid} x {sit.grid} tokens of width {width}, whose table "
-            "of positions no memory holds: lower config.data.resolution, or raise "
-            "config.backbone.patch_size"
+            "of positions no memory holds: lower --config.data.resolution, or raise "
+            "--config.backbone.patch_size"
         )
 
 

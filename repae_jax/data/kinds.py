@@ -1,0 +1,79 @@
+"""Which kind of data a folder holds, by its content: for errors that name the source to set."""
+
+from __future__ import annotations
+
+import itertools
+import pathlib
+import typing
+from typing import Any
+
+from repae_jax.data.manifest import BEGUN, MANIFEST
+from repae_jax.data.source import setting
+from repae_jax.data.walk import SUFFIXES
+from repae_jax.errors import UserError
+from repae_jax.utils.atomic_files import entries
+from repae_jax.utils.schema import read_json
+
+HDF5 = "images.h5"
+_HOLDS = {  # by the config's data.source
+    "packed": "packed images",
+    "latents": "cached latents",
+    "hdf5": f"the original's {HDF5}",
+    "tfds": "data sets of TFDS",
+    "folder": "class folders of pictures",
+}
+_LOOKED_AT = 100  # entries of a folder, for those of millions
+
+
+def source_of(folder: pathlib.Path) -> str | None:
+    """The config's data.source that reads what is in a folder; None where that is not known."""
+    for name in (MANIFEST, BEGUN):
+        if (folder / name).is_file():
+            return "latents" if _kind(folder / name) == "latents" else "packed"
+    if (folder / HDF5).is_file():
+        return "hdf5"
+    versions = ("dataset_info.json", *("*/" * depth + "dataset_info.json" for depth in (1, 2, 3)))
+    if any(next(folder.glob(pattern), None) for pattern in versions):
+        return "tfds"
+    inner = itertools.islice((folder / name for name in entries(folder)), _LOOKED_AT)
+    return "folder" if any(_has_pictures(place) for place in inner if place.is_dir()) else None
+
+
+def refuse_other(data_config: typing.Any, folder: pathlib.Path, wanted: str) -> None:
+    """Raise UserError where a folder, or one in it, holds other data than `wanted`.
+
+    Nothing is raised where its content does not say what it is.
+
+    Args:
+      data_config: as `open_source` takes it.
+      folder: where `wanted` was looked for, and is not.
+      wanted: a value of the config's data.source.
+    """
+    places = (folder, *(folder / name for name in sorted(entries(folder))[:_LOOKED_AT]))
+    for place in places:
+        found = source_of(place) if place.is_dir() else None
+        if found not in (None, wanted):
+            raise UserError(
+                f"{place} holds {_HOLDS[found]}, not {_HOLDS[wanted]}: "
+                f"{_way_out(data_config, place, found)}, or name another folder"
+            )
+
+
+def _way_out(data_config, place, found):
+    if not hasattr(data_config, "options"):
+        return f"set {setting(data_config, 'source', found)}"
+    if found in ("packed", "latents"):
+        return "it is prepared already"
+    return f"give {'' if found == 'folder' else f'{found}:'}{place}"
+
+
+def _kind(path):
+    try:
+        return read_json(path, dict[str, Any]).get("kind")
+    except UserError:
+        return None  # damaged: whoever reads it says so
+
+
+def _has_pictures(folder):
+    found = itertools.islice(entries(folder), _LOOKED_AT)
+    return any(name.lower().endswith(SUFFIXES) for name in found)
