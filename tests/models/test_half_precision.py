@@ -35,7 +35,7 @@ NETWORKS = {
             latent_size=8, latent_channels=4, patch_size=2, hidden_size=32, depth=1, num_heads=2,
             num_classes=3, encoder_depth=1, teacher_dims=(8,), projector_dim=8, qk_norm=True,
         ),
-        (LATENTS, TIMES, LABELS),
+        (LATENTS, TIMES, {"label": LABELS}),
     ),
     "vit": (
         create_vit("dinov2-s", dim=32, depth=1, num_heads=2, patch_size=8, native_grid=2),

@@ -241,7 +241,7 @@ def test_two_teachers_are_prepared_and_read_each_in_its_own_way(tmp_path):
     vae = quick_jit(models.tokenizer.init)(
         jax.random.key(0), np.zeros((1, 4, 4, 3)), np.zeros((1, 1, 1, 2))
     )
-    state = SimpleNamespace(step=0, frozen=frozen)
+    state = SimpleNamespace(step=0, frozen={"teachers": frozen})
     draws = sample_draws(jax.random.key(1), 1, latent_shape(config, models))
     observe = make_observe(models, reconstruct=False)
 

@@ -78,14 +78,17 @@ def result(tmp_path):
 
 
 def test_a_flipped_bit_of_a_result_is_damage(result):
-    size = len(json.dumps(result(seal=dict)))
-    for place in range(0, size, 11):
+    result(seal=dict)
+    whole = result.path.read_bytes()
+    for place in range(0, len(whole), 11):
 
         def flip(data, place=place):
             changed = bytearray(data)
             changed[place] ^= 1 << place % 8
             return bytes(changed)
 
+        if flip(whole).lower() == whole.lower():  # 1E-06 is 1e-06
+            continue
         with pytest.raises(UserError, match=r"result\.json .*, the run is measured again"):
             result(change=flip)
 
