@@ -43,7 +43,8 @@ def test_generated_images_are_of_the_step(random_steps, first, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("target", "to"), [("vae", "diffusers"), ("vae.safetensors", "vae"), ("0000002.pt", "checkpoint")]
+    ("target", "to"),
+    [("vae", "diffusers"), ("vae.safetensors", "vae"), ("0000002.pt", "checkpoint")],
 )
 def test_what_is_converted_is_of_the_step(target, to, trained, tmp_path):
     def converted(name, workdir, *more):
