@@ -72,6 +72,32 @@ def test_a_missing_run_is_named(command, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+LOST = "has lost config.json, without which its checkpoints cannot be read: restore it ("
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["train --workdir {}", "train --config {config}:vae --workdir {}", "sample --workdir {}",
+     "generate --output x.npz --workdir {}", "report --workdir {}",
+     "evaluate-alignment --workdir {}", "inspect {}", "convert {} vae"],
+)  # fmt: skip
+def test_a_lost_configuration_has_one_message(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    (run / "checkpoints" / "4").mkdir(parents=True)
+    words = command.format(run, config=TINY).split()
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert f"{run} {LOST}take it from a backup, or copy the config.json of a run with" in error
+    (run / "aside-1").mkdir()
+    (run / "aside-1" / "config.json").write_text("{}")
+    (run / "config_history.jsonl").write_text("{}\n")
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert f"{LOST}{run}/aside-1/config.json is of the same run" in error
+    assert "config_history.jsonl lists what has changed)" in error
+
+
 @pytest.mark.parametrize("value", ["-1e30", "-1E-3", "-.5e+1", "-5.", "-1_0", "-inf", "-nan"])
 @pytest.mark.parametrize("command", ["sample", "generate"])
 def test_every_number_below_zero_is_a_value_and_no_option(command, value):

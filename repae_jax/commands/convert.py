@@ -3,7 +3,7 @@
 import argparse
 import pathlib
 
-from repae_jax.commands.options import add_config, add_quiet, read_configuration
+from repae_jax.commands.options import add_config, add_quiet, add_step, read_configuration
 from repae_jax.interop.formats import TARGETS
 
 _CHOICES = "\n".join(f"  {name:<12}{what}" for name, what in TARGETS.items())
@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to", choices=list(TARGETS), help="the format, where TARGET's name is ambiguous"
     )
+    add_step(parser)
     add_config(parser, "for a run whose model has no published name", required=False)
     add_quiet(parser)
 
@@ -45,6 +46,7 @@ def run(options: argparse.Namespace) -> int:
         options.target,
         options.to,
         lambda derived: read_configuration(options, derived),
+        step=options.step,
         progress=not options.quiet,
     )
     print(done)

@@ -13,6 +13,7 @@ from repae_jax.commands.options import (
     add_processes,
     add_quiet,
     add_sampler,
+    add_step,
     join_processes,
 )
 from repae_jax.commands.sampled_run import chosen_sampler, sampled_config
@@ -72,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--save-reference", type=pathlib.Path, help="write the reference's statistics as .npz"
     )
     sampling = parser.add_argument_group("where SAMPLES is a run", "As `generate` takes them.")
+    add_step(sampling)
     sampling.add_argument("--labels", help=LABELS_HELP)
     add_sampler(sampling)
     add_processes(parser)
@@ -160,7 +162,7 @@ def _open_sampled(options: argparse.Namespace, mesh: Mesh) -> ImageSet:
     labels, _ = choose_labels(
         options.labels or BALANCED, count, config.data.num_classes, options.seed
     )
-    trained = open_run(workdir, mesh)
+    trained = open_run(workdir, mesh, step=options.step)
     name = f"{workdir}, step {int(trained.state.step)}"
     generate = make_generate(trained.models.backbone, trained.models.tokenizer, sampler, mesh=mesh)
     key, weights = put_key(mesh, options.seed), sampling_weights(trained.state)
@@ -182,7 +184,8 @@ def _check_options(options: argparse.Namespace, made: bool) -> None:
         check_nothing_missing([*missing, *missing_inception(options.inception)])
     if written and written.resolve() in [pathlib.Path(path).resolve() for path in read]:
         raise UserError(f"--save-reference {written} would replace what is read: give another name")
-    given = [name for name in ("labels", *SAMPLER_OPTIONS) if getattr(options, name) is not None]
+    of_runs = ("step", "labels", *SAMPLER_OPTIONS)
+    given = [name for name in of_runs if getattr(options, name) is not None]
     if given and not made:
         raise UserError(
             f"--{given[0].replace('_', '-')} is for a run's work directory, but {options.samples} "

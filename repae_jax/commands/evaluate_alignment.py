@@ -6,7 +6,7 @@ import argparse
 import pathlib
 from typing import TYPE_CHECKING
 
-from repae_jax.commands.options import DEFAULT, add_quiet, add_workdir
+from repae_jax.commands.options import DEFAULT, add_quiet, add_step, add_workdir
 from repae_jax.errors import UserError, batch_size_advised
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ example:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_workdir(parser, "a trained run with a teacher")
+    add_step(parser)
     parser.add_argument("--split", default="heldout", help="of the run's data " + DEFAULT)
     parser.add_argument("--count", type=int, default=1000, help="images, at most " + DEFAULT)
     parser.add_argument(
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @batch_size_advised()
 def run(options: argparse.Namespace) -> int:
-    """Measure CKNNA and linear probes of the run's newest checkpoint; returns 0.
+    """Measure CKNNA and linear probes of a checkpoint of the run; returns 0.
 
     Raises:
       UserError: bad options, run or data.
@@ -68,7 +69,7 @@ def _measure(
     from repae_jax.runs.open_run import open_run
     from repae_jax.utils.figures import save_png
 
-    trained = open_run(options.workdir)
+    trained = open_run(options.workdir, step=options.step)
     count = min(options.count, len(source))
     if not 2 <= options.topk < count:
         raise UserError(f"--topk is {options.topk}: give 2 to {count - 1}, for {count} images")

@@ -16,6 +16,7 @@ from repae_jax.commands.options import (
     add_processes,
     add_quiet,
     add_sampler,
+    add_step,
     add_workdir,
     join_processes,
 )
@@ -54,6 +55,7 @@ _PER_DEVICE = 32  # images at a time, unless --batch-size is given
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_workdir(parser, "a trained run, or one that `convert` imported")
+    add_step(parser)
     parser.add_argument(
         "--output",
         required=True,
@@ -91,7 +93,7 @@ class Job:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Generate images from the newest checkpoint of the run; returns 0.
+    """Generate images from a checkpoint of the run; returns 0.
 
     All processes of a job call it alike. Each computes its part of every batch; the images, small
     compared with what they cost, go to all, and the first process writes them.
@@ -112,7 +114,7 @@ def run(options: argparse.Namespace) -> int:
     with group.devices_errors_said(), contextlib.ExitStack() as held:
         with group.together():
             job = _plan(options)
-        trained = open_run(options.workdir, job.mesh)
+        trained = open_run(options.workdir, job.mesh, step=options.step)
         weights = sampling_weights(trained.state)
         with group.together():
             finished, missing = False, np.zeros(-(-len(job.labels) // job.batch_size), np.int32)

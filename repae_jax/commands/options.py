@@ -58,6 +58,16 @@ def add_workdir(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help=what)
 
 
+def add_step(parser: argparse._ActionsContainer) -> None:
+    """--step: which of a run's checkpoints is used."""
+    parser.add_argument(
+        "--step",
+        type=int,
+        metavar="N",
+        help="use the checkpoint of training step N (default: the newest)",
+    )
+
+
 def add_processes(parser: argparse.ArgumentParser) -> None:
     """How this process finds the others of its job, for `join_processes`."""
     group = parser.add_argument_group(

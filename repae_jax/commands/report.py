@@ -2,7 +2,7 @@
 
 import argparse
 
-from repae_jax.commands.options import DEFAULT, add_quiet, add_workdir, check_seed
+from repae_jax.commands.options import DEFAULT, add_quiet, add_step, add_workdir, check_seed
 
 SUMMARY = "measure a trained run and write its report.html"
 EPILOG = ""
@@ -11,6 +11,7 @@ EPILOG = ""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_workdir(parser, "a trained run")
+    add_step(parser)
     parser.add_argument(
         "--samples", type=int, default=1000, help="generated images to measure " + DEFAULT
     )
@@ -35,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     pictures = options.workdir / "report"
     with writing_in(pictures):
         path, summary = write_run_report(
-            open_run(options.workdir),
+            open_run(options.workdir, step=options.step),
             heldout,
             pictures,
             samples=options.samples,

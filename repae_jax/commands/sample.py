@@ -6,7 +6,7 @@ import argparse
 import pathlib
 from typing import TYPE_CHECKING
 
-from repae_jax.commands.options import DEFAULT, add_quiet, add_sampler, add_workdir
+from repae_jax.commands.options import DEFAULT, add_quiet, add_sampler, add_step, add_workdir
 from repae_jax.commands.sampled_run import chosen_sampler, sampled_config
 from repae_jax.errors import batch_size_advised
 
@@ -20,11 +20,14 @@ EPILOG = ""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_workdir(parser, "a trained run")
+    add_step(parser)
     parser.add_argument(
         "--output", type=pathlib.Path, help="PNG grid (default: WORKDIR/sample.png)"
     )
     parser.add_argument(
-        "--labels", help="classes, such as 3,1,4, or none (default: eight of each, up to 10)"
+        "--labels",
+        help="one image of each of these classes, such as 3,1,4; or none: 64 images of the null "
+        "class (default: eight of each class, up to 10 classes)",
     )
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time " + DEFAULT)
     add_sampler(parser)
@@ -33,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @batch_size_advised()
 def run(options: argparse.Namespace) -> int:
-    """Generate images from the newest checkpoint of the run, and save their grid; returns 0."""
+    """Generate images from a checkpoint of the run, and save their grid; returns 0."""
     import jax
 
     from repae_jax.runs.open_run import open_run, sampling_weights
@@ -45,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     sampler = chosen_sampler(config, options)
     labels, columns = _labels(options.labels, config.data.num_classes)
     checked(options.batch_size, Batch, source="--batch-size")
-    trained = open_run(options.workdir)
+    trained = open_run(options.workdir, step=options.step)
     generate = make_generate(trained.models.backbone, trained.models.tokenizer, sampler)
     images = generate_all(
         generate,

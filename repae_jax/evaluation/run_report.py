@@ -84,7 +84,7 @@ def write_run_report(
     _reconstructed(run, heldout, page)
     history = read_history(run.workdir)
     if history:
-        text = f"Training, step by step, up to step {int(run.state.step)}."
+        text = "Training, step by step."
         page.add("Loss curves", "losses", loss_curves(history, CURVES), text)
     prefix = "evaluation/"
     measures = {tag[len(prefix) :]: (tag,) for tag in sorted(history) if tag.startswith(prefix)}

@@ -118,7 +118,8 @@ def vit_names(content: Mapping[str, Any]) -> ViTNames | None:
 
 def _folder(path):
     if (path / "checkpoints").is_dir():
-        if (path / vae_files.CONFIG).is_file():
+        saved = any(folder.name.isdigit() for folder in (path / "checkpoints").iterdir())
+        if saved or (path / vae_files.CONFIG).is_file():
             return Found(RUN, path)
         if saved := sorted((path / "checkpoints").glob("*.pt")):
             return _file(saved[-1])

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from repae_jax.config.defaults import absent_keys, differences, from_stored, to_json
 from repae_jax.config.validate import validate
 from repae_jax.errors import UserError, warn
-from repae_jax.runs.checkpoints import FOLDER
+from repae_jax.runs.checkpoints import FOLDER, saved_steps
 from repae_jax.utils.atomic_files import write_atomically
 from repae_jax.utils.schema import read_json
 
@@ -69,10 +69,8 @@ def check(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
         raise UserError(f"the work directory {workdir} is a file")
     path = workdir / CONFIG
     if not path.exists():
-        if (workdir / "checkpoints").exists():
-            raise UserError(
-                f"{workdir} holds checkpoints but no {CONFIG}: choose another --workdir"
-            )
+        if saved_steps(workdir):
+            raise _lost_config(workdir)
         return []
     changed = differences(load_config(workdir).to_dict(), config.to_dict())
     bound = [line for line in changed if not re.fullmatch(FREE_KEYS, line.partition(":")[0])]
@@ -110,6 +108,8 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
     """
     path = workdir / CONFIG
     if not path.is_file():
+        if saved_steps(workdir):
+            raise _lost_config(workdir)
         raise UserError(f"{workdir} holds no run: {CONFIG} is missing")
     stored = read_json(path, dict[str, Any])
     config = from_stored(stored, source=str(path))
@@ -123,10 +123,27 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
     return config
 
 
+def _lost_config(workdir):
+    """The error for checkpoints whose configuration is gone."""
+    kept = sorted(workdir.glob(f"aside-*/{CONFIG}"), key=lambda path: path.stat().st_mtime)
+    source = (
+        f"{kept[-1]} is of the same run, from before it went back"
+        if kept
+        else f"take it from a backup, or copy the {CONFIG} of a run with the same configuration"
+    )
+    changes = f"; {HISTORY} lists what has changed" if (workdir / HISTORY).is_file() else ""
+    return UserError(
+        f"{workdir} has lost {CONFIG}, without which its checkpoints cannot be read: restore it "
+        f"({source}{changes})"
+    )
+
+
 _warn_once = functools.cache(warn)  # a command may read the file more than once
 
 
 def is_run(path: str | pathlib.Path) -> bool:
     """Whether a path is a work directory, not a folder of images."""
     path = pathlib.Path(path)
-    return (path / CONFIG).is_file() and (path / FOLDER).is_dir()
+    if not path.is_dir():
+        return False
+    return bool(saved_steps(path)) or ((path / CONFIG).is_file() and (path / FOLDER).is_dir())

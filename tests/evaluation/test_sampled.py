@@ -60,13 +60,13 @@ def test_a_run_gives_the_figures_of_what_it_would_write(light, random_run, refer
     assert not list(random_run.glob("*.npz*"))
 
 
-def test_the_seed_and_the_sampler_count(light, random_run, reference, tmp_path):
-    words = ["evaluate", str(random_run), "--reference", str(reference), *OPTIONS]
+def test_the_seed_the_sampler_and_the_checkpoint_count(light, random_steps, reference, tmp_path):
+    words = ["evaluate", str(random_steps), "--reference", str(reference), *OPTIONS]
     found = []
-    for more in ([], ["--seed", "4"], ["--steps", "2"], ["--labels", "3"]):
+    for more in ([], ["--seed", "4"], ["--steps", "2"], ["--labels", "3"], ["--step", "2"]):
         assert main([*words, *more, "--output", str(tmp_path / "figures.json")]) == 0
         found.append(json.loads((tmp_path / "figures.json").read_text())["fid"])
-    assert len(set(found)) == 4
+    assert len(set(found)) == 5
 
 
 def test_a_sampler_for_images_that_exist_is_refused(reference, random_run, capsys):

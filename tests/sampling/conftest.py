@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 from painting import paint
-from run_fixtures import random_run, teacher, trained
+from run_fixtures import random_run, random_steps, teacher, trained
 
 from repae_jax.runs.open_run import open_run
 from repae_jax.sampling.generate import Generated
 
-__all__ = ["random_run", "teacher", "trained"]
+__all__ = ["random_run", "random_steps", "teacher", "trained"]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def opened(run):
 def painted(opened, monkeypatch):
     """Replaces the networks by a function of index and label; returns the list of its batches."""
     batches = []
-    monkeypatch.setattr("repae_jax.runs.open_run.open_run", lambda workdir, mesh: opened)
+    monkeypatch.setattr("repae_jax.runs.open_run.open_run", lambda *_, **__: opened)
 
     def make_generate(*_, **__):
         def generate(weights, key, indices, labels):
