@@ -12,6 +12,8 @@ import pytest
 from repae_jax.cli import main
 from repae_jax.runs.checkpoints import restore_latest
 
+pytestmark = pytest.mark.slow  # each toy trains, and compiles every command's programs
+
 HERE = pathlib.Path(__file__).parent
 CONFIG = HERE / "configs.py"
 
