@@ -89,7 +89,9 @@ def test_another_checkpoint_is_refused(run, painted, opened, tmp_path, capsys, m
     later = jax.tree.map(lambda leaf: leaf * 1.001, opened.state.ema)
     state = opened.state.replace(step=np.int32(6), ema=later)
     trained = dataclasses.replace(opened, state=state)
-    monkeypatch.setattr("repae_jax.runs.open_run.open_run", lambda workdir, mesh: trained)
+    monkeypatch.setattr(
+        "repae_jax.runs.open_run.open_run", lambda workdir, mesh, step=None: trained
+    )
     assert main(words(run, tmp_path / "x.npz", count=4)) == 2
     assert "was begun with step = 4, not 6; weights_sha256 = " in capsys.readouterr().err
 
