@@ -56,7 +56,7 @@ UNKNOWN = {
     "list.pt": (lambda p: torch.save([torch.ones(2)], p), "holds a list"),
     "tensor.pt": (lambda p: torch.save(torch.ones(2), p), "not a dict of tensors"),
     "parts.pt": (lambda p: torch.save(NETWORKS | {"model": 3}, p), "'model' is no dict"),
-    "optimizer.pt": (lambda p: torch.save(NETWORKS | {"opt": None}, p), "'opt' is no dict"),
+    "optimizer.pt": (lambda p: torch.save(NETWORKS | {"opt": 3}, p), "'opt' is no dict"),
     "no_sit.pt": (
         lambda p: torch.save({k: v for k, v in NETWORKS.items() if k != "ema"}, p),
         "neither 'model' nor 'ema' is a SiT",
