@@ -73,7 +73,7 @@ def test_sample_and_report_use_the_run(trained, tmp_path, capsys):
         assert grid.size == (3 * 34 + 2, 34 + 2)
     assert main(["report", "--workdir", str(trained), "--samples", "20", "--quiet"]) == 0
     printed = capsys.readouterr().out
-    assert "Generated digits read as asked" in printed
+    assert "Generated digits read as requested" in printed
     assert "Reconstruction of held-out images" in printed
     page = (trained / "report.html").read_text()
     assert page.count("data:image/png;base64") == 4
