@@ -52,6 +52,7 @@ RUNS = {
     "pretrain-teacher --config configs/digits.py": [],
     "train --config configs/digits.py --workdir runs/digits": ["--config.run.steps=2"],
     "sample --workdir runs/digits": ["--steps", "2"],
+    "sample --workdir runs/x --labels none": ["--steps", "2"],
     "report --workdir runs/digits": ["--samples", "4"],
     "inspect PATH": [],
     "convert runs/digits my-vae": [],

@@ -167,7 +167,7 @@ def _check_same(plan, there, path):
     if told:
         raise UserError(
             f"{plan.folder} was begun with other images: {'; '.join(told)}; put them back, delete "
-            "it and begin anew, or choose another folder"
+            f"the folder {plan.folder} and run the command again, or choose another folder"
         )
     check_same(plan.folder, theirs, ours)
 
@@ -181,6 +181,6 @@ def check_same(what: pathlib.Path, theirs: Mapping[str, Any], ours: Mapping[str,
     ]
     if differing:
         raise UserError(
-            f"{what} was begun with {'; '.join(differing)}: repeat that, delete it, or choose "
+            f"{what} was begun with {'; '.join(differing)}: repeat that, delete {what}, or choose "
             f"another {'folder' if what.is_dir() else 'name'}"
         )

@@ -135,7 +135,7 @@ def _judge_digits(page: Page, images, labels) -> None:
     generated = agreement(svm, to_scan(images), labels)
     page.summary += [
         (
-            "Generated digits read as asked",
+            "Generated digits read as requested",
             f"{100 * generated.accuracy:.1f} %",
             f"{generated.count} digits, by an SVM fitted on the real training digits",
         ),

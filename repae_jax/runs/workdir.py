@@ -54,7 +54,8 @@ def claim(
     """
     changed = check(workdir, config)
     if changed or notes:
-        _add_to_history(workdir, {"step": step, "changed": changed, **notes})
+        what = {"changed": changed} if changed else {}
+        _add_to_history(workdir, {"step": step, **what, **notes})
     write_atomically(workdir / CONFIG, to_json(config, sealed=True).encode())
     return changed
 

@@ -78,6 +78,11 @@ class Output:
             raise UserError(
                 f"{self.about} exists already and is something else; choose another --output"
             )
+        if there and (others := self._other_form()) is not None:
+            raise UserError(
+                f"{self.about} says what {others} holds, and would be that of {self.path} as well: "
+                "choose another name as --output"
+            )
         if there and self._any_written():
             check_same(self.path, theirs, ours)
             return
@@ -103,15 +108,12 @@ class Output:
         if done >= shown and not self.preview.exists():
             save_png(self.preview, image_grid(self.first(shown), min(8, shown)))
 
-    def _any_written(self):
-        """Whether there are images that NAME.json may tell of, in a file or in a folder."""
+    def _other_form(self):
+        """The images of the same name that are a folder where these are a file, or the reverse."""
         file, folder = self.about.with_name(f"{self._name}.npz"), self.about.with_name(self._name)
-        partial = file.with_name(f"{file.name}.partial")
-        return (
-            file.exists()
-            or (partial.exists() and partial.stat().st_size > 0)
-            or (folder.is_dir() and any(name[0] != "." for name in entries(folder)))
-        )
+        other = folder if self.path == file else file
+        form = Folder if other == folder else Npz
+        return other if form(other, self.count, self.shape)._any_written() else None
 
     @contextlib.contextmanager
     def _writing(self, path):
@@ -198,6 +200,10 @@ class Npz(Output):
     def _begun(self):
         return self.path.exists() or self.partial.exists()
 
+    def _any_written(self):
+        """Whether there are images, which NAME.json is about."""
+        return self.path.exists() or (self.partial.exists() and self.partial.stat().st_size > 0)
+
     def _check_free_of_others(self):
         if self.path.is_dir():
             raise UserError(f"{self.path} is a folder; choose another --output")
@@ -235,7 +241,9 @@ class Folder(Output):
         return [f"{index:06d}.png" for index in range(start, min(start + size, self.count))]
 
     def _begun(self):
-        return any(name[0] != "." for name in entries(self.path))
+        return self.path.is_dir() and any(name[0] != "." for name in entries(self.path))
+
+    _any_written = _begun
 
     def _check_free_of_others(self):
         names = set(self._names(0, self.count))

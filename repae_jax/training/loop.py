@@ -162,6 +162,9 @@ def _run(program, state, feed, checkpoints, reporter, stopping, processes, trace
     run, key = program.config.run, program.key()
     measured_every = program.config.evaluation.every
     step, last, stop = int(state.step), program.config.run.steps, False
+    if step > last:
+        reporter.say(f"nothing to do: the run is at step {step}, past config.run.steps {last}")
+        return 0
     if step:
         reporter.say(f"going on from step {step}")
     reporter.begin(step)
@@ -233,7 +236,10 @@ def _claim(workdir, config, from_step):
         work_directory.claim(workdir, config, step=max(saved_steps(workdir), default=0))
         return
     aside = set_aside(workdir, from_step)
-    notes = {"from_step": from_step} | ({"set_aside": aside} if aside else {})
+    # The same command again resumes, once it has gone back and there are steps to train.
+    continues = aside or from_step < config.run.steps
+    notes = {"from_step": from_step} if continues else {}
+    notes |= {"set_aside": aside} if aside else {}
     work_directory.claim(workdir, config, step=from_step, **notes)
     if aside:
         print(f"what was saved after step {from_step} is in {workdir / aside}, a work directory")

@@ -88,7 +88,9 @@ def test_files_that_were_removed_are_said(pictures, tmp_path):
     with pytest.raises(UserError, match="cat/2.png"):
         run(pictures, tmp_path / "packed")
     (pictures / "cat" / "2.png").unlink()
-    with pytest.raises(UserError, match="was begun with other images: .* delete it and begin"):
+    folder = tmp_path / "packed"
+    message = f"was begun with other images: .* delete the folder {folder} and run the command"
+    with pytest.raises(UserError, match=message):
         run(pictures, tmp_path / "packed")
 
 

@@ -54,7 +54,13 @@ def test_other_options_are_refused_in_the_same_place(run, painted, tmp_path, cap
     finished = dict(count=20, batch_size=8)
     assert main(words(run, tmp_path / "x.npz", **finished)) == 0
     assert main(words(run, tmp_path / "x", **finished, seed=0)) == 2  # x.json says what x.npz is
-    assert "was begun with files = 'npz', not 'png'" in capsys.readouterr().err
+    assert (
+        f"{tmp_path}/x.json says what {tmp_path}/x.npz holds, and would be that of {tmp_path}/x as "
+        "well: choose another name" in capsys.readouterr().err
+    )
+    assert main(words(run, tmp_path / "z", **finished)) == 0
+    assert main(words(run, tmp_path / "z.npz", **finished)) == 2
+    assert f"{tmp_path}/z.json says what {tmp_path}/z holds" in capsys.readouterr().err
     interrupt(monkeypatch, after=1)
     assert main(words(run, tmp_path / "y.npz", **finished)) == 130
     capsys.readouterr()
@@ -81,7 +87,8 @@ def test_what_failed_before_its_first_image_may_be_begun_anew(output, run, tmp_p
     capsys.readouterr()
     for other in {"x.npz", "x"} | {output}:
         assert main(words(run, tmp_path / other, **options, guidance_scale=1.25)) == 2
-        assert "was begun with" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert ("was begun with" if other == output else "x.json says what") in error
 
 
 def test_another_checkpoint_is_refused(run, painted, opened, tmp_path, capsys, monkeypatch):

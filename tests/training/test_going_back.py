@@ -106,6 +106,23 @@ def test_the_same_steps_give_the_same_state(trained, teacher, tmp_path, capsys):
     assert saved_steps(workdir) == [2, 4]
 
 
+def test_going_back_to_the_end_changes_nothing(trained, teacher, tmp_path):
+    """But a run with steps to train notes it: the same command resumes, after a signal."""
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    history = workdir / "config_history.jsonl"
+    assert not history.exists()
+    assert main([*words(workdir, teacher), "--from-step", "4"]) == 0
+    assert not history.exists()
+    command = [*words(workdir, teacher, steps=5), "--from-step", "4"]
+    assert main(command) == 0
+    (entry,) = map(json.loads, history.read_text().splitlines())
+    assert (entry["step"], entry["from_step"]) == (4, 4)
+    assert main(command) == 0
+    assert saved_steps(workdir)[-1] == 5
+    assert not (workdir / "aside-1").exists()
+
+
 def damage(folder):
     path = max(folder.rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
     content = bytearray(path.read_bytes())

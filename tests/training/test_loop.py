@@ -54,6 +54,16 @@ def test_more_steps_go_on_from_the_last(trained, teacher, tmp_path, capsys):
     assert json.loads((workdir / "config.json").read_text())["run"]["steps"] == 5
 
 
+def test_a_run_past_its_last_step_says_so(trained, teacher, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    assert main(words(workdir, teacher, steps=3)) == 0
+    printed = capsys.readouterr().out
+    assert "nothing to do: the run is at step 4, past config.run.steps 3" in printed
+    assert "done" not in printed
+    assert restore_latest(workdir)["step"] == 4
+
+
 def test_a_profile_is_of_the_last_steps_of_a_short_run(trained, teacher, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(trained, workdir)
@@ -73,7 +83,7 @@ def test_sample_and_report_use_the_run(trained, tmp_path, capsys):
         assert grid.size == (3 * 34 + 2, 34 + 2)
     assert main(["report", "--workdir", str(trained), "--samples", "20", "--quiet"]) == 0
     printed = capsys.readouterr().out
-    assert "Generated digits read as asked" in printed
+    assert "Generated digits read as requested" in printed
     assert "Reconstruction of held-out images" in printed
     page = (trained / "report.html").read_text()
     assert page.count("data:image/png;base64") == 4
