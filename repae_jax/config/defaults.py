@@ -137,7 +137,7 @@ def base() -> ConfigDict:
                 data=-1,  # devices along the axis that only the batch is divided over; -1: the rest
                 fsdp=1,  # along the one that parameters are divided over as well
                 trained="sharded",  # over fsdp: parameters, moments, average; or "replicated"
-                frozen="replicated",  # teachers and LPIPS; or "sharded"
+                frozen="replicated",  # teachers, LPIPS, a frozen tokenizer; or "sharded"
                 smallest=65_536,  # elements of an array that is worth dividing
             ),
             compute=dict(
