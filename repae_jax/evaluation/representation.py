@@ -22,6 +22,7 @@ from repae_jax.data.source import Source, check_images
 from repae_jax.errors import UserError
 from repae_jax.evaluation.alignment import TOP_K, cknna, prepared
 from repae_jax.evaluation.image_sets import filled
+from repae_jax.models.batch_norm import normalize
 from repae_jax.models.conditioning.base import full_like
 from repae_jax.models.encoders.preprocessing import preprocess
 from repae_jax.models.networks import Models, Teacher
@@ -254,7 +255,7 @@ def make_extract(config: ConfigDict, models: Models, mesh: Mesh | None = None) -
             {"params": weights["tokenizer"]}, to_float(images), method="encode"
         )
         norm = weights["latent_norm"]
-        latents = (posterior.mean - norm["mean"]) / jnp.sqrt(norm["var"])
+        latents = normalize(posterior.mean, norm["mean"], norm["var"])
         key = jax.random.fold_in(jax.random.key(seeds[0]), seeds[1])
         noise = jax.random.normal(key, latents.shape, latents.dtype)
         conditioner = models.backbone.conditioner

@@ -26,7 +26,7 @@ from repae_jax.interop import (
 from repae_jax.interop.extract import Extract, extract
 from repae_jax.interop.foreign_configs import check_config
 from repae_jax.interop.vae_families import FAMILIES, completed, family_of
-from repae_jax.models.batch_norm import denormalize
+from repae_jax.models.batch_norm import denormalize, normalize
 from repae_jax.models.inputs import check_latents
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL, Posterior
 from repae_jax.utils.arrays import as_array
@@ -89,13 +89,14 @@ class StoredVAE:
         return _decode(self.module, self.params, self._checked(latents))
 
     def normalize(self, latents: jax.Array) -> jax.Array:
-        """Latents (B, h, w, c) -> (z - mean) / std, with the statistics that came with the VAE.
+        """Latents (B, h, w, c) -> (z - mean) / sqrt(var + 1e-4), as a backbone is trained on.
+
+        With the statistics that came with the VAE.
 
         Raises:
           TypeError, UserError: latents of another type or shape, or it came without statistics.
         """
-        mean, var = self._moments()
-        return (self._checked(latents) - mean) / jnp.sqrt(var)
+        return normalize(self._checked(latents), *self._moments())
 
     def denormalize(self, latents: jax.Array) -> jax.Array:
         """The inverse of `normalize`."""

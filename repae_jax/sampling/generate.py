@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from repae_jax.models.backbones.base import Backbone
-from repae_jax.models.batch_norm import denormalize
+from repae_jax.models.batch_norm import denormalize_samples
 from repae_jax.models.conditioning.base import replace_where
 from repae_jax.models.tokenizers.vae import VAE
 from repae_jax.parallel.mesh import over_batch, put, replicated
@@ -75,7 +75,7 @@ def make_generate(
             step_noise=step_noise(key, indices, shape) if sampler.stochastic else None,
         )
         norm = weights["latent_norm"]
-        latents = denormalize(latents, norm["mean"], norm["var"])
+        latents = denormalize_samples(latents, norm["mean"], norm["var"])
         images = tokenizer.apply({"params": weights["tokenizer"]}, latents, method="decode")
         decoded = jnp.where(finite_rows(images), 0, _DECODING)
         return Generated(to_uint8(images), jnp.where(faults > 0, faults, decoded))
