@@ -28,7 +28,8 @@ from repae_jax.interop.foreign_configs import check_config
 from repae_jax.interop.vae_families import FAMILIES, completed, family_of
 from repae_jax.models.batch_norm import denormalize, normalize
 from repae_jax.models.inputs import check_latents
-from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL, Posterior
+from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
+from repae_jax.models.tokenizers.distributions import LatentDistribution
 from repae_jax.utils.arrays import as_array
 from repae_jax.utils.atomic_files import replacing
 from repae_jax.utils.images import as_float
@@ -65,7 +66,7 @@ class StoredVAE:
         """
         write_diffusers(folder, self)
 
-    def encode(self, images: jax.Array) -> Posterior:
+    def encode(self, images: jax.Array) -> LatentDistribution:
         """Images (B, H, W, 3), uint8 or float in [-1, 1] -> the posterior of their latents.
 
         `.sample(key)` draws latents (B, H / f, W / f, c), `.mean` is the most likely ones; both
