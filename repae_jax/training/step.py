@@ -25,6 +25,7 @@ from jax.lax import stop_gradient
 from repae_jax.models.conditioning.base import Arrays, replace_where
 from repae_jax.models.encoders.preprocessing import preprocess
 from repae_jax.models.networks import Models
+from repae_jax.models.tokenizers.base import decode, encode
 from repae_jax.models.tokenizers.distributions import Gaussian, LatentDistribution
 from repae_jax.objectives.adversarial import generator_loss, hinge_loss, lecam_loss
 from repae_jax.objectives.alignment import alignment_loss
@@ -33,7 +34,7 @@ from repae_jax.objectives.interpolant import INTERPOLANTS, interpolate
 from repae_jax.objectives.objective import Objective
 from repae_jax.objectives.reconstruction import RECONSTRUCTION
 from repae_jax.runs.optimizers import by_leaf, global_norm
-from repae_jax.runs.state import TrainState, averaged
+from repae_jax.runs.state import TrainState, averaged, tokenizer_variables
 from repae_jax.training.accumulation import accumulated
 from repae_jax.training.noise import Draws
 from repae_jax.utils.images import to_float
@@ -185,15 +186,15 @@ def make_observe(models: Models, *, reconstruct: bool):
         return Gaussian.from_std(batch["latent_mean"], batch["latent_std"])
 
     def observe(params, state: TrainState, batch: Batch, draws: Draws) -> Seen:
-        weights = {"params": params["tokenizer"]}
+        variables = tokenizer_variables(params, state.frozen)
         images, posterior = None, cached_posterior(batch)
         if posterior is None:
             images = to_float(batch["image"])
-            posterior = tokenizer.apply(weights, images, method="encode")
+            posterior = encode(tokenizer, variables, images)
         latents = posterior.sample(draws.posterior_noise)
         reconstructions = None
         if reconstruct:
-            reconstructions = tokenizer.apply(weights, latents, method="decode")
+            reconstructions = decode(tokenizer, variables, latents)
         return Seen(
             step=state.step,
             draws=draws,

@@ -11,8 +11,8 @@ from repae_jax.errors import UserError
 from repae_jax.evaluation.image_sets import open_images
 from repae_jax.evaluation.latent_spaces import measure_latents
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
+from repae_jax.models.tokenizers.base import parameter_shapes
 from repae_jax.models.tokenizers.distributions import Point
-from repae_jax.models.tokenizers.vae import parameter_shapes
 from repae_jax.runs.pretrained import PretrainedVAE
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), np.uint8)

@@ -17,8 +17,8 @@ from repae_jax.interop.vae_families import FAMILIES
 from repae_jax.interop.vae_files import read_vae, write_diffusers
 from repae_jax.models.batch_norm import denormalize_samples
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
+from repae_jax.models.tokenizers.base import parameter_shapes
 from repae_jax.models.tokenizers.qwen_image_vae import AutoencoderKLQwenImage
-from repae_jax.models.tokenizers.vae import parameter_shapes
 from repae_jax.runs.pretrained import PretrainedVAE
 
 XL, SD, FLUX, SD3 = (

@@ -17,8 +17,8 @@ from repae_jax.errors import UserError
 from repae_jax.interop import autoencoder_kl, files, latent_statistics
 from repae_jax.interop.vae_files import read_vae, write_diffusers, write_ldm
 from repae_jax.models.tokenizers.autoencoder_kl import VAE_CONFIGS, AutoencoderKL
+from repae_jax.models.tokenizers.base import parameter_shapes
 from repae_jax.models.tokenizers.qwen_image_vae import AutoencoderKLQwenImage
-from repae_jax.models.tokenizers.vae import parameter_shapes
 from repae_jax.runs.pretrained import PretrainedVAE
 
 SMALL = dict(channels=8, multipliers=(1, 2), latent_channels=3, num_res_blocks=1, groups=4)

@@ -247,8 +247,8 @@ def test_a_vae_file_is_read_and_written(trip, vae_files, tmp_path):
     assert_same_content(torch.load(tmp_path / "again-latents-stats.pt"), stored)
 
     config = small_config("repa", weights=str(vae_files / "e2e.pt"))
-    params, statistics = weights.read_vae(config, MODELS.tokenizer)
-    jax.tree.map(np.testing.assert_array_equal, params, dict(vae.params))
+    variables, statistics = weights.read_vae(config, MODELS.tokenizer)
+    jax.tree.map(np.testing.assert_array_equal, variables, {"params": dict(vae.params)})
     jax.tree.map(np.testing.assert_array_equal, statistics, dict(vae.statistics))
 
 
