@@ -72,7 +72,7 @@ def make_ours(original, model, vae, noise_key, labels: np.ndarray, options):
     weights = {
         "backbone": {name: variables[name] for name in ("params", "constants")},
         "latent_norm": variables["batch_stats"],
-        "tokenizer": load_vae(original.parity.state_of(vae), module),
+        "tokenizer": {"params": load_vae(original.parity.state_of(vae), module)},
     }
     weights = jax.device_put(weights)
     sampler = Sampler(options.method, options.steps, "linear", options.guidance_scale)

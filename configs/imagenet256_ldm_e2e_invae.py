@@ -8,13 +8,13 @@ The VAE is frozen, with the latent statistics that came with it. The argument "i
 images to encode, any other a recipe.
 """
 
-from repae_jax.config.defaults import apply_recipe, imagenet256
+from repae_jax.config.defaults import apply_recipe, imagenet256, tokenizer
 
 
 def get_config(recipe: str = "repa"):
     config = imagenet256()
     config.name = "imagenet256_ldm_e2e_invae"
-    config.tokenizer.update(arch="f16d32", weights="pretrained/e2e-invae/e2e-invae-400k.pt")
+    config.tokenizer = tokenizer("f16d32", weights="pretrained/e2e-invae/e2e-invae-400k.pt")
     config.backbone.arch = "SiT-XL/1"
     config.run.update(steps=4_000_000, checkpoint_every=50_000)
     if recipe == "images":

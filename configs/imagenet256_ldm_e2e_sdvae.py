@@ -8,13 +8,13 @@ The VAE is frozen, with the latent statistics that came with it. The argument "i
 images to encode, any other a recipe.
 """
 
-from repae_jax.config.defaults import apply_recipe, imagenet256
+from repae_jax.config.defaults import apply_recipe, imagenet256, tokenizer
 
 
 def get_config(recipe: str = "repa"):
     config = imagenet256()
     config.name = "imagenet256_ldm_e2e_sdvae"
-    config.tokenizer.update(arch="f8d4", weights="pretrained/e2e-sdvae/e2e-sdvae-400k.pt")
+    config.tokenizer = tokenizer("f8d4", weights="pretrained/e2e-sdvae/e2e-sdvae-400k.pt")
     config.backbone.arch = "SiT-XL/2"
     config.run.update(steps=4_000_000, checkpoint_every=50_000)
     if recipe == "images":

@@ -9,13 +9,13 @@ images to encode, any other a recipe. Published samples: SDE, 250 steps,
 guidance 2.5 in [0, 0.75].
 """
 
-from repae_jax.config.defaults import apply_recipe, imagenet256
+from repae_jax.config.defaults import apply_recipe, imagenet256, tokenizer
 
 
 def get_config(recipe: str = "repa"):
     config = imagenet256()
     config.name = "imagenet256_ldm_e2e_vavae"
-    config.tokenizer.update(arch="f16d32", weights="pretrained/e2e-vavae/e2e-vavae-400k.pt")
+    config.tokenizer = tokenizer("f16d32", weights="pretrained/e2e-vavae/e2e-vavae-400k.pt")
     config.backbone.arch = "SiT-XL/1"
     config.run.update(steps=4_000_000, checkpoint_every=50_000)
     if recipe == "images":

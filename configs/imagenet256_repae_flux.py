@@ -8,13 +8,13 @@ step 20,000, when the VAE has settled under the alignment loss (a choice, not a 
 The argument picks a recipe.
 """
 
-from repae_jax.config.defaults import apply_recipe, imagenet256
+from repae_jax.config.defaults import apply_recipe, imagenet256, tokenizer
 
 
 def get_config(recipe: str = "repae"):
     config = imagenet256()
     config.name = "imagenet256_repae_flux"
-    config.tokenizer.update(arch="f8d16", weights="hf://black-forest-labs/FLUX.1-dev/vae")
+    config.tokenizer = tokenizer("f8d16", weights="hf://black-forest-labs/FLUX.1-dev/vae")
     config.objective.discriminator_start = 20_000
     config.backbone.arch = "SiT-XL/2"
     return apply_recipe(config, recipe)

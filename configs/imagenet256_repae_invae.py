@@ -7,13 +7,13 @@ The argument picks a recipe, e.g. :repa for a frozen VAE. Published samples: SDE
 guidance 1.8 in [0, 0.825].
 """
 
-from repae_jax.config.defaults import apply_recipe, imagenet256
+from repae_jax.config.defaults import apply_recipe, imagenet256, tokenizer
 
 
 def get_config(recipe: str = "repae"):
     config = imagenet256()
     config.name = "imagenet256_repae_invae"
-    config.tokenizer.update(arch="f16d32", weights="pretrained/invae/invae-f16d32.pt")
+    config.tokenizer = tokenizer("f16d32", weights="pretrained/invae/invae-f16d32.pt")
     config.discriminator.weights = "pretrained/invae/invae-f16d32-discriminator-ckpt.pt"
     config.backbone.arch = "SiT-XL/1"
     return apply_recipe(config, recipe)

@@ -8,14 +8,14 @@ step 20,000, when the VAE has settled under the alignment loss (a choice, not a 
 The argument picks a recipe.
 """
 
-from repae_jax.config.defaults import apply_recipe, imagenet256
+from repae_jax.config.defaults import apply_recipe, imagenet256, tokenizer
 
 
 def get_config(recipe: str = "repae"):
     config = imagenet256()
     config.name = "imagenet256_repae_sd35"
-    config.tokenizer.update(
-        arch="f8d16", weights="hf://stabilityai/stable-diffusion-3.5-medium/vae"
+    config.tokenizer = tokenizer(
+        "f8d16", weights="hf://stabilityai/stable-diffusion-3.5-medium/vae"
     )
     config.objective.discriminator_start = 20_000
     config.backbone.arch = "SiT-XL/2"

@@ -7,13 +7,13 @@ The argument picks a recipe, e.g. :repa for a frozen VAE. Published samples: SDE
 guidance 2.2 in [0, 0.65].
 """
 
-from repae_jax.config.defaults import apply_recipe, imagenet256
+from repae_jax.config.defaults import apply_recipe, imagenet256, tokenizer
 
 
 def get_config(recipe: str = "repae"):
     config = imagenet256()
     config.name = "imagenet256_repae_sdvae"
-    config.tokenizer.update(arch="f8d4", weights="pretrained/sdvae/sdvae-f8d4.pt")
+    config.tokenizer = tokenizer("f8d4", weights="pretrained/sdvae/sdvae-f8d4.pt")
     config.discriminator.weights = "pretrained/sdvae/sdvae-f8d4-discriminator-ckpt.pt"
     config.backbone.arch = "SiT-XL/2"
     return apply_recipe(config, recipe)

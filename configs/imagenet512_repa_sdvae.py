@@ -8,14 +8,14 @@ DINOv2-B sees 448 x 448 pixels, 32 x 32 patches as the SiT does. Hyper-parameter
 REPA's 512 x 512 recipe. The argument "images" names the images to encode, any other a recipe.
 """
 
-from repae_jax.config.defaults import apply_recipe, imagenet256
+from repae_jax.config.defaults import apply_recipe, imagenet256, tokenizer
 
 
 def get_config(recipe: str = "repa"):
     config = imagenet256()
     config.name = "imagenet512_repa_sdvae"
     config.data.resolution = 512
-    config.tokenizer.update(arch="f8d4", weights="pretrained/sdvae/sdvae-f8d4.pt")
+    config.tokenizer = tokenizer("f8d4", weights="pretrained/sdvae/sdvae-f8d4.pt")
     config.backbone.arch = "SiT-XL/2"
     if recipe == "images":
         return apply_recipe(config, "repa")

@@ -18,7 +18,7 @@ from repae_jax import cli
 from repae_jax.config.defaults import base
 from repae_jax.errors import TryAgain, UserError, explained
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
-from repae_jax.models.tokenizers.vae import parameter_shapes
+from repae_jax.models.tokenizers.base import parameter_shapes
 from repae_jax.runs.pretrained import PretrainedVAE
 
 PACKAGE = pathlib.Path(cli.__file__).parent

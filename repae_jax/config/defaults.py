@@ -25,30 +25,19 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from repae_jax.config.schema import check_values
-from repae_jax.config.sections import SECTIONS, check_family, families_of, section_of
+from repae_jax.config.sections import (
+    SECTIONS,
+    check_family,
+    families_of,
+    presets_of,
+    section_of,
+)
 from repae_jax.config.versions import RENAMED_RECIPES, upgraded, versioned
 from repae_jax.errors import UserError
 from repae_jax.utils.schema import parse_json
 from repae_jax.utils.sealed import seal, unseal_if_sealed
 
 NETWORKS = ("backbone", "tokenizer", "discriminator")
-# key in config.tokenizer -> field of the module, by family
-_VAE_FIELDS = {
-    "kl": {
-        name: name
-        for name in (
-            "channels", "multipliers", "latent_channels", "num_res_blocks", "attention_levels",
-            "middle_attention", "quant_conv", "groups",
-        )
-    },
-    "qwenimage": {
-        "channels": "base_dim",
-        **{
-            name: name
-            for name in ("multipliers", "latent_channels", "num_res_blocks", "temporal_downsample")
-        },
-    },
-}  # fmt: skip
 RECIPES = {
     "repae": "the tokenizer and the backbone jointly (REPA-E)",
     "repa": "the backbone with alignment, on a frozen tokenizer (REPA)",
@@ -92,23 +81,7 @@ def base() -> ConfigDict:
                 workers=8,  # decoding processes; 0 decodes in threads
                 accept="",  # data that have changed since the run began: what the refusal names
             ),
-            tokenizer=dict(
-                arch="f8d4",  # a name in VAE_PRESETS, or "" with every dimension below
-                family="kl",  # without a preset: "kl" or "qwenimage"
-                channels=placeholder(int),
-                multipliers=placeholder(tuple),
-                latent_channels=placeholder(int),
-                num_res_blocks=placeholder(int),  # None, here and below: the family's default
-                attention_levels=placeholder(tuple),
-                middle_attention=placeholder(bool),
-                quant_conv=placeholder(bool),
-                groups=placeholder(int),
-                temporal_downsample=placeholder(tuple),  # of the family "qwenimage"
-                # "" trains from scratch. Else a file under LDM's names, a folder of diffusers' or a
-                # variant's file in it, a work directory, or hf://owner/repository[/folder][/file].
-                weights="",
-                statistics="",  # latent statistics (.pt); "" looks beside `weights`, or measures
-            ),
+            tokenizer=tokenizer("f8d4"),
             backbone=backbone("SiT-XL/2"),
             condition=condition(),
             latent_norm=dict(momentum=0.1),
@@ -137,7 +110,7 @@ def base() -> ConfigDict:
                 data=-1,  # devices along the axis that only the batch is divided over; -1: the rest
                 fsdp=1,  # along the one that parameters are divided over as well
                 trained="sharded",  # over fsdp: parameters, moments, average; or "replicated"
-                frozen="replicated",  # teachers and LPIPS; or "sharded"
+                frozen="replicated",  # teachers, LPIPS, a frozen tokenizer; or "sharded"
                 smallest=65_536,  # elements of an array that is worth dividing
             ),
             compute=dict(
@@ -195,6 +168,25 @@ def imagenet256() -> ConfigDict:
 def backbone(arch: str = "", *, family: str = "sit", **changes: Any) -> ConfigDict:
     """`config.backbone`: a preset of a family (models/backbones), or every option by hand."""
     return section_of("backbone", family, arch=arch, **changes)
+
+
+def tokenizer(arch: str = "", *, family: str = "", **changes: Any) -> ConfigDict:
+    """`config.tokenizer`: a preset of a family (models/tokenizers), or every size by hand.
+
+    Args:
+      arch: a preset of any family, or "".
+      family: without a preset; "kl" by default.
+      changes: the family's options, of which None is the preset's or else the default; and
+        weights: "" trains from scratch; else a file under LDM's names, a folder of diffusers' or a
+          variant's file in it, a work directory, or hf://owner/repository[/folder][/file];
+        statistics: latent statistics (.pt); "" looks beside `weights`, or measures them.
+
+    Raises:
+      UserError: there is no such preset, family or key.
+    """
+    family = family or presets_of("tokenizer").get(arch, "kl")
+    section = section_of("tokenizer", family, arch=arch, **changes)
+    return section
 
 
 def condition(family: str = "class", **changes: Any) -> ConfigDict:
@@ -260,22 +252,18 @@ def apply_recipe(config: ConfigDict, recipe: str) -> ConfigDict:
     return config
 
 
-def tokenizer_dimensions(config: ConfigDict) -> tuple[str, dict[str, Any]]:
-    """The VAE's family and its fields; explicit keys override the preset's."""
-    from repae_jax.models.tokenizers.vae import VAE_PRESETS
+def tokenizer_fields(config: ConfigDict) -> tuple[str, dict[str, Any]]:
+    """The tokenizer's family and its module's fields; explicit keys override the preset's.
 
+    Raises:
+      UserError: a size is missing, or belongs to another family.
+    """
     section = config.tokenizer
-    if section.arch:
-        _check_preset("tokenizer", section.arch, VAE_PRESETS)
-    family, preset = VAE_PRESETS.get(section.arch, (section.family, {}))
-    if family not in _VAE_FIELDS:
-        raise UserError(f"config.tokenizer.family is {family!r}: use {' or '.join(_VAE_FIELDS)}")
-    fields = _VAE_FIELDS[family]
-    explicit = {field: section[key] for key, field in fields.items() if section[key] is not None}
-    dimensions = {**preset, **explicit}
-    needed = ("channels", "multipliers", "latent_channels")
-    _check_set("tokenizer", [key for key in needed if fields[key] not in dimensions])
-    return family, {k: tuple(v) if isinstance(v, list) else v for k, v in dimensions.items()}
+    family = families_of("tokenizer")[0][check_family("tokenizer", section)]
+    _check_preset("tokenizer", section, family.presets)
+    fields = {**family.presets.get(section.arch, {}), **family.given(section)}
+    _check_set("tokenizer", family.missing(fields))
+    return section.family, fields
 
 
 def backbone_options(config: ConfigDict) -> tuple[str, dict[str, Any]]:
@@ -286,8 +274,7 @@ def backbone_options(config: ConfigDict) -> tuple[str, dict[str, Any]]:
     """
     section = config.backbone
     family = families_of("backbone")[0][check_family("backbone", section)]
-    if section.arch:
-        _check_preset("backbone", section.arch, family.presets)
+    _check_preset("backbone", section, family.presets)
     explicit = {name: section[name] for name in family.options if section[name] is not None}
     options = {**family.presets.get(section.arch, {}), **explicit}
     _check_set("backbone", [name for name in family.options if name not in options])
@@ -301,12 +288,20 @@ def _check_set(name, missing):
         raise UserError(f"{keys} {are} not set, and config.{name}.arch names no preset")
 
 
-def _check_preset(name, arch, presets):
-    if arch not in presets:
+def _check_preset(name, section, presets):
+    """Raise UserError unless `arch` is "" or one of the family's presets."""
+    arch = section.arch
+    if not arch or arch in presets:
+        return
+    if family := presets_of(name).get(arch):
         raise UserError(
-            f"config.{name}.arch is {arch!r}: use one of {', '.join(presets)}, "
-            "or '' and give every dimension"
+            f"config.{name}.arch is {arch!r}, a preset of the family {family!r}: make the section "
+            f"by config.{name} = {name}({arch!r}, family={family!r})"
         )
+    raise UserError(
+        f"config.{name}.arch is {arch!r}: use one of {', '.join(presets_of(name))}, "
+        "or '' and give every dimension"
+    )
 
 
 def to_json(config: ConfigDict, *, sealed: bool = False) -> str:
@@ -340,7 +335,7 @@ def from_stored(stored: Any, *, source: str) -> ConfigDict:
         raise UserError(f"{source} is not of this version, which knows no {unknown[0]}")
     check_values(_filled(stored, expected), source=f"{source}: config.")
     config = base()
-    for name in SECTIONS:
+    for name in stored.keys() & set(SECTIONS):
         config[name] = section_of(name, expected[name]["family"])
     for name, entry in stored.get("teachers", {}).items():
         config.teachers[name] = teacher(**_tuples(entry))

@@ -5,15 +5,37 @@ from typing import Any
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from repae_jax.config.defaults import backbone_options
+from repae_jax.config.defaults import backbone_options, tokenizer_fields
 from repae_jax.config.sections import check_family, families_of
+from repae_jax.errors import UserError
 from repae_jax.models.backbones.base import Backbone
 from repae_jax.models.conditioning.base import Conditioner
-from repae_jax.models.tokenizers.vae import VAE
+from repae_jax.models.tokenizers.base import Tokenizer
+
+
+def build_tokenizer(config: ConfigDict, dtype: Any = jnp.float32) -> Tokenizer:
+    """The module of `config.tokenizer`.
+
+    Raises:
+      UserError: its sizes do not go together, or do not suit the images.
+    """
+    family, fields = tokenizer_fields(config)
+    row, resolution = families_of("tokenizer")[0][family], config.data.resolution
+    tokenizer = row.module(**fields, dtype=dtype, remat=config.compute.tokenizer_remat)
+    if resolution % tokenizer.factor:
+        raise UserError(
+            f"config.data.resolution is {resolution}, not divisible by the tokenizer's "
+            f"down-sampling factor {tokenizer.factor}"
+        )
+    row.check(tokenizer, resolution)
+    return tokenizer
 
 
 def build_backbone(
-    config: ConfigDict, tokenizer: VAE, teacher_dims: tuple[int, ...] = (), dtype: Any = jnp.float32
+    config: ConfigDict,
+    tokenizer: Tokenizer,
+    teacher_dims: tuple[int, ...] = (),
+    dtype: Any = jnp.float32,
 ) -> Backbone:
     """The backbone of `config.backbone`, steered by `config.condition`.
 

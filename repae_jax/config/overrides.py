@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
+from repae_jax.config.sections import SECTIONS, settled
 from repae_jax.config.versions import present_name
 from repae_jax.errors import UserError
 
@@ -24,16 +25,44 @@ def read_config(file: str, overrides: Sequence[str]) -> ConfigDict:
     config = _parse_file(file, [])
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() gave a {type(config).__name__}, not a ConfigDict")
-    _check_keys(config, overrides)
-    return _parse_file(file, overrides)
+    return apply_overrides(config, overrides)
 
 
 def apply_overrides(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     """`config` with `--config.key=value` overrides.
 
+    A section whose `family` or `arch` is chosen here, or was after it was made, gets the keys of
+    that family.
+
     Raises:
       UserError: an unknown key, or a value of the wrong type.
     """
+    _settle(config, {})
+    before = {name: section.family for name, section in _sections(config)}
+    choices = [override for override in overrides if _chooses(override)]
+    config = _applied(config, choices)
+    _settle(config, before)
+    return _applied(config, [override for override in overrides if override not in choices])
+
+
+def _chooses(override):
+    """Whether it chooses the family of a section."""
+    key = override.split("=")[0].removeprefix(PREFIX)
+    return key in {f"{name}.{choice}" for name in SECTIONS for choice in ("family", "arch")}
+
+
+def _settle(config, made_for):
+    for name, section in _sections(config):
+        config[name] = settled(name, section, made_for.get(name, ""))
+
+
+def _sections(config):
+    """The sections with a family, by name."""
+    found = {name: config.get(name) for name in SECTIONS}
+    return [(k, s) for k, s in found.items() if isinstance(s, ConfigDict) and "family" in s]
+
+
+def _applied(config, overrides):
     from ml_collections import config_flags
 
     _check_keys(config, overrides)

@@ -5,6 +5,7 @@ that is published comes near them. Which values go together is `validation`'s to
 """
 
 import functools
+import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
-from repae_jax.config.sections import SECTIONS, families_of
+from repae_jax.config.sections import SECTIONS, families_of, open_type
 from repae_jax.utils.schema import Key, Side, Text, Width, checked, each, real, whole
 
 SEED = whole(0, 2**32 - 1)  # what every generator of random numbers here takes
@@ -33,22 +34,6 @@ class _Data(TypedDict):
     on_bad_image: Text
     accept: Text
     workers: whole(0, 1024)
-
-
-class _Tokenizer(TypedDict):
-    arch: Text
-    family: Text
-    channels: Width | None
-    multipliers: each(whole(1, 64), 1, 8) | None
-    latent_channels: whole(1, 4096) | None
-    num_res_blocks: whole(1, 16) | None
-    attention_levels: each(whole(0, 7), 0, 8) | None
-    middle_attention: bool | None
-    quant_conv: bool | None
-    groups: Width | None
-    temporal_downsample: each(bool, 0, 8) | None
-    weights: Text
-    statistics: Text
 
 
 class _LatentNorm(TypedDict):
@@ -181,7 +166,7 @@ class Config(TypedDict):
     ema_decay: _FRACTION
     dtype: Text
     data: _Data
-    tokenizer: _Tokenizer
+    tokenizer: dict[str, Any]
     backbone: dict[str, Any]
     condition: dict[str, Any]
     latent_norm: _LatentNorm
@@ -211,7 +196,8 @@ def check_values(config: Mapping[str, Any] | ConfigDict, *, source: str = "confi
         checked(plain[section], _of_family(section, plain[section]), source=f"{source}{section}.")
 
 
-# Of options with these names, whatever the family; others have bounds by their type.
+# Of options with these names, whatever the family; others have the bounds of their row, or of their
+# type.
 _OPTIONS = {
     "arch": Text,
     "family": Text,
@@ -238,10 +224,12 @@ def _schema(section, family):
     families, shared = families_of(section)
     fields = {"family": Text}
     for key, default in {**shared, **families[family].options}.items():
-        kind = default if isinstance(default, type) else type(default)
-        field = _OPTIONS.get(key, _TYPES[kind])
-        fields[key] = field | None if isinstance(default, type) else field
-    return TypedDict("Section", fields)
+        kind = open_type(default)
+        field = _OPTIONS.get(key, _TYPES[kind or type(default)])
+        if typing.get_origin(default) is Annotated:
+            field = default
+        fields[key] = field if kind is None else field | None
+    return TypedDict("Section", fields, total=False)  # `check_family` knows the way out
 
 
 def _plain(value):

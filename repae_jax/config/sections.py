@@ -1,5 +1,6 @@
 """Sections of a configuration whose keys depend on the family that they name."""
 
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,17 +9,19 @@ from ml_collections.config_dict import placeholder
 
 from repae_jax.errors import UserError
 
-SECTIONS = ("backbone", "condition")  # whose keys depend on their family
+SECTIONS = ("backbone", "condition", "tokenizer")  # whose keys depend on their family
 
 
 def families_of(section: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """The table of a section's families, and the keys with defaults that all of them have."""
     from repae_jax.models.backbones.families import BACKBONES
     from repae_jax.models.conditioning.families import CONDITIONERS
+    from repae_jax.models.tokenizers.families import TOKENIZERS
 
     return {
         "backbone": (BACKBONES, {"arch": ""}),
         "condition": (CONDITIONERS, {"drop": 0.1}),  # probability; 0: the model knows no "none"
+        "tokenizer": (TOKENIZERS, {"arch": "", "weights": "", "statistics": ""}),
     }[section]
 
 
@@ -32,7 +35,7 @@ def section_of(name: str, family: str, **changes: Any) -> ConfigDict:
     if family not in families:
         raise UserError(f"no {name} of the family {family!r}: use {' or '.join(families)}")
     options = {
-        key: placeholder(default) if isinstance(default, type) else default
+        key: default if (kind := open_type(default)) is None else placeholder(kind)
         for key, default in families[family].options.items()
     }
     section = ConfigDict({"family": family, **shared, **options})
@@ -43,6 +46,61 @@ def section_of(name: str, family: str, **changes: Any) -> ConfigDict:
         )
     section.update(changes)
     return section
+
+
+def open_type(option: Any) -> type | None:
+    """The type of an option's values where it has no default in its row; None where it has one.
+
+    In place of a default a row has a type, of Python or of utils/schema.py, whose lists are tuples
+    here.
+    """
+    if typing.get_origin(option) is typing.Annotated:
+        option = typing.get_args(option)[0]
+    if typing.get_origin(option) is list:
+        return tuple
+    return option if isinstance(option, type) else None
+
+
+def presets_of(section: str) -> dict[str, str]:
+    """Preset -> family, of all families of a section; {} where `arch` is none of its keys."""
+    families, shared = families_of(section)
+    if "arch" not in shared:
+        return {}
+    return {preset: name for name, row in families.items() for preset in row.presets}
+
+
+def settled(name: str, section: ConfigDict, made_for: str = "") -> ConfigDict:
+    """A section with the keys of the family that it names now.
+
+    After it was made, `arch` may have been set to a preset of another family, or `family` to
+    another one. What both have keeps its value.
+
+    Args:
+      name: of the section.
+      section: as it is.
+      made_for: the family whose keys it has, if that is known.
+
+    Raises:
+      UserError: a key is set that the family does not have, or the preset is of another family.
+    """
+    families, _ = families_of(name)
+    family, preset = str(section.family), presets_of(name).get(str(section.get("arch")))
+    candidates = [made_for] if made_for else [family, *families]
+    of = next((f for f in candidates if f in families and _keys(name, f) == set(section)), None)
+    if of is None or family not in families:
+        return section  # which `check_family` refuses
+    if preset not in (None, family):
+        if family != of:
+            raise UserError(
+                f"config.{name}.family is {family!r}, but config.{name}.arch is {section.arch!r}, "
+                f"a preset of the family {preset!r}: set --config.{name}.arch as well"
+            )
+        family = preset
+    if family == of:
+        return section
+    defaults = section_of(name, of)
+    changes = {key: section[key] for key in section if section[key] != defaults[key]}
+    return section_of(name, **{**changes, "family": family})
 
 
 def check_family(section: str, values: ConfigDict) -> str:
@@ -56,10 +114,13 @@ def check_family(section: str, values: ConfigDict) -> str:
         raise UserError(
             f"config.{section}.family is {values.family!r}: use {' or '.join(families)}"
         )
-    expected = set(section_of(section, values.family).keys())
-    if wrong := sorted(expected ^ set(values.keys())):
+    if wrong := sorted(_keys(section, values.family) ^ set(values.keys())):
         raise UserError(
             f"config.{section}.family is {values.family!r}, but {wrong[0]!r} is a key of another "
             f"family: make the section by config.{section} = {section}(family={values.family!r})"
         )
     return values.family
+
+
+def _keys(section, family):
+    return set(section_of(section, family))

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from repae_jax.config.defaults import NETWORKS, tokenizer_dimensions
+from repae_jax.config.defaults import NETWORKS
 from repae_jax.config.schema import check_values
 from repae_jax.errors import UserError
 from repae_jax.parallel.mesh import axis_sizes
@@ -12,6 +12,8 @@ _ON_COLLAPSE = ("warn", "stop")
 
 def validate(config: ConfigDict) -> None:
     """Raise UserError for an impossible value or combination, naming the key and the way out."""
+    from repae_jax.config.modules import build_tokenizer
+
     check_values(config)
     _check_train(config)
     if config.dtype not in ("float32", "bfloat16"):
@@ -19,7 +21,7 @@ def validate(config: ConfigDict) -> None:
     for name in config.train:
         _check_optimizer(name, config.optimizer[name])
     _check_decay(config)
-    tokenizer = _check_vae(config)
+    tokenizer = build_tokenizer(config)
     if "backbone" in config.train:
         _check_backbone(config, tokenizer)
     _check_objective(config)
@@ -102,43 +104,6 @@ def _check_decay(config):
         f"nothing is learned from there on: train fewer steps (--config.run.steps="
         f"{min(ends.values())}), or let the rates fall more slowly ({longer})"
     )
-
-
-def _check_vae(config):
-    """Checks the autoencoder; returns its module."""
-    from repae_jax.models.tokenizers.vae import VAE_FAMILIES
-
-    family, dimensions = tokenizer_dimensions(config)
-    vae = VAE_FAMILIES[family](**dimensions)
-    if config.data.resolution % vae.factor:
-        raise UserError(
-            f"config.data.resolution is {config.data.resolution}, not divisible by the tokenizer's "
-            f"down-sampling factor {vae.factor}"
-        )
-    levels = len(vae.multipliers)
-    if family == "kl":
-        _check_kl(vae, levels)
-    elif len(vae.temporal_downsample) != levels - 1:
-        raise UserError(
-            f"config.tokenizer.temporal_downsample is {vae.temporal_downsample}: the {levels} "
-            f"levels of config.tokenizer.multipliers need {levels - 1} entries"
-        )
-    return vae
-
-
-def _check_kl(vae, levels):
-    for multiplier in vae.multipliers:
-        width = vae.channels * multiplier
-        if width % vae.groups:
-            raise UserError(
-                f"config.tokenizer.groups is {vae.groups}, which does not divide the level of "
-                f"{width} channels"
-            )
-    for level in vae.attention_levels:
-        if not 0 <= level < levels:
-            raise UserError(
-                f"config.tokenizer.attention_levels has {level}: levels run from 0 to {levels - 1}"
-            )
 
 
 def _check_backbone(config, tokenizer):

@@ -18,6 +18,12 @@ RENAMED = {
     },
     **{f"compute.{old}_remat": f"compute.{new}_remat" for old, new in _NETWORKS.items()},
 }
+# The first configurations showed the keys of both families of tokenizers, and took no notice of the
+# other's; a preset's family was not in "family".
+_UNREAD = {
+    "kl": ("temporal_downsample",),
+    "qwenimage": ("attention_levels", "middle_attention", "quant_conv", "groups"),
+}
 _LABEL_DROP = "label_drop"  # of "sit", now "drop" of "condition"
 RENAMED_RECIPES = {"sit": "vanilla"}
 
@@ -40,7 +46,10 @@ def upgraded(stored: Mapping[str, Any], *, source: str) -> dict[str, Any]:
             f"{source} is of version {version!r}, and this program knows 1 to {VERSION}: "
             "update repae_jax"
         )
-    return _from_first(stored) if version == 1 else stored
+    stored = _from_first(stored) if version == 1 else stored
+    if isinstance(tokenizer := stored.get("tokenizer"), Mapping):
+        stored["tokenizer"] = _of_one_family(tokenizer)
+    return stored
 
 
 def _from_first(stored):
@@ -60,6 +69,18 @@ def _from_first(stored):
     if isinstance(train := stored.get("train"), list | tuple):
         stored["train"] = [_NETWORKS.get(name, name) for name in train if isinstance(name, str)]
     return stored
+
+
+def _of_one_family(tokenizer):
+    """A section that may show the keys of both first families, with those of its own."""
+    if not tokenizer.keys() >= {"temporal_downsample", "groups"}:
+        return tokenizer
+    family = tokenizer.get("family")
+    if arch := tokenizer.get("arch"):
+        family = "qwenimage" if arch == "qwenimage" else "kl"
+    unread = _UNREAD.get(str(family), ())
+    own = {key: value for key, value in tokenizer.items() if key not in unread}
+    return {**own, "family": family}
 
 
 def present_name(key: str) -> str | None:

@@ -92,7 +92,8 @@ def measure_autoencoder(
     count = images.count
     if features is not None and count < 2:
         raise UserError("rFID needs at least 2 images")
-    vae = dataclasses.replace(vae, params=put(vae.params, replicated(mesh)))
+    placed = put({"params": vae.params, "constants": vae.constants}, replicated(mesh))
+    vae = dataclasses.replace(vae, **placed)
     sums = _Sums(vae.module.latent_channels)
     bar = tqdm(total=count, unit="image", desc=images.name, disable=not progress)
     with bar, jax.default_matmul_precision("highest"):

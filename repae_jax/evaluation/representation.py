@@ -22,9 +22,11 @@ from repae_jax.data.source import Source, check_images
 from repae_jax.errors import UserError
 from repae_jax.evaluation.alignment import TOP_K, cknna, prepared
 from repae_jax.evaluation.image_sets import filled
+from repae_jax.models.batch_norm import normalize
 from repae_jax.models.conditioning.base import full_like
 from repae_jax.models.encoders.preprocessing import preprocess
 from repae_jax.models.networks import Models, Teacher
+from repae_jax.models.tokenizers.base import encode
 from repae_jax.objectives.interpolant import INTERPOLANTS, interpolate
 from repae_jax.parallel.mesh import over_batch, put, replicated
 from repae_jax.runs.open_run import Run, sampling_weights
@@ -250,11 +252,9 @@ def make_extract(config: ConfigDict, models: Models, mesh: Mesh | None = None) -
     def extract(weights, images, labels, seeds, times):
         if mesh is not None:
             images, labels = jax.lax.with_sharding_constraint((images, labels), over_batch(mesh))
-        posterior = models.tokenizer.apply(
-            {"params": weights["tokenizer"]}, to_float(images), method="encode"
-        )
+        posterior = encode(models.tokenizer, weights["tokenizer"], to_float(images))
         norm = weights["latent_norm"]
-        latents = (posterior.mean - norm["mean"]) / jnp.sqrt(norm["var"])
+        latents = normalize(posterior.mean, norm["mean"], norm["var"])
         key = jax.random.fold_in(jax.random.key(seeds[0]), seeds[1])
         noise = jax.random.normal(key, latents.shape, latents.dtype)
         conditioner = models.backbone.conditioner

@@ -18,6 +18,7 @@ from repae_jax.models.tokenizers.codec import make_coder
 from repae_jax.runs.build import initial_tokenizer
 from repae_jax.runs.metrics import read_history
 from repae_jax.runs.open_run import Run, make_sampler, sampling_weights
+from repae_jax.runs.state import tokenizer_variables
 from repae_jax.sampling.class_labels import balanced
 from repae_jax.sampling.generate import generate_all, make_generate
 from repae_jax.utils.figures import class_grid, pairs_figure, pca_figure, save_png
@@ -151,9 +152,9 @@ def _reconstructed(run: Run, heldout: Source, page: Page) -> None:
     batches = eval_batches(heldout, min(HELDOUT, len(heldout)))
     images = np.asarray(jnp.asarray(next(iter(batches))["image"]))
     encode, decode = make_coder(run.models.tokenizer)
-    params = run.state.params["tokenizer"]
-    latents = encode(params, images)
-    reconstructions, finite = map(np.asarray, decode(params, latents))
+    variables = tokenizer_variables(run.state.params, run.state.frozen)
+    latents = encode(variables, images)
+    reconstructions, finite = map(np.asarray, decode(variables, latents))
     if not finite.all():
         raise NotFinite(
             f"{run.workdir}: the VAE's reconstruction of held-out image {finite.argmin()} is NaN "

@@ -14,7 +14,7 @@ from repae_jax.errors import UserError
 from repae_jax.interop import tables
 from repae_jax.interop.tables import CONV, Layout, Rule, layer, norm
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
-from repae_jax.models.tokenizers.vae import parameter_shapes
+from repae_jax.models.tokenizers.base import parameter_shapes
 
 # "diffusers-old": files from before diffusers 0.18 call the attention's layers otherwise.
 Naming = Literal["ldm", "diffusers", "diffusers-old"]

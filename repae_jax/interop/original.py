@@ -18,7 +18,7 @@ from repae_jax.interop.tables import Rule
 from repae_jax.models.backbones.sit import SiT
 from repae_jax.models.discriminator import PatchDiscriminator
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
-from repae_jax.models.tokenizers.vae import parameter_shapes
+from repae_jax.models.tokenizers.base import parameter_shapes
 
 # "repae": train_repae.py's. "ldm": train_ldm_only.py's, on a frozen VAE. "repa": REPA's own,
 # whose SiT has no BatchNorm.

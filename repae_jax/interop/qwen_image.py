@@ -8,8 +8,8 @@ import numpy as np
 from repae_jax.errors import UserError
 from repae_jax.interop import tables
 from repae_jax.interop.tables import CONV, Layout, Rule, layer
+from repae_jax.models.tokenizers.base import parameter_shapes
 from repae_jax.models.tokenizers.qwen_image_vae import AutoencoderKLQwenImage
-from repae_jax.models.tokenizers.vae import parameter_shapes
 
 CONV3D = Layout(  # (out, in, t, h, w) <-> (t, h, w, in, out)
     lambda a: a.transpose(2, 3, 4, 1, 0), lambda a: a.transpose(4, 3, 0, 1, 2)

@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from repae_jax.errors import UserError
 from repae_jax.interop import autoencoder_kl, qwen_image
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 from repae_jax.models.tokenizers.qwen_image_vae import AutoencoderKLQwenImage
@@ -63,8 +64,19 @@ FAMILIES = {
 
 
 def family_of(module: nn.Module) -> Family:
-    """That of a VAE."""
-    return next(family for family in FAMILIES.values() if isinstance(module, family.module))
+    """That of a VAE.
+
+    Raises:
+      UserError: a tokenizer that others have no names for.
+    """
+    for family in FAMILIES.values():
+        if isinstance(module, family.module):
+            return family
+    known = ", ".join(family.module.__name__ for family in FAMILIES.values())
+    raise UserError(
+        f"a {type(module).__name__} has no format of diffusers' or LDM's, which have names for "
+        f"{known}: its work directory keeps it, which config.tokenizer.weights takes"
+    )
 
 
 def completed(

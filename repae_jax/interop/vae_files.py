@@ -26,9 +26,11 @@ from repae_jax.interop import (
 from repae_jax.interop.extract import Extract, extract
 from repae_jax.interop.foreign_configs import check_config
 from repae_jax.interop.vae_families import FAMILIES, completed, family_of
-from repae_jax.models.batch_norm import denormalize
+from repae_jax.models.batch_norm import denormalize, normalize
 from repae_jax.models.inputs import check_latents
-from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL, Posterior
+from repae_jax.models.tokenizers import base
+from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
+from repae_jax.models.tokenizers.distributions import LatentDistribution
 from repae_jax.utils.arrays import as_array
 from repae_jax.utils.atomic_files import replacing
 from repae_jax.utils.images import as_float
@@ -44,18 +46,25 @@ class StoredVAE:
     """A VAE's architecture, weights, and what its publisher says about its latents.
 
     Attributes:
-      module: the architecture; `module.apply({"params": params}, ...)` is the pure function.
+      module: the architecture; `module.apply(variables, ...)` is the pure function.
       params: its parameters.
       config: entries of diffusers' config.json beyond the dimensions, such as "scaling_factor".
       statistics: the latents' {"mean": (c,), "var": (c,)}, or None where nobody measured them.
       notes: what its file left open: which tensors were left out, and what is odd about others.
+      constants: its collections beside the parameters.
     """
 
-    module: nn.Module
+    module: base.Tokenizer
     params: Mapping[str, Any]
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     statistics: Mapping[str, np.ndarray] | None = None
     notes: tuple[str, ...] = ()
+    constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What `module.apply` takes."""
+        return {"params": self.params, **self.constants}
 
     def save_pretrained(self, folder: str | pathlib.Path) -> None:
         """Write config.json and the weights to a new folder, as diffusers does; it opens there.
@@ -65,7 +74,7 @@ class StoredVAE:
         """
         write_diffusers(folder, self)
 
-    def encode(self, images: jax.Array) -> Posterior:
+    def encode(self, images: jax.Array) -> LatentDistribution:
         """Images (B, H, W, 3), uint8 or float in [-1, 1] -> the posterior of their latents.
 
         `.sample(key)` draws latents (B, H / f, W / f, c), `.mean` is the most likely ones; both
@@ -76,7 +85,7 @@ class StoredVAE:
           UserError: floats beyond the range, or another shape: H and W are multiples of the
             VAE's factor f.
         """
-        return _encode(self.module, self.params, as_float(images))
+        return _encode(self.module, self.variables, as_float(images))
 
     def decode(self, latents: jax.Array) -> jax.Array:
         """Latents (B, h, w, c), not normalised -> images (B, h * f, w * f, 3), about [-1, 1].
@@ -86,16 +95,17 @@ class StoredVAE:
         Raises:
           TypeError, UserError: latents of another type or shape.
         """
-        return _decode(self.module, self.params, self._checked(latents))
+        return _decode(self.module, self.variables, self._checked(latents))
 
     def normalize(self, latents: jax.Array) -> jax.Array:
-        """Latents (B, h, w, c) -> (z - mean) / std, with the statistics that came with the VAE.
+        """Latents (B, h, w, c) -> (z - mean) / sqrt(var + 1e-4), as a backbone is trained on.
+
+        With the statistics that came with the VAE.
 
         Raises:
           TypeError, UserError: latents of another type or shape, or it came without statistics.
         """
-        mean, var = self._moments()
-        return (self._checked(latents) - mean) / jnp.sqrt(var)
+        return normalize(self._checked(latents), *self._moments())
 
     def denormalize(self, latents: jax.Array) -> jax.Array:
         """The inverse of `normalize`."""
@@ -199,8 +209,8 @@ def write_ldm(path: str | pathlib.Path, vae: StoredVAE) -> None:
       UserError: it is a VAE that LDM's names do not know, or cannot be written.
     """
     path = pathlib.Path(path)
+    name = family_of(vae.module).module.__name__
     if not isinstance(vae.module, AutoencoderKL):
-        name = type(vae.module).__name__
         raise UserError(f"{path}: {name} has no names of LDM's; write a diffusers folder")
     tensors = autoencoder_kl.export_vae(jax.device_get(vae.params), vae.module, "ldm")
     tables.require_finite(tensors, path)
@@ -329,11 +339,5 @@ def _told(checkpoint, path, channels):
     return latent_statistics.read(beside, channels) if there else None
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _encode(module, params, images):
-    return module.apply({"params": params}, images, method="encode")
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _decode(module, params, latents):
-    return module.apply({"params": params}, latents, method="decode")
+_encode = functools.partial(jax.jit, static_argnums=0)(base.encode)
+_decode = functools.partial(jax.jit, static_argnums=0)(base.decode)

@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
+LATENT_EPSILON = 1e-4  # beside the variance of a channel, as in the original
+
 
 class BatchNorm(nn.Module):
     """Normalises (B, H, W, C) per channel; running statistics live in `batch_stats`.
@@ -40,7 +42,7 @@ class BatchNorm(nn.Module):
                 self._update(running_var, var * (count / (count - 1)))
         else:
             mean, var = running_mean.value, running_var.value
-        x = (x - mean) * jax.lax.rsqrt(var + self.epsilon)
+        x = _standardize(x, mean, var, self.epsilon)
         if self.affine:
             x = x * self.param("scale", self.scale_init, (channels,), jnp.float32)
             x = x + self.param("bias", initializers.zeros, (channels,), jnp.float32)
@@ -52,16 +54,34 @@ class BatchNorm(nn.Module):
 
 
 class LatentNorm(BatchNorm):
-    """The normalisation of the latents between VAE and backbone (REPA-E, section 3.2).
+    """The normalisation of the latents between tokenizer and backbone (REPA-E, section 3.2).
 
-    No affine part, so that the backbone cannot shrink its targets; eps 1e-4. Its running mean and
-    variance are the latent statistics: sampling inverts them with `denormalize`.
+    No affine part, so that the backbone cannot shrink its targets. Its running mean and variance
+    are the latent statistics: with them `normalize` is the same function.
     """
 
-    epsilon: float = 1e-4
+    epsilon: float = LATENT_EPSILON
     affine: bool = False
 
 
+def normalize(latents: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
+    """(z - mean) / sqrt(var + 1e-4), per channel of (..., C): what a backbone is trained on."""
+    return _standardize(latents, mean, var, LATENT_EPSILON)
+
+
 def denormalize(latents: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
-    """z * sqrt(var) + mean, per channel of (..., C); without epsilon, as published samples are."""
+    """z * sqrt(var + 1e-4) + mean, per channel of (..., C): the inverse of `normalize`."""
+    return latents * jnp.sqrt(var + LATENT_EPSILON) + mean
+
+
+def denormalize_samples(latents: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
+    """z * sqrt(var) + mean, per channel of (..., C): a sampler's way from a backbone to `decode`.
+
+    The exception to `denormalize`: the original's samplers leave the epsilon out, and so do all
+    that read a tokenizer's statistics as a mean and a standard deviation.
+    """
     return latents * jnp.sqrt(var) + mean
+
+
+def _standardize(x, mean, var, epsilon):
+    return (x - mean) * jax.lax.rsqrt(var + epsilon)

@@ -8,7 +8,7 @@ from repae_jax.models.batch_norm import LatentNorm
 from repae_jax.models.discriminator import PatchDiscriminator
 from repae_jax.models.encoders.vit import ViT
 from repae_jax.models.lpips import LPIPS
-from repae_jax.models.tokenizers.vae import VAE
+from repae_jax.models.tokenizers.base import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Teacher:
 class Models:
     """The networks of a run; None where the run has none."""
 
-    tokenizer: VAE
+    tokenizer: Tokenizer
     backbone: Backbone | None = None
     latent_norm: LatentNorm | None = None
     discriminator: PatchDiscriminator | None = None

@@ -2,9 +2,9 @@
 
 The rules, first match first:
 
-    step, batch_stats                    a copy on every device: small, and read by all
-    frozen                               config.mesh.frozen: copies, or divided
-    params, opt_state, ema               config.mesh.trained: divided, or copies
+    step, batch_stats                       a copy on every device: small, and read by all
+    frozen, params without an optimizer     config.mesh.frozen: copies, or divided
+    params, opt_state, ema                  config.mesh.trained: divided, or copies
 
 "Divided" is over the mesh's axis "fsdp" (ZeRO-3, arXiv 1910.02054): an array of at least
 `smallest` elements is cut along its longest axis that the number of devices divides; others are
@@ -38,19 +38,25 @@ def state_shardings(shapes, mesh: Mesh, rules: Mapping[str, Any]):
     """The sharding of every array of a TrainState.
 
     Args:
-      shapes: the state, or its shapes.
+      shapes: the state, or its shapes, with the optimizers' states.
       mesh: with an axis "fsdp".
       rules: `config.mesh`: "trained", "frozen" and "smallest".
     """
 
     def choose(path, leaf):
         field = path[0].name
-        rule = rules["frozen" if field == "frozen" else "trained"]
+        rule = rules["frozen" if _is_frozen(path, shapes.opt_state) else "trained"]
         divide = field not in ("step", "batch_stats") and rule == "sharded"
         spec = _longest(leaf.shape, mesh.shape["fsdp"], rules["smallest"]) if divide else ()
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree_util.tree_map_with_path(choose, shapes)
+
+
+def _is_frozen(path, optimizers) -> bool:
+    """Whether no step changes an array: a network without an optimizer is frozen."""
+    field = path[0].name
+    return field == "frozen" or (field == "params" and path[1].key not in optimizers)
 
 
 def _longest(shape, devices, smallest):
@@ -132,6 +138,7 @@ def summary(shapes, shardings) -> str:
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
         kind = kinds.get(path[0].name, "other")
+        kind = "frozen" if _is_frozen(path, shapes.opt_state) else kind
         network = "backbone" if kind == "average" else _word(path[1]) if len(path) > 1 else "step"
         row = sizes.setdefault(network, {})
         row[kind] = row.get(kind, 0.0) + bytes_per_device(leaf, sharding) / 1e6

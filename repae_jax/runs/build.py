@@ -11,8 +11,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from repae_jax.config.defaults import tokenizer_dimensions
-from repae_jax.config.modules import build_backbone
+from repae_jax.config.modules import build_backbone, build_tokenizer
 from repae_jax.config.needs import needs_lpips
 from repae_jax.models.backbones.base import blank_inputs
 from repae_jax.models.batch_norm import LatentNorm
@@ -20,12 +19,11 @@ from repae_jax.models.discriminator import PatchDiscriminator
 from repae_jax.models.encoders.vit import ViT, create_vit
 from repae_jax.models.lpips import LPIPS
 from repae_jax.models.networks import Models, Teacher
-from repae_jax.models.tokenizers.vae import VAE, VAE_FAMILIES
 from repae_jax.objectives.objective import Objective
 from repae_jax.runs.optimizers import adamw
-from repae_jax.runs.state import TrainState, create_state
+from repae_jax.runs.state import TrainState, create_state, tokenizer_variables
 
-# a VAE's parameters -> its latents' {"mean": (c,), "var": (c,)}
+# a tokenizer's variables -> its latents' {"mean": (c,), "var": (c,)}
 Measure = Callable[[Any], Mapping[str, Any]]
 
 
@@ -64,12 +62,6 @@ def build_models(config: ConfigDict) -> Models:
     return models
 
 
-def build_tokenizer(config: ConfigDict, dtype: Any = jnp.float32) -> VAE:
-    """The VAE of `config.tokenizer`."""
-    family, dimensions = tokenizer_dimensions(config)
-    return VAE_FAMILIES[family](**dimensions, dtype=dtype, remat=config.compute.tokenizer_remat)
-
-
 def build_vit(
     entry: ConfigDict, resolution: int, dtype: Any = jnp.float32, *, scan: bool = False
 ) -> ViT:
@@ -106,17 +98,17 @@ def init_state(
     models: Models,
     measure: Measure | None = None,
     shardings: TrainState | None = None,
-    check: Callable[[Any, Any], None] = lambda vae, frozen: None,
+    check: Callable[[Any, Any], None] = lambda variables, frozen: None,
 ) -> TrainState:
     """The state at step 0: fresh weights from the seed, then those that the files bring.
 
     Args:
       config: the configuration.
       models: its networks.
-      measure: a VAE's parameters -> its latents' statistics, asked where a pretrained VAE comes
-        without them; without it LatentNorm then starts at mean 0 and variance 1.
+      measure: a tokenizer's variables -> its latents' statistics, asked where a pretrained one
+        comes without them; without it LatentNorm then starts at mean 0 and variance 1.
       shardings: where each array of the state is to be; on one device by default.
-      check: raises what is wrong with a pretrained VAE's parameters and the frozen networks'.
+      check: raises what is wrong with a pretrained tokenizer's variables and the frozen networks'.
 
     Raises:
       UserError: a file is missing or damaged, or holds another model.
@@ -136,8 +128,8 @@ def init_state(
     return state.replace(**fields)
 
 
-def initial_tokenizer(config: ConfigDict, models: Models):
-    """The tokenizer's parameters before the first step.
+def initial_tokenizer(config: ConfigDict, models: Models) -> Mapping[str, Any]:
+    """The tokenizer's variables before the first step.
 
     Raises:
       UserError: its file is missing or damaged, or holds another model.
@@ -145,11 +137,12 @@ def initial_tokenizer(config: ConfigDict, models: Models):
     if config.tokenizer.weights:
         return _pretrained_tokenizer(config, models, None)[0]
     key = jax.random.key(config.seed)
-    fresh = jax.jit(
-        lambda key: fresh_state(config, models, key).params["tokenizer"],
-        compiler_options=_init_compiler_options(),
-    )
-    return fresh(key)
+
+    def fresh(key):
+        state = fresh_state(config, models, key)
+        return tokenizer_variables(state.params, state.frozen)
+
+    return jax.jit(fresh, compiler_options=_init_compiler_options())(key)
 
 
 def fresh_state(config: ConfigDict, models: Models, key: jax.Array) -> TrainState:
@@ -165,11 +158,14 @@ def fresh_state(config: ConfigDict, models: Models, key: jax.Array) -> TrainStat
     image = jnp.zeros((1, side, side, 3))
     latent = jnp.zeros((1, *latent_shape(config, models)))
     params, batch_stats, frozen = {}, {}, {}
-    params["tokenizer"] = models.tokenizer.init(keys["tokenizer"], image, latent)["params"]
+    variables = models.tokenizer.init(keys["tokenizer"], image, latent)
+    params["tokenizer"] = variables.pop("params")
+    if variables:  # collections that no step changes
+        frozen["tokenizer"] = variables
     if models.backbone is not None:
         variables = models.backbone.init(keys["backbone"], *blank_inputs(models.backbone))
         params["backbone"] = variables.pop("params")
-        if variables:  # collections that no step changes, such as a table of positions
+        if variables:  # such as a table of positions
             frozen["backbone"] = variables
         norm = models.latent_norm.init(keys["rest"], latent, train=False)
         batch_stats["latent_norm"] = norm["batch_stats"]
@@ -251,10 +247,10 @@ def load_teachers(config: ConfigDict, models: Models) -> dict[str, Any]:
 def _pretrained_tokenizer(config, models, measure):
     from repae_jax.runs.weights import read_vae
 
-    params, statistics = read_vae(config, models.tokenizer)
+    variables, statistics = read_vae(config, models.tokenizer)
     if statistics is None and models.latent_norm is not None and measure is not None:
-        statistics = measure(params)
-    return params, statistics
+        statistics = measure(variables)
+    return variables, statistics
 
 
 def _from_files(config, models, measure, check):
@@ -262,9 +258,11 @@ def _from_files(config, models, measure, check):
     from repae_jax.interop.discriminator import load_discriminator
     from repae_jax.interop.files import read_tensors
 
-    params, batch_stats, ema = {}, {}, {}
+    params, batch_stats, ema, constants = {}, {}, {}, {}
     if config.tokenizer.weights:
-        params["tokenizer"], statistics = _pretrained_tokenizer(config, models, measure)
+        variables, statistics = _pretrained_tokenizer(config, models, measure)
+        constants = {name: tree for name, tree in variables.items() if name != "params"}
+        params["tokenizer"] = variables["params"]
         if statistics is not None and models.latent_norm is not None:
             batch_stats["latent_norm"] = ema["latent_norm"] = dict(statistics)
     if config.discriminator.weights and models.discriminator is not None:
@@ -273,8 +271,10 @@ def _from_files(config, models, measure, check):
         params["discriminator"] = loaded["params"]
         batch_stats["discriminator"] = loaded["batch_stats"]
     frozen = load_frozen(config, models, ("teachers", "lpips"))
-    if "tokenizer" in params:
-        check(params["tokenizer"], frozen)
+    if config.tokenizer.weights:
+        check(variables, frozen)
+    if constants:
+        frozen["tokenizer"] = constants
     return {"params": params, "batch_stats": batch_stats, "ema": ema, "frozen": frozen}
 
 

@@ -9,6 +9,11 @@ import numpy as np
 from repae_jax.interop.tables import flatten
 
 
+def tokenizer_sha256(variables: Mapping[str, Any]) -> str:
+    """That of a tokenizer's parameters, and of its other collections where it has any."""
+    return weights_sha256(variables if len(variables) > 1 else variables["params"])
+
+
 def weights_sha256(params: Mapping[str, Any]) -> str:
     """SHA-256 of a network's parameters as float32, by path: whatever file they came from."""
     digest = hashlib.sha256()

@@ -19,7 +19,7 @@ from repae_jax.interop.latent_statistics import Statistics
 from repae_jax.interop.vit_names import FAMILIES
 from repae_jax.models.backbones.families import BACKBONES
 from repae_jax.models.encoders.vit import VIT_CONFIGS, create_vit
-from repae_jax.models.tokenizers.vae import VAE_PRESETS
+from repae_jax.models.tokenizers.families import family_of
 from repae_jax.utils.schema import Text, parse_json, real
 
 Lines = Iterator[tuple[str, str]]
@@ -188,21 +188,19 @@ _OTHER_LINES = {
 
 def vae_text(module: nn.Module) -> str:
     """One line on a VAE's architecture."""
-    fields = _fields_of(module)
-    published = [
-        name
-        for name, (_, preset) in VAE_PRESETS.items()
-        if all(fields.get(key) == value for key, value in preset.items())
-        and fields.get("quant_conv", True) == preset.get("quant_conv", True)
-        and tuple(fields.get("attention_levels", ())) == preset.get("attention_levels", ())
-    ]
+    family = family_of(module)
+    shown = {key: getattr(module, family.fields.get(key, key)) for key in family.options}
+    same = {"dtype": module.dtype, "remat": module.remat}
+    published = [n for n, p in family.presets.items() if family.module(**p, **same) == module]
     name = f"{published[0]}, " if published else ""
-    base = fields.get("channels") or fields["base_dim"]
-    widths = "-".join(str(base * multiplier) for multiplier in module.multipliers)
-    groups = f", {fields['groups']} groups" if "groups" in fields else ""
+    widths, multipliers = "", shown.get("multipliers")
+    if multipliers is not None and "channels" in shown:
+        widths = "-".join(str(shown["channels"] * multiplier) for multiplier in multipliers)
+        widths = f", widths {widths}"
+    groups = f", {shown['groups']} groups" if "groups" in shown else ""
     return (
         f"{type(module).__name__}, {name}{module.factor} x {module.factor} pixels -> "
-        f"{module.latent_channels} channels, widths {widths}{groups}"
+        f"{module.latent_channels} channels{widths}{groups}"
     )
 
 

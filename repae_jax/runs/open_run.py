@@ -14,7 +14,7 @@ from repae_jax.models.networks import Models
 from repae_jax.parallel.mesh import replicated
 from repae_jax.runs.build import build_models, state_template
 from repae_jax.runs.checkpoints import FOLDER, Checkpoints
-from repae_jax.runs.state import TrainState
+from repae_jax.runs.state import TrainState, tokenizer_variables
 from repae_jax.runs.workdir import load_config
 from repae_jax.sampling.samplers import Sampler
 
@@ -82,7 +82,7 @@ def sampling_weights(state: TrainState) -> Mapping[str, Any]:
     return {
         "backbone": {name: tree for name, tree in state.ema.items() if name != "latent_norm"},
         "latent_norm": state.ema["latent_norm"],
-        "tokenizer": state.params["tokenizer"],
+        "tokenizer": tokenizer_variables(state.params, state.frozen),
     }
 
 

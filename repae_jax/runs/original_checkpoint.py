@@ -111,7 +111,13 @@ def run_vae(workdir: pathlib.Path, step: int | None = None) -> StoredVAE:
     _, models, state = _open_on_host(workdir, step, optimizers=False)
     channels = models.tokenizer.latent_channels
     statistics = statistics_of(state.ema, channels, source=str(workdir))
-    return StoredVAE(models.tokenizer, state.params["tokenizer"], {}, statistics)
+    return StoredVAE(
+        models.tokenizer,
+        state.params["tokenizer"],
+        {},
+        statistics,
+        constants=state.frozen.get("tokenizer", {}),
+    )
 
 
 def run_discriminator(
@@ -232,8 +238,10 @@ def _check_statistics(variables, source):
 
 def _assemble(config, models, steps, loaded, moments):
     """The TrainState of what was loaded, its arrays still views of the file."""
+    constants = {}
     if "tokenizer" not in loaded:
-        loaded["tokenizer"], _ = read_vae(config, models.tokenizer)
+        constants, _ = read_vae(config, models.tokenizer)
+        loaded["tokenizer"] = constants.pop("params")
     channels = models.tokenizer.latent_channels  # REPA scales by one factor and keeps no statistics
     fixed = {"mean": np.zeros(channels), "var": np.full(channels, REPA_SCALE**-2.0)}
     fixed = {name: array.astype(np.float32) for name, array in fixed.items()}
@@ -267,7 +275,10 @@ def _assemble(config, models, steps, loaded, moments):
             "constants": ema["constants"],
             "latent_norm": ema.get("batch_stats", fixed),
         },
-        frozen={"backbone": {"constants": loaded["backbone"]["constants"]}},
+        frozen={
+            "backbone": {"constants": loaded["backbone"]["constants"]},
+            **({"tokenizer": constants} if constants else {}),
+        },
     )
 
 
@@ -354,7 +365,9 @@ def _parts(models: Models, config: ConfigDict, source: str, *, statistics: bool)
     if not isinstance(models.tokenizer, AutoencoderKL) or models.discriminator is None:
         raise UserError(
             f"{source}: the original's checkpoint holds an AutoencoderKL and its discriminator, "
-            "which this run does not train both; the VAE alone goes to diffusers"
+            f"this run trains a {type(models.tokenizer).__name__} "
+            f"{'without one' if models.discriminator is None else 'and its discriminator'}; a VAE "
+            "that diffusers knows goes there alone (--to diffusers)"
         )
     parts["tokenizer"] = original.vae_part(models.tokenizer)
     parts["discriminator"] = original.discriminator_part(models.discriminator)

@@ -45,8 +45,9 @@ class PretrainedVAE(StoredVAE):
         for note in stored.notes:
             warn(f"{name}: {note}")
         params = jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), stored.params)
+        constants = jax.tree.map(jnp.asarray, stored.constants)
         fields = {field.name: getattr(stored, field.name) for field in dataclasses.fields(stored)}
-        return cls(**fields | {"params": params})
+        return cls(**fields | {"params": params, "constants": constants})
 
 
 def _check_dtype(dtype):

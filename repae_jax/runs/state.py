@@ -25,8 +25,8 @@ class TrainState:
       ema: exponential moving average of the backbone's "params" and of the "latent_norm"
         statistics, with the averaged backbone's further collections, such as "constants" with a
         position table (an imported one's may differ).
-      frozen: what no step changes: the backbone's further collections under "backbone", if it has
-        any, the "teachers" by name, and "lpips".
+      frozen: what no step changes: the further collections of the backbone and of the tokenizer
+        under these names, if they have any, the "teachers" by name, and "lpips".
     """
 
     step: jax.Array
@@ -62,6 +62,11 @@ def restart_average(state: TrainState) -> TrainState:
     # Copies, because a donated buffer must not appear twice in the state.
     ema = {**averaged(state), **state.frozen.get("backbone", {})}
     return state.replace(ema=jax.tree.map(jnp.copy, ema))
+
+
+def tokenizer_variables(params: Mapping[str, Tree], frozen: Mapping[str, Tree]) -> dict[str, Tree]:
+    """All collections of the tokenizer, of these fields of a state."""
+    return {"params": params["tokenizer"], **frozen.get("tokenizer", {})}
 
 
 def averaged(state: TrainState) -> dict[str, Tree]:

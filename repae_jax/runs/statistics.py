@@ -1,12 +1,15 @@
-"""Latent statistics of a VAE that came without them."""
+"""Latent statistics of a tokenizer that came without them."""
 
 import itertools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 
 from repae_jax.data.pipeline import eval_batches
-from repae_jax.models.tokenizers.vae import VAE
+from repae_jax.data.source import Source
+from repae_jax.models.tokenizers.base import Tokenizer, encode
 from repae_jax.utils.finite import NotFinite
 from repae_jax.utils.images import to_float
 
@@ -14,7 +17,13 @@ IMAGES = 10_000  # of the source's first: enough for means and variances to thre
 
 
 def latent_moments(
-    vae: VAE, params, source, batch_size: int, images: int = IMAGES, *, progress: bool = True
+    tokenizer: Tokenizer,
+    variables: Mapping[str, Any],
+    source: Source,
+    batch_size: int,
+    images: int = IMAGES,
+    *,
+    progress: bool = True,
 ) -> dict[str, np.ndarray]:
     """{"mean": (c,), "var": (c,)} of z = mean + std * noise over images and positions.
 
@@ -26,8 +35,8 @@ def latent_moments(
     from tqdm import tqdm
 
     @jax.jit
-    def sums(params, batch):
-        posterior = vae.apply({"params": params}, to_float(batch), method="encode")
+    def sums(variables, batch):
+        posterior = encode(tokenizer, variables, to_float(batch))
         axes = (0, 1, 2)
         second = posterior.mean**2 + posterior.std**2
         return posterior.mean.mean(axes), second.mean(axes)
@@ -35,14 +44,14 @@ def latent_moments(
     count, first, second = 0, 0.0, 0.0
     batches = itertools.islice(eval_batches(source, batch_size), max(1, images // batch_size))
     for batch in tqdm(batches, desc="latent statistics", unit="batch", disable=not progress):
-        mean, square = (np.asarray(a, np.float64) for a in sums(params, batch["image"]))
+        mean, square = (np.asarray(a, np.float64) for a in sums(variables, batch["image"]))
         size = len(batch["image"])
         count, first, second = count + size, first + size * mean, second + size * square
     mean = first / count
     if not (np.isfinite(mean).all() and np.isfinite(second).all()):
         raise NotFinite(
-            "the VAE makes latents that are NaN or infinite: its weights are damaged, or do not "
-            "suit config.dtype"
+            "the tokenizer makes latents that are NaN or infinite: its weights are damaged, or do "
+            "not suit config.dtype"
         )
     return {
         "mean": mean.astype(np.float32),

@@ -3,8 +3,8 @@
 import json
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -17,7 +17,7 @@ from repae_jax.interop.tables import flatten, load_flat
 from repae_jax.interop.vae_files import read_weights
 from repae_jax.interop.vit import load_vit
 from repae_jax.models.encoders.vit import ViT
-from repae_jax.models.tokenizers.vae import parameter_shapes
+from repae_jax.models.tokenizers.base import Tokenizer, variable_shapes
 from repae_jax.runs.checkpoints import FOLDER, restore_latest
 
 
@@ -56,8 +56,8 @@ def save_teacher(path: str, params: Mapping, notes: Mapping[str, object]) -> Non
     write_safetensors(path, flatten({"params": params}), metadata)
 
 
-def read_vae(config: ConfigDict, vae: nn.Module) -> tuple[dict, Statistics | None]:
-    """Parameters of the VAE that `config.tokenizer.weights` names, and its latents' statistics.
+def read_vae(config: ConfigDict, tokenizer: Tokenizer) -> tuple[dict[str, Any], Statistics | None]:
+    """Variables of the tokenizer that `config.tokenizer.weights` names, its latents' statistics.
 
     The weights are whatever `PretrainedVAE.from_pretrained` reads, or a work directory that
     trained them. The statistics are those of `config.tokenizer.statistics`, or else those that came
@@ -68,20 +68,24 @@ def read_vae(config: ConfigDict, vae: nn.Module) -> tuple[dict, Statistics | Non
     """
     name = config.tokenizer.weights
     if (pathlib.Path(name) / FOLDER).is_dir():
-        params, statistics = _read_run(name, vae)
+        variables, statistics = _read_run(name, tokenizer)
     else:
-        params, statistics = read_weights(name, vae)
+        params, statistics = read_weights(name, tokenizer)
+        variables = {"params": params}
     if config.tokenizer.statistics:
-        statistics = latent_statistics.read(config.tokenizer.statistics, vae.latent_channels)
-    return params, statistics
+        statistics = latent_statistics.read(config.tokenizer.statistics, tokenizer.latent_channels)
+    return variables, statistics
 
 
-def _read_run(workdir, vae):
-    """The VAE of a work directory, and the statistics that its LatentNorm arrived at."""
-    state = restore_latest(workdir)
-    tensors = flatten(state["params"]["tokenizer"])
-    params = load_flat(tensors, parameter_shapes(vae), source=workdir)
-    return params, statistics_of(state["ema"], vae.latent_channels, source=workdir)
+def _read_run(workdir, tokenizer):
+    """The tokenizer of a work directory, and the statistics that its LatentNorm arrived at."""
+    state, shapes = restore_latest(workdir), variable_shapes(tokenizer)
+    params = flatten(state["params"]["tokenizer"])
+    variables = {"params": load_flat(params, shapes.pop("params"), source=workdir)}
+    if shapes:  # collections that no run changes
+        constants = state.get("frozen", {}).get("tokenizer", {})
+        variables |= load_flat(flatten(constants), shapes, source=workdir)
+    return variables, statistics_of(state["ema"], tokenizer.latent_channels, source=workdir)
 
 
 def statistics_of(ema: Mapping | None, channels: int, *, source: str) -> Statistics | None:

@@ -10,9 +10,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from repae_jax.models.backbones.base import Backbone
-from repae_jax.models.batch_norm import denormalize
+from repae_jax.models.batch_norm import denormalize_samples
 from repae_jax.models.conditioning.base import replace_where
-from repae_jax.models.tokenizers.vae import VAE
+from repae_jax.models.tokenizers.base import Tokenizer, decode
 from repae_jax.parallel.mesh import over_batch, put, replicated
 from repae_jax.sampling.class_labels import NO_CLASS
 from repae_jax.sampling.samplers import Sampler, image_noise, sample_watched, step_noise
@@ -39,12 +39,12 @@ Generate = Callable[[Mapping, jax.Array, jax.Array, jax.Array], Generated]
 
 
 def make_generate(
-    backbone: Backbone, tokenizer: VAE, sampler: Sampler, *, mesh: Mesh | None = None
+    backbone: Backbone, tokenizer: Tokenizer, sampler: Sampler, *, mesh: Mesh | None = None
 ) -> Generate:
     """Build the compiled `generate(weights, key, indices, labels) -> Generated` of B images.
 
-    `weights` holds "backbone" (its variables), "latent_norm" ({"mean", "var"}) and "tokenizer" (its
-    parameters). Image i depends on the key, `indices[i]` (B,) and its label only, not on its
+    `weights` holds "backbone" and "tokenizer" (their variables), and "latent_norm" ({"mean",
+    "var"}). Image i depends on the key, `indices[i]` (B,) and its label only, not on its
     neighbours. A label is a class or, for a backbone with a null condition, `NO_CLASS`.
 
     On a mesh all processes call it alike, its devices divide the batch, which their number must
@@ -75,8 +75,8 @@ def make_generate(
             step_noise=step_noise(key, indices, shape) if sampler.stochastic else None,
         )
         norm = weights["latent_norm"]
-        latents = denormalize(latents, norm["mean"], norm["var"])
-        images = tokenizer.apply({"params": weights["tokenizer"]}, latents, method="decode")
+        latents = denormalize_samples(latents, norm["mean"], norm["var"])
+        images = decode(tokenizer, weights["tokenizer"], latents)
         decoded = jnp.where(finite_rows(images), 0, _DECODING)
         return Generated(to_uint8(images), jnp.where(faults > 0, faults, decoded))
 

@@ -24,7 +24,7 @@ from repae_jax.evaluation.representation import drawn, extract_features, make_ex
 from repae_jax.models.networks import Models
 from repae_jax.models.tokenizers.codec import make_coder
 from repae_jax.runs.open_run import Run, make_sampler, sampling_weights
-from repae_jax.runs.state import TrainState
+from repae_jax.runs.state import TrainState, tokenizer_variables
 from repae_jax.sampling.class_labels import balanced
 from repae_jax.sampling.generate import generate_all, make_generate
 from repae_jax.study.judge import Judge
@@ -93,10 +93,10 @@ class Measures:
         return Seen(finite, samples, labels, self._heldout[:SHOWN], latents[:SHOWN])
 
     def _reconstructed(self, state, figures):
-        params = state.params["tokenizer"]
+        variables = tokenizer_variables(state.params, state.frozen)
         parts = np.array_split(self._heldout, -(-len(self._heldout) // _BATCH))
-        latents = [np.asarray(self._encode(params, part)) for part in parts]
-        decoded = [jax.device_get(self._decode(params, part)) for part in latents]
+        latents = [np.asarray(self._encode(variables, part)) for part in parts]
+        decoded = [jax.device_get(self._decode(variables, part)) for part in latents]
         images, finite = map(np.concatenate, zip(*decoded, strict=True))
         latents = np.concatenate(latents)
         if not (finite.all() and np.isfinite(latents).all()):

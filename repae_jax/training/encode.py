@@ -21,10 +21,11 @@ from repae_jax.data.sources import Source, open_source
 from repae_jax.errors import BadImage, UserError
 from repae_jax.models.encoders.preprocessing import preprocess
 from repae_jax.models.networks import Models
+from repae_jax.models.tokenizers import base
 from repae_jax.parallel.mesh import make_mesh, over_batch, put_batch, replicated
 from repae_jax.parallel.multihost import processes
 from repae_jax.runs.build import build_models, load_teachers
-from repae_jax.runs.fingerprint import weights_sha256
+from repae_jax.runs.fingerprint import tokenizer_sha256, weights_sha256
 from repae_jax.runs.weights import read_vae
 from repae_jax.utils.finite import NotFinite
 from repae_jax.utils.images import to_float
@@ -74,12 +75,12 @@ def encode(
     source = open_source(with_errors, split)
     skip = config.data.on_bad_image == "skip"
     models = build_models(config)
-    params, _ = read_vae(config, models.tokenizer)
-    encoder = _Encoder(config, models, params, batch_size, teachers)
+    variables, _ = read_vae(config, models.tokenizer)
+    encoder = _Encoder(config, models, variables, batch_size, teachers)
     made = {
         "source": {"source": config.data.source, "name": config.data.name, "split": split},
         **identity_of(source),
-        "vae": weights_sha256(params),
+        "vae": tokenizer_sha256(variables),
         "latent_shape": list(encoder.latent_shape),
         "resolution": config.data.resolution,
         "mirrored": mirrored,
@@ -141,7 +142,14 @@ def summarise(sums: list[Mapping[str, Any]]) -> dict[str, Any]:
 class _Encoder:
     """The VAE's posterior, and the teachers' tokens if asked for, on all devices."""
 
-    def __init__(self, config: ConfigDict, models: Models, params, batch_size: int, teachers: bool):
+    def __init__(
+        self,
+        config: ConfigDict,
+        models: Models,
+        variables: Mapping[str, Any],
+        batch_size: int,
+        teachers: bool,
+    ):
         self.batch_size = batch_size
         self._mesh = make_mesh(devices=jax.local_devices())
         if batch_size % self._mesh.size:
@@ -151,15 +159,13 @@ class _Encoder:
         names = list(models.teachers) if teachers else []
         loaded = load_teachers(config, models) if teachers else {}
         self.teachers = {name: weights_sha256(loaded[name]["params"]) for name in names}
-        weights = {"tokenizer": params, "teachers": loaded}
+        weights = {"tokenizer": variables, "teachers": loaded}
         self._weights = jax.device_put(weights, replicated(self._mesh))
         side = config.data.resolution // models.tokenizer.factor
         self.latent_shape = (side, side, models.tokenizer.latent_channels)
 
         def run(weights, images):
-            posterior = models.tokenizer.apply(
-                {"params": weights["tokenizer"]}, to_float(images), method="encode"
-            )
+            posterior = base.encode(models.tokenizer, weights["tokenizer"], to_float(images))
             tokens = []
             for name in names:
                 teacher = models.teachers[name]

@@ -18,7 +18,7 @@ from repae_jax.runs import run_data
 from repae_jax.runs import workdir as work_directory
 from repae_jax.runs.build import build_models, init_state, latent_shape, load_frozen
 from repae_jax.runs.checkpoints import FOLDER, Checkpoints, saved_steps
-from repae_jax.runs.fingerprint import weights_sha256
+from repae_jax.runs.fingerprint import tokenizer_sha256, weights_sha256
 from repae_jax.runs.going_back import check_step, has_gone_back, set_aside
 from repae_jax.runs.metrics import FOLDER as EVENTS
 from repae_jax.runs.statistics import latent_moments
@@ -277,7 +277,7 @@ def _initial_state(program, source, progress):
             name: weights_sha256(frozen["teachers"][name]["params"]) for name in models.teachers
         }
         shape = latent_shape(config, models)
-        latents.check_for_training(source, weights_sha256(vae), teachers, shape)
+        latents.check_for_training(source, tokenizer_sha256(vae), teachers, shape)
 
     return init_state(config, models, measure, program.shardings, check)
 

@@ -25,7 +25,8 @@ from jax.lax import stop_gradient
 from repae_jax.models.conditioning.base import Arrays, replace_where
 from repae_jax.models.encoders.preprocessing import preprocess
 from repae_jax.models.networks import Models
-from repae_jax.models.tokenizers.autoencoder_kl import Posterior
+from repae_jax.models.tokenizers.base import decode, encode
+from repae_jax.models.tokenizers.distributions import Gaussian, LatentDistribution
 from repae_jax.objectives.adversarial import generator_loss, hinge_loss, lecam_loss
 from repae_jax.objectives.alignment import alignment_loss
 from repae_jax.objectives.diffusion import denoising_loss
@@ -33,7 +34,7 @@ from repae_jax.objectives.interpolant import INTERPOLANTS, interpolate
 from repae_jax.objectives.objective import Objective
 from repae_jax.objectives.reconstruction import RECONSTRUCTION
 from repae_jax.runs.optimizers import by_leaf, global_norm
-from repae_jax.runs.state import TrainState, averaged
+from repae_jax.runs.state import TrainState, averaged, tokenizer_variables
 from repae_jax.training.accumulation import accumulated
 from repae_jax.training.noise import Draws
 from repae_jax.utils.images import to_float
@@ -156,7 +157,7 @@ class Seen(NamedTuple):
     draws: Draws
     images: jax.Array | None  # (B, H, W, 3) in [-1, 1]; none beside cached latents
     condition: Arrays  # of the backbone; {} without one
-    posterior: Posterior
+    posterior: LatentDistribution
     latents: jax.Array  # (B, h, w, c), not normalised
     reconstructions: jax.Array | None  # (B, H, W, 3)
     teacher_tokens: tuple[jax.Array, ...]  # (B, N, D_k) each
@@ -182,18 +183,18 @@ def make_observe(models: Models, *, reconstruct: bool):
     def cached_posterior(batch):
         if "latent_mean" not in batch:
             return None
-        return Posterior(batch["latent_mean"], 2.0 * jnp.log(batch["latent_std"]))
+        return Gaussian.from_std(batch["latent_mean"], batch["latent_std"])
 
     def observe(params, state: TrainState, batch: Batch, draws: Draws) -> Seen:
-        weights = {"params": params["tokenizer"]}
+        variables = tokenizer_variables(params, state.frozen)
         images, posterior = None, cached_posterior(batch)
         if posterior is None:
             images = to_float(batch["image"])
-            posterior = tokenizer.apply(weights, images, method="encode")
+            posterior = encode(tokenizer, variables, images)
         latents = posterior.sample(draws.posterior_noise)
         reconstructions = None
         if reconstruct:
-            reconstructions = tokenizer.apply(weights, latents, method="decode")
+            reconstructions = decode(tokenizer, variables, latents)
         return Seen(
             step=state.step,
             draws=draws,

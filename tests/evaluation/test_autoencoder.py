@@ -13,7 +13,7 @@ from repae_jax.errors import UserError
 from repae_jax.evaluation.autoencoder import measure_autoencoder
 from repae_jax.evaluation.image_sets import open_images
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
-from repae_jax.models.tokenizers.vae import parameter_shapes
+from repae_jax.models.tokenizers.base import parameter_shapes
 from repae_jax.parallel.mesh import make_mesh
 from repae_jax.runs.pretrained import PretrainedVAE
 from repae_jax.utils.images import to_uint8

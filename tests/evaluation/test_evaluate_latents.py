@@ -11,7 +11,8 @@ from repae_jax.errors import UserError
 from repae_jax.evaluation.image_sets import open_images
 from repae_jax.evaluation.latent_spaces import measure_latents
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
-from repae_jax.models.tokenizers.vae import parameter_shapes
+from repae_jax.models.tokenizers.base import parameter_shapes
+from repae_jax.models.tokenizers.distributions import Point
 from repae_jax.runs.pretrained import PretrainedVAE
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), np.uint8)
@@ -36,7 +37,7 @@ class Blocks:
 
     def encode(self, images):
         blocks = images.reshape(-1, 8, 2, 8, 2, 3).astype(np.float32).mean((2, 4))
-        return type("Posterior", (), {"mean": blocks / 100})
+        return Point(blocks / 100)
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_latents_and_their_spectrum(images):
 def test_latents_that_are_not_finite_are_said(images):
     class Broken(Blocks):
         def encode(self, images):
-            return type("Posterior", (), {"mean": np.full((len(images), 8, 8, 3), np.nan)})
+            return Point(np.full((len(images), 8, 8, 3), np.nan))
 
     with pytest.raises(UserError, match="x makes latents that are NaN"):
         measure_latents("x", Broken(), images, batch_size=3)

@@ -10,8 +10,8 @@ from repae_jax.interop import autoencoder_kl, qwen_image, vae_files
 from repae_jax.interop.detect_format import find
 from repae_jax.interop.files import read_tensors
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
+from repae_jax.models.tokenizers.base import parameter_shapes
 from repae_jax.models.tokenizers.qwen_image_vae import AutoencoderKLQwenImage
-from repae_jax.models.tokenizers.vae import parameter_shapes
 
 KL = AutoencoderKL(channels=8, multipliers=(1, 2), latent_channels=3, num_res_blocks=1, groups=4)
 LDM = AutoencoderKL(channels=32, multipliers=(1,), latent_channels=3, num_res_blocks=1)

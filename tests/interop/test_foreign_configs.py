@@ -9,7 +9,7 @@ import pytest
 from weight_files import refused
 
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
-from repae_jax.models.tokenizers.vae import parameter_shapes
+from repae_jax.models.tokenizers.base import parameter_shapes
 from repae_jax.runs.pretrained import PretrainedVAE
 
 

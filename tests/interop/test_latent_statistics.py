@@ -15,10 +15,10 @@ from pipelines import decoded_latents
 from repae_jax.interop import latent_statistics
 from repae_jax.interop.vae_families import FAMILIES
 from repae_jax.interop.vae_files import read_vae, write_diffusers
-from repae_jax.models.batch_norm import denormalize
+from repae_jax.models.batch_norm import denormalize_samples
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
+from repae_jax.models.tokenizers.base import parameter_shapes
 from repae_jax.models.tokenizers.qwen_image_vae import AutoencoderKLQwenImage
-from repae_jax.models.tokenizers.vae import parameter_shapes
 from repae_jax.runs.pretrained import PretrainedVAE
 
 XL, SD, FLUX, SD3 = (
@@ -99,7 +99,7 @@ def test_what_is_exported_is_normalised_once(pipelines, channels, statistics, tm
     vae = vae_of(channels, "qwen" if QWEN in pipelines else "kl")
     config = exported(vae, statistics, tmp_path / "vae")
     z = parity.normal(2, 3, 3, channels, seed=1)
-    expected = denormalize(jnp.asarray(z), statistics["mean"], statistics["var"])
+    expected = denormalize_samples(jnp.asarray(z), statistics["mean"], statistics["var"])
     for pipeline in pipelines:
         parity.assert_close(through(pipeline, config, z), expected, pipeline, 1e-6)
     # and it comes back to the bit
@@ -159,7 +159,9 @@ def test_what_is_read_is_what_the_pipeline_does(pipeline, entries, tmp_path):
         theirs = getattr(diffusers, config["_class_name"]).from_config(config).config
     z = parity.normal(2, 3, 3, 4, seed=1)
     expected = through(pipeline, dict(theirs), z)
-    parity.assert_close(denormalize(jnp.asarray(z), **statistics), expected, "latents", 1e-6)
+    parity.assert_close(
+        denormalize_samples(jnp.asarray(z), **statistics), expected, "latents", 1e-6
+    )
 
 
 def test_a_factor_beside_lists_is_the_deviation_of_sdxls_own_latents():
@@ -168,7 +170,9 @@ def test_a_factor_beside_lists_is_the_deviation_of_sdxls_own_latents():
     statistics = latent_statistics.from_config(config, 4, source="X")
     z = parity.normal(2, 3, 3, 4, seed=1)
     expected = through(XL, config, 0.5 * z)
-    parity.assert_close(denormalize(jnp.asarray(z), **statistics), expected, "latents", 1e-6)
+    parity.assert_close(
+        denormalize_samples(jnp.asarray(z), **statistics), expected, "latents", 1e-6
+    )
 
 
 def test_a_vae_without_statistics_stays_one(tmp_path):

@@ -11,7 +11,8 @@ import torch
 
 from repae_jax.interop import tables
 from repae_jax.interop.autoencoder_kl import ldm_rules, load_vae
-from repae_jax.models.tokenizers.autoencoder_kl import VAE_CONFIGS, AutoencoderKL, Posterior
+from repae_jax.models.tokenizers.autoencoder_kl import VAE_CONFIGS, AutoencoderKL
+from repae_jax.models.tokenizers.distributions import Gaussian
 
 # One block a level instead of two halves the time that compilation takes.
 CASES = {
@@ -97,7 +98,7 @@ def test_posterior_equals_diffusers_beyond_the_clamp():
     sum((o * torch.tensor(w)).sum() for o, w in zip(outputs, weights, strict=True)).backward()
 
     def weighted(moments):
-        posterior = Posterior.from_moments(moments)
+        posterior = Gaussian.from_moments(moments)
         outputs = posterior.sample(noise), posterior.kl()
         return sum((o * w).sum() for o, w in zip(outputs, weights, strict=True)), posterior
 
@@ -116,7 +117,7 @@ def test_kl_equals_torch_distributions():
     q = torch.distributions.Normal(torch.tensor(mean), torch.tensor(np.exp(0.5 * logvar)))
     p = torch.distributions.Normal(0.0, 1.0)
     expected = torch.distributions.kl_divergence(q, p).sum(dim=(1, 2, 3))
-    parity.assert_close(Posterior(jnp.asarray(mean), jnp.asarray(logvar)).kl(), expected, "KL")
+    parity.assert_close(Gaussian(jnp.asarray(mean), jnp.asarray(logvar)).kl(), expected, "KL")
 
 
 @functools.cache

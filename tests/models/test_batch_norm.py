@@ -5,7 +5,13 @@ import parity
 import pytest
 import torch
 
-from repae_jax.models.batch_norm import BatchNorm, LatentNorm, denormalize
+from repae_jax.models.batch_norm import (
+    BatchNorm,
+    LatentNorm,
+    denormalize,
+    denormalize_samples,
+    normalize,
+)
 
 CHANNELS = 5
 CASES = {
@@ -112,21 +118,34 @@ def test_fresh_statistics_are_those_of_normalised_latents():
     np.testing.assert_array_equal(variables["batch_stats"]["var"], np.ones(3))
 
 
-def test_denormalize_inverts_evaluation_up_to_epsilon():
+def test_normalize_is_the_norm_of_evaluation():
+    model, variables, reference = pair("LatentNorm")
+    statistics = variables["batch_stats"]
+    x = batches(1)[0]
+    found = normalize(x, **statistics)
+    np.testing.assert_array_equal(found, model.apply(variables, x, train=False))
+    expected = reference.eval()(parity.to_nchw(x))
+    parity.assert_close(found, parity.to_nhwc(expected), "normalised")
+    small = {"mean": statistics["mean"], "var": jnp.full(CHANNELS, 1e-4)}  # as the epsilon
+    parity.assert_close(denormalize(normalize(x, **small), **small), x, "and back", 1e-6)
+
+
+def test_samples_are_denormalised_without_the_epsilon():
     model, variables, _ = pair("LatentNorm")
     mean, var = variables["batch_stats"]["mean"], variables["batch_stats"]["var"]
     x = batches(1)[0]
-    restored = denormalize(model.apply(variables, x, train=False), mean, var)
+    restored = denormalize_samples(model.apply(variables, x, train=False), mean, var)
     # the normalisation adds epsilon to the variance, its inverse does not
     exact = (x - np.float64(mean)) * np.sqrt(var / (np.float64(var) + 1e-4)) + np.float64(mean)
     parity.assert_close(restored, exact, "restored", 1e-6)
     assert 1e-6 < parity.relative_error(restored, x) < 1e-4
 
 
-def test_denormalize_equals_the_inverse_that_checkpoints_use():
+def test_samples_are_denormalised_as_checkpoints_say():
     """They keep 1 / std: latents / scale + bias."""
     z, mean = parity.normal(2, 4, 3, CHANNELS, seed=0), parity.normal(CHANNELS, seed=1)
     var = parity.normal(CHANNELS, seed=2) ** 2
     scale = torch.rsqrt(torch.tensor(var)).reshape(1, -1, 1, 1)
     expected = parity.to_nchw(z) / scale + torch.tensor(mean).reshape(1, -1, 1, 1)
-    parity.assert_close(denormalize(z, mean, var), parity.to_nhwc(expected), "latents", 1e-6)
+    found = denormalize_samples(z, mean, var)
+    parity.assert_close(found, parity.to_nhwc(expected), "latents", 1e-6)

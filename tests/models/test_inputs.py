@@ -10,8 +10,8 @@ import pytest
 from repae_jax.errors import UserError
 from repae_jax.models.lpips import LPIPS
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
+from repae_jax.models.tokenizers.base import parameter_shapes
 from repae_jax.models.tokenizers.qwen_image_vae import AutoencoderKLQwenImage
-from repae_jax.models.tokenizers.vae import parameter_shapes
 from repae_jax.runs.pretrained import PretrainedVAE
 from repae_jax.utils.images import to_uint8
 

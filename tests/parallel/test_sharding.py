@@ -23,7 +23,8 @@ def state():
         step=jax.ShapeDtypeStruct((), np.int32),
         params={"backbone": {"blocks_0": {"kernel": shape(12, 48), "bias": shape(48)},
                         "blocks_1": {"kernel": shape(12, 48), "bias": shape(48)},
-                        "odd": shape(7, 33), "conv": shape(3, 3, 8, 16), "square": shape(16, 16)}},
+                        "odd": shape(7, 33), "conv": shape(3, 3, 8, 16), "square": shape(16, 16)},
+                "tokenizer": {"kernel": shape(32, 32)}},  # which no optimizer trains
         batch_stats={"latent_norm": {"mean": shape(400)}},
         opt_state={"backbone": (shape(40, 10),)},
         ema={"params": {"kernel": shape(48, 12)}},
@@ -54,7 +55,20 @@ def test_large_arrays_are_cut_along_their_longest_axis_that_divides():
 def test_each_choice_has_its_key():
     assert specs(frozen="sharded").frozen["teacher"]["kernel"] == PartitionSpec("fsdp")
     assert specs(trained="replicated").params["backbone"]["square"] == PartitionSpec()
+    assert specs(frozen="sharded").params["tokenizer"]["kernel"] == PartitionSpec("fsdp")
+    assert specs(trained="replicated").ema["params"]["kernel"] == PartitionSpec()
     assert specs(smallest=257).params["backbone"]["square"] == PartitionSpec()
+
+
+def test_a_network_that_is_not_trained_is_frozen():
+    assert specs().params["tokenizer"]["kernel"] == PartitionSpec()
+    found = specs(trained="replicated", frozen="sharded")
+    assert found.params["tokenizer"]["kernel"] == PartitionSpec("fsdp")
+    assert found.params["backbone"]["square"] == PartitionSpec()
+    shapes = state()
+    text = summary(shapes, state_shardings(shapes, MESH, RULES))
+    heads, row = (line for line in text.splitlines() if "frozen" in line or "tokenizer" in line)
+    assert len(row) == heads.index("frozen") + len("frozen")  # the row's one number is below it
 
 
 @pytest.mark.parametrize(

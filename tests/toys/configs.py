@@ -13,12 +13,16 @@ def get_config(words: str = "backbone"):
     import tiny
 
     import toys.backbone
-    import toys.condition  # both put themselves into their tables
+    import toys.condition
+    import toys.tokenizer  # all put themselves into their tables
 
     toy, _, recipe = words.partition("-")
     config = tiny.get_config(recipe or "repae")
+    config.optimizer.backbone.learning_rate = 1e-2  # so that four steps show
     if toy == "backbone":
         config.backbone = defaults.backbone(family="mixer")
     if toy == "condition":
         config.condition = defaults.condition("caption")
+    if toy == "tokenizer":
+        config.tokenizer = defaults.tokenizer(family="patches", width=16)
     return config

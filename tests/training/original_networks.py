@@ -52,7 +52,7 @@ def modules() -> types.SimpleNamespace:
     package = types.ModuleType("repae_original")
     package.__path__ = [ORIGINAL]
     sys.modules["repae_original"] = package
-    paths = ("models.backbone", "models.autoencoder", "loss.losses", "loss.lpips")
+    paths = ("models.sit", "models.autoencoder", "loss.losses", "loss.lpips")
     found = [importlib.import_module(f"repae_original.{path}") for path in paths]
     return types.SimpleNamespace(**{module.__name__.split(".")[-1]: module for module in found})
 

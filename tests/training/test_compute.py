@@ -7,6 +7,7 @@ import pytest
 import tiny
 from parity import normal
 
+from repae_jax.config.defaults import tokenizer
 from repae_jax.models.encoders.vit import create_vit
 from repae_jax.models.remat import POLICIES
 from repae_jax.runs.build import (
@@ -119,8 +120,10 @@ def test_the_scan_of_a_teacher_changes_nothing(preset, dtype):
 def test_rematerialisation_of_the_vae_changes_nothing(family):
     config = tiny.get_config("vae")
     if family == "qwenimage":
-        config.tokenizer.update(family=family, groups=None, middle_attention=None,
-                          temporal_downsample=(False, True))  # fmt: skip
+        config.tokenizer = tokenizer(
+            family=family, channels=4, multipliers=(1, 1, 1), latent_channels=2, num_res_blocks=1,
+            temporal_downsample=(False, True),
+        )  # fmt: skip
     images, noise = normal(2, 8, 8, 3, seed=1), normal(2, 2, 2, 2, seed=2)
 
     def run(policy):

@@ -33,7 +33,7 @@ from repae_jax.runs.build import (
     init_state,
     latent_shape,
 )
-from repae_jax.runs.fingerprint import weights_sha256
+from repae_jax.runs.fingerprint import tokenizer_sha256, weights_sha256
 from repae_jax.runs.weights import read_vae, save_teacher
 from repae_jax.training.encode import encode
 from repae_jax.training.noise import sample_draws
@@ -79,8 +79,8 @@ def write_weights(folder):
 
 def posterior_of(config, images):
     models = build_models(config)
-    params, _ = read_vae(config, models.tokenizer)
-    return models.tokenizer.apply({"params": params}, to_float(images), method="encode")
+    variables, _ = read_vae(config, models.tokenizer)
+    return models.tokenizer.apply(variables, to_float(images), method="encode")
 
 
 def test_a_cache_holds_the_posterior_of_every_image(folder):
@@ -259,14 +259,15 @@ def test_bad_images_are_left_out_of_the_cache(folder, tmp_path, capsys):
 def test_the_fingerprint_is_of_the_weights_whatever_their_file(folder, tmp_path):
     config = make_config(folder)
     models = build_models(config)
-    params, _ = read_vae(config, models.tokenizer)
+    variables, _ = read_vae(config, models.tokenizer)
     assert main(["convert", str(folder / "vae"), str(tmp_path / "vae.safetensors"), "--quiet"]) == 0
     config.tokenizer.weights = str(tmp_path / "vae.safetensors")
     again, _ = read_vae(config, models.tokenizer)
-    assert weights_sha256(params) == weights_sha256(again)
-    changed = jax.tree.map(np.array, params)
-    changed["encoder"]["conv_in"]["bias"][0] += 1e-3
-    assert weights_sha256(changed) != weights_sha256(params)
+    assert tokenizer_sha256(variables) == tokenizer_sha256(again)
+    assert tokenizer_sha256(variables) == weights_sha256(variables["params"])  # of caches there are
+    changed = jax.tree.map(np.array, variables)
+    changed["params"]["encoder"]["conv_in"]["bias"][0] += 1e-3
+    assert tokenizer_sha256(changed) != tokenizer_sha256(variables)
 
 
 @pytest.mark.parametrize(

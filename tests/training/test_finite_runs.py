@@ -9,7 +9,7 @@ import tiny
 from repae_jax.data.sources import open_source
 from repae_jax.evaluation.autoencoder import measure_autoencoder
 from repae_jax.evaluation.image_sets import from_source
-from repae_jax.models.tokenizers.vae import parameter_shapes
+from repae_jax.models.tokenizers.base import parameter_shapes
 from repae_jax.parallel.mesh import make_mesh
 from repae_jax.runs.build import build_models
 from repae_jax.runs.pretrained import PretrainedVAE
@@ -30,8 +30,8 @@ def test_a_vae_of_nan_has_no_figures():
     with pytest.raises(NotFinite, match="digits: the VAE's latents of image 0 is NaN or infinite"):
         measure_autoencoder(broken_vae(), images, make_mesh(), batch_size=4)
     vae = broken_vae()
-    with pytest.raises(NotFinite, match="the VAE makes latents that are NaN or infinite"):
-        latent_moments(vae.module, vae.params, source, 8, 8, progress=False)
+    with pytest.raises(NotFinite, match="the tokenizer makes latents that are NaN or infinite"):
+        latent_moments(vae.module, vae.variables, source, 8, 8, progress=False)
 
 
 def test_only_the_reconstruction_may_break():

@@ -7,7 +7,7 @@ import parity
 import pytest
 import tiny
 
-from repae_jax.config.defaults import to_json
+from repae_jax.config.defaults import to_json, tokenizer
 from repae_jax.config.validate import validate
 from repae_jax.runs.build import (
     build_models,
@@ -65,8 +65,10 @@ def make_config(family, weights):
         )
         config.tokenizer.middle_attention = True
     else:
-        config.tokenizer.update(family="qwenimage", channels=4, multipliers=(1, 1, 2), **shared)
-        config.tokenizer.temporal_downsample = (False, True)
+        config.tokenizer = tokenizer(
+            family="qwenimage", channels=4, multipliers=(1, 1, 2),
+            temporal_downsample=(False, True), **shared,
+        )  # fmt: skip
     config.objective.discriminator_start = 2
     config.objective.kl_weight = 1e-6
     validate(config)

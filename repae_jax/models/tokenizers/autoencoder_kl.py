@@ -1,7 +1,6 @@
 """AutoencoderKL: the convolutional VAE of latent diffusion (arXiv 2112.10752, appendix G)."""
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -9,6 +8,7 @@ from repae_jax.models.group_norm import GroupNorm
 from repae_jax.models.inputs import check_images, check_latents
 from repae_jax.models.layers import attend, conv_of
 from repae_jax.models.remat import rematerialised
+from repae_jax.models.tokenizers.distributions import Gaussian
 from repae_jax.models.upsample import UpsampleConv
 
 # Dimensions of the published families. `attention_levels` are the levels (0 = full resolution)
@@ -22,36 +22,6 @@ VAE_CONFIGS = {
         channels=128, multipliers=(1, 1, 2, 2, 4), latent_channels=32, attention_levels=(4,)
     ),
 }
-
-
-@flax.struct.dataclass
-class Posterior:
-    """Diagonal Gaussian q(z | x); the log-variance is clamped to [-30, 20]."""
-
-    mean: jax.Array  # (B, h, w, c)
-    logvar: jax.Array  # (B, h, w, c)
-
-    @classmethod
-    def from_moments(cls, moments: jax.Array) -> "Posterior":
-        """(B, h, w, 2c), mean first -> Posterior, in float32."""
-        mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
-        return cls(mean, jnp.clip(logvar, -30.0, 20.0))
-
-    @property
-    def std(self) -> jax.Array:
-        """Standard deviation, (B, h, w, c)."""
-        return jnp.exp(0.5 * self.logvar)
-
-    def sample(self, noise: jax.Array) -> jax.Array:
-        """mean + std * noise; `noise` is standard normal (B, h, w, c), or a key to draw it with."""
-        if not jnp.issubdtype(noise.dtype, jnp.floating):
-            noise = jax.random.normal(noise, self.mean.shape)
-        return self.mean + self.std * noise
-
-    def kl(self) -> jax.Array:
-        """KL(q || N(0, 1)) in nats, summed over latent dimensions: (B,)."""
-        terms = self.mean**2 + jnp.exp(self.logvar) - 1.0 - self.logvar
-        return 0.5 * terms.sum(axis=(1, 2, 3))
 
 
 class ResBlock(nn.Module):
@@ -282,7 +252,7 @@ class AutoencoderKL(nn.Module):
             self.quant = conv(2 * c, 2 * c, 1)
             self.post_quant = conv(c, c, 1)
 
-    def encode(self, images: jax.Array) -> Posterior:
+    def encode(self, images: jax.Array) -> Gaussian:
         """Images (B, H, W, 3) in [-1, 1] -> posterior over (B, H / f, W / f, c).
 
         Raises:
@@ -290,7 +260,7 @@ class AutoencoderKL(nn.Module):
         """
         check_images(images, self.image_channels, self.factor)
         moments = self.encoder(images)
-        return Posterior.from_moments(self.quant(moments) if self.quant_conv else moments)
+        return Gaussian.from_moments(self.quant(moments) if self.quant_conv else moments)
 
     def decode(self, latents: jax.Array) -> jax.Array:
         """Latents (B, h, w, c), not normalised -> images (B, h * f, w * f, 3), about [-1, 1].
@@ -302,7 +272,7 @@ class AutoencoderKL(nn.Module):
         latents = self.post_quant(latents) if self.quant_conv else latents
         return self.decoder(latents).astype(jnp.float32)
 
-    def __call__(self, images: jax.Array, noise: jax.Array) -> tuple[Posterior, jax.Array]:
+    def __call__(self, images: jax.Array, noise: jax.Array) -> tuple[Gaussian, jax.Array]:
         """Posterior and reconstruction of images, with standard normal noise (B, h, w, c)."""
         posterior = self.encode(images)
         return posterior, self.decode(posterior.sample(noise))

@@ -19,7 +19,7 @@ from repae_jax.errors import UserError
 from repae_jax.models.inputs import check_images, check_latents
 from repae_jax.models.layers import attend, conv, torch_uniform
 from repae_jax.models.remat import rematerialised
-from repae_jax.models.tokenizers.autoencoder_kl import Posterior
+from repae_jax.models.tokenizers.distributions import Gaussian
 from repae_jax.models.upsample import UpsampleConv
 
 # Dimensions of the published VAE, which the end-to-end tuned ones keep.
@@ -306,14 +306,14 @@ class AutoencoderKLQwenImage(nn.Module):
         self.quant = CausalConv(2 * self.latent_channels, 1, self.dtype)
         self.post_quant = CausalConv(self.latent_channels, 1, self.dtype)
 
-    def encode(self, images: jax.Array) -> Posterior:
+    def encode(self, images: jax.Array) -> Gaussian:
         """Images (B, H, W, 3) in [-1, 1] -> posterior over (B, H / f, W / f, c).
 
         Raises:
           TypeError, UserError: images of another type or shape (see `inputs.check_images`).
         """
         check_images(images, self.image_channels, self.factor)
-        return Posterior.from_moments(self.quant(self.encoder(images)))
+        return Gaussian.from_moments(self.quant(self.encoder(images)))
 
     def decode(self, latents: jax.Array) -> jax.Array:
         """Latents (B, h, w, c), not normalised -> images (B, h * f, w * f, 3) in [-1, 1].
@@ -327,7 +327,7 @@ class AutoencoderKLQwenImage(nn.Module):
         images = self.decoder(self.post_quant(latents))
         return jnp.clip(images.astype(jnp.float32), -1.0, 1.0)
 
-    def __call__(self, images: jax.Array, noise: jax.Array) -> tuple[Posterior, jax.Array]:
+    def __call__(self, images: jax.Array, noise: jax.Array) -> tuple[Gaussian, jax.Array]:
         """Posterior and reconstruction of images, with standard normal noise (B, h, w, c)."""
         posterior = self.encode(images)
         return posterior, self.decode(posterior.sample(noise))

@@ -1,0 +1,93 @@
+"""Distributions of the latents of an image: what a tokenizer's `encode` returns."""
+
+from typing import Protocol
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+
+class LatentDistribution(Protocol):
+    """q(z | x), float32; every value of z is drawn for itself.
+
+    Attributes:
+      mean: (B, h, w, c).
+      std: standard deviation, (B, h, w, c).
+    """
+
+    mean: jax.Array
+    std: jax.Array
+
+    def sample(self, noise: jax.Array) -> jax.Array:
+        """z (B, h, w, c); `noise` is standard normal (B, h, w, c), or a key to draw it with."""
+        ...
+
+    def kl(self) -> jax.Array:
+        """KL(q || N(0, 1)) in nats, summed over latent dimensions: (B,)."""
+        ...
+
+
+@flax.struct.dataclass
+class Gaussian:
+    """Diagonal Gaussian q(z | x)."""
+
+    mean: jax.Array  # (B, h, w, c)
+    logvar: jax.Array  # (B, h, w, c)
+
+    @classmethod
+    def from_moments(cls, moments: jax.Array) -> "Gaussian":
+        """(B, h, w, 2c), mean first -> Gaussian, in float32, its log-variance within [-30, 20]."""
+        mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+        return cls(mean, jnp.clip(logvar, -30.0, 20.0))
+
+    @classmethod
+    def from_std(cls, mean: jax.Array, std: jax.Array) -> "Gaussian":
+        """Of a mean and a standard deviation (B, h, w, c), such as a cache of latents holds.
+
+        Where the deviation is 0, as that of a `Point` is, the sample is the mean, the log-variance
+        and the KL divergence are infinite, and the gradient by the deviation is 0.
+        """
+        wide = std > 0
+        logvar = 2.0 * jnp.log(jnp.where(wide, std, 1.0))
+        return cls(mean, jnp.where(wide, logvar, -jnp.inf))
+
+    @property
+    def std(self) -> jax.Array:
+        """Standard deviation, (B, h, w, c)."""
+        return jnp.exp(0.5 * self.logvar)
+
+    def sample(self, noise: jax.Array) -> jax.Array:
+        """mean + std * noise; `noise` is standard normal (B, h, w, c), or a key to draw it with."""
+        if not jnp.issubdtype(noise.dtype, jnp.floating):
+            noise = jax.random.normal(noise, self.mean.shape)
+        return self.mean + self.std * noise
+
+    def kl(self) -> jax.Array:
+        """KL(q || N(0, 1)) in nats, summed over latent dimensions: (B,)."""
+        terms = self.mean**2 + jnp.exp(self.logvar) - 1.0 - self.logvar
+        return 0.5 * terms.sum(axis=(1, 2, 3))
+
+
+@flax.struct.dataclass
+class Point:
+    """One latent for each image, of a tokenizer without noise.
+
+    Its divergence from N(0, 1) is infinite and constant, so that there is nothing to train:
+    `kl` counts it as 0.
+    """
+
+    mean: jax.Array  # (B, h, w, c)
+
+    @property
+    def std(self) -> jax.Array:
+        """0, (B, h, w, c)."""
+        return jnp.zeros_like(self.mean)
+
+    def sample(self, noise: jax.Array) -> jax.Array:
+        """The mean, whatever the noise."""
+        del noise
+        return self.mean
+
+    def kl(self) -> jax.Array:
+        """0 for each image: (B,)."""
+        return jnp.zeros(len(self.mean))
