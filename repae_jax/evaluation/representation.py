@@ -27,7 +27,8 @@ from repae_jax.models.encoders.preprocessing import preprocess
 from repae_jax.models.networks import Models, Teacher
 from repae_jax.objectives.interpolant import INTERPOLANTS, interpolate
 from repae_jax.parallel.mesh import over_batch, put, replicated
-from repae_jax.runs.open_run import Run, sampling_weights
+from repae_jax.runs.open_run import sampling_weights
+from repae_jax.runs.state import TrainState
 from repae_jax.utils.images import to_float
 
 
@@ -72,7 +73,9 @@ Extract = Callable[..., dict[str, Any]]
 
 
 def extract_features(
-    run: Run,
+    config: ConfigDict,
+    models: Models,
+    state: TrainState,
     source: Source,
     times: Sequence[float],
     *,
@@ -91,7 +94,9 @@ def extract_features(
     asks for.
 
     Args:
-      run: with a backbone.
+      config: the run's.
+      models: its networks, with a backbone.
+      state: where it stands.
       source: labelled images, of which `count` are drawn: the first ones may be of few classes.
       times: noise levels in [0, 1].
       count: images.
@@ -106,9 +111,9 @@ def extract_features(
     """
     from tqdm import tqdm
 
-    _check(run, source, times, count)
-    extract = extract or make_extract(run.config, run.models)
-    weights = {**sampling_weights(run.state), "teachers": run.state.frozen.get("teachers", {})}
+    _check(models, source, times, count)
+    extract = extract or make_extract(config, models)
+    weights = {**sampling_weights(state), "teachers": state.frozen.get("teachers", {})}
     source = drawn(source, count, seed)
     labels, found = np.empty(count, np.int64), None
     with tqdm(total=count, unit="image", desc="features", disable=not progress) as bar:
@@ -221,11 +226,11 @@ def probe(features: np.ndarray, labels: np.ndarray) -> float:
     return float(classifier.score(features[unseen], labels[unseen]))
 
 
-def _check(run, source, times, count):
-    if run.models.backbone is None:
-        raise UserError(f"{run.workdir} trained a VAE alone: it has no backbone to look into")
-    if not run.models.teachers:
-        raise UserError(f"{run.workdir} has no teacher to compare with: config.teachers is empty")
+def _check(models, source, times, count):
+    if models.backbone is None:
+        raise UserError("config.train has no 'backbone': the run has no backbone to look into")
+    if not models.teachers:
+        raise UserError("config.teachers is empty: the run has no teacher to compare with")
     check_images(source)
     if not 4 <= count <= len(source):
         raise UserError(f"{source.name} holds {len(source)} images, asked for are {count}")

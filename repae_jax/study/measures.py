@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import pathlib
 
 import jax
 import numpy as np
@@ -23,7 +22,7 @@ from repae_jax.evaluation.reconstruction import mean_psnr
 from repae_jax.evaluation.representation import drawn, extract_features, make_extract
 from repae_jax.models.networks import Models
 from repae_jax.models.tokenizers.codec import make_coder
-from repae_jax.runs.open_run import Run, make_sampler, sampling_weights
+from repae_jax.runs.open_run import make_sampler, sampling_weights
 from repae_jax.runs.state import TrainState
 from repae_jax.sampling.class_labels import balanced
 from repae_jax.sampling.generate import generate_all, make_generate
@@ -133,10 +132,10 @@ class Measures:
 
     def _aligned(self, state, figures):
         time = self._wanted.cknna_time
-        run = Run(pathlib.Path(), self._config, self._models, state)
         seen = extract_features(
-            run, self._source, (time,), count=self._count, extract=self._extract
-        )
+            self._config, self._models, state, self._source, (time,),
+            count=self._count, extract=self._extract,
+        )  # fmt: skip
         tokens = seen.backbone[time][self._models.backbone.encoder_depth - 1]
         if not np.isfinite(tokens).all() or (tokens == tokens[0]).all():
             return  # of a collapsed run

@@ -23,8 +23,9 @@ from repae_jax.models.encoders.preprocessing import preprocess
 from repae_jax.models.networks import Models
 from repae_jax.parallel.mesh import make_mesh, over_batch, put_batch, replicated
 from repae_jax.parallel.multihost import processes
-from repae_jax.runs.build import build_models, load_teachers
+from repae_jax.runs.build import build_models
 from repae_jax.runs.fingerprint import weights_sha256
+from repae_jax.runs.initial_state import load_teachers
 from repae_jax.runs.weights import read_vae
 from repae_jax.utils.finite import NotFinite
 from repae_jax.utils.images import to_float

@@ -28,7 +28,7 @@ _IN_A_ROW = 3  # looks that make an alarm
 _ALIKE = 2.0  # samples that differ by fewer grey levels than this, on average, are all alike
 
 
-class Alarms:
+class Monitor:
     """Looks at the metrics that a run reads anyway, and speaks up."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Batches on their way to the devices, one ahead of the step, and never waited for in vain."""
+"""Prefetches one batch to the devices in a thread, with a timeout."""
 
 import queue
 import threading
@@ -10,7 +10,7 @@ from repae_jax.errors import TryAgain
 from repae_jax.parallel.mesh import put_batch
 
 
-class Feed:
+class Prefetch:
     """Takes batches from an iterator and puts them on the devices, in a thread of its own."""
 
     def __init__(self, batches: Any, mesh: Mesh, timeout: float):

@@ -73,7 +73,9 @@ def test_the_distance_is_that_of_generated_and_training_images(measured):
 def test_cknna_is_that_of_the_aligned_block(measured):
     run = open_run(measured)
     source = open_source(run.config.data, "heldout")
-    features = extract_features(run, source, (0.5,), count=IMAGES, batch_size=80)
+    features = extract_features(
+        run.config, run.models, run.state, source, (0.5,), count=IMAGES, batch_size=80
+    )
     block = run.config.backbone.encoder_depth - 1
     expected = cknna(prepared(features.backbone[0.5][block]), prepared(features.teachers["small"]))
     value = read_history(measured)["evaluation/cknna_small"][1][-1]

@@ -30,10 +30,10 @@ from repae_jax.runs.build import (
     build_objective,
     build_optimizers,
     build_vit,
-    init_state,
     latent_shape,
 )
 from repae_jax.runs.fingerprint import weights_sha256
+from repae_jax.runs.initial_state import init_state
 from repae_jax.runs.weights import read_vae, save_teacher
 from repae_jax.training.encode import encode
 from repae_jax.training.noise import sample_draws
