@@ -18,6 +18,7 @@ from repae_jax.parallel.mesh import over_batch, put_key, replicated
 from repae_jax.parallel.sharding import make_whole, state_shardings
 from repae_jax.runs.build import build_objective, build_optimizers, latent_shape, state_shapes
 from repae_jax.runs.state import TrainState
+from repae_jax.training.batch_shapes import Cache, batch_shapes, find_cache
 from repae_jax.training.noise import sample_draws
 from repae_jax.training.step import make_train_step
 
@@ -45,11 +46,13 @@ class Program:
       config: the configuration.
       models: its networks.
       mesh: the devices.
+      kept: what a cache of latents that is not there yet holds for the teachers, see `find_cache`.
     """
 
     config: ConfigDict
     models: Models
     mesh: Mesh
+    kept: str = "tokens"
 
     @functools.cached_property
     @uncollected()
@@ -68,17 +71,19 @@ class Program:
         """The sharding of every array of the state."""
         return jax.tree.map(lambda leaf: leaf.sharding, self.template)
 
-    def arguments(self) -> tuple[Any, ...]:
-        """The shapes of what `step` takes, as far as the configuration tells; for compiling ahead.
+    @functools.cached_property
+    def cache(self) -> Cache | None:
+        """The cache of latents that it trains on; None where it trains on images."""
+        return find_cache(self.config, self.models, self.kept)
 
-        Batches are of images, with the tokens of no teacher.
-        """
-        side, size = self.config.data.resolution, self.config.batch_size
+    def arguments(self) -> tuple[Any, ...]:
+        """The shapes of what `step` takes, for compiling ahead."""
         sharded = over_batch(self.mesh)
-        batch = {
-            "image": jax.ShapeDtypeStruct((size, side, side, 3), jnp.uint8, sharding=sharded),
-            "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharded),
-        }
+        teachers = self.template.frozen.get("teachers", {})
+        batch = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharded),
+            batch_shapes(self.config, self.models, self.cache, teachers),
+        )
         requests = jax.ShapeDtypeStruct((self.mesh.size,), jnp.int32, sharding=sharded)
         return self.template, batch, self.key_shape(), requests
 
