@@ -115,7 +115,7 @@ def put(tree, shardings):
     return jax.tree.map(place, tree, shardings)
 
 
-def put_key(mesh: Mesh, seed: int) -> jax.Array:
-    """The random key of a seed, on every device."""
-    key = jax.random.key_data(jax.random.key(seed))
-    return jax.random.wrap_key_data(put(key, replicated(mesh)))
+def put_key(mesh: Mesh, key: int | jax.Array) -> jax.Array:
+    """A random key, or that of a seed, on every device."""
+    key = jax.random.key(key) if isinstance(key, int) else key
+    return jax.random.wrap_key_data(put(jax.random.key_data(key), replicated(mesh)))

@@ -22,7 +22,7 @@ from repae_jax.evaluation.reconstruction import mean_psnr
 from repae_jax.evaluation.representation import drawn, extract_features, make_extract
 from repae_jax.models.networks import Models
 from repae_jax.models.tokenizers.codec import make_coder
-from repae_jax.runs.open_run import make_sampler, sampling_weights
+from repae_jax.runs.open_run import make_sampler, sampling_key, sampling_weights
 from repae_jax.runs.state import TrainState
 from repae_jax.sampling.class_labels import balanced
 from repae_jax.sampling.generate import generate_all, make_generate
@@ -115,7 +115,7 @@ class Measures:
         images = generate_all(
             self._generate,
             sampling_weights(state),
-            jax.random.key(self._config.seed),
+            sampling_key(self._config),
             labels,
             batch_size=_BATCH,
             progress=False,

@@ -5,7 +5,7 @@ import numpy as np
 
 from repae_jax.parallel.mesh import put, put_key, replicated
 from repae_jax.runs.going_back import SAMPLES
-from repae_jax.runs.open_run import make_sampler, sampling_weights
+from repae_jax.runs.open_run import make_sampler, sampling_key, sampling_weights
 from repae_jax.sampling.generate import Generate, make_generate
 from repae_jax.training.hooks import Hook, RunContext, StepEnd, StepMetrics
 from repae_jax.training.online import OnlineEvaluation
@@ -26,7 +26,7 @@ def default_hooks(run: RunContext) -> list[Hook]:
         return hooks
     sampler = make_sampler(config, steps=config.run.sample_steps)
     generate = make_generate(models.backbone, models.tokenizer, sampler, mesh=mesh)
-    key = put_key(mesh, config.seed)
+    key = put_key(mesh, sampling_key(config))
     hooks.append(DrawSamples(run, generate, key))
     if config.evaluation.every:
         evaluation = OnlineEvaluation(
