@@ -42,7 +42,7 @@ def initial_state(
     config: ConfigDict,
     models: Models,
     source: Source,
-    shardings: TrainState | None = None,
+    shardings: TrainState,
     *,
     progress: bool = False,
 ) -> TrainState:
@@ -55,7 +55,7 @@ def initial_state(
       config: the configuration.
       models: its networks.
       source: the training data.
-      shardings: where each array of the state is to be; on one device by default.
+      shardings: where each array of the state is to be.
       progress: show a bar while measuring.
 
     Raises:

@@ -16,8 +16,6 @@ from repae_jax.errors import UserError
 from repae_jax.models.networks import Models, teacher_tokens
 from repae_jax.runs.build import latent_shape
 
-KEPT = ("tokens", "images")  # for the teachers, by a cache of latents
-
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
@@ -49,7 +47,7 @@ def find_cache(config: ConfigDict, models: Models, kept: str = "tokens") -> Cach
     Args:
       config: the configuration.
       models: its networks.
-      kept: what it holds for the teachers, if it is not there yet: one of `KEPT`.
+      kept: what it holds for the teachers, if it is not there yet: "tokens" or "images".
 
     Raises:
       UserError: the cache is damaged, or not of the configuration.

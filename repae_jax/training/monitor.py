@@ -55,11 +55,6 @@ class Monitor:
         self._differed = 0  # the step of the last samples that did
         self._broke_first = ""
 
-    @property
-    def skipping(self) -> bool:
-        """Whether the last step was skipped."""
-        return self._skipped_in_a_row > 0
-
     def step(self, step: int, skipped: bool, read: Callable[[], Mapping[str, float]]) -> None:
         """After every step: was it skipped?
 

@@ -41,8 +41,6 @@ Metrics = dict[str, jax.Array]
 Batch = Mapping[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch, Draws], tuple[TrainState, Metrics]]
 
-# What the original's log does not have.
-OWN_METRICS = ("latent_std", "skipped")
 GRAD_NORM = {
     "backbone": "grad_norm_sit", "tokenizer": "grad_norm_vae", "discriminator": "grad_norm_disc",
 }  # fmt: skip
