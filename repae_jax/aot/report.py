@@ -20,7 +20,7 @@ from repae_jax.aot.topologies import absent_devices, compile_for
 from repae_jax.config.validate import check_devices, validate
 from repae_jax.errors import UserError, first_line, out_of_memory
 from repae_jax.parallel.flops import count_flops
-from repae_jax.parallel.mesh import make_mesh, over_batch
+from repae_jax.parallel.mesh import batch_sharding, make_mesh
 from repae_jax.parallel.sharding import summary
 from repae_jax.runs.build import build_models
 from repae_jax.runs.open_run import make_sampler, sampling_weights
@@ -117,7 +117,7 @@ def compile_sampler(config: ConfigDict, topology: str) -> Report:
     if models.backbone is None:
         raise UserError("config.train has no 'backbone': there is nothing to sample")
     generate = make_generate(models.backbone, models.tokenizer, make_sampler(config), mesh=mesh)
-    ids = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32, sharding=over_batch(mesh))
+    ids = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32, sharding=batch_sharding(mesh))
     arguments = (sampling_weights(program.template), program.key_shape(), ids, ids)
     flops = count_flops(generate, *arguments) / config.batch_size
     return _compile("sample", generate, arguments, flops, flops, program, topology, chip)

@@ -21,12 +21,12 @@ from repae_jax.data.pipeline import eval_batches
 from repae_jax.data.source import Source, check_images
 from repae_jax.errors import UserError
 from repae_jax.evaluation.alignment import TOP_K, cknna, prepared
-from repae_jax.evaluation.image_sets import filled
+from repae_jax.evaluation.image_sets import pad_batch
 from repae_jax.models.conditioning.base import full_like
 from repae_jax.models.encoders.preprocessing import preprocess
 from repae_jax.models.networks import Models, Teacher
 from repae_jax.objectives.interpolant import INTERPOLANTS, interpolate
-from repae_jax.parallel.mesh import over_batch, put, replicated
+from repae_jax.parallel.mesh import batch_sharding, place, replicated
 from repae_jax.runs.open_run import sampling_weights
 from repae_jax.runs.state import TrainState
 from repae_jax.utils.images import to_float
@@ -114,14 +114,14 @@ def extract_features(
     _check(models, source, times, count)
     extract = extract or make_extract(config, models)
     weights = {**sampling_weights(state), "teachers": state.frozen.get("teachers", {})}
-    source = drawn(source, count, seed)
+    source = random_subset(source, count, seed)
     labels, found = np.empty(count, np.int64), None
     with tqdm(total=count, unit="image", desc="features", disable=not progress) as bar:
         for number, batch in enumerate(eval_batches(source, batch_size)):
             images, classes = batch["image"], batch["label"]
             seeds = np.array([seed, number], np.uint32)
             seen = extract(
-                weights, filled(images, batch_size), filled(classes, batch_size), seeds,
+                weights, pad_batch(images, batch_size), pad_batch(classes, batch_size), seeds,
                 np.asarray(times, np.float32),
             )  # fmt: skip
             seen = jax.device_get(seen)
@@ -155,7 +155,7 @@ class _Subset:
         return self.source[int(self.indexes[index])]
 
 
-def drawn(source: Source, count: int, seed: int) -> _Subset:
+def random_subset(source: Source, count: int, seed: int) -> _Subset:
     """So many elements of a source, chosen by the seed, in the source's order."""
     chosen = np.random.default_rng(seed).choice(len(source), count, replace=False)
     return _Subset(source, np.sort(chosen))
@@ -254,7 +254,9 @@ def make_extract(config: ConfigDict, models: Models, mesh: Mesh | None = None) -
     @functools.partial(jax.jit, out_shardings=None if mesh is None else replicated(mesh))
     def extract(weights, images, labels, seeds, times):
         if mesh is not None:
-            images, labels = jax.lax.with_sharding_constraint((images, labels), over_batch(mesh))
+            images, labels = jax.lax.with_sharding_constraint(
+                (images, labels), batch_sharding(mesh)
+            )
         posterior = models.tokenizer.apply(
             {"params": weights["tokenizer"]}, to_float(images), method="encode"
         )
@@ -282,7 +284,7 @@ def make_extract(config: ConfigDict, models: Models, mesh: Mesh | None = None) -
         }
 
     def call(weights, *inputs):
-        inputs = inputs if mesh is None else put(inputs, replicated(mesh))
+        inputs = inputs if mesh is None else place(inputs, replicated(mesh))
         with jax.default_matmul_precision("highest"):
             return extract(weights, *inputs)
 

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from repae_jax.parallel.mesh import put, put_key, replicated
+from repae_jax.parallel.mesh import place, place_key, replicated
 from repae_jax.runs.going_back import SAMPLES
 from repae_jax.runs.open_run import make_sampler, sampling_key, sampling_weights
 from repae_jax.sampling.generate import Generate, make_generate
@@ -26,7 +26,7 @@ def default_hooks(run: RunContext) -> list[Hook]:
         return hooks
     sampler = make_sampler(config, steps=config.run.sample_steps)
     generate = make_generate(models.backbone, models.tokenizer, sampler, mesh=mesh)
-    key = put_key(mesh, sampling_key(config))
+    key = place_key(mesh, sampling_key(config))
     hooks.append(DrawSamples(run, generate, key))
     if config.evaluation.every:
         evaluation = OnlineEvaluation(
@@ -95,7 +95,7 @@ class DrawSamples:
         classes = min(_CLASSES, run.config.data.num_classes)
         labels = np.repeat(np.arange(classes, dtype=np.int32), _EACH)
         padded = np.resize(labels, grid_batch(run))
-        inputs = put((np.arange(len(padded)), padded), replicated(run.mesh))
+        inputs = place((np.arange(len(padded)), padded), replicated(run.mesh))
         made = self._generate(sampling_weights(end.state), self._key, *inputs)
         images, faults = (np.asarray(part)[: len(labels)] for part in made)
         if run.processes.first:

@@ -20,7 +20,7 @@ from repae_jax.data.shard_writer import ShardWriter, write_shards
 from repae_jax.data.sources import Source, open_source
 from repae_jax.errors import BadImage, UserError
 from repae_jax.models.networks import Models, teacher_tokens
-from repae_jax.parallel.mesh import make_mesh, over_batch, put_batch, replicated
+from repae_jax.parallel.mesh import batch_sharding, make_mesh, place_batch, replicated
 from repae_jax.parallel.multihost import processes
 from repae_jax.runs.build import build_models
 from repae_jax.runs.fingerprint import weights_sha256
@@ -162,13 +162,13 @@ class _Encoder:
             tokens = teacher_tokens(models, weights["teachers"], images) if teachers else {}
             return posterior.mean, posterior.std, tuple(tokens.values())
 
-        self._run = jax.jit(run, out_shardings=over_batch(self._mesh))
+        self._run = jax.jit(run, out_shardings=batch_sharding(self._mesh))
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple]:
         """uint8 (n, H, W, 3), n at most `batch_size` -> mean, std (n, h, w, c) and tokens."""
         count = len(images)
         padding = [(0, self.batch_size - count), *[(0, 0)] * 3]
-        batch = put_batch(self._mesh, {"image": np.pad(images, padding)})["image"]
+        batch = place_batch(self._mesh, {"image": np.pad(images, padding)})["image"]
         return jax.tree.map(lambda a: a[:count], jax.device_get(self._run(self._weights, batch)))
 
 

@@ -28,14 +28,14 @@ from repae_jax.evaluation.image_sets import from_source, has_images, open_images
 from repae_jax.evaluation.inception_features import Features, make_features
 from repae_jax.evaluation.reference import has_statistics, read_statistics
 from repae_jax.evaluation.representation import (
-    drawn,
     extract_features,
     make_extract,
     pooled_tokens,
+    random_subset,
 )
 from repae_jax.interop.inception import read_inception
 from repae_jax.models.networks import Models, Teacher
-from repae_jax.parallel.mesh import over_batch, put, replicated
+from repae_jax.parallel.mesh import batch_sharding, place, replicated
 from repae_jax.runs.open_run import sampling_weights
 from repae_jax.runs.run_data import RunData
 from repae_jax.runs.state import TrainState
@@ -142,7 +142,7 @@ class OnlineEvaluation:
         if self._wanted.reference:
             return read_reference(self._wanted.reference, features, resolution=resolution, **how)
         count = min(self._wanted.samples, len(self._training))
-        source = drawn(self._training, count, self._config.seed)
+        source = random_subset(self._training, count, self._config.seed)
         images = from_source(source, self._training.name, resolution)
         return as_reference(measure(images, features, **how))
 
@@ -187,10 +187,10 @@ def _make_tokens(teacher: Teacher, mesh: Mesh):
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def pooled(variables, images):
-        images = jax.lax.with_sharding_constraint(images, over_batch(mesh))
+        images = jax.lax.with_sharding_constraint(images, batch_sharding(mesh))
         return {"pool": pooled_tokens(teacher, variables, images)}
 
     def tokens(variables, images):
-        return pooled(variables, put(images, replicated(mesh)))
+        return pooled(variables, place(images, replicated(mesh)))
 
     return tokens

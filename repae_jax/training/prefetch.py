@@ -7,7 +7,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from repae_jax.errors import TryAgain
-from repae_jax.parallel.mesh import put_batch
+from repae_jax.parallel.mesh import place_batch
 
 
 class Prefetch:
@@ -62,7 +62,7 @@ class Prefetch:
         state = self._state
         while not self._closed.is_set():
             try:
-                batch = put_batch(mesh, next(batches))
+                batch = place_batch(mesh, next(batches))
                 state, error = batches.get_state(), None
             except BaseException as raised:  # whatever it is belongs to the one who waits
                 batch, error = None, raised

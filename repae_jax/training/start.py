@@ -13,7 +13,7 @@ from repae_jax.config.needs import check_files
 from repae_jax.config.validate import check_devices
 from repae_jax.data.pipeline import train_batches
 from repae_jax.parallel import sharding
-from repae_jax.parallel.mesh import local_rows, make_mesh, put
+from repae_jax.parallel.mesh import local_rows, make_mesh, place
 from repae_jax.parallel.multihost import Processes
 from repae_jax.runs import run_data
 from repae_jax.runs import workdir as work_directory
@@ -131,7 +131,7 @@ def resumed(run: RunContext, program: Program, batches) -> TrainState:
     frozen = load_frozen(run.config, run.models, sorted(missing))
     shardings = {name: program.shardings.frozen[name] for name in frozen}
     batches.set_state(data_state)
-    return state.replace(frozen={**state.frozen, **put(frozen, shardings)})
+    return state.replace(frozen={**state.frozen, **place(frozen, shardings)})
 
 
 def describe(run: RunContext, program: Program) -> None:

@@ -32,7 +32,7 @@ def files_of(folder):
 
 BROKEN_IMAGE = """
 import functools, jax, numpy as np, tiny
-from repae_jax.parallel.mesh import make_mesh, put_batch
+from repae_jax.parallel.mesh import make_mesh, place_batch
 from repae_jax.runs.build import build_models, fresh_state
 from repae_jax.training.program import Program
 
@@ -56,7 +56,7 @@ def parts(state):  # every device's own copy or part
 
 def run(state, batch):
     step, key = program.step, program.key()
-    return step(state, put_batch(program.mesh, batch), key, program.requests(False))
+    return step(state, place_batch(program.mesh, batch), key, program.requests(False))
 
 assert len(jax.devices()) == 8
 state, metrics = run(state, good)
