@@ -1,4 +1,4 @@
-"""What a batch holds, as far as it is known before there is one: shapes for compiling ahead."""
+"""Shapes and types of a batch of images or of cached latents, for compiling ahead of time."""
 
 import dataclasses
 import pathlib

@@ -1,4 +1,4 @@
-"""What a run does between its steps is up to hooks, which the caller hands to `loop.train`.
+"""Hooks: what a run does between its steps. The caller hands them to `loop.train`.
 
 A hook is a function of a `StepEnd`; `default_hooks` makes those of the `train` command.
 """
@@ -25,8 +25,7 @@ from repae_jax.training.monitor import Monitor
 class RunContext:
     """A run before its first step: what hooks are made from.
 
-    Nothing has been written yet, so that a hook can raise a UserError for what is wrong with its
-    own files.
+    Nothing has been written yet: a hook that finds its files wrong raises UserError here.
 
     Attributes:
       config: the run's configuration.
@@ -35,7 +34,7 @@ class RunContext:
       mesh: the devices.
       processes: those of the job.
       data: what it trains on and is measured with.
-      checkpoints: of the work directory; not to be used before the first step.
+      checkpoints: of the work directory; to be used from the first step on.
       logger: writes lines, scalars and images.
       monitor: looks at metrics and samples, and may end the run.
     """
@@ -53,9 +52,9 @@ class RunContext:
 
 @dataclasses.dataclass(frozen=True)
 class StepMetrics:
-    """The metrics of one step, brought from the devices when they are first asked for.
+    """The metrics of one step, copied from the devices when they are first read.
 
-    Reading them waits until the step is done.
+    Reading waits until the step is done.
 
     Attributes:
       step: its number, from 1.
@@ -81,25 +80,25 @@ class StepMetrics:
 
     @functools.cached_property
     def values(self) -> dict[str, float]:
-        """All the others by name."""
+        """The losses, norms and statistics by name."""
         others = {k: v for k, v in self.arrays.items() if k not in ("skipped", "stop")}
         return {name: float(value) for name, value in jax.device_get(others).items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class StepEnd:
-    """A run behind a step.
+    """A finished step, as a hook sees it.
 
     Attributes:
-      step: steps that are made.
+      step: completed steps.
       state: the state. The next step takes its memory: keep no reference to it.
-      data_state: where the batches stand, as `get_state()` of their iterator gives it.
-      metrics: of the step; None where the run has not made one since it started.
-      look: shows metrics to the monitor and the log at once; else that waits for the next step to
-        run. For a hook that must not act if the monitor ends the run.
-      ending: whether no step is to follow, because all are made or a signal asks to stop. If this
-        step was skipped, another one follows nevertheless.
-      done: whether all steps are made, and the last of them was not skipped.
+      data_state: the batches' position, as `get_state()` of their iterator gives it.
+      metrics: of the step; None where this process has made none.
+      look: shows metrics to the monitor and the log now, which otherwise happens while the next
+        step runs. A hook calls it first if it must not act where the monitor ends the run.
+      ending: whether this is meant to be the last step: all are made, or a signal asks to stop.
+        After a skipped step the run makes another one.
+      done: whether all steps are made and the last one was not skipped.
     """
 
     step: int

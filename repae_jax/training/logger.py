@@ -1,4 +1,4 @@
-"""What a run shows: a progress bar, lines, and scalars and images for TensorBoard."""
+"""Logs a run: progress bar, lines of text, scalars and images for TensorBoard."""
 
 import contextlib
 import pathlib
@@ -15,13 +15,13 @@ SHOWN = ("denoising_loss", "proj_loss", "reconstruction_loss")  # beside the bar
 
 
 class Logger:
-    """Writes what a run reports. It decides nothing: whoever looks at metrics is the `Monitor`.
+    """Writes what a run reports; only the `Monitor` acts on it.
 
     Of several processes the first writes; all may make the same calls.
     """
 
     def __init__(self, config: ConfigDict, workdir: pathlib.Path, *, first: bool, progress: bool):
-        """Write nothing yet but lines.
+        """Prepare; until `begin` only lines are written.
 
         Args:
           config: the run's.
@@ -35,7 +35,7 @@ class Logger:
         self._clock, self._clock_step = time.perf_counter(), 0
 
     def begin(self, step: int) -> None:
-        """Open the bar and TensorBoard's file behind `step`."""
+        """Open the bar and TensorBoard's file, after `step` steps."""
         from tqdm import tqdm
 
         if self._first:
@@ -52,7 +52,7 @@ class Logger:
         self._clock, self._clock_step = time.perf_counter(), step
 
     def advance(self) -> None:
-        """Move the bar on by a step."""
+        """Advance the bar by one step."""
         self._bar.update()
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:

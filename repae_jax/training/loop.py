@@ -27,7 +27,7 @@ from repae_jax.utils.signals import noted
 
 
 def no_hooks(run: RunContext) -> Sequence[Hook]:
-    """Nothing but steps: nothing is saved, either."""
+    """Steps alone, without checkpoints."""
     del run
     return ()
 
@@ -42,24 +42,24 @@ def train(
     lock: Lock | None = None,
     from_step: int | None = None,
 ) -> int:
-    """Train in `workdir` until `config.run.steps`, going on from its newest checkpoint.
+    """Train in `workdir` until `config.run.steps`, resuming from its newest checkpoint.
 
     Everything that can be wrong with the input is checked before anything is written. SIGINT,
-    SIGTERM and SIGHUP end the run after the step in progress, which the hooks are told, so that
-    they save; a second one ends it at once, and so does one before the first step, where nobody
-    waits for this process. A run does not end on a step that was skipped. All processes of a job
-    call it alike; the first writes.
+    SIGTERM and SIGHUP end the run after the step in progress, once the hooks have saved it; a
+    second one ends it at once, and so does one before the first step where no other process waits
+    for this one. A run never ends on a skipped step. All processes of a job call it alike; the
+    first writes.
 
     Args:
       config: of a new run, or of the one in `workdir`.
       workdir: the run's folder.
-      make_hooks: makes what is done between the steps, such as `default_hooks`, which save
-        checkpoints, draw samples and measure.
+      make_hooks: makes the hooks; those of `default_hooks` save checkpoints, draw samples and
+        evaluate. Without any, nothing is saved.
       progress: whether to show a bar.
       profile: whether to trace a few steps (see `Trace`).
       lock: of `workdir`, if the caller holds it; else the first process takes it.
-      from_step: go on from the checkpoint of this step, or from the beginning with 0; later ones
-        are set aside. Once it has, the same call resumes from the newest.
+      from_step: continue from the checkpoint of this step, or from the beginning with 0; later
+        ones are set aside. Called again, it resumes from the newest.
 
     Returns:
       The exit status: 0 when all steps are done, 75 when a signal ended the run before.

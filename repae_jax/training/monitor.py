@@ -1,4 +1,4 @@
-"""What watches a run: steps that are not finite, and collapses that are."""
+"""Detects divergence and collapse from metrics and samples; warns or ends the run."""
 
 import math
 import statistics
@@ -29,7 +29,7 @@ _ALIKE = 2.0  # samples that differ by fewer grey levels than this, on average, 
 
 
 class Monitor:
-    """Looks at the metrics that a run reads anyway, and speaks up."""
+    """Warns of steps that are not finite and of collapse, or ends the run."""
 
     def __init__(
         self,

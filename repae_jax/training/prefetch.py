@@ -11,7 +11,7 @@ from repae_jax.parallel.mesh import place_batch
 
 
 class Prefetch:
-    """Takes batches from an iterator and puts them on the devices, in a thread of its own."""
+    """Places batches of an iterator on the devices, in a thread of its own."""
 
     def __init__(self, batches: Any, mesh: Mesh, timeout: float):
         """Begin to read.
@@ -49,7 +49,7 @@ class Prefetch:
 
     @property
     def state(self) -> dict[str, int]:
-        """The iterator's state behind the last batch that was given out."""
+        """The iterator's state after the last batch that was given out."""
         return self._state
 
     def close(self) -> None:

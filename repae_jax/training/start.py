@@ -1,7 +1,6 @@
-"""From a configuration to a run's first step: checked, opened, claimed, and its state there.
+"""The start of a run: check the input, open it, claim the work directory, load the state.
 
-`loop.train` calls these in their order. What is wrong with the input shows before anything is
-written.
+`loop.train` calls these functions in this order; the first two write nothing.
 """
 
 import pathlib
@@ -85,7 +84,7 @@ def open_context(
 
 
 def open_batches(run: RunContext):
-    """The batches, from the first on; this process's rows of each."""
+    """An iterator over this process's rows of the batches, from the first one."""
     config = run.config
     return train_batches(
         run.data.train,
@@ -100,7 +99,7 @@ def open_batches(run: RunContext):
 def claim(run: RunContext, from_step: int | None) -> str:
     """Make the work directory this configuration's; one process alone does it.
 
-    What was saved behind `from_step` is set aside.
+    What was saved after `from_step` is set aside.
 
     Returns:
       What there is to say about the data, or "".
@@ -120,7 +119,7 @@ def claim(run: RunContext, from_step: int | None) -> str:
 
 
 def resumed(run: RunContext, program: Program, batches) -> TrainState:
-    """The newest checkpoint's state on the devices; `batches` go on where it stood.
+    """The newest checkpoint's state on the devices; `batches` continue from its position.
 
     Raises:
       UserError: no checkpoint can be read.
