@@ -4,7 +4,8 @@
 
 What the program does beyond the arithmetic is wasted. GFLOP per image at full size, without
 rematerialisation; nothing is compiled or allocated. Without arguments: the paper's main recipe
-(SiT-XL/2, f8d4, DINOv2-B, 256 x 256), REPA and SiT on its VAE, and SiT-XL/1 with f16d32.
+(SiT-XL/2, f8d4, DINOv2-B, 256 x 256), REPA and SiT on its VAE, and SiT-XL/1 with f16d32. On cached
+latents the encoder does not run, and where the cache holds the teachers' tokens, neither do they.
 """
 
 import argparse
@@ -122,15 +123,19 @@ def discriminator(side: int, filters: int, layers: int) -> int:
     return total + convolution(side - 1, 4, before, 1)
 
 
-def arithmetic(config, models, *, teachers: bool = True) -> dict[str, int]:
+def arithmetic(config, models, *, latents: bool = False, teachers: bool = True) -> dict[str, int]:
     """Operations of one image's part of a step, by part: a backward pass costs two forward ones.
 
-    It costs one where only the input, or only the weights, want a gradient. Without `teachers`
-    their tokens are given.
+    It costs one where only the input, or only the weights, want a gradient. With `latents` these
+    are given, and without `teachers` their tokens.
     """
     side, trained = config.data.resolution, config.train
     encoder, decoder = vae(models.tokenizer, side)
-    parts = {"VAE": 3 * (encoder + decoder) if "tokenizer" in trained else encoder}
+    parts = {}
+    if "tokenizer" in trained:
+        parts["VAE"] = 3 * (encoder + decoder)
+    elif not latents:
+        parts["VAE"] = encoder
     if "backbone" in trained:
         whole, front, heads = sit(models.backbone)
         parts["SiT with heads"] = 3 * (whole + heads)
@@ -147,14 +152,6 @@ def arithmetic(config, models, *, teachers: bool = True) -> dict[str, int]:
     return parts
 
 
-def counted(config, models) -> float:
-    """The same, of the traced step."""
-    from repae_jax.parallel.mesh import make_mesh
-    from repae_jax.training.program import Program
-
-    return Program(config, models, make_mesh()).flops()
-
-
 def main() -> None:
     """Count, print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -162,18 +159,24 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one line a configuration")
     options = parser.parse_args()
     from repae_jax.config.overrides import read_config
+    from repae_jax.parallel.mesh import make_mesh
     from repae_jax.runs.build import build_models
+    from repae_jax.training.program import Program
 
     for name in options.configs:
         config = read_config(str(CONFIGS / name), ["--config.batch_size=8"])
-        models = build_models(config)
-        parts = {part: value / 1e9 for part, value in arithmetic(config, models).items()}
-        expected, found = math.fsum(parts.values()), counted(config, models) / 1e9
+        program = Program(config, build_models(config), make_mesh())
+        cache = program.cache
+        given = {"latents": cache is not None, "teachers": cache is None or not cache.tokens}
+        parts = arithmetic(config, program.models, **given)
+        parts = {part: value / 1e9 for part, value in parts.items()}
+        expected, found = math.fsum(parts.values()), program.flops() / 1e9
         if options.json:
             figures = {"parts": parts, "arithmetic": expected, "counted": found}
             print(json.dumps({"config": name, **figures}), flush=True)
             continue
-        print(f"\n### {name}\n\n| part | GFLOP per image |\n| --- | --- |")
+        batches = "" if cache is None else f"{cache}\n\n"
+        print(f"\n### {name}\n\n{batches}| part | GFLOP per image |\n| --- | --- |")
         for part, value in parts.items():
             print(f"| {part} | {value:.0f} |")
         print(f"| **arithmetic** | **{expected:.0f}** |")

@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that decode")
     options = parser.parse_args()
     from repae_jax.config.overrides import read_config
+    from repae_jax.training.default_hooks import default_hooks
     from repae_jax.training.loop import train
     from repae_jax.training.program import Program
 
@@ -82,7 +83,7 @@ def main() -> None:
     words.append(f"--config.data.workers={options.workers}")
     config = read_config(f"{DIGITS}:vae", words)
     with tempfile.TemporaryDirectory() as folder:
-        train(config, pathlib.Path(folder) / "run", progress=False)
+        train(config, pathlib.Path(folder) / "run", make_hooks=default_hooks, progress=False)
     alone.append(bare(busy, options.steps))
     periods = [after - before for before, after in itertools.pairwise(calls[WARM_UP:])]
     period, step = statistics.fmean(periods), statistics.fmean(alone)

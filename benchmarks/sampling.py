@@ -55,7 +55,7 @@ def make_ours(original, model, vae, noise_key, labels: np.ndarray, options):
     import jax.numpy as jnp
 
     from repae_jax.interop.autoencoder_kl import load_vae
-    from repae_jax.interop.sit import load_sit
+    from repae_jax.interop.original import import_part, sit_part
     from repae_jax.models.backbones.sit import SIT_CONFIGS, SiT
     from repae_jax.models.conditioning.class_label import ClassLabel
     from repae_jax.models.tokenizers.autoencoder_kl import VAE_CONFIGS, AutoencoderKL
@@ -67,7 +67,7 @@ def make_ours(original, model, vae, noise_key, labels: np.ndarray, options):
         **SIT_CONFIGS[options.arch], latent_size=options.resolution // 8, latent_channels=4,
         conditioner=ClassLabel(1000), teacher_dims=(768,), dtype=dtype,
     )  # fmt: skip
-    variables = load_sit(original.parity.state_of(model), sit)
+    variables = import_part(original.parity.state_of(model), sit_part(sit), source="original")
     module = AutoencoderKL(**VAE_CONFIGS["f8d4"], dtype=dtype)
     weights = {
         "backbone": {name: variables[name] for name in ("params", "constants")},

@@ -13,6 +13,7 @@ import torch
 from torch import library
 
 TOLERANCE = 1e-4
+OWN_METRICS = ("latent_std", "skipped")  # of the step, which the original's log does not have
 
 ORIGINAL = os.environ.get("REPAE_ORIGINAL")
 SKIP_REASON = "set REPAE_ORIGINAL to a checkout of the original implementation (it needs timm)"

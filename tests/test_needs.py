@@ -217,7 +217,7 @@ def begun(monkeypatch):
     def fail(*arguments, **options):
         raise AssertionError("too late")
 
-    monkeypatch.setattr(loop, "_initial_state", fail)
+    monkeypatch.setattr(loop, "initial_state", fail)
 
 
 def test_held_out_images_that_are_not_there_are_missed_at_once(tmp_path, begun, capsys):

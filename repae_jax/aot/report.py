@@ -20,7 +20,7 @@ from repae_jax.aot.topologies import absent_devices, compile_for
 from repae_jax.config.validate import check_devices, validate
 from repae_jax.errors import UserError, first_line, out_of_memory
 from repae_jax.parallel.flops import count_flops
-from repae_jax.parallel.mesh import make_mesh, over_batch
+from repae_jax.parallel.mesh import batch_sharding, make_mesh
 from repae_jax.parallel.sharding import summary
 from repae_jax.runs.build import build_models
 from repae_jax.runs.open_run import make_sampler, sampling_weights
@@ -37,6 +37,7 @@ class Report:
       topology: such as "v5e:16x16".
       devices: chips.
       batch_size: images over all chips.
+      batches: what they hold: images, or cached latents and what the cache keeps besides.
       arguments, temporaries, peak: bytes per device; the peak is arguments, results that take no
         argument's place, and temporaries, all at once: what the program reserves.
       memory: bytes that a chip has.
@@ -52,6 +53,7 @@ class Report:
     topology: str
     devices: int
     batch_size: int
+    batches: str
     arguments: int
     temporaries: int
     peak: int
@@ -81,21 +83,25 @@ class Report:
         return self.compute_seconds * self.work / self.flops / self.seconds
 
 
-def compile_train(config: ConfigDict, topology: str, *, verbose: bool = False) -> Report:
+def compile_train(
+    config: ConfigDict, topology: str, *, kept: str = "tokens", verbose: bool = False
+) -> Report:
     """Compile the train step for a slice.
 
     Args:
-      config: the configuration; weights are not read.
+      config: the configuration; weights are not read, and of cached latents only the manifest.
       topology: such as "v5e:16x16".
+      kept: what a cache of latents that is not there yet keeps for the teachers, "tokens" or
+        "images".
       verbose: print where the state is.
 
     Raises:
       UserError: no such topology, a bad configuration, no TPU compiler, or it does not fit.
     """
-    program, chip = _program(config, topology)
+    program, chip = _program(config, topology, kept)
+    arguments = program.arguments()
     if verbose:
         print(summary(program.template, program.shardings), flush=True)
-    arguments = program.arguments()
     flops = program.flops()
     plain = config.copy_and_resolve_references()
     plain.compute.update(backbone_remat="none", tokenizer_remat="none")
@@ -111,13 +117,15 @@ def compile_sampler(config: ConfigDict, topology: str) -> Report:
     if models.backbone is None:
         raise UserError("config.train has no 'backbone': there is nothing to sample")
     generate = make_generate(models.backbone, models.tokenizer, make_sampler(config), mesh=mesh)
-    ids = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32, sharding=over_batch(mesh))
+    ids = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32, sharding=batch_sharding(mesh))
     arguments = (sampling_weights(program.template), program.key_shape(), ids, ids)
     flops = count_flops(generate, *arguments) / config.batch_size
     return _compile("sample", generate, arguments, flops, flops, program, topology, chip)
 
 
-def sweep(config: ConfigDict, topology: str, *, verbose: bool = False) -> Report:
+def sweep(
+    config: ConfigDict, topology: str, *, kept: str = "tokens", verbose: bool = False
+) -> Report:
     """The report of the largest batch that fits a chip's memory, to an eighth.
 
     Doubles the images per device until they do not fit, then halves the difference. With
@@ -132,7 +140,7 @@ def sweep(config: ConfigDict, topology: str, *, verbose: bool = False) -> Report
     while True:
         config.batch_size = size * count * config.compute.micro_batches
         try:
-            report = compile_train(config, topology)
+            report = compile_train(config, topology, kept=kept)
             fits = report.fits
         except OutOfMemory as error:
             fits, report = False, error
@@ -158,12 +166,12 @@ class OutOfMemory(UserError):
     """The compiler says that the program does not fit the chip."""
 
 
-def _program(config, topology):
+def _program(config, topology, kept="tokens"):
     chip, count = parse_topology(topology)
     validate(config)
     check_devices(config, count)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices=absent_devices(topology))
-    return Program(config, build_models(config), mesh), chip
+    return Program(config, build_models(config), mesh, kept), chip
 
 
 def _compile(name, function, arguments, flops, work, program: Program, topology, chip: Chip):
@@ -190,6 +198,7 @@ def _compile(name, function, arguments, flops, work, program: Program, topology,
         topology=topology,
         devices=count,
         batch_size=batch_size,
+        batches=_batches(name, program),
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         peak=reserved,
@@ -203,3 +212,13 @@ def _compile(name, function, arguments, flops, work, program: Program, topology,
         link_seconds=sum(traffic.links.values()) / chip.links,
         compile_seconds=seconds,
     )
+
+
+def _batches(name, program):
+    if name == "sample":
+        return "labels"
+    cache = program.cache
+    if cache is None:
+        return "images"
+    assumed = cache.manifest is None and (cache.images or cache.tokens)
+    return f"{cache} (--cached sets it)" if assumed else str(cache)

@@ -35,6 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-per-device", type=int, help="images (default: config.batch_size over all devices)"
     )
+    parser.add_argument(
+        "--cached",
+        choices=["tokens", "images"],
+        default="tokens",
+        help="what an absent cache of latents will keep for the teachers, as encode --teachers or "
+        "--images makes it (default: %(default)s)",
+    )
     parser.add_argument("--sweep", action="store_true", help="find the largest batch that fits")
     parser.add_argument("--sampler", action="store_true", help="compile sampling, too")
     parser.add_argument(
@@ -62,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
         config.batch_size = options.batch_per_device * count
     with compiler(options.effort):
         make = sweep if options.sweep else compile_train
-        reports = [make(config, options.topology, verbose=not options.json)]
+        reports = [make(config, options.topology, kept=options.cached, verbose=not options.json)]
         if options.sampler:
             config.batch_size = reports[0].batch_size
             reports.append(compile_sampler(config, options.topology))
@@ -84,6 +91,7 @@ def describe(report: Report) -> str:
             f"{report.program} on {report.topology}, {report.batch_size} images "
             f"({report.batch_size / report.devices:g} per device), "
             f"compiled in {report.compile_seconds:.0f} s",
+            f"  batches of           {report.batches}",
             f"  memory per device    {gb['peak']:.2f} GB at the peak of {gb['memory']:.1f}: "
             f"{'fits' if report.fits else 'DOES NOT FIT'} (arguments {gb['arguments']:.2f}, "
             f"temporaries {report.temporaries / 1e9:.2f})",

@@ -149,7 +149,7 @@ def _open_sampled(options: argparse.Namespace, mesh: Mesh) -> ImageSet:
       UserError: bad options, or no run that can be sampled from.
     """
     from repae_jax.evaluation.generated_images import sampled
-    from repae_jax.parallel.mesh import put_key
+    from repae_jax.parallel.mesh import place_key
     from repae_jax.runs.open_run import open_run, sampling_weights
     from repae_jax.sampling.class_labels import BALANCED, choose_labels
     from repae_jax.sampling.generate import make_generate
@@ -165,7 +165,7 @@ def _open_sampled(options: argparse.Namespace, mesh: Mesh) -> ImageSet:
     trained = open_run(workdir, mesh, step=options.step)
     name = f"{workdir}, step {int(trained.state.step)}"
     generate = make_generate(trained.models.backbone, trained.models.tokenizer, sampler, mesh=mesh)
-    key, weights = put_key(mesh, options.seed), sampling_weights(trained.state)
+    key, weights = place_key(mesh, options.seed), sampling_weights(trained.state)
     return sampled(name, generate, weights, key, labels, config.data.resolution, mesh)
 
 

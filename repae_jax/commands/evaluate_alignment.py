@@ -75,7 +75,9 @@ def _measure(
         raise UserError(f"--topk is {options.topk}: give 2 to {count - 1}, for {count} images")
     progress = not options.quiet
     features = extract_features(
-        trained,
+        trained.config,
+        trained.models,
+        trained.state,
         source,
         times,
         count=count,

@@ -136,10 +136,10 @@ def _read_lpips(heads: str, vgg: str, mesh: Mesh) -> Distance:
 
     from repae_jax.interop.lpips import load_lpips, read_lpips
     from repae_jax.models.lpips import LPIPS
-    from repae_jax.parallel.mesh import put, replicated
+    from repae_jax.parallel.mesh import place, replicated
 
     model = LPIPS(rescale_inputs=False)
     tensors = read_lpips(heads, vgg)
-    variables = put(load_lpips(tensors, model, source=f"{vgg} and {heads}"), replicated(mesh))
+    variables = place(load_lpips(tensors, model, source=f"{vgg} and {heads}"), replicated(mesh))
     apply = jax.jit(model.apply)
     return lambda a, b: apply(variables, a, b)

@@ -189,11 +189,11 @@ def _write_missing(
     """Make the batches that begin at `starts`; the first process writes them."""
     from tqdm import tqdm
 
-    from repae_jax.parallel.mesh import put_key
+    from repae_jax.parallel.mesh import place_key
     from repae_jax.sampling.generate import generate_batches
 
     count, size = len(job.labels), job.batch_size
-    key = put_key(job.mesh, job.seed)
+    key = place_key(job.mesh, job.seed)
     batches = generate_batches(
         generate, weights, key, job.labels, starts, batch_size=size, mesh=job.mesh
     )

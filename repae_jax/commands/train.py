@@ -59,12 +59,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Train until the last step or a signal; returns 0, or 75 where a signal came first."""
     config = read_configuration(options, lambda: _stored_configuration(options.workdir))
+    from repae_jax.training.default_hooks import default_hooks
     from repae_jax.training.loop import train
 
     join_processes(options)
     status = train(
         config,
         options.workdir,
+        make_hooks=default_hooks,
         progress=not options.quiet,
         profile=options.profile,
         from_step=options.from_step,

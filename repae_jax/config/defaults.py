@@ -14,7 +14,7 @@ A file in configs/ calls `base()` and changes what its experiment changes. The k
     compute     what to recompute, loop over, or do in another way, for memory and time
     sampling    how sample grids are drawn
     evaluation  what is measured while the run trains, and how often
-    run         length and rhythm of the run
+    run         length and intervals of the run
 """
 
 import json
@@ -114,7 +114,7 @@ def base() -> ConfigDict:
                 smallest=65_536,  # elements of an array that is worth dividing
             ),
             compute=dict(
-                micro_batches=1,  # gradients are averaged over so many parts of a batch
+                micro_batches=1,  # gradients are means over so many micro-batches
                 scan_blocks=False,  # the backbone's blocks as one compiled loop, and a teacher's
                 backbone_remat="none",  # "products" or "blocks": see models/remat.py
                 tokenizer_remat="none",

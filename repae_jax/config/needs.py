@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from ml_collections import ConfigDict
 
 from repae_jax.data import latents
-from repae_jax.data.manifest import read_manifest
 from repae_jax.data.packed import packed_folder
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError, not_installed
@@ -186,6 +185,4 @@ def _cache(config: ConfigDict) -> Iterator[str]:
 def _made(config, split):
     """A cache's folder, and what its manifest says of how it was made."""
     folder = packed_folder(config.data, split, latents.KIND)
-    manifest = read_manifest(folder)
-    latents.check_kind(folder, manifest)
-    return folder, manifest["made"]
+    return folder, latents.read_cache(folder)["made"]

@@ -99,9 +99,7 @@ def open_latents(folder: str | pathlib.Path, *, mirrored: bool = False) -> Laten
     Raises:
       UserError: there is none, it is damaged, or holds no mirrored latents.
     """
-    manifest = read_manifest(folder)
-    check_kind(folder, manifest)
-    checked(manifest, _Manifest, source=f"{folder}/{MANIFEST}: ")
+    manifest = read_cache(folder)
     if mirrored and not manifest["made"]["mirrored"]:
         raise UserError(
             f"{folder} holds no mirrored latents: set --config.data.flip=False, or encode with "
@@ -114,6 +112,18 @@ def open_latents(folder: str | pathlib.Path, *, mirrored: bool = False) -> Laten
         manifest=manifest,
         mirrored=mirrored,
     )
+
+
+def read_cache(folder: str | pathlib.Path) -> dict[str, Any]:
+    """The manifest of a cache of latents.
+
+    Raises:
+      UserError: there is no cache, or it is damaged.
+    """
+    manifest = read_manifest(folder)
+    check_kind(folder, manifest)
+    checked(manifest, _Manifest, source=f"{folder}/{MANIFEST}: ")
+    return manifest
 
 
 def check_kind(folder: str | pathlib.Path, manifest: Mapping[str, Any]) -> None:
@@ -164,11 +174,7 @@ def check_for_training(
             f"config.tokenizer.weights ({fingerprint[:12]}...): encode anew, or name the VAE that "
             "made it"
         )
-    if tuple(made["latent_shape"]) != tuple(latent_shape):
-        raise UserError(
-            f"{source.name} holds latents of shape {tuple(made['latent_shape'])}, the "
-            f"configuration needs {tuple(latent_shape)}"
-        )
+    check_shape(source.name, made, latent_shape)
     for missing in missing_for_teachers(source.name, made, list(teachers)):
         raise UserError(missing)
     for name in teachers if made["teachers"] else ():
@@ -178,6 +184,17 @@ def check_for_training(
                 f"({made['teachers'][name][:12]}...) than that of config.teachers.{name}."
                 f"weights ({teachers[name][:12]}...): encode anew, or name the one that made it"
             )
+
+
+def check_shape(
+    folder: str | pathlib.Path, made: Mapping[str, Any], latent_shape: tuple[int, ...]
+) -> None:
+    """Raise UserError unless a cache, `made` as it says, holds latents of this shape (h, w, c)."""
+    if tuple(made["latent_shape"]) != tuple(latent_shape):
+        raise UserError(
+            f"{folder} holds latents of shape {tuple(made['latent_shape'])}, the configuration "
+            f"needs {tuple(latent_shape)}"
+        )
 
 
 def missing_for_teachers(

@@ -25,8 +25,6 @@ def train_batches(
     *,
     batch_size: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
     rows: tuple[int, ...] | None = None,
     workers: int = 0,
     flip: bool = False,
@@ -43,26 +41,23 @@ def train_batches(
 
     The iterator's `get_state()` is a small dict that json can write: how many images all
     processes together have consumed. It is the same on every process, and `set_state()`
-    continues exactly there, also with other `workers` or another `process_count`. Source, `seed`
-    and `flip` are not part of it. `close()` ends the threads and processes that read ahead. If
-    one of these processes dies, the next batch is a UserError within seconds.
+    continues exactly there, also with other `workers` or `rows`. Source, `seed` and `flip` are
+    not part of it. `close()` ends the threads and processes that read ahead. If one of these
+    processes dies, the next batch is a UserError within seconds.
 
     Args:
       source: where the images come from; it must be picklable if `workers` > 0.
       batch_size: images in a batch, of all processes together.
       seed: not negative; decides order and flips.
-      process_index: which share of each batch to yield.
-      process_count: in how many shares, side by side, a batch is divided.
-      rows: which rows of every batch to yield, where the shares are others.
+      rows: which rows of every batch this process yields; all by default.
       workers: processes that read ahead; with 0, threads of this process do. Processes are
         started afresh: a script's own code must stand under `if __name__ == "__main__"`.
       flip: mirror every image with probability 1/2, decided anew in every epoch.
 
     Raises:
-      UserError: the batch cannot be divided by the processes, is larger than the source, or a
-        number is out of range.
+      UserError: the batch is larger than the source, or a number is out of range.
     """
-    _check(source, batch_size, seed, process_index, process_count, workers)
+    _check(source, batch_size, seed, workers)
     import grain
 
     from repae_jax.data.batches import Batches
@@ -72,9 +67,7 @@ def train_batches(
         images = images.random_map(_mirror_half)
     if workers:
         _allow_grain_flags()
-    if rows is None:
-        share = batch_size // process_count
-        rows = tuple(range(process_index * share, (process_index + 1) * share))
+    rows = tuple(range(batch_size)) if rows is None else rows
     return Batches(images.repeat(), batch_size, rows, _read_options(workers), workers)
 
 
@@ -95,14 +88,9 @@ def eval_batches(source: Source, batch_size: int) -> Iterator[dict[str, np.ndarr
     return iter(batches.to_iter_dataset(_read_options(workers=0)))
 
 
-def _check(source, batch_size, seed, process_index, process_count, workers):
-    if not 0 <= process_index < process_count:
-        raise UserError(f"process_index = {process_index}: must be in 0..{process_count - 1}")
-    if batch_size < 1 or batch_size % process_count:
-        raise UserError(
-            f"batch_size = {batch_size} cannot be divided by {process_count} processes; "
-            "choose a positive multiple"
-        )
+def _check(source, batch_size, seed, workers):
+    if batch_size < 1:
+        raise UserError(f"batch_size = {batch_size}: give at least 1")
     if len(source) < batch_size:
         raise UserError(
             f"{source.name} has {len(source)} images, fewer than one batch of {batch_size}: lower "

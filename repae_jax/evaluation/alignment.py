@@ -20,9 +20,6 @@ def cknna(
     first: np.ndarray,
     second: np.ndarray,
     topk: int | None = TOP_K,
-    *,
-    distance_agnostic: bool = False,
-    unbiased: bool = True,
 ) -> float:
     """Centred kernel nearest-neighbour alignment of two networks' features of the same N images.
 
@@ -32,8 +29,8 @@ def cknna(
       HSIC(mask K, mask L) / (sqrt(HSIC(mask_K K, mask_K K) HSIC(mask_L L, mask_L L)) + 1e-6)
 
     as platonic-rep's code computes it, here in float64: the kernels are inner products, centred
-    by HSIC after masking; the unbiased HSIC (Song et al. 2012, eq. 5) leaves out each image's
-    similarity with itself, the biased one lets it be a neighbour.
+    by HSIC after masking. The HSIC is the unbiased one (Song et al. 2012, eq. 5), which leaves out
+    each image's similarity with itself.
 
     The value depends on the rows' lengths, and through the 1e-6 slightly on their scale.
     platonic-rep's scripts cut off each feature set at the 95 % quantile of its magnitudes and
@@ -45,9 +42,6 @@ def cknna(
       first: (N, D) features, one row an image.
       second: (N, E) features of the same images in the same order.
       topk: neighbours, 2 to N - 1; None takes N - 1. Of equally similar ones the first count.
-      distance_agnostic: compare the masks alone: the share of neighbours in common,
-        |mask| / (N topk). platonic-rep's code fails there: it leaves the mask unsummed.
-      unbiased: which HSIC.
 
     Returns:
       At most 1 but for what sampling does to the unbiased estimate; it can fall below 0. NaN
@@ -69,13 +63,10 @@ def cknna(
     for name, features in (("first", first), ("second", second)):
         if (features == features[0]).all():
             raise UserError(f"the {name} features are all equal, so none is nearer than another")
-    kernels = [_nearest(features, topk, unbiased) for features in (first, second)]
+    kernels = [_nearest(features, topk) for features in (first, second)]
     masks = [_mask(kernel) for kernel in kernels]
-    if distance_agnostic:
-        return float((masks[0] * masks[1]).sum() / (count * topk))
-    hsic = _unbiased_hsic if unbiased else _biased_hsic
-    shared = hsic(kernels[0] * masks[1], kernels[1] * masks[0])
-    own = hsic(kernels[0], kernels[0]) * hsic(kernels[1], kernels[1])
+    shared = _hsic(kernels[0] * masks[1], kernels[1] * masks[0])
+    own = _hsic(kernels[0], kernels[0]) * _hsic(kernels[1], kernels[1])
     return float(shared / (np.sqrt(own) + _OFFSET)) if own >= 0 else float("nan")
 
 
@@ -93,15 +84,14 @@ def prepared(features: np.ndarray) -> np.ndarray:
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
-def _nearest(features, topk, unbiased):
-    """The kernel (N, N), kept where a column is among the row's `topk` largest."""
+def _nearest(features, topk):
+    """The kernel (N, N), kept where a column is among the row's `topk` largest of the others."""
     count = len(features)
     columns, values = [], []
     for start in range(0, count, _ROWS):
         similarities = features[start : start + _ROWS] @ features.T
         ranked = similarities.copy()
-        if unbiased:
-            ranked[np.arange(len(ranked)), start + np.arange(len(ranked))] = -np.inf
+        ranked[np.arange(len(ranked)), start + np.arange(len(ranked))] = -np.inf
         chosen = _largest(ranked, topk)
         columns.append(chosen)
         values.append(np.take_along_axis(similarities, chosen, axis=1))
@@ -124,15 +114,9 @@ def _mask(kernel):
     return csr_array((np.ones_like(kernel.data), kernel.indices, kernel.indptr), kernel.shape)
 
 
-def _unbiased_hsic(a, b):
+def _hsic(a, b):
+    """The unbiased estimate."""
     count = a.shape[0]
     a, b = (each - diags_array(each.diagonal()) for each in (a, b))
     value = (a * b.T).sum() + a.sum() * b.sum() / ((count - 1) * (count - 2))
     return (value - 2.0 * (a.sum(0) @ b.sum(1)) / (count - 2)) / (count * (count - 3))
-
-
-def _biased_hsic(a, b):
-    """tr(A H B H) with H = 1 - 11'/N, multiplied out for sparse A, B."""
-    count = a.shape[0]
-    crossed = a.sum(0) @ b.sum(1) + b.sum(0) @ a.sum(1)
-    return (a * b.T).sum() - crossed / count + a.sum() * b.sum() / count**2

@@ -11,13 +11,13 @@ from jax.sharding import Mesh
 
 from repae_jax.errors import UserError
 from repae_jax.evaluation.frechet import Moments, frechet_distance
-from repae_jax.evaluation.image_sets import ImageSet, filled
+from repae_jax.evaluation.image_sets import ImageSet, pad_batch
 from repae_jax.evaluation.inception_features import Features
 from repae_jax.evaluation.latents import LatentStatistics
 from repae_jax.evaluation.reconstruction import SSIM_WINDOW, psnr, ssim
 from repae_jax.interop.vae_files import StoredVAE
 from repae_jax.models.lpips import SMALLEST
-from repae_jax.parallel.mesh import over_batch, put, replicated
+from repae_jax.parallel.mesh import batch_sharding, place, replicated
 from repae_jax.sampling.samplers import image_noise
 from repae_jax.utils.finite import NotFinite, finite_rows
 from repae_jax.utils.images import to_float, to_uint8
@@ -92,13 +92,13 @@ def measure_autoencoder(
     count = images.count
     if features is not None and count < 2:
         raise UserError("rFID needs at least 2 images")
-    placed = put({"params": vae.params, "constants": vae.constants}, replicated(mesh))
+    placed = place({"params": vae.params, "constants": vae.constants}, replicated(mesh))
     vae = dataclasses.replace(vae, **placed)
     sums = _Sums(vae.module.latent_channels)
     bar = tqdm(total=count, unit="image", desc=images.name, disable=not progress)
     with bar, jax.default_matmul_precision("highest"):
         for number, batch in enumerate(images.batches(batch_size)):
-            shown = put(filled(batch, batch_size), over_batch(mesh))
+            shown = place(pad_batch(batch, batch_size), batch_sharding(mesh))
             posterior = vae.encode(shown)
             latents = posterior.mean
             if key is not None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from repae_jax.errors import UserError
 from repae_jax.evaluation.frechet import Gaussian, Moments, frechet_distance
-from repae_jax.evaluation.image_sets import ImageSet, filled, has_images, open_images
+from repae_jax.evaluation.image_sets import ImageSet, has_images, open_images, pad_batch
 from repae_jax.evaluation.inception_features import Features
 from repae_jax.evaluation.inception_score import InceptionScore
 from repae_jax.evaluation.precision_recall import NEIGHBOURS, precision_recall
@@ -114,7 +114,7 @@ def measure(
     score, kept, first, different, start = InceptionScore(), None, None, False, 0
     with tqdm(total=count, unit="image", desc=images.name, disable=not progress) as bar:
         for batch in images.batches(batch_size):
-            seen = jax.device_get(features(filled(batch, batch_size)))
+            seen = jax.device_get(features(pad_batch(batch, batch_size)))
             seen = {name: values[: len(batch)] for name, values in seen.items()}
             for name in ("pool", "spatial"):
                 if name in seen:

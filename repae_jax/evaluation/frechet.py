@@ -5,17 +5,14 @@ decides what the number is called: FID, sFID, rFID.
 """
 
 import dataclasses
-import os
 
 import numpy as np
 from scipy.linalg import eigh, svdvals
 from scipy.linalg.blas import dsyrk
 from scipy.linalg.lapack import dpstrf
 
-from repae_jax.data.npz import LARGEST, check_size
-from repae_jax.errors import UserError, first_line
+from repae_jax.errors import UserError
 from repae_jax.evaluation.features import check_same_dimension, checked
-from repae_jax.utils.atomic_files import replacing
 
 # Rows that are widened to float64 at a time: 64 MiB at 2048 dimensions.
 _ROWS = 4096
@@ -60,18 +57,6 @@ class Moments:
             mean = rows.mean(0)
             self._include(len(rows), mean, rows - mean)
 
-    def merge(self, other: "Moments") -> None:
-        """Adds what `other` saw: another shard's, or another host's.
-
-        Raises:
-          UserError: another D.
-        """
-        check_same_dimension(len(other.mean), len(self.mean))
-        if other.count:
-            scatter = other._scatter.copy(order="F")  # `other` may be this object
-            self._include(other.count, other.mean, np.empty((0, len(self.mean))))
-            self._scatter += scatter
-
     @property
     def covariance(self) -> np.ndarray:
         """The sample covariance (D, D), divided by N - 1 as ADM's evaluator and pytorch-fid do.
@@ -92,35 +77,8 @@ class Moments:
         """
         return Gaussian(self.mean.copy(), self.covariance)
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write all to an .npz file; `load` gives it back bit for bit."""
-        arrays = {"count": self.count, "mean": self.mean, "scatter": self._scatter}
-        with replacing(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **arrays)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> "Moments":
-        """What `save` wrote.
-
-        Raises:
-          UserError: there is no such file, or it is none of `save`'s.
-        """
-        try:
-            for name in ("count", "mean", "scatter"):
-                check_size(path, name, LARGEST)
-            with np.load(path) as arrays:
-                moments = cls(len(arrays["mean"]))
-                moments.count = int(arrays["count"])
-                moments.mean = arrays["mean"]
-                moments._scatter = np.asfortranarray(arrays["scatter"])
-        except Exception as error:  # zipfile, numpy and the system each have their own
-            raise UserError(
-                f"{path}: cannot be read as saved moments ({first_line(error)}); compute them anew"
-            ) from error
-        return moments
-
     def _include(self, count, mean, deviations):
-        """`count` rows of this mean; their deviations (R, D) from it, as far as not yet summed."""
+        """`count` rows of this mean, and their deviations (count, D) from it."""
         total = self.count + count
         shift = mean - self.mean
         # The two groups' means lie apart, which is one more outer product.

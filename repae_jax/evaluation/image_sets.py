@@ -68,7 +68,7 @@ class ImageSet:
         return dataclasses.replace(self, count=count, batches=batches)
 
 
-def filled(batch: np.ndarray, size: int) -> np.ndarray:
+def pad_batch(batch: np.ndarray, size: int) -> np.ndarray:
     """A batch with its last image repeated up to `size`, so that all have one compiled shape."""
     missing = size - len(batch)
     return batch if not missing else np.concatenate([batch, batch[-1:].repeat(missing, 0)])

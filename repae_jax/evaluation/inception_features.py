@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from repae_jax.models.inception import InceptionV3, preprocess
-from repae_jax.parallel.mesh import over_batch, put, replicated
+from repae_jax.parallel.mesh import batch_sharding, place, replicated
 
 Features = Callable[[jax.Array], dict[str, jax.Array]]
 
@@ -32,8 +32,8 @@ def make_features(variables: Mapping, *, mesh: Mesh | None = None) -> Features:
     @functools.partial(jax.jit, out_shardings=None if mesh is None else replicated(mesh))
     def features(variables, images):
         if mesh is not None:
-            images = jax.lax.with_sharding_constraint(images, over_batch(mesh))
+            images = jax.lax.with_sharding_constraint(images, batch_sharding(mesh))
         return model.apply(variables, preprocess(images))
 
-    variables = jax.device_put(variables) if mesh is None else put(variables, replicated(mesh))
+    variables = jax.device_put(variables) if mesh is None else place(variables, replicated(mesh))
     return functools.partial(features, variables)

@@ -79,17 +79,6 @@ class InceptionScore:
         return np.exp(divergence)
 
 
-def inception_score(probabilities: np.ndarray, split_size: int = SPLIT_SIZE) -> float:
-    """`InceptionScore` of all probabilities (N, C) at once.
-
-    Raises:
-      UserError: as `InceptionScore.update`, or N is 0.
-    """
-    score = InceptionScore(split_size)
-    score.update(probabilities)
-    return score.result()
-
-
 def _checked(probabilities):
     probabilities = checked(probabilities, "probabilities")
     if not len(probabilities):

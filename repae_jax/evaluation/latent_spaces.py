@@ -8,7 +8,7 @@ import numpy as np
 
 from repae_jax.errors import UserError
 from repae_jax.evaluation.curves import channels_figure, spectra_figure
-from repae_jax.evaluation.image_sets import ImageSet, filled
+from repae_jax.evaluation.image_sets import ImageSet, pad_batch
 from repae_jax.evaluation.latents import (
     LatentStatistics,
     latent_statistics,
@@ -74,7 +74,7 @@ def measure_latents(
     parts = []
     with tqdm(total=images.count, unit="image", desc=name, disable=not progress) as bar:
         for batch in images.batches(batch_size):
-            means = vae.encode(filled(batch, batch_size)).mean
+            means = vae.encode(pad_batch(batch, batch_size)).mean
             parts.append(np.asarray(means, np.float32)[: len(batch)])
             bar.update(len(batch))
     latents = np.concatenate(parts)

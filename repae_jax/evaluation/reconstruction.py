@@ -80,15 +80,6 @@ def ssim(originals: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
     return np.array([_structural_similarity(a, b) for a, b in pairs], np.float64)
 
 
-def mean_ssim(originals: np.ndarray, reconstructions: np.ndarray) -> float:
-    """Mean over images of each image's SSIM; arguments as in `ssim`.
-
-    Raises:
-      ValueError: as `ssim`, or there are no images.
-    """
-    return _mean(ssim(originals, reconstructions), "SSIM")
-
-
 def _mean(values, what):
     if not values.size:
         raise ValueError(f"the mean {what} of no images is not defined")

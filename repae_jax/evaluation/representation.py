@@ -21,15 +21,16 @@ from repae_jax.data.pipeline import eval_batches
 from repae_jax.data.source import Source, check_images
 from repae_jax.errors import UserError
 from repae_jax.evaluation.alignment import TOP_K, cknna, prepared
-from repae_jax.evaluation.image_sets import filled
+from repae_jax.evaluation.image_sets import pad_batch
 from repae_jax.models.batch_norm import normalize
 from repae_jax.models.conditioning.base import full_like
 from repae_jax.models.encoders.preprocessing import preprocess
 from repae_jax.models.networks import Models, Teacher
 from repae_jax.models.tokenizers.base import encode
 from repae_jax.objectives.interpolant import INTERPOLANTS, interpolate
-from repae_jax.parallel.mesh import over_batch, put, replicated
-from repae_jax.runs.open_run import Run, sampling_weights
+from repae_jax.parallel.mesh import batch_sharding, place, replicated
+from repae_jax.runs.open_run import sampling_weights
+from repae_jax.runs.state import TrainState
 from repae_jax.utils.images import to_float
 
 
@@ -74,7 +75,9 @@ Extract = Callable[..., dict[str, Any]]
 
 
 def extract_features(
-    run: Run,
+    config: ConfigDict,
+    models: Models,
+    state: TrainState,
     source: Source,
     times: Sequence[float],
     *,
@@ -93,7 +96,9 @@ def extract_features(
     asks for.
 
     Args:
-      run: with a backbone.
+      config: the run's.
+      models: its networks, with a backbone.
+      state: where it stands.
       source: labelled images, of which `count` are drawn: the first ones may be of few classes.
       times: noise levels in [0, 1].
       count: images.
@@ -108,17 +113,17 @@ def extract_features(
     """
     from tqdm import tqdm
 
-    _check(run, source, times, count)
-    extract = extract or make_extract(run.config, run.models)
-    weights = {**sampling_weights(run.state), "teachers": run.state.frozen.get("teachers", {})}
-    source = drawn(source, count, seed)
+    _check(models, source, times, count)
+    extract = extract or make_extract(config, models)
+    weights = {**sampling_weights(state), "teachers": state.frozen.get("teachers", {})}
+    source = random_subset(source, count, seed)
     labels, found = np.empty(count, np.int64), None
     with tqdm(total=count, unit="image", desc="features", disable=not progress) as bar:
         for number, batch in enumerate(eval_batches(source, batch_size)):
             images, classes = batch["image"], batch["label"]
             seeds = np.array([seed, number], np.uint32)
             seen = extract(
-                weights, filled(images, batch_size), filled(classes, batch_size), seeds,
+                weights, pad_batch(images, batch_size), pad_batch(classes, batch_size), seeds,
                 np.asarray(times, np.float32),
             )  # fmt: skip
             seen = jax.device_get(seen)
@@ -152,7 +157,7 @@ class _Subset:
         return self.source[int(self.indexes[index])]
 
 
-def drawn(source: Source, count: int, seed: int) -> _Subset:
+def random_subset(source: Source, count: int, seed: int) -> _Subset:
     """So many elements of a source, chosen by the seed, in the source's order."""
     chosen = np.random.default_rng(seed).choice(len(source), count, replace=False)
     return _Subset(source, np.sort(chosen))
@@ -223,11 +228,11 @@ def probe(features: np.ndarray, labels: np.ndarray) -> float:
     return float(classifier.score(features[unseen], labels[unseen]))
 
 
-def _check(run, source, times, count):
-    if run.models.backbone is None:
-        raise UserError(f"{run.workdir} trained a VAE alone: it has no backbone to look into")
-    if not run.models.teachers:
-        raise UserError(f"{run.workdir} has no teacher to compare with: config.teachers is empty")
+def _check(models, source, times, count):
+    if models.backbone is None:
+        raise UserError("config.train has no 'backbone': the run has no backbone to look into")
+    if not models.teachers:
+        raise UserError("config.teachers is empty: the run has no teacher to compare with")
     check_images(source)
     if not 4 <= count <= len(source):
         raise UserError(f"{source.name} holds {len(source)} images, asked for are {count}")
@@ -251,7 +256,9 @@ def make_extract(config: ConfigDict, models: Models, mesh: Mesh | None = None) -
     @functools.partial(jax.jit, out_shardings=None if mesh is None else replicated(mesh))
     def extract(weights, images, labels, seeds, times):
         if mesh is not None:
-            images, labels = jax.lax.with_sharding_constraint((images, labels), over_batch(mesh))
+            images, labels = jax.lax.with_sharding_constraint(
+                (images, labels), batch_sharding(mesh)
+            )
         posterior = encode(models.tokenizer, weights["tokenizer"], to_float(images))
         norm = weights["latent_norm"]
         latents = normalize(posterior.mean, norm["mean"], norm["var"])
@@ -277,7 +284,7 @@ def make_extract(config: ConfigDict, models: Models, mesh: Mesh | None = None) -
         }
 
     def call(weights, *inputs):
-        inputs = inputs if mesh is None else put(inputs, replicated(mesh))
+        inputs = inputs if mesh is None else place(inputs, replicated(mesh))
         with jax.default_matmul_precision("highest"):
             return extract(weights, *inputs)
 

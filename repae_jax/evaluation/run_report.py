@@ -15,7 +15,7 @@ from repae_jax.evaluation.latents import latent_statistics, pca_colours
 from repae_jax.evaluation.reconstruction import mean_psnr
 from repae_jax.evaluation.report import Section, write_report
 from repae_jax.models.tokenizers.codec import make_coder
-from repae_jax.runs.build import initial_tokenizer
+from repae_jax.runs.initial_state import initial_tokenizer
 from repae_jax.runs.metrics import read_history
 from repae_jax.runs.open_run import Run, make_sampler, sampling_weights
 from repae_jax.runs.state import tokenizer_variables

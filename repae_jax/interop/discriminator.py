@@ -60,12 +60,6 @@ def load_discriminator(
     return tables.load(table, tensors, shapes, source=source, ignore=_IGNORED)
 
 
-def export_discriminator(variables: Mapping, model: PatchDiscriminator) -> dict[str, np.ndarray]:
-    """The inverse of `load_discriminator`, in the order of the original's modules."""
-    table = discriminator_table(model.num_layers)
-    return tables.in_order(table, tables.to_theirs(table, tables.flatten(variables)))
-
-
 def discriminator_shapes(model: PatchDiscriminator) -> dict:
     """Shapes and types of what `load_discriminator` gives; allocates nothing."""
     size = 3 * 2**model.num_layers  # the smallest image it takes

@@ -12,7 +12,7 @@ from repae_jax.interop import tables
 from repae_jax.interop.extract import extract
 from repae_jax.interop.files import read_tensors
 from repae_jax.interop.tables import CONV, CONV1X1, Rule
-from repae_jax.models.lpips import BLOCKS, LPIPS, SCALE, SHIFT
+from repae_jax.models.lpips import BLOCKS, LPIPS
 
 Naming = Literal["torchvision", "module"]
 
@@ -80,15 +80,6 @@ def load_lpips(
     tables.check(tensors, expected, source=source)
     params = tables.to_ours(lpips_table(naming), tensors, source=source)
     return {"params": tables.unflatten(params)}
-
-
-def export_lpips(variables: Mapping, naming: Naming = "module") -> dict[str, np.ndarray]:
-    """The inverse of `load_lpips`; "module" has the constants of the scaling layer too."""
-    tensors = _export(variables, naming)
-    if naming == "module":
-        tensors["scaling_layer.shift"] = SHIFT[None, :, None, None]
-        tensors["scaling_layer.scale"] = SCALE[None, :, None, None]
-    return tensors
 
 
 def _export(variables, naming):

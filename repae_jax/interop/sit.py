@@ -51,34 +51,12 @@ def sit_rules(patch_size: int) -> list[Rule]:
     ]
 
 
-def load_sit(
-    tensors: Mapping[str, np.ndarray],
-    sit: SiT,
-    *,
-    statistics: bool = True,
-    source: str = "checkpoint",
-) -> dict:
-    """A SiT state dict (`model` or `ema` of a checkpoint) as `params`, `constants`, `batch_stats`.
-
-    `batch_stats` are LatentNorm's: mean (c,) and var (c,); REPA's checkpoints have none, which
-    `statistics=False` says.
-
-    Raises:
-      UserError: a tensor is missing, extra, misshapen or not finite.
-    """
-    shapes = sit_shapes(sit, statistics=statistics)
-    rules, ignore = sit_rules(sit.patch_size), (BATCH_COUNT,) if statistics else ()
-    return tables.load(rules, tensors, shapes, source=source, ignore=ignore)
-
-
-def export_sit(variables: Mapping, sit: SiT) -> dict[str, np.ndarray]:
-    """The inverse of `load_sit`, in the order of the original's modules."""
-    rules = sit_rules(sit.patch_size)
-    return tables.in_order(rules, tables.to_theirs(rules, tables.flatten(variables)))
-
-
 def sit_shapes(sit: SiT, *, statistics: bool = True) -> dict:
-    """Shapes and types of what `load_sit` gives; allocates nothing."""
+    """Shapes and types of a SiT's `params`, `constants` and `batch_stats`; allocates nothing.
+
+    `batch_stats` are LatentNorm's mean (c,) and var (c,); REPA's checkpoints have none, which
+    `statistics=False` says.
+    """
     shapes = jax.eval_shape(sit.init, jax.random.key(0), *blank_inputs(sit))
     if not statistics:
         return shapes

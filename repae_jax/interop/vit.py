@@ -11,7 +11,7 @@ import numpy as np
 
 from repae_jax.errors import UserError
 from repae_jax.interop import tables
-from repae_jax.interop.vit_names import FAMILIES, FORMATS, Format, Naming, find_format
+from repae_jax.interop.vit_names import FAMILIES, FORMATS, Format
 from repae_jax.models.encoders.vit import ViT
 
 
@@ -37,28 +37,6 @@ def load_vit(tensors: Mapping[str, Any], model: ViT, source: str = "checkpoint")
     fused = _fused(used, model, format, prefix)
     params = tables.to_ours(format.rules(prefix, model.patch_size), fused, source=source)
     return {"params": tables.unflatten(params)}
-
-
-def export_vit(variables: Mapping, model: ViT, naming: Naming = "authors") -> dict[str, np.ndarray]:
-    """The inverse of `load_vit`: a flat dict of the model's tensors, named as they are published.
-
-    Where strict loaders ask for a mask token, it is one of zeros.
-
-    Raises:
-      UserError: nobody publishes this family in that naming.
-    """
-    try:
-        format = find_format(model.family, naming)
-    except KeyError:
-        known = [f.naming for f in FORMATS if f.family == model.family]
-        raise UserError(
-            f"no naming {naming!r} for a ViT of family {model.family!r}; "
-            f"choose one of {', '.join(known)}"
-        ) from None
-    tensors = _export(variables, model, format, format.prefixes[0])
-    if format.mask_token:
-        tensors[format.mask_token] = np.zeros((1, model.dim), np.float32)
-    return tensors
 
 
 @dataclasses.dataclass(frozen=True)

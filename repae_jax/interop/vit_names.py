@@ -43,7 +43,6 @@ class Format:
         model has no use for.
       beside: the same of names without the prefix: other networks in the same file.
       misnamed: (wrong, right) parts of names, where the published file has them wrong.
-      mask_token: a tensor among `left_out` that strict loaders ask for; "" for none.
     """
 
     family: str
@@ -55,7 +54,6 @@ class Format:
     left_out: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     misnamed: tuple[tuple[str, str], ...] = ()
-    mask_token: str = ""
 
     def rules(self, prefix: str, patch_size: int) -> list[Rule]:
         """The table from their names, with `fusions` done, to our parameter paths."""
@@ -105,15 +103,6 @@ class Format:
         start = re.escape(prefix)
         behind = [f"{start}(?:{expression})" for expression in (*self.left_out, *more)]
         return behind + [f"(?!{start}){_WRAPPED}(?:{expression})" for expression in self.beside]
-
-
-def find_format(family: str, naming: Naming) -> Format:
-    """The family's format in that naming.
-
-    Raises:
-      KeyError: its publishers do not use this naming.
-    """
-    return {(f.family, f.naming): f for f in FORMATS}[family, naming]
 
 
 def _whole(parts):
@@ -269,12 +258,11 @@ def _hf_vit(family: str, **details) -> tuple[Format, Format]:
 
 def _hf_dinov2(naming: Naming, block) -> Format:
     layers = {**_HF_OUTSIDE, **_blocks("encoder.layer.{i}", block)}
-    mask = "embeddings.mask_token"
-    return Format("dinov2", naming, _HF_TENSORS, layers, left_out=(mask,), mask_token=mask)
+    return Format("dinov2", naming, _HF_TENSORS, layers, left_out=("embeddings.mask_token",))
 
 
 FORMATS: tuple[Format, ...] = (
-    _timm("dinov2", left_out=("mask_token",), mask_token="mask_token"),
+    _timm("dinov2", left_out=("mask_token",)),
     _hf_dinov2("transformers", _HF_DINOV2_BLOCK),
     _hf_dinov2("transformers5", _HF5_DINOV2_BLOCK),
     _timm(

@@ -16,7 +16,6 @@ from repae_jax.models.batch_norm import BatchNorm
 from repae_jax.models.resize import resize_bilinear_tf1
 
 SIZE = 299
-POOL_DIM = 2048
 CLASSES = 1008
 # sFID keeps this many channels of a 17 x 17 map, to have about as many features as FID
 SPATIAL_CHANNELS = 7

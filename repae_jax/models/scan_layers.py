@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 
-def as_loop(blocks: Sequence[nn.Module], h: jax.Array, *inputs: Any, dtype: Any) -> jax.Array:
+def scan_blocks(blocks: Sequence[nn.Module], h: jax.Array, *inputs: Any, dtype: Any) -> jax.Array:
     """`h = block(h, *inputs)` for every block; same parameters and results as without the loop.
 
     Args:

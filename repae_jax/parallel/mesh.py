@@ -53,7 +53,7 @@ def axis_sizes(data: int, fsdp: int, count: int) -> tuple[int, int]:
     return data, fsdp
 
 
-def over_batch(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The leading axis divided over all devices."""
     return NamedSharding(mesh, PartitionSpec(AXES))
 
@@ -81,10 +81,10 @@ def whole_batches(mesh: Mesh, given: int | None, per_device: int, count: int | N
     return -(-size // mesh.size) * mesh.size
 
 
-def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """This process's rows of a batch (`local_rows`) as global arrays, which may still be on their
     way when this returns."""
-    sharding = over_batch(mesh)
+    sharding = batch_sharding(mesh)
     return jax.tree.map(
         lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)),
         dict(batch),
@@ -96,11 +96,11 @@ def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
 
     On a slice they need not lie side by side: devices are ordered by their links.
     """
-    parts = over_batch(mesh).addressable_devices_indices_map((batch_size,)).values()
+    parts = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     return tuple(sorted({row for (part,) in parts for row in range(*part.indices(batch_size))}))
 
 
-def put(tree, shardings):
+def place(tree, shardings):
     """Arrays that every process has as a whole, divided as `shardings` (a tree like it, or one).
 
     Each device gets its part alone: nothing is sent between processes.
@@ -108,14 +108,14 @@ def put(tree, shardings):
     if isinstance(shardings, NamedSharding):
         shardings = jax.tree.map(lambda _: shardings, tree)
 
-    def place(leaf, sharding):
+    def divided(leaf, sharding):
         leaf = np.asarray(leaf)
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
-    return jax.tree.map(place, tree, shardings)
+    return jax.tree.map(divided, tree, shardings)
 
 
-def put_key(mesh: Mesh, seed: int) -> jax.Array:
-    """The random key of a seed, on every device."""
-    key = jax.random.key_data(jax.random.key(seed))
-    return jax.random.wrap_key_data(put(key, replicated(mesh)))
+def place_key(mesh: Mesh, key: int | jax.Array) -> jax.Array:
+    """A random key, or that of a seed, on every device."""
+    key = jax.random.key(key) if isinstance(key, int) else key
+    return jax.random.wrap_key_data(place(jax.random.key_data(key), replicated(mesh)))

@@ -68,8 +68,8 @@ def _longest(shape, devices, smallest):
     return tuple("fsdp" if axis == longest else None for axis in range(longest + 1))
 
 
-def make_whole(mesh: Mesh, shardings, dtype) -> Callable[[Any], Any]:
-    """Build `whole(state)`: the state with all parameters gathered, as computing needs them.
+def make_gather(mesh: Mesh, shardings, dtype) -> Callable[[Any], Any]:
+    """Build `gather(state)`: the state with all parameters gathered, as computing needs them.
 
     Matrices and kernels are gathered in `dtype`, which is how the networks use them: half the
     bytes in bfloat16. Their gradients come back summed and divided as the parameters are kept, so
@@ -82,34 +82,34 @@ def make_whole(mesh: Mesh, shardings, dtype) -> Callable[[Any], Any]:
     """
     everywhere = NamedSharding(mesh, PartitionSpec())
 
-    def gather(leaf, sharding):
+    def gather_leaf(leaf, sharding):
         if sharding.is_fully_replicated:
             return leaf
 
         @jax.custom_vjp
-        def whole(leaf):
+        def gathered(leaf):
             small = leaf.astype(dtype) if leaf.ndim > 1 else leaf
             # Cast where it is kept: otherwise float32 would be sent.
             small = jax.lax.with_sharding_constraint(small, sharding)
             return jax.lax.with_sharding_constraint(small, everywhere)
 
         def forward(leaf):
-            return whole(leaf), None
+            return gathered(leaf), None
 
         def backward(_, gradient):
             gradient = jax.lax.with_sharding_constraint(gradient, sharding)
             return (gradient.astype(leaf.dtype),)
 
-        whole.defvjp(forward, backward)
-        return whole(leaf)
+        gathered.defvjp(forward, backward)
+        return gathered(leaf)
 
-    def whole(state):
+    def gather(state):
         return state.replace(
-            params=jax.tree.map(gather, state.params, shardings.params),
-            frozen=jax.tree.map(gather, state.frozen, shardings.frozen),
+            params=jax.tree.map(gather_leaf, state.params, shardings.params),
+            frozen=jax.tree.map(gather_leaf, state.frozen, shardings.frozen),
         )
 
-    return whole
+    return gather
 
 
 def bytes_per_device(leaf, sharding: NamedSharding) -> int:

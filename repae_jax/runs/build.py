@@ -1,13 +1,11 @@
-"""From a configuration to networks, optimizers, and a state with its weights loaded."""
+"""From a configuration to networks, optimizers, and a fresh state."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -21,10 +19,7 @@ from repae_jax.models.lpips import LPIPS
 from repae_jax.models.networks import Models, Teacher
 from repae_jax.objectives.objective import Objective
 from repae_jax.runs.optimizers import adamw
-from repae_jax.runs.state import TrainState, create_state, tokenizer_variables
-
-# a tokenizer's variables -> its latents' {"mean": (c,), "var": (c,)}
-Measure = Callable[[Any], Mapping[str, Any]]
+from repae_jax.runs.state import TrainState, create_state
 
 
 def build_models(config: ConfigDict) -> Models:
@@ -93,58 +88,6 @@ def build_optimizers(config: ConfigDict) -> dict[str, optax.GradientTransformati
     return {name: adamw(**config.optimizer[name]) for name in config.train}
 
 
-def init_state(
-    config: ConfigDict,
-    models: Models,
-    measure: Measure | None = None,
-    shardings: TrainState | None = None,
-    check: Callable[[Any, Any], None] = lambda variables, frozen: None,
-) -> TrainState:
-    """The state at step 0: fresh weights from the seed, then those that the files bring.
-
-    Args:
-      config: the configuration.
-      models: its networks.
-      measure: a tokenizer's variables -> its latents' statistics, asked where a pretrained one
-        comes without them; without it LatentNorm then starts at mean 0 and variance 1.
-      shardings: where each array of the state is to be; on one device by default.
-      check: raises what is wrong with a pretrained tokenizer's variables and the frozen networks'.
-
-    Raises:
-      UserError: a file is missing or damaged, or holds another model.
-    """
-    loaded = _from_files(config, models, measure, check)
-    fresh = jax.jit(
-        lambda data: fresh_state(config, models, jax.random.wrap_key_data(data)),
-        compiler_options=_init_compiler_options(),
-        out_shardings=shardings,
-    )
-    state = fresh(np.asarray(jax.random.key_data(jax.random.key(config.seed))))
-    fields = {}
-    for field, networks in loaded.items():
-        old = getattr(state, field)
-        new = {name: jax.tree.map(_placed, tree, old[name]) for name, tree in networks.items()}
-        fields[field] = {**old, **new}
-    return state.replace(**fields)
-
-
-def initial_tokenizer(config: ConfigDict, models: Models) -> Mapping[str, Any]:
-    """The tokenizer's variables before the first step.
-
-    Raises:
-      UserError: its file is missing or damaged, or holds another model.
-    """
-    if config.tokenizer.weights:
-        return _pretrained_tokenizer(config, models, None)[0]
-    key = jax.random.key(config.seed)
-
-    def fresh(key):
-        state = fresh_state(config, models, key)
-        return tokenizer_variables(state.params, state.frozen)
-
-    return jax.jit(fresh, compiler_options=_init_compiler_options())(key)
-
-
 def fresh_state(config: ConfigDict, models: Models, key: jax.Array) -> TrainState:
     """The state at step 0 with every network freshly initialised, frozen ones included."""
     keys = dict(
@@ -206,79 +149,8 @@ def latent_shape(config: ConfigDict, models: Models) -> tuple[int, int, int]:
     return side, side, models.tokenizer.latent_channels
 
 
-def _init_compiler_options():
+def init_compiler_options() -> dict[str, Any]:
     """Initialisation runs once, and on a CPU compiling it well takes longer than running it."""
     if jax.default_backend() != "cpu":
         return {}
     return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
-
-def load_frozen(config: ConfigDict, models: Models, roles: Iterable[str]) -> dict[str, Any]:
-    """The variables of those "teachers" and "lpips" in `roles` that the run has, from their files.
-
-    Raises:
-      UserError: a file is missing or damaged, or holds another model.
-    """
-    from repae_jax.interop.lpips import load_lpips, read_lpips
-
-    frozen = {}
-    if "teachers" in roles and models.teachers:
-        frozen["teachers"] = load_teachers(config, models)
-    if "lpips" in roles and models.lpips is not None:
-        heads, vgg = config.lpips.weights, config.lpips.vgg_weights
-        frozen["lpips"] = load_lpips(read_lpips(heads, vgg), models.lpips, source=heads)
-    return frozen
-
-
-def load_teachers(config: ConfigDict, models: Models) -> dict[str, Any]:
-    """The variables of every teacher by name, from their files.
-
-    Raises:
-      UserError: a file is missing or damaged, or holds another model.
-    """
-    from repae_jax.runs.weights import load_teacher
-
-    return {
-        name: load_teacher(config.teachers[name].weights, teacher.model)
-        for name, teacher in models.teachers.items()
-    }
-
-
-def _pretrained_tokenizer(config, models, measure):
-    from repae_jax.runs.weights import read_vae
-
-    variables, statistics = read_vae(config, models.tokenizer)
-    if statistics is None and models.latent_norm is not None and measure is not None:
-        statistics = measure(variables)
-    return variables, statistics
-
-
-def _from_files(config, models, measure, check):
-    """By field of the state and network, the arrays that files bring; read before any is made."""
-    from repae_jax.interop.discriminator import load_discriminator
-    from repae_jax.interop.files import read_tensors
-
-    params, batch_stats, ema, constants = {}, {}, {}, {}
-    if config.tokenizer.weights:
-        variables, statistics = _pretrained_tokenizer(config, models, measure)
-        constants = {name: tree for name, tree in variables.items() if name != "params"}
-        params["tokenizer"] = variables["params"]
-        if statistics is not None and models.latent_norm is not None:
-            batch_stats["latent_norm"] = ema["latent_norm"] = dict(statistics)
-    if config.discriminator.weights and models.discriminator is not None:
-        path = config.discriminator.weights
-        loaded = load_discriminator(read_tensors(path), models.discriminator, source=path)
-        params["discriminator"] = loaded["params"]
-        batch_stats["discriminator"] = loaded["batch_stats"]
-    frozen = load_frozen(config, models, ("teachers", "lpips"))
-    if config.tokenizer.weights:
-        check(variables, frozen)
-    if constants:
-        frozen["tokenizer"] = constants
-    return {"params": params, "batch_stats": batch_stats, "ema": ema, "frozen": frozen}
-
-
-def _placed(new, old):
-    """`new` with the type of `old`, and where that is."""
-    new = np.asarray(new, old.dtype)
-    return jax.make_array_from_callback(old.shape, old.sharding, lambda index: new[index])

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -45,41 +46,44 @@ class Checkpoints:
         keep_every: int = 0,
         read_only: bool = False,
     ):
-        """Open them.
+        """Name them; the folder is opened at the first use, and made where it is missing.
 
         Args:
           workdir: the work directory.
           keep: how many of the newest stay; the last one that is proven (see `Record`) does, too.
           keep_every: those at multiples of this stay for ever; 0: none.
           read_only: never write.
-
-        Raises:
-          UserError: the folder cannot be written.
         """
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
         self.folder = pathlib.Path(workdir).absolute() / FOLDER
-        self._read_only, self._every = read_only, keep_every
+        self._read_only, self._keep, self._every = read_only, keep, keep_every
         self._unproven: int | None = None  # a step
         self._sums = Sums()
-        self.record = Record(
-            self.folder, saved_steps(workdir), write=not read_only and processes().first
-        )
+
+    @functools.cached_property
+    def record(self) -> Record:
+        """What is known of the checkpoints beside their content."""
+        write = not self._read_only and processes().first
+        return Record(self.folder, saved_steps(self.folder.parent), write=write)
+
+    @functools.cached_property
+    def _manager(self):
+        """Orbax' manager of the folder; raises UserError where that cannot be written."""
+        ocp = self._ocp
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=Retention(keep, keep_every, self.record),
-            create=not read_only,
-            read_only=read_only,
-            cleanup_tmp_directories=not read_only,  # what killed runs left
+            preservation_policy=Retention(self._keep, self._every, self.record),
+            create=not self._read_only,
+            read_only=self._read_only,
+            cleanup_tmp_directories=not self._read_only,  # what killed runs left
             lightweight_initialize=True,  # else a damaged one would keep the others shut
             # in the background, by the first process, before the folder has its name
             async_options=ocp.AsyncOptions(post_finalization_callback=self._sums.write),
         )
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
         try:
-            self._manager = ocp.CheckpointManager(
-                self.folder, options=options, item_handlers=handlers
-            )
+            return ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
         except OSError as error:
             raise UserError(f"{self.folder}: {error.strerror or error}; permit it") from error
 

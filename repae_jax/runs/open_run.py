@@ -18,6 +18,8 @@ from repae_jax.runs.state import TrainState, tokenizer_variables
 from repae_jax.runs.workdir import load_config
 from repae_jax.sampling.samplers import Sampler
 
+_SAMPLES = 2**32 - 2  # folded into the seed's key; no step has this number
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -84,6 +86,15 @@ def sampling_weights(state: TrainState) -> Mapping[str, Any]:
         "latent_norm": state.ema["latent_norm"],
         "tokenizer": tokenizer_variables(state.params, state.frozen),
     }
+
+
+def sampling_key(config: ConfigDict) -> jax.Array:
+    """The key of the images that a run makes of itself: sample grids and measures.
+
+    Training folds the number of a step into the seed's key, and sampling that of an image, so of
+    the same key they would draw the same numbers.
+    """
+    return jax.random.fold_in(jax.random.key(config.seed), _SAMPLES)
 
 
 def make_sampler(config: ConfigDict, **changes: Any) -> Sampler:

@@ -36,9 +36,9 @@ def claim(
 ) -> list[str]:
     """Make `workdir` this configuration's, or check that it already is.
 
-    Only `FREE_KEYS` may differ when a run is continued (length, rhythm, measures, devices, memory,
-    where files lie; learning rates and their schedules, weight decay, clipping, the type computed
-    in). The file then takes the new values, and `HISTORY` says what has changed.
+    Only `FREE_KEYS` may differ when a run is continued (length, intervals, measures, devices,
+    memory, where files lie; learning rates and their schedules, weight decay, clipping, the type
+    computed in). The file then takes the new values, and `HISTORY` says what has changed.
 
     Args:
       workdir: the run's folder.

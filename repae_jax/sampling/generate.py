@@ -13,7 +13,7 @@ from repae_jax.models.backbones.base import Backbone
 from repae_jax.models.batch_norm import denormalize_samples
 from repae_jax.models.conditioning.base import replace_where
 from repae_jax.models.tokenizers.base import Tokenizer, decode
-from repae_jax.parallel.mesh import over_batch, put, replicated
+from repae_jax.parallel.mesh import batch_sharding, place, replicated
 from repae_jax.sampling.class_labels import NO_CLASS
 from repae_jax.sampling.samplers import Sampler, image_noise, sample_watched, step_noise
 from repae_jax.utils.finite import NotFinite, finite_rows
@@ -54,7 +54,9 @@ def make_generate(
     shape = (backbone.latent_size, backbone.latent_size, backbone.latent_channels)
 
     def divided(tree):
-        return tree if mesh is None else jax.lax.with_sharding_constraint(tree, over_batch(mesh))
+        return (
+            tree if mesh is None else jax.lax.with_sharding_constraint(tree, batch_sharding(mesh))
+        )
 
     @functools.partial(jax.jit, out_shardings=None if mesh is None else replicated(mesh))
     def generate(weights, key, indices, labels):
@@ -125,7 +127,7 @@ def generate_batches(
         batch = np.arange(start, start + batch_size)
         chunk = labels[np.minimum(batch, len(labels) - 1)].astype(np.int32)
         inputs = (first_index + batch, chunk)
-        inputs = inputs if mesh is None else put(inputs, replicated(mesh))
+        inputs = inputs if mesh is None else place(inputs, replicated(mesh))
         return start, generate(weights, key, *inputs)
 
     before = None

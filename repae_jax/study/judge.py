@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from repae_jax.data.sources import open_source
-from repae_jax.evaluation.image_sets import filled
+from repae_jax.evaluation.image_sets import pad_batch
 from repae_jax.interop.files import read_metadata, read_tensors, write_safetensors
 from repae_jax.interop.tables import flatten, load_flat
 from repae_jax.models.convnet import ConvLevel
@@ -73,7 +73,7 @@ class Judge:
         """The same of batches of at most 256 images each."""
         features, classes = [], []
         for batch in batches:
-            seen = jax.device_get(self._look(self.params, filled(batch, _BATCH)))
+            seen = jax.device_get(self._look(self.params, pad_batch(batch, _BATCH)))
             features.append(seen[0][: len(batch)])
             classes.append(seen[1][: len(batch)])
         return np.concatenate(features), np.concatenate(classes)

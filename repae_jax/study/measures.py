@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import pathlib
 
 import jax
 import numpy as np
@@ -20,10 +19,10 @@ from repae_jax.evaluation.latents import (
 )
 from repae_jax.evaluation.precision_recall import precision_recall
 from repae_jax.evaluation.reconstruction import mean_psnr
-from repae_jax.evaluation.representation import drawn, extract_features, make_extract
+from repae_jax.evaluation.representation import extract_features, make_extract, random_subset
 from repae_jax.models.networks import Models
 from repae_jax.models.tokenizers.codec import make_coder
-from repae_jax.runs.open_run import Run, make_sampler, sampling_weights
+from repae_jax.runs.open_run import make_sampler, sampling_key, sampling_weights
 from repae_jax.runs.state import TrainState, tokenizer_variables
 from repae_jax.sampling.class_labels import balanced
 from repae_jax.sampling.generate import generate_all, make_generate
@@ -68,13 +67,13 @@ class Measures:
         self._config, self._models = config, models
         self._source = open_source(config.data, "heldout")
         self._count = min(self._wanted.heldout, len(self._source))
-        self._heldout = _images(drawn(self._source, self._count, 0))
+        self._heldout = _images(random_subset(self._source, self._count, 0))
         self._encode, self._decode = make_coder(models.tokenizer)
         if models.backbone is not None:
             self._generate = make_generate(models.backbone, models.tokenizer, make_sampler(config))
             self._extract = make_extract(config, models)
             train = open_source(config.data, "train")
-            reference = drawn(train, min(self._wanted.reference, len(train)), 0)
+            reference = random_subset(train, min(self._wanted.reference, len(train)), 0)
             batches = (batch["image"] for batch in eval_batches(reference, 256))
             self._reference = judge.see(batches)[0]
 
@@ -116,7 +115,7 @@ class Measures:
         images = generate_all(
             self._generate,
             sampling_weights(state),
-            jax.random.key(self._config.seed),
+            sampling_key(self._config),
             labels,
             batch_size=_BATCH,
             progress=False,
@@ -133,10 +132,10 @@ class Measures:
 
     def _aligned(self, state, figures):
         time = self._wanted.cknna_time
-        run = Run(pathlib.Path(), self._config, self._models, state)
         seen = extract_features(
-            run, self._source, (time,), count=self._count, extract=self._extract
-        )
+            self._config, self._models, state, self._source, (time,),
+            count=self._count, extract=self._extract,
+        )  # fmt: skip
         tokens = seen.backbone[time][self._models.backbone.encoder_depth - 1]
         if not np.isfinite(tokens).all() or (tokens == tokens[0]).all():
             return  # of a collapsed run

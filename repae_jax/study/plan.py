@@ -231,10 +231,10 @@ def _check_steps(study):
         raise UserError(
             f"measured_at is {tuple(steps)}: give rising steps, the last a run's length"
         )
-    rhythm = math.gcd(*steps)
-    if steps[-1] > _MOST_CHECKPOINTS * rhythm:
+    interval = math.gcd(*steps)
+    if steps[-1] > _MOST_CHECKPOINTS * interval:
         raise UserError(
-            f"measured_at is {tuple(steps)}: a run keeps a checkpoint every {rhythm} steps, the "
+            f"measured_at is {tuple(steps)}: a run keeps a checkpoint every {interval} steps, the "
             f"greatest common divisor; let it divide the last into at most {_MOST_CHECKPOINTS}"
         )
 

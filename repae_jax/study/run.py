@@ -16,8 +16,9 @@ from repae_jax.config.versions import versioned
 from repae_jax.errors import RUN_AGAIN, Diverged, TryAgain, UserError
 from repae_jax.evaluation.latents import pca_colours
 from repae_jax.parallel.mesh import make_mesh
-from repae_jax.runs.build import build_models, load_frozen
+from repae_jax.runs.build import build_models
 from repae_jax.runs.checkpoints import saved_steps
+from repae_jax.runs.initial_state import load_frozen
 from repae_jax.runs.open_run import load_state
 from repae_jax.study.judge import load_judge
 from repae_jax.study.measures import Measures, Seen
@@ -25,6 +26,7 @@ from repae_jax.study.plan import RESULT, Job, placed_config, run_config
 from repae_jax.study.results import checked_result
 from repae_jax.study.schedule import check_share
 from repae_jax.study.shared import JUDGE, accuracies, check_data, check_made
+from repae_jax.training.default_hooks import default_hooks
 from repae_jax.training.loop import train
 from repae_jax.training.program import Program
 from repae_jax.utils.atomic_files import write_atomically
@@ -66,7 +68,8 @@ def _run(study, job, output, config, lock, progress):
     begun = not diverged
     if begun:
         try:
-            if train(config, workdir, progress=progress, lock=lock) == RUN_AGAIN:
+            done = train(config, workdir, make_hooks=default_hooks, progress=progress, lock=lock)
+            if done == RUN_AGAIN:
                 raise TryAgain(f"{job} was interrupted and saved; run the same command to go on")
         except Diverged as error:
             diverged = error.what

@@ -19,13 +19,13 @@ from repae_jax.data.prepare import identity_of, relative_name
 from repae_jax.data.shard_writer import ShardWriter, write_shards
 from repae_jax.data.sources import Source, open_source
 from repae_jax.errors import BadImage, UserError
-from repae_jax.models.encoders.preprocessing import preprocess
-from repae_jax.models.networks import Models
+from repae_jax.models.networks import Models, teacher_tokens
 from repae_jax.models.tokenizers import base
-from repae_jax.parallel.mesh import make_mesh, over_batch, put_batch, replicated
+from repae_jax.parallel.mesh import batch_sharding, make_mesh, place_batch, replicated
 from repae_jax.parallel.multihost import processes
-from repae_jax.runs.build import build_models, load_teachers
+from repae_jax.runs.build import build_models
 from repae_jax.runs.fingerprint import tokenizer_sha256, weights_sha256
+from repae_jax.runs.initial_state import load_teachers
 from repae_jax.runs.weights import read_vae
 from repae_jax.utils.finite import NotFinite
 from repae_jax.utils.images import to_float
@@ -156,9 +156,8 @@ class _Encoder:
             raise UserError(
                 f"--batch-size {batch_size} does not divide over the {self._mesh.size} devices"
             )
-        names = list(models.teachers) if teachers else []
         loaded = load_teachers(config, models) if teachers else {}
-        self.teachers = {name: weights_sha256(loaded[name]["params"]) for name in names}
+        self.teachers = {name: weights_sha256(loaded[name]["params"]) for name in loaded}
         weights = {"tokenizer": variables, "teachers": loaded}
         self._weights = jax.device_put(weights, replicated(self._mesh))
         side = config.data.resolution // models.tokenizer.factor
@@ -166,20 +165,16 @@ class _Encoder:
 
         def run(weights, images):
             posterior = base.encode(models.tokenizer, weights["tokenizer"], to_float(images))
-            tokens = []
-            for name in names:
-                teacher = models.teachers[name]
-                pixels = preprocess(images, teacher.preprocessing)
-                tokens.append(teacher.model.apply(weights["teachers"][name], pixels).patch_tokens)
-            return posterior.mean, posterior.std, tuple(tokens)
+            tokens = teacher_tokens(models, weights["teachers"], images) if teachers else {}
+            return posterior.mean, posterior.std, tuple(tokens.values())
 
-        self._run = jax.jit(run, out_shardings=over_batch(self._mesh))
+        self._run = jax.jit(run, out_shardings=batch_sharding(self._mesh))
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple]:
         """uint8 (n, H, W, 3), n at most `batch_size` -> mean, std (n, h, w, c) and tokens."""
         count = len(images)
         padding = [(0, self.batch_size - count), *[(0, 0)] * 3]
-        batch = put_batch(self._mesh, {"image": np.pad(images, padding)})["image"]
+        batch = place_batch(self._mesh, {"image": np.pad(images, padding)})["image"]
         return jax.tree.map(lambda a: a[:count], jax.device_get(self._run(self._weights, batch)))
 
 

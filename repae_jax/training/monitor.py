@@ -1,4 +1,4 @@
-"""What watches a run: steps that are not finite, and collapses that are."""
+"""Detects divergence and collapse from metrics and samples; warns or ends the run."""
 
 import math
 import statistics
@@ -28,8 +28,8 @@ _IN_A_ROW = 3  # looks that make an alarm
 _ALIKE = 2.0  # samples that differ by fewer grey levels than this, on average, are all alike
 
 
-class Alarms:
-    """Looks at the metrics that a run reads anyway, and speaks up."""
+class Monitor:
+    """Warns of steps that are not finite and of collapse, or ends the run."""
 
     def __init__(
         self,
@@ -54,11 +54,6 @@ class Alarms:
         self._below: dict[str, list[int]] = {}  # the steps of the looks in a row
         self._differed = 0  # the step of the last samples that did
         self._broke_first = ""
-
-    @property
-    def skipping(self) -> bool:
-        """Whether the last step was skipped."""
-        return self._skipped_in_a_row > 0
 
     def step(self, step: int, skipped: bool, read: Callable[[], Mapping[str, float]]) -> None:
         """After every step: was it skipped?

@@ -7,15 +7,12 @@ They follow a run's course. Of so few images they are not the figures of papers:
 import dataclasses
 import functools
 import math
-import pathlib
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from repae_jax.data.source import Source, check_images
+from repae_jax.data.source import check_images
 from repae_jax.errors import UserError
 from repae_jax.evaluation.alignment import cknna, prepared
 from repae_jax.evaluation.fid_metrics import (
@@ -31,97 +28,73 @@ from repae_jax.evaluation.image_sets import from_source, has_images, open_images
 from repae_jax.evaluation.inception_features import Features, make_features
 from repae_jax.evaluation.reference import has_statistics, read_statistics
 from repae_jax.evaluation.representation import (
-    drawn,
     extract_features,
     make_extract,
     pooled_tokens,
+    random_subset,
 )
 from repae_jax.interop.inception import read_inception
 from repae_jax.models.networks import Models, Teacher
-from repae_jax.parallel.mesh import over_batch, put, replicated
-from repae_jax.runs.open_run import Run, sampling_weights
+from repae_jax.parallel.mesh import batch_sharding, place, replicated
+from repae_jax.runs.open_run import sampling_weights
 from repae_jax.runs.run_data import RunData
 from repae_jax.runs.state import TrainState
 from repae_jax.sampling.class_labels import balanced
 from repae_jax.sampling.generate import Generate
-from repae_jax.training.program import Program
 from repae_jax.utils.finite import NotFinite
 
 INCEPTION = "inception"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Comparison:
-    """What a run is compared with, opened and checked before it begins.
-
-    Attributes:
-      inception: InceptionV3's variables, None where a teacher is in its place.
-      training: images that samples are compared with, None where a reference is named.
-      heldout: images of CKNNA, None without it.
-    """
-
-    inception: Mapping[str, Any] | None
-    training: Source | None
-    heldout: Source | None
-
-
-def open_comparison(config: ConfigDict, models: Models, data: RunData) -> Comparison | None:
-    """What the configuration wants to compare a run with; None if nothing.
-
-    Raises:
-      UserError: files, images or weights are missing or damaged.
-    """
-    wanted = config.evaluation
-    if not wanted.every:
-        return None
-    inception = training = None
-    if wanted.samples and wanted.network == INCEPTION:
-        inception = read_inception(wanted.weights)
-    if wanted.samples and wanted.reference:
-        _check_reference(config, models)
-    elif wanted.samples:
-        training = data.train
-    for source in (training, data.heldout):
-        if source is not None:
-            check_images(source)
-    return Comparison(inception, training, data.heldout)
-
-
 class OnlineEvaluation:
     """Measures a run's averaged backbone; all processes of a job make the same calls.
 
-    What is compared with is seen once: the networks of a reference are frozen.
+    What it is compared with is opened and checked when this is made, and put through a network
+    once, for that is frozen.
     """
 
     def __init__(
         self,
-        program: Program,
-        workdir: pathlib.Path,
+        config: ConfigDict,
+        models: Models,
+        mesh: Mesh,
+        key: jax.Array,
+        data: RunData,
         generate: Generate,
+        *,
         batch_size: int,
-        comparison: Comparison,
     ):
-        """Prepare to measure.
+        """Open what `config.evaluation` compares the run with.
 
         Args:
-          program: the run's.
-          workdir: where it lives.
-          generate: its sampler, on its mesh.
+          config: the run's.
+          models: its networks.
+          mesh: the devices.
+          key: of the samples, on the mesh.
+          data: the run's, with held-out images where CKNNA is wanted.
+          generate: the sampler, on the mesh.
           batch_size: images at a time, a multiple of the devices.
-          comparison: see `open_comparison`.
+
+        Raises:
+          UserError: files, images or weights are missing or damaged.
         """
-        self._program, self._workdir = program, workdir
+        self._config, self._models, self._mesh, self._key = config, models, mesh, key
         self._generate, self._batch_size = generate, batch_size
-        config = self._config = program.config
         wanted = self._wanted = config.evaluation
-        self._inception = self._reference = None
-        if comparison.inception is not None:
-            self._inception = make_features(comparison.inception, mesh=program.mesh)
+        self._inception = self._reference = self._training = None
+        if wanted.samples and wanted.network == INCEPTION:
+            self._inception = make_features(read_inception(wanted.weights), mesh=mesh)
         elif wanted.samples:
-            self._tokens = _make_tokens(program.models.teachers[wanted.network], program.mesh)
-        self._training, self._heldout = comparison.training, comparison.heldout
+            self._tokens = _make_tokens(models.teachers[wanted.network], mesh)
+        if wanted.samples and wanted.reference:
+            _check_reference(config, models)
+        elif wanted.samples:
+            check_images(data.train)
+            self._training = data.train
+        self._heldout = data.heldout
         if wanted.cknna_images:
-            self._extract = make_extract(config, program.models, program.mesh)
+            check_images(data.heldout)
+            self._extract = make_extract(config, models, mesh)
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         """The figures of a state, by name; those that are not defined are left out.
@@ -145,15 +118,15 @@ class OnlineEvaluation:
             )
         if self._reference is None:
             self._reference = self._seen_reference(features)
-        config, mesh = self._config, self._program.mesh
+        config = self._config
         labels = balanced(self._wanted.samples, config.data.num_classes)
         images = sampled(
-            "samples", self._generate, sampling_weights(state), self._program.key(), labels,
-            config.data.resolution, mesh,
+            "samples", self._generate, sampling_weights(state), self._key, labels,
+            config.data.resolution, self._mesh,
         )  # fmt: skip
         try:
             measured = measure(images, features, batch_size=self._batch_size)
-        except (AllAlike, NotFinite):  # not worth ending a run for: its alarms say it
+        except (AllAlike, NotFinite):  # not worth ending a run for: its monitor says it
             return {}
         scores = dataclasses.asdict(compare(measured, self._reference))
         del scores["count"]
@@ -169,23 +142,24 @@ class OnlineEvaluation:
         if self._wanted.reference:
             return read_reference(self._wanted.reference, features, resolution=resolution, **how)
         count = min(self._wanted.samples, len(self._training))
-        source = drawn(self._training, count, self._config.seed)
+        source = random_subset(self._training, count, self._config.seed)
         images = from_source(source, self._training.name, resolution)
         return as_reference(measure(images, features, **how))
 
     def _alignment(self, state):
         config, wanted = self._config, self._wanted
-        run = Run(self._workdir, config, self._program.models, state)
         time = wanted.cknna_time
         features = extract_features(
-            run,
+            config,
+            self._models,
+            state,
             self._heldout,
             (time,),
             count=min(wanted.cknna_images, len(self._heldout)),
             batch_size=self._batch_size,
             extract=self._extract,
         )
-        tokens = prepared(features.backbone[time][self._program.models.backbone.encoder_depth - 1])
+        tokens = prepared(features.backbone[time][self._models.backbone.encoder_depth - 1])
         return {
             f"cknna_{name}": cknna(tokens, prepared(teacher))
             for name, teacher in features.teachers.items()
@@ -213,10 +187,10 @@ def _make_tokens(teacher: Teacher, mesh: Mesh):
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def pooled(variables, images):
-        images = jax.lax.with_sharding_constraint(images, over_batch(mesh))
+        images = jax.lax.with_sharding_constraint(images, batch_sharding(mesh))
         return {"pool": pooled_tokens(teacher, variables, images)}
 
     def tokens(variables, images):
-        return pooled(variables, put(images, replicated(mesh)))
+        return pooled(variables, place(images, replicated(mesh)))
 
     return tokens

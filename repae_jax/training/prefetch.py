@@ -1,4 +1,4 @@
-"""Batches on their way to the devices, one ahead of the step, and never waited for in vain."""
+"""Prefetches one batch to the devices in a thread, with a timeout."""
 
 import queue
 import threading
@@ -7,11 +7,11 @@ from typing import Any
 from jax.sharding import Mesh
 
 from repae_jax.errors import TryAgain
-from repae_jax.parallel.mesh import put_batch
+from repae_jax.parallel.mesh import place_batch
 
 
-class Feed:
-    """Takes batches from an iterator and puts them on the devices, in a thread of its own."""
+class Prefetch:
+    """Places batches of an iterator on the devices, in a thread of its own."""
 
     def __init__(self, batches: Any, mesh: Mesh, timeout: float):
         """Begin to read.
@@ -49,7 +49,7 @@ class Feed:
 
     @property
     def state(self) -> dict[str, int]:
-        """The iterator's state behind the last batch that was given out."""
+        """The iterator's state after the last batch that was given out."""
         return self._state
 
     def close(self) -> None:
@@ -62,7 +62,7 @@ class Feed:
         state = self._state
         while not self._closed.is_set():
             try:
-                batch = put_batch(mesh, next(batches))
+                batch = place_batch(mesh, next(batches))
                 state, error = batches.get_state(), None
             except BaseException as raised:  # whatever it is belongs to the one who waits
                 batch, error = None, raised

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,17 +15,18 @@ from ml_collections import ConfigDict
 
 from repae_jax.models.networks import Models
 from repae_jax.parallel.flops import count_flops
-from repae_jax.parallel.mesh import over_batch, put_key, replicated
-from repae_jax.parallel.sharding import make_whole, state_shardings
+from repae_jax.parallel.mesh import batch_sharding, place_key, replicated
+from repae_jax.parallel.sharding import make_gather, state_shardings
 from repae_jax.runs.build import build_objective, build_optimizers, latent_shape, state_shapes
 from repae_jax.runs.state import TrainState
+from repae_jax.training.batch_shapes import Cache, batch_shapes, find_cache
 from repae_jax.training.noise import sample_draws
 from repae_jax.training.step import make_train_step
 
 
 @contextlib.contextmanager
-def uncollected():
-    """Rest Python's cyclic garbage collector: a trace is many small objects, all in use.
+def uncollected() -> Iterator[None]:
+    """Disable Python's cyclic garbage collector: a trace is many small objects, all in use.
 
     For the call that traces, lowers and compiles a program, or loads it.
     """
@@ -45,11 +47,13 @@ class Program:
       config: the configuration.
       models: its networks.
       mesh: the devices.
+      kept: what a cache of latents that is not there yet holds for the teachers, see `find_cache`.
     """
 
     config: ConfigDict
     models: Models
     mesh: Mesh
+    kept: str = "tokens"
 
     @functools.cached_property
     @uncollected()
@@ -68,17 +72,19 @@ class Program:
         """The sharding of every array of the state."""
         return jax.tree.map(lambda leaf: leaf.sharding, self.template)
 
-    def arguments(self) -> tuple[Any, ...]:
-        """The shapes of what `step` takes, as far as the configuration tells; for compiling ahead.
+    @functools.cached_property
+    def cache(self) -> Cache | None:
+        """The cache of latents that it trains on; None where it trains on images."""
+        return find_cache(self.config, self.models, self.kept)
 
-        Batches are of images, with the tokens of no teacher.
-        """
-        side, size = self.config.data.resolution, self.config.batch_size
-        sharded = over_batch(self.mesh)
-        batch = {
-            "image": jax.ShapeDtypeStruct((size, side, side, 3), jnp.uint8, sharding=sharded),
-            "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharded),
-        }
+    def arguments(self) -> tuple[Any, ...]:
+        """The shapes of what `step` takes, for compiling ahead."""
+        sharded = batch_sharding(self.mesh)
+        teachers = self.template.frozen.get("teachers", {})
+        batch = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharded),
+            batch_shapes(self.config, self.models, self.cache, teachers),
+        )
         requests = jax.ShapeDtypeStruct((self.mesh.size,), jnp.int32, sharding=sharded)
         return self.template, batch, self.key_shape(), requests
 
@@ -94,12 +100,12 @@ class Program:
 
     def key(self) -> jax.Array:
         """The run's key, on all devices."""
-        return put_key(self.mesh, self.config.seed)
+        return place_key(self.mesh, self.config.seed)
 
     def requests(self, stop: bool) -> jax.Array:
         """What this process asks of all in the next step: to stop, or nothing."""
         local = np.full(len(self.mesh.local_devices), int(stop), np.int32)
-        return jax.make_array_from_process_local_data(over_batch(self.mesh), local)
+        return jax.make_array_from_process_local_data(batch_sharding(self.mesh), local)
 
     @functools.cached_property
     def step(self):
@@ -116,7 +122,7 @@ class Program:
             build_optimizers(config),
             ema_decay=config.ema_decay,
             micro_batches=config.compute.micro_batches,
-            whole=make_whole(self.mesh, self.shardings, config.dtype),
+            gather=make_gather(self.mesh, self.shardings, config.dtype),
         )
         shape = latent_shape(config, self.models)
         backbone = self.models.backbone
@@ -131,7 +137,7 @@ class Program:
                 weighting=config.time.weighting,
                 condition_drop=config.condition.drop,
             )
-            draws = jax.lax.with_sharding_constraint(draws, over_batch(self.mesh))
+            draws = jax.lax.with_sharding_constraint(draws, batch_sharding(self.mesh))
             if conditioner is not None:
                 batch = {**batch, **conditioner.from_labels(batch["label"])}
             state, metrics = train_step(state, batch, draws)

@@ -23,8 +23,7 @@ import optax
 from jax.lax import stop_gradient
 
 from repae_jax.models.conditioning.base import Arrays, replace_where
-from repae_jax.models.encoders.preprocessing import preprocess
-from repae_jax.models.networks import Models
+from repae_jax.models.networks import Models, teacher_tokens
 from repae_jax.models.tokenizers.base import decode, encode
 from repae_jax.models.tokenizers.distributions import Gaussian, LatentDistribution
 from repae_jax.objectives.adversarial import generator_loss, hinge_loss, lecam_loss
@@ -43,8 +42,6 @@ Metrics = dict[str, jax.Array]
 Batch = Mapping[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch, Draws], tuple[TrainState, Metrics]]
 
-# What the original's log does not have.
-OWN_METRICS = ("latent_std", "skipped")
 GRAD_NORM = {
     "backbone": "grad_norm_sit", "tokenizer": "grad_norm_vae", "discriminator": "grad_norm_disc",
 }  # fmt: skip
@@ -57,7 +54,7 @@ def make_train_step(
     *,
     ema_decay: float = 0.9999,
     micro_batches: int = 1,
-    whole: Callable[[TrainState], TrainState] = lambda state: state,
+    gather: Callable[[TrainState], TrainState] = lambda state: state,
 ) -> TrainStep:
     """Build `train_step(state, batch, draws) -> (state, metrics)`.
 
@@ -76,9 +73,9 @@ def make_train_step(
       optimizers: one per trained network; networks without one are frozen.
       ema_decay: decay per step of the backbone's moving average, in [0, 1).
       micro_batches: see `accumulated`.
-      whole: gathers a state's networks where devices keep parts (see `parallel.sharding`).
+      gather: gathers a state's networks where devices keep parts (see `parallel.sharding`).
     """
-    loss = make_loss(models, objective, tuple(optimizers), whole)
+    loss = make_loss(models, objective, tuple(optimizers), gather)
     gradients = accumulated(jax.grad(loss, has_aux=True), micro_batches)
     apply = by_leaf(optax.apply_updates)
     follow = by_leaf(lambda new, old: optax.incremental_update(new, old, 1.0 - ema_decay))
@@ -107,10 +104,10 @@ def make_train_step(
         metrics |= {GRAD_NORM[name]: norm for name, norm in norms.items()}
         # The gradients' norms are among the metrics, so no gradient needs a look of its own. A
         # branch, where choosing between two states would keep both in memory.
-        whole = jnp.isfinite(jnp.stack(list(metrics.values()))).all()
+        finite = jnp.isfinite(jnp.stack(list(metrics.values()))).all()
         state = state.replace(step=state.step + 1)
-        state = jax.lax.cond(whole, updated, unchanged, state, grads, norms, batch_stats)
-        return state, metrics | {"skipped": 1.0 - whole.astype(jnp.float32)}
+        state = jax.lax.cond(finite, updated, unchanged, state, grads, norms, batch_stats)
+        return state, metrics | {"skipped": 1.0 - finite.astype(jnp.float32)}
 
     return train_step
 
@@ -119,7 +116,7 @@ def make_loss(
     models: Models,
     objective: Objective,
     trained: tuple[str, ...],
-    whole: Callable[[TrainState], TrainState] = lambda state: state,
+    gather: Callable[[TrainState], TrainState] = lambda state: state,
 ):
     """Build `loss(trained_params, state, batch, draws) -> (scalar, (metrics, batch_stats))`.
 
@@ -132,17 +129,17 @@ def make_loss(
         terms.append(discriminator_term(models, objective))
     if "backbone" in trained:
         terms.append(backbone_term(models, objective))
-    observe = make_observe(models, reconstruct="tokenizer" in trained)
+    shared_forward = make_shared_forward(models, reconstruct="tokenizer" in trained)
 
     def loss(trained_params, state: TrainState, batch: Batch, draws: Draws):
-        state = whole(state.replace(params={**state.params, **trained_params}))
+        state = gather(state.replace(params={**state.params, **trained_params}))
         params = state.params
-        seen = observe(params, state, batch, draws)
-        # That of the channel that says least: it nears zero where the latents collapse.
-        metrics = {"latent_std": stop_gradient(seen.latents).std((0, 1, 2)).min()}
+        context = shared_forward(params, state, batch, draws)
+        # The smallest standard deviation of a channel: near zero when the latents collapse.
+        metrics = {"latent_std": stop_gradient(context.latents).std((0, 1, 2)).min()}
         total, batch_stats = jnp.zeros(()), dict(state.batch_stats)
         for term in terms:
-            value, term_metrics, batch_stats = term(params, batch_stats, seen)
+            value, term_metrics, batch_stats = term(params, batch_stats, context)
             total += value
             metrics |= term_metrics
         return total, (metrics, batch_stats)
@@ -150,7 +147,7 @@ def make_loss(
     return loss
 
 
-class Seen(NamedTuple):
+class StepContext(NamedTuple):
     """What the terms of one step share."""
 
     step: jax.Array  # completed steps
@@ -164,28 +161,25 @@ class Seen(NamedTuple):
     frozen: Mapping
 
 
-def make_observe(models: Models, *, reconstruct: bool):
+def make_shared_forward(models: Models, *, reconstruct: bool):
     """Build the part before the terms: teachers, encoder, and decoder if `reconstruct`."""
     tokenizer = models.tokenizer
     condition = models.backbone.conditioner.spec() if models.backbone is not None else ()
 
-    def teacher_tokens(batch, frozen):
+    def tokens_of(batch, frozen):
         if "teacher_tokens" in batch:
             return tuple(batch["teacher_tokens"])
-        tokens = (
-            teacher.model.apply(
-                frozen["teachers"][name], preprocess(batch["image"], teacher.preprocessing)
-            )
-            for name, teacher in models.teachers.items()
-        )
-        return tuple(stop_gradient(output.patch_tokens) for output in tokens)
+        if not models.teachers:
+            return ()
+        tokens = teacher_tokens(models, frozen["teachers"], batch["image"])
+        return tuple(stop_gradient(each) for each in tokens.values())
 
     def cached_posterior(batch):
         if "latent_mean" not in batch:
             return None
         return Gaussian.from_std(batch["latent_mean"], batch["latent_std"])
 
-    def observe(params, state: TrainState, batch: Batch, draws: Draws) -> Seen:
+    def shared_forward(params, state: TrainState, batch: Batch, draws: Draws) -> StepContext:
         variables = tokenizer_variables(params, state.frozen)
         images, posterior = None, cached_posterior(batch)
         if posterior is None:
@@ -195,7 +189,7 @@ def make_observe(models: Models, *, reconstruct: bool):
         reconstructions = None
         if reconstruct:
             reconstructions = decode(tokenizer, variables, latents)
-        return Seen(
+        return StepContext(
             step=state.step,
             draws=draws,
             images=images,
@@ -203,11 +197,11 @@ def make_observe(models: Models, *, reconstruct: bool):
             posterior=posterior,
             latents=latents,
             reconstructions=reconstructions,
-            teacher_tokens=teacher_tokens(batch, state.frozen),
+            teacher_tokens=tokens_of(batch, state.frozen),
             frozen=state.frozen,
         )
 
-    return observe
+    return shared_forward
 
 
 def tokenizer_term(models: Models, objective: Objective):
@@ -215,48 +209,51 @@ def tokenizer_term(models: Models, objective: Objective):
     distance = RECONSTRUCTION[objective.reconstruction]
     interpolant = INTERPOLANTS[objective.interpolant]
 
-    def perceptual(seen: Seen):
+    def perceptual(context: StepContext):
         if models.lpips is None:
             return jnp.zeros(())
-        weights = seen.frozen["lpips"]
-        return models.lpips.apply(weights, seen.images, seen.reconstructions).mean()
+        weights = context.frozen["lpips"]
+        return models.lpips.apply(weights, context.images, context.reconstructions).mean()
 
-    def adversarial(params, batch_stats, seen: Seen):
+    def adversarial(params, batch_stats, context: StepContext):
         if models.discriminator is None:
             return {}, batch_stats
         if not objective.adversarial_weight * objective.discriminator_factor:
             return {"gan_loss": jnp.zeros(()), "weighted_gan_loss": jnp.zeros(())}, batch_stats
-        started, factor = _started(objective, seen.step)
+        started, factor = _started(objective, context.step)
         weights = stop_gradient(params["discriminator"])
-        logits, updated = _discriminate(models, weights, batch_stats, seen.reconstructions)
+        logits, updated = _discriminate(models, weights, batch_stats, context.reconstructions)
         gan_loss = jnp.where(started, generator_loss(logits), 0.0)
         weighted = objective.adversarial_weight * factor * gan_loss
         # Before its start the discriminator has not been asked here, so its statistics stand.
         batch_stats = jax.tree.map(lambda a, b: jnp.where(started, a, b), updated, batch_stats)
         return {"gan_loss": gan_loss, "weighted_gan_loss": weighted}, batch_stats
 
-    def align(params, batch_stats, seen: Seen):
+    def align(params, batch_stats, context: StepContext):
         # Running statistics and all conditions kept; t and noise are those of the backbone's term.
-        latents = _normalise(models, batch_stats, seen.latents, train=False)[0]
-        noisy, _ = interpolate(interpolant, latents, seen.draws.noise, seen.draws.time)
-        weights = {"params": stop_gradient(params["backbone"]), **seen.frozen.get("backbone", {})}
-        inputs = (noisy, seen.draws.time, seen.condition)
+        latents = _normalise(models, batch_stats, context.latents, train=False)[0]
+        noisy, _ = interpolate(interpolant, latents, context.draws.noise, context.draws.time)
+        weights = {
+            "params": stop_gradient(params["backbone"]),
+            **context.frozen.get("backbone", {}),
+        }
+        inputs = (noisy, context.draws.time, context.condition)
         projections = models.backbone.apply(weights, *inputs, method="project")
-        return alignment_loss(projections, seen.teacher_tokens)
+        return alignment_loss(projections, context.teacher_tokens)
 
-    def term(params, batch_stats, seen: Seen):
+    def term(params, batch_stats, context: StepContext):
         metrics = {
             "reconstruction_loss": objective.reconstruction_weight
-            * distance(seen.images, seen.reconstructions),
-            "perceptual_loss": objective.perceptual_weight * perceptual(seen),
-            "kl_loss": objective.kl_weight * seen.posterior.kl().mean(),
+            * distance(context.images, context.reconstructions),
+            "perceptual_loss": objective.perceptual_weight * perceptual(context),
+            "kl_loss": objective.kl_weight * context.posterior.kl().mean(),
         }
         total = sum(metrics.values())
-        gan_metrics, new_stats = adversarial(params, batch_stats, seen)
+        gan_metrics, new_stats = adversarial(params, batch_stats, context)
         total += gan_metrics.get("weighted_gan_loss", 0.0)
         metrics |= gan_metrics
-        if models.backbone is not None and seen.teacher_tokens:
-            metrics["vae_align_loss"] = align(params, batch_stats, seen)
+        if models.backbone is not None and context.teacher_tokens:
+            metrics["vae_align_loss"] = align(params, batch_stats, context)
             total += objective.tokenizer_alignment * metrics["vae_align_loss"]
         return total, metrics | {"vae_loss": total}, new_stats
 
@@ -275,12 +272,12 @@ def discriminator_term(models: Models, objective: Objective):
         ema = optax.incremental_update(stop_gradient(means), ema, 1.0 - objective.lecam_decay)
         return objective.lecam_weight * loss, {**batch_stats, "lecam": ema}
 
-    def term(params, batch_stats, seen: Seen):
+    def term(params, batch_stats, context: StepContext):
         weights = params["discriminator"]
-        fake = stop_gradient(seen.reconstructions)
-        logits_real, batch_stats = _discriminate(models, weights, batch_stats, seen.images)
+        fake = stop_gradient(context.reconstructions)
+        logits_real, batch_stats = _discriminate(models, weights, batch_stats, context.images)
         logits_fake, batch_stats = _discriminate(models, weights, batch_stats, fake)
-        _, factor = _started(objective, seen.step)
+        _, factor = _started(objective, context.step)
         lecam_value, batch_stats = lecam(batch_stats, logits_real, logits_fake)
         total = factor * hinge_loss(logits_real, logits_fake) + lecam_value
         metrics = {
@@ -299,24 +296,24 @@ def backbone_term(models: Models, objective: Objective):
     interpolant = INTERPOLANTS[objective.interpolant]
     backbone, null = models.backbone, models.backbone.conditioner.null()
 
-    def term(params, batch_stats, seen: Seen):
+    def term(params, batch_stats, context: StepContext):
         # The one place where the VAE is isolated from the diffusion loss.
-        latents = stop_gradient(seen.latents) if objective.stop_gradient else seen.latents
+        latents = stop_gradient(context.latents) if objective.stop_gradient else context.latents
 
         latents, batch_stats = _normalise(
             models, batch_stats, latents, train=objective.latent_norm == "batch"
         )
-        noisy, target = interpolate(interpolant, latents, seen.draws.noise, seen.draws.time)
-        condition = seen.condition
+        noisy, target = interpolate(interpolant, latents, context.draws.noise, context.draws.time)
+        condition = context.condition
         if null is not None:
-            condition = replace_where(seen.draws.condition_drop, condition, null)
-        weights = {"params": params["backbone"], **seen.frozen.get("backbone", {})}
-        output = backbone.apply(weights, noisy, seen.draws.time, condition)
+            condition = replace_where(context.draws.condition_drop, condition, null)
+        weights = {"params": params["backbone"], **context.frozen.get("backbone", {})}
+        output = backbone.apply(weights, noisy, context.draws.time, condition)
 
         total = denoising_loss(output.prediction, target)
         metrics = {"denoising_loss": total}
-        if seen.teacher_tokens:
-            metrics["proj_loss"] = alignment_loss(output.projections, seen.teacher_tokens)
+        if context.teacher_tokens:
+            metrics["proj_loss"] = alignment_loss(output.projections, context.teacher_tokens)
             total += objective.backbone_alignment * metrics["proj_loss"]
         return total, metrics | {"sit_loss": total}, batch_stats
 

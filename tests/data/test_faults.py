@@ -207,8 +207,7 @@ def test_which_image_takes_the_place_does_not_depend_on_who_asks(folder):
     spoil(folder, 2, 3)
     alone = train_batches(skipping(folder), batch_size=2, seed=1)
     shares = [
-        train_batches(skipping(folder), batch_size=2, seed=1, process_index=index, process_count=2)
-        for index in range(2)
+        train_batches(skipping(folder), batch_size=2, seed=1, rows=(row,)) for row in range(2)
     ]
     for _ in range(2 * COUNT):
         joined = np.concatenate([next(share)["image"] for share in shares])

@@ -42,24 +42,6 @@ def test_moments_are_numpys_however_they_are_batched(sizes):
     assert np.array_equal(moments.covariance, moments.covariance.T)
 
 
-def test_shards_join_in_any_order():
-    values = features(300, 24)
-    a, b, c = (moments_of(part) for part in np.split(values, (40, 41)))
-    forward, backward = moments_of(values[:0]), moments_of(values[:0])
-    for part in (a, b, c):
-        forward.merge(part)
-    for part in (c, a, moments_of(values[:0]), b):
-        backward.merge(part)
-    for joined in (forward, backward):
-        assert joined.count == 300
-        np.testing.assert_allclose(joined.mean, values.mean(0), rtol=1e-14)
-        np.testing.assert_allclose(joined.covariance, np.cov(values, rowvar=False), atol=1e-15)
-    assert (a.count, b.count, c.count) == (40, 1, 259)
-    a.merge(a)
-    twice = np.cov(np.tile(values[:40], (2, 1)), rowvar=False)
-    np.testing.assert_allclose(a.covariance, twice, atol=1e-15)
-
-
 def test_a_large_mean_costs_no_digits():
     values = np.random.default_rng(0).normal(size=(1000, 4))
     far = moments_of(*np.split(values + 1e6, 10))
@@ -70,21 +52,6 @@ def test_narrow_floats_are_summed_in_float64():
     values = features(5000, 4, offset=100.0).astype(np.float16)
     expected = np.cov(values.astype(np.float64), rowvar=False)
     np.testing.assert_allclose(moments_of(values).covariance, expected, rtol=1e-10)
-
-
-def test_saved_moments_go_on(tmp_path):
-    values = features(100, 6)
-    moments_of(values[:60]).save(tmp_path / "half.npz")
-    restored = Moments.load(tmp_path / "half.npz")
-    restored.update(values[60:])
-    straight = moments_of(values[:60], values[60:])
-    assert np.array_equal(restored.covariance, straight.covariance)
-    assert np.array_equal(restored.mean, straight.mean)
-    assert [path.name for path in tmp_path.iterdir()] == ["half.npz"]
-    (tmp_path / "other.npz").write_bytes(b"text")
-    for name in ("other.npz", "absent.npz"):
-        with pytest.raises(ValueError, match=f"{name}: cannot be read as saved moments"):
-            Moments.load(tmp_path / name)
 
 
 @pytest.mark.parametrize("dimension", [1, 2, 64, 200])
@@ -173,8 +140,6 @@ def test_bad_features_and_moments_are_named():
         frechet_distance(moments_of(values[:9]), moments_of(values[:9, :2]))
     with pytest.raises(ValueError, match="of 2 and of 3 dimensions"):
         moments_of(values[:9], values[:9, :2])
-    with pytest.raises(ValueError, match="of 2 and of 3 dimensions"):
-        moments_of(values[:9]).merge(moments_of(values[:9, :2]))
     good = moments_of(values[:9]).gaussian()
     for covariance, message in [
         (np.diag([1.0, -0.5, 2.0]), "negative eigenvalue -0.5"),

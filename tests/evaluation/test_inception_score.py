@@ -5,12 +5,19 @@ import pytest
 import scipy.stats
 import torch
 
-from repae_jax.evaluation.inception_score import InceptionScore, inception_score
+from repae_jax.evaluation.inception_score import InceptionScore
 
 
 def softmax(count, classes, seed=0, scale=3.0):
     logits = np.random.default_rng(seed).normal(size=(count, classes)) * scale
     return scipy.special.softmax(logits, axis=1)
+
+
+def inception_score(probabilities, split_size=5000):
+    """Of all probabilities (N, C) at once."""
+    score = InceptionScore(split_size)
+    score.update(probabilities)
+    return score.result()
 
 
 def by_definition(probabilities, split_size):

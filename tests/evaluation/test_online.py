@@ -17,7 +17,7 @@ from repae_jax.evaluation.alignment import cknna, prepared
 from repae_jax.evaluation.representation import extract_features, pooled_tokens
 from repae_jax.runs.checkpoints import restore_latest
 from repae_jax.runs.metrics import read_history
-from repae_jax.runs.open_run import make_sampler, open_run, sampling_weights
+from repae_jax.runs.open_run import make_sampler, open_run, sampling_key, sampling_weights
 from repae_jax.runs.workdir import load_config
 from repae_jax.sampling.generate import generate_all, make_generate
 
@@ -55,7 +55,7 @@ def test_the_distance_is_that_of_generated_and_training_images(measured):
     sampler = make_sampler(run.config, steps=run.config.run.sample_steps)
     generate = make_generate(run.models.backbone, run.models.tokenizer, sampler)
     made = generate_all(
-        generate, sampling_weights(run.state), jax.random.key(0), labels, batch_size=SAMPLES,
+        generate, sampling_weights(run.state), sampling_key(run.config), labels, batch_size=SAMPLES,
         progress=False,
     )  # fmt: skip
     source = open_source(run.config.data, "train")
@@ -73,7 +73,9 @@ def test_the_distance_is_that_of_generated_and_training_images(measured):
 def test_cknna_is_that_of_the_aligned_block(measured):
     run = open_run(measured)
     source = open_source(run.config.data, "heldout")
-    features = extract_features(run, source, (0.5,), count=IMAGES, batch_size=80)
+    features = extract_features(
+        run.config, run.models, run.state, source, (0.5,), count=IMAGES, batch_size=80
+    )
     block = run.config.backbone.encoder_depth - 1
     expected = cknna(prepared(features.backbone[0.5][block]), prepared(features.teachers["small"]))
     value = read_history(measured)["evaluation/cknna_small"][1][-1]

@@ -53,7 +53,13 @@ def workdir(tmp_path_factory):
 def features(workdir):
     run = open_run(workdir)
     source = open_source(run.config.data, "heldout")
-    return run, source, extract_features(run, source, (0.0, 0.7), count=20, batch_size=8)
+    return (
+        run,
+        source,
+        extract_features(
+            run.config, run.models, run.state, source, (0.0, 0.7), count=20, batch_size=8
+        ),
+    )
 
 
 def test_features_are_those_of_the_networks(features):
@@ -102,7 +108,9 @@ def test_the_backbone_sees_what_it_was_trained_on(features):
 
 def test_the_sit_of_batches_is_the_sit_of_all(features):
     run, source, found = features
-    again = extract_features(run, source, (0.0,), count=20, batch_size=20)
+    again = extract_features(
+        run.config, run.models, run.state, source, (0.0,), count=20, batch_size=20
+    )
     np.testing.assert_allclose(found.backbone[0.0], again.backbone[0.0], rtol=1e-4, atol=1e-4)
 
 
@@ -151,7 +159,7 @@ def test_impossible_wishes_are_said(times, count, message, workdir):
     run = open_run(workdir)
     source = open_source(run.config.data, "heldout")
     with pytest.raises(UserError, match=message):
-        extract_features(run, source, times, count=count)
+        extract_features(run.config, run.models, run.state, source, times, count=count)
 
 
 def test_cached_latents_without_images_are_said():

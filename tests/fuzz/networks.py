@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import tiny
+from exported import export_discriminator, export_sit, export_vit, load_sit
 
 from fuzz.original_checkpoints import sit_model, small_config
 from fuzz.saving import inspect, safetensors_save, torch_save
@@ -52,8 +53,6 @@ def _small_vit(arch):
 
 def _authors_teacher(arch, name, inside=""):
     def write(folder):
-        from repae_jax.interop.vit import export_vit
-
         model = _small_vit(arch)
         tensors = export_vit(_vit_params(model), model)
         torch_save(folder / name, {inside: tensors, "epoch": 3} if inside else tensors)
@@ -62,8 +61,6 @@ def _authors_teacher(arch, name, inside=""):
 
 
 def _transformers_teacher(folder):
-    from repae_jax.interop.vit import export_vit
-
     model = _small_vit("dinov2-b")
     tensors = export_vit(_vit_params(model), model, "transformers")
     safetensors_save(folder / "model.safetensors", tensors)
@@ -88,7 +85,7 @@ def _read_teacher(model, name):
 
 def _sit_file(folder):
     model = sit_model()
-    tensors = sit.export_sit(eighths(sit.sit_shapes(model)), model)
+    tensors = export_sit(eighths(sit.sit_shapes(model)), model)
     torch_save(folder / "sit.pt", tensors)
 
 
@@ -98,7 +95,7 @@ def _read_sit(folder):
     found = find(folder / "sit.pt")
     describe(folder / "sit.pt")
     return {
-        "variables": sit.load_sit(found.content, sit_model()),
+        "variables": load_sit(found.content, sit_model()),
         "format": found.format,
     }
 
@@ -112,7 +109,7 @@ def _discriminator_model():
 def _discriminator_file(folder):
     model = _discriminator_model()
     variables = eighths(discriminator.discriminator_shapes(model))
-    tensors = discriminator.export_discriminator(variables, model)
+    tensors = export_discriminator(variables, model)
     torch_save(folder / "disc.pt", tensors)
 
 

@@ -4,10 +4,10 @@ import argparse
 
 import numpy as np
 import tiny
+from exported import load_sit
 
 from fuzz.saving import convert, inspect, torch_save
 from fuzz.target import Target, eighths
-from repae_jax.interop import sit
 from repae_jax.interop.detect_format import find
 
 
@@ -133,7 +133,7 @@ def _read_second_stage(folder):
     tensors = found.content["ema"]
     return {
         "format": found.format,
-        "ema": sit.load_sit(tensors, sit_model()),
+        "ema": load_sit(tensors, sit_model()),
         "classes": config.data.num_classes,
     }
 

@@ -43,21 +43,6 @@ def _read_reference(folder):
     }
 
 
-def _write_moments(folder):
-    from repae_jax.evaluation.frechet import Moments
-
-    moments = Moments(4)
-    moments.update(np.random.default_rng(0).random((10, 4)))
-    moments.save(folder / "moments.npz")
-
-
-def _read_moments(folder):
-    from repae_jax.evaluation.frechet import Moments
-
-    gaussian = Moments.load(folder / "moments.npz").gaussian()
-    return {"mean": gaussian.mean, "covariance": gaussian.covariance}
-
-
 _ABOUT = {"checkpoint": 3, "seed": 0, "sampler": {"method": "euler", "steps": 3}, "labels": "x"}
 
 
@@ -105,7 +90,6 @@ TARGETS = (
     Target("samples .npz", _write_samples, _read_samples),
     Target("reference statistics .npz", _write_reference, _read_reference,
            optional="/spatial.*"),
-    Target("saved moments .npz", _write_moments, _read_moments),
     Target("generated images, half-written", _write_output, _resume_output,
            files=r"[^.].*json|.*png|.*partial"),
     Target("file of labels", _write_labels, _read_labels),

@@ -12,6 +12,7 @@ import parity
 import pytest
 import torch
 import transformers
+from exported import export_discriminator, export_sit, export_vit
 from sits import sit_of
 from test_vit_names import DEPTH, FILES, timm_names
 from torch_vits import small
@@ -31,7 +32,7 @@ from repae_jax.cli import main
 from repae_jax.interop import autoencoder_kl, discriminator, files, sit
 from repae_jax.interop.detect_format import find
 from repae_jax.interop.formats import FORMATS
-from repae_jax.interop.vit import export_vit, load_vit
+from repae_jax.interop.vit import load_vit
 from repae_jax.models.backbones.sit import SIT_CONFIGS
 from repae_jax.models.discriminator import PatchDiscriminator
 from repae_jax.models.encoders.vit import ViT, create_vit
@@ -179,7 +180,7 @@ def test_a_sit_with_qk_norm_tells_its_heads(tmp_path, capsys):
         latent_size=4, latent_channels=3, patch_size=2, hidden_size=12, depth=1, num_heads=3,
         num_classes=5, encoder_depth=1, teacher_dims=(6, 7), projector_dim=9, qk_norm=True,
     )  # fmt: skip
-    tensors = sit.export_sit(random(sit.sit_shapes(model)), model)
+    tensors = export_sit(random(sit.sit_shapes(model)), model)
     files.write_safetensors(tmp_path / "x.safetensors", tensors)
     assert inspect(tmp_path / "x.safetensors", capsys)["SiT"] == (
         "own size: width 12, depth 1, 3 heads, patch 2, latents 4 x 4 x 3, 6 rows of labels, "
@@ -313,13 +314,13 @@ def sit_tensors():
         latent_size=32, latent_channels=4, num_classes=1000, encoder_depth=8, teacher_dims=(768,),
         **SIT_CONFIGS["SiT-XL/2"],
     )  # fmt: skip
-    return sit.export_sit(blank(sit.sit_shapes(model)), model)
+    return export_sit(blank(sit.sit_shapes(model)), model)
 
 
 def gan_tensors():
     model = PatchDiscriminator()
     shapes = discriminator.discriminator_shapes(model)
-    return discriminator.export_discriminator(blank(shapes), model)
+    return export_discriminator(blank(shapes), model)
 
 
 def vit_tensors(name):

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from exported import export_discriminator, export_lpips
 from saved import assert_same_content, saved_content
 from test_inspect import lpips_files
 from test_vit_names import openai_clip, timm_names
@@ -72,7 +73,7 @@ def test_the_commands_find_a_wrapped_vae(entry, plain, tmp_path, capsys):
 def judge():
     model = PatchDiscriminator(filters=4, num_layers=2)
     variables = random(discriminator.discriminator_shapes(model))
-    return model, variables, discriminator.export_discriminator(variables, model)
+    return model, variables, export_discriminator(variables, model)
 
 
 def vgg_and_heads():
@@ -180,7 +181,7 @@ def test_wrapped_lpips(prefix):
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images, images)
     zeros = jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), shapes)
-    tensors = lpips.export_lpips(zeros)
+    tensors = export_lpips(zeros)
     found = extract(wrapped(prefix, tensors), lpips.SIGN, source="X")
     assert (found.prefix, found.tensors.keys()) == (prefix, tensors.keys())
 

@@ -10,11 +10,12 @@ import parity
 import pytest
 import torch
 import torch_sit
+from exported import load_sit
 from sits import sit_of
 
 from repae_jax.errors import UserError
 from repae_jax.interop.autoencoder_kl import ldm_rules, load_vae
-from repae_jax.interop.sit import load_sit, sit_rules
+from repae_jax.interop.sit import sit_rules
 from repae_jax.interop.tables import flatten, to_theirs
 from repae_jax.models.backbones.sit import SIT_CONFIGS
 from repae_jax.models.tokenizers.autoencoder_kl import VAE_CONFIGS, AutoencoderKL

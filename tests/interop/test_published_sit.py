@@ -7,6 +7,7 @@ import parity
 import pytest
 import torch
 import torch_sit
+from exported import load_sit
 from sits import sit_of
 from weight_files import (
     TINY,
@@ -17,7 +18,7 @@ from weight_files import (
 
 from repae_jax.cli import main
 from repae_jax.interop.formats import FORMATS
-from repae_jax.interop.sit import from_published_sit, load_sit
+from repae_jax.interop.sit import from_published_sit
 from repae_jax.runs.checkpoints import restore_latest
 
 LEARNS_SIGMA = dict(

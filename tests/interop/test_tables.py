@@ -4,12 +4,13 @@ import re
 
 import numpy as np
 import pytest
+from exported import export_discriminator, export_lpips, export_vit
 
 from repae_jax.errors import UserError
 from repae_jax.interop import tables
-from repae_jax.interop.discriminator import export_discriminator, load_discriminator
-from repae_jax.interop.lpips import export_lpips, load_lpips
-from repae_jax.interop.vit import export_vit, load_vit
+from repae_jax.interop.discriminator import load_discriminator
+from repae_jax.interop.lpips import load_lpips
+from repae_jax.interop.vit import load_vit
 from repae_jax.models.discriminator import PatchDiscriminator
 from repae_jax.models.encoders.vit import ViT
 from repae_jax.models.lpips import LPIPS

@@ -5,12 +5,13 @@ import re
 import numpy as np
 import pytest
 import torch
+from exported import export_vit
 from torch_vits import DIM, GRID, HEADS, PATCH, saved_by, small, transformers_reference
 
 from repae_jax.errors import UserError
 from repae_jax.interop import tables
 from repae_jax.interop.files import write_safetensors, write_torch
-from repae_jax.interop.vit import export_vit, load_vit
+from repae_jax.interop.vit import load_vit
 from repae_jax.models.encoders.vit import create_vit
 from repae_jax.runs.weights import load_teacher
 
@@ -268,13 +269,6 @@ def test_the_final_norm_is_read_where_the_model_has_one():
     loaded = load_vit({"model": tensors}, small("mae-l", final_norm=True))["params"]
     np.testing.assert_array_equal(loaded["norm"]["scale"], tensors["norm.weight"])
     assert "norm" not in load_vit({"model": tensors}, small("mae-l"))["params"]
-
-
-def test_namings_that_nobody_uses_are_refused():
-    model = small("mocov3-b")
-    variables = load_vit(timm_names(), model)
-    with pytest.raises(UserError, match=r"no naming 'transformers'.*'mocov3'.*authors"):
-        export_vit(variables, model, "transformers")
 
 
 @pytest.mark.parametrize("kind", ["mocov3", "clip transformers"])

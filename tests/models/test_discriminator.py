@@ -6,10 +6,11 @@ import kinks
 import numpy as np
 import pytest
 import torch
+from exported import export_discriminator
 from torch import nn
 
 from repae_jax.errors import UserError
-from repae_jax.interop.discriminator import export_discriminator, load_discriminator
+from repae_jax.interop.discriminator import load_discriminator
 from repae_jax.models.discriminator import PatchDiscriminator
 
 FILTERS, SIZE = 4, 40

@@ -6,10 +6,11 @@ import parity
 import pytest
 import torch
 import torch_sit
+from exported import load_sit
 from sits import sit_of
 
 from repae_jax.interop import tables
-from repae_jax.interop.sit import load_sit, sit_rules
+from repae_jax.interop.sit import sit_rules
 from repae_jax.models.backbones.base import blank_inputs
 from repae_jax.models.backbones.sit import SIT_CONFIGS
 from repae_jax.models.layers import sincos_position_table

@@ -28,7 +28,7 @@ from repae_jax.models.encoders.vit import VIT_CONFIGS, create_vit
 from repae_jax.runs.build import build_models, latent_shape
 from repae_jax.runs.weights import load_teacher
 from repae_jax.training.noise import sample_draws
-from repae_jax.training.step import make_observe
+from repae_jax.training.step import make_shared_forward
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
@@ -243,11 +243,11 @@ def test_two_teachers_are_prepared_and_read_each_in_its_own_way(tmp_path):
     )
     state = SimpleNamespace(step=0, frozen={"teachers": frozen})
     draws = sample_draws(jax.random.key(1), 1, latent_shape(config, models))
-    observe = make_observe(models, reconstruct=False)
+    shared_forward = make_shared_forward(models, reconstruct=False)
 
     def observed_tokens(pixels):
         batch = {"image": pixels, "label": np.zeros(1, np.int32)}
-        return observe({"tokenizer": vae["params"]}, state, batch, draws).teacher_tokens
+        return shared_forward({"tokenizer": vae["params"]}, state, batch, draws).teacher_tokens
 
     pixels = images(256, 256)
     for name, tokens in zip(("first", "second"), quick_jit(observed_tokens)(pixels), strict=True):

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from exported import export_vit
 from torch.nn import functional
 
 from repae_jax.errors import UserError
-from repae_jax.interop.vit import export_vit, load_vit
+from repae_jax.interop.vit import load_vit
 from repae_jax.models.convnet import ConvLevel
 from repae_jax.models.encoders.vit import VIT_CONFIGS, ViT, create_vit
 

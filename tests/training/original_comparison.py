@@ -14,13 +14,13 @@ import optax
 import original_loop as loop
 import original_networks as original
 import torch
-from parity import state_of, to_nchw
+from exported import load_sit
+from parity import OWN_METRICS, state_of, to_nchw
 from sits import sit_of
 
 from repae_jax.interop.autoencoder_kl import load_vae
 from repae_jax.interop.discriminator import load_discriminator
 from repae_jax.interop.lpips import load_lpips
-from repae_jax.interop.sit import load_sit
 from repae_jax.models.batch_norm import LatentNorm
 from repae_jax.models.discriminator import PatchDiscriminator
 from repae_jax.models.lpips import LPIPS
@@ -30,7 +30,7 @@ from repae_jax.objectives.objective import Objective
 from repae_jax.runs.optimizers import adamw
 from repae_jax.runs.state import TrainState, create_state
 from repae_jax.training.noise import Draws
-from repae_jax.training.step import OWN_METRICS, make_train_step
+from repae_jax.training.step import make_train_step
 
 STEPS, BATCH = 3, 4
 EMA_DECAY = 0.5  # the default, 0.9999, would move the average by less than float32 shows

@@ -25,18 +25,20 @@ from repae_jax.data.latents import open_latents
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError
 from repae_jax.models.encoders.preprocessing import preprocess
+from repae_jax.parallel.mesh import make_mesh
 from repae_jax.runs.build import (
     build_models,
     build_objective,
     build_optimizers,
     build_vit,
-    init_state,
     latent_shape,
 )
 from repae_jax.runs.fingerprint import tokenizer_sha256, weights_sha256
+from repae_jax.runs.initial_state import init_state
 from repae_jax.runs.weights import read_vae, save_teacher
 from repae_jax.training.encode import encode
 from repae_jax.training.noise import sample_draws
+from repae_jax.training.program import Program
 from repae_jax.training.step import make_train_step
 from repae_jax.utils.images import to_float
 
@@ -163,6 +165,14 @@ def test_training_on_the_cache_is_training_on_the_images(kept, folder, tmp_path)
         assert not expected.pop("skipped")
         for name, value in expected.items():
             parity.assert_close(actual[name], value, name)
+    # and what is compiled ahead takes such batches
+    config.data.update(source="latents", path=str(path))
+    compiled = Program(config, models, make_mesh(1, 1)).arguments()[1]
+    assert jax.tree.map(shape_of, compiled) == jax.tree.map(shape_of, cached)
+
+
+def shape_of(array):
+    return array.shape, array.dtype
 
 
 def test_the_command_trains_on_the_cache(folder, tmp_path):

@@ -15,14 +15,16 @@ from runs import TINY, words
 
 from repae_jax.cli import main
 from repae_jax.errors import Diverged, UserError
+from repae_jax.parallel.multihost import ALONE
 from repae_jax.runs import going_back
 from repae_jax.runs import workdir as work_directory
 from repae_jax.runs.checkpoints import Checkpoints, restore_latest, saved_steps
 from repae_jax.runs.metrics import MetricWriter, read_history
 from repae_jax.runs.optimizers import adamw, as_held, as_wanted
 from repae_jax.runs.retention import Record, Retention
+from repae_jax.training.default_hooks import SaveCheckpoints
 from repae_jax.training.loop import _run
-from repae_jax.training.monitor import Alarms
+from repae_jax.training.monitor import Monitor
 
 FAR = [
     f"--config.optimizer.{name}.learning_rate=1e6"
@@ -262,22 +264,6 @@ def test_a_schedule_may_come_and_go(tmp_path):
 # --- what is saved ---
 
 
-class Display:
-    """A reporter without a display."""
-
-    def __init__(self):
-        self.told = []
-        self._alarms = Alarms(4, "warn", self.told.append, "--from-step {}".format)
-
-    def step(self, step, metrics):
-        self._alarms.step(step, bool(metrics["skipped"]), lambda: {"vae_loss": np.nan})
-        return False
-
-    skipping = property(lambda self: self._alarms.skipping)
-    say = property(lambda self: self.told.append)
-    begin = samples = evaluate = staticmethod(lambda *_: None)
-
-
 def run(skipped, steps, every, signal_at=None):
     """Runs the loop with these steps skipped; gives the status, what was saved, what was due."""
     config = tiny.get_config()
@@ -288,19 +274,27 @@ def run(skipped, steps, every, signal_at=None):
     def one_step(state, batch, key, requests):
         number = state.step + 1
         stopping.requested |= number == signal_at
-        return types.SimpleNamespace(step=number), {"skipped": number in skipped}
+        metrics = {"skipped": number in skipped, "stop": 0, "vae_loss": np.nan}
+        return types.SimpleNamespace(step=number), metrics
 
-    program = types.SimpleNamespace(
-        config=config, key=lambda: None, requests=lambda stop: None, step=one_step
-    )
+    program = types.SimpleNamespace(key=lambda: None, requests=lambda stop: None, step=one_step)
     checkpoints = types.SimpleNamespace(
-        save=lambda step, state, data, due: saved.update({step: due}), wait=lambda: None
+        save=lambda step, state, data, due: saved.update({step: due}),
+        follow=lambda step, metrics: None,
+        latest_step=lambda: max(saved, default=None),
+        wait=lambda: None,
     )
-    feed = type("Feed", (), {"state": {}, "__next__": lambda self: {}})()
-    alone = types.SimpleNamespace(count=1)
+    quiet = types.SimpleNamespace(
+        say=lambda line: None, advance=lambda: None, metrics=lambda step, values: None
+    )
+    context = types.SimpleNamespace(
+        config=config, checkpoints=checkpoints, logger=quiet, processes=ALONE,
+        monitor=Monitor(4, "warn", quiet.say, "--from-step {}".format),
+    )  # fmt: skip
+    batches = type("Batches", (), {"state": {}, "__next__": lambda self: {}})()
     start = types.SimpleNamespace(step=0)
     try:
-        status = _run(program, start, feed, checkpoints, Display(), stopping, alone, None, None)
+        status = _run(context, program, start, batches, [SaveCheckpoints(context)], stopping)
     except Diverged:
         status = "diverged"
     return status, saved

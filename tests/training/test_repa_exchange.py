@@ -10,6 +10,7 @@ import original_exchange as exchange
 import original_networks as original
 import pytest
 import torch
+from exported import export_sit, load_sit
 from imported_runs import (
     METRIC_LIMIT,
     MOVED_LIMIT,
@@ -27,7 +28,7 @@ from parity import assert_close, randomise, to_nchw, to_nhwc
 from saved import assert_same_content, saved_content
 
 from repae_jax.interop.detect_format import find
-from repae_jax.interop.sit import export_sit, load_sit, unify_names
+from repae_jax.interop.sit import unify_names
 
 REPA_SCALE = 0.18215  # what its train.py multiplies SD-VAE's latents by
 

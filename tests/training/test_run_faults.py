@@ -20,8 +20,8 @@ from repae_jax.cli import main
 from repae_jax.errors import UserError
 from repae_jax.parallel.mesh import make_mesh
 from repae_jax.runs.checkpoints import restore_latest
-from repae_jax.training.prefetch import Feed
-from repae_jax.training.reporter import Reporter
+from repae_jax.training.monitor import Monitor
+from repae_jax.training.prefetch import Prefetch
 
 
 def files_of(folder):
@@ -32,7 +32,7 @@ def files_of(folder):
 
 BROKEN_IMAGE = """
 import functools, jax, numpy as np, tiny
-from repae_jax.parallel.mesh import make_mesh, put_batch
+from repae_jax.parallel.mesh import make_mesh, place_batch
 from repae_jax.runs.build import build_models, fresh_state
 from repae_jax.training.program import Program
 
@@ -56,7 +56,7 @@ def parts(state):  # every device's own copy or part
 
 def run(state, batch):
     step, key = program.step, program.key()
-    return step(state, put_batch(program.mesh, batch), key, program.requests(False))
+    return step(state, place_batch(program.mesh, batch), key, program.requests(False))
 
 assert len(jax.devices()) == 8
 state, metrics = run(state, good)
@@ -198,14 +198,14 @@ def test_a_full_disk_is_said_and_the_run_goes_on_with_room(trained, teacher, tmp
 
 
 def test_a_work_directory_that_is_gone_is_said(teacher, tmp_path, capsys, monkeypatch):
-    workdir, step = tmp_path / "run", Reporter.step
+    workdir, step = tmp_path / "run", Monitor.step
 
-    def removing(self, number, metrics):
+    def removing(self, number, *skipped):
         if number == 2:
             shutil.rmtree(workdir)
-        return step(self, number, metrics)
+        return step(self, number, *skipped)
 
-    monkeypatch.setattr(Reporter, "step", removing)
+    monkeypatch.setattr(Monitor, "step", removing)
     assert main(words(workdir, teacher, steps=6, checkpoint_every=4)) == 2
     error = capsys.readouterr().err
     assert f"{workdir / 'checkpoints'}: the checkpoint of step 4 cannot be written" in error
@@ -233,15 +233,15 @@ class Stuck:
 
 def test_stuck_data_is_said_in_time():
     batches = Stuck()
-    feed = Feed(batches, make_mesh(), timeout=1.0)
+    prefetch = Prefetch(batches, make_mesh(), timeout=1.0)
     for number in (1, 2):
-        next(feed)
-        assert feed.state == {"taken": number}  # not that of the batch read ahead
+        next(prefetch)
+        assert prefetch.state == {"taken": number}  # not that of the batch read ahead
     started = time.monotonic()
     with pytest.raises(UserError, match=r"no batch for 1 s: .* stuck"):
-        next(feed)
+        next(prefetch)
     assert 0.9 < time.monotonic() - started < 5
-    feed.close()
+    prefetch.close()
     batches.release.set()
     assert batches.closed.wait(5)
 
@@ -251,10 +251,10 @@ def test_an_error_of_the_data_reaches_the_loop():
         def __next__(self):
             raise UserError("cat.jpg is no image")
 
-    feed = Feed(Broken(), make_mesh(), timeout=60)
+    prefetch = Prefetch(Broken(), make_mesh(), timeout=60)
     with pytest.raises(UserError, match="cat.jpg"):
-        next(feed)
-    feed.close()
+        next(prefetch)
+    prefetch.close()
 
 
 # --- processes ---
@@ -317,9 +317,9 @@ def compilations():
 def test_warm_steps_transfer_and_compile_nothing_hidden(
     teacher, tmp_path, monkeypatch, compilations
 ):
-    step, calls, before = Reporter.step, [], []
+    step, calls, before = Monitor.step, [], []
 
-    def guarded(self, number, metrics):
+    def guarded(self, number, *skipped):
         calls.append(number)
         if number == 5:
             before.append(len(compilations))
@@ -327,9 +327,9 @@ def test_warm_steps_transfer_and_compile_nothing_hidden(
         if number == 55:
             jax.config.update("jax_transfer_guard", "allow")
             before.append(len(compilations))
-        return step(self, number, metrics)
+        return step(self, number, *skipped)
 
-    monkeypatch.setattr(Reporter, "step", guarded)
+    monkeypatch.setattr(Monitor, "step", guarded)
     try:
         run = dict(steps=58, checkpoint_every=1000, log_every=10)
         assert main(words(tmp_path / "run", teacher, **run)) == 0

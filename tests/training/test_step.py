@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 from ml_collections import ConfigDict
+from parity import OWN_METRICS
 
 from repae_jax.config.defaults import RECIPES
 from repae_jax.runs.build import (
@@ -16,7 +17,7 @@ from repae_jax.runs.build import (
     latent_shape,
 )
 from repae_jax.training.noise import sample_draws
-from repae_jax.training.step import OWN_METRICS, make_train_step
+from repae_jax.training.step import make_train_step
 
 SIT = {"denoising_loss", "sit_loss", "grad_norm_sit"}
 VAE = {"reconstruction_loss", "perceptual_loss", "kl_loss", "vae_loss", "grad_norm_vae"}

@@ -14,9 +14,9 @@ from repae_jax.runs.build import (
     build_objective,
     build_optimizers,
     build_vit,
-    init_state,
     latent_shape,
 )
+from repae_jax.runs.initial_state import init_state
 from repae_jax.runs.pretrained import PretrainedVAE
 from repae_jax.runs.weights import save_teacher
 from repae_jax.training.noise import sample_draws

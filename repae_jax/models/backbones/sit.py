@@ -21,7 +21,7 @@ from repae_jax.models.layers import (
     tanh_gelu,
 )
 from repae_jax.models.remat import rematerialised
-from repae_jax.models.scan_layers import as_loop
+from repae_jax.models.scan_layers import scan_blocks
 
 # name -> (hidden_size, depth, num_heads); SiT paper (arXiv 2401.08740), table 1.
 SIT_SIZES = {
@@ -221,7 +221,7 @@ class SiT(nn.Module):
             for block in blocks:
                 h = block(h, condition)
             return h
-        return as_loop(blocks, h, condition, dtype=self.dtype)
+        return scan_blocks(blocks, h, condition, dtype=self.dtype)
 
     def _project(self, tokens):
         return tuple(head(tokens) for head in self.projectors)

@@ -11,7 +11,7 @@ from repae_jax.errors import UserError
 from repae_jax.models.convnet import ConvLevel
 from repae_jax.models.layers import MLP, Attention, Dense, gelu, layer_norm, quick_gelu
 from repae_jax.models.resize import resize_bicubic
-from repae_jax.models.scan_layers import as_loop
+from repae_jax.models.scan_layers import scan_blocks
 
 # The published sizes, by what their authors call them. `native_grid` is that of the published
 # position table: pre-training ended at 518 pixels for DINOv2 (patch 14), at 224 for all others.
@@ -234,7 +234,7 @@ class ViT(nn.Module):
             for i in range(self.depth)
         ]
         if self.scan and not self.is_initializing():
-            x = as_loop(blocks, x, dtype=self.dtype)
+            x = scan_blocks(blocks, x, dtype=self.dtype)
         else:
             for block in blocks:
                 x = block(x)

@@ -1,0 +1,198 @@
+"""The state at step 0: fresh weights from the seed, then those that files bring."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from repae_jax.data import latents
+from repae_jax.data.source import Source
+from repae_jax.interop.discriminator import load_discriminator
+from repae_jax.interop.files import read_tensors
+from repae_jax.interop.latent_statistics import Statistics
+from repae_jax.interop.lpips import load_lpips, read_lpips
+from repae_jax.models.networks import Models
+from repae_jax.parallel.multihost import processes
+from repae_jax.runs.build import fresh_state, init_compiler_options, latent_shape
+from repae_jax.runs.fingerprint import tokenizer_sha256, weights_sha256
+from repae_jax.runs.state import TrainState, tokenizer_variables
+from repae_jax.runs.statistics import latent_moments
+from repae_jax.runs.weights import load_teacher, read_vae
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """What files bring, as numpy arrays.
+
+    Attributes:
+      params, batch_stats, frozen: by network, as in `TrainState`; `frozen["tokenizer"]` has the
+        collections of the tokenizer that no step changes.
+      statistics: of the latents, {"mean": (c,), "var": (c,)}; None where none came with the VAE.
+    """
+
+    params: Mapping[str, Any]
+    batch_stats: Mapping[str, Any]
+    frozen: Mapping[str, Any]
+    statistics: Statistics | None
+
+
+def initial_state(
+    config: ConfigDict,
+    models: Models,
+    source: Source,
+    shardings: TrainState,
+    *,
+    progress: bool = False,
+) -> TrainState:
+    """The state at step 0 of a run that trains on `source`.
+
+    Latent statistics that did not come with a pretrained VAE are measured; those of cached latents
+    are the cache's. All processes of a job call it alike.
+
+    Args:
+      config: the configuration.
+      models: its networks.
+      source: the training data.
+      shardings: where each array of the state is to be.
+      progress: show a bar while measuring.
+
+    Raises:
+      UserError: a file is missing or damaged, or holds another model, or the cache is not of the
+        configuration's VAE and teachers.
+    """
+    loaded = load_weights(config, models)
+    cached = config.data.source == latents.KIND
+    if "tokenizer" in loaded.params:
+        if cached:
+            _check_cache(config, models, source, loaded)
+        if loaded.statistics is None and models.latent_norm is not None:
+            if cached:
+                statistics = latents.statistics_of(source)
+            else:
+                statistics = _measured(config, models, source, loaded, progress)
+            loaded = dataclasses.replace(loaded, statistics=statistics)
+    return init_state(config, models, loaded, shardings)
+
+
+def load_weights(config: ConfigDict, models: Models) -> Loaded:
+    """Read every file of weights that the configuration names.
+
+    Raises:
+      UserError: a file is missing or damaged, or holds another model.
+    """
+    params, batch_stats, variables, statistics = {}, {}, {}, None
+    if config.tokenizer.weights:
+        variables, statistics = read_vae(config, models.tokenizer)
+        params["tokenizer"] = variables.pop("params")
+    if config.discriminator.weights and models.discriminator is not None:
+        path = config.discriminator.weights
+        loaded = load_discriminator(read_tensors(path), models.discriminator, source=path)
+        params["discriminator"] = loaded["params"]
+        batch_stats["discriminator"] = loaded["batch_stats"]
+    frozen = load_frozen(config, models, ("teachers", "lpips"))
+    if variables:
+        frozen["tokenizer"] = variables
+    return Loaded(params, batch_stats, frozen, statistics)
+
+
+def load_frozen(config: ConfigDict, models: Models, roles: Iterable[str]) -> dict[str, Any]:
+    """The variables of those "teachers" and "lpips" in `roles` that the run has, from their files.
+
+    Raises:
+      UserError: a file is missing or damaged, or holds another model.
+    """
+    frozen = {}
+    if "teachers" in roles and models.teachers:
+        frozen["teachers"] = load_teachers(config, models)
+    if "lpips" in roles and models.lpips is not None:
+        heads, vgg = config.lpips.weights, config.lpips.vgg_weights
+        frozen["lpips"] = load_lpips(read_lpips(heads, vgg), models.lpips, source=heads)
+    return frozen
+
+
+def load_teachers(config: ConfigDict, models: Models) -> dict[str, Any]:
+    """The variables of every teacher by name, from their files.
+
+    Raises:
+      UserError: a file is missing or damaged, or holds another model.
+    """
+    return {
+        name: load_teacher(config.teachers[name].weights, teacher.model)
+        for name, teacher in models.teachers.items()
+    }
+
+
+def init_state(
+    config: ConfigDict,
+    models: Models,
+    loaded: Loaded | None = None,
+    shardings: TrainState | None = None,
+) -> TrainState:
+    """The state at step 0 from weights that are read already, by default `load_weights`' own.
+
+    Without statistics LatentNorm starts at mean 0 and variance 1.
+    """
+    loaded = load_weights(config, models) if loaded is None else loaded
+    fresh = jax.jit(
+        lambda data: fresh_state(config, models, jax.random.wrap_key_data(data)),
+        compiler_options=init_compiler_options(),
+        out_shardings=shardings,
+    )
+    state = fresh(np.asarray(jax.random.key_data(jax.random.key(config.seed))))
+    norm = {}
+    if loaded.statistics is not None and models.latent_norm is not None:
+        norm = {"latent_norm": dict(loaded.statistics)}
+    return state.replace(
+        params=_placed(loaded.params, state.params),
+        batch_stats=_placed({**loaded.batch_stats, **norm}, state.batch_stats),
+        ema=_placed(norm, state.ema),
+        frozen=_placed(loaded.frozen, state.frozen),
+    )
+
+
+def initial_tokenizer(config: ConfigDict, models: Models) -> dict[str, Any]:
+    """The tokenizer's variables before the first step.
+
+    Raises:
+      UserError: its file is missing or damaged, or holds another model.
+    """
+    if config.tokenizer.weights:
+        return read_vae(config, models.tokenizer)[0]
+    key = jax.random.key(config.seed)
+
+    def fresh(key):
+        state = fresh_state(config, models, key)
+        return tokenizer_variables(state.params, state.frozen)
+
+    return jax.jit(fresh, compiler_options=init_compiler_options())(key)
+
+
+def _placed(loaded, old):
+    """A field of the state with the networks that are `loaded`, of the old ones' types, there."""
+
+    def place(new, leaf):
+        new = np.asarray(new, leaf.dtype)
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: new[index])
+
+    return {**old, **{k: jax.tree.map(place, tree, old[k]) for k, tree in loaded.items()}}
+
+
+def _check_cache(config, models, source, loaded):
+    """A cache is of one VAE and its teachers: the configuration's may be others."""
+    held = loaded.frozen.get("teachers", {})
+    teachers = {name: weights_sha256(held[name]["params"]) for name in models.teachers}
+    shape = latent_shape(config, models)
+    tokenizer = tokenizer_sha256(tokenizer_variables(loaded.params, loaded.frozen))
+    latents.check_for_training(source, tokenizer, teachers, shape)
+
+
+def _measured(config, models, source, loaded, progress):
+    """The statistics of the first images' latents, to the last bit the same in every process."""
+    variables = tokenizer_variables(loaded.params, loaded.frozen)
+    moments = latent_moments(
+        models.tokenizer, variables, source, config.batch_size, progress=progress
+    )
+    return {name: processes().from_first(value) for name, value in moments.items()}

@@ -1,0 +1,103 @@
+"""Shapes and types of a batch of images or of cached latents, for compiling ahead of time."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from repae_jax.data import latents
+from repae_jax.data.manifest import MANIFEST
+from repae_jax.data.packed import packed_folder
+from repae_jax.errors import UserError
+from repae_jax.models.networks import Models, teacher_tokens
+from repae_jax.runs.build import latent_shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """What a cache holds beside latents and labels.
+
+    Attributes:
+      images: whether it holds the images, uint8.
+      tokens: whether it holds the teachers' tokens.
+      manifest: the file that says so; None: the cache is not there yet.
+    """
+
+    images: bool
+    tokens: bool
+    manifest: pathlib.Path | None
+
+    def __str__(self) -> str:
+        kept = [name for name in ("images", "tokens") if getattr(self, name)]
+        text = " and ".join(["cached latents", *kept])
+        if self.manifest is not None:
+            return f"{text}, as {self.manifest} says"
+        if not kept:
+            return text
+        return f"{text}, which is assumed: there is no cache yet"
+
+
+def find_cache(config: ConfigDict, models: Models, kept: str = "tokens") -> Cache | None:
+    """The cache of latents that the configuration trains on; None where it trains on images.
+
+    Args:
+      config: the configuration.
+      models: its networks.
+      kept: what it holds for the teachers, if it is not there yet: "tokens" or "images".
+
+    Raises:
+      UserError: the cache is damaged, or not of the configuration.
+    """
+    if config.data.source != latents.KIND:
+        return None
+    folder = _folder(config)
+    if folder is None:
+        teachers = bool(models.teachers)
+        return Cache(teachers and kept == "images", teachers and kept == "tokens", None)
+    made = latents.read_cache(folder)["made"]
+    latents.check_shape(folder, made, latent_shape(config, models))
+    for missing in latents.missing_for_teachers(folder, made, list(models.teachers)):
+        raise UserError(missing)
+    return Cache(made["images"], bool(made["teachers"]), folder / MANIFEST)
+
+
+def batch_shapes(
+    config: ConfigDict, models: Models, cache: Cache | None, teachers: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Shapes and types of a batch, as `data.pipeline.train_batches` gives it.
+
+    Args:
+      config: the configuration.
+      models: its networks.
+      cache: see `find_cache`.
+      teachers: by name, the shapes of the teachers' variables.
+    """
+    size, side = config.batch_size, config.data.resolution
+    image = jax.ShapeDtypeStruct((size, side, side, 3), jnp.uint8)
+    batch: dict[str, Any] = {"label": jax.ShapeDtypeStruct((size,), jnp.int32)}
+    if cache is None:
+        return {"image": image, **batch}
+    latent = jax.ShapeDtypeStruct((size, *latent_shape(config, models)), jnp.float32)
+    batch |= {"latent_mean": latent, "latent_std": latent}
+    if cache.images:
+        batch["image"] = image
+    if cache.tokens:
+        tokens = jax.eval_shape(
+            lambda variables, images: teacher_tokens(models, variables, images), teachers, image
+        )
+        batch["teacher_tokens"] = tuple(
+            jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for leaf in tokens.values()
+        )
+    return batch
+
+
+def _folder(config):
+    """Where the training split's manifest is; None where there is no cache, or a part of one."""
+    if not pathlib.Path(config.data.path).exists():
+        return None
+    folder = packed_folder(config.data, "train", latents.KIND)
+    return folder if (folder / MANIFEST).is_file() else None

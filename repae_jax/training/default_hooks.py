@@ -1,0 +1,138 @@
+"""The hooks of the `train` command: checkpoints, sample grids, measures."""
+
+import jax
+import numpy as np
+
+from repae_jax.parallel.mesh import place, place_key, replicated
+from repae_jax.runs.going_back import SAMPLES
+from repae_jax.runs.open_run import make_sampler, sampling_key, sampling_weights
+from repae_jax.sampling.generate import Generate, make_generate
+from repae_jax.training.hooks import Hook, RunContext, StepEnd, StepMetrics
+from repae_jax.training.online import OnlineEvaluation
+from repae_jax.utils.figures import class_grid, save_png
+
+_CLASSES, _EACH = 10, 8  # of a sample grid
+
+
+def default_hooks(run: RunContext) -> list[Hook]:
+    """Save checkpoints, draw samples and measure, at the intervals of the configuration.
+
+    Raises:
+      UserError: files or images that the run is to be measured with are missing or damaged.
+    """
+    hooks: list[Hook] = [SaveCheckpoints(run)]
+    config, models, mesh = run.config, run.models, run.mesh
+    if models.backbone is None:
+        return hooks
+    sampler = make_sampler(config, steps=config.run.sample_steps)
+    generate = make_generate(models.backbone, models.tokenizer, sampler, mesh=mesh)
+    key = place_key(mesh, sampling_key(config))
+    hooks.append(DrawSamples(run, generate, key))
+    if config.evaluation.every:
+        evaluation = OnlineEvaluation(
+            config, models, mesh, key, run.data, generate, batch_size=grid_batch(run)
+        )
+        hooks.append(Evaluate(run, evaluation))
+    return hooks
+
+
+class SaveCheckpoints:
+    """Saves every `config.run.checkpoint_every` steps and at the end.
+
+    Nothing is saved while steps are skipped: a checkpoint waits for the next that is not. The
+    metrics of a step that was not skipped prove the checkpoint before it (see `Record`).
+    """
+
+    def __init__(self, run: RunContext):
+        self._checkpoints, self._every = run.checkpoints, run.config.run.checkpoint_every
+        self._before: StepMetrics | None = None  # of the last step, which are not read yet
+        self._due: int | None = None  # since this step
+
+    def __call__(self, end: StepEnd) -> None:
+        """Save if it is time to.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        if end.done:
+            return
+        self._follow(self._before)
+        self._before = end.metrics
+        if self._due is None and (end.ending or end.step % self._every == 0):
+            self._due = end.step
+        if self._due is None:
+            return
+        end.look(end.metrics)
+        if not end.metrics.skipped:
+            self._follow(end.metrics)
+            self._before = None
+            self._checkpoints.save(end.step, end.state, end.data_state, due=self._due)
+            self._due = None
+
+    def _follow(self, metrics):
+        if metrics is not None and not metrics.skipped:
+            self._checkpoints.follow(metrics.step, lambda: metrics.values)
+
+
+class DrawSamples:
+    """Draws a grid of samples from the moving average, some of each of the first classes."""
+
+    def __init__(self, run: RunContext, generate: Generate, key: jax.Array):
+        self._run, self._generate, self._key = run, generate, key
+
+    def __call__(self, end: StepEnd) -> None:
+        """Draw it every `config.run.sample_every` steps and at the end.
+
+        Raises:
+          UserError: they are all alike or not finite, and the configuration wants to stop there.
+        """
+        if _is_time(end, self._run, self._run.config.run.sample_every):
+            with self._run.logger.paused():
+                self._draw(end)
+
+    def _draw(self, end):
+        run = self._run
+        classes = min(_CLASSES, run.config.data.num_classes)
+        labels = np.repeat(np.arange(classes, dtype=np.int32), _EACH)
+        padded = np.resize(labels, grid_batch(run))
+        inputs = place((np.arange(len(padded)), padded), replicated(run.mesh))
+        made = self._generate(sampling_weights(end.state), self._key, *inputs)
+        images, faults = (np.asarray(part)[: len(labels)] for part in made)
+        if run.processes.first:
+            grid = class_grid(images, labels, [str(c) for c in range(classes)], _EACH)
+            save_png(run.workdir / SAMPLES / f"{end.step:07d}.png", grid)
+            run.logger.image(end.step, SAMPLES, grid)
+        run.monitor.look_at_faults(end.step, faults)
+        if not faults.any():
+            run.monitor.look_at_samples(end.step, images)
+
+
+class Evaluate:
+    """Measures the moving average, and logs the figures under "evaluation/"."""
+
+    def __init__(self, run: RunContext, evaluation: OnlineEvaluation):
+        self._run, self._evaluation = run, evaluation
+
+    def __call__(self, end: StepEnd) -> None:
+        """Measure every `config.evaluation.every` steps and at the end."""
+        logger = self._run.logger
+        if not _is_time(end, self._run, self._run.config.evaluation.every):
+            return
+        with logger.paused():
+            figures = self._evaluation(end.state)
+            logger.scalars(end.step, {f"evaluation/{k}": v for k, v in figures.items()})
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            nothing = "the samples are all alike or not finite, nothing is measured"
+            logger.say(f"step {end.step}: {shown or nothing}")
+
+
+def grid_batch(run: RunContext) -> int:
+    """Images that are generated at a time, those of a grid: one shape is compiled for all."""
+    size = run.mesh.size
+    count = _EACH * min(_CLASSES, run.config.data.num_classes)
+    return -(-count // size) * size
+
+
+def _is_time(end, run, every):
+    """Whether an interval ends here; that at the last step does when the run is done."""
+    return end.done or (end.step < run.config.run.steps and end.step % every == 0)

@@ -1,0 +1,98 @@
+"""Logs a run: progress bar, lines of text, scalars and images for TensorBoard."""
+
+import contextlib
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from repae_jax.runs.metrics import MetricWriter
+
+SHOWN = ("denoising_loss", "proj_loss", "reconstruction_loss")  # beside the bar
+
+
+class Logger:
+    """Writes what a run reports; only the `Monitor` acts on it.
+
+    Of several processes the first writes; all may make the same calls.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: pathlib.Path, *, first: bool, progress: bool):
+        """Prepare; until `begin` only lines are written.
+
+        Args:
+          config: the run's.
+          workdir: its folder.
+          first: whether this process writes.
+          progress: whether to show a bar.
+        """
+        self._config, self._workdir = config, workdir
+        self._first, self._progress = first, progress
+        self._bar = self._writer = None
+        self._clock, self._clock_step = time.perf_counter(), 0
+
+    def begin(self, step: int) -> None:
+        """Open the bar and TensorBoard's file, after `step` steps."""
+        from tqdm import tqdm
+
+        if self._first:
+            self._writer = MetricWriter(self._workdir, step)
+        self._bar = tqdm(
+            total=self._config.run.steps,
+            initial=step,
+            unit="step",
+            desc=self._config.name or "training",
+            disable=not (self._progress and self._first),
+            dynamic_ncols=True,
+            mininterval=0.1 if sys.stderr.isatty() else 10.0,
+        )
+        self._clock, self._clock_step = time.perf_counter(), step
+
+    def advance(self) -> None:
+        """Advance the bar by one step."""
+        self._bar.update()
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Write a step's metrics, and the images per second since the last call."""
+        now = time.perf_counter()
+        images = (step - self._clock_step) * self._config.batch_size
+        speed = images / (now - self._clock)
+        self._clock, self._clock_step = now, step
+        self.scalars(step, {**values, "images_per_second": speed})
+        shown = {name: f"{values[name]:.3f}" for name in SHOWN if name in values}
+        self._bar.set_postfix({"images/s": f"{speed:.0f}", **shown})
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Write scalars; those that are not finite are left out."""
+        if self._writer is not None:
+            finite = {name: value for name, value in values.items() if np.isfinite(value)}
+            self._writer.scalars(step, finite)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Write a picture, uint8 (H, W, 3)."""
+        if self._writer is not None:
+            self._writer.image(step, name, image)
+
+    def say(self, text: str) -> None:
+        """Print a line without breaking the progress bar."""
+        if self._first:
+            if self._bar is not None:
+                self._bar.clear()
+            print(text, flush=True)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """A block that does not count for the speed of training."""
+        started = time.perf_counter()
+        yield
+        self._clock += time.perf_counter() - started
+
+    def close(self) -> None:
+        """End the bar, and write what is left."""
+        if self._bar is not None:
+            self._bar.close()
+        if self._writer is not None:
+            self._writer.close()

@@ -1,0 +1,150 @@
+"""The start of a run: check the input, open it, claim the work directory, load the state.
+
+`loop.train` calls these functions in this order; the first two write nothing.
+"""
+
+import pathlib
+
+import jax
+from ml_collections import ConfigDict
+
+from repae_jax.config.needs import check_files
+from repae_jax.config.validate import check_devices
+from repae_jax.data.pipeline import train_batches
+from repae_jax.parallel import sharding
+from repae_jax.parallel.mesh import local_rows, make_mesh, place
+from repae_jax.parallel.multihost import Processes
+from repae_jax.runs import run_data
+from repae_jax.runs import workdir as work_directory
+from repae_jax.runs.build import build_models
+from repae_jax.runs.checkpoints import Checkpoints, saved_steps
+from repae_jax.runs.going_back import check_step, has_gone_back, set_aside, way_back
+from repae_jax.runs.initial_state import load_frozen
+from repae_jax.runs.state import TrainState
+from repae_jax.training.hooks import RunContext
+from repae_jax.training.logger import Logger
+from repae_jax.training.monitor import Monitor
+from repae_jax.training.program import Program
+from repae_jax.utils.atomic_files import write_atomically
+
+BAD_IMAGES = "bad_images.txt"  # in the work directory: those that data.on_bad_image skipped
+SHARDING = "sharding.txt"  # in the work directory: where each array of the state is
+
+
+def check(
+    config: ConfigDict, workdir: pathlib.Path, from_step: int | None, processes: Processes
+) -> tuple[list[str], int | None]:
+    """Check the configuration against the files, the devices and the work directory.
+
+    Returns:
+      What differs from the run's own configuration, in lines, and the step to go back to: None
+      where the same command has gone back there before.
+
+    Raises:
+      UserError: something does not fit.
+    """
+    check_files(config)
+    check_devices(config, jax.device_count())
+    changed = work_directory.check(workdir, config)
+    if from_step is not None:
+        if not changed and has_gone_back(workdir, from_step):
+            print(f"this run has gone back to step {from_step} and continues from there")
+            return changed, None
+        check_step(workdir, from_step, processes.index, processes.count)
+    return changed, from_step
+
+
+def open_context(
+    config: ConfigDict, workdir: pathlib.Path, processes: Processes, *, progress: bool
+) -> RunContext:
+    """Open the data and build the networks; writes nothing.
+
+    Raises:
+      UserError: the data cannot be opened, or are others than the run began with.
+    """
+    checkpoints = Checkpoints(
+        workdir, keep=config.run.keep_checkpoints, keep_every=config.run.keep_every
+    )
+
+    def back(before):
+        return way_back(workdir, config, checkpoints.proven_step(before), processes.count)
+
+    logger = Logger(config, workdir, first=processes.first, progress=progress)
+    return RunContext(
+        config=config,
+        workdir=workdir,
+        models=build_models(config),
+        mesh=make_mesh(config.mesh.data, config.mesh.fsdp),
+        processes=processes,
+        data=run_data.open_data(config, workdir, bad_images=workdir / BAD_IMAGES),
+        checkpoints=checkpoints,
+        logger=logger,
+        monitor=Monitor(config.run.max_skipped, config.run.on_collapse, logger.say, back),
+    )
+
+
+def open_batches(run: RunContext):
+    """An iterator over this process's rows of the batches, from the first one."""
+    config = run.config
+    return train_batches(
+        run.data.train,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        rows=local_rows(run.mesh, config.batch_size),
+        workers=config.data.workers,
+        flip=config.data.flip,
+    )
+
+
+def claim(run: RunContext, from_step: int | None) -> str:
+    """Make the work directory this configuration's; one process alone does it.
+
+    What was saved after `from_step` is set aside.
+
+    Returns:
+      What there is to say about the data, or "".
+    """
+    config, workdir = run.config, run.workdir
+    if from_step is None:
+        work_directory.claim(workdir, config, step=max(saved_steps(workdir), default=0))
+    else:
+        aside = set_aside(workdir, from_step)
+        # The same command again resumes, once it has gone back and there are steps to train.
+        continues = aside or from_step < config.run.steps
+        notes = {"from_step": from_step} if continues else {}
+        notes |= {"set_aside": aside} if aside else {}
+        work_directory.claim(workdir, config, step=from_step, **notes)
+        if aside:
+            print(
+                f"what was saved after step {from_step} is in {workdir / aside}, a work directory"
+            )
+    return run_data.record(config, workdir, run.data)
+
+
+def resumed(run: RunContext, program: Program, batches) -> TrainState:
+    """The newest checkpoint's state on the devices; `batches` continue from its position.
+
+    Raises:
+      UserError: no checkpoint can be read.
+    """
+    state, data_state = run.checkpoints.restore(program.template)
+    # A run that was imported brings no teachers and no LPIPS: their files do.
+    missing = program.template.frozen.keys() - state.frozen.keys()
+    frozen = load_frozen(run.config, run.models, sorted(missing))
+    shardings = {name: program.shardings.frozen[name] for name in frozen}
+    batches.set_state(data_state)
+    return state.replace(frozen={**state.frozen, **place(frozen, shardings)})
+
+
+def describe(run: RunContext, program: Program) -> None:
+    """Print where the state is, and write the whole table to the work directory."""
+    shapes, shardings = program.template, program.shardings
+    axes = ", ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
+    kind = run.mesh.devices.flat[0].device_kind
+    run.logger.say(
+        f"{run.mesh.size} devices ({kind}; {axes}), {run.processes.count} processes\n"
+        + sharding.summary(shapes, shardings)
+    )
+    if run.processes.first:
+        text = sharding.table(shapes, shardings) + "\n"
+        write_atomically(run.workdir / SHARDING, text.encode())

@@ -1,0 +1,54 @@
+"""Networks under other names and back, for comparisons: the package itself exports whole runs."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from repae_jax.interop import discriminator, lpips, sit, tables, vit
+from repae_jax.interop.original import import_part, sit_part
+from repae_jax.interop.vit_names import FORMATS
+from repae_jax.models.lpips import SCALE, SHIFT
+
+MASK_TOKENS = {
+    ("dinov2", "authors"): "mask_token",
+    ("dinov2", "transformers"): "embeddings.mask_token",
+    ("dinov2", "transformers5"): "embeddings.mask_token",
+}  # which strict loaders ask for
+
+
+def load_sit(tensors, model, *, statistics: bool = True, source: str = "checkpoint") -> dict:
+    """A SiT state dict as a run imports it; REPA's have no BatchNorm, `statistics=False`."""
+    return import_part(tensors, sit_part(model, statistics=statistics), source=source)
+
+
+def export_sit(variables: Mapping, model) -> dict[str, np.ndarray]:
+    """The inverse of `load_sit`, in the order of the original's modules."""
+    return _in_order(sit.sit_rules(model.patch_size), variables)
+
+
+def export_discriminator(variables: Mapping, model) -> dict[str, np.ndarray]:
+    """The inverse of `load_discriminator`, in the order of the original's modules."""
+    return _in_order(discriminator.discriminator_table(model.num_layers), variables)
+
+
+def export_lpips(variables: Mapping, naming: str = "module") -> dict[str, np.ndarray]:
+    """The inverse of `load_lpips`; "module" has the constants of the scaling layer too."""
+    rules = lpips.lpips_table(naming)
+    tensors = tables.to_theirs(rules, tables.flatten(variables["params"]))
+    if naming == "module":
+        tensors["scaling_layer.shift"] = SHIFT[None, :, None, None]
+        tensors["scaling_layer.scale"] = SCALE[None, :, None, None]
+    return tensors
+
+
+def export_vit(variables: Mapping, model, naming: str = "authors") -> dict[str, np.ndarray]:
+    """The inverse of `load_vit`: the model's tensors, named as they are published."""
+    (format,) = (f for f in FORMATS if (f.family, f.naming) == (model.family, naming))
+    tensors = vit._export(variables, model, format, format.prefixes[0])
+    if mask := MASK_TOKENS.get((model.family, naming)):
+        tensors[mask] = np.zeros((1, model.dim), np.float32)
+    return tensors
+
+
+def _in_order(rules, variables):
+    return tables.in_order(rules, tables.to_theirs(rules, tables.flatten(variables)))
