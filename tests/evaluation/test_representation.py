@@ -17,10 +17,10 @@ from repae_jax.errors import UserError
 from repae_jax.evaluation.alignment import cknna, prepared
 from repae_jax.evaluation.representation import (
     Features,
-    drawn,
     extract_features,
     measure_representation,
     probe,
+    random_subset,
 )
 from repae_jax.models.encoders.preprocessing import preprocess
 from repae_jax.runs.build import build_models, state_template
@@ -97,8 +97,8 @@ def test_the_backbone_sees_what_it_was_trained_on(features):
     norm = {"mean": jnp.full(2, 0.3), "var": jnp.full(2, 1e-4)}
     state = run.state.replace(ema={**run.state.ema, "latent_norm": norm})
     run = dataclasses.replace(run, state=state)
-    found = extract_features(run, source, (0.0,), count=20, batch_size=20)
-    images = np.stack([drawn(source, 20, 0)[index]["image"] for index in range(20)])
+    found = extract_features(run.config, run.models, state, source, (0.0,), count=20, batch_size=20)
+    images = np.stack([random_subset(source, 20, 0)[index]["image"] for index in range(20)])
     vae = {"params": state.params["tokenizer"]}
     latents = run.models.tokenizer.apply(vae, to_float(jnp.asarray(images)), method="encode").mean
     # as training normalises, with the running statistics
