@@ -3,20 +3,14 @@
 import dataclasses
 from collections.abc import Mapping
 
+import jax
+
 from repae_jax.models.backbones.base import Backbone
 from repae_jax.models.batch_norm import LatentNorm
 from repae_jax.models.discriminator import PatchDiscriminator
-from repae_jax.models.encoders.vit import ViT
+from repae_jax.models.encoders.base import Encoder, patch_tokens
 from repae_jax.models.lpips import LPIPS
 from repae_jax.models.tokenizers.vae import VAE
-
-
-@dataclasses.dataclass(frozen=True)
-class Teacher:
-    """A frozen feature extractor and the preprocessing that its pixels get."""
-
-    model: ViT
-    preprocessing: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,4 +22,18 @@ class Models:
     latent_norm: LatentNorm | None = None
     discriminator: PatchDiscriminator | None = None
     lpips: LPIPS | None = None
-    teachers: Mapping[str, Teacher] = dataclasses.field(default_factory=dict)
+    teachers: Mapping[str, Encoder] = dataclasses.field(default_factory=dict)
+
+
+def teacher_tokens(models: Models, variables: Mapping, images: jax.Array) -> dict[str, jax.Array]:
+    """By teacher its patch tokens (B, N, D_k) of uint8 images (B, H, W, 3).
+
+    Args:
+      models: the networks.
+      variables: of each teacher, by name.
+      images: RGB.
+    """
+    return {
+        name: patch_tokens(teacher, variables[name], images)
+        for name, teacher in models.teachers.items()
+    }

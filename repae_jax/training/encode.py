@@ -19,8 +19,7 @@ from repae_jax.data.prepare import identity_of, relative_name
 from repae_jax.data.shard_writer import ShardWriter, write_shards
 from repae_jax.data.sources import Source, open_source
 from repae_jax.errors import BadImage, UserError
-from repae_jax.models.encoders.preprocessing import preprocess
-from repae_jax.models.networks import Models
+from repae_jax.models.networks import Models, teacher_tokens
 from repae_jax.parallel.mesh import make_mesh, over_batch, put_batch, replicated
 from repae_jax.parallel.multihost import processes
 from repae_jax.runs.build import build_models, load_teachers
@@ -148,9 +147,8 @@ class _Encoder:
             raise UserError(
                 f"--batch-size {batch_size} does not divide over the {self._mesh.size} devices"
             )
-        names = list(models.teachers) if teachers else []
         loaded = load_teachers(config, models) if teachers else {}
-        self.teachers = {name: weights_sha256(loaded[name]["params"]) for name in names}
+        self.teachers = {name: weights_sha256(loaded[name]["params"]) for name in loaded}
         weights = {"tokenizer": params, "teachers": loaded}
         self._weights = jax.device_put(weights, replicated(self._mesh))
         side = config.data.resolution // models.tokenizer.factor
@@ -160,12 +158,8 @@ class _Encoder:
             posterior = models.tokenizer.apply(
                 {"params": weights["tokenizer"]}, to_float(images), method="encode"
             )
-            tokens = []
-            for name in names:
-                teacher = models.teachers[name]
-                pixels = preprocess(images, teacher.preprocessing)
-                tokens.append(teacher.model.apply(weights["teachers"][name], pixels).patch_tokens)
-            return posterior.mean, posterior.std, tuple(tokens)
+            tokens = teacher_tokens(models, weights["teachers"], images) if teachers else {}
+            return posterior.mean, posterior.std, tuple(tokens.values())
 
         self._run = jax.jit(run, out_shardings=over_batch(self._mesh))
 

@@ -15,9 +15,10 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from repae_jax.config.measured import INCEPTION, measuring_teacher
 from repae_jax.data.source import Source, check_images
 from repae_jax.errors import UserError
-from repae_jax.evaluation.alignment import cknna, prepared
+from repae_jax.evaluation.alignment import alignments
 from repae_jax.evaluation.fid_metrics import (
     AllAlike,
     Reference,
@@ -37,7 +38,8 @@ from repae_jax.evaluation.representation import (
     pooled_tokens,
 )
 from repae_jax.interop.inception import read_inception
-from repae_jax.models.networks import Models, Teacher
+from repae_jax.models.encoders.base import Encoder
+from repae_jax.models.networks import Models
 from repae_jax.parallel.mesh import over_batch, put, replicated
 from repae_jax.runs.open_run import Run, sampling_weights
 from repae_jax.runs.run_data import RunData
@@ -46,8 +48,6 @@ from repae_jax.sampling.class_labels import balanced
 from repae_jax.sampling.generate import Generate
 from repae_jax.training.program import Program
 from repae_jax.utils.finite import NotFinite
-
-INCEPTION = "inception"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ def open_comparison(config: ConfigDict, models: Models, data: RunData) -> Compar
     if not wanted.every:
         return None
     inception = training = None
-    if wanted.samples and wanted.network == INCEPTION:
+    if wanted.samples and measuring_teacher(config) is None:
         inception = read_inception(wanted.weights)
     if wanted.samples and wanted.reference:
         _check_reference(config, models)
@@ -115,10 +115,11 @@ class OnlineEvaluation:
         config = self._config = program.config
         wanted = self._wanted = config.evaluation
         self._inception = self._reference = None
+        self._teacher = measuring_teacher(config)
         if comparison.inception is not None:
             self._inception = make_features(comparison.inception, mesh=program.mesh)
         elif wanted.samples:
-            self._tokens = _make_tokens(program.models.teachers[wanted.network], program.mesh)
+            self._tokens = _make_tokens(program.models.teachers[self._teacher], program.mesh)
         self._training, self._heldout = comparison.training, comparison.heldout
         if wanted.cknna_images:
             self._extract = make_extract(config, program.models, program.mesh)
@@ -140,9 +141,7 @@ class OnlineEvaluation:
     def _distances(self, state):
         features = self._inception
         if features is None:
-            features = functools.partial(
-                self._tokens, state.frozen["teachers"][self._wanted.network]
-            )
+            features = functools.partial(self._tokens, state.frozen["teachers"][self._teacher])
         if self._reference is None:
             self._reference = self._seen_reference(features)
         config, mesh = self._config, self._program.mesh
@@ -161,7 +160,7 @@ class OnlineEvaluation:
         if self._inception is not None:
             return scores
         scores["frechet"] = scores.pop("fid")  # FID is that of Inception
-        return {f"{name}_{self._wanted.network}": value for name, value in scores.items()}
+        return {f"{name}_{self._teacher}": value for name, value in scores.items()}
 
     def _seen_reference(self, features: Features) -> Reference:
         how = {"batch_size": self._batch_size}
@@ -185,30 +184,28 @@ class OnlineEvaluation:
             batch_size=self._batch_size,
             extract=self._extract,
         )
-        tokens = prepared(features.backbone[time][self._program.models.backbone.encoder_depth - 1])
-        return {
-            f"cknna_{name}": cknna(tokens, prepared(teacher))
-            for name, teacher in features.teachers.items()
-        }
+        tokens = features.backbone[time][self._program.models.backbone.encoder_depth - 1]
+        found = alignments(tokens, features.teachers)
+        return {f"cknna_{name}": value for name, value in found.items()}
 
 
 def _check_reference(config, models):
     """Raise UserError for what cannot be compared with."""
-    path, network = config.evaluation.reference, config.evaluation.network
+    path, teacher = config.evaluation.reference, measuring_teacher(config)
     if has_images(path) or not has_statistics(path):
         open_images(path, config.data.resolution)
     if not has_statistics(path):
         return
     width = len(read_statistics(path).mean)
-    expected = 2048 if network == INCEPTION else models.teachers[network].model.dim
+    expected = 2048 if teacher is None else models.teachers[teacher].dim
     if width != expected:
         raise UserError(
             f"config.evaluation.reference {path} holds features of {width} dimensions: those of "
-            f"{network} have {expected}; name images, or leave it empty"
+            f"{teacher or INCEPTION} have {expected}; name images, or leave it empty"
         )
 
 
-def _make_tokens(teacher: Teacher, mesh: Mesh):
+def _make_tokens(teacher: Encoder, mesh: Mesh):
     """Build `tokens(variables, images)`, a teacher's features as `measure` takes them."""
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))

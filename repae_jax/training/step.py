@@ -23,8 +23,7 @@ import optax
 from jax.lax import stop_gradient
 
 from repae_jax.models.conditioning.base import Arrays, replace_where
-from repae_jax.models.encoders.preprocessing import preprocess
-from repae_jax.models.networks import Models
+from repae_jax.models.networks import Models, teacher_tokens
 from repae_jax.models.tokenizers.autoencoder_kl import Posterior
 from repae_jax.objectives.adversarial import generator_loss, hinge_loss, lecam_loss
 from repae_jax.objectives.alignment import alignment_loss
@@ -168,16 +167,12 @@ def make_observe(models: Models, *, reconstruct: bool):
     tokenizer = models.tokenizer
     condition = models.backbone.conditioner.spec() if models.backbone is not None else ()
 
-    def teacher_tokens(batch, frozen):
+    def tokens_of(batch, frozen):
         if "teacher_tokens" in batch:
             return tuple(batch["teacher_tokens"])
-        tokens = (
-            teacher.model.apply(
-                frozen["teachers"][name], preprocess(batch["image"], teacher.preprocessing)
-            )
-            for name, teacher in models.teachers.items()
-        )
-        return tuple(stop_gradient(output.patch_tokens) for output in tokens)
+        if not models.teachers:
+            return ()
+        return tuple(teacher_tokens(models, frozen["teachers"], batch["image"]).values())
 
     def cached_posterior(batch):
         if "latent_mean" not in batch:
@@ -202,7 +197,7 @@ def make_observe(models: Models, *, reconstruct: bool):
             posterior=posterior,
             latents=latents,
             reconstructions=reconstructions,
-            teacher_tokens=teacher_tokens(batch, state.frozen),
+            teacher_tokens=tokens_of(batch, state.frozen),
             frozen=state.frozen,
         )
 

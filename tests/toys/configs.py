@@ -13,7 +13,8 @@ def get_config(words: str = "backbone"):
     import tiny
 
     import toys.backbone
-    import toys.condition  # both put themselves into their tables
+    import toys.condition
+    import toys.encoder  # all put themselves into their tables
 
     toy, _, recipe = words.partition("-")
     config = tiny.get_config(recipe or "repae")
@@ -21,4 +22,7 @@ def get_config(words: str = "backbone"):
         config.backbone = defaults.backbone(family="mixer")
     if toy == "condition":
         config.condition = defaults.condition("caption")
+    if toy == "encoder" and config.teachers:
+        pretrain = config.teachers.small.pretrain
+        config.teachers.small = defaults.teacher(family="strided", patch=8, pretrain=pretrain)
     return config
