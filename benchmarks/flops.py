@@ -85,7 +85,7 @@ def sit(model) -> tuple[int, int, int]:
     patches = model.patch_size**2 * model.latent_channels
     embedding = linear(tokens, patches, dim) + linear(1, 256, dim) + linear(1, dim, dim)
     final = linear(tokens, dim, patches) + linear(1, dim, 2 * dim)
-    hidden = model.projector_dim
+    hidden = model.projector.hidden
     heads = sum(
         linear(tokens, dim, hidden) + linear(tokens, hidden, hidden) + linear(tokens, hidden, width)
         for width in model.teacher_dims
@@ -148,7 +148,7 @@ def arithmetic(config, models, *, latents: bool = False, teachers: bool = True) 
         # fake for the VAE: forward, and back to the image; real and fake for itself: all
         parts["discriminator"] = 8 * discriminator(side, filters, layers)
     if models.teachers and teachers:
-        parts["teachers"] = sum(vit(teacher.model, side) for teacher in models.teachers.values())
+        parts["teachers"] = sum(vit(teacher, side) for teacher in models.teachers.values())
     return parts
 
 

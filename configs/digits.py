@@ -24,8 +24,8 @@ def get_config(recipe: str = "repae"):
     )  # fmt: skip
     config.backbone.update(
         arch="", patch_size=2, hidden_size=192, depth=5, num_heads=6, encoder_depth=2,
-        projector_dim=256,
     )  # fmt: skip
+    config.projector.hidden = 256
     config.discriminator.update(filters=16, layers=2)
     config.teachers.digits = teacher(
         patch_size=8, hidden_size=96, depth=4, num_heads=4, preprocessing="native",

@@ -25,8 +25,8 @@ def get_config(recipe: str = "repae"):
     )  # fmt: skip
     config.backbone.update(
         arch="", patch_size=2, hidden_size=384, depth=8, num_heads=6, encoder_depth=3,
-        projector_dim=512,
     )  # fmt: skip
+    config.projector.hidden = 512
     config.discriminator.update(filters=32, layers=3)
     config.teachers.scenes = teacher(
         patch_size=8, hidden_size=192, depth=4, num_heads=6, stem=(32, 64, 128),

@@ -48,7 +48,8 @@ def get_config(size: str = ""):
         config.tokenizer.update(
             channels=16, multipliers=(1, 1, 2), middle_attention=False, groups=2
         )
-        config.backbone.update(hidden_size=192, depth=5, encoder_depth=2, projector_dim=256)
+        config.backbone.update(hidden_size=192, depth=5, encoder_depth=2)
+        config.projector.hidden = 256
         config.discriminator.update(filters=16, layers=2)
         config.teachers.scenes.update(hidden_size=96, depth=2, num_heads=4, stem=(24, 48, 96))
         config.teachers.scenes.pretrain.update(steps=1500, shift=2)

@@ -15,8 +15,8 @@ def get_config(recipe: str = "repae"):
     )  # fmt: skip
     config.backbone.update(
         arch="", patch_size=2, hidden_size=16, depth=2, num_heads=2, encoder_depth=1,
-        projector_dim=8,
     )  # fmt: skip
+    config.projector.hidden = 8
     config.discriminator.update(filters=4, layers=2)
     config.teachers.small = teacher(
         patch_size=8, hidden_size=8, depth=1, num_heads=2, preprocessing="native",

@@ -129,7 +129,7 @@ def _picture(found: Representation):
         tables["accuracy of linear probes"] = found.probes
         references["accuracy of linear probes"] = {
             "the VAE's latents": found.probe_latents,
-            **found.probe_teachers,
+            **{f"the teacher {name}": value for name, value in found.probe_teachers.items()},
         }
     return depth_figure(found.times, tables, references)
 

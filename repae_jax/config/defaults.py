@@ -6,6 +6,7 @@ A file in configs/ calls `base()` and changes what its experiment changes. The k
     train       which networks are trained: any of "backbone", "tokenizer", "discriminator"
     data        where the images come from
     tokenizer, backbone, discriminator, lpips, teachers   the networks
+    projector   from the backbone's tokens to the teachers'
     condition   what steers the backbone, and how often it is dropped
     objective   coefficients and variants of the loss (models/networks.py)
     time        how the diffusion times are drawn
@@ -22,7 +23,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from repae_jax.config.schema import check_values
 from repae_jax.config.sections import (
@@ -84,6 +84,7 @@ def base() -> ConfigDict:
             tokenizer=tokenizer("f8d4"),
             backbone=backbone("SiT-XL/2"),
             condition=condition(),
+            projector=projector(),
             latent_norm=dict(momentum=0.1),
             discriminator=dict(filters=64, layers=3, weights=""),
             lpips=dict(weights="", vgg_weights="", rescale_inputs=True),
@@ -129,7 +130,7 @@ def base() -> ConfigDict:
             evaluation=dict(  # see training/online.py
                 every=0,  # steps; 0: never
                 samples=2000,  # generated images of the Fréchet distance; 0: none
-                network="inception",  # whose features: FID's, or a name of config.teachers
+                network="inception",  # whose features: FID's, or "teachers.NAME"
                 weights="pretrained/inception/pt_inception-2015-12-05-6726825d.pth",  # of inception
                 reference="",  # images or their statistics; "": as many training images
                 cknna_images=1000,  # held-out images of CKNNA; 0: none
@@ -194,30 +195,19 @@ def condition(family: str = "class", **changes: Any) -> ConfigDict:
     return section_of("condition", family, **changes)
 
 
-def teacher(arch: str = "", **changes: Any) -> ConfigDict:
-    """One entry of `config.teachers`: a frozen ViT and how its pixels are prepared.
+def projector(family: str = "mlp", **changes: Any) -> ConfigDict:
+    """`config.projector`: from the backbone's tokens to the teachers' (models/projectors.py)."""
+    return section_of("projector", family, **changes)
 
-    A preset brings the preprocessing that it was trained with.
+
+def teacher(arch: str = "", *, family: str = "vit", **changes: Any) -> ConfigDict:
+    """One entry of `config.teachers`: a frozen encoder (models/encoders) and its weights.
+
+    A preset brings what it was trained with, such as the preprocessing of a ViT.
     """
-    from repae_jax.models.encoders.preprocessing import preprocessing_of
-
-    defaults = dict(
-        arch=arch,  # a name in VIT_CONFIGS, or "" with every dimension below
-        weights="",
-        preprocessing=preprocessing_of(
-            arch
-        ),  # one of TEACHER_KINDS (models/encoders/preprocessing.py)
-        patch_size=placeholder(int),
-        hidden_size=placeholder(int),
-        depth=placeholder(int),
-        num_heads=placeholder(int),
-        stem=placeholder(tuple),  # widths of convolutional levels before the patches, if any
-        # How `pretrain-teacher` trains it; not used with published weights.
-        pretrain=dict(steps=0, batch_size=128, learning_rate=1e-3, weight_decay=0.05, shift=2),
-    )
-    entry = ConfigDict(defaults)
-    entry.update(changes)
-    return entry
+    row = families_of("teacher")[0].get(family)
+    brought = row.of_preset(arch) if row else {}
+    return section_of("teacher", family, arch=arch, **{**brought, **changes})
 
 
 def apply_recipe(config: ConfigDict, recipe: str) -> ConfigDict:
@@ -357,8 +347,16 @@ def _defaults(stored):
         if isinstance(stored.get(name), dict)
         and str(stored[name].get("family")) in families_of(name)[0]
     }
-    teachers = {name: teacher().to_dict() for name in names}
+    teachers = {name: _defaults_of_teacher(names[name]) for name in names}
     return {**base().to_dict(), **sections, "teachers": teachers}
+
+
+def _defaults_of_teacher(entry):
+    """Those of its family; an entry of none is left for `check_values` to refuse."""
+    if not isinstance(entry, dict):
+        return teacher().to_dict()
+    known = str(entry.get("family")) in families_of("teacher")[0]
+    return teacher(family=entry["family"]).to_dict() if known else entry
 
 
 def _apart(one, other, path):

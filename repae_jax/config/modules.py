@@ -10,6 +10,8 @@ from repae_jax.config.sections import check_family, families_of
 from repae_jax.errors import UserError
 from repae_jax.models.backbones.base import Backbone
 from repae_jax.models.conditioning.base import Conditioner
+from repae_jax.models.encoders.base import Encoder
+from repae_jax.models.projectors import Projector
 from repae_jax.models.tokenizers.base import Tokenizer
 
 
@@ -49,6 +51,7 @@ def build_backbone(
         latent_channels=tokenizer.latent_channels,
         conditioner=build_conditioner(config),
         teacher_dims=teacher_dims,
+        projector=build_projector(config),
         dtype=dtype,
         remat=config.compute.backbone_remat,
         scan=config.compute.scan_blocks,
@@ -64,3 +67,17 @@ def build_conditioner(config: ConfigDict) -> Conditioner:
     options = config.condition.to_dict()
     family, drop = options.pop("family"), options.pop("drop")
     return families_of("condition")[0][family].build(config.data.num_classes, drop > 0, **options)
+
+
+def build_projector(config: ConfigDict) -> Projector:
+    """How the backbone's tokens are brought to the teachers' widths."""
+    check_family("projector", config.projector)
+    options = config.projector.to_dict()
+    return families_of("projector")[0][options.pop("family")].build(**options)
+
+
+def build_encoder(
+    entry: ConfigDict, resolution: int, dtype: Any = jnp.float32, *, scan: bool = False
+) -> Encoder:
+    """The encoder of one entry of `config.teachers`; explicit keys override the preset's."""
+    return families_of("teacher")[0][entry.family].build(entry, resolution, dtype, scan=scan)

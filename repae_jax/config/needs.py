@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from ml_collections import ConfigDict
 
+from repae_jax.config.measured import measuring_teacher
 from repae_jax.data import latents
 from repae_jax.data.packed import packed_folder
 from repae_jax.data.sources import open_source
@@ -122,7 +123,7 @@ def _named(config: ConfigDict) -> dict[str, str]:
     measured = config.evaluation
     if measured.every and measured.samples:
         named["evaluation.reference"] = measured.reference
-        if measured.network == "inception":
+        if measuring_teacher(config) is None:
             named["evaluation.weights"] = measured.weights
     return named | {f"teachers.{k}.weights": entry.weights for k, entry in config.teachers.items()}
 
@@ -130,7 +131,7 @@ def _named(config: ConfigDict) -> dict[str, str]:
 def _files(config: ConfigDict) -> Iterator[str]:
     hints = {
         "evaluation.weights": "; `python -m repae_jax evaluate --help` says where it is, or take a "
-        "teacher: --config.evaluation.network=NAME"
+        "teacher: --config.evaluation.network=teachers.NAME"
     }
     for name, entry in config.teachers.items():
         key = f"teachers.{name}.weights"

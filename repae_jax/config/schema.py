@@ -60,18 +60,6 @@ class _Pretraining(TypedDict):
     shift: whole(0, 1024)
 
 
-class _Teacher(TypedDict):
-    arch: Text
-    weights: Text
-    preprocessing: Text
-    patch_size: whole(1, 256) | None
-    hidden_size: Width | None
-    depth: _DEPTH | None
-    num_heads: Width | None
-    stem: each(Width, 0, 8) | None
-    pretrain: _Pretraining
-
-
 class _Objective(TypedDict):
     interpolant: Text
     backbone_alignment: _FINITE
@@ -169,10 +157,11 @@ class Config(TypedDict):
     tokenizer: dict[str, Any]
     backbone: dict[str, Any]
     condition: dict[str, Any]
+    projector: dict[str, Any]
     latent_norm: _LatentNorm
     discriminator: _Discriminator
     lpips: _LPIPS
-    teachers: Annotated[dict[Key, _Teacher], Field(max_length=16)]
+    teachers: Annotated[dict[Key, dict[str, Any]], Field(max_length=16)]
     objective: _Objective
     time: _Time
     optimizer: _Optimizers
@@ -194,6 +183,8 @@ def check_values(config: Mapping[str, Any] | ConfigDict, *, source: str = "confi
     checked(plain, Config, source=source)
     for section in SECTIONS:
         checked(plain[section], _of_family(section, plain[section]), source=f"{source}{section}.")
+    for name, entry in plain["teachers"].items():
+        checked(entry, _of_family("teacher", entry), source=f"{source}teachers.{name}.")
 
 
 # Of options with these names, whatever the family; others have the bounds of their row, or of their
@@ -206,6 +197,8 @@ _OPTIONS = {
     "depth": _DEPTH,
     "encoder_depth": _DEPTH,
     "mlp_ratio": real(1 / 64, 64),
+    "stem": each(Width, 0, 8),
+    "pretrain": _Pretraining,
 }
 _TYPES = {bool: bool, int: Width, float: _FINITE, str: Text, tuple: each(Width, 0, 64)}
 
@@ -225,7 +218,7 @@ def _schema(section, family):
     fields = {"family": Text}
     for key, default in {**shared, **families[family].options}.items():
         kind = open_type(default)
-        field = _OPTIONS.get(key, _TYPES[kind or type(default)])
+        field = _OPTIONS.get(key) or _TYPES[kind or type(default)]
         if typing.get_origin(default) is Annotated:
             field = default
         fields[key] = field if kind is None else field | None

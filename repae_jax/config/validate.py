@@ -3,7 +3,9 @@
 from ml_collections import ConfigDict
 
 from repae_jax.config.defaults import NETWORKS
+from repae_jax.config.measured import measuring_teacher
 from repae_jax.config.schema import check_values
+from repae_jax.config.sections import check_family, families_of
 from repae_jax.errors import UserError
 from repae_jax.parallel.mesh import axis_sizes
 
@@ -121,62 +123,23 @@ def _check_backbone(config, tokenizer):
 
 def _teacher_grid(config, name, entry):
     """Checks one teacher; returns the side of its grid of tokens."""
-    from repae_jax.models.encoders.vit import VIT_CONFIGS
+    from repae_jax.config.modules import build_encoder
 
     key = f"config.teachers.{name}"
-    if entry.arch and entry.arch not in VIT_CONFIGS:
-        raise UserError(f"{key}.arch is {entry.arch!r}: use one of {', '.join(VIT_CONFIGS)}")
-    needed = ("patch_size", "hidden_size", "depth", "num_heads")
-    missing = [field for field in needed if entry[field] is None]
-    if missing and not entry.arch:
-        keys = ", ".join(f"{key}.{field}" for field in missing)
+    family = families_of("teacher")[0][check_family("teacher", entry, key)]
+    if entry.arch and entry.arch not in family.presets:
+        choices = f"use one of {', '.join(family.presets)}" if family.presets else "leave it empty"
+        raise UserError(f"{key}.arch is {entry.arch!r}: {choices}")
+    if missing := family.missing(entry):
+        keys = ", ".join(f"{key}.{option}" for option in missing)
         are = "is" if len(missing) == 1 else "are"
         raise UserError(f"{keys} {are} not set, and {key}.arch names no preset")
-    patch = entry.patch_size or VIT_CONFIGS[entry.arch]["patch_size"]
-    if entry.stem:
-        _check_stem(key, entry)
-    side = _teacher_side(config.data.resolution, key, entry)
-    if side % patch:
-        raise UserError(f"{key}: its patch size {patch} does not divide {side} pixels")
-    return side // patch
-
-
-def _check_stem(key, entry):
-    stem = tuple(entry.stem)
-    if entry.arch:
-        raise UserError(
-            f"{key}.stem is {stem}, but {entry.arch} has none: leave {key}.arch or the stem empty"
-        )
-    if entry.patch_size % 2 ** len(stem):
-        raise UserError(
-            f"{key}.stem has {len(stem)} levels, each of which halves the image, but "
-            f"{key}.patch_size is {entry.patch_size}: use a multiple of {2 ** len(stem)}"
-        )
-    if any(width < 8 or width % 8 for width in stem):
-        raise UserError(f"{key}.stem is {stem}: use widths that are multiples of 8")
-
-
-def _teacher_side(resolution, key, entry):
-    """Checks a teacher's preprocessing; returns the side of the images that it makes, pixels."""
-    from repae_jax.models.encoders.preprocessing import (
-        RESIZING_KINDS,
-        TEACHER_KINDS,
-        preprocessing_of,
-        teacher_side,
-    )
-
-    kind = entry.preprocessing
-    if kind not in TEACHER_KINDS:
-        raise UserError(f"{key}.preprocessing is {kind!r}: use one of {', '.join(TEACHER_KINDS)}")
-    if kind in RESIZING_KINDS and entry.arch and kind != preprocessing_of(entry.arch):
-        raise UserError(
-            f"{key}.preprocessing is {kind!r}, but {entry.arch} was trained with "
-            f"{preprocessing_of(entry.arch)!r}: set both keys"
-        )
+    family.check(entry, key)
+    resolution = config.data.resolution
     try:
-        return teacher_side(resolution, kind)
+        return build_encoder(entry, resolution).grid(resolution)
     except UserError as error:
-        raise UserError(f"config.data.resolution and {key}.preprocessing: {error}") from error
+        raise UserError(f"config.data.resolution is {resolution}, {key}: {error}") from error
 
 
 def _check_objective(config):
@@ -211,10 +174,7 @@ def _check_evaluation(config):
             raise UserError(
                 f"config.evaluation.{key} is {wanted[key]}: give at least {least}, or 0 for none"
             )
-    networks = ("inception", *config.teachers)
-    if wanted.network not in networks:
-        choices = ", ".join(networks)
-        raise UserError(f"config.evaluation.network is {wanted.network!r}: use one of {choices}")
+    measuring_teacher(config)
     if wanted.cknna_images and not config.teachers:
         raise UserError(
             f"config.evaluation.cknna_images is {wanted.cknna_images}, but config.teachers, which "

@@ -25,6 +25,7 @@ _UNREAD = {
     "qwenimage": ("attention_levels", "middle_attention", "quant_conv", "groups"),
 }
 _LABEL_DROP = "label_drop"  # of "sit", now "drop" of "condition"
+_PROJECTOR_DIM = "projector_dim"  # of "sit" and of "backbone", now "hidden" of "projector"
 RENAMED_RECIPES = {"sit": "vanilla"}
 
 
@@ -46,10 +47,7 @@ def upgraded(stored: Mapping[str, Any], *, source: str) -> dict[str, Any]:
             f"{source} is of version {version!r}, and this program knows 1 to {VERSION}: "
             "update repae_jax"
         )
-    stored = _from_first(stored) if version == 1 else stored
-    if isinstance(tokenizer := stored.get("tokenizer"), Mapping):
-        stored["tokenizer"] = _of_one_family(tokenizer)
-    return stored
+    return _completed(_from_first(stored) if version == 1 else stored)
 
 
 def _from_first(stored):
@@ -71,6 +69,27 @@ def _from_first(stored):
     return stored
 
 
+def _completed(stored):
+    """With what was in another place, or went without saying, before families had names."""
+    backbone, teachers = stored.get("backbone"), stored.get("teachers")
+    if isinstance(tokenizer := stored.get("tokenizer"), Mapping):
+        stored["tokenizer"] = _of_one_family(tokenizer)
+    if isinstance(backbone, Mapping) and _PROJECTOR_DIM in backbone:
+        stored["backbone"] = {k: v for k, v in backbone.items() if k != _PROJECTOR_DIM}
+        stored["projector"] = {"family": "mlp", "hidden": backbone[_PROJECTOR_DIM]}
+    if isinstance(teachers, Mapping):
+        stored["teachers"] = {name: completed_teacher(entry) for name, entry in teachers.items()}
+    return stored
+
+
+def completed_teacher(entry: Any) -> Any:
+    """A stored entry of `config.teachers` with its family: there was one, before they had names."""
+    if not isinstance(entry, Mapping) or "family" in entry:
+        return entry
+    stem = entry.get("stem", ())
+    return {**entry, "family": "vit", "stem": [] if stem is None else stem}
+
+
 def _of_one_family(tokenizer):
     """A section that may show the keys of both first families, with those of its own."""
     if not tokenizer.keys() >= {"temporal_downsample", "groups"}:
@@ -87,6 +106,8 @@ def present_name(key: str) -> str | None:
     """Today's name of a key such as "sit.depth" of an earlier version, or None."""
     if key == f"sit.{_LABEL_DROP}":
         return "condition.drop"
+    if key in (f"sit.{_PROJECTOR_DIM}", f"backbone.{_PROJECTOR_DIM}"):
+        return "projector.hidden"
     for old, new in RENAMED.items():
         if key == old or key.startswith(f"{old}."):
             return new + key[len(old) :]

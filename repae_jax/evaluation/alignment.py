@@ -3,11 +3,15 @@
 Huh et al. 2024, "The Platonic Representation Hypothesis" (arXiv 2405.07987), appendix A.
 """
 
+import math
+from collections.abc import Mapping
+
 import numpy as np
 from scipy.sparse import csr_array, diags_array
 
-from repae_jax.errors import UserError
+from repae_jax.errors import UserError, warn
 from repae_jax.evaluation.features import checked
+from repae_jax.utils.finite import NotFinite
 
 TOP_K = 10  # REPA's, on 10,000 images
 _ROWS = 1024  # of a similarity matrix at a time
@@ -61,7 +65,7 @@ def cknna(
             f"CKNNA of {count} images with topk = {topk}: needs 4 images and 2 <= topk < images"
         )
     for name, features in (("first", first), ("second", second)):
-        if (features == features[0]).all():
+        if _alike(features):
             raise UserError(f"the {name} features are all equal, so none is nearer than another")
     kernels = [_nearest(features, topk) for features in (first, second)]
     masks = [_mask(kernel) for kernel in kernels]
@@ -70,13 +74,53 @@ def cknna(
     return float(shared / (np.sqrt(own) + _OFFSET)) if own >= 0 else float("nan")
 
 
+def cknna_or_nan(first: np.ndarray, second: np.ndarray, topk: int = TOP_K) -> float:
+    """`cknna`; NaN where all rows of one set are equal, as after a collapse."""
+    return math.nan if _alike(first) or _alike(second) else cknna(first, second, topk)
+
+
+def alignments(tokens: np.ndarray, teachers: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """By teacher, CKNNA of its features with the `tokens` of the same images.
+
+    A teacher for which it is not defined is left out, and a warning says so: a collapsed network
+    ends neither the run that is measured nor a study.
+
+    Args:
+      tokens: (N, D), one row an image, as they come from the network.
+      teachers: by name, (N, D_k) likewise.
+    """
+    found = {}
+    for name, features in teachers.items():
+        try:
+            value = cknna_or_nan(prepared(tokens), prepared(features))
+        except NotFinite:
+            value = math.nan
+        if math.isnan(value):
+            warn_of_undefined(name)
+        else:
+            found[name] = value
+    return found
+
+
+def warn_of_undefined(name: str, where: str = "") -> None:
+    """Warn that CKNNA with a teacher is left out of the figures."""
+    warn(
+        f"CKNNA with the teacher {name} is left out{where}: it is not defined where the tokens of "
+        "all images are alike or not finite, or the images too few"
+    )
+
+
+def _alike(features):
+    return bool((features == features[0]).all())
+
+
 def prepared(features: np.ndarray) -> np.ndarray:
     """Features (N, D) as platonic-rep's scripts bring them to `cknna`: float64, unit length.
 
     Before that, values are cut off at the mean over rows of the 95 % quantile of their magnitudes.
 
     Raises:
-      UserError: values that are not finite.
+      NotFinite: values are NaN or infinite.
     """
     features = checked(features)
     limit = np.quantile(np.abs(features), 0.95, axis=1).mean()

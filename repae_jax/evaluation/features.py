@@ -3,14 +3,15 @@
 import numpy as np
 
 from repae_jax.errors import UserError
+from repae_jax.utils.finite import NotFinite
 
 
 def checked(features: np.ndarray, what: str = "features", first_row: int = 0) -> np.ndarray:
     """`features` as a finite float64 (N, D), D > 0; N may be 0. `first_row` counts for messages.
 
     Raises:
-      UserError: another number of axes, no columns, or a row with NaN or infinite values, which
-        is named.
+      UserError: another number of axes, or no columns.
+      NotFinite: a row with NaN or infinite values, which is named.
     """
     features = np.asarray(features, np.float64)
     if features.ndim != 2 or not features.shape[1]:
@@ -18,7 +19,7 @@ def checked(features: np.ndarray, what: str = "features", first_row: int = 0) ->
     finite = np.isfinite(features).all(axis=1)
     if not finite.all():
         row = first_row + int(np.argmin(finite))
-        raise UserError(
+        raise NotFinite(
             f"{what}: row {row} holds NaN or infinite values: look at the image that it is of"
         )
     return features

@@ -20,12 +20,12 @@ from ml_collections import ConfigDict
 from repae_jax.data.pipeline import eval_batches
 from repae_jax.data.source import Source, check_images
 from repae_jax.errors import UserError
-from repae_jax.evaluation.alignment import TOP_K, cknna, prepared
+from repae_jax.evaluation.alignment import TOP_K, cknna_or_nan, prepared, warn_of_undefined
 from repae_jax.evaluation.image_sets import pad_batch
 from repae_jax.models.batch_norm import normalize
 from repae_jax.models.conditioning.base import full_like
-from repae_jax.models.encoders.preprocessing import preprocess
-from repae_jax.models.networks import Models, Teacher
+from repae_jax.models.encoders.base import Encoder, patch_tokens
+from repae_jax.models.networks import Models, teacher_tokens
 from repae_jax.models.tokenizers.base import encode
 from repae_jax.objectives.interpolant import INTERPOLANTS, interpolate
 from repae_jax.parallel.mesh import batch_sharding, place, replicated
@@ -57,8 +57,9 @@ class Representation:
 
     Attributes:
       times: noise levels t, from 0, an image, to 1, noise.
-      alignment: by teacher, CKNNA (times, depth) of the backbone's tokens with it.
-      latents: by teacher, CKNNA of the VAE's latents with it.
+      alignment: by teacher, CKNNA (times, depth) of the backbone's tokens with it; NaN where it is
+        not defined, as for tokens that have collapsed.
+      latents: by teacher, CKNNA of the VAE's latents with it; likewise.
       probes: accuracy (times, depth) of linear probes of its tokens; None with one class.
       probe_latents, probe_teachers: the same of the others.
     """
@@ -181,7 +182,7 @@ def measure_representation(
     fitted on every other image of each class and tested on those between.
 
     Raises:
-      UserError: as `cknna`.
+      UserError: as `cknna`, but for features that are alike for all images.
     """
     from tqdm import tqdm
 
@@ -195,15 +196,19 @@ def measure_representation(
             for block, tokens in enumerate(features.backbone[time]):
                 ready = prepared(tokens)
                 for name, teacher in teachers.items():
-                    alignment[name][row, block] = cknna(ready, teacher, topk)
+                    alignment[name][row, block] = cknna_or_nan(ready, teacher, topk)
                 if classes:
                     probes[row, block] = probe(tokens, features.labels)
                 bar.update()
-    latents = prepared(features.latents)
+    ready = prepared(features.latents)
+    latents = {name: cknna_or_nan(ready, teacher, topk) for name, teacher in teachers.items()}
+    for name, table in alignment.items():
+        if undefined := np.isnan(table).sum() + np.isnan(latents[name]):
+            warn_of_undefined(name, f" {undefined} of {table.size + 1} times")
     return Representation(
         times=times,
         alignment=alignment,
-        latents={name: cknna(latents, teacher, topk) for name, teacher in teachers.items()},
+        latents=latents,
         probes=probes,
         probe_latents=probe(features.latents, features.labels) if classes else None,
         probe_teachers={
@@ -273,14 +278,11 @@ def make_extract(config: ConfigDict, models: Models, mesh: Mesh | None = None) -
             x, _ = interpolate(interpolant, latents, noise, t)
             return models.backbone.apply(weights["backbone"], x, t, condition, method="hidden")
 
-        teachers = {
-            name: pooled_tokens(teacher, weights["teachers"][name], images)
-            for name, teacher in models.teachers.items()
-        }
+        tokens = teacher_tokens(models, weights["teachers"], images)
         return {
             "backbone": jax.lax.map(hidden, times),
             "latents": latents.reshape(len(images), -1),
-            "teachers": teachers,
+            "teachers": {name: _pooled(array) for name, array in tokens.items()},
         }
 
     def call(weights, *inputs):
@@ -291,7 +293,10 @@ def make_extract(config: ConfigDict, models: Models, mesh: Mesh | None = None) -
     return call
 
 
-def pooled_tokens(teacher: Teacher, variables: Mapping, images: jax.Array) -> jax.Array:
+def pooled_tokens(teacher: Encoder, variables: Mapping, images: jax.Array) -> jax.Array:
     """A teacher's patch tokens of images (B, H, W, 3) uint8, averaged: (B, D), float32."""
-    tokens = teacher.model.apply(variables, preprocess(images, teacher.preprocessing))
-    return tokens.patch_tokens.astype(jnp.float32).mean(1)
+    return _pooled(patch_tokens(teacher, variables, images))
+
+
+def _pooled(tokens):
+    return tokens.astype(jnp.float32).mean(1)

@@ -150,7 +150,6 @@ def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[
         "num_heads": heads,
         "num_classes": shape("y_embedder.embedding_table.weight")[0],
         "teacher_dims": tuple(shape(f"projectors.{k}.4.weight")[0] for k in projectors),
-        "projector_dim": shape("projectors.0.0.weight")[0] if projectors else 2048,
         "mlp_ratio": shape("blocks.0.mlp.fc1.weight")[0] / hidden,
         "qk_norm": qk_norm,
     }

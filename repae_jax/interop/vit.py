@@ -1,6 +1,7 @@
 """ViT weights under their publishers' names, to and from `ViT`."""
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,8 +12,27 @@ import numpy as np
 
 from repae_jax.errors import UserError
 from repae_jax.interop import tables
+from repae_jax.interop.files import read_tensors
 from repae_jax.interop.vit_names import FAMILIES, FORMATS, Format
 from repae_jax.models.encoders.vit import ViT
+
+
+def read_vit(path: str | os.PathLike, model: ViT, source: str = "") -> dict[str, Any]:
+    """The content of a file with the weights of a ViT.
+
+    Raises:
+      UserError: it is missing or unreadable.
+    """
+    try:
+        return read_tensors(path)
+    except UserError as error:
+        if model.family != "clip" or "TorchScript" not in str(error):
+            raise
+        raise UserError(
+            f"{source or path}: OpenAI's archive holds code, which is not run here; take "
+            "model.safetensors of openai/clip-vit-large-patch14 from Hugging Face, or torch.save "
+            "the state_dict() of clip.load(...)[0].visual"
+        ) from error
 
 
 def load_vit(tensors: Mapping[str, Any], model: ViT, source: str = "checkpoint") -> dict:

@@ -8,18 +8,9 @@ import jax
 from repae_jax.models.backbones.base import Backbone
 from repae_jax.models.batch_norm import LatentNorm
 from repae_jax.models.discriminator import PatchDiscriminator
-from repae_jax.models.encoders.preprocessing import preprocess
-from repae_jax.models.encoders.vit import ViT
+from repae_jax.models.encoders.base import Encoder, patch_tokens
 from repae_jax.models.lpips import LPIPS
 from repae_jax.models.tokenizers.base import Tokenizer
-
-
-@dataclasses.dataclass(frozen=True)
-class Teacher:
-    """A frozen feature extractor and the preprocessing that its pixels get."""
-
-    model: ViT
-    preprocessing: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +22,7 @@ class Models:
     latent_norm: LatentNorm | None = None
     discriminator: PatchDiscriminator | None = None
     lpips: LPIPS | None = None
-    teachers: Mapping[str, Teacher] = dataclasses.field(default_factory=dict)
+    teachers: Mapping[str, Encoder] = dataclasses.field(default_factory=dict)
 
 
 def teacher_tokens(models: Models, variables: Mapping, images: jax.Array) -> dict[str, jax.Array]:
@@ -42,8 +33,7 @@ def teacher_tokens(models: Models, variables: Mapping, images: jax.Array) -> dic
       variables: of each teacher, by name.
       images: RGB.
     """
-    tokens = {}
-    for name, teacher in models.teachers.items():
-        pixels = preprocess(images, teacher.preprocessing)
-        tokens[name] = teacher.model.apply(variables[name], pixels).patch_tokens
-    return tokens
+    return {
+        name: patch_tokens(teacher, variables[name], images)
+        for name, teacher in models.teachers.items()
+    }

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from repae_jax.config.modules import build_backbone, build_tokenizer
+from repae_jax.config.modules import build_backbone, build_encoder, build_tokenizer
 from repae_jax.config.needs import needs_lpips
 from repae_jax.models.backbones.base import blank_inputs
 from repae_jax.models.batch_norm import LatentNorm
 from repae_jax.models.discriminator import PatchDiscriminator
-from repae_jax.models.encoders.vit import ViT, create_vit
+from repae_jax.models.encoders.base import initial_variables
 from repae_jax.models.lpips import LPIPS
-from repae_jax.models.networks import Models, Teacher
+from repae_jax.models.networks import Models
 from repae_jax.objectives.objective import Objective
 from repae_jax.runs.optimizers import adamw
 from repae_jax.runs.state import TrainState, create_state
@@ -29,16 +29,15 @@ def build_models(config: ConfigDict) -> Models:
     models = Models(tokenizer=tokenizer)
     if "backbone" in config.train:
         teachers = {
-            name: Teacher(
-                build_vit(entry, config.data.resolution, dtype, scan=config.compute.scan_blocks),
-                entry.preprocessing,
+            name: build_encoder(
+                entry, config.data.resolution, dtype, scan=config.compute.scan_blocks
             )
             for name, entry in config.teachers.items()
         }
         models = dataclasses.replace(
             models,
             backbone=build_backbone(
-                config, tokenizer, tuple(t.model.dim for t in teachers.values()), dtype
+                config, tokenizer, tuple(teacher.dim for teacher in teachers.values()), dtype
             ),
             latent_norm=LatentNorm(momentum=config.latent_norm.momentum),
             teachers=teachers,
@@ -55,27 +54,6 @@ def build_models(config: ConfigDict) -> Models:
         lpips = LPIPS(rescale_inputs=config.lpips.rescale_inputs, dtype=dtype)
         models = dataclasses.replace(models, lpips=lpips)
     return models
-
-
-def build_vit(
-    entry: ConfigDict, resolution: int, dtype: Any = jnp.float32, *, scan: bool = False
-) -> ViT:
-    """The ViT of one teacher entry; one without an `arch` gets a table of just its own grid.
-
-    Explicit keys override the preset's.
-    """
-    sizes = {
-        "patch_size": entry.patch_size,
-        "dim": entry.hidden_size,
-        "depth": entry.depth,
-        "num_heads": entry.num_heads,
-    }
-    explicit = {field: size for field, size in sizes.items() if size is not None}
-    if entry.arch:
-        return create_vit(entry.arch, dtype=dtype, scan=scan, **explicit)
-    grid = resolution // entry.patch_size
-    stem = tuple(entry.stem or ())
-    return ViT(native_grid=grid, layer_scale=None, stem=stem, dtype=dtype, scan=scan, **explicit)
 
 
 def build_objective(config: ConfigDict) -> Objective:
@@ -121,9 +99,7 @@ def fresh_state(config: ConfigDict, models: Models, key: jax.Array) -> TrainStat
     if models.teachers:
         frozen["teachers"] = {}
     for name, teacher in models.teachers.items():
-        grid = teacher.model.native_grid * teacher.model.patch_size
-        variables = teacher.model.init(keys["rest"], jnp.zeros((1, grid, grid, 3)))
-        frozen["teachers"][name] = variables
+        frozen["teachers"][name] = initial_variables(teacher, keys["rest"], side)
     if models.lpips is not None:
         frozen["lpips"] = models.lpips.init(keys["rest"], image, image)
     return create_state(params, batch_stats, frozen, build_optimizers(config))

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 # Version 1 called the networks by the one backbone and the one tokenizer that it had, and kept
-# its teachers beside them.
+# its teachers beside them, whatever they were called.
 _ROLES = {"sit": "backbone", "vae": "tokenizer"}
-_BESIDE_TEACHERS = ("backbone", "lpips")
+_FIRST = {new: old for old, new in _ROLES.items()}
 
 Fields = Mapping[str, Any]
 
@@ -27,27 +27,31 @@ def names_of(held: Fields) -> Names:
 
 def _from_first(fields):
     fields = _renamed(fields, _ROLES)
-    frozen = fields.get("frozen", {})
-    teachers = {name: tree for name, tree in frozen.items() if name not in _BESIDE_TEACHERS}
-    others = {name: tree for name, tree in frozen.items() if name in _BESIDE_TEACHERS}
-    if teachers:
-        others["teachers"] = teachers
-    return {**fields, "frozen": others} if frozen else fields
+    if "frozen" in fields:
+        frozen = fields["frozen"]
+        teachers = {name: tree for name, tree in frozen.items() if _is_teacher(tree)}
+        others = {_ROLES.get(k, k): tree for k, tree in frozen.items() if k not in teachers}
+        fields["frozen"] = others | ({"teachers": teachers} if teachers else {})
+    return fields
 
 
 def _to_first(fields):
-    fields = _renamed(fields, {new: old for old, new in _ROLES.items()})
+    fields = _renamed(fields, _FIRST)
     if "frozen" in fields:
         frozen = dict(fields["frozen"])
-        frozen |= frozen.pop("teachers", {})
-        fields["frozen"] = frozen
+        teachers = frozen.pop("teachers", {})
+        fields["frozen"] = {_FIRST.get(k, k): tree for k, tree in frozen.items()} | teachers
     return fields
+
+
+def _is_teacher(tree):
+    return "position_table" in tree.get("params", {})  # all teachers of version 1 are ViTs
 
 
 def _renamed(fields, names):
     return {
         field: {names.get(key, key): tree for key, tree in content.items()}
-        if field in ("params", "opt_state", "frozen")
+        if field in ("params", "opt_state")
         else content
         for field, content in fields.items()
     }

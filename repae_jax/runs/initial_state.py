@@ -120,7 +120,7 @@ def load_teachers(config: ConfigDict, models: Models) -> dict[str, Any]:
       UserError: a file is missing or damaged, or holds another model.
     """
     return {
-        name: load_teacher(config.teachers[name].weights, teacher.model)
+        name: load_teacher(config.teachers[name], teacher, config.data.resolution)
         for name, teacher in models.teachers.items()
     }
 

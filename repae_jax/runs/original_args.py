@@ -166,7 +166,7 @@ def args_from_config(config: ConfigDict) -> dict[str, Any]:
     The whole configuration is there too, as JSON under "repae_jax".
     """
     args = {theirs: _look_up(config, ours[0]) for theirs, ours in _SAME.items()}
-    names = [_original_teacher(entry.arch or name) for name, entry in config.teachers.items()]
+    names = [_original_teacher(entry.arch) or name for name, entry in config.teachers.items()]
     return args | {
         "exp_name": config.name,
         "model": config.backbone.arch,

@@ -2,11 +2,10 @@
 
 import json
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from repae_jax.errors import UserError
@@ -15,43 +14,57 @@ from repae_jax.interop.files import read_tensors, write_safetensors
 from repae_jax.interop.latent_statistics import Statistics
 from repae_jax.interop.tables import flatten, load_flat
 from repae_jax.interop.vae_files import read_weights
-from repae_jax.interop.vit import load_vit
-from repae_jax.models.encoders.vit import ViT
+from repae_jax.interop.vit import load_vit, read_vit
+from repae_jax.models.encoders.base import Encoder, initial_variables
 from repae_jax.models.tokenizers.base import Tokenizer, variable_shapes
 from repae_jax.runs.checkpoints import FOLDER, restore_latest
 
 
-def load_teacher(path: str, model: ViT) -> dict:
-    """{"params": ...} for a ViT from its publishers' files, see `load_vit`, or `save_teacher`'s.
+class Publisher(NamedTuple):
+    """How the published files of a family of encoders are read.
+
+    Attributes:
+      read: (path, encoder, source) -> the content of a file.
+      load: (content, encoder, source) -> the encoder's variables.
+    """
+
+    read: Callable[..., Mapping[str, Any]]
+    load: Callable[..., dict]
+
+
+PUBLISHERS = {"vit": Publisher(read_vit, load_vit)}  # by family of `ENCODERS`
+
+
+def load_teacher(entry: ConfigDict, encoder: Encoder, resolution: int) -> dict:
+    """The variables of an encoder from the weights of its entry of `config.teachers`.
+
+    These are its publishers' files, or `save_teacher`'s.
 
     Raises:
       UserError: the file is missing or unreadable, or holds another model.
     """
+    path, publisher = entry.weights, PUBLISHERS.get(entry.family)
     located = hub.locate(path, (), weight_files.TRANSFORMERS)
     if located.is_dir():
         found = weight_files.find_weights(located, weight_files.TRANSFORMERS)
         if found is None:
             raise UserError(f"{located}: model.safetensors is missing")
         located = found
-    try:
-        tensors = read_tensors(located)
-    except UserError as error:
-        if model.family != "clip" or "TorchScript" not in str(error):
-            raise
+    tensors = publisher.read(located, encoder, path) if publisher else read_tensors(located)
+    if any(name.startswith("params/") for name in tensors):
+        key = jax.random.key(0)
+        shapes = jax.eval_shape(lambda: initial_variables(encoder, key, resolution))
+        return load_flat(tensors, shapes, source=path)
+    if publisher is None:
         raise UserError(
-            f"{path}: OpenAI's archive holds code, which is not run here; take model.safetensors "
-            "of openai/clip-vit-large-patch14 from Hugging Face, or torch.save the state_dict() "
-            "of clip.load(...)[0].visual"
-        ) from error
-    if not any(name.startswith("params/") for name in tensors):
-        return load_vit(tensors, model, source=path)
-    image = jnp.zeros((1, model.patch_size, model.patch_size, 3))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
-    return load_flat(tensors, shapes, source=path)
+            f"{path}: its tensors have other names than those of repae_jax, and no published files "
+            f"of the family {entry.family!r} are known: make it with `pretrain-teacher`"
+        )
+    return publisher.load(tensors, encoder, path)
 
 
 def save_teacher(path: str, params: Mapping, notes: Mapping[str, object]) -> None:
-    """Write a ViT's parameters as .safetensors under our own paths, with `notes` as metadata."""
+    """Write an encoder's parameters as .safetensors under our own paths; `notes` are metadata."""
     metadata = {name: json.dumps(value) for name, value in notes.items()}
     write_safetensors(path, flatten({"params": params}), metadata)
 

@@ -26,8 +26,8 @@ FREE_KEYS = (
     r"|config\.optimizer\.[^.]+\."
     r"(learning_rate|warmup_steps|decay_steps|weight_decay|max_grad_norm)"
     r"|config\.compute\.(scan_blocks|backbone_remat|tokenizer_remat)"
-    r"|config\.teachers\.[^.]+\.pretrain\..*"
-    r"|config\.(.*\.)?(weights|vgg_weights|statistics)"
+    r"|config\.teachers\.[^.]+\.(weights|pretrain\..*)"
+    r"|config\.(tokenizer|discriminator|lpips)\.(weights|vgg_weights|statistics)"
 )
 
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from repae_jax.data.pipeline import eval_batches
 from repae_jax.data.sources import open_source
-from repae_jax.evaluation.alignment import TOP_K, cknna, prepared
+from repae_jax.evaluation.alignment import alignments
 from repae_jax.evaluation.frechet import Moments, frechet_distance
 from repae_jax.evaluation.latents import (
     latent_statistics,
@@ -137,10 +137,8 @@ class Measures:
             count=self._count, extract=self._extract,
         )  # fmt: skip
         tokens = seen.backbone[time][self._models.backbone.encoder_depth - 1]
-        if not np.isfinite(tokens).all() or (tokens == tokens[0]).all():
-            return  # of a collapsed run
-        (teacher,) = seen.teachers.values()
-        figures["cknna"] = cknna(prepared(tokens), prepared(teacher), TOP_K)
+        for value in alignments(tokens, seen.teachers).values():  # of the study's one teacher
+            figures["cknna"] = value
 
 
 def _images(source):

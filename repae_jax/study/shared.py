@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from repae_jax.config.defaults import differences
 from repae_jax.config.needs import check_nothing_missing
+from repae_jax.config.versions import completed_teacher
 from repae_jax.data.identity import FILE, as_recorded, changes_since, write_fingerprints
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError
@@ -77,7 +78,7 @@ def check_shared(study: ConfigDict, output: pathlib.Path) -> None:
                     "another --output"
                 )
         return
-    told = differences(read_json(path, dict[str, Any]), _common(study))
+    told = differences(_present(read_json(path, dict[str, Any])), _common(study))
     if told:
         raise UserError(
             f"{output} is of another study: {'; '.join(told[:3])}; take another --output"
@@ -122,6 +123,16 @@ def _networks(study, output):
     names = own_teachers(study.config)
     teachers = {f"the teacher {name}": teacher_path(output, name) for name in names}
     return {**teachers, "the judge": output / JUDGE}
+
+
+def _present(stored):
+    """What an earlier version wrote, in today's names."""
+    config = stored.get("config")
+    teachers = config.get("teachers") if isinstance(config, dict) else None
+    if not isinstance(teachers, dict):
+        return stored
+    entries = {name: completed_teacher(entry) for name, entry in teachers.items()}
+    return {**stored, "config": {**config, "teachers": entries}}
 
 
 def _common(study) -> dict[str, Any]:

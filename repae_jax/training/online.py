@@ -12,9 +12,10 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from repae_jax.config.measured import INCEPTION, measuring_teacher
 from repae_jax.data.source import check_images
 from repae_jax.errors import UserError
-from repae_jax.evaluation.alignment import cknna, prepared
+from repae_jax.evaluation.alignment import alignments
 from repae_jax.evaluation.fid_metrics import (
     AllAlike,
     Reference,
@@ -34,7 +35,8 @@ from repae_jax.evaluation.representation import (
     random_subset,
 )
 from repae_jax.interop.inception import read_inception
-from repae_jax.models.networks import Models, Teacher
+from repae_jax.models.encoders.base import Encoder
+from repae_jax.models.networks import Models
 from repae_jax.parallel.mesh import batch_sharding, place, replicated
 from repae_jax.runs.open_run import sampling_weights
 from repae_jax.runs.run_data import RunData
@@ -42,8 +44,6 @@ from repae_jax.runs.state import TrainState
 from repae_jax.sampling.class_labels import balanced
 from repae_jax.sampling.generate import Generate
 from repae_jax.utils.finite import NotFinite
-
-INCEPTION = "inception"
 
 
 class OnlineEvaluation:
@@ -82,10 +82,11 @@ class OnlineEvaluation:
         self._generate, self._batch_size = generate, batch_size
         wanted = self._wanted = config.evaluation
         self._inception = self._reference = self._training = None
-        if wanted.samples and wanted.network == INCEPTION:
+        self._teacher = measuring_teacher(config)
+        if wanted.samples and self._teacher is None:
             self._inception = make_features(read_inception(wanted.weights), mesh=mesh)
         elif wanted.samples:
-            self._tokens = _make_tokens(models.teachers[wanted.network], mesh)
+            self._tokens = _make_tokens(models.teachers[self._teacher], mesh)
         if wanted.samples and wanted.reference:
             _check_reference(config, models)
         elif wanted.samples:
@@ -113,9 +114,7 @@ class OnlineEvaluation:
     def _distances(self, state):
         features = self._inception
         if features is None:
-            features = functools.partial(
-                self._tokens, state.frozen["teachers"][self._wanted.network]
-            )
+            features = functools.partial(self._tokens, state.frozen["teachers"][self._teacher])
         if self._reference is None:
             self._reference = self._seen_reference(features)
         config = self._config
@@ -134,7 +133,7 @@ class OnlineEvaluation:
         if self._inception is not None:
             return scores
         scores["frechet"] = scores.pop("fid")  # FID is that of Inception
-        return {f"{name}_{self._wanted.network}": value for name, value in scores.items()}
+        return {f"{name}_{self._teacher}": value for name, value in scores.items()}
 
     def _seen_reference(self, features: Features) -> Reference:
         how = {"batch_size": self._batch_size}
@@ -159,30 +158,28 @@ class OnlineEvaluation:
             batch_size=self._batch_size,
             extract=self._extract,
         )
-        tokens = prepared(features.backbone[time][self._models.backbone.encoder_depth - 1])
-        return {
-            f"cknna_{name}": cknna(tokens, prepared(teacher))
-            for name, teacher in features.teachers.items()
-        }
+        tokens = features.backbone[time][self._models.backbone.encoder_depth - 1]
+        found = alignments(tokens, features.teachers)
+        return {f"cknna_{name}": value for name, value in found.items()}
 
 
 def _check_reference(config, models):
     """Raise UserError for what cannot be compared with."""
-    path, network = config.evaluation.reference, config.evaluation.network
+    path, teacher = config.evaluation.reference, measuring_teacher(config)
     if has_images(path) or not has_statistics(path):
         open_images(path, config.data.resolution)
     if not has_statistics(path):
         return
     width = len(read_statistics(path).mean)
-    expected = 2048 if network == INCEPTION else models.teachers[network].model.dim
+    expected = 2048 if teacher is None else models.teachers[teacher].dim
     if width != expected:
         raise UserError(
             f"config.evaluation.reference {path} holds features of {width} dimensions: those of "
-            f"{network} have {expected}; name images, or leave it empty"
+            f"{teacher or INCEPTION} have {expected}; name images, or leave it empty"
         )
 
 
-def _make_tokens(teacher: Teacher, mesh: Mesh):
+def _make_tokens(teacher: Encoder, mesh: Mesh):
     """Build `tokens(variables, images)`, a teacher's features as `measure` takes them."""
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))

@@ -171,8 +171,7 @@ def make_shared_forward(models: Models, *, reconstruct: bool):
             return tuple(batch["teacher_tokens"])
         if not models.teachers:
             return ()
-        tokens = teacher_tokens(models, frozen["teachers"], batch["image"])
-        return tuple(stop_gradient(each) for each in tokens.values())
+        return tuple(teacher_tokens(models, frozen["teachers"], batch["image"]).values())
 
     def cached_posterior(batch):
         if "latent_mean" not in batch:

@@ -1,33 +1,31 @@
 """Training a small teacher on one's own images, for those that DINOv2 does not know."""
 
-import functools
-
 import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
+from repae_jax.config.modules import build_encoder
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError
-from repae_jax.models.encoders.preprocessing import preprocess
-from repae_jax.models.encoders.vit import ViT
-from repae_jax.runs.build import build_vit
+from repae_jax.models.encoders.base import Encoder
 from repae_jax.runs.weights import save_teacher
 from repae_jax.training.classifier import accuracy, fit_classifier
 
 
 class Classifier(nn.Module):
-    """A ViT with a linear head on the mean of its patch tokens.
+    """An encoder with a linear head on the mean of its patch tokens.
 
     The mean, and not the class token, so that every patch token has to carry meaning: they are
-    what the backbone and the VAE will be aligned with.
+    what the backbone and the VAE will be aligned with. (The initial weights depend on the name
+    `vit`.)
     """
 
-    vit: ViT
+    vit: Encoder
     num_classes: int
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Preprocessed images (B, H, W, 3) -> logits (B, num_classes)."""
+        """Prepared images -> logits (B, num_classes)."""
         tokens = self.vit(images).patch_tokens
         return nn.Dense(self.num_classes, name="head")(tokens.mean(axis=1))
 
@@ -36,7 +34,7 @@ def pretrain_teacher(config: ConfigDict, name: str, *, progress: bool = True) ->
     """Train the teacher `config.teachers[name]` to classify the training split, and save it.
 
     Images are shifted by up to `pretrain.shift` pixels at random. The file, named by the
-    entry's `weights`, holds the ViT without the head.
+    entry's `weights`, holds the encoder without the head.
 
     Returns:
       The accuracy on the held-out split, in [0, 1].
@@ -46,8 +44,8 @@ def pretrain_teacher(config: ConfigDict, name: str, *, progress: bool = True) ->
     """
     check_pretraining(config, name)
     entry = config.teachers[name]
-    model = Classifier(build_vit(entry, config.data.resolution), config.data.num_classes)
-    prepare = functools.partial(preprocess, kind=entry.preprocessing)
+    encoder = build_encoder(entry, config.data.resolution)
+    model, prepare = Classifier(encoder, config.data.num_classes), encoder.prepare
     train, heldout = (open_source(config.data, split) for split in ("train", "heldout"))
     params = fit_classifier(
         model, prepare, train, entry.pretrain, config.seed, name="teacher", progress=progress

@@ -8,7 +8,7 @@ from repae_jax.errors import UserError
 
 
 class NotFinite(UserError):
-    """Latents or pixels that are NaN or infinite, which a cast to uint8 would make black."""
+    """Values that are NaN or infinite: a cast to uint8 would make black pixels of them."""
 
 
 def finite_in_float32(array: np.ndarray) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from repae_jax.evaluation.alignment import cknna
+from repae_jax.evaluation.alignment import alignments, cknna, cknna_or_nan, prepared
 
 PLATONIC = os.environ.get("PLATONIC_ORIGINAL")
 
@@ -155,3 +155,23 @@ def test_what_has_no_neighbourhoods_is_refused():
     ]:
         with pytest.raises(ValueError, match=message):
             cknna(*arguments)
+
+
+def test_what_is_not_defined_is_left_out_with_a_warning(capsys):
+    tokens, teacher = structured_features()
+    teachers = {
+        "good": teacher,
+        "collapsed": np.repeat(teacher[:1], len(teacher), 0),
+        "broken": np.where(np.arange(20) == 3, np.nan, teacher[:, :1]),
+    }
+    found = alignments(tokens, teachers)
+    assert found == {"good": cknna(prepared(tokens), prepared(teacher))}
+    warnings = capsys.readouterr().err.splitlines()
+    assert [line.split(" is left out")[0] for line in warnings] == [
+        "warning: CKNNA with the teacher collapsed",
+        "warning: CKNNA with the teacher broken",
+    ]
+    for bad in (np.zeros_like(tokens), np.full_like(tokens, np.inf)):
+        assert alignments(bad, {"good": teacher}) == {}
+        assert "the teacher good is left out" in capsys.readouterr().err
+    assert math.isnan(cknna_or_nan(np.ones_like(tokens), teacher))

@@ -6,6 +6,7 @@ import pytest
 import scipy.linalg
 import tiny
 from runs import words
+from safetensors.numpy import load_file, save_file
 
 from repae_jax.cli import main
 from repae_jax.config.defaults import differences
@@ -99,6 +100,16 @@ def test_measuring_leaves_the_run_as_it_is(measured, teacher, tmp_path):
     )
 
 
+def test_a_collapse_is_said_and_does_not_end_the_run(teacher, tmp_path, capsys):
+    zeros = {name: np.zeros_like(array) for name, array in load_file(teacher).items()}
+    save_file(zeros, tmp_path / "zeros.safetensors")
+    keys = [*KEYS, "--config.evaluation.samples=0"]
+    workdir = tmp_path / "run"
+    assert main(words(workdir, tmp_path / "zeros.safetensors", *keys, steps=2)) == 0
+    assert "CKNNA with the teacher small is left out: " in capsys.readouterr().err
+    assert "evaluation/cknna_small" not in read_history(workdir)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -106,7 +117,10 @@ def test_measuring_leaves_the_run_as_it_is(measured, teacher, tmp_path):
         (dict(samples=1), "config.evaluation.samples is 1: give at least 2"),
         (dict(cknna_images=5), "config.evaluation.cknna_images is 5: give at least 12"),
         (dict(cknna_time=1.5), r"cknna_time is .*give at most 1"),
-        (dict(network="vgg"), "config.evaluation.network is 'vgg': use one of inception, small"),
+        (
+            dict(network="vgg"),
+            "config.evaluation.network is 'vgg': use one of inception, teachers.small",
+        ),
         (dict(network="inception", weights="none.pth"), "evaluation.weights is 'none.pth', which"),
         (dict(reference="none.npz"), "evaluation.reference is 'none.npz', which does not exist"),
     ],

@@ -22,7 +22,6 @@ from repae_jax.evaluation.representation import (
     probe,
     random_subset,
 )
-from repae_jax.models.encoders.preprocessing import preprocess
 from repae_jax.runs.build import build_models, state_template
 from repae_jax.runs.checkpoints import Checkpoints
 from repae_jax.runs.open_run import open_run
@@ -68,9 +67,9 @@ def test_features_are_those_of_the_networks(features):
     images = np.stack([source[int(index)]["image"] for index in drawn])
     np.testing.assert_array_equal(found.labels, [source[int(index)]["label"] for index in drawn])
     teacher = run.models.teachers["small"]
-    tokens = teacher.model.apply(
+    tokens = teacher.apply(
         run.state.frozen["teachers"]["small"],
-        preprocess(jnp.asarray(images), teacher.preprocessing),
+        teacher.prepare(jnp.asarray(images)),
     )
     expected = np.asarray(tokens.patch_tokens).mean(1)
     np.testing.assert_allclose(found.teachers["small"], expected, rtol=1e-4, atol=1e-5)
@@ -129,6 +128,16 @@ def test_tables_are_cknna_and_probes():
     assert found.probe_teachers["x"] == probe(teacher, labels)
     one = Features(0 * labels, {0.1: near[None]}, far, {"x": teacher})
     assert measure_representation(one, topk=5).probes is None
+
+
+def test_a_collapsed_block_has_no_alignment(capsys):
+    rng = np.random.default_rng(0)
+    labels, teacher = np.arange(60) % 3, rng.normal(size=(60, 5))
+    tokens = np.stack([np.ones((60, 5)), rng.normal(size=(60, 5))])
+    found = measure_representation(Features(labels, {0.1: tokens}, teacher, {"x": teacher}), topk=5)
+    assert np.isnan(found.alignment["x"]).tolist() == [[True, False]]
+    assert "the teacher x is left out 1 of 3 times" in capsys.readouterr().err
+    assert 0.2 < found.probes[0, 0] < 0.5  # nothing to tell classes by
 
 
 def test_a_probe_is_tested_on_images_that_it_has_not_seen():

@@ -26,9 +26,9 @@ def _read_statistics(folder):
 
 
 def _own_vit():
-    from repae_jax.runs.build import build_vit
+    from repae_jax.config.modules import build_encoder
 
-    return build_vit(tiny.get_config().teachers.small, 32)
+    return build_encoder(tiny.get_config().teachers.small, 32)
 
 
 def _vit_params(model):
@@ -74,11 +74,13 @@ def _transformers_teacher(folder):
 
 def _read_teacher(model, name):
     def read(folder):
+        from repae_jax.config.defaults import teacher
         from repae_jax.runs.weights import load_teacher
 
         path = folder / name
         found = find(path)
-        return {"params": load_teacher(str(path), model()), "format": found.format}
+        loaded = load_teacher(teacher(weights=str(path)), model(), 32)
+        return {"params": loaded, "format": found.format}
 
     return read
 

@@ -8,6 +8,7 @@ import torch
 from exported import export_vit
 from torch_vits import DIM, GRID, HEADS, PATCH, saved_by, small, transformers_reference
 
+from repae_jax.config.defaults import teacher
 from repae_jax.errors import UserError
 from repae_jax.interop import tables
 from repae_jax.interop.files import write_safetensors, write_torch
@@ -276,7 +277,7 @@ def test_teachers_are_read_from_files(kind, tmp_path):
     model, content, *_ = opened(kind)
     path = tmp_path / ("teacher.safetensors" if "transformers" in kind else "teacher.pth")
     (write_safetensors if "transformers" in kind else write_torch)(path, content)
-    actual = tables.flatten(load_teacher(str(path), model))
+    actual = tables.flatten(load_teacher(teacher(weights=str(path)), model, 32))
     expected = tables.flatten(load_vit(content, model))
     assert set(actual) == set(expected)
     for name, array in expected.items():
@@ -288,7 +289,7 @@ def test_openais_archive_is_refused_with_the_way_out(tmp_path):
     path = tmp_path / "ViT-L-14.pt"
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
     with pytest.raises(UserError, match=r"ViT-L-14.pt: .*clip-vit-large-patch14") as caught:
-        load_teacher(str(path), create_vit("clip-l"))
+        load_teacher(teacher(weights=str(path)), create_vit("clip-l"), 32)
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="TorchScript"):
-        load_teacher(str(path), create_vit("mae-l"))
+        load_teacher(teacher(weights=str(path)), create_vit("mae-l"), 32)

@@ -16,6 +16,7 @@ from weight_files import VAE, inspect, ldm_tensors, refused, write_statistics
 
 from repae_jax import AutoencoderKL
 from repae_jax.cli import main
+from repae_jax.config.defaults import teacher
 from repae_jax.errors import UserError
 from repae_jax.interop.detect_format import find
 from repae_jax.interop.files import read_tensors
@@ -152,14 +153,15 @@ def teacher_folder(folder, names):
 
 
 def class_token(path):
-    return np.asarray(load_teacher(str(path), small("dino-b"))["params"]["class_token"])
+    loaded = load_teacher(teacher(weights=str(path)), small("dino-b"), 32)
+    return np.asarray(loaded["params"]["class_token"])
 
 
 def test_teachers_have_variants_too(tmp_path, capsys):
     model = small("dino-b")
     folder = teacher_folder(tmp_path / "t", ["model.ema.safetensors", "model.fp16.safetensors"])
     with pytest.raises(UserError, match=r"model.safetensors is missing; there are model.ema.safet"):
-        load_teacher(str(folder), model)
+        load_teacher(teacher(weights=str(folder)), model, 32)
     assert "there are model.ema.safetensors" in refused(["inspect", folder], capsys)
     for number, name in enumerate(("model.ema.safetensors", "model.fp16.safetensors")):
         assert (class_token(folder / name) == number).all()

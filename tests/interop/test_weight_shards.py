@@ -12,6 +12,7 @@ from test_vit_names import timm_names
 from torch_vits import small
 from weight_files import VAE, assert_same_trees, inspect, refused
 
+from repae_jax.config.defaults import teacher
 from repae_jax.interop.autoencoder_kl import load_vae
 from repae_jax.interop.detect_format import find
 from repae_jax.interop.vae_files import read_vae
@@ -69,8 +70,8 @@ def test_a_teacher_in_shards(tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     model = small("dino-b")
     expected = load_vit(timm_names(), model)
-    assert_same_trees(load_teacher(str(tmp_path), model), expected)
-    assert_same_trees(load_teacher(str(index), model), expected)
+    assert_same_trees(load_teacher(teacher(weights=str(tmp_path)), model, 32), expected)
+    assert_same_trees(load_teacher(teacher(weights=str(index)), model, 32), expected)
     assert find(tmp_path).format == "vit"
 
 

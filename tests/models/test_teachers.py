@@ -23,8 +23,10 @@ from repae_jax.config.validate import validate
 from repae_jax.errors import UserError
 from repae_jax.interop.files import write_torch
 from repae_jax.interop.vit import load_vit
-from repae_jax.models.encoders.preprocessing import TEACHER_KINDS, preprocess, preprocessing_of
-from repae_jax.models.encoders.vit import VIT_CONFIGS, create_vit
+from repae_jax.models.encoders.base import patch_tokens
+from repae_jax.models.encoders.families import ENCODERS, Family
+from repae_jax.models.encoders.preprocessing import TEACHER_KINDS, preprocess
+from repae_jax.models.encoders.vit import VIT_CONFIGS, ViT, create_vit
 from repae_jax.runs.build import build_models, latent_shape
 from repae_jax.runs.weights import load_teacher
 from repae_jax.training.noise import sample_draws
@@ -82,7 +84,7 @@ def test_native_scales_to_minus_one_to_one():
     ("size", "message"),
     [
         ((256, 512), "square images, got 256 x 512"),
-        ((300, 300), "multiples of 16 pixels, got 300: use 288 or 304, or a kind that does not"),
+        ((300, 300), "multiples of 16 pixels, got 300: use 288 or 304, or a preprocessing that"),
         ((8, 8), "multiples of 16 pixels, got 8: use 16, or"),
     ],
 )
@@ -114,7 +116,7 @@ def test_presets_bring_their_preprocessing_and_keys_override_it():
     assert teacher("dinov2-b-reg").preprocessing == "dinov2"
     assert teacher("clip-l", preprocessing="native").preprocessing == "native"
     assert teacher().preprocessing == "dinov2"
-    assert {preprocessing_of(name) for name in VIT_CONFIGS} <= set(TEACHER_KINDS)
+    assert {create_vit(name).preprocessing for name in VIT_CONFIGS} <= set(TEACHER_KINDS)
 
 
 SMALL = dict(patch_size=16, hidden_size=24, depth=1, num_heads=3)
@@ -136,15 +138,15 @@ def test_every_preset_gives_the_tokens_of_the_sit(preset, resolution):
     validate(config_at(resolution, it=teacher(preset)))
     model = create_vit(preset, depth=1, dim=16, num_heads=1)
     pixels = jax.ShapeDtypeStruct((1, resolution, resolution, 3), np.uint8)
-    prepared = jax.eval_shape(lambda x: preprocess(x, preprocessing_of(preset)), pixels)
+    prepared = jax.eval_shape(model.prepare, pixels)
     tokens, _ = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x)[0], prepared)
-    assert tokens.shape == (1, (resolution // 16) ** 2, 16)
+    assert tokens.shape == (1, (resolution // 16) ** 2, 16) == (1, model.grid(resolution) ** 2, 16)
 
 
 def test_a_resolution_that_gives_no_whole_tokens_is_named():
     config = config_at(264, it=teacher("dinov2-b"))
     config.backbone.patch_size = 2
-    with pytest.raises(UserError, match=r"data\.resolution .*\.it\..*multiples of 16.*256 or"):
+    with pytest.raises(UserError, match=r"data\.resolution is 264.*teachers\.it: .*16.*256 or"):
         validate(config)
 
 
@@ -170,9 +172,31 @@ def test_impossible_teachers_are_named(entry, message):
     assert "config.teachers.it" in str(caught.value)
 
 
+def test_a_family_without_presets_has_its_own_options(monkeypatch):
+    left = {"depth": 1, "num_heads": 2}
+    row = Family(
+        ViT,
+        {"patch_size": int, "dim": int, "preprocessing": "native"},
+        unpublished=lambda fields, side: {"native_grid": side // fields["patch_size"], **left},
+    )
+    monkeypatch.setitem(ENCODERS, "plain", row)
+    for entry, message in (
+        (teacher("x", family="plain", patch_size=16, dim=8), "it.arch is 'x': leave it empty"),
+        (teacher(family="plain", patch_size=16), "it.dim is not set"),
+        (teacher(family="plain", patch_size=48, dim=8), "patch size 48 does not divide 256"),
+    ):
+        with pytest.raises(UserError, match=message):
+            validate(config_at(256, it=entry))
+    config = config_at(256, it=teacher(family="plain", patch_size=16, dim=8))
+    validate(config)
+    made = build_models(config).teachers["it"]
+    expected = {"patch_size": 16, "native_grid": 16, "dim": 8, "preprocessing": "native", **left}
+    assert {name: getattr(made, name) for name in expected} == expected
+
+
 def test_explicit_sizes_override_the_presets():
     entry = teacher("mae-l", patch_size=8, hidden_size=12, depth=1, num_heads=3)
-    model = build_models(config_at(256, it=entry)).teachers["it"].model
+    model = build_models(config_at(256, it=entry)).teachers["it"]
     assert (model.patch_size, model.dim, model.depth, model.num_heads) == (8, 12, 1, 3)
     assert not model.final_norm
 
@@ -185,11 +209,10 @@ def test_pixels_to_tokens_equal_the_original(preset, tmp_path):
     depth = MOCO_DEPTH if preset == "mocov3-b" else DEPTH
     entry = teacher(preset, hidden_size=DIM, depth=depth, num_heads=HEADS, weights=str(path))
     built = build_models(config_at(256, it=entry)).teachers["it"]
-    variables = load_teacher(entry.weights, built.model)
+    variables = load_teacher(entry, built, 256)
 
     def tokens(pixels):
-        prepared = preprocess(pixels, built.preprocessing)
-        return built.model.apply(variables, prepared).patch_tokens
+        return patch_tokens(built, variables, pixels)
 
     pixels = images(256, 256)
     raw_image = torch.tensor(pixels.transpose(0, 3, 1, 2))
@@ -209,11 +232,11 @@ def test_pixels_to_tokens_equal_torch_at_other_resolutions(preset):
     sizes = {"dim": torch_vits.DIM, "depth": torch_vits.DEPTH, "num_heads": torch_vits.HEADS}
     model = create_vit(preset, **sizes)
     variables = load_vit(tensors, model)
-    kind, pixels = preprocessing_of(preset), images(resolution, resolution)
+    pixels = images(resolution, resolution)
     with torch.no_grad():
-        expected, _ = reference.tokens(in_torch(pixels, kind))
+        expected, _ = reference.tokens(in_torch(pixels, "clip" if preset == "clip-l" else "dinov2"))
     assert expected.shape == (1, 5 * 5, torch_vits.DIM)
-    tokens = quick_jit(lambda x: model.apply(variables, preprocess(x, kind)).patch_tokens)(pixels)
+    tokens = quick_jit(lambda x: patch_tokens(model, variables, x))(pixels)
     assert_close(tokens, expected, preset)
 
 
@@ -235,9 +258,7 @@ def test_two_teachers_are_prepared_and_read_each_in_its_own_way(tmp_path):
     )
     models = build_models(config)
     assert models.backbone.teacher_dims == (12, 24)
-    frozen = {
-        n: load_teacher(config.teachers[n].weights, t.model) for n, t in models.teachers.items()
-    }
+    frozen = {n: load_teacher(config.teachers[n], t, 256) for n, t in models.teachers.items()}
     vae = quick_jit(models.tokenizer.init)(
         jax.random.key(0), np.zeros((1, 4, 4, 3)), np.zeros((1, 1, 1, 2))
     )

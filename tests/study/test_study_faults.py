@@ -3,11 +3,12 @@
 import json
 import types
 
+import numpy as np
 import pytest
 import tiny_study
 
 from repae_jax.errors import UserError
-from repae_jax.study import run
+from repae_jax.study import measures, run, shared
 from repae_jax.study.plan import Job, run_config
 from repae_jax.utils.finite import NotFinite
 from repae_jax.utils.sealed import seal
@@ -33,6 +34,21 @@ class State:
 
     def replace(self, **_):
         return self
+
+
+@pytest.mark.parametrize("rows", [np.ones((20, 4)), np.full((20, 4), np.nan)])
+def test_a_collapsed_run_has_no_cknna(rows, monkeypatch, capsys):
+    teacher = np.random.default_rng(0).normal(size=(20, 3))
+    features = types.SimpleNamespace(backbone={0.5: rows[None]}, teachers={"x": teacher})
+    monkeypatch.setattr(measures, "extract_features", lambda *_, **__: features)
+    measured = object.__new__(measures.Measures)
+    measured._wanted = types.SimpleNamespace(cknna_time=0.5)
+    measured._models = types.SimpleNamespace(backbone=types.SimpleNamespace(encoder_depth=1))
+    measured._config = measured._source = measured._count = measured._extract = None
+    figures = {}
+    measured._aligned(None, figures)
+    assert figures == {}
+    assert "CKNNA with the teacher x is left out" in capsys.readouterr().err
 
 
 def test_figures_end_where_a_state_makes_no_numbers(tmp_path, monkeypatch):
@@ -112,3 +128,17 @@ def test_what_is_no_file_is_no_missing_result(result):
     result.path.symlink_to("nowhere")
     with pytest.raises(UserError, match="cannot be read .No such file"):
         run.read_result(tiny_study.get_config(), JOB, result.path.parents[2])
+
+
+def test_a_study_of_version_1_is_the_same_study(tmp_path):
+    study = tiny_study.get_config()
+    common = shared._common(study)
+    entry = common["config"]["teachers"]["small"]
+    del entry["family"]
+    entry["stem"] = None
+    (tmp_path / "study.json").write_text(json.dumps(common))
+    shared.check_shared(study, tmp_path)
+    entry["depth"] = 5
+    (tmp_path / "study.json").write_text(json.dumps(common))
+    with pytest.raises(UserError, match=r"another study: config.config.teachers.small.depth: 5 ->"):
+        shared.check_shared(study, tmp_path)

@@ -12,6 +12,7 @@ class Mixer(nn.Module):
     latent_channels: int
     conditioner: object
     teacher_dims: tuple
+    projector: object
     dtype: object
     remat: str
     scan: bool
@@ -20,21 +21,20 @@ class Mixer(nn.Module):
     grid = property(lambda self: self.latent_size // 2)
 
     @nn.compact
-    def __call__(self, x, t, condition, taps="all"):
+    def __call__(self, x, t, condition):
         steer = self.conditioner.module(16, self.dtype)(condition).vector
         steer, hidden, side = (steer + nn.Dense(16)(t[:, None]))[:, None], [], (self.grid,) * 2
         h = nn.Conv(16, (2, 2), 2)(x).reshape(len(x), self.grid**2, 16)
         for _ in range(self.depth):
             mixed = nn.Dense(self.grid**2)(nn.silu(h + steer).swapaxes(1, 2)).swapaxes(1, 2)
-            h = h + nn.Dense(16)(nn.silu(h + mixed))
-            hidden.append(h)
-        heads = tuple(nn.Dense(d)(hidden[self.encoder_depth - 1]) for d in self.teacher_dims)
+            hidden.append(h := h + nn.Dense(16)(nn.silu(h + mixed)))
+        tokens, head = hidden[self.encoder_depth - 1], self.projector.module
+        heads = tuple(head(d, self.grid, self.dtype)(tokens) for d in self.teacher_dims)
         h = nn.ConvTranspose(self.latent_channels, (2, 2), (2, 2))(h.reshape(len(x), *side, 16))
-        output = BackboneOutput(h.astype(jnp.float32), hidden[self.encoder_depth - 1], heads)
-        return {"all": output, "heads": heads, "hidden": jnp.stack(hidden).mean(2)}[taps]
+        return BackboneOutput(h.astype(jnp.float32), tokens, heads, {"all": jnp.stack(hidden)})
 
-    project = lambda self, *inputs: self(*inputs, taps="heads")
-    hidden = lambda self, *inputs: self(*inputs, taps="hidden")
+    project = lambda self, *inputs: self(*inputs).projections
+    hidden = lambda self, *inputs: self(*inputs).extra["all"].mean(2)
 
 
 BACKBONES["mixer"] = Family(Mixer, dict(depth=2, encoder_depth=1), {})

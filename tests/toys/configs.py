@@ -14,6 +14,7 @@ def get_config(words: str = "backbone"):
 
     import toys.backbone
     import toys.condition
+    import toys.encoder
     import toys.tokenizer  # all put themselves into their tables
 
     toy, _, recipe = words.partition("-")
@@ -25,4 +26,7 @@ def get_config(words: str = "backbone"):
         config.condition = defaults.condition("caption")
     if toy == "tokenizer":
         config.tokenizer = defaults.tokenizer(family="patches", width=16)
+    if toy == "encoder" and config.teachers:
+        pretrain = config.teachers.small.pretrain
+        config.teachers.small = defaults.teacher(family="strided", patch=8, pretrain=pretrain)
     return config

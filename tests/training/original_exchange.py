@@ -185,7 +185,7 @@ def networks_like(models: Models) -> dict[str, torch.nn.Module]:
         num_heads=sit.num_heads, encoder_depth=sit.encoder_depth,
         num_classes=sit.conditioner.num_classes, z_dims=list(sit.teacher_dims),
         class_dropout_prob=0.1 if sit.conditioner.null_class else 0.0, fused_attn=True,
-        projector_dim=sit.projector_dim, qk_norm=sit.qk_norm,
+        projector_dim=sit.projector.hidden, qk_norm=sit.qk_norm,
     )  # fmt: skip
     dims = dict(ndf=models.discriminator.filters, n_layers=models.discriminator.num_layers)
     full = losses.NLayerDiscriminator

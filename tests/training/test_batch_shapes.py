@@ -42,7 +42,7 @@ def work(config):
         return models.tokenizer.apply({"params": params}, images, method="encode")
 
     teachers = [
-        count_flops(teacher.model.apply, state.frozen["teachers"][name], images)
+        count_flops(teacher.apply, state.frozen["teachers"][name], images)
         for name, teacher in models.teachers.items()
     ]
     return count_flops(encoder, state.params["tokenizer"], images), sum(teachers)

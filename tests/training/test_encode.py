@@ -21,16 +21,15 @@ from safetensors.numpy import load_file, save_file
 
 from repae_jax.cli import main
 from repae_jax.config.defaults import to_json
+from repae_jax.config.modules import build_encoder
 from repae_jax.data.latents import open_latents
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError
-from repae_jax.models.encoders.preprocessing import preprocess
 from repae_jax.parallel.mesh import make_mesh
 from repae_jax.runs.build import (
     build_models,
     build_objective,
     build_optimizers,
-    build_vit,
     latent_shape,
 )
 from repae_jax.runs.fingerprint import tokenizer_sha256, weights_sha256
@@ -74,7 +73,7 @@ def write_weights(folder):
     peer = parity.randomise(diffusers_vae.make_vae(models.tokenizer), seed=3)
     peer.save_pretrained(folder / "vae")
     entry = config.teachers.small
-    model = build_vit(entry, 32)
+    model = build_encoder(entry, 32)
     variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
     save_teacher(str(folder / "teacher.safetensors"), variables["params"], {})
 
@@ -198,9 +197,7 @@ def test_tokens_are_the_teachers(folder, tmp_path):
     teacher = models.teachers["small"]
     state = init_state(config, models)
     image = source[5]["image"][None]
-    expected = teacher.model.apply(
-        state.frozen["teachers"]["small"], preprocess(jnp.asarray(image), teacher.preprocessing)
-    )
+    expected = teacher.apply(state.frozen["teachers"]["small"], teacher.prepare(jnp.asarray(image)))
     (tokens,) = cache[5]["teacher_tokens"]
     assert tokens.dtype == np.float32
     parity.assert_close(tokens, expected.patch_tokens[0], "tokens", 1e-3)

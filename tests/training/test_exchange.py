@@ -159,7 +159,7 @@ def test_names_and_order_are_those_of_torch_modules(exported):
         latent_size=sit.latent_size, latent_channels=sit.latent_channels, patch_size=sit.patch_size,
         hidden_size=sit.hidden_size, depth=sit.depth, num_heads=sit.num_heads,
         num_classes=sit.conditioner.num_classes, encoder_depth=sit.encoder_depth,
-        teacher_dims=sit.teacher_dims, projector_dim=sit.projector_dim,
+        teacher_dims=sit.teacher_dims, projector_dim=sit.projector.hidden,
     )  # fmt: skip
     whole = saved_content(exported)
     assert list(whole["model"]) == list(module.state_dict())

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tiny
 from ml_collections import ConfigDict
 from sits import sit_of
 
@@ -97,3 +98,10 @@ def test_a_published_size_needs_no_configuration():
     )
     assert [entry.arch for entry in config.teachers.values()] == ["dinov2-b"]
     assert (config.data.num_classes, tuple(config.train)) == (1000, ("backbone",))
+
+
+def test_a_teachers_name_is_none_of_the_originals():
+    config = tiny.get_config()
+    config.teachers["clip-l"] = config.teachers.small.copy_and_resolve_references()
+    config.teachers.small.arch = "clip-l"
+    assert args_from_config(config)["enc_type"] == "clip-l,clip-vit-L"

@@ -15,8 +15,8 @@ from original_exchange import NEEDS_ORIGINAL
 from parity import original_module, to_nchw, to_nhwc
 
 from repae_jax.cli import main
+from repae_jax.config.modules import build_encoder
 from repae_jax.config.overrides import read_config
-from repae_jax.runs.build import build_vit
 from repae_jax.runs.open_run import open_run, sampling_weights
 from repae_jax.runs.weights import save_teacher
 from repae_jax.sampling import generate
@@ -37,7 +37,7 @@ def digits(tmp_path_factory):
     """A run of the digits recipe and its export; large rates, so that a few steps show."""
     folder = tmp_path_factory.mktemp("digits")
     teacher_file = str(folder / "teacher.safetensors")
-    vit = build_vit(read_config(str(DIGITS), []).teachers.digits, 32)
+    vit = build_encoder(read_config(str(DIGITS), []).teachers.digits, 32)
     save_teacher(teacher_file, vit.init(jax.random.key(0), np.zeros((1, 32, 32, 3)))["params"], {})
     words = {
         "teachers.digits.weights": teacher_file, "batch_size": 16, "ema_decay": 0.5,

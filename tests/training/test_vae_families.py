@@ -8,12 +8,12 @@ import pytest
 import tiny
 
 from repae_jax.config.defaults import to_json, tokenizer
+from repae_jax.config.modules import build_encoder
 from repae_jax.config.validate import validate
 from repae_jax.runs.build import (
     build_models,
     build_objective,
     build_optimizers,
-    build_vit,
     latent_shape,
 )
 from repae_jax.runs.initial_state import init_state
@@ -78,7 +78,7 @@ def make_config(family, weights):
 def write_teacher(config):
     """A teacher's file, random: what it teaches is no matter here."""
     entry = config.teachers.small
-    model = build_vit(entry, config.data.resolution)
+    model = build_encoder(entry, config.data.resolution)
     variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
     save_teacher(entry.weights, variables["params"], {})
 

@@ -58,7 +58,7 @@ class Family(NamedTuple):
 
     Attributes:
       module: the flax module. It takes latent_size, latent_channels, conditioner, teacher_dims,
-        dtype, remat and scan, and its options.
+        projector, dtype, remat and scan, and its options.
       options: its keys of `config.backbone` with their defaults; a type in place of a default
         is for a key that a preset or the configuration sets.
       presets: `config.backbone.arch` -> options.

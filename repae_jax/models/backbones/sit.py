@@ -20,6 +20,8 @@ from repae_jax.models.layers import (
     sincos_position_table,
     tanh_gelu,
 )
+from repae_jax.models.projectors import MLP as MLPProjector
+from repae_jax.models.projectors import Projector
 from repae_jax.models.remat import rematerialised
 from repae_jax.models.scan_layers import scan_blocks
 
@@ -111,23 +113,6 @@ class FinalLayer(nn.Module):
         )(x)
 
 
-class ProjectionHead(nn.Module):
-    """Linear-SiLU-Linear-SiLU-Linear from SiT tokens to one teacher's width (REPA, section 3)."""
-
-    hidden: int
-    features: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """(B, N, D) -> (B, N, features)."""
-        x = tokens
-        for index, width in enumerate((self.hidden, self.hidden, self.features), start=1):
-            x = nn.silu(x) if index > 1 else x
-            x = Dense(width, dtype=self.dtype, kernel_init=xavier, name=f"fc{index}")(x)
-        return x
-
-
 class SiT(nn.Module):
     """Velocity of the latents, and tokens aligned with a teacher's.
 
@@ -151,7 +136,7 @@ class SiT(nn.Module):
     conditioner: Conditioner
     encoder_depth: int = 8
     teacher_dims: tuple[int, ...] = ()
-    projector_dim: int = 2048
+    projector: Projector = MLPProjector()
     mlp_ratio: float = 4.0
     qk_norm: bool = False
     dtype: jnp.dtype = jnp.float32
@@ -182,7 +167,7 @@ class SiT(nn.Module):
             for _ in range(self.depth)
         ]
         self.projectors = [
-            ProjectionHead(self.projector_dim, dim, self.dtype) for dim in self.teacher_dims
+            self.projector.module(dim, self.grid, self.dtype) for dim in self.teacher_dims
         ]
         features = self.patch_size**2 * self.latent_channels
         self.final_layer = FinalLayer(features, self.dtype)
@@ -296,10 +281,7 @@ FAMILY = Family(
         hidden_size=int,
         depth=int,
         num_heads=int,
-        **{
-            name: getattr(SiT, name)
-            for name in ("encoder_depth", "projector_dim", "mlp_ratio", "qk_norm")
-        },
+        **{name: getattr(SiT, name) for name in ("encoder_depth", "mlp_ratio", "qk_norm")},
     ),
     presets=SIT_CONFIGS,
     check=check,

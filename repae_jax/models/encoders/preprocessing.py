@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from repae_jax.errors import UserError
-from repae_jax.models.encoders.vit import VIT_CONFIGS
 from repae_jax.models.resize import resize_bicubic
 
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
@@ -17,20 +16,6 @@ RESIZING_KINDS = ("dinov2", "clip")
 TEACHER_KINDS = (*RESIZING_KINDS, "imagenet", "native")
 
 _UNIT, _RESIZED_UNIT = 16, 14  # pixels a token, before and after resizing
-
-_KIND_OF_FAMILY = {
-    "dinov2": "dinov2",
-    "ijepa": "dinov2",
-    "clip": "clip",
-    "dino": "imagenet",
-    "mocov3": "imagenet",
-    "mae": "imagenet",
-}
-
-
-def preprocessing_of(arch: str) -> str:
-    """The kind of preprocessing that a preset of `VIT_CONFIGS` takes; "dinov2" for other names."""
-    return _KIND_OF_FAMILY[VIT_CONFIGS.get(arch, {}).get("family", "dinov2")]
 
 
 def preprocess(images: jax.Array, kind: str) -> jax.Array:
@@ -83,7 +68,7 @@ def teacher_side(resolution: int, kind: str) -> int:
         fitting = f"{below} or {below + _UNIT}" if below else str(_UNIT)
         raise UserError(
             f"the {kind} teacher takes images of multiples of {_UNIT} pixels, got {resolution}: "
-            f"use {fitting}, or a kind that does not resize"
+            f"use {fitting}, or a preprocessing that does not resize"
         )
     return resolution // _UNIT * _RESIZED_UNIT
 

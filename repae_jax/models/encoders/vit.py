@@ -1,7 +1,5 @@
 """The vision transformer: frozen teachers, one config a family, and small ones trained here."""
 
-from typing import NamedTuple
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,6 +7,8 @@ from jax.nn import initializers
 
 from repae_jax.errors import UserError
 from repae_jax.models.convnet import ConvLevel
+from repae_jax.models.encoders.base import ViTTokens
+from repae_jax.models.encoders.preprocessing import preprocess, teacher_side
 from repae_jax.models.layers import MLP, Attention, Dense, gelu, layer_norm, quick_gelu
 from repae_jax.models.resize import resize_bicubic
 from repae_jax.models.scan_layers import scan_blocks
@@ -22,14 +22,22 @@ _HUGE = {"dim": 1280, "depth": 32, "num_heads": 16}
 _GIANT = {"dim": 1536, "depth": 40, "num_heads": 24, "swiglu": True}
 
 _DINOV2 = {"family": "dinov2", "patch_size": 14, "native_grid": 37}
-_PLAIN = {"patch_size": 16, "native_grid": 14, "layer_scale": None}
+_PLAIN = {"patch_size": 16, "native_grid": 14, "layer_scale": None, "preprocessing": "imagenet"}
 _DINO = {**_PLAIN, "family": "dino"}
 _MOCOV3 = {**_PLAIN, "family": "mocov3"}
 # REPA and REPA-E align with the tokens that enter the final norm, here and with CLIP.
 _MAE = {**_PLAIN, "family": "mae", "final_norm": False}
-_IJEPA = {**_PLAIN, "family": "ijepa", "patch_size": 14, "native_grid": 16, "class_token": False}
+_IJEPA = {
+    **_PLAIN,
+    "family": "ijepa",
+    "preprocessing": "dinov2",
+    "patch_size": 14,
+    "native_grid": 16,
+    "class_token": False,
+}
 _CLIP = {
     "family": "clip",
+    "preprocessing": "clip",
     "patch_size": 14,
     "native_grid": 16,
     "layer_scale": None,
@@ -59,13 +67,6 @@ VIT_CONFIGS: dict[str, dict] = {
 }
 
 _INIT = initializers.truncated_normal(0.02)
-
-
-class ViTTokens(NamedTuple):
-    """What a ViT returns, float32, after the final LayerNorm where the model has one."""
-
-    patch_tokens: jax.Array  # (B, N, D), rows of the grid first
-    class_token: jax.Array | None  # (B, D); None where the model has none
 
 
 def create_vit(name: str, **overrides) -> "ViT":
@@ -172,8 +173,8 @@ class ViT(nn.Module):
       table_antialias: how the table is resampled to another grid: True is bicubic with
         antialias (a = -0.5), as the REPA-E code and DINOv2 with registers do; False is plain
         bicubic (a = -0.75), as transformers' Dinov2Model does.
-      family: whose weights these are, for the names in files (interop/vit.py) and the
-        preprocessing of images (teachers.py).
+      preprocessing: how `prepare` makes its pixels, one of `TEACHER_KINDS`.
+      family: whose weights these are, for the names in files (interop/vit.py).
       dtype: of the matrix products.
       scan: the blocks as one compiled loop; same parameters and results, compiles faster.
     """
@@ -196,13 +197,33 @@ class ViT(nn.Module):
     stem: tuple[int, ...] = ()
     norm_epsilon: float = 1e-6
     table_antialias: bool = True
+    preprocessing: str = "dinov2"
     family: str = "dinov2"
     dtype: jnp.dtype = jnp.float32
     scan: bool = False
 
+    @nn.nowrap
+    def grid(self, resolution: int) -> int:
+        """Tokens along a side, of squares of `resolution` pixels before `prepare`.
+
+        Raises:
+          UserError: the preprocessing does not take them, or the patches do not divide its result.
+        """
+        side = teacher_side(resolution, self.preprocessing)
+        if side % self.patch_size:
+            raise UserError(f"patch size {self.patch_size} does not divide {side} pixels")
+        return side // self.patch_size
+
+    @nn.nowrap
+    def prepare(self, images: jax.Array) -> jax.Array:
+        """uint8 RGB images (B, H, W, 3) -> its own pixels, see `preprocess`."""
+        return preprocess(images, self.preprocessing)
+
     @nn.compact
     def __call__(self, images: jax.Array) -> ViTTokens:
         """Preprocessed images (B, H, W, C) -> tokens of the (H / patch) x (W / patch) grid.
+
+        They are those after the final LayerNorm, where the model has one.
 
         Raises:
           UserError: a side is not a multiple of the patch size.

@@ -1,0 +1,62 @@
+"""Projection heads: from a backbone's tokens to those of a teacher. A new one is a row here."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+
+from repae_jax.models.layers import Dense
+
+
+class Projector(Protocol):
+    """A kind of projection head with its sizes; immutable and hashable, without weights."""
+
+    def module(self, features: int, grid: int, dtype: jnp.dtype) -> nn.Module:
+        """A head from tokens (B, N, D), N = grid * grid, rows first, to (B, N, features)."""
+
+
+class MLPHead(nn.Module):
+    """Linear-SiLU-Linear-SiLU-Linear, on each token alone (REPA, arXiv 2410.06940, section 3)."""
+
+    hidden: int
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """(B, N, D) -> (B, N, features)."""
+        x, init = tokens, initializers.xavier_uniform()
+        for index, width in enumerate((self.hidden, self.hidden, self.features), start=1):
+            x = nn.silu(x) if index > 1 else x
+            x = Dense(width, dtype=self.dtype, kernel_init=init, name=f"fc{index}")(x)
+        return x
+
+
+@dataclasses.dataclass(frozen=True)
+class MLP:
+    """`MLPHead`s of that hidden width."""
+
+    hidden: int = 2048
+
+    def module(self, features: int, grid: int, dtype: jnp.dtype) -> MLPHead:
+        """See `Projector`."""
+        return MLPHead(self.hidden, features, dtype)
+
+
+class Family(NamedTuple):
+    """A row of `PROJECTORS`.
+
+    Attributes:
+      build: (**options) -> the projector.
+      options: its keys of `config.projector` with their defaults.
+    """
+
+    build: Callable[..., Projector]
+    options: Mapping[str, Any] = {}
+
+
+PROJECTORS = {"mlp": Family(MLP, {"hidden": MLP.hidden})}
