@@ -10,7 +10,7 @@ import pathlib
 import sys
 import types
 
-TESTS = pathlib.Path(__file__).parents[1] / "tests"
+HELPERS = pathlib.Path(__file__).parents[1] / "tests" / "helpers"
 
 
 def add_original(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def load(checkout: str) -> types.SimpleNamespace:
             f"--original {checkout}: there is no train_repae.py; clone End2End-Diffusion/REPA-E"
         )
     os.environ["REPAE_ORIGINAL"] = checkout
-    sys.path[:0] = [str(TESTS), str(TESTS / "training")]
+    sys.path[:0] = [str(HELPERS)]
     import original_comparison
     import original_loop
     import original_networks

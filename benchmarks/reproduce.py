@@ -25,7 +25,7 @@ import numpy as np
 from repae_jax.cli import main
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
-TINY = REPOSITORY / "tests" / "tiny.py"
+TINY = REPOSITORY / "tests" / "helpers" / "tiny.py"
 STEPS = 3
 # Where the configuration has what these runs change.
 VAE, OBJECTIVE, BACKBONE = "tokenizer", "objective", "backbone"

@@ -10,12 +10,12 @@ import sys
 import time
 
 import pytest
+from runs import TINY
 
 from repae_jax import commands
 from repae_jax.cli import COMMANDS, main, make_parser
 from repae_jax.config import validate
 
-TINY = str(pathlib.Path(__file__).with_name("tiny.py"))
 # --help of one command, then of all; and the modules that are imported after each.
 HELP = """\
 import contextlib, io, json, sys

@@ -23,7 +23,7 @@ from repae_jax.study.plan import Job, missing_for_runs
 from repae_jax.training import loop
 from repae_jax.utils.atomic_files import check_writable
 
-STUDY = str(pathlib.Path(TINY).parent / "study" / "tiny_study.py")
+STUDY = str(pathlib.Path(TINY).with_name("tiny_study.py"))
 
 
 def said(capsys):

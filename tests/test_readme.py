@@ -144,7 +144,7 @@ def test_readmes_commands_work_without_what_it_does_not_install(folder, tmp_path
         for words, more in wanted
     ]
     code = blocks("python")
-    path = [str(make_bare(tmp_path)), str(ROOT), str(ROOT / "tests")]
+    path = [str(make_bare(tmp_path)), str(ROOT), str(ROOT / "tests" / "helpers")]
     done = subprocess.run(
         [sys.executable, "-c", RUN],
         input=json.dumps([*todo, *code]), cwd=folder, capture_output=True, text=True, check=False,

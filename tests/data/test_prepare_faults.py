@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from packing import content
 from preparing import FILES, cropped, damage, opened, run
+from runs import TINY
 
 from repae_jax.data.shards import PackedRecords
 from repae_jax.errors import UserError
@@ -115,7 +116,7 @@ def test_nothing_but_bad_images_is_an_error(pictures, tmp_path):
 
 def test_killed_with_9_at_any_moment_and_restarted_it_writes_the_same_bytes(pictures, tmp_path):
     (tmp_path / "out").mkdir()
-    script = pathlib.Path(__file__).with_name("killed_runs.py")
+    script = pathlib.Path(TINY).with_name("killed_runs.py")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run(
         [sys.executable, script, pictures, tmp_path / "out"],

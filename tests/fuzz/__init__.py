@@ -32,9 +32,10 @@ The slow tests run each target for a moment; every other case is one that once f
 on all targets, on some, or one case once more, from the repository's root:
 
     REPAE_FUZZ_SECONDS=600 python -m pytest tests/fuzz
-    PYTHONPATH=tests python -m fuzz --seconds 1200 --jobs 2 --commands 120 --report counts.md
-    PYTHONPATH=tests python -m fuzz diffusers --seconds 60 --seed 1
-    PYTHONPATH=tests python -m fuzz 'file of labels' '["labels.txt", "cut", 3]'
+    export PYTHONPATH=tests:tests/helpers
+    python -m fuzz --seconds 1200 --jobs 2 --commands 120 --report counts.md
+    python -m fuzz diffusers --seconds 60 --seed 1
+    python -m fuzz 'file of labels' '["labels.txt", "cut", 3]'
 
 Not here: TensorFlow Datasets, which its own library reads; and configurations in Python, which are
 programs.

@@ -1,4 +1,4 @@
-"""`PYTHONPATH=tests python -m fuzz`: a campaign, or one case once more. See `fuzz`."""
+"""`python -m fuzz`: a campaign, or one case once more. See `fuzz`."""
 
 import argparse
 import json

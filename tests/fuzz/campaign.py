@@ -175,4 +175,4 @@ def once_broken(target: str) -> list[mutations.Case]:
 
 def command(target: str, case: mutations.Case) -> str:
     """What repeats one case."""
-    return f"PYTHONPATH=tests python -m fuzz {target!r} '{json.dumps(case)}'"
+    return f"PYTHONPATH=tests:tests/helpers python -m fuzz {target!r} '{json.dumps(case)}'"

@@ -1,14 +1,14 @@
 """Targets: work directories and studies."""
 
 import json
-import pathlib
 
 import numpy as np
+import tiny_study
 
 from fuzz.original_checkpoints import make_run
 from fuzz.target import Target, eighths
 
-_STUDY = str(pathlib.Path(__file__).parents[1] / "study" / "tiny_study.py")
+_STUDY = tiny_study.__file__
 
 
 def _write_run(folder):

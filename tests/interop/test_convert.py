@@ -10,9 +10,9 @@ import numpy as np
 import parity
 import pytest
 import torch
+from runs import TINY
 from safetensors import safe_open
 from weight_files import (
-    TINY,
     VAE,
     inspect,
     ldm_tensors,

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch_sit
 from exported import load_sit
+from runs import TINY
 from sits import sit_of
 from weight_files import (
-    TINY,
     assert_same_trees,
     inspect,
     refused,

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from runs import TINY
 from saved import assert_same_content, saved_content
-from weight_files import TINY, parts_of, refused, wrapped
+from weight_files import parts_of, refused, wrapped
 
 from repae_jax.cli import main
 from repae_jax.interop.checkpoint_parts import parts_of as parts_of_content

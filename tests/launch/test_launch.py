@@ -205,7 +205,9 @@ def test_local_processes_train_and_survive_one_that_dies(tmp_path):
     words += ["--config.run.steps=400", "--config.run.checkpoint_every=50"]
     environment = {**os.environ, "PROCESSES": "2", "PYTHON": sys.executable, "AGAIN_PAUSE": "0",
                    "LOCAL_GRACE": "60"}  # fmt: skip
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *sys.path])
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(ROOT), str(ROOT / "tests" / "helpers"), *sys.path]
+    )
     process = subprocess.Popen(
         ["bash", LAUNCH / "local.sh", *words, "--workdir", str(workdir)],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

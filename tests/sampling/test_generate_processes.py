@@ -13,7 +13,7 @@ import cluster
 import numpy as np
 import pytest
 from painting import contents, words
-from runs import wait_for
+from runs import TINY, wait_for
 
 from repae_jax.cli import main
 
@@ -21,7 +21,7 @@ KILLS = int(os.environ.get("REPAE_KILLS", "1"))
 
 
 def test_outputs_survive_a_kill_before_every_file_call(tmp_path):
-    script = pathlib.Path(__file__).with_name("killed_outputs.py")
+    script = pathlib.Path(TINY).with_name("killed_outputs.py")
     path = os.pathsep.join([str(script.parents[2]), *sys.path])
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path)],

@@ -1,12 +1,12 @@
-"""tests/tiny.py with one of the toys, which the argument names, and a recipe behind a dash."""
+"""The tiny configuration with the toy that the argument names, and a recipe behind a dash."""
 
 import pathlib
 import sys
 
 from repae_jax.config import defaults
 
-if str(folder := pathlib.Path(__file__).parents[1]) not in sys.path:
-    sys.path.insert(0, str(folder))
+_TESTS = pathlib.Path(__file__).parents[1]
+sys.path += [path for path in (str(_TESTS), str(_TESTS / "helpers")) if path not in sys.path]
 
 
 def get_config(words: str = "backbone"):

@@ -3,18 +3,16 @@
 import dataclasses
 import importlib.util
 import json
-import pathlib
 
 import pytest
 import tiny
+from runs import TINY
 
 from repae_jax.aot import report as aot_report
 from repae_jax.aot.chips import GPUS, TPUS, parse_topology
 from repae_jax.cli import main
 from repae_jax.commands.compile import describe
 from repae_jax.errors import UserError
-
-TINY = str(pathlib.Path(tiny.__file__))
 
 
 def test_a_topology_is_a_chip_and_a_shape():

@@ -2,12 +2,12 @@
 
 import contextlib
 import json
-import pathlib
 
 import jax
 import numpy as np
 import pytest
 import tiny
+from runs import TINY
 
 from repae_jax.aot import report as aot_report
 from repae_jax.aot import topologies
@@ -17,8 +17,6 @@ from repae_jax.parallel.flops import count_flops
 from repae_jax.parallel.mesh import make_mesh
 from repae_jax.runs.build import build_models, state_shapes
 from repae_jax.training.program import Program
-
-TINY = str(pathlib.Path(tiny.__file__))
 
 
 def make_config(recipe="repa", **data):

@@ -17,6 +17,7 @@ import parity
 import pytest
 import tiny
 from PIL import Image
+from runs import TINY
 from safetensors.numpy import load_file, save_file
 
 from repae_jax.cli import main
@@ -41,7 +42,6 @@ from repae_jax.training.program import Program
 from repae_jax.training.step import make_train_step
 from repae_jax.utils.images import to_float
 
-TINY = str(pathlib.Path(tiny.__file__))
 KILLS = int(os.environ.get("REPAE_KILLS", "1"))  # ten take three minutes
 
 
@@ -307,7 +307,7 @@ def test_a_trained_vae_needs_images(folder):
 
 def run_killed(folder, output, *seconds):
     """(exit status, what it printed) of one run of killed_encode.py."""
-    script = pathlib.Path(__file__).with_name("killed_encode.py")
+    script = pathlib.Path(TINY).with_name("killed_encode.py")
     command = [sys.executable, str(script), str(folder), str(output), *map(str, seconds)]
     path = os.pathsep.join([str(script.parent), str(script.parents[1]), *sys.path])
     done = subprocess.run(

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import pathlib
 import shutil
 
 import jax
@@ -11,6 +10,7 @@ import pytest
 import tiny
 import torch
 import torch_sit
+from runs import TINY
 from saved import assert_same_content, saved_content
 
 from repae_jax.cli import main
@@ -18,8 +18,6 @@ from repae_jax.interop import files
 from repae_jax.runs.build import build_models, state_template
 from repae_jax.runs.checkpoints import Checkpoints, restore_latest
 from repae_jax.training.teacher import pretrain_teacher
-
-TINY = str(pathlib.Path(tiny.__file__))
 
 
 @pytest.fixture(scope="module")

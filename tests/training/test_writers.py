@@ -27,7 +27,7 @@ from repae_jax.training.program import Program
 from repae_jax.utils import holder, lock
 from repae_jax.utils.lock import Times, writing, writing_in
 
-STUDY = str(pathlib.Path(TINY).parent / "study" / "tiny_study.py")
+STUDY = str(pathlib.Path(TINY).with_name("tiny_study.py"))
 REFUSED = "another process is writing there"
 
 

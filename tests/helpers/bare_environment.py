@@ -7,7 +7,7 @@ import re
 
 from packaging.requirements import Requirement
 
-REQUIREMENTS = pathlib.Path(__file__).parents[1] / "requirements.txt"
+REQUIREMENTS = pathlib.Path(__file__).parents[2] / "requirements.txt"
 # Python runs a module of this name when it starts, in every process.
 HIDE = """\
 import importlib.machinery, json, pathlib, sys

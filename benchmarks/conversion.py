@@ -1,6 +1,6 @@
 """Memory and time of converting a full-size checkpoint: SiT-XL/2, f8d4, PatchGAN, moments.
 
-    PYTHONPATH=. python tests/training/measure_conversion.py FOLDER
+    PYTHONPATH=.:tests/helpers python benchmarks/conversion.py FOLDER
 
 makes a checkpoint of random weights in FOLDER (12 GB; 40 GB are needed in all), converts it to a
 run and back in processes of their own, compares the two files tensor by tensor, and prints what it
@@ -63,7 +63,8 @@ def make(path: pathlib.Path) -> None:
         return {"state": state, "param_groups": parameter_groups(len(part.slots), lr=1e-4)}
 
     checkpoint = {"model": weights(parts["backbone"]), "ema": weights(parts["backbone"])}
-    checkpoint |= {name: weights(parts[name]) for name in ("vae", "discriminator")}
+    checkpoint["vae"] = weights(parts["tokenizer"])
+    checkpoint["discriminator"] = weights(parts["discriminator"])
     checkpoint |= {original.OPTIMIZERS[name]: optimizer(part) for name, part in parts.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(checkpoint | {"args": argparse.Namespace(**ARGS), "steps": 10}, path)

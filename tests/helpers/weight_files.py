@@ -2,22 +2,17 @@
 
 import argparse
 import functools
-import pathlib
 
 import diffusers_vae
 import jax
 import numpy as np
 import parity
-import tiny
 import torch
 
 from repae_jax.cli import main
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 
 VAE = AutoencoderKL(channels=32, multipliers=(1, 2), latent_channels=3, num_res_blocks=1)
-
-
-TINY = str(pathlib.Path(tiny.__file__))
 
 
 def blank(shapes):

@@ -1,6 +1,6 @@
 """Measure the train step against the original's and put the figures into docs/numerics.md.
 
-REPAE_ORIGINAL=path/to/REPA-E PYTHONPATH=.:tests python tests/training/make_numerics_table.py
+REPAE_ORIGINAL=path/to/REPA-E PYTHONPATH=.:tests/helpers python benchmarks/numerics_table.py
 """
 
 import pathlib
@@ -12,7 +12,7 @@ from original_networks import reason_to_skip
 
 from repae_jax.utils import process_env
 
-DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "numerics.md"
+DOCUMENT = pathlib.Path(__file__).parents[1] / "docs" / "numerics.md"
 BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
 
 STATE_COLUMNS = {

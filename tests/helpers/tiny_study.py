@@ -5,7 +5,7 @@ import pathlib
 from repae_jax.config.overrides import read_config
 from repae_jax.study.plan import arm, base, claim
 
-TINY = pathlib.Path(__file__).parents[1] / "tiny.py"
+TINY = pathlib.Path(__file__).with_name("tiny.py")
 
 
 def get_config():
