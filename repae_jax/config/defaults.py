@@ -27,9 +27,7 @@ from ml_collections import ConfigDict
 from repae_jax.config.schema import check_values
 from repae_jax.config.sections import (
     SECTIONS,
-    check_family,
     families_of,
-    presets_of,
     section_of,
 )
 from repae_jax.config.versions import RENAMED_RECIPES, upgraded, versioned
@@ -166,9 +164,18 @@ def imagenet256() -> ConfigDict:
     return config
 
 
-def backbone(arch: str = "", *, family: str = "sit", **changes: Any) -> ConfigDict:
-    """`config.backbone`: a preset of a family (models/backbones), or every option by hand."""
-    return section_of("backbone", family, arch=arch, **changes)
+def backbone(arch: str = "", *, family: str = "", **changes: Any) -> ConfigDict:
+    """`config.backbone`: a preset of a family (models/backbones), or every option by hand.
+
+    Args:
+      arch: a preset of any family, or "".
+      family: without a preset; "sit" by default.
+      changes: the family's options; None is the preset's value, or else the default.
+
+    Raises:
+      UserError: there is no such family or key.
+    """
+    return section_of("backbone", family, arch, **changes)
 
 
 def tokenizer(arch: str = "", *, family: str = "", **changes: Any) -> ConfigDict:
@@ -177,37 +184,61 @@ def tokenizer(arch: str = "", *, family: str = "", **changes: Any) -> ConfigDict
     Args:
       arch: a preset of any family, or "".
       family: without a preset; "kl" by default.
-      changes: the family's options, of which None is the preset's or else the default; and
+      changes: the family's options, of which None is the preset's value, or else the default; and
         weights: "" trains from scratch; else a file under LDM's names, a folder of diffusers' or a
           variant's file in it, a work directory, or hf://owner/repository[/folder][/file];
         statistics: latent statistics (.pt); "" looks beside `weights`, or measures them.
 
     Raises:
-      UserError: there is no such preset, family or key.
+      UserError: there is no such family or key.
     """
-    family = family or presets_of("tokenizer").get(arch, "kl")
-    section = section_of("tokenizer", family, arch=arch, **changes)
-    return section
+    return section_of("tokenizer", family, arch, **changes)
 
 
-def condition(family: str = "class", **changes: Any) -> ConfigDict:
-    """`config.condition`: what steers the backbone (models/conditioning), and how often not."""
+def condition(family: str = "", **changes: Any) -> ConfigDict:
+    """`config.condition`: what steers the backbone (models/conditioning), and how often not.
+
+    Args:
+      family: "class" by default.
+      changes: the family's options, and
+        drop: the probability with which training drops the condition; with 0 the backbone learns no
+          null condition.
+
+    Raises:
+      UserError: there is no such family or key.
+    """
     return section_of("condition", family, **changes)
 
 
-def projector(family: str = "mlp", **changes: Any) -> ConfigDict:
-    """`config.projector`: from the backbone's tokens to the teachers' (models/projectors.py)."""
+def projector(family: str = "", **changes: Any) -> ConfigDict:
+    """`config.projector`: from the backbone's tokens to the teachers' (models/projectors.py).
+
+    Args:
+      family: "mlp" by default.
+      changes: the family's options.
+
+    Raises:
+      UserError: there is no such family or key.
+    """
     return section_of("projector", family, **changes)
 
 
-def teacher(arch: str = "", *, family: str = "vit", **changes: Any) -> ConfigDict:
+def teacher(arch: str = "", *, family: str = "", **changes: Any) -> ConfigDict:
     """One entry of `config.teachers`: a frozen encoder (models/encoders) and its weights.
 
     A preset brings what it was trained with, such as the preprocessing of a ViT.
+
+    Args:
+      arch: a preset of any family, or "".
+      family: without a preset; "vit" by default.
+      changes: the family's options, of which None is the preset's value, or else the default; and
+        weights: the file, as its authors publish it or as `pretrain-teacher` writes it;
+        pretrain: how `pretrain-teacher` trains it.
+
+    Raises:
+      UserError: there is no such family or key.
     """
-    row = families_of("teacher")[0].get(family)
-    brought = row.of_preset(arch) if row else {}
-    return section_of("teacher", family, arch=arch, **{**brought, **changes})
+    return section_of("teacher", family, arch, **changes)
 
 
 def apply_recipe(config: ConfigDict, recipe: str) -> ConfigDict:
@@ -240,58 +271,6 @@ def apply_recipe(config: ConfigDict, recipe: str) -> ConfigDict:
             config.objective[f"{term}_weight"] = 0.0
     config.name = f"{config.name}_{recipe}" if recipe != "repae" else config.name
     return config
-
-
-def tokenizer_fields(config: ConfigDict) -> tuple[str, dict[str, Any]]:
-    """The tokenizer's family and its module's fields; explicit keys override the preset's.
-
-    Raises:
-      UserError: a size is missing, or belongs to another family.
-    """
-    section = config.tokenizer
-    family = families_of("tokenizer")[0][check_family("tokenizer", section)]
-    _check_preset("tokenizer", section, family.presets)
-    fields = {**family.presets.get(section.arch, {}), **family.given(section)}
-    _check_set("tokenizer", family.missing(fields))
-    return section.family, fields
-
-
-def backbone_options(config: ConfigDict) -> tuple[str, dict[str, Any]]:
-    """The backbone's family and its options; explicit keys override the preset's.
-
-    Raises:
-      UserError: an option is missing, or belongs to another family.
-    """
-    section = config.backbone
-    family = families_of("backbone")[0][check_family("backbone", section)]
-    _check_preset("backbone", section, family.presets)
-    explicit = {name: section[name] for name in family.options if section[name] is not None}
-    options = {**family.presets.get(section.arch, {}), **explicit}
-    _check_set("backbone", [name for name in family.options if name not in options])
-    return section.family, {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-
-
-def _check_set(name, missing):
-    if missing:
-        keys = ", ".join(f"config.{name}.{key}" for key in missing)
-        are = "is" if len(missing) == 1 else "are"
-        raise UserError(f"{keys} {are} not set, and config.{name}.arch names no preset")
-
-
-def _check_preset(name, section, presets):
-    """Raise UserError unless `arch` is "" or one of the family's presets."""
-    arch = section.arch
-    if not arch or arch in presets:
-        return
-    if family := presets_of(name).get(arch):
-        raise UserError(
-            f"config.{name}.arch is {arch!r}, a preset of the family {family!r}: make the section "
-            f"by config.{name} = {name}({arch!r}, family={family!r})"
-        )
-    raise UserError(
-        f"config.{name}.arch is {arch!r}: use one of {', '.join(presets_of(name))}, "
-        "or '' and give every dimension"
-    )
 
 
 def to_json(config: ConfigDict, *, sealed: bool = False) -> str:

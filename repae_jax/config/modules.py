@@ -5,8 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from repae_jax.config.defaults import backbone_options, tokenizer_fields
-from repae_jax.config.sections import check_family, families_of
+from repae_jax.config.sections import settings_of
 from repae_jax.errors import UserError
 from repae_jax.models.backbones.base import Backbone
 from repae_jax.models.conditioning.base import Conditioner
@@ -19,17 +18,17 @@ def build_tokenizer(config: ConfigDict, dtype: Any = jnp.float32) -> Tokenizer:
     """The module of `config.tokenizer`.
 
     Raises:
-      UserError: its sizes do not go together, or do not suit the images.
+      UserError: a key is wrong or not set, or the sizes do not go together or suit the images.
     """
-    family, fields = tokenizer_fields(config)
-    row, resolution = families_of("tokenizer")[0][family], config.data.resolution
-    tokenizer = row.module(**fields, dtype=dtype, remat=config.compute.tokenizer_remat)
+    resolution = config.data.resolution
+    row, fields = settings_of("tokenizer", config.tokenizer, resolution)
+    tokenizer = row.build(**fields, dtype=dtype, remat=config.compute.tokenizer_remat)
     if resolution % tokenizer.factor:
         raise UserError(
             f"config.data.resolution is {resolution}, not divisible by the tokenizer's "
             f"down-sampling factor {tokenizer.factor}"
         )
-    row.check(tokenizer, resolution)
+    row.check(tokenizer, config.tokenizer, "config.tokenizer")
     return tokenizer
 
 
@@ -42,11 +41,10 @@ def build_backbone(
     """The backbone of `config.backbone`, steered by `config.condition`.
 
     Raises:
-      UserError: its sizes do not go together.
+      UserError: a key is wrong or not set, or the sizes do not go together.
     """
-    family, options = backbone_options(config)
-    row = families_of("backbone")[0][family]
-    backbone = row.module(
+    row, fields = settings_of("backbone", config.backbone, config.data.resolution)
+    backbone = row.build(
         latent_size=config.data.resolution // tokenizer.factor,
         latent_channels=tokenizer.latent_channels,
         conditioner=build_conditioner(config),
@@ -55,29 +53,43 @@ def build_backbone(
         dtype=dtype,
         remat=config.compute.backbone_remat,
         scan=config.compute.scan_blocks,
-        **options,
+        **fields,
     )
-    row.check(backbone)
+    row.check(backbone, config.backbone, "config.backbone")
     return backbone
 
 
 def build_conditioner(config: ConfigDict) -> Conditioner:
     """What steers the backbone, with a null condition where conditions are dropped."""
-    check_family("condition", config.condition)
-    options = config.condition.to_dict()
-    family, drop = options.pop("family"), options.pop("drop")
-    return families_of("condition")[0][family].build(config.data.num_classes, drop > 0, **options)
+    section = config.condition
+    row, fields = settings_of("condition", section, config.data.resolution)
+    conditioner = row.build(config.data.num_classes, section.drop > 0, **fields)
+    row.check(conditioner, section, "config.condition")
+    return conditioner
 
 
 def build_projector(config: ConfigDict) -> Projector:
-    """How the backbone's tokens are brought to the teachers' widths."""
-    check_family("projector", config.projector)
-    options = config.projector.to_dict()
-    return families_of("projector")[0][options.pop("family")].build(**options)
+    """The kind and size of the heads from the backbone's tokens to the teachers'."""
+    row, fields = settings_of("projector", config.projector, config.data.resolution)
+    projector = row.build(**fields)
+    row.check(projector, config.projector, "config.projector")
+    return projector
 
 
 def build_encoder(
-    entry: ConfigDict, resolution: int, dtype: Any = jnp.float32, *, scan: bool = False
+    entry: ConfigDict,
+    resolution: int,
+    dtype: Any = jnp.float32,
+    *,
+    scan: bool = False,
+    path: str = "config.teachers.NAME",
 ) -> Encoder:
-    """The encoder of one entry of `config.teachers`; explicit keys override the preset's."""
-    return families_of("teacher")[0][entry.family].build(entry, resolution, dtype, scan=scan)
+    """The encoder of one entry of `config.teachers`, which is at `path`.
+
+    Raises:
+      UserError: a key is wrong or not set, or the values do not go together.
+    """
+    row, fields = settings_of("teacher", entry, resolution, path)
+    encoder = row.build(**fields, dtype=dtype, scan=scan)
+    row.check(encoder, entry, path)
+    return encoder

@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
-from repae_jax.config.sections import SECTIONS, families_of, open_type
+from repae_jax.config.sections import SECTIONS, families_of
+from repae_jax.models.family import open_type
 from repae_jax.utils.schema import Key, Side, Text, Width, checked, each, real, whole
 
 SEED = whole(0, 2**32 - 1)  # what every generator of random numbers here takes

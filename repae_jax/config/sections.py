@@ -1,6 +1,5 @@
 """Sections of a configuration whose keys depend on the family that they name."""
 
-import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,13 +8,14 @@ from ml_collections.config_dict import placeholder
 
 from repae_jax.config.versions import present_name
 from repae_jax.errors import UserError
+from repae_jax.models.family import Family, open_type
 
 SECTIONS = ("backbone", "condition", "tokenizer", "projector")  # whose keys depend on their family
 # How `pretrain-teacher` trains a teacher; not used with published weights.
 _PRETRAINING = dict(steps=0, batch_size=128, learning_rate=1e-3, weight_decay=0.05, shift=2)
 
 
-def families_of(section: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+def families_of(section: str) -> tuple[Mapping[str, Family], Mapping[str, Any]]:
     """The table of a section's families, and the keys with defaults that all of them have.
 
     An entry of `config.teachers` is a section of the name "teacher".
@@ -35,13 +35,20 @@ def families_of(section: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     }[section]
 
 
-def section_of(name: str, family: str, **changes: Any) -> ConfigDict:
+def section_of(name: str, family: str = "", arch: str = "", **changes: Any) -> ConfigDict:
     """A section of the configuration with the options of a family, and `changes`.
 
+    Args:
+      name: of the section.
+      family: by default that of the preset, or else the first of the table.
+      arch: a preset, or "".
+      changes: values of its keys.
+
     Raises:
-      UserError: there is no such family or option.
+      UserError: there is no such family or key.
     """
     families, shared = families_of(name)
+    family = family or presets_of(name).get(arch) or next(iter(families))
     if family not in families:
         raise UserError(f"no {name} of the family {family!r}: use {' or '.join(families)}")
     options = {
@@ -49,6 +56,8 @@ def section_of(name: str, family: str, **changes: Any) -> ConfigDict:
         for key, default in families[family].options.items()
     }
     section = ConfigDict({"family": family, **shared, **options})
+    if "arch" in shared:
+        changes = {"arch": arch, **families[family].brought(arch), **changes}
     if unknown := [key for key in changes if key not in section]:
         raise UserError(
             f"{name} of the family {family!r} has no option {unknown[0]!r}: it has "
@@ -56,19 +65,6 @@ def section_of(name: str, family: str, **changes: Any) -> ConfigDict:
         )
     section.update(changes)
     return section
-
-
-def open_type(option: Any) -> type | None:
-    """The type of an option's values where it has no default in its row; None where it has one.
-
-    In place of a default a row has a type, of Python or of utils/schema.py, whose lists are tuples
-    here.
-    """
-    if typing.get_origin(option) is typing.Annotated:
-        option = typing.get_args(option)[0]
-    if typing.get_origin(option) is list:
-        return tuple
-    return option if isinstance(option, type) else None
 
 
 def presets_of(section: str) -> dict[str, str]:
@@ -131,6 +127,49 @@ def check_family(section: str, values: ConfigDict, path: str = "") -> str:
             f"family: make the section by {path} = {section}(family={values.family!r})"
         )
     return values.family
+
+
+def settings_of(
+    name: str, section: ConfigDict, resolution: int, path: str = ""
+) -> tuple[Family, dict[str, Any]]:
+    """The row that a section names, and the fields of its network.
+
+    The section's own keys go before its preset's.
+
+    Args:
+      name: as in `families_of`.
+      section: its keys and values.
+      resolution: side of the images, pixels.
+      path: of the section, "config.<name>" by default.
+
+    Raises:
+      UserError: there is no such family or preset, or a key of it is not set.
+    """
+    path = path or f"config.{name}"
+    row = families_of(name)[0][check_family(name, section, path)]
+    _check_preset(name, section.get("arch", ""), row, path)
+    if missing := row.missing(section):
+        keys = ", ".join(f"{path}.{key}" for key in missing)
+        are = "is" if len(missing) == 1 else "are"
+        raise UserError(f"{keys} {are} not set, and {path}.arch names no preset")
+    fields = row.settings(section)
+    if not section.get("arch"):
+        fields |= row.custom(fields, resolution)
+    return row, fields
+
+
+def _check_preset(name, arch, row, path):
+    """Raise UserError unless `arch` is "" or one of the row's presets."""
+    if not arch or arch in row.presets:
+        return
+    presets = presets_of(name)
+    if family := presets.get(arch):
+        raise UserError(
+            f"{path}.arch is {arch!r}, a preset of the family {family!r}: make the section by "
+            f"{path} = {name}({arch!r})"
+        )
+    way_out = f"use one of {', '.join(presets)}, or '' and give every dimension"
+    raise UserError(f"{path}.arch is {arch!r}: {way_out if row.presets else 'leave it empty'}")
 
 
 def _keys(section, family):

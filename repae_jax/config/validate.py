@@ -5,7 +5,6 @@ from ml_collections import ConfigDict
 from repae_jax.config.defaults import NETWORKS
 from repae_jax.config.measured import measuring_teacher
 from repae_jax.config.schema import check_values
-from repae_jax.config.sections import check_family, families_of
 from repae_jax.errors import UserError
 from repae_jax.parallel.mesh import axis_sizes
 
@@ -125,21 +124,12 @@ def _teacher_grid(config, name, entry):
     """Checks one teacher; returns the side of its grid of tokens."""
     from repae_jax.config.modules import build_encoder
 
-    key = f"config.teachers.{name}"
-    family = families_of("teacher")[0][check_family("teacher", entry, key)]
-    if entry.arch and entry.arch not in family.presets:
-        choices = f"use one of {', '.join(family.presets)}" if family.presets else "leave it empty"
-        raise UserError(f"{key}.arch is {entry.arch!r}: {choices}")
-    if missing := family.missing(entry):
-        keys = ", ".join(f"{key}.{option}" for option in missing)
-        are = "is" if len(missing) == 1 else "are"
-        raise UserError(f"{keys} {are} not set, and {key}.arch names no preset")
-    family.check(entry, key)
-    resolution = config.data.resolution
+    path, resolution = f"config.teachers.{name}", config.data.resolution
+    encoder = build_encoder(entry, resolution, path=path)
     try:
-        return build_encoder(entry, resolution).grid(resolution)
+        return encoder.grid(resolution)
     except UserError as error:
-        raise UserError(f"config.data.resolution is {resolution}, {key}: {error}") from error
+        raise UserError(f"config.data.resolution is {resolution}, {path}: {error}") from error
 
 
 def _check_objective(config):

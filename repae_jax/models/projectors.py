@@ -1,14 +1,14 @@
 """Projection heads: from a backbone's tokens to those of a teacher. A new one is a row here."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
+from repae_jax.models.family import Family
 from repae_jax.models.layers import Dense
 
 
@@ -45,18 +45,6 @@ class MLP:
     def module(self, features: int, grid: int, dtype: jnp.dtype) -> MLPHead:
         """See `Projector`."""
         return MLPHead(self.hidden, features, dtype)
-
-
-class Family(NamedTuple):
-    """A row of `PROJECTORS`.
-
-    Attributes:
-      build: (**options) -> the projector.
-      options: its keys of `config.projector` with their defaults.
-    """
-
-    build: Callable[..., Projector]
-    options: Mapping[str, Any] = {}
 
 
 PROJECTORS = {"mlp": Family(MLP, {"hidden": MLP.hidden})}

@@ -191,7 +191,7 @@ def vae_text(module: nn.Module) -> str:
     family = family_of(module)
     shown = {key: getattr(module, family.fields.get(key, key)) for key in family.options}
     same = {"dtype": module.dtype, "remat": module.remat}
-    published = [n for n, p in family.presets.items() if family.module(**p, **same) == module]
+    published = [n for n, p in family.presets.items() if family.build(**p, **same) == module]
     name = f"{published[0]}, " if published else ""
     widths, multipliers = "", shown.get("multipliers")
     if multipliers is not None and "channels" in shown:

@@ -14,7 +14,8 @@ from repae_jax.config.modules import build_projector
 from repae_jax.config.validate import validate
 from repae_jax.errors import UserError
 from repae_jax.models.backbones.base import blank_inputs
-from repae_jax.models.projectors import PROJECTORS, Family
+from repae_jax.models.family import Family
+from repae_jax.models.projectors import PROJECTORS
 from repae_jax.runs.build import build_models
 
 

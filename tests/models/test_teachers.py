@@ -24,9 +24,10 @@ from repae_jax.errors import UserError
 from repae_jax.interop.files import write_torch
 from repae_jax.interop.vit import load_vit
 from repae_jax.models.encoders.base import patch_tokens
-from repae_jax.models.encoders.families import ENCODERS, Family
+from repae_jax.models.encoders.families import ENCODERS
 from repae_jax.models.encoders.preprocessing import TEACHER_KINDS, preprocess
 from repae_jax.models.encoders.vit import VIT_CONFIGS, ViT, create_vit
+from repae_jax.models.family import Family
 from repae_jax.runs.build import build_models, latent_shape
 from repae_jax.runs.weights import load_teacher
 from repae_jax.training.noise import sample_draws
@@ -177,7 +178,7 @@ def test_a_family_without_presets_has_its_own_options(monkeypatch):
     row = Family(
         ViT,
         {"patch_size": int, "dim": int, "preprocessing": "native"},
-        unpublished=lambda fields, side: {"native_grid": side // fields["patch_size"], **left},
+        custom=lambda fields, side: {"native_grid": side // fields["patch_size"], **left},
     )
     monkeypatch.setitem(ENCODERS, "plain", row)
     for entry, message in (

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from repae_jax.models.conditioning.base import Condition
-from repae_jax.models.conditioning.families import CONDITIONERS, Family
+from repae_jax.models.conditioning.families import CONDITIONERS
+from repae_jax.models.family import Family
 
 TOKENS = np.random.default_rng(0).normal(size=(10, 3, 4)).astype(np.float32)
 MASKS = np.arange(3) < (np.arange(10) % 3 + 1)[:, None]

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 
 from repae_jax.errors import UserError
 from repae_jax.models.encoders.base import ViTTokens
-from repae_jax.models.encoders.families import ENCODERS, Family
+from repae_jax.models.encoders.families import ENCODERS
+from repae_jax.models.family import Family
 
 
 class Strided(nn.Module):

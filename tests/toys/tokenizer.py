@@ -4,8 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from repae_jax.models.family import Family
 from repae_jax.models.tokenizers.distributions import Point
-from repae_jax.models.tokenizers.families import TOKENIZERS, Family
+from repae_jax.models.tokenizers.families import TOKENIZERS
 from repae_jax.utils.schema import whole
 
 
@@ -26,13 +27,12 @@ class Patches(nn.Module):
     def encode(self, images):
         b, h, w, _ = images.shape
         patches = images.reshape(b, h // 4, 4, w // 4, 4, 3).swapaxes(2, 3)
-        features = patches.reshape(b, h // 4, w // 4, 48) @ self.basis.value
-        return Point(self.down(features).astype(jnp.float32))
+        patches = patches.reshape(b, h // 4, w // 4, 48) @ self.basis.value
+        return Point(self.down(patches).astype(jnp.float32))
 
     def decode(self, latents):
-        b, h, w, _ = latents.shape
-        patches = self.up(latents).astype(jnp.float32).reshape(b, h, w, 4, 4, 3)
-        return patches.swapaxes(2, 3).reshape(b, h * 4, w * 4, 3)
+        patches = self.up(latents).reshape(*latents.shape[:3], 4, 4, 3).swapaxes(2, 3)
+        return patches.reshape(len(latents), patches.shape[1] * 4, -1, 3).astype(jnp.float32)
 
     __call__ = lambda self, images, noise: self.decode(self.encode(images).sample(noise))
 

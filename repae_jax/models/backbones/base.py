@@ -1,9 +1,8 @@
 """The contract of a backbone: what the step and the samplers ask of one."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -21,6 +20,9 @@ class BackboneOutput(NamedTuple):
 
 class Backbone(Protocol):
     """A flax module; its methods are applied by name.
+
+    A row of `BACKBONES` builds it from latent_size, latent_channels, conditioner, teacher_dims,
+    projector, dtype, remat, scan, and its own options.
 
     "params" train. Further collections, such as "constants" with a table of positions, stay as
     they are initialised, and checkpoints carry them.
@@ -51,23 +53,3 @@ def blank_inputs(backbone: Backbone) -> tuple[jax.Array, jax.Array, Arrays]:
         for name, leaf in backbone.conditioner.spec().items()
     }
     return jnp.zeros((1, side, side, backbone.latent_channels)), jnp.zeros((1,)), condition
-
-
-class Family(NamedTuple):
-    """A row of `BACKBONES`: what `config.backbone` may say of it.
-
-    Attributes:
-      module: the flax module. It takes latent_size, latent_channels, conditioner, teacher_dims,
-        projector, dtype, remat and scan, and its options.
-      options: its keys of `config.backbone` with their defaults; a type in place of a default
-        is for a key that a preset or the configuration sets.
-      presets: `config.backbone.arch` -> options.
-      check: (module) raises UserError for sizes that do not go together.
-      describe: (module) its sizes in words, for `inspect`.
-    """
-
-    module: type[nn.Module]
-    options: Mapping[str, Any]
-    presets: Mapping[str, Mapping[str, Any]]
-    check: Callable[[Backbone], None] = lambda backbone: None
-    describe: Callable[[Backbone], str] = repr

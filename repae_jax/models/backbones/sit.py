@@ -10,8 +10,9 @@ import numpy as np
 from jax.nn import initializers
 
 from repae_jax.errors import UserError
-from repae_jax.models.backbones.base import BackboneOutput, Family
+from repae_jax.models.backbones.base import BackboneOutput
 from repae_jax.models.conditioning.base import Arrays, Conditioner
+from repae_jax.models.family import Family, Section
 from repae_jax.models.layers import (
     MLP,
     Attention,
@@ -229,12 +230,12 @@ class SiT(nn.Module):
 _LARGEST_TABLE = 2**26  # values of the table of positions, 256 MiB
 
 
-def check(sit: SiT) -> None:
+def check(sit: SiT, section: Section, path: str) -> None:
     """Raise UserError for sizes that do not go together, naming the key and the way out."""
     patch, width = sit.patch_size, sit.hidden_size
     if "vector" not in sit.conditioner.gives:
         raise UserError(
-            f"config.backbone.family is 'sit', which takes a vector for a condition, but a "
+            f"{path}.family is 'sit', which takes a vector for a condition, but a "
             f"{type(sit.conditioner).__name__} gives none: choose another config.condition"
         )
     if sit.latent_size % patch:
@@ -244,12 +245,12 @@ def check(sit: SiT) -> None:
         )
     if not 1 <= sit.encoder_depth <= sit.depth:
         raise UserError(
-            f"config.backbone.encoder_depth is {sit.encoder_depth}: it must lie between 1 and the "
+            f"{path}.encoder_depth is {sit.encoder_depth}: it must lie between 1 and the "
             f"backbone's depth {sit.depth}"
         )
     if width % sit.num_heads or width % 4:
         raise UserError(
-            f"config.backbone.hidden_size is {width}: it must be divisible by the "
+            f"{path}.hidden_size is {width}: it must be divisible by the "
             f"{sit.num_heads} heads and by 4"
         )
     if sit.grid**2 * width > _LARGEST_TABLE:

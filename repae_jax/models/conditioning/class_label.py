@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.nn import initializers
 
 from repae_jax.models.conditioning.base import Arrays, Condition
+from repae_jax.models.family import Family
 
 _INIT = initializers.normal(0.02)
 
@@ -54,3 +55,6 @@ class ClassLabel:
         """See `Conditioner`."""
         rows = self.num_classes + int(self.null_class)
         return LabelEmbedding(rows, hidden_size, dtype=dtype, embedding_init=_INIT)
+
+
+FAMILY = Family(ClassLabel)

@@ -1,5 +1,8 @@
 """The vision transformer: frozen teachers, one config a family, and small ones trained here."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,7 +11,13 @@ from jax.nn import initializers
 from repae_jax.errors import UserError
 from repae_jax.models.convnet import ConvLevel
 from repae_jax.models.encoders.base import ViTTokens
-from repae_jax.models.encoders.preprocessing import preprocess, teacher_side
+from repae_jax.models.encoders.preprocessing import (
+    RESIZING_KINDS,
+    TEACHER_KINDS,
+    preprocess,
+    teacher_side,
+)
+from repae_jax.models.family import Family, Section
 from repae_jax.models.layers import MLP, Attention, Dense, gelu, layer_norm, quick_gelu
 from repae_jax.models.resize import resize_bicubic
 from repae_jax.models.scan_layers import scan_blocks
@@ -303,3 +312,55 @@ class ViT(nn.Module):
             patches = resize_bicubic(patches, *grid, antialias=self.table_antialias)
             patches = patches.reshape(1, grid[0] * grid[1], self.dim)
         return (prefix if count else 0.0), patches
+
+
+def _custom(fields: Mapping[str, Any], resolution: int) -> dict[str, Any]:
+    """A table of just its own grid, and no LayerScale."""
+    return {"native_grid": resolution // fields["patch_size"], "layer_scale": None}
+
+
+def _check(vit: ViT, entry: Section, path: str) -> None:
+    if entry["stem"]:
+        _check_stem(entry, path)
+    kind, arch = entry["preprocessing"], entry["arch"]
+    if kind not in TEACHER_KINDS:
+        raise UserError(f"{path}.preprocessing is {kind!r}: use one of {', '.join(TEACHER_KINDS)}")
+    trained = VIT_CONFIGS[arch].get("preprocessing", ViT.preprocessing) if arch else kind
+    if kind in RESIZING_KINDS and kind != trained:
+        raise UserError(
+            f"{path}.preprocessing is {kind!r}, but {arch} was trained with {trained!r}: "
+            "set both keys"
+        )
+
+
+def _check_stem(entry, path):
+    stem, patch = tuple(entry["stem"]), entry["patch_size"]
+    if entry["arch"]:
+        raise UserError(
+            f"{path}.stem is {stem}, but {entry['arch']} has none: leave {path}.arch or the stem "
+            "empty"
+        )
+    if patch % 2 ** len(stem):
+        raise UserError(
+            f"{path}.stem has {len(stem)} levels, each of which halves the image, but "
+            f"{path}.patch_size is {patch}: use a multiple of {2 ** len(stem)}"
+        )
+    if any(width < 8 or width % 8 for width in stem):
+        raise UserError(f"{path}.stem is {stem}: use widths that are multiples of 8")
+
+
+FAMILY = Family(
+    ViT,
+    options=dict(
+        patch_size=int,
+        hidden_size=int,
+        depth=int,
+        num_heads=int,
+        stem=ViT.stem,  # widths of convolutional levels before the patches
+        preprocessing=ViT.preprocessing,  # one of TEACHER_KINDS
+    ),
+    fields={"hidden_size": "dim"},
+    presets=VIT_CONFIGS,
+    custom=_custom,
+    check=_check,
+)

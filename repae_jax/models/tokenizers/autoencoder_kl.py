@@ -4,12 +4,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from repae_jax.errors import UserError
+from repae_jax.models.family import Family, Section
 from repae_jax.models.group_norm import GroupNorm
 from repae_jax.models.inputs import check_images, check_latents
 from repae_jax.models.layers import attend, conv_of
 from repae_jax.models.remat import rematerialised
 from repae_jax.models.tokenizers.distributions import Gaussian
 from repae_jax.models.upsample import UpsampleConv
+from repae_jax.utils.schema import Width, each, whole
 
 # Dimensions of the published families. `attention_levels` are the levels (0 = full resolution)
 # with attention after every block, fixed by the architecture and not by the input's size.
@@ -276,3 +279,36 @@ class AutoencoderKL(nn.Module):
         """Posterior and reconstruction of images, with standard normal noise (B, h, w, c)."""
         posterior = self.encode(images)
         return posterior, self.decode(posterior.sample(noise))
+
+
+def _check(vae: AutoencoderKL, _: Section, path: str) -> None:
+    levels = len(vae.multipliers)
+    for multiplier in vae.multipliers:
+        width = vae.channels * multiplier
+        if width % vae.groups:
+            raise UserError(
+                f"{path}.groups is {vae.groups}, which does not divide the level of "
+                f"{width} channels"
+            )
+    for level in vae.attention_levels:
+        if not 0 <= level < levels:
+            raise UserError(
+                f"{path}.attention_levels has {level}: levels run from 0 to {levels - 1}"
+            )
+
+
+FAMILY = Family(
+    AutoencoderKL,
+    options={
+        "channels": Width,
+        "multipliers": each(whole(1, 64), 1, 8),  # one a level
+        "latent_channels": whole(1, 4096),
+        "num_res_blocks": whole(1, 16),
+        "attention_levels": each(whole(0, 7), 0, 8),
+        "middle_attention": bool,
+        "quant_conv": bool,
+        "groups": Width,
+    },
+    presets=VAE_CONFIGS,
+    check=_check,
+)

@@ -16,11 +16,13 @@ import jax.numpy as jnp
 from jax.nn import initializers
 
 from repae_jax.errors import UserError
+from repae_jax.models.family import Family, Section
 from repae_jax.models.inputs import check_images, check_latents
 from repae_jax.models.layers import attend, conv, torch_uniform
 from repae_jax.models.remat import rematerialised
 from repae_jax.models.tokenizers.distributions import Gaussian
 from repae_jax.models.upsample import UpsampleConv
+from repae_jax.utils.schema import Width, each, whole
 
 # Dimensions of the published VAE, which the end-to-end tuned ones keep.
 QWEN_VAE_CONFIGS = {
@@ -331,3 +333,27 @@ class AutoencoderKLQwenImage(nn.Module):
         """Posterior and reconstruction of images, with standard normal noise (B, h, w, c)."""
         posterior = self.encode(images)
         return posterior, self.decode(posterior.sample(noise))
+
+
+def _check(vae: AutoencoderKLQwenImage, _: Section, path: str) -> None:
+    levels = len(vae.multipliers)
+    if len(vae.temporal_downsample) != levels - 1:
+        raise UserError(
+            f"{path}.temporal_downsample is {vae.temporal_downsample}: the {levels} "
+            f"levels of {path}.multipliers need {levels - 1} entries"
+        )
+
+
+FAMILY = Family(
+    AutoencoderKLQwenImage,
+    options={
+        "channels": Width,
+        "multipliers": each(whole(1, 64), 1, 8),  # one a level
+        "latent_channels": whole(1, 4096),
+        "num_res_blocks": whole(1, 16),
+        "temporal_downsample": each(bool, 0, 8),
+    },
+    fields={"channels": "base_dim"},
+    presets=QWEN_VAE_CONFIGS,
+    check=_check,
+)
