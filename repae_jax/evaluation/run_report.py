@@ -15,6 +15,7 @@ from repae_jax.evaluation.latents import latent_statistics, pca_colours
 from repae_jax.evaluation.reconstruction import mean_psnr
 from repae_jax.evaluation.report import Section, write_report
 from repae_jax.models.tokenizers.codec import make_coder
+from repae_jax.objectives.metrics import CURVES
 from repae_jax.runs.initial_state import initial_tokenizer
 from repae_jax.runs.metrics import read_history
 from repae_jax.runs.open_run import Run, make_sampler, sampling_weights
@@ -26,15 +27,6 @@ from repae_jax.utils.finite import NotFinite
 
 HELDOUT = 1000  # held-out images that are reconstructed, at most
 SHOWN = 20
-CURVES = {
-    "Backbone": ("sit_loss", "denoising_loss"),
-    "Alignment": ("proj_loss", "vae_align_loss"),
-    "Reconstruction": ("reconstruction_loss", "perceptual_loss"),
-    "Discriminator": ("d_loss", "gan_loss"),
-    "Logits": ("logits_real", "logits_fake"),
-    "Gradient norms": ("grad_norm_sit", "grad_norm_vae", "grad_norm_disc"),
-}
-
 
 # label, value, note
 Summary = list[tuple[str, str, str]]

@@ -7,22 +7,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from repae_jax.errors import Diverged, UserError
+from repae_jax.objectives.metrics import METRICS
 from repae_jax.sampling.generate import describe_fault
 
-# In the order in which the step computes them: the first that is not finite broke first.
-CAUSAL_ORDER = (
-    "latent_std", "reconstruction_loss", "perceptual_loss", "kl_loss", "gan_loss",
-    "weighted_gan_loss", "vae_align_loss", "vae_loss", "logits_real", "logits_fake", "lecam_loss",
-    "d_loss", "denoising_loss", "proj_loss", "sit_loss", "grad_norm_vae", "grad_norm_disc",
-    "grad_norm_sit",
-)  # fmt: skip
-# metric -> the fraction of what it was at first, below which it has collapsed
-COLLAPSED = {
-    "grad_norm_sit": 1e-3,
-    "grad_norm_vae": 1e-3,
-    "grad_norm_disc": 1e-3,
-    "latent_std": 0.1,
-}
 _FIRST = 10  # looks that make "at first"
 _IN_A_ROW = 3  # looks that make an alarm
 _ALIKE = 2.0  # samples that differ by fewer grey levels than this, on average, are all alike
@@ -90,8 +77,8 @@ class Monitor:
         Raises:
           UserError: one has, and `on_collapse` is "stop".
         """
-        for name, fraction in COLLAPSED.items():
-            if name not in values or not math.isfinite(values[name]):
+        for name, metric in METRICS.items():
+            if not metric.collapsed or not math.isfinite(values.get(name, math.nan)):
                 continue
             first = self._first.setdefault(name, [])
             if not first and values[name] == 0.0:
@@ -100,7 +87,7 @@ class Monitor:
                 first.append(values[name])
                 continue
             at_first = statistics.median(first)
-            low = values[name] < fraction * at_first or values[name] == 0.0
+            low = values[name] < metric.collapsed * at_first or values[name] == 0.0
             below = self._below[name] = [*self._below.get(name, []), step] if low else []
             if len(below) == _IN_A_ROW:
                 self._raise_alarm(
@@ -149,5 +136,5 @@ class Monitor:
 
 
 def _ordered(values):
-    known = [name for name in CAUSAL_ORDER if name in values]
-    return known + [name for name in values if name not in CAUSAL_ORDER]
+    known = [name for name in METRICS if name in values]
+    return known + [name for name in values if name not in METRICS]

@@ -3,8 +3,9 @@
     L = L_DIFF(theta) + lambda * L_REPA(theta, phi, omega) + eta * L_REG(phi)
 
 theta is the backbone, omega its projection heads, phi the VAE, psi its discriminator (REPA-E,
-arXiv 2504.10483, equation 3). Read from top to bottom: the step, the loss, what its terms share,
-the terms. Which terms exist and what each one trains is decided once, when the step is built:
+arXiv 2504.10483, equation 3). Read from top to bottom: the step, the loss, the forward pass that
+its terms share, and for each network its terms and their sum. `stop_gradient` decides what each
+trains. Which networks are trained is decided once, when the step is built:
 
     repae   optimizers for "backbone", "tokenizer" and "discriminator"
     repa    an optimizer for "backbone" alone, objective.latent_norm = "fixed"
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 import optax
 from jax.lax import stop_gradient
 
+from repae_jax.models.backbones.base import BackboneOutput
 from repae_jax.models.conditioning.base import Arrays, replace_where
 from repae_jax.models.networks import Models, teacher_tokens
 from repae_jax.models.tokenizers.base import decode, encode
@@ -32,6 +34,7 @@ from repae_jax.objectives.diffusion import denoising_loss
 from repae_jax.objectives.interpolant import INTERPOLANTS, interpolate
 from repae_jax.objectives.objective import Objective
 from repae_jax.objectives.reconstruction import RECONSTRUCTION
+from repae_jax.objectives.terms import Term, weighted_sum
 from repae_jax.runs.optimizers import by_leaf, global_norm
 from repae_jax.runs.state import TrainState, averaged, tokenizer_variables
 from repae_jax.training.accumulation import accumulated
@@ -120,15 +123,15 @@ def make_loss(
 ):
     """Build `loss(trained_params, state, batch, draws) -> (scalar, (metrics, batch_stats))`.
 
-    One scalar serves all networks: inside the terms, `stop_gradient` decides what each trains.
+    One scalar serves all networks: `stop_gradient` decides what each network's loss trains.
     """
-    terms = []
+    losses = []
     if "tokenizer" in trained:
-        terms.append(tokenizer_term(models, objective))
+        losses.append(tokenizer_loss(models, objective))
     if "discriminator" in trained:
-        terms.append(discriminator_term(models, objective))
+        losses.append(discriminator_loss(models, objective))
     if "backbone" in trained:
-        terms.append(backbone_term(models, objective))
+        losses.append(backbone_loss(models, objective))
     shared_forward = make_shared_forward(models, reconstruct="tokenizer" in trained)
 
     def loss(trained_params, state: TrainState, batch: Batch, draws: Draws):
@@ -138,10 +141,10 @@ def make_loss(
         # The smallest standard deviation of a channel: near zero when the latents collapse.
         metrics = {"latent_std": stop_gradient(context.latents).std((0, 1, 2)).min()}
         total, batch_stats = jnp.zeros(()), dict(state.batch_stats)
-        for term in terms:
-            value, term_metrics, batch_stats = term(params, batch_stats, context)
+        for network_loss in losses:
+            value, its_metrics, batch_stats = network_loss(params, batch_stats, context)
             total += value
-            metrics |= term_metrics
+            metrics |= its_metrics
         return total, (metrics, batch_stats)
 
     return loss
@@ -203,22 +206,64 @@ def make_shared_forward(models: Models, *, reconstruct: bool):
     return shared_forward
 
 
-def tokenizer_term(models: Models, objective: Objective):
-    """L_REG(phi) + L_REPA as the VAE sees it: theta, omega and psi are held fixed."""
-    distance = RECONSTRUCTION[objective.reconstruction]
-    interpolant = INTERPOLANTS[objective.interpolant]
+class TokenizerPass(NamedTuple):
+    """What the terms of the tokenizer's loss share."""
 
-    def perceptual(context: StepContext):
-        if models.lpips is None:
-            return jnp.zeros(())
-        weights = context.frozen["lpips"]
-        return models.lpips.apply(weights, context.images, context.reconstructions).mean()
+    models: Models
+    objective: Objective
+    params: Mapping
+    batch_stats: Mapping
+    context: StepContext
+    adversarial: jax.Array | None  # weight * -mean D(reconstructions), once it has started
+
+
+def _reconstruction(forward: TokenizerPass):
+    distance = RECONSTRUCTION[forward.objective.reconstruction]
+    return distance(forward.context.images, forward.context.reconstructions)
+
+
+def _perceptual(forward: TokenizerPass):
+    lpips, context = forward.models.lpips, forward.context
+    if lpips is None:
+        return jnp.zeros(())
+    return lpips.apply(context.frozen["lpips"], context.images, context.reconstructions).mean()
+
+
+def _tokenizer_alignment(forward: TokenizerPass):
+    """L_REPA with theta and omega held fixed; t and noise are those of the backbone's terms."""
+    models, context = forward.models, forward.context
+    if models.backbone is None or not context.teacher_tokens:
+        return None
+    # Running statistics, and no condition dropped.
+    latents = _normalise(models, forward.batch_stats, context.latents, train=False)[0]
+    interpolant = INTERPOLANTS[forward.objective.interpolant]
+    noisy, _ = interpolate(interpolant, latents, context.draws.noise, context.draws.time)
+    weights = {
+        "params": stop_gradient(forward.params["backbone"]),
+        **context.frozen.get("backbone", {}),
+    }
+    inputs = (noisy, context.draws.time, context.condition)
+    projections = models.backbone.apply(weights, *inputs, method="project")
+    return alignment_loss(projections, context.teacher_tokens)
+
+
+TOKENIZER_TERMS = (  # L_REG(phi), and L_REPA as the tokenizer sees it
+    Term("reconstruction_loss", _reconstruction, "reconstruction_weight", logs_weight=True),
+    Term("perceptual_loss", _perceptual, "perceptual_weight", logs_weight=True),
+    Term("kl_loss", lambda it: it.context.posterior.kl().mean(), "kl_weight", logs_weight=True),
+    Term("weighted_gan_loss", lambda it: it.adversarial),
+    Term("vae_align_loss", _tokenizer_alignment, "tokenizer_alignment"),
+)
+
+
+def tokenizer_loss(models: Models, objective: Objective):
+    """Build the loss of phi: theta, omega and psi are held fixed."""
 
     def adversarial(params, batch_stats, context: StepContext):
         if models.discriminator is None:
-            return {}, batch_stats
+            return None, {}, batch_stats
         if not objective.adversarial_weight * objective.discriminator_factor:
-            return {"gan_loss": jnp.zeros(()), "weighted_gan_loss": jnp.zeros(())}, batch_stats
+            return jnp.zeros(()), {"gan_loss": jnp.zeros(())}, batch_stats
         started, factor = _started(objective, context.step)
         weights = stop_gradient(params["discriminator"])
         logits, updated = _discriminate(models, weights, batch_stats, context.reconstructions)
@@ -226,41 +271,19 @@ def tokenizer_term(models: Models, objective: Objective):
         weighted = objective.adversarial_weight * factor * gan_loss
         # Before its start the discriminator has not been asked here, so its statistics stand.
         batch_stats = jax.tree.map(lambda a, b: jnp.where(started, a, b), updated, batch_stats)
-        return {"gan_loss": gan_loss, "weighted_gan_loss": weighted}, batch_stats
+        return weighted, {"gan_loss": gan_loss}, batch_stats
 
-    def align(params, batch_stats, context: StepContext):
-        # Running statistics and all conditions kept; t and noise are those of the backbone's term.
-        latents = _normalise(models, batch_stats, context.latents, train=False)[0]
-        noisy, _ = interpolate(interpolant, latents, context.draws.noise, context.draws.time)
-        weights = {
-            "params": stop_gradient(params["backbone"]),
-            **context.frozen.get("backbone", {}),
-        }
-        inputs = (noisy, context.draws.time, context.condition)
-        projections = models.backbone.apply(weights, *inputs, method="project")
-        return alignment_loss(projections, context.teacher_tokens)
+    def loss(params, batch_stats, context: StepContext):
+        weighted, gan_metrics, new_stats = adversarial(params, batch_stats, context)
+        forward = TokenizerPass(models, objective, params, batch_stats, context, weighted)
+        total, metrics = weighted_sum(TOKENIZER_TERMS, objective, forward)
+        return total, metrics | gan_metrics | {"vae_loss": total}, new_stats
 
-    def term(params, batch_stats, context: StepContext):
-        metrics = {
-            "reconstruction_loss": objective.reconstruction_weight
-            * distance(context.images, context.reconstructions),
-            "perceptual_loss": objective.perceptual_weight * perceptual(context),
-            "kl_loss": objective.kl_weight * context.posterior.kl().mean(),
-        }
-        total = sum(metrics.values())
-        gan_metrics, new_stats = adversarial(params, batch_stats, context)
-        total += gan_metrics.get("weighted_gan_loss", 0.0)
-        metrics |= gan_metrics
-        if models.backbone is not None and context.teacher_tokens:
-            metrics["vae_align_loss"] = align(params, batch_stats, context)
-            total += objective.tokenizer_alignment * metrics["vae_align_loss"]
-        return total, metrics | {"vae_loss": total}, new_stats
-
-    return term
+    return loss
 
 
-def discriminator_term(models: Models, objective: Objective):
-    """The hinge loss of psi, with LeCam if asked for; phi is held fixed."""
+def discriminator_loss(models: Models, objective: Objective):
+    """Build the hinge loss of psi, with LeCam if asked for; phi is held fixed."""
 
     def lecam(batch_stats, logits_real, logits_fake):
         if not objective.lecam_weight:
@@ -271,7 +294,7 @@ def discriminator_term(models: Models, objective: Objective):
         ema = optax.incremental_update(stop_gradient(means), ema, 1.0 - objective.lecam_decay)
         return objective.lecam_weight * loss, {**batch_stats, "lecam": ema}
 
-    def term(params, batch_stats, context: StepContext):
+    def loss(params, batch_stats, context: StepContext):
         weights = params["discriminator"]
         fake = stop_gradient(context.reconstructions)
         logits_real, batch_stats = _discriminate(models, weights, batch_stats, context.images)
@@ -287,15 +310,34 @@ def discriminator_term(models: Models, objective: Objective):
         }
         return total, metrics, batch_stats
 
-    return term
+    return loss
 
 
-def backbone_term(models: Models, objective: Objective):
-    """L_DIFF(theta) + lambda * L_REPA(theta, omega) on latents that phi is not asked about."""
+class BackbonePass(NamedTuple):
+    """What the terms of the backbone's loss share."""
+
+    output: BackboneOutput
+    target: jax.Array  # (B, h, w, c), the interpolant's velocity
+    context: StepContext
+
+
+def _alignment(forward: BackbonePass):
+    teacher_tokens = forward.context.teacher_tokens
+    return alignment_loss(forward.output.projections, teacher_tokens) if teacher_tokens else None
+
+
+BACKBONE_TERMS = (  # L_DIFF(theta) and L_REPA(theta, omega)
+    Term("denoising_loss", lambda it: denoising_loss(it.output.prediction, it.target)),
+    Term("proj_loss", _alignment, "backbone_alignment"),
+)
+
+
+def backbone_loss(models: Models, objective: Objective):
+    """Build the loss of theta and omega, on latents that carry no gradient to phi."""
     interpolant = INTERPOLANTS[objective.interpolant]
     backbone, null = models.backbone, models.backbone.conditioner.null()
 
-    def term(params, batch_stats, context: StepContext):
+    def loss(params, batch_stats, context: StepContext):
         # The one place where the VAE is isolated from the diffusion loss.
         latents = stop_gradient(context.latents) if objective.stop_gradient else context.latents
 
@@ -309,14 +351,11 @@ def backbone_term(models: Models, objective: Objective):
         weights = {"params": params["backbone"], **context.frozen.get("backbone", {})}
         output = backbone.apply(weights, noisy, context.draws.time, condition)
 
-        total = denoising_loss(output.prediction, target)
-        metrics = {"denoising_loss": total}
-        if context.teacher_tokens:
-            metrics["proj_loss"] = alignment_loss(output.projections, context.teacher_tokens)
-            total += objective.backbone_alignment * metrics["proj_loss"]
+        forward = BackbonePass(output, target, context)
+        total, metrics = weighted_sum(BACKBONE_TERMS, objective, forward)
         return total, metrics | {"sit_loss": total}, batch_stats
 
-    return term
+    return loss
 
 
 def _started(objective: Objective, step: jax.Array):

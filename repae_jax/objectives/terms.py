@@ -1,0 +1,45 @@
+"""A network's loss as a sum of weighted terms."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from repae_jax.objectives.objective import Objective
+
+
+class Term(NamedTuple):
+    """One term of a network's loss.
+
+    Attributes:
+      metric: its name in the log, one of `METRICS`.
+      value: (the arrays that the network's terms share) -> scalar; None where the run has no such
+        term.
+      weight: the field of `Objective` by which the sum takes the value; "" for 1.
+      logs_weight: the log has weight * value in place of the value, as the original's log does.
+    """
+
+    metric: str
+    value: Callable[[Any], jax.Array | None]
+    weight: str = ""
+    logs_weight: bool = False
+
+
+def weighted_sum(
+    terms: Sequence[Term], objective: Objective, shared: Any
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Sum of weight * value over the terms, scalar, and the terms' metrics.
+
+    Args:
+      terms: summed in this order.
+      objective: the weights.
+      shared: the argument of every term's `value`.
+    """
+    total, metrics = 0.0, {}
+    for term in terms:
+        if (value := term.value(shared)) is None:
+            continue
+        weighted = getattr(objective, term.weight) * value if term.weight else value
+        total += weighted
+        metrics[term.metric] = weighted if term.logs_weight else value
+    return total, metrics
