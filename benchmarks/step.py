@@ -100,7 +100,7 @@ def make_networks(original, options: argparse.Namespace) -> dict[str, Any]:
         "model": originals.sit(
             original, options.arch, latent_size=latent_side(options), latent_channels=channels
         ),
-        "tokenizer": originals.vae(original, options.vae),
+        "vae": originals.vae(original, options.vae),
     }
     if options.recipe == "repae":
         loss = original.networks.make_vae_loss(3, filters=64, vgg_shrink=1)

@@ -240,7 +240,7 @@ def run_theirs(
     args = loop.default_args(script, **options)
     trained = {name: part for name, part in networks.items() if name in ("model", "vae_loss_fn")}
     if not case.frozen_vae:
-        trained["tokenizer"] = networks["vae"]
+        trained["vae"] = networks["vae"]
     training = loop.Training(script, args, trained, EMA_DECAY)
     inputs, logs = [], []
     for step in range(STEPS):
