@@ -50,7 +50,9 @@ def small_config(recipe: str = "repae", **vae):
         latent_channels=original.LATENT_CHANNELS, num_res_blocks=original.VAE["num_res_blocks"],
         attention_levels=(1,), **vae,
     )  # fmt: skip
-    config.backbone.update(arch="", **original.SIT)
+    sizes = dict(original.SIT)
+    config.projector.hidden = sizes.pop("projector_dim")
+    config.backbone.update(arch="", **sizes)
     config.discriminator.filters = original.DISCRIMINATOR_FILTERS
     for number, dim in enumerate(original.TEACHER_DIMS):
         config.teachers[f"t{number}"] = teacher(

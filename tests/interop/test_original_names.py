@@ -208,7 +208,7 @@ def test_a_tensor_of_another_rank_is_named():
 def test_names_and_shapes_are_the_original_models():
     name = "SiT-B/2"
     with torch.device("meta"):
-        make = parity.original_module("models/backbones/sit.py").SiT_models[name]
+        make = parity.original_module("models/sit.py").SiT_models[name]
         reference = make(input_size=16, in_channels=4, z_dims=[768], qk_norm=False)
     tensors = {n: np.zeros(t.shape, np.float32) for n, t in reference.state_dict().items()}
     model = sit_of(

@@ -38,7 +38,7 @@ needs_original = pytest.mark.skipif(not parity.ORIGINAL, reason=parity.SKIP_REAS
 
 def original_sit(config, **changes):
     """The original's SiT, called as ours is: (x, t, labels) -> velocity, tokens, projections."""
-    module = parity.original_module("models/backbones/sit.py")
+    module = parity.original_module("models/sit.py")
     # timm's attention took LayerNorm for granted when the original was written.
     module.Attention = functools.partial(module.Attention, norm_layer=torch.nn.LayerNorm)
     config = dict(config)
@@ -225,7 +225,7 @@ def test_position_table_equals_the_formula(fresh):
 
 @needs_original
 def test_position_table_equals_the_original():
-    expected = parity.original_module("models/backbones/sit.py").get_2d_sincos_pos_embed(1152, 16)
+    expected = parity.original_module("models/sit.py").get_2d_sincos_pos_embed(1152, 16)
     np.testing.assert_allclose(sincos_position_table(1152, 16), expected, atol=1e-6)
 
 
@@ -275,6 +275,6 @@ def test_patch_sizes_change_the_first_and_the_last_layer_only(name):
 @needs_original
 @pytest.mark.parametrize("name", ["SiT-B/1", "SiT-B/8", "SiT-L/4", "SiT-XL/2"])
 def test_sizes_equal_the_original(name):
-    make = parity.original_module("models/backbones/sit.py").SiT_models[name]
+    make = parity.original_module("models/sit.py").SiT_models[name]
     expected = torch_count(lambda: make(input_size=32, z_dims=[768], qk_norm=False))
     assert our_count(FULL | SIT_CONFIGS[name]) == expected

@@ -189,9 +189,9 @@ def test_our_next_step_is_the_originals(trip):
         assert worst <= limit, (path, worst)
 
 
-def their_velocity(module, x, time, labels):
-    module.eval()
-    return to_nhwc(module.inference(to_nchw(x), torch.tensor(time), torch.tensor(labels).long()))
+def their_velocity(module, x, time, condition):
+    labels = torch.tensor(condition["label"]).long()
+    return to_nhwc(module.eval().inference(to_nchw(x), torch.tensor(time), labels))
 
 
 @NEEDS_ORIGINAL

@@ -73,12 +73,11 @@ def repa(tmp_path_factory):
 
 def assert_repa_outputs(key, module, variables):
     """Velocities and projections of REPA's module and of ours."""
-    x, time, labels = sit_inputs()
+    x, time, condition = sit_inputs()
+    labels = torch.tensor(condition["label"]).long()
     with torch.no_grad():
-        velocity, tokens = module.eval()(
-            to_nchw(x), torch.tensor(time), torch.tensor(labels).long()
-        )
-    ours = apply_sit()(variables, x, time, labels)
+        velocity, tokens = module.eval()(to_nchw(x), torch.tensor(time), labels)
+    ours = apply_sit()(variables, x, time, condition)
     assert_close(ours.prediction, to_nhwc(velocity), key)
     for projection, expected in zip(ours.projections, tokens, strict=True):
         assert_close(projection, expected, f"{key}, projection")
