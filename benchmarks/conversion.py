@@ -120,7 +120,8 @@ def main(folder: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--make":
-        make(pathlib.Path(sys.argv[2]))
-    else:
-        main(pathlib.Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("--make", action="store_true", help="write the checkpoint to this path")
+    options = parser.parse_args()
+    (make if options.make else main)(options.folder)

@@ -46,8 +46,17 @@ def write_cache(folder: pathlib.Path, count: int, arch: str, dtype: str, kept: s
             writer.write(record)
         return {}
 
-    made = {"mirrored": False}
-    write_shards(folder, count, count, write, made, manifest={"kind": "latents", "num_classes": 10})
+    channels = LATENTS[arch][-1]
+    made = {
+        "mirrored": False, "images": kept == "images", "resolution": 256, "vae": "random",
+        "teachers": {"random": "random"} if kept == "tokens" else {},
+        "latent_shape": list(LATENTS[arch]),
+    }  # fmt: skip
+    manifest = {
+        "kind": "latents", "num_classes": 10,
+        "statistics": {"mean": [0.0] * channels, "var": [1.0] * channels},
+    }  # fmt: skip
+    write_shards(folder, count, count, write, made, manifest=manifest)
     return sum(path.stat().st_size for path in folder.glob("*.array_record")) / count / 1e3
 
 
