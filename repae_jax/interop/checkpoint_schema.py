@@ -1,4 +1,4 @@
-"""What the parts of one of the original's training checkpoints are, beside its tensors."""
+"""The schema of the original's training checkpoints: all parts but their tensors."""
 
 import argparse
 import json
@@ -36,7 +36,7 @@ class _Parts(TypedDict, total=False):
 
 
 def check_parts(content: Mapping[str, Any], source: str) -> None:
-    """Raise UserError for a part of a checkpoint that is of another kind than it should be."""
+    """Raise UserError for a part of a checkpoint that does not fit the schema."""
     checked(content, _Parts, source=f"{source}: ")
     for key in ("opt", "opt_vae", "opt_disc"):
         if content.get(key):
@@ -44,10 +44,10 @@ def check_parts(content: Mapping[str, Any], source: str) -> None:
 
 
 def arguments_of(content: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The arguments of a checkpoint by name, {} where it has none; JSON can hold them.
+    """The arguments of a checkpoint by name, as values that JSON can hold; {} if it has none.
 
     Raises:
-      UserError: they are something else.
+      UserError: `args` is neither a dict nor a Namespace, or JSON cannot hold a value.
     """
     args = content.get("args", {})
     if isinstance(args, argparse.Namespace):
