@@ -104,7 +104,7 @@ def encode(
         write,
         made,
         manifest={"kind": latents.KIND, "num_classes": source.num_classes},
-        summarise=summarise,
+        summarize=summarize,
         processes=processes(),
         progress=progress,
     )
@@ -128,7 +128,7 @@ class Sums:
         return {"count": self.count, "first": list(self.first), "second": list(self.second)}
 
 
-def summarise(sums: list[Mapping[str, Any]]) -> dict[str, Any]:
+def summarize(sums: list[Mapping[str, Any]]) -> dict[str, Any]:
     """The manifest's statistics from all shards' sums."""
     count = sum(shard["count"] for shard in sums)
     channels = len(sums[0]["first"])

@@ -111,7 +111,7 @@ def test_a_configuration_opens_scenes():
 @pytest.mark.parametrize(
     ("changes", "split", "message"),
     [
-        ({"name": "many"}, "train", "config.data.name is 'many'; of scenes it is their number"),
+        ({"name": "many"}, "train", "config.data.name is 'many'; for scenes give their number"),
         ({"name": "0"}, "train", "config.data.name is '0'"),
         ({"name": "²"}, "train", "config.data.name is '²'"),
         ({"name": "9" * 5000}, "train", "config.data.name is '999"),

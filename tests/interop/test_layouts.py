@@ -154,7 +154,7 @@ def test_two_of_a_kind_are_refused(where, tmp_path, capsys):
     torch.save(content, tmp_path / "x.pt")
     line = refused(["inspect", tmp_path / "x.pt"], capsys)
     places = "model and model_ema" if where == "entries" else "the top level and ema."
-    assert f"x.pt: holds such a network under {places}: keep the one that is meant" in line
+    assert f"x.pt: holds such a network under {places}: put the one to read" in line
 
 
 def test_what_nobody_knows_is_not_dropped(tmp_path, capsys):
