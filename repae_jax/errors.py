@@ -105,7 +105,7 @@ class LostProcess(TryAgain):
 
 
 @contextlib.contextmanager
-def batch_size_advised() -> Iterator[None]:
+def advise_batch_size() -> Iterator[None]:
     """Turn an out-of-memory error within the block into a UserError that names --batch-size."""
     try:
         yield
@@ -118,7 +118,7 @@ def batch_size_advised() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def bad_images_advised(way_out: str) -> Iterator[None]:
+def advise_on_bad_images(way_out: str) -> Iterator[None]:
     """Append `way_out` to the message of a BadImage that the block raises."""
     try:
         yield
@@ -126,7 +126,7 @@ def bad_images_advised(way_out: str) -> Iterator[None]:
         raise BadImage(f"{error}; {way_out}") from error
 
 
-def explained(error: Exception) -> tuple[int, str]:
+def describe_error(error: Exception) -> tuple[int, str]:
     """The exit status and the one-line message for an error that ends a command.
 
     A UserError gives its own message. Errors of the file system, a missing package, and missing or

@@ -99,7 +99,7 @@ def test_a_dead_process_does_not_block(buried, holding, tmp_path, file_system):
 def test_whatever_is_written_about_a_process_is_said_in_one_line():
     fields = dataclasses.asdict(holder.this_process("token", (1, 2)))
     there = holder.Holder(**{**fields, "command": "a\nb\x1b[2J", "host": "node\n7"})
-    told = holder.told(there.to_bytes())
+    told = holder.describe_holder(there.to_bytes())
     assert told == f" (process {os.getpid()} on node 7, `a b [2J`)"
     for wrong in ({"pid": 10**30}, {"pid": -1}, {"pid": True}, {"token": None}, {"file": 3}):
         assert holder.parse(holder.json.dumps(fields | wrong).encode()) is None

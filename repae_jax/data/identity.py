@@ -26,7 +26,7 @@ from typing_extensions import TypedDict  # pydantic asks for this one before Pyt
 from repae_jax.errors import UserError, first_line
 from repae_jax.utils.atomic_files import write_atomically
 from repae_jax.utils.regular_files import is_file_there
-from repae_jax.utils.schema import Text, checked, read_json, whole
+from repae_jax.utils.schema import Text, check_schema, read_json, whole
 from repae_jax.utils.sealed import seal, unseal_if_sealed
 
 FILE = "data.json"  # the file of fingerprints
@@ -116,7 +116,7 @@ def read_fingerprints(path: pathlib.Path) -> dict[str, Fingerprint] | None:
         recorded = unseal_if_sealed(recorded, source=str(path), way_out=_WAY_OUT)
     try:
         for schema in (_Train, dict[str, _Recorded]):
-            checked(recorded, schema, source="its content: ")
+            check_schema(recorded, schema, source="its content: ")
     except UserError as error:
         raise _damaged(path, error) from error
     return recorded

@@ -24,7 +24,7 @@ from repae_jax.data.manifest import MANIFEST, manifest_fingerprint, read_manifes
 from repae_jax.data.shards import PackedRecords
 from repae_jax.errors import UserError
 from repae_jax.interop import latent_statistics
-from repae_jax.utils.schema import Side, Text, checked, each, real, whole
+from repae_jax.utils.schema import Side, Text, check_schema, each, real, whole
 
 KIND = "latents"
 MIRRORED = "mirrored/"
@@ -122,7 +122,7 @@ def read_cache(folder: str | pathlib.Path) -> dict[str, Any]:
     """
     manifest = read_manifest(folder)
     check_kind(folder, manifest)
-    checked(manifest, _Manifest, source=f"{folder}/{MANIFEST}: ")
+    check_schema(manifest, _Manifest, source=f"{folder}/{MANIFEST}: ")
     return manifest
 
 
@@ -143,7 +143,9 @@ def statistics_of(source: LatentSource) -> dict[str, np.ndarray]:
     """
     statistics, shape = source.manifest["statistics"], source.manifest["made"]["latent_shape"]
     path = str(pathlib.Path(source.name) / MANIFEST)
-    return latent_statistics.checked(statistics["mean"], statistics["var"], shape[-1], source=path)
+    return latent_statistics.as_statistics(
+        statistics["mean"], statistics["var"], shape[-1], source=path
+    )
 
 
 def choose_mirrored(element: Mapping[str, Any], mirrored: bool) -> dict[str, Any]:

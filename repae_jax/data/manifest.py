@@ -13,7 +13,7 @@ from typing_extensions import TypedDict  # pydantic asks for this one before Pyt
 from repae_jax.data.identity import Fingerprint
 from repae_jax.errors import UserError
 from repae_jax.utils.atomic_files import write_atomically
-from repae_jax.utils.schema import Text, checked, each, read_json, whole
+from repae_jax.utils.schema import Text, check_schema, each, read_json, whole
 from repae_jax.utils.sealed import digest, seal, unseal
 
 FORMAT = "repae_jax packed 1"
@@ -84,7 +84,7 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
             f"{path}: damaged or edited (its checksum is another); restore it, or prepare the "
             "data anew"
         )
-    checked(manifest, Manifest, source=f"{path}: ")
+    check_schema(manifest, Manifest, source=f"{path}: ")
     if sum(shard["count"] for shard in manifest["shards"]) != manifest["count"]:
         raise UserError(f"{path}: damaged, its shards hold not {manifest['count']} records")
     return manifest
@@ -102,7 +102,7 @@ def check_writable(manifest: Mapping[str, Any]) -> None:
                 f"the class {name!r} has a name that is not UTF-8, which a packed data set cannot "
                 "keep: rename its folder"
             )
-    checked({**manifest, "count": 0, "shards": [_BLANK]}, Manifest, source="the data's ")
+    check_schema({**manifest, "count": 0, "shards": [_BLANK]}, Manifest, source="the data's ")
 
 
 def _is_unicode(name):

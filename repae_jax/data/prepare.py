@@ -20,7 +20,7 @@ from repae_jax.data.packed import KIND
 from repae_jax.data.shard_writer import ShardWriter, write_shards
 from repae_jax.data.sources import ON_BAD_IMAGE, Source, open_source
 from repae_jax.errors import BadImage, UserError
-from repae_jax.utils.schema import Side, checked
+from repae_jax.utils.schema import Side, check_schema
 
 
 def prepare(
@@ -145,7 +145,7 @@ def _merge(notes):
 
 
 def _check(resolution, format, quality, on_bad_image):
-    checked(resolution, Side, source="--resolution")
+    check_schema(resolution, Side, source="--resolution")
     if on_bad_image not in ON_BAD_IMAGE:
         raise UserError(f"--on-bad-image is {on_bad_image!r}: use one of {', '.join(ON_BAD_IMAGE)}")
     encode_pixels(np.zeros((1, 1, 3), np.uint8), format, quality)  # raises for a wrong format

@@ -18,7 +18,7 @@ from repae_jax.data.skip_bad_images import SkippingSource
 from repae_jax.data.source import Source, key_name, setting
 from repae_jax.data.tfds_source import open_tfds
 from repae_jax.errors import UserError
-from repae_jax.utils.schema import Count, as_whole, checked, shown
+from repae_jax.utils.schema import Count, as_whole, check_schema, short_repr
 
 __all__ = ["ArraySource", "Source", "open_source"]
 
@@ -135,10 +135,10 @@ def _open_scenes(data_config, split):
     count = as_whole(name) if name else scenes.COUNTS[split]
     if not count:
         raise UserError(
-            f"{key_name(data_config, 'name')} is {shown(name)}; for scenes give their "
+            f"{key_name(data_config, 'name')} is {short_repr(name)}; for scenes give their "
             "number, such as 20000"
         )
-    checked(count, Count, source=key_name(data_config, "name"))
+    check_schema(count, Count, source=key_name(data_config, "name"))
     return scenes.Scenes(split, count, data_config.resolution)
 
 

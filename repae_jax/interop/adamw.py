@@ -14,7 +14,7 @@ import numpy as np
 
 from repae_jax.errors import UserError
 from repae_jax.utils.finite import finite_in_float32
-from repae_jax.utils.schema import shown
+from repae_jax.utils.schema import short_repr
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -124,7 +124,9 @@ def parameter_groups(
 def _step(entry, what):
     step = np.asarray(entry.get("step"))
     if step.shape or step.dtype.kind not in "iuf" or not 0 <= step < 2**31:
-        raise UserError(f"{what} has taken {shown(entry.get('step'))} steps: give a whole number")
+        raise UserError(
+            f"{what} has taken {short_repr(entry.get('step'))} steps: give a whole number"
+        )
     return int(step)
 
 
@@ -135,7 +137,7 @@ def _moment(entry, kind, shape, what):
         raise UserError(f"{what} has no {kind}")
     array = entry[kind]
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fV":
-        raise UserError(f"{what} has {shown(array)} for its {kind}, not a tensor of floats")
+        raise UserError(f"{what} has {short_repr(array)} for its {kind}, not a tensor of floats")
     if array.shape != tuple(shape):
         raise UserError(f"{what} has {kind} of shape {array.shape}, the model needs {shape}")
     if not finite_in_float32(array):

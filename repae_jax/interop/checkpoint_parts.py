@@ -81,7 +81,7 @@ def statistics_in(
     if not all(key in ema for key in keys):
         return None
     mean, var = (ema[key] for key in keys)
-    return latent_statistics.checked(mean, var, channels, source=f"{source}: ema", keys=keys)
+    return latent_statistics.as_statistics(mean, var, channels, source=f"{source}: ema", keys=keys)
 
 
 def _holds(part, sign, source):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from repae_jax.errors import UserError
-from repae_jax.utils.schema import shown
+from repae_jax.utils.schema import short_repr
 
 _DEEPEST = 32  # levels of nested dicts and lists; a training checkpoint has 5
 _ENTRIES = 1_000_000  # entries of all dicts and lists, repeated objects counted repeatedly
@@ -36,8 +36,8 @@ def check_claims(content: Any, path: pathlib.Path) -> None:
         if left < 0:
             raise UserError(
                 f"{path}: its tensors claim to hold far more than the file's {size} bytes, "
-                f"{shown(name)} the shape {shown(tuple(value.shape))}: it is damaged, or repeats "
-                "numbers in place of storing them"
+                f"{short_repr(name)} the shape {short_repr(tuple(value.shape))}: it is damaged, or "
+                "repeats numbers in place of storing them"
             )
 
 

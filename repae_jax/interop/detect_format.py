@@ -46,7 +46,7 @@ class ViTNames:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Detected:
     """A file or folder of a known format.
 
     Attributes:
@@ -74,7 +74,7 @@ class Found:
         return [*notes, f"left out: {left}"] if left else notes
 
 
-def find(name: str | pathlib.Path) -> Found:
+def detect(name: str | pathlib.Path) -> Detected:
     """Detect the format of a file, a folder, or a repository on the Hugging Face hub.
 
     A folder of the original's experiment stands for its newest checkpoint.
@@ -89,7 +89,7 @@ def find(name: str | pathlib.Path) -> Found:
         path = hub.locate(name, (vae_files.CONFIG,), naming)
     if path.is_dir():
         return _folder(path)
-    return Found(DIFFUSERS, path) if vae_files.of_a_folder(path) else _file(path)
+    return Detected(DIFFUSERS, path) if vae_files.of_a_folder(path) else _file(path)
 
 
 def vit_names(content: Mapping[str, Any]) -> ViTNames | None:
@@ -120,7 +120,7 @@ def _folder(path):
     if (path / "checkpoints").is_dir():
         saved = any(folder.name.isdigit() for folder in (path / "checkpoints").iterdir())
         if saved or (path / vae_files.CONFIG).is_file():
-            return Found(RUN, path)
+            return Detected(RUN, path)
         if saved := sorted((path / "checkpoints").glob("*.pt")):
             return _file(saved[-1])
     if not (path / vae_files.CONFIG).is_file():
@@ -130,7 +130,7 @@ def _folder(path):
         )
     config = vae_files.read_config(path)
     if config.get("_class_name") in FAMILIES:
-        return Found(DIFFUSERS, path)
+        return Detected(DIFFUSERS, path)
     if weights := weight_files.find_weights(path, weight_files.TRANSFORMERS):
         return _file(weights)
     kind = config.get("_class_name", config.get("model_type"))
@@ -148,7 +148,7 @@ def _folder(path):
 def _file(path):
     content = files.read_stored(path)
     if checkpoint := checkpoint_parts.parts_of(content, source=str(path)):
-        return Found(checkpoint_parts.kind_of(checkpoint), path, checkpoint)
+        return Detected(checkpoint_parts.kind_of(checkpoint), path, checkpoint)
     for tensors in content.values():
         if isinstance(tensors, Mapping):
             files.check_names(tensors, path)
@@ -157,7 +157,7 @@ def _file(path):
         if found and _is_whole(format, found.tensors):
             return _network(format, found, content, path)
     if vit := vit_names(content):
-        return Found("vit", path, vit.tensors, vit)
+        return Detected("vit", path, vit.tensors, vit)
     names = [repr(name) for name in content]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     raise UserError(
@@ -171,7 +171,7 @@ def _network(format, found, content, path):
         if autoencoder_kl.detect_naming(found.tensors) != "ldm":
             format = "vae-tensors"
         judge = extract(content, discriminator.SIGN, source=str(path))
-    return Found(format, path, found.tensors, extract=found, discriminator=judge)
+    return Detected(format, path, found.tensors, extract=found, discriminator=judge)
 
 
 def _is_whole(format, tensors):

@@ -22,7 +22,7 @@ from repae_jax.interop.intact import (
     sort_notes,
 )
 from repae_jax.utils.atomic_files import replacing
-from repae_jax.utils.schema import Text, read_json, shown
+from repae_jax.utils.schema import Text, read_json, short_repr
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")  # .pth.tar
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
@@ -231,7 +231,7 @@ def check_names(content: Mapping, path: str | pathlib.Path) -> None:
     """Raise UserError unless the names of a file's tensors, or of its parts, are strings."""
     for name in content:
         if not isinstance(name, str):
-            raise UserError(f"{path}: holds {shown(name)} where the name of a tensor belongs")
+            raise UserError(f"{path}: holds {short_repr(name)} where the name of a tensor belongs")
 
 
 def _read_torch(path):

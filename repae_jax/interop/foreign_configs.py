@@ -4,7 +4,7 @@ from typing import Any
 
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
-from repae_jax.utils.schema import Text, Width, checked, each, real, whole
+from repae_jax.utils.schema import Text, Width, check_schema, each, real, whole
 
 _Channels = whole(1, 4096)  # channels of images or latents
 _Number = float  # a latent statistic; `latent_statistics` checks its range
@@ -64,7 +64,7 @@ def check_config(config: Any, source: str) -> dict[str, Any]:
     Raises:
       UserError: the content is not an object, or a key has another type or is out of range.
     """
-    checked(config, _Header, source=source)
+    check_schema(config, _Header, source=source)
     if schema := _CLASSES.get(config.get("_class_name")):
-        checked(config, schema, source=source)
+        check_schema(config, schema, source=source)
     return config

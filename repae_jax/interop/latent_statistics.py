@@ -1,7 +1,7 @@
 """Latent statistics, the latents' mean and variance per channel, in the files of a VAE.
 
 In this package they are LatentNorm's {"mean": (c,), "var": (c,)}, float32: normalized latents are
-(z - mean) / sqrt(var). `checked` validates them, whatever file they come from.
+(z - mean) / sqrt(var). `as_statistics` validates them, whatever file they come from.
 """
 
 import pathlib
@@ -26,7 +26,7 @@ def beside(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(f"{path.stem}-latents-stats.pt")
 
 
-def checked(
+def as_statistics(
     mean: Any,
     spread: Any,
     channels: int | None = None,
@@ -66,14 +66,14 @@ def read(path: str | pathlib.Path, channels: int | None = None) -> dict[str, np.
     """LatentNorm's {"mean": (c,), "var": (c,)} from `latents_scale` = 1 / std and `latents_bias`.
 
     Raises:
-      UserError: a tensor is missing or has invalid values (see `checked`).
+      UserError: a tensor is missing or has invalid values (see `as_statistics`).
     """
     tensors, keys = files.read_tensors(path), ("latents_bias", "latents_scale")
     for name in keys:
         if name not in tensors:
             raise UserError(f"{path}: tensor {name!r} is missing")
     bias, scale = (tensors[name] for name in keys)
-    return checked(bias, scale, channels, power=-2, source=str(path), keys=keys)
+    return as_statistics(bias, scale, channels, power=-2, source=str(path), keys=keys)
 
 
 def write(path: str | pathlib.Path, statistics: Statistics) -> None:
@@ -99,17 +99,17 @@ def from_config(
       source: the file's name in an error.
 
     Raises:
-      UserError: the values are invalid (see `checked`).
+      UserError: the values are invalid (see `as_statistics`).
     """
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is not None and std is not None:
         keys = ("latents_mean", "latents_std")
-        return checked(mean, std, channels, power=2, source=source, keys=keys)
+        return as_statistics(mean, std, channels, power=2, source=source, keys=keys)
     if config.get("scaling_factor") is None:
         return None
     shift, factor = [config.get("shift_factor") or 0.0], [config["scaling_factor"]]
     keys = ("shift_factor", "scaling_factor")
-    one = checked(shift, factor, 1, power=-2, source=source, keys=keys)
+    one = as_statistics(shift, factor, 1, power=-2, source=source, keys=keys)
     return {name: np.repeat(array, channels) for name, array in one.items()}
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from repae_jax.errors import UserError
 from repae_jax.interop.files import WEIGHT_TYPES
 from repae_jax.utils.finite import finite_in_float32
-from repae_jax.utils.schema import shown
+from repae_jax.utils.schema import short_repr
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +182,7 @@ def check(
         raise UserError(f"{source}: unexpected tensor {extra[0]!r}{_and_more(extra)}")
     for name, shape in expected.items():
         if not hasattr(tensors[name], "shape"):
-            raise UserError(f"{source}: {name!r} is {shown(tensors[name])}, not a tensor")
+            raise UserError(f"{source}: {name!r} is {short_repr(tensors[name])}, not a tensor")
         if tuple(tensors[name].shape) != tuple(shape):
             raise UserError(
                 f"{source}: tensor {name!r} has shape {tuple(tensors[name].shape)}, "

@@ -79,7 +79,7 @@ def family_of(module: nn.Module) -> Family:
     )
 
 
-def completed(
+def with_defaults(
     config: Mapping[str, Any], family: Family, channels: int | None = None
 ) -> dict[str, Any]:
     """`config` with diffusers' defaults for absent keys.

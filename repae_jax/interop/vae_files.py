@@ -25,7 +25,7 @@ from repae_jax.interop import (
 )
 from repae_jax.interop.extract import Extract, extract
 from repae_jax.interop.foreign_configs import check_config
-from repae_jax.interop.vae_families import FAMILIES, completed, family_of
+from repae_jax.interop.vae_families import FAMILIES, family_of, with_defaults
 from repae_jax.models.batch_norm import denormalize, normalize
 from repae_jax.models.inputs import check_latents
 from repae_jax.models.tokenizers import base
@@ -197,7 +197,7 @@ def write_diffusers(folder: str | pathlib.Path, vae: StoredVAE) -> None:
     tensors = family.export(jax.device_get(vae.params), vae.module)
     tables.require_finite(tensors, folder)
     dimensions = family.config_from_dimensions(vae.module)
-    config = {**completed(vae.config, family, channels), **dimensions}
+    config = {**with_defaults(vae.config, family, channels), **dimensions}
     config = latent_statistics.updated_config(config, channels, vae.statistics)
     with replacing(folder) as temporary:
         temporary.mkdir()
@@ -258,7 +258,7 @@ def _open_folder(path, variant=None):
         file = weight_files.find_weights(folder, weight_files.DIFFUSERS, variant)
     if file is None:
         raise UserError(f"{path}: no weights beside {CONFIG}: {WEIGHTS} is missing")
-    return file, completed(config, family), family
+    return file, with_defaults(config, family), family
 
 
 def _statistics(config, family, source):

@@ -8,7 +8,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from repae_jax.errors import UserError
-from repae_jax.utils.schema import Batch, checked
+from repae_jax.utils.schema import Batch, check_schema
 
 # Both axes divide the batch; "fsdp" also divides parameters (see `sharding`).
 AXES = ("data", "fsdp")
@@ -63,7 +63,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def whole_batches(mesh: Mesh, given: int | None, per_device: int, count: int | None = None) -> int:
+def padded_batch_size(
+    mesh: Mesh, given: int | None, per_device: int, count: int | None = None
+) -> int:
     """The batch size, rounded up to a multiple of the number of devices; batches are padded to it.
 
     Args:
@@ -76,7 +78,7 @@ def whole_batches(mesh: Mesh, given: int | None, per_device: int, count: int | N
       UserError: the batch size is not positive.
     """
     size = per_device * mesh.size if given is None else given
-    checked(size, Batch, source="--batch-size")
+    check_schema(size, Batch, source="--batch-size")
     size = size if count is None else min(size, count)
     return -(-size // mesh.size) * mesh.size
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from repae_jax.errors import LostProcess, UserError, batch_size_advised, first_line
+from repae_jax.errors import LostProcess, UserError, advise_batch_size, first_line
 from repae_jax.utils import signals
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Processes:
         return multihost_utils.broadcast_one_to_all(value)
 
     @contextlib.contextmanager
-    def devices_errors_said(self) -> Iterator[None]:
+    def translate_device_errors(self) -> Iterator[None]:
         """Turn the devices' errors into one-line errors.
 
         Raises:
@@ -95,7 +95,7 @@ class Processes:
           LostProcess: another process has ended.
         """
         try:
-            with batch_size_advised():
+            with advise_batch_size():
                 yield
         except RuntimeError as error:
             if self.count == 1 or type(error).__name__ != "JaxRuntimeError":

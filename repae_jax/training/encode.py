@@ -29,7 +29,7 @@ from repae_jax.runs.initial_state import load_teachers
 from repae_jax.runs.weights import read_vae
 from repae_jax.utils.finite import NotFinite
 from repae_jax.utils.images import to_float
-from repae_jax.utils.schema import Batch, checked
+from repae_jax.utils.schema import Batch, check_schema
 
 _THREADS = 8  # that read and decode images
 DTYPES = ("float32", "float16", "bfloat16")
@@ -243,7 +243,7 @@ def _check_finite(part, name, dtype):
 def _check(config, dtype, batch_size):
     if dtype not in DTYPES:
         raise UserError(f"--dtype is {dtype!r}: use one of {', '.join(DTYPES)}")
-    checked(batch_size, Batch, source="--batch-size")
+    check_schema(batch_size, Batch, source="--batch-size")
     if config.data.source == latents.KIND:
         raise UserError(
             "config.data.source is 'latents' already: name the images to encode, as the argument "

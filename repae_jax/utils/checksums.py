@@ -29,7 +29,7 @@ class Damaged(Exception):
     """A file whose content has changed or is missing; the message names it."""
 
 
-class Ahead:
+class EarlyChecksums:
     """Computes checksums in a thread, while other files are written and these are still in memory.
 
     A file whose size or time changes afterwards is read again.

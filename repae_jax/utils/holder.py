@@ -84,7 +84,7 @@ def parse(content: bytes) -> Holder | None:
     return holder if known and 0 < holder.pid < 2**31 else None
 
 
-def told(content: bytes) -> str:
+def describe_holder(content: bytes) -> str:
     """The text " (HOLDER)" for the content of a lock's file; "" if it names no holder."""
     holder = parse(content)
     return f" ({holder})" if holder is not None else ""

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from repae_jax.errors import UserError
-from repae_jax.utils.holder import SIZE, Holder, parse, this_process, told
+from repae_jax.utils.holder import SIZE, Holder, describe_holder, parse, this_process
 
 NAME = ".lock"  # the name of a folder's lock
 
@@ -197,7 +197,7 @@ class Lock:
         patience = self._times.patience
         print(
             f"{self._what}: waiting up to {patience:g} s to see whether another process is alive "
-            f"that was writing there{told(content)}",
+            f"that was writing there{describe_holder(content)}",
             flush=True,
         )
         deadline = time.monotonic() + patience
@@ -211,8 +211,8 @@ class Lock:
 
     def _refusal(self, content):
         return UserError(
-            f"{self._what}: another process is writing there{told(content)}; wait until it ends "
-            "or end it, or choose another place"
+            f"{self._what}: another process is writing there{describe_holder(content)}; wait until "
+            "it ends or end it, or choose another place"
         )
 
     def _keep(self):

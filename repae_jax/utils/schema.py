@@ -85,7 +85,7 @@ def as_whole(text: str) -> int | None:
     return int(text) if re.fullmatch(r"0|[1-9][0-9]{0,17}", text) else None
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """A short repr of a value for error messages; for an array its type and shape."""
     return _reprs.repr(value)
 
@@ -101,7 +101,7 @@ def read_json(
 
     Args:
       path: the file's path.
-      schema: see `checked`.
+      schema: see `check_schema`.
       largest: the most bytes that the file may have.
       way_out: the advice in the error for a damaged file.
 
@@ -135,7 +135,7 @@ def parse_json(
 
     Args:
       text: the JSON.
-      schema: see `checked`.
+      schema: see `check_schema`.
       source: the text's name in an error.
       way_out: the advice in the error for a damaged text.
 
@@ -148,7 +148,7 @@ def parse_json(
         raise UserError(f"{source} is damaged: nested beyond measure; {way_out}") from error
     except (ValueError, TypeError) as error:
         raise UserError(f"{source} is damaged, no JSON ({first_line(error)}); {way_out}") from error
-    return content if schema is None else checked(content, schema, source=f"{source}: ")
+    return content if schema is None else check_schema(content, schema, source=f"{source}: ")
 
 
 def _number(text):
@@ -157,7 +157,7 @@ def _number(text):
     return number if -(2**63) <= number < 2**64 else float(text)
 
 
-def checked(content: Any, schema: Any, *, source: str) -> Any:
+def check_schema(content: Any, schema: Any, *, source: str) -> Any:
     """Return `content` unchanged if it fits the schema.
 
     Args:
@@ -187,14 +187,14 @@ def _line(error, source):
     steps = first["loc"]
     if steps and steps[-1] == "[key]":  # an invalid key, which the step before repeats
         steps = steps[:-2]
-    path = "".join(f"[{shown(s)}]" if isinstance(s, int) else f".{s}" for s in steps)
+    path = "".join(f"[{short_repr(s)}]" if isinstance(s, int) else f".{s}" for s in steps)
     what = f"{source}{path.removeprefix('.')[:200]}" if path else source.rstrip(": .")
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     if first["type"] == "missing":
         return f"{what} is missing{more}"
     if steps != first["loc"]:
-        return f"{what} has the key {shown(first['input'])}: {_expected(first)}{more}"
-    return f"{what} is {shown(first['input'])}: {_expected(first)}{more}"
+        return f"{what} has the key {short_repr(first['input'])}: {_expected(first)}{more}"
+    return f"{what} is {short_repr(first['input'])}: {_expected(first)}{more}"
 
 
 def _expected(found):

@@ -1,7 +1,7 @@
 """Signals that end a command: handled before slow imports begin, and never lost.
 
-SIGINT, SIGTERM and SIGHUP raise `Interrupted` in the main thread, or, within `noted`, set an event
-that a loop checks. An exception alone would get lost: Python swallows it in a callback of the
+SIGINT, SIGTERM and SIGHUP raise `Interrupted` in the main thread, or, within `stop_event`, set an
+event that a loop checks. An exception alone would get lost: Python swallows it in a callback of the
 garbage collector (JAX has one), and a library may turn it into another error. So the signal is
 recorded as well: a command that then ends with any error counts as interrupted, and a swallowed
 exception is raised again. During an import the process ends at once, because C extensions crash or
@@ -85,7 +85,7 @@ def check() -> None:
 
 
 @contextlib.contextmanager
-def noted() -> Iterator[threading.Event]:
+def stop_event() -> Iterator[threading.Event]:
     """Yield an event that a signal sets; a later second signal ends the process at once.
 
     A signal that came before the block sets the event, too. Clouds and schedulers announce a
@@ -111,7 +111,7 @@ class _Taken:
         self.thread: threading.Thread | None = None
         self.armed = False  # whether a signal raises
         self.number: int | None = None  # the signal that is not answered yet
-        self.event: threading.Event | None = None  # within `noted`
+        self.event: threading.Event | None = None  # within `stop_event`
         self.status: int | None = None  # the exit status, once the command is done
         self._raised = self._swallowed = False
         self._first: float | None = None  # when the event was set
@@ -217,7 +217,7 @@ class _Taken:
             self.event.set()
 
     def _see_to(self, number):
-        """Wait until the main thread ends the command or enters `noted`; else end the process."""
+        """Wait until the main thread ends the command or enters `stop_event`; else exit."""
         deadline = time.monotonic() + GRACE
         while self.armed and self.event is None:
             if time.monotonic() > deadline:

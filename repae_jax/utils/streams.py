@@ -32,7 +32,7 @@ def take() -> None:
         setattr(sys, f"__{name}__", ours)
 
 
-def checked(status: int, needed: bool) -> int:
+def report_lost_output(status: int, needed: bool) -> int:
     """Report in one line that standard output could not be written; return the exit status.
 
     A reader that has ended (`| head`) is no fault.

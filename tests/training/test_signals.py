@@ -120,7 +120,7 @@ def command():
 NOTED = """
 import time
 def command():
-    with signals.noted() as event:
+    with signals.stop_event() as event:
         event.wait()
         print("saved", file=sys.stderr, flush=True)
         return 75
