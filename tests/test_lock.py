@@ -199,7 +199,7 @@ def test_a_process_elsewhere_that_gives_signs_of_life_is_waited_for(
         pass
     assert "(process 4321 on node7, `" in str(refusal.value)
     said = capsys.readouterr().out
-    assert "waiting up to 0.6 s to see whether another process is alive" in said
+    assert "waiting up to 0.6 s for a sign of life from the process that" in said
     assert "process 4321 on node7" in said
     assert (tmp_path / ".lock").exists()
 

@@ -52,7 +52,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     tags = getattr(image, "tag_v2", {})  # a TIFF's
     if _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
-        raise ValueError("its samples are signed integers, of which no file says what white is")
+        raise ValueError("its samples are signed integers, for which no file defines white")
     if image.mode[0] in "IF":
         image = _highest_byte(image, tags)
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -65,7 +65,7 @@ def _highest_byte(image, tags):
     sixteen = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
     if image.mode == "F" or not sixteen:
         kind = "integers of 32 bits" if image.mode == "I" else "floats"
-        raise ValueError(f"its samples are {kind}, of which no file says what white is")
+        raise ValueError(f"its samples are {kind}, for which no file defines white")
     (bits,) = tags.get(_BITS_PER_SAMPLE, (16,))
     gray = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
     gray = Image.fromarray(255 - gray if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else gray)

@@ -119,9 +119,9 @@ def _warn_of_another_level(root, files):
     """Warn if all pictures lie in subfolders, which may be the intended classes."""
     if all(file.count(os.sep) > 1 for file in files):
         warn_once(
-            f"{root}: its folders hold no pictures but in folders of their own, such as "
-            f"{files[0]}; all of those in one folder are of one class: if the inner folders are "
-            "the classes, name the folder that holds these"
+            f"{root}: all pictures lie in subfolders of its folders, such as {files[0]}; each of "
+            "its folders is one class: if the subfolders are the classes, name the folder that "
+            "holds them"
         )
 
 

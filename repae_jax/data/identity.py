@@ -189,7 +189,7 @@ def _class_changes(old, new):
     if old == new:
         return []
     lines = _changes_by_name(*({c[0]: (k, c[1:]) for k, c in enumerate(t)} for t in (old, new)))
-    return lines or ["the classes are others"]  # classes with equal names
+    return lines or ["the classes differ"]  # classes with equal names
 
 
 def _changes_by_name(old, new):

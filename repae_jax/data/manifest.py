@@ -81,12 +81,12 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
     manifest, untouched = unseal(manifest)
     if not untouched:
         raise UserError(
-            f"{path}: damaged or edited (its checksum is another); restore it, or prepare the "
+            f"{path}: damaged or edited (its checksum differs); restore it, or prepare the "
             "data anew"
         )
     check_schema(manifest, Manifest, source=f"{path}: ")
     if sum(shard["count"] for shard in manifest["shards"]) != manifest["count"]:
-        raise UserError(f"{path}: damaged, its shards hold not {manifest['count']} records")
+        raise UserError(f"{path}: damaged, its shards do not hold {manifest['count']} records")
     return manifest
 
 

@@ -45,7 +45,7 @@ def over_processes(
         yield _results(pool, items)
     except concurrent.futures.process.BrokenProcessPool as error:
         raise UserError(
-            "a worker process was ended from outside, perhaps for want of memory; run the same "
+            "a worker process was ended from outside, perhaps for lack of memory; run the same "
             "command again, with fewer workers"
         ) from error
     except BaseException:

@@ -127,7 +127,7 @@ def verify(folder: str | os.PathLike, *, progress: bool = False) -> None:
             path = folder / shard["file"]
             check_there(path, shard)
             if checksum(path) != shard["sha256"]:
-                raise UserError(f"{path}: damaged, its checksum is another; {HEAL}")
+                raise UserError(f"{path}: damaged, its checksum differs; {HEAL}")
             _open_reader(path, shard["count"]).close()
             bar.update(shard["bytes"])
 

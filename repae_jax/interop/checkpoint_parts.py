@@ -110,7 +110,7 @@ def _make_whole(parts, sits):
     notes = []
     if sits == ["ema"]:
         parts["model"] = parts["ema"]
-        notes.append("no SiT but its moving average, which is taken for both")
+        notes.append("no SiT: its moving average is taken for both")
     if sits == ["model"]:
         parts["ema"] = parts["model"]
         notes.append("no moving average: the SiT is taken for both")
@@ -141,5 +141,5 @@ def _take_velocity(parts, source):
     optimizer = parts.pop("opt", None)
     notes = [SECOND_HALF]
     if optimizer:
-        notes.append("left out, as they are of the SiT before that: the moments of its optimizer")
+        notes.append("left out: the moments of its optimizer, which belong to the unconverted SiT")
     return notes

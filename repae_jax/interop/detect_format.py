@@ -140,8 +140,8 @@ def _folder(path):
             "(transformers), and there is no folder checkpoints/ (a run) beside it"
         )
     raise UserError(
-        f"{path}: {vae_files.CONFIG} is of a {kind!r}: neither a VAE of diffusers "
-        f"({', '.join(FAMILIES)}), nor is model.safetensors beside it"
+        f"{path}: {vae_files.CONFIG} is of a {kind!r}, which is no VAE of diffusers "
+        f"({', '.join(FAMILIES)}), and model.safetensors is missing beside it"
     )
 
 

@@ -141,7 +141,7 @@ def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[
         if hidden not in published:
             raise UserError(
                 f"{source}: a SiT of width {hidden} is none of the published sizes, and its "
-                "weights do not tell its number of heads: give a configuration"
+                "weights do not determine its number of heads: give a configuration"
             )
         heads = published[hidden]
     projectors = range(count("projectors"))

@@ -74,8 +74,8 @@ def family_of(module: nn.Module) -> Family:
             return family
     known = ", ".join(family.module.__name__ for family in FAMILIES.values())
     raise UserError(
-        f"a {type(module).__name__} has no format of diffusers' or LDM's, which have names for "
-        f"{known}: its work directory keeps it, which config.tokenizer.weights takes"
+        f"a {type(module).__name__} has no format of diffusers' or LDM's, which exist for {known}: "
+        "keep it in its work directory, which config.tokenizer.weights accepts"
     )
 
 

@@ -308,7 +308,7 @@ def _groups(content, path, dimensions):
     if any(width % groups for width in narrow):
         raise UserError(
             f"{path}: its widths {narrow} do not divide into the {groups} groups that published "
-            "VAEs have, and the file does not tell its own: keep it as a diffusers folder"
+            "VAEs have, and the file does not state its own: keep it as a diffusers folder"
         )
     return groups
 

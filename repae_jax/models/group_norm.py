@@ -61,24 +61,24 @@ def _backward(groups, epsilon, activate, dtype, kept, gradient):
     """
     x, scale, bias, group_mean, rate = kept
 
-    def normalised_and_gradient(x, gradient):
-        normalised = (x.astype(jnp.float32) - group_mean) * rate
+    def normalized_and_gradient(x, gradient):
+        normalized = (x.astype(jnp.float32) - group_mean) * rate
         gradient = gradient.astype(jnp.float32)
         if not activate:
-            return normalised, gradient
-        y = normalised * scale + bias
+            return normalized, gradient
+        y = normalized * scale + bias
         gate = nn.sigmoid(y)
-        return normalised, gradient * gate * (1.0 + y * (1.0 - gate))
+        return normalized, gradient * gate * (1.0 + y * (1.0 - gate))
 
-    normalised, d = normalised_and_gradient(x, gradient)
+    normalized, d = normalized_and_gradient(x, gradient)
     along, across = lax.platform_dependent(
-        d, normalised, cuda=_packed_means, rocm=_packed_means, default=_means
+        d, normalized, cuda=_packed_means, rocm=_packed_means, default=_means
     )
     # Recomputed for the second pass: without the barrier the compiler would keep both arrays in
     # float32 from the first pass.
-    normalised, d = normalised_and_gradient(*lax.optimization_barrier((x, gradient)))
+    normalized, d = normalized_and_gradient(*lax.optimization_barrier((x, gradient)))
     dx = d * scale - _over_group(along * scale, groups)
-    dx = rate * (dx - normalised * _over_group(across * scale, groups))
+    dx = rate * (dx - normalized * _over_group(across * scale, groups))
     pixels = x.shape[1] * x.shape[2]
     dscale, dbias = (pixels * part.sum(axis=(0, 1, 2)) for part in (across, along))
     return dx.astype(x.dtype), dscale, dbias
@@ -100,18 +100,18 @@ def _moments(x):
     return about + first, jnp.maximum(second - jnp.square(first), 0.0)
 
 
-def _means(d, normalised):
-    """The means of `d` and of `d * normalised` over the image, (B, 1, 1, C) each."""
+def _means(d, normalized):
+    """The means of `d` and of `d * normalized` over the image, (B, 1, 1, C) each."""
     along = d.mean(axis=(1, 2), keepdims=True)
-    return along, (d * normalised).mean(axis=(1, 2), keepdims=True)
+    return along, (d * normalized).mean(axis=(1, 2), keepdims=True)
 
 
-def _packed_means(d, normalised):
+def _packed_means(d, normalized):
     """`_means` as one sum of complex numbers.
 
     For two sums, XLA's compiler for GPUs would write `d` to memory instead of computing it twice.
     """
-    both = lax.complex(d, d * normalised).mean(axis=(1, 2), keepdims=True)
+    both = lax.complex(d, d * normalized).mean(axis=(1, 2), keepdims=True)
     return both.real, both.imag
 
 

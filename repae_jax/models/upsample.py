@@ -1,6 +1,6 @@
 """Nearest-neighbor up-sampling and the 3x3 convolution after it, as one convolution.
 
-Along one axis, with x_i repeated at 2i and 2i + 1 and the kernel (k0, k1, k2) centred,
+Along one axis, with x_i repeated at 2i and 2i + 1 and the kernel (k0, k1, k2) centered,
 
     y[2i]     = k0 x[i - 1] + (k1 + k2) x[i]
     y[2i + 1] = (k0 + k1) x[i] + k2 x[i + 1].

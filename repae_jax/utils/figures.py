@@ -92,14 +92,14 @@ def pairs_figure(
 
 
 def pca_figure(
-    images: np.ndarray, colours: Mapping[str, np.ndarray], *, columns: int = 10
+    images: np.ndarray, colors: Mapping[str, np.ndarray], *, columns: int = 10
 ) -> np.ndarray:
     """Images, and below each its latents as colors, one row per VAE.
 
     Args:
       images: (N, H, W, 3) uint8.
-      colours: name -> (N, h, w, 3) uint8, from `latents.pca_colours`; each latent position is
-        shown as a block of the image's size / h.
+      colors: name -> (N, h, w, 3) uint8, from `latents.pca_colours`; each latent position
+        becomes a block with 1 / h of the image's side.
       columns: images a band.
 
     Returns:
@@ -108,7 +108,7 @@ def pca_figure(
     Raises:
       ValueError: images of another shape or dtype, or not as many of each.
     """
-    return _strips({"image": images, **colours}, columns)
+    return _strips({"image": images, **colors}, columns)
 
 
 def save_png(path: str | os.PathLike, picture) -> pathlib.Path:

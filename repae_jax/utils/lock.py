@@ -196,7 +196,7 @@ class Lock:
         """Return when a holder on another host has released the lock or counts as dead."""
         patience = self._times.patience
         print(
-            f"{self._what}: waiting up to {patience:g} s to see whether another process is alive "
+            f"{self._what}: waiting up to {patience:g} s for a sign of life from the process "
             f"that was writing there{describe_holder(content)}",
             flush=True,
         )

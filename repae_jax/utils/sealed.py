@@ -37,7 +37,7 @@ def unseal_if_sealed(content: Mapping[str, Any], *, source: str, way_out: str) -
     rest, untouched = unseal(content)
     if KEY in content and not untouched:
         raise UserError(
-            f"{source} is damaged or was edited (its checksum is another): {way_out}; if the edit "
+            f"{source} is damaged or was edited (its checksum differs): {way_out}; if the edit "
             f"is meant, delete the key {KEY!r} in it"
         )
     return rest

@@ -27,7 +27,7 @@ GRACE = 10.0  # seconds that the main thread has to end the command
 # Seconds in which a second signal counts as the first: a terminal sends Ctrl-C to a script and to
 # the programs that it runs.
 _SAME_SIGNAL = 2.0
-_MESSAGE = "interrupted; what is complete stays: run the same command again\n"
+_MESSAGE = "interrupted; complete results are kept: run the same command again\n"
 
 
 class Interrupted(KeyboardInterrupt):

@@ -316,9 +316,7 @@ def test_an_edited_record_is_refused_and_an_unsealed_one_is_taken(tmp_path):
     sealed = json.loads(path.read_text())
     sealed["train"]["count"] += 1
     path.write_text(json.dumps(sealed))
-    with pytest.raises(
-        UserError, match=f"{path} is damaged or was edited .its checksum is another"
-    ):
+    with pytest.raises(UserError, match=f"{path} is damaged or was edited .its checksum differs"):
         read_fingerprints(path)
     del sealed["sha256"]  # as versions before wrote it
     path.write_text(json.dumps(sealed))
