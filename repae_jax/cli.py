@@ -18,7 +18,7 @@ from absl import logging as absl_logging
 
 from repae_jax import __version__
 from repae_jax.config.overrides import PREFIX
-from repae_jax.errors import TRACEBACK, explained
+from repae_jax.errors import TRACEBACK, describe_error
 from repae_jax.utils import process_env, signals, streams
 from repae_jax.utils.compilation_cache import use_compilation_cache
 
@@ -80,9 +80,9 @@ def _main(arguments):
     try:
         options = _parse(arguments)
     except SystemExit as end:  # such as that of --help
-        sys.exit(streams.checked(end.code or 0, needed=True))
+        sys.exit(streams.report_lost_output(end.code or 0, needed=True))
     if options.command is None:
-        return streams.checked(0, needed=True)
+        return streams.report_lost_output(0, needed=True)
     absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax explains itself at length
     try:
         process_env.prepare()
@@ -91,7 +91,7 @@ def _main(arguments):
     except Exception as error:
         signals.check()  # which may be what a library made this error of
         return _ended_by(error)
-    return streams.checked(status, needed=options.command in PRINTING)
+    return streams.report_lost_output(status, needed=options.command in PRINTING)
 
 
 def make_parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
@@ -141,7 +141,7 @@ def _ended_by(error):
     """Print the line of an error; returns the exit status."""
     if os.environ.get(TRACEBACK, "0") != "0":
         traceback.print_exception(error)
-    status, line = explained(error)
+    status, line = describe_error(error)
     print(line, file=sys.stderr, flush=True)
     if _is_one_of_several():
         sys.stdout.flush()

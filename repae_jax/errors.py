@@ -1,4 +1,4 @@
-"""Exceptions and warnings that are said in one line, and exit statuses."""
+"""One-line errors and warnings, and the exit statuses of commands."""
 
 import contextlib
 import os
@@ -8,14 +8,14 @@ import sys
 import traceback
 from collections.abc import Iterator
 
-# Exit statuses, the last two of sysexits.h: bad input, or a fault of the machine; a fault of this
-# program (EX_SOFTWARE); what was ended before it was done: run the same command to go on
-# (EX_TEMPFAIL).
+# Exit statuses; the last two are those of sysexits.h. 2: bad input or a fault of the machine.
+# 70 (EX_SOFTWARE): a fault of this program. 75 (EX_TEMPFAIL): the command ended early, and the same
+# command resumes it.
 BAD_INPUT, UNEXPECTED, RUN_AGAIN = 2, 70, 75
-TRACEBACK = "REPAE_TRACEBACK"  # in the environment: print where an error arose, too
+TRACEBACK = "REPAE_TRACEBACK"  # environment variable: print tracebacks, too
 _LONGEST = 500  # characters of a name or value in a message
-_LONGEST_LINE = 4000  # of a message: all that is missing fits in
-# The packages that are imported under another name than the one that pip installs.
+_LONGEST_LINE = 4000  # characters of a message: a list of everything that is missing fits
+# Import name -> pip's name, where the two differ.
 _PACKAGES = {
     "PIL": "pillow",
     "absl": "absl-py",
@@ -32,23 +32,23 @@ _PACKAGES = {
 
 
 def first_line(error: Exception) -> str:
-    """The beginning of another library's message, or the error's name if it has none."""
+    """The first line of an error's message, cut to 200 characters; its class if it is empty."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200]
 
 
 def warn(text: str) -> None:
-    """Say in one line what does not stop anything, but should be known."""
+    """Print a one-line warning to stderr."""
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether XLA says that a program does not fit the device's memory."""
+    """Whether an error of XLA says that a program does not fit the device's memory."""
     return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
 
 
 def not_installed(module: str) -> str:
-    """The clause for a module that cannot be found, with the command that installs its package."""
+    """The message for a missing module, with the pip command that installs its package."""
     name = module.partition(".")[0]
     package = _PACKAGES.get(name, name)
     known_as = "" if package.lower() == name.lower() else f" (imported as {name})"
@@ -56,11 +56,11 @@ def not_installed(module: str) -> str:
 
 
 class UserError(ValueError):
-    """Bad input: the message names the culprit, its value, and the way out, in one line.
+    """Bad input: a one-line message names the culprit, its value, and the way out.
 
-    The command line prints it without a traceback and exits with status 2. Names and values are
-    those of files, which may be damaged: a word of more than a few hundred characters is cut, a
-    message of several thousand loses its middle, and lines are joined.
+    The command line prints the message without a traceback and exits with status 2. Messages quote
+    names and values from files, which may be damaged; so lines are joined, a word over 500
+    characters is cut, and a message over 4000 characters loses its middle.
     """
 
     def __init__(self, message: str = ""):
@@ -77,15 +77,15 @@ def _cut_word(word):
 
 
 class BadImage(UserError):
-    """What was read is no image that can be decoded: cut short, empty, or something else.
+    """Content that cannot be decoded as an image: cut short, empty, or of another format.
 
-    The only fault that `config.data.on_bad_image = "skip"` passes over. A file that cannot be read,
-    or a damaged shard, is never skipped: the disk may be at fault, and tomorrow another file's.
+    `config.data.on_bad_image = "skip"` skips this error alone. A file that cannot be read and a
+    damaged shard always raise: the disk may be at fault, and tomorrow it would be another file.
     """
 
 
 class Diverged(UserError):
-    """A run whose losses stay not finite.
+    """A run whose losses stay NaN or infinite.
 
     Attributes:
       what: what happened, without the way out.
@@ -97,19 +97,19 @@ class Diverged(UserError):
 
 
 class TryAgain(UserError):
-    """A fault that may be gone when the same command runs again; its exit status is 75."""
+    """A fault that the same command may not meet again; its exit status is 75."""
 
 
 class LostProcess(TryAgain):
-    """Another process of the same job is gone, and with it what both were doing."""
+    """Another process of the same job has ended, so this one cannot continue."""
 
 
 @contextlib.contextmanager
-def batch_size_advised() -> Iterator[None]:
-    """A batch that does not fit the memory is a UserError that names --batch-size."""
+def advise_batch_size() -> Iterator[None]:
+    """Turn an out-of-memory error within the block into a UserError that names --batch-size."""
     try:
         yield
-    except RuntimeError as error:  # JAX's errors are; without its import
+    except RuntimeError as error:  # the base of JAX's errors, which need no import of JAX
         if not out_of_memory(error):
             raise
         raise UserError(
@@ -118,20 +118,20 @@ def batch_size_advised() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def bad_images_advised(way_out: str) -> Iterator[None]:
-    """A bad image is an error that ends with what the command can do about it."""
+def advise_on_bad_images(way_out: str) -> Iterator[None]:
+    """Append `way_out` to the message of a BadImage that the block raises."""
     try:
         yield
     except BadImage as error:
         raise BadImage(f"{error}; {way_out}") from error
 
 
-def explained(error: Exception) -> tuple[int, str]:
-    """The exit status and the line of an error that ends a command.
+def describe_error(error: Exception) -> tuple[int, str]:
+    """The exit status and the one-line message for an error that ends a command.
 
-    A UserError says itself what is wrong. What the file system, the installation or JAX's devices
-    lack is the machine's fault, and said as such. Anything else nobody has foreseen: the line then
-    names the place and how to see more.
+    A UserError gives its own message. Errors of the file system, a missing package, and missing or
+    full devices count as faults of the machine. Any other error is a fault of this program: the
+    line names its place in the code and the variable that shows its traceback.
     """
     if isinstance(error, UserError):
         return RUN_AGAIN if isinstance(error, TryAgain) else BAD_INPUT, f"error: {error}"
@@ -174,7 +174,7 @@ def _starts_devices(frame):
 
 
 def _place(error):
-    """Where in this package an error arose, as far as it did."""
+    """The text " (file:line)" for the innermost frame in this package; "" if there is none."""
     package = pathlib.Path(__file__).parent
     frames = [
         frame

@@ -18,7 +18,7 @@ from repae_jax.errors import UserError
 from repae_jax.runs import workdir as work_directory
 from repae_jax.runs.build import build_models, state_shapes
 from repae_jax.runs.checkpoints import Checkpoints
-from repae_jax.utils.schema import checked
+from repae_jax.utils.schema import check_schema
 
 
 def keys_of_schema(schema, prefix=""):
@@ -40,7 +40,7 @@ def keys_of(section, prefix=""):
 def test_no_key_is_forgotten():
     config = base()
     for section in SECTIONS:  # their keys depend on the family
-        checked(config[section].to_dict(), _schema(section, config[section].family), source="")
+        check_schema(config[section].to_dict(), _schema(section, config[section].family), source="")
         assert _schema(section, config[section].family).__annotations__.keys() == set(
             config[section]
         )
@@ -58,12 +58,12 @@ def test_the_defaults_lie_in_their_ranges():
 
 @pytest.mark.parametrize("seed", [0, 2**32 - 1])
 def test_the_seeds_at_the_bounds_are_seeds(seed):
-    checked(seed, SEED, source="seed")
+    check_schema(seed, SEED, source="seed")
     jax.random.key(seed)
     np.random.default_rng(seed)
     for beyond in (-1, 2**32):
         with pytest.raises(UserError):
-            checked(beyond, SEED, source="seed")
+            check_schema(beyond, SEED, source="seed")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from repae_jax import cli
 from repae_jax.config.defaults import base
-from repae_jax.errors import TryAgain, UserError, explained
+from repae_jax.errors import TryAgain, UserError, describe_error
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 from repae_jax.models.tokenizers.base import parameter_shapes
 from repae_jax.runs.pretrained import PretrainedVAE
@@ -94,7 +94,7 @@ def test_every_end_is_one_line(ending, function, status, line):
 
 
 def test_the_place_is_named_where_it_is_ours(ending):
-    _, errors = ending(lambda: explained(None).x)
+    _, errors = ending(lambda: describe_error(None).x)
     assert "(repae_jax/errors.py:" in errors
 
 
@@ -202,7 +202,7 @@ def test_pip_installs_what_is_said_to_be_missing():
         # others than its own name: what a package brings along and nobody imports
         if not owners & required or module.startswith("_") or module == "tests":
             continue
-        _, line = explained(raised(ModuleNotFoundError(name=f"{module}.part")))
+        _, line = describe_error(raised(ModuleNotFoundError(name=f"{module}.part")))
         command = normal(line.rpartition("pip install ")[2])
         if command in owners:
             seen |= owners

@@ -99,7 +99,7 @@ def test_a_dead_process_does_not_block(buried, holding, tmp_path, file_system):
 def test_whatever_is_written_about_a_process_is_said_in_one_line():
     fields = dataclasses.asdict(holder.this_process("token", (1, 2)))
     there = holder.Holder(**{**fields, "command": "a\nb\x1b[2J", "host": "node\n7"})
-    told = holder.told(there.to_bytes())
+    told = holder.describe_holder(there.to_bytes())
     assert told == f" (process {os.getpid()} on node 7, `a b [2J`)"
     for wrong in ({"pid": 10**30}, {"pid": -1}, {"pid": True}, {"token": None}, {"file": 3}):
         assert holder.parse(holder.json.dumps(fields | wrong).encode()) is None
@@ -199,7 +199,7 @@ def test_a_process_elsewhere_that_gives_signs_of_life_is_waited_for(
         pass
     assert "(process 4321 on node7, `" in str(refusal.value)
     said = capsys.readouterr().out
-    assert "waiting up to 0.6 s to see whether another process is alive" in said
+    assert "waiting up to 0.6 s for a sign of life from the process that" in said
     assert "process 4321 on node7" in said
     assert (tmp_path / ".lock").exists()
 

@@ -14,12 +14,12 @@ from repae_jax.utils.schema import (
     Text,
     Width,
     as_whole,
-    checked,
+    check_schema,
     each,
     parse_json,
     read_json,
     real,
-    shown,
+    short_repr,
     whole,
 )
 
@@ -48,7 +48,7 @@ class Outer(TypedDict, total=False):
     ],
 )
 def test_what_fits_passes_as_it_is(content):
-    assert checked(content, Outer, source="x: ") is content
+    assert check_schema(content, Outer, source="x: ") is content
 
 
 @pytest.mark.parametrize(
@@ -79,23 +79,23 @@ def test_what_fits_passes_as_it_is(content):
 )
 def test_what_does_not_fit_names_key_and_value(content, line):
     with pytest.raises(UserError) as caught:
-        checked(content, Outer, source="x.json: ")
+        check_schema(content, Outer, source="x.json: ")
     assert str(caught.value).startswith(line)
     assert "\n" not in str(caught.value)
 
 
 def test_values_are_shown_in_a_line():
-    assert len(shown("y" * 5000)) < 80
+    assert len(short_repr("y" * 5000)) < 80
     for array in (np.zeros((2, 3), np.int64), torch.zeros(2, 3, dtype=torch.int64)):
-        assert shown(array) == f"an array of {array.dtype} (2, 3)"
+        assert short_repr(array) == f"an array of {array.dtype} (2, 3)"
         with pytest.raises(UserError, match=r"depth is an array of \S*int64 \(2, 3\): it must be"):
-            checked({"depth": array}, Outer, source="")
-    assert shown(np.float32(0.5)) == "np.float32(0.5)"
+            check_schema({"depth": array}, Outer, source="")
+    assert short_repr(np.float32(0.5)) == "np.float32(0.5)"
     deep = []
     for _ in range(100_000):
         deep = [deep]
-    assert shown(deep) == "[[[[...]]]]"
-    assert len(shown(list(range(10_000)))) < 80
+    assert short_repr(deep) == "[[[[...]]]]"
+    assert len(short_repr(list(range(10_000)))) < 80
 
 
 @pytest.mark.parametrize(

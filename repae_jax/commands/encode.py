@@ -12,7 +12,7 @@ from repae_jax.commands.options import (
     read_configuration,
 )
 from repae_jax.commands.packed import megabytes, print_skipped
-from repae_jax.errors import bad_images_advised
+from repae_jax.errors import advise_on_bad_images
 
 SUMMARY = "put a configuration's images through its VAE once, to train on the latents"
 EPILOG = """\
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_quiet(parser)
 
 
-@bad_images_advised(
+@advise_on_bad_images(
     "or leave out such images with --config.data.on_bad_image=skip (an --output that is begun "
     "keeps to its files: if you remove one, delete it and begin anew)"
 )

@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
 
     join_processes(options)
     group = processes()
-    with group.devices_errors_said():
+    with group.translate_device_errors():
         scores, reference = _measured(options, group)
         with group.together():
             if group.first:
@@ -114,7 +114,7 @@ def _measured(options: argparse.Namespace, group: Processes) -> tuple[Scores, Re
     from repae_jax.evaluation.inception_features import make_features
     from repae_jax.evaluation.reference import write_statistics
     from repae_jax.interop.inception import read_inception
-    from repae_jax.parallel.mesh import make_mesh, whole_batches
+    from repae_jax.parallel.mesh import make_mesh, padded_batch_size
     from repae_jax.runs.workdir import is_run
     from repae_jax.utils.atomic_files import check_writable
 
@@ -122,7 +122,7 @@ def _measured(options: argparse.Namespace, group: Processes) -> tuple[Scores, Re
     with group.together():
         made = is_run(options.samples)
         per_device = _MADE_PER_DEVICE if made else _PER_DEVICE
-        batch_size = whole_batches(mesh, options.batch_size, per_device)
+        batch_size = padded_batch_size(mesh, options.batch_size, per_device)
         _check_options(options, made)
         for path in filter(None, (options.output, options.save_reference)):
             check_writable(path)
@@ -153,12 +153,14 @@ def _open_sampled(options: argparse.Namespace, mesh: Mesh) -> ImageSet:
     from repae_jax.runs.open_run import open_run, sampling_weights
     from repae_jax.sampling.class_labels import BALANCED, choose_labels
     from repae_jax.sampling.generate import make_generate
-    from repae_jax.utils.schema import Count, checked
+    from repae_jax.utils.schema import Count, check_schema
 
     workdir = pathlib.Path(options.samples)
     config = sampled_config(workdir)
     sampler = chosen_sampler(config, options)
-    count = _COUNT if options.count is None else checked(options.count, Count, source="--count")
+    count = (
+        _COUNT if options.count is None else check_schema(options.count, Count, source="--count")
+    )
     labels, _ = choose_labels(
         options.labels or BALANCED, count, config.data.num_classes, options.seed
     )

@@ -7,7 +7,7 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from repae_jax.commands.options import DEFAULT, add_quiet, add_step, add_workdir
-from repae_jax.errors import UserError, batch_size_advised
+from repae_jax.errors import UserError, advise_batch_size
 
 if TYPE_CHECKING:
     from repae_jax.data.source import Source
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_quiet(parser)
 
 
-@batch_size_advised()
+@advise_batch_size()
 def run(options: argparse.Namespace) -> int:
     """Measure CKNNA and linear probes of a checkpoint of the run; returns 0.
 
@@ -49,10 +49,10 @@ def run(options: argparse.Namespace) -> int:
     from repae_jax.data.sources import open_source
     from repae_jax.runs.workdir import load_config
     from repae_jax.utils.lock import writing_in
-    from repae_jax.utils.schema import Batch, checked
+    from repae_jax.utils.schema import Batch, check_schema
 
     times = parse_times(options.times)
-    checked(options.batch_size, Batch, source="--batch-size")
+    check_schema(options.batch_size, Batch, source="--batch-size")
     folder = options.output or options.workdir / "alignment"
     source = open_source(load_config(options.workdir).data, options.split)
     with writing_in(folder):

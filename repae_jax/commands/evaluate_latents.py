@@ -4,7 +4,7 @@ import argparse
 import pathlib
 
 from repae_jax.commands.options import DEFAULT, add_quiet
-from repae_jax.errors import UserError, batch_size_advised
+from repae_jax.errors import UserError, advise_batch_size
 
 SUMMARY = "show the latent spaces of VAEs side by side: colours, spectra, statistics"
 EPILOG = """\
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_quiet(parser)
 
 
-@batch_size_advised()
+@advise_batch_size()
 def run(options: argparse.Namespace) -> int:
     """Encode the images by each of the VAEs, and write a report; returns 0.
 
@@ -39,10 +39,10 @@ def run(options: argparse.Namespace) -> int:
     from repae_jax.evaluation.latent_spaces import measure_latents, write_latents_report
     from repae_jax.runs.pretrained import PretrainedVAE
     from repae_jax.utils.lock import writing_in
-    from repae_jax.utils.schema import Batch, Count, checked
+    from repae_jax.utils.schema import Batch, Count, check_schema
 
     for name, kind in (("shown", Count), ("count", Count), ("batch_size", Batch)):
-        checked(getattr(options, name), kind, source=f"--{name.replace('_', '-')}")
+        check_schema(getattr(options, name), kind, source=f"--{name.replace('_', '-')}")
     vaes = parse_vaes(options.vaes)
     missing = missing_paths({"IMAGES": options.images})
     check_nothing_missing([*missing_vaes(*vaes.values()), *missing])

@@ -8,7 +8,7 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 from repae_jax.commands.options import add_quiet, check_seed
-from repae_jax.errors import UserError, batch_size_advised
+from repae_jax.errors import UserError, advise_batch_size
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_quiet(parser)
 
 
-@batch_size_advised()
+@advise_batch_size()
 def run(options: argparse.Namespace) -> int:
     """Measure how the VAE reconstructs the images; returns 0.
 
@@ -58,13 +58,13 @@ def run(options: argparse.Namespace) -> int:
     from repae_jax.evaluation.inception_features import make_features
     from repae_jax.evaluation.report import write_figures
     from repae_jax.interop.inception import read_inception
-    from repae_jax.parallel.mesh import make_mesh, whole_batches
+    from repae_jax.parallel.mesh import make_mesh, padded_batch_size
     from repae_jax.runs.pretrained import PretrainedVAE
 
     mesh = make_mesh()
     _check_options(options)
     images = open_images(options.images, options.resolution).first(options.count)
-    batch_size = whole_batches(mesh, options.batch_size, _PER_DEVICE, images.count)
+    batch_size = padded_batch_size(mesh, options.batch_size, _PER_DEVICE, images.count)
     distance = _read_lpips(options.lpips, options.vgg, mesh) if options.lpips else None
     vae = PretrainedVAE.from_pretrained(options.vae)
     scores = measure_autoencoder(

@@ -111,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
     join_processes(options)
     group = processes()
     lock = None  # of the first process
-    with group.devices_errors_said(), contextlib.ExitStack() as held:
+    with group.translate_device_errors(), contextlib.ExitStack() as held:
         with group.together():
             job = _plan(options)
         trained = open_run(options.workdir, job.mesh, step=options.step)
@@ -142,7 +142,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> Job:
     """The requested images, checked before anything large is loaded."""
-    from repae_jax.parallel.mesh import make_mesh, whole_batches
+    from repae_jax.parallel.mesh import make_mesh, padded_batch_size
     from repae_jax.sampling.class_labels import choose_labels
     from repae_jax.sampling.outputs import make_output
 
@@ -154,7 +154,7 @@ def _plan(options: argparse.Namespace) -> Job:
         options.labels, options.count, config.data.num_classes, options.seed
     )
     mesh = make_mesh()
-    batch_size = whole_batches(mesh, options.batch_size, _PER_DEVICE, options.count)
+    batch_size = padded_batch_size(mesh, options.batch_size, _PER_DEVICE, options.count)
     return Job(config, sampler, options.seed, labels, labels_text, output, mesh, batch_size)
 
 

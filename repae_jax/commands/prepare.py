@@ -6,7 +6,7 @@ import pathlib
 
 from repae_jax.commands.options import DEFAULT, add_quiet
 from repae_jax.commands.packed import megabytes, print_skipped
-from repae_jax.errors import UserError, bad_images_advised
+from repae_jax.errors import UserError, advise_on_bad_images
 
 SUMMARY = "pack images into shards: cropped, encoded, ready to be read at random"
 EPILOG = """\
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_quiet(parser)
 
 
-@bad_images_advised(
+@advise_on_bad_images(
     "or leave out such images with --on-bad-image skip (an OUTPUT that is begun keeps to its "
     "files: if you remove one, delete it and begin anew)"
 )

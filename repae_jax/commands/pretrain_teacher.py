@@ -7,7 +7,7 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from repae_jax.commands.options import CONFIG_HELP, add_config, add_quiet, read_configuration
-from repae_jax.errors import UserError, bad_images_advised
+from repae_jax.errors import UserError, advise_on_bad_images
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_quiet(parser)
 
 
-@bad_images_advised("or pass over such images with --config.data.on_bad_image=skip")
+@advise_on_bad_images("or pass over such images with --config.data.on_bad_image=skip")
 def run(options: argparse.Namespace) -> int:
     """Train the teacher and save it; returns 0."""
     config = read_configuration(options)

@@ -27,9 +27,9 @@ def run(options: argparse.Namespace) -> int:
     from repae_jax.runs.open_run import open_run
     from repae_jax.runs.workdir import load_config
     from repae_jax.utils.lock import writing_in
-    from repae_jax.utils.schema import Count, checked
+    from repae_jax.utils.schema import Count, check_schema
 
-    checked(options.samples, Count, source="--samples")
+    check_schema(options.samples, Count, source="--samples")
     check_seed(options.seed)
     heldout = open_source(load_config(options.workdir).data, "heldout")
     check_images(heldout)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from repae_jax.commands.options import DEFAULT, add_quiet, add_sampler, add_step, add_workdir
 from repae_jax.commands.sampled_run import chosen_sampler, sampled_config
-from repae_jax.errors import batch_size_advised
+from repae_jax.errors import advise_batch_size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_quiet(parser)
 
 
-@batch_size_advised()
+@advise_batch_size()
 def run(options: argparse.Namespace) -> int:
     """Generate images from a checkpoint of the run, and save their grid; returns 0."""
     import jax
@@ -42,12 +42,12 @@ def run(options: argparse.Namespace) -> int:
     from repae_jax.runs.open_run import open_run, sampling_weights
     from repae_jax.sampling.generate import generate_all, make_generate
     from repae_jax.utils.figures import image_grid, save_png
-    from repae_jax.utils.schema import Batch, checked
+    from repae_jax.utils.schema import Batch, check_schema
 
     config = sampled_config(options.workdir)
     sampler = chosen_sampler(config, options)
     labels, columns = _labels(options.labels, config.data.num_classes)
-    checked(options.batch_size, Batch, source="--batch-size")
+    check_schema(options.batch_size, Batch, source="--batch-size")
     trained = open_run(options.workdir, step=options.step)
     generate = make_generate(trained.models.backbone, trained.models.tokenizer, sampler)
     images = generate_all(

@@ -7,7 +7,7 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from repae_jax.commands.options import DEFAULT, add_quiet, read_configuration
-from repae_jax.errors import UserError, bad_images_advised
+from repae_jax.errors import UserError, advise_on_bad_images
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_quiet(parser)
 
 
-@bad_images_advised(
+@advise_on_bad_images(
     "a study keeps to its images: or take another --output, with "
     "--config.config.data.on_bad_image=skip to pass over such images"
 )

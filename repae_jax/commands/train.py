@@ -15,7 +15,7 @@ from repae_jax.commands.options import (
     join_processes,
     read_configuration,
 )
-from repae_jax.errors import bad_images_advised
+from repae_jax.errors import advise_on_bad_images
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_quiet(parser)
 
 
-@bad_images_advised(
+@advise_on_bad_images(
     "or pass over such images with --config.data.on_bad_image=skip (without the file the data are "
     "others: a run that has begun refuses them, and names the --config.data.accept=... for them)"
 )

@@ -15,7 +15,7 @@ from typing_extensions import TypedDict  # pydantic asks for this one before Pyt
 
 from repae_jax.config.sections import SECTIONS, families_of
 from repae_jax.models.family import open_type
-from repae_jax.utils.schema import Key, Side, Text, Width, checked, each, real, whole
+from repae_jax.utils.schema import Key, Side, Text, Width, check_schema, each, real, whole
 
 SEED = whole(0, 2**32 - 1)  # what every generator of random numbers here takes
 _COUNT = whole(1, 2**31 - 1)  # of steps and images; a state counts them in int32
@@ -181,11 +181,13 @@ def check_values(config: Mapping[str, Any] | ConfigDict, *, source: str = "confi
       source: what stands before the key in an error.
     """
     plain = _plain(config)
-    checked(plain, Config, source=source)
+    check_schema(plain, Config, source=source)
     for section in SECTIONS:
-        checked(plain[section], _of_family(section, plain[section]), source=f"{source}{section}.")
+        check_schema(
+            plain[section], _of_family(section, plain[section]), source=f"{source}{section}."
+        )
     for name, entry in plain["teachers"].items():
-        checked(entry, _of_family("teacher", entry), source=f"{source}teachers.{name}.")
+        check_schema(entry, _of_family("teacher", entry), source=f"{source}teachers.{name}.")
 
 
 # Of options with these names, whatever the family; others have the bounds of their row, or of their

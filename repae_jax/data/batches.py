@@ -1,6 +1,6 @@
-"""An endless stream of images cut into batches, for any number of processes (Grain).
+"""Endless batches from a stream of images, for any number of processes (Grain).
 
-Imported by `pipeline` when it is used, for it imports Grain.
+`pipeline` imports this module lazily, because it imports Grain.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import grain
 from repae_jax.errors import TryAgain
 from repae_jax.utils import signals
 
-_NEXT = "global_next_index"  # the state: how many images all processes together have consumed
+_NEXT = "global_next_index"  # key of the state: images that all processes together have consumed
 _CAUSES = {  # by exit status: minus the signal's number on Linux
     -7: "batches pass through /dev/shm: make it larger, or lower --config.data.workers",  # SIGBUS
     -9: "the system kills processes when memory is short: lower --config.data.workers",  # SIGKILL
@@ -26,11 +26,11 @@ _CAUSES = {  # by exit status: minus the signal's number on Linux
 
 
 class Batches(grain.DatasetIterator):
-    """A process' share of every batch of a stream.
+    """A process's share of every batch of a stream.
 
-    Each process gets its `rows` of every batch, which all together is the batch that a single
-    process would have. Neither their number nor that of workers changes that, so one number is
-    the state of all processes.
+    Each process gets its `rows` of every batch; all processes together get the batch of a single
+    process. The numbers of processes and workers do not change the batches, so one integer is the
+    state of all processes.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Batches(grain.DatasetIterator):
         try:
             batch = next(self._reading)
         except Exception as error:
-            # Grain's iterator is of no use after an error; asked again, a new one tries again
+            # Grain's iterator is unusable after an error; the next call makes a new one
             self.close()
             _raise_if_worker_died(error, self._workers)
             raise
@@ -89,7 +89,7 @@ class Batches(grain.DatasetIterator):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Rows:
-    """These rows of every batch of a stream, from an image on."""
+    """The given rows of every batch of a stream; the first batch begins at image `start`."""
 
     stream: grain.MapDataset
     start: int
@@ -105,11 +105,11 @@ class _Rows:
 
 
 def _live_and_die_with_parent(index: int, count: int) -> None:
-    """What a worker process does first.
+    """Initialize a worker process: it ignores ending signals, and ends with its parent.
 
-    Terminals and schedulers send signals to all of a run's processes. The parent's are caught, and
-    it wants batches until it has saved: its workers must not be gone by then. A parent that was
-    killed leaves its workers behind, which would wait for it forever.
+    Terminals and schedulers send signals to all processes of a run. The parent catches them and
+    needs batches until it has saved a checkpoint, so its workers must live on. Without the thread,
+    the workers of a killed parent would wait for it forever.
     """
     del index, count
     for number in signals.ENDING:
@@ -123,7 +123,7 @@ def _exit_with_parent():
 
 
 def _raise_if_worker_died(error: Exception, workers: int) -> None:
-    """Say what Grain's error, raised about a second after a worker's death, means for the user."""
+    """Raise TryAgain if Grain's error reports a dead worker, which it does within a second."""
     death = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
     if not death:
         return

@@ -1,4 +1,4 @@
-"""From a file's bytes to RGB pixels, with errors that say which file it was."""
+"""Decodes a file's bytes to RGB pixels; errors name the file."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from repae_jax.errors import BadImage, UserError, first_line
 if typing.TYPE_CHECKING:
     from PIL import Image
 
-# The formats that are decoded, whatever a file is called. Pillow knows forty more, and hands one of
-# them (EPS) to another program.
+# The accepted formats, whatever a file's name. Pillow supports forty more, and runs another program
+# for one of them (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF")
-# A few bytes may claim as many; to decode them takes 1.8 GB at most (WebP), else half of that. The
-# pictures that a process decodes at a time, in several threads, have no more together.
+# The most pixels of a picture, and of all pictures that the threads of a process decode at a time:
+# a few bytes may claim any number. Decoding this many takes 1.8 GB for WebP, half of it otherwise.
 MAX_PIXELS = 100_000_000
 
-_BEGINNING = 1 << 20  # bytes: pictures may have a frame or a sky in common
-_NPY = b"\x93NUMPY"  # what the files of numpy.save begin with
+_BEGINNING = 1 << 20  # bytes: enough to differ, although pictures may share a frame or a sky
+_NPY = b"\x93NUMPY"  # the first bytes of files of numpy.save
 
 
 class WrongSize(UserError):
-    """A prepared image of another size than is wanted: `width` and `height` are its own."""
+    """A prepared image of a wrong size; `width` and `height`, in pixels, are its own size."""
 
     def __init__(self, message: str, width: int = 0, height: int = 0):
         super().__init__(message)
@@ -40,12 +40,12 @@ class WrongSize(UserError):
 
 
 def read_beginning(path: str) -> bytes:
-    """The beginning of a file's content, which tells it from others; raises as `read_file`."""
+    """The first MiB of a file, enough to tell it from other files; raises as `read_file`."""
     return read_file(path, _BEGINNING)
 
 
 def read_file(path: str, most: int = -1) -> bytes:
-    """A file's content, or `most` bytes of it; raises UserError if it cannot be read."""
+    """A file's content, or its first `most` bytes; raises UserError if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return file.read(most)
@@ -56,58 +56,58 @@ def read_file(path: str, most: int = -1) -> bytes:
 
 
 def decode_cropped(data: bytes, size: int, name: str, *, exif: bool = False) -> np.ndarray:
-    """An encoded picture of any kind and size as its centre's RGB pixels (see `rgb_square`).
+    """Decode a picture of any kind and size to the RGB pixels of its center (see `rgb_square`).
 
     Args:
       data: a file's content.
       size: pixels along a side of the result.
-      name: of the picture, for messages.
-      exif: turn it as its EXIF data say.
+      name: the picture's name in messages.
+      exif: turn the picture by its EXIF orientation.
 
     Returns:
       uint8 (size, size, 3).
 
     Raises:
-      BadImage: it cannot be decoded.
+      BadImage: the content cannot be decoded.
     """
-    with _explained(data, name):
+    with _as_bad_image(data, name):
         image = _open(data)
-        with _decoding.taken(math.prod(image.size)):
+        with _decoding.reserve(math.prod(image.size)):
             return rgb_square(image, size, exif=exif)
 
 
 def decode_pixels(data: bytes, size: int, name: str) -> np.ndarray:
-    """A prepared picture's RGB pixels as they are (see `to_rgb`), or numpy's own file of them.
+    """Decode a prepared picture, or a .npy file of pixels, without cropping (see `to_rgb`).
 
     Args:
       data: a file's content.
-      size: pixels along a side; what has others is not decoded.
-      name: of the picture, for messages.
+      size: pixels along a side; pictures of another size are not decoded.
+      name: the picture's name in messages.
 
     Returns:
       uint8 (size, size, 3).
 
     Raises:
-      BadImage: it cannot be decoded.
-      UserError: it has another size.
+      BadImage: the content cannot be decoded.
+      WrongSize: the picture has another size.
     """
-    with _explained(data, name):
+    with _as_bad_image(data, name):
         image = _read_npy(data) if data.startswith(_NPY) else _open(data)
     if not isinstance(image, np.ndarray):
         _check_size(image.size, size, name)
-        with _explained(data, name), _decoding.taken(math.prod(image.size)):
+        with _as_bad_image(data, name), _decoding.reserve(math.prod(image.size)):
             image = np.asarray(to_rgb(image))
-    return checked_size(image, size, name)
+    return check_pixels(image, size, name)
 
 
 def picture_size(data: bytes, name: str) -> tuple[int, int]:
-    """Width and height of an encoded picture, from its header; raises BadImage if it is none."""
-    with _explained(data, name):
+    """Width and height, in pixels, from the header of a picture; raises BadImage for others."""
+    with _as_bad_image(data, name):
         return _open(data).size
 
 
 def _read_npy(data):
-    """What numpy.load reads, but for objects: the images of a data set share one header."""
+    """The array of a .npy file without objects; the images of a data set share one header."""
     end = data.find(b"\n", 12) + 1  # of the header, which begins at byte 10 or 12
     if not end:
         raise ValueError("its header is cut short")
@@ -117,8 +117,8 @@ def _read_npy(data):
     return flat.reshape(shape, order="F" if fortran else "C").copy()
 
 
-# numpy reads headers as Python's literals, which CPython 3.11 does not always manage when several
-# threads do ("AST constructor recursion depth mismatch").
+# numpy parses headers as Python literals, which can fail in CPython 3.11 when several threads do it
+# ("AST constructor recursion depth mismatch").
 _parsing = threading.Lock()
 
 
@@ -127,8 +127,8 @@ def _npy_layout(header):
     return read_header(io.BytesIO(header))
 
 
-def checked_size(pixels: np.ndarray, size: int, name: str) -> np.ndarray:
-    """The pixels; raises UserError unless they are uint8 (size, size, 3)."""
+def check_pixels(pixels: np.ndarray, size: int, name: str) -> np.ndarray:
+    """Return the pixels; raise BadImage or WrongSize unless they are uint8 (size, size, 3)."""
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise BadImage(f"{name}: {pixels.dtype} {pixels.shape} is not uint8 (H, W, 3)")
     _check_size(pixels.shape[1::-1], size, name)
@@ -146,16 +146,16 @@ def _check_size(found, size, name):
         )
 
 
-class _Share:
-    """Something of which threads take parts in turn, so that none waits for ever."""
+class _Budget:
+    """A budget of which threads reserve parts in the order of their requests."""
 
     def __init__(self, whole: int):
         self._left = whole
         self._turn, self._returned = threading.Lock(), threading.Condition()
 
     @contextlib.contextmanager
-    def taken(self, part: int) -> Iterator[None]:
-        """Take a part, as soon as that much is left; no larger one than the whole."""
+    def reserve(self, part: int) -> Iterator[None]:
+        """Wait until `part` is free, and hold it during the block; at most the whole budget."""
         with self._turn, self._returned:
             self._returned.wait_for(lambda: part <= self._left)
             self._left -= part
@@ -164,25 +164,22 @@ class _Share:
         finally:
             with self._returned:
                 self._left += part
-                self._returned.notify()  # of those who wait only one has its turn
+                self._returned.notify()  # only one thread waits for this; the others wait for _turn
 
 
-_decoding = _Share(MAX_PIXELS)
+_decoding = _Budget(MAX_PIXELS)
 
 
 @functools.cache
 def _silence_pillow():
-    """No warning of large pictures: `MAX_PIXELS` decides."""
+    """Turn off Pillow's warning about large pictures; `MAX_PIXELS` limits them."""
     from PIL import Image
 
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def _open(data: bytes) -> Image.Image:
-    """The picture in a file's content, of which only the header has been read.
-
-    The one place that opens pictures.
-    """
+    """Open a picture and read only its header. All pictures are opened here."""
     from PIL import Image, UnidentifiedImageError
 
     _silence_pillow()
@@ -200,10 +197,10 @@ def _open(data: bytes) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _explained(data: bytes, name: str) -> Iterator[None]:
+def _as_bad_image(data: bytes, name: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # PIL and numpy raise many kinds for damaged files
+    except Exception as error:  # PIL and numpy raise many types for damaged files
         reason = _reason(error) if data else "it is empty"
         raise BadImage(f"{name}: not a readable image ({reason}); repair or remove it") from error
 
@@ -211,5 +208,5 @@ def _explained(data: bytes, name: str) -> Iterator[None]:
 def _reason(error):
     if isinstance(error, MemoryError):
         return "it does not fit the memory"
-    # PIL names what it read from: here a buffer's address, which says nothing
+    # cut off PIL's name of the file, here the address of a buffer
     return first_line(error).split(" <_io.")[0]

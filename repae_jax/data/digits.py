@@ -1,6 +1,6 @@
 """The handwritten digits that ship with scikit-learn, as 32 x 32 RGB images.
 
-They need no download, so an experiment and its tests run anywhere.
+They need no download, so experiments and tests with them run anywhere.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ class Split:
     Attributes:
       images: uint8 (N, 32, 32, 3), white ink on black.
       labels: int32 (N,), 0..9.
-      raw: float32 (N, 8, 8), the scans that the images were made from, 0..16.
+      raw: float32 (N, 8, 8), 0..16: the scans that the images are made from.
     """
 
     images: np.ndarray
@@ -37,14 +37,14 @@ class Split:
 def load_digits_split(split: str) -> Split:
     """The train part (1,442 scans) or the held-out part (355) of scikit-learn's digits.
 
-    Every fifth scan of each class, in the data set's own order, is held out: no seed decides,
-    so figures from different runs are about the same images.
+    Every fifth scan of each class, in the data set's own order, is held out. The split does not
+    depend on a seed, so all runs are measured on the same images.
 
     Args:
       split: "train" or "heldout".
 
     Raises:
-      UserError: for another split.
+      UserError: another split.
     """
     if split not in SPLITS:
         raise UserError(f"digits have no split {split!r}; choose one of {', '.join(SPLITS)}")
@@ -57,11 +57,10 @@ def load_digits_split(split: str) -> Split:
 
 
 def to_scan(images: np.ndarray) -> np.ndarray:
-    """The 8 x 8 scans that 32 x 32 images show, for a classifier that was fitted on scans.
+    """Reduce 32 x 32 images to 8 x 8 scans, for a classifier that was fitted on scans.
 
-    The least-squares inverse of the enlargement, so that a scan survives the round trip but for
-    rounding and for the overshoot that was clipped; of an image that is no enlarged scan it
-    gives the nearest one.
+    The least-squares inverse of the enlargement: an enlarged scan gives the scan back, up to
+    rounding and clipped overshoot, and any other image gives the nearest scan.
 
     Args:
       images: uint8 (N, 32, 32, 3).
@@ -70,8 +69,8 @@ def to_scan(images: np.ndarray) -> np.ndarray:
       float32 (N, 64), 0..16, in the row-major order of scikit-learn's `digits.data`.
     """
     shrink = np.linalg.pinv(_enlargement())  # (8, 32)
-    grey = np.asarray(images, np.float64).mean(axis=-1) * (_INK / 255)  # (N, 32, 32)
-    scans = shrink @ grey @ shrink.T  # (N, 8, 8)
+    gray = np.asarray(images, np.float64).mean(axis=-1) * (_INK / 255)  # (N, 32, 32)
+    scans = shrink @ gray @ shrink.T  # (N, 8, 8)
     return np.clip(scans, 0, _INK).astype(np.float32).reshape(len(scans), _SCAN * _SCAN)
 
 
@@ -85,18 +84,17 @@ def _is_heldout(labels):
 def _to_images(scans):
     """Scans (N, 8, 8) in 0..16 as uint8 (N, 32, 32, 3)."""
     enlarge = _enlargement()  # (32, 8)
-    grey = enlarge @ scans.astype(np.float64) @ enlarge.T * (255 / _INK)  # (N, 32, 32)
-    grey = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=-1)
+    gray = enlarge @ scans.astype(np.float64) @ enlarge.T * (255 / _INK)  # (N, 32, 32)
+    gray = np.clip(np.rint(gray), 0, 255).astype(np.uint8)
+    return np.repeat(gray[..., None], 3, axis=-1)
 
 
 @functools.cache
 def _enlargement():
     """Bicubic interpolation from 8 to 32 pixels along one axis, as a (32, 8) matrix.
 
-    Interpolation is linear, so the rows that PIL makes of an identity are its weights. Having
-    them as a matrix enlarges all scans at once, without rounding in between, and gives the way
-    back.
+    Interpolation is linear, so enlarging an identity matrix with PIL gives its weights. The matrix
+    enlarges all scans at once, without intermediate rounding, and has a pseudo-inverse.
     """
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""Images in folders: one folder a class, its name the class's, with folders of its own or not."""
+"""Images in class folders: one folder per class, named like the class; it may have subfolders."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import numpy as np
 from repae_jax.data.decode import decode_cropped, read_beginning, read_file
 from repae_jax.data.identity import Fingerprint, class_table
 from repae_jax.data.kinds import refuse_other
-from repae_jax.data.source import named, split_folder
+from repae_jax.data.source import key_name, split_folder
 from repae_jax.data.walk import SUFFIXES, Walk, warn_once
 from repae_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FolderSource:
-    """Image files in class folders, decoded when they are asked for.
+    """Image files in class folders, decoded on access.
 
     Attributes:
       name: the folder.
@@ -30,7 +30,7 @@ class FolderSource:
       labels: int32 (N,).
       root: the folder that holds the class folders.
       resolution: pixels along a side of the crops.
-      exif: whether pictures are turned as their EXIF data say.
+      exif: whether pictures are turned by their EXIF orientation.
     """
 
     name: str
@@ -54,7 +54,7 @@ class FolderSource:
         return os.path.join(self.root, self.files[index])
 
     def fingerprint(self) -> Fingerprint:
-        names = [name.partition(os.sep)[2] for name in self.files]  # in the class's folder
+        names = [name.partition(os.sep)[2] for name in self.files]  # relative to the class folder
         table = class_table(
             names, self.labels, self.classes, lambda index: read_beginning(self.image_name(index))
         )
@@ -62,25 +62,26 @@ class FolderSource:
 
 
 def open_folder(data_config: typing.Any, split: str) -> FolderSource:
-    """The split's class folders; their sorted names are the labels.
+    """Open the class folders of a split; the order of their sorted names gives the labels.
 
-    Pictures in folders of a class folder are of that class (see `Walk`); a line says what is no
-    picture and left out.
+    Pictures in subfolders of a class folder belong to that class (see `Walk`). A warning lists the
+    files that are no pictures and are left out.
 
     Args:
-      data_config: its `path` holds class folders, or `train` and `heldout` folders that do.
-      split: which of these; "train" may be `path` itself.
+      data_config: its `path` holds class folders, or the folders `train` and `heldout` with class
+        folders.
+      split: "train" or "heldout"; "train" may be `path` itself.
 
     Raises:
-      UserError: there is no such folder, one cannot be read, a class has no images, or two files
-        or classes have names that differ in upper and lower case only.
+      UserError: the folder does not exist, a folder cannot be read, a class has no images, or two
+        files or classes have names that differ only in case.
     """
     root = split_folder(
         data_config.path,
         split,
         _has_folders,
         "class folders",
-        called=named(data_config, "path"),
+        called=key_name(data_config, "path"),
     )
     walk = Walk(root)
     classes = walk.folders()
@@ -115,21 +116,21 @@ def open_folder(data_config: typing.Any, split: str) -> FolderSource:
 
 
 def _warn_of_another_level(root, files):
-    """Where no class folder holds a picture itself, the next level's may be meant."""
+    """Warn if all pictures lie in subfolders, which may be the intended classes."""
     if all(file.count(os.sep) > 1 for file in files):
         warn_once(
-            f"{root}: its folders hold no pictures but in folders of their own, such as "
-            f"{files[0]}; all of those in one folder are of one class: if the inner folders are "
-            "the classes, name the folder that holds these"
+            f"{root}: all pictures lie in subfolders of its folders, such as {files[0]}; each of "
+            "its folders is one class: if the subfolders are the classes, name the folder that "
+            "holds them"
         )
 
 
 def _check_case(folder: pathlib.Path, names: Sequence[str]) -> None:
-    """Raise UserError for two names that are one where case does not count.
+    """Raise UserError for two names that differ only in case.
 
-    There (macOS, Windows, some network disks) one of them would be lost in a copy without a
-    word, and the same data set would have other images or labels. Names that differ in their
-    suffix are two names everywhere.
+    File systems that ignore case (macOS, Windows, some network disks) would silently drop one of
+    them in a copy, so the same data set would have other images or labels. Names with different
+    suffixes are distinct everywhere.
     """
     seen = {}
     for name in names:

@@ -1,10 +1,10 @@
-"""The original's `images.h5`: images that its preprocessing has cropped, in one file.
+"""The original's `images.h5`: one file of images that the original's preprocessing has cropped.
 
     images.h5        "00000/img00000000.png": a PNG as a byte string (or ".npy": the pixels
                      themselves, uint8 (3, H, W)); "dataset.json": {"labels": [[name, label], ...]}
     images_h5.json   the names in images.h5, in any order
 
-Images are in the order of their sorted names, as the original reads them.
+Images are read in the order of their sorted names, as the original does.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from repae_jax.data.decode import WrongSize, checked_size, decode_pixels
+from repae_jax.data.decode import WrongSize, check_pixels, decode_pixels
 from repae_jax.data.identity import Fingerprint, class_table
 from repae_jax.data.kinds import HDF5, refuse_other
-from repae_jax.data.source import checked_label, named, setting, split_folder
+from repae_jax.data.source import check_label, key_name, setting, split_folder
 from repae_jax.data.walk import SUFFIXES, LeftOut, kind_of
 from repae_jax.errors import BadImage, UserError, first_line
 
@@ -32,17 +32,17 @@ if typing.TYPE_CHECKING:
     import h5py
 
 IMAGES, NAMES, LABELS = HDF5, "images_h5.json", "dataset.json"
-_SMALL = 1 << 24  # bytes that any entry may have, however small the images or the file
+_SMALL = 1 << 24  # bytes that an entry may always have, even if the images or the file are small
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Hdf5Source:
-    """Images in an HDF5 file, which every process opens for itself when it reads the first.
+    """Images in an HDF5 file; every process opens the file on its first access.
 
     Attributes:
       name: the folder.
       num_classes: labels are 0..num_classes - 1.
-      files: names in the HDF5 file, sorted.
+      files: sorted names in the HDF5 file.
       labels: int32 (N,).
       path: the HDF5 file.
       resolution: pixels along a side of the images.
@@ -61,7 +61,7 @@ class Hdf5Source:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         name, entry = self.image_name(index), self._stored(index)
         if self.files[index].lower().endswith(".npy"):
-            image = checked_size(_pixels(entry, name), self.resolution, name)
+            image = check_pixels(_pixels(entry, name), self.resolution, name)
         else:
             image = decode_pixels(_bytes(entry, name), self.resolution, name)
         return {"image": image, "label": np.int32(self.labels[index])}
@@ -80,7 +80,7 @@ class Hdf5Source:
         return b""
 
     def _stored(self, index):
-        limit = max(_SMALL, 16 * self.resolution**2)  # twice 16-bit RGBA
+        limit = max(_SMALL, 16 * self.resolution**2)  # twice the bytes of 16-bit RGBA
         return _entry(self._file, self.files[index], self.image_name(index), limit)
 
     @functools.cached_property
@@ -93,26 +93,26 @@ class Hdf5Source:
 
 
 def open_hdf5(data_config: typing.Any, split: str) -> Hdf5Source:
-    """The images and labels of a folder that the original's preprocessing wrote.
+    """Open a folder that the original's preprocessing wrote.
 
-    The file does not say how many classes there are: `num_classes` may be larger than its labels
-    need, and None takes what they need.
+    The file does not store the number of classes: `num_classes` may exceed the largest label by
+    more than 1; None takes the largest label plus 1.
 
     Args:
-      data_config: its `path` holds images.h5 and images_h5.json, or `train` and `heldout` folders
-        that do.
-      split: which of these; "train" may be `path` itself.
+      data_config: its `path` holds images.h5 and images_h5.json, or the folders `train` and
+        `heldout` with these files.
+      split: "train" or "heldout"; "train" may be `path` itself.
 
     Raises:
-      UserError: h5py is not installed; a file is missing or damaged; a name stands there twice,
-        has no label, or one that is out of range; the images have another resolution.
+      UserError: h5py is not installed; a file is missing or damaged; a name occurs twice, has no
+        label, or a label out of range; the images have another resolution.
     """
     folder = split_folder(
         data_config.path,
         split,
         lambda root: (root / IMAGES).exists(),
         f"{IMAGES} and {NAMES}",
-        called=named(data_config, "path"),
+        called=key_name(data_config, "path"),
     )
     missing = [name for name in (IMAGES, NAMES) if not (folder / name).is_file()]
     if missing:
@@ -128,7 +128,7 @@ def open_hdf5(data_config: typing.Any, split: str) -> Hdf5Source:
     if num_classes is None:
         num_classes = max(labels) + 1
     for file, label in zip(files, labels, strict=True):
-        checked_label(label, num_classes, f"{path}, {file}")
+        check_label(label, num_classes, f"{path}, {file}")
     source = Hdf5Source(
         name=str(folder),
         num_classes=num_classes,
@@ -142,7 +142,7 @@ def open_hdf5(data_config: typing.Any, split: str) -> Hdf5Source:
 
 
 def _names(path: pathlib.Path) -> list[str]:
-    """The images' names, sorted; the list has groups and other things as well."""
+    """The sorted names of images; the file also lists groups and other entries."""
     try:
         names = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -155,7 +155,7 @@ def _names(path: pathlib.Path) -> list[str]:
     for name in sorted(names):
         if name.lower().endswith((*SUFFIXES, ".npy")):
             images.append(name)
-        elif os.path.splitext(name)[1] and name != LABELS:  # groups have none
+        elif os.path.splitext(name)[1] and name != LABELS:  # groups have no suffix
             left_out.add(kind_of(name), name)
     left_out.say(path)
     if not images:
@@ -165,7 +165,7 @@ def _names(path: pathlib.Path) -> list[str]:
 
 
 def _labels(path: pathlib.Path, files: Sequence[str]) -> list[int]:
-    """The label of each file, as the HDF5 file's own list says."""
+    """The label of each file, from the list in the HDF5 file."""
     where = f"{path}, {LABELS}"
     with _open_file(path) as file:
         limit = max(_SMALL, path.stat().st_size)
@@ -196,17 +196,17 @@ def _label(where: str, labels: Mapping[str, int], name: str) -> int:
 def _check_once(where: typing.Any, names: Iterable[str]) -> None:
     twice = [name for name, count in collections.Counter(names).items() if count > 1]
     if twice:
-        raise UserError(f"{where}: names {twice[0]} more than once; remove it once")
+        raise UserError(f"{where}: names {twice[0]} more than once; remove the repetition")
 
 
 def _check_first(source: Hdf5Source, data_config: typing.Any) -> None:
-    """Another resolution shows in the first image already, before anything is built for it."""
-    with contextlib.suppress(BadImage):  # named, or passed over, when it is its turn
+    """Raise UserError, before anything is built, if the first image has another resolution."""
+    with contextlib.suppress(BadImage):  # reported or skipped when the image is read
         try:
             source[0]
         except WrongSize as error:
             raise UserError(
-                f"{named(data_config, 'resolution')} is {source.resolution}, but "
+                f"{key_name(data_config, 'resolution')} is {source.resolution}, but "
                 f"{source.image_name(0)} has {error.width} x {error.height} pixels: set "
                 f"{setting(data_config, 'resolution', error.width)}, or prepare the images anew"
             ) from error
@@ -226,15 +226,22 @@ def _open_file(path) -> h5py.File:
 
 
 def _entry(file: h5py.File, key: str, name: str, limit: int) -> np.ndarray:
-    """What is stored under a name; byte strings of fixed length keep their trailing zeros.
+    """The entry stored under `key`; byte strings of fixed length keep their trailing zeros.
 
-    limit: bytes that it may have.
+    Args:
+      file: the open file.
+      key: the entry's name in it.
+      name: the entry's name in messages.
+      limit: the most bytes that the entry may have.
+
+    Raises:
+      UserError: the entry is missing, damaged, stored in another file, or too large.
     """
     import h5py
 
     try:
         entry = file.get(key)
-    except RuntimeError as error:  # of a link in a circle
+    except RuntimeError as error:  # a cycle of links
         raise UserError(
             f"{name}: cannot be found ({first_line(error)}); copy the file anew"
         ) from error
@@ -248,7 +255,7 @@ def _entry(file: h5py.File, key: str, name: str, limit: int) -> np.ndarray:
         raise UserError(f"{name}: {entry.nbytes:,} bytes are too many; prepare the images anew")
     try:
         return np.asarray(entry)
-    except (OSError, ValueError, TypeError) as error:  # the last of one without a shape
+    except (OSError, ValueError, TypeError) as error:  # TypeError: an entry without a shape
         raise UserError(
             f"{name}: cannot be read ({first_line(error)}); copy the file anew"
         ) from error
@@ -264,7 +271,7 @@ def _bytes(entry: np.ndarray, name: str) -> bytes:
 
 
 def _pixels(entry: np.ndarray, name: str) -> np.ndarray:
-    """Stored pixels, channels first as the original has them, as (H, W, 3)."""
+    """Stored pixels (3, H, W), the original's order, as (H, W, 3)."""
     if entry.ndim < 2 or not entry.size:
         raise BadImage(f"{name}: {entry.dtype} {entry.shape} is not uint8 (3, H, W)")
     return entry.reshape(-1, *entry.shape[-2:]).transpose(1, 2, 0)

@@ -1,12 +1,12 @@
-"""Which data these are: fingerprints of sources, and what has changed between two.
+"""Fingerprints that identify data, and the changes between two fingerprints.
 
-A fingerprint is a small dict that JSON can hold, and the same wherever the data lie:
+A fingerprint is a small dict that JSON can hold. It does not depend on where the data lie:
 
     source      the kind of source
-    count       of images
-    classes     where the source knows them, in the order of the labels: [name, images, checksum of
-                their names, checksum of the content of a few], or less; None where it does not
-    ...         what else tells such data from others
+    count       the number of images
+    classes     in the order of the labels, [name, number of images, checksum of the images' names,
+                checksum of the content of a few images] or the first of these; None if unknown
+    ...         further keys that identify data of this kind
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from typing_extensions import TypedDict  # pydantic asks for this one before Pyt
 from repae_jax.errors import UserError, first_line
 from repae_jax.utils.atomic_files import write_atomically
 from repae_jax.utils.regular_files import is_file_there
-from repae_jax.utils.schema import Text, checked, read_json, whole
+from repae_jax.utils.schema import Text, check_schema, read_json, whole
 from repae_jax.utils.sealed import seal, unseal_if_sealed
 
-FILE = "data.json"  # where fingerprints are noted
+FILE = "data.json"  # the file of fingerprints
 Fingerprint = Mapping[str, Any]
-_THREADS = 8  # that read images: a disk may be far away
+_THREADS = 8  # threads that read images: a network disk is slow
 _SHOWN = 3  # changes of one kind in a message
-_LONGEST = 40  # characters of a value in it
+_LONGEST = 40  # characters of a value in a message
 _WAY_OUT = "restore it, or remove it if the data are what they were"
 
 
 def names_checksum(names: Iterable[str]) -> str:
-    """SHA-256 of names in their order."""
+    """SHA-256 of a sequence of names."""
     joined = "\0".join([*names, ""])
     return hashlib.sha256(joined.encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -49,14 +49,14 @@ def class_table(
     classes: Sequence[str],
     content: Callable[[int], bytes],
 ) -> list[list[str | int]]:
-    """A fingerprint's `classes`.
+    """The `classes` of a fingerprint.
 
     Args:
-      names: of the images, in their order.
-      labels: (N,) theirs.
+      names: the images' names, in their order.
+      labels: the images' labels, (N,) integers.
       classes: the classes' names.
-      content: gives the bytes of an image by its index; called for each class's first, middle and
-        last image, in several threads.
+      content: index -> bytes of the image; several threads call it for the first, middle and last
+        image of each class.
     """
     order = np.argsort(labels, kind="stable").tolist()
     stops = np.cumsum(np.bincount(labels, minlength=len(classes))).tolist()
@@ -72,7 +72,7 @@ def class_table(
 
 
 def sample(count: int, most: int = 3) -> list[int]:
-    """Numbers of 0..count - 1 with even gaps, the first and the last among them."""
+    """At most `most` evenly spaced integers of 0..count - 1, including the first and the last."""
     last = max(min(count, most) - 1, 1)
     return sorted({round(k * (count - 1) / last) for k in range(min(count, most))})
 
@@ -80,7 +80,7 @@ def sample(count: int, most: int = 3) -> list[int]:
 def contents_checksums(
     groups: Iterable[Iterable[int]], content: Callable[[int], bytes]
 ) -> list[str]:
-    """A checksum of the content of each group of images; see `class_table`."""
+    """One checksum of the content of each group of image indexes; `content` as in `class_table`."""
 
     def checksum(index):
         return xxhash.xxh3_128_digest(content(index))
@@ -93,7 +93,7 @@ def contents_checksums(
 
 
 class _Recorded(TypedDict):
-    """What every version noted of a split."""
+    """The part of a split's fingerprint that all versions have written."""
 
     source: Text
     count: whole(0, 2**40)
@@ -104,10 +104,10 @@ class _Train(TypedDict):
 
 
 def read_fingerprints(path: pathlib.Path) -> dict[str, Fingerprint] | None:
-    """The fingerprints by split that `write_fingerprints` wrote; None without the file.
+    """{split: fingerprint} from a file of `write_fingerprints`; None if it does not exist.
 
     Raises:
-      UserError: it is damaged, or no file.
+      UserError: the file is damaged, or `path` is no file.
     """
     if not is_file_there(path, _WAY_OUT):
         return None
@@ -116,24 +116,24 @@ def read_fingerprints(path: pathlib.Path) -> dict[str, Fingerprint] | None:
         recorded = unseal_if_sealed(recorded, source=str(path), way_out=_WAY_OUT)
     try:
         for schema in (_Train, dict[str, _Recorded]):
-            checked(recorded, schema, source="its content: ")
+            check_schema(recorded, schema, source="its content: ")
     except UserError as error:
         raise _damaged(path, error) from error
     return recorded
 
 
 def write_fingerprints(path: pathlib.Path, fingerprints: Mapping[str, Fingerprint]) -> None:
-    """Note fingerprints by split in a JSON file, with a checksum."""
+    """Write {split: fingerprint} to a JSON file with a checksum."""
     write_atomically(path, (json.dumps(seal(fingerprints), indent=1) + "\n").encode())
 
 
 def as_recorded(fingerprints: Mapping[str, Fingerprint]) -> dict[str, Fingerprint]:
-    """What `read_fingerprints` would give back."""
+    """The fingerprints as `read_fingerprints` would return them."""
     return json.loads(json.dumps(fingerprints))
 
 
 def changes_since(path: pathlib.Path, found: Mapping[str, Fingerprint]) -> list[tuple[str, str]]:
-    """(split, change) since fingerprints were noted at `path`; see `changes`.
+    """(split, change) for every change between the fingerprints at `path` and `found`.
 
     Raises:
       UserError: the file is damaged.
@@ -155,9 +155,9 @@ def _damaged(path, reason):
 
 
 def changes(old: Fingerprint, new: Fingerprint) -> list[str]:
-    """What has changed, in words; nothing if they are the same data.
+    """The changes between two fingerprints in words; empty for the same data.
 
-    What only one of them tells is left out: other versions may tell less.
+    Keys that only one fingerprint has are ignored, because other versions may write fewer keys.
     """
     both = old.keys() & new.keys()
     lines = []
@@ -165,7 +165,7 @@ def changes(old: Fingerprint, new: Fingerprint) -> list[str]:
         more = new["count"] - old["count"]
         lines.append(f"{old['count']} -> {new['count']} images ({more:+d})")
     if "classes" in both and old["classes"] and new["classes"]:
-        lines += _class_changes(*_told_by_both(old["classes"], new["classes"]))
+        lines += _class_changes(*_common_entries(old["classes"], new["classes"]))
     for key in sorted(both - {"count", "classes"}):
         if old[key] != new[key]:
             lines.append(f"{key}: {_shown(old[key])} -> {_shown(new[key])}")
@@ -177,23 +177,23 @@ def _shown(value):
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}..."
 
 
-def _told_by_both(*tables):
-    """The entries of both tables as tuples of a length."""
+def _common_entries(*tables):
+    """The entries of both tables, as tuples of the length of the shortest entry."""
     tables = [[tuple(c) if isinstance(c, list | tuple) else (c,) for c in t] for t in tables]
     length = min(len(entry) for table in tables for entry in table)
     return [[entry[:length] for entry in table] for table in tables]
 
 
 def _class_changes(old, new):
-    """What differs between tables of (name, images, checksums...)."""
+    """The changes between two tables of (name, number of images, checksums...)."""
     if old == new:
         return []
-    told = _changes_by_name(*({c[0]: (k, c[1:]) for k, c in enumerate(t)} for t in (old, new)))
-    return told or ["the classes are others"]  # of several with one name
+    lines = _changes_by_name(*({c[0]: (k, c[1:]) for k, c in enumerate(t)} for t in (old, new)))
+    return lines or ["the classes differ"]  # classes with equal names
 
 
 def _changes_by_name(old, new):
-    """What differs between {name: (label, (images, checksums...))}."""
+    """The changes between two {name: (label, (number of images, checksums...))}."""
     gone, added = [n for n in old if n not in new], [n for n in new if n not in old]
     by_content = {new[name][1]: name for name in added if new[name][1]}
     renamed = {name: by_content[old[name][1]] for name in gone if old[name][1] in by_content}

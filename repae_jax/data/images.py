@@ -1,4 +1,4 @@
-"""Pixels to the bytes of an image file; `decode` goes the other way."""
+"""Encodes pixels as the bytes of an image file; `decode` is the inverse."""
 
 import io
 
@@ -10,13 +10,17 @@ FORMATS = ("png", "webp", "jpeg", "raw")
 
 
 def encode_pixels(image: np.ndarray, format: str = "png", quality: int | None = None) -> bytes:
-    """uint8 RGB (H, W, 3) as a file of that format.
+    """Encode uint8 RGB pixels (H, W, 3) as a file.
 
-    PNG is lossless, and so is WebP without a `quality`; JPEG's is 95 without one, and its colours
-    are never subsampled. "raw" is numpy's own file: the largest, and the fastest to read.
+    Args:
+      image: the pixels.
+      format: "png" (lossless); "webp" (lossless without a `quality`); "jpeg" (quality 95 by
+        default, without chroma subsampling); or "raw", numpy's .npy file, the largest and the
+        fastest to read.
+      quality: 1 to 100, for "webp" and "jpeg".
 
     Raises:
-      UserError: an unknown format, a quality outside 1..100, or one for PNG.
+      UserError: an unknown format, a quality outside 1..100, or a quality for "png" or "raw".
     """
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""Which kind of data a folder holds, by its content: for errors that name the source to set."""
+"""Detects the kind of data in a folder, for errors that name the data.source to set."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from repae_jax.utils.atomic_files import entries
 from repae_jax.utils.schema import read_json
 
 HDF5 = "images.h5"
-_HOLDS = {  # by the config's data.source
+_HOLDS = {  # config.data.source -> the content of its folder, in words
     "packed": "packed images",
     "latents": "cached latents",
     "hdf5": f"the original's {HDF5}",
     "tfds": "data sets of TFDS",
     "folder": "class folders of pictures",
 }
-_LOOKED_AT = 100  # entries of a folder, for those of millions
+_LOOKED_AT = 100  # entries of a folder to look at; a folder may have millions
 
 
 def source_of(folder: pathlib.Path) -> str | None:
-    """The config's data.source that reads what is in a folder; None where that is not known."""
+    """The value of config.data.source that reads a folder; None for unknown content."""
     for name in (MANIFEST, BEGUN):
         if (folder / name).is_file():
             return "latents" if _kind(folder / name) == "latents" else "packed"
@@ -40,14 +40,14 @@ def source_of(folder: pathlib.Path) -> str | None:
 
 
 def refuse_other(data_config: typing.Any, folder: pathlib.Path, wanted: str) -> None:
-    """Raise UserError where a folder, or one in it, holds other data than `wanted`.
+    """Raise UserError if a folder, or a folder in it, holds another kind of data than `wanted`.
 
-    Nothing is raised where its content does not say what it is.
+    A folder of unknown content raises nothing.
 
     Args:
-      data_config: as `open_source` takes it.
-      folder: where `wanted` was looked for, and is not.
-      wanted: a value of the config's data.source.
+      data_config: the argument of `open_source`.
+      folder: the folder, which does not hold `wanted`.
+      wanted: a value of config.data.source.
     """
     places = (folder, *(folder / name for name in sorted(entries(folder))[:_LOOKED_AT]))
     for place in places:
@@ -71,7 +71,7 @@ def _kind(path):
     try:
         return read_json(path, dict[str, Any]).get("kind")
     except UserError:
-        return None  # damaged: whoever reads it says so
+        return None  # damaged: its reader raises
 
 
 def _has_pictures(folder):

@@ -1,13 +1,13 @@
-"""Cached latents: what `encode` wrote, as a source of training batches.
+"""Cached latents: a cache that `encode` wrote, as a source of training batches.
 
-An element has, beside its label, the posterior of a frozen VAE in place of the image:
+Beside its label, an element has the posterior of a frozen VAE in place of the image:
 
-    latent_mean, latent_std    float32 (h, w, c), not normalised
-    image                      uint8 (H, W, 3), if the cache keeps images for the teacher
-    teacher_tokens             a tuple of (N, D) arrays, if it keeps the teachers' tokens
+    latent_mean, latent_std    float32 (h, w, c), unnormalized
+    image                      uint8 (H, W, 3), if the cache keeps images for the teachers
+    teacher_tokens             a tuple of (N, D) arrays, if the cache keeps the teachers' tokens
 
-and where the cache has mirrored images too, the same once more under "mirrored", between which
-the pipeline chooses (`choose_mirrored`).
+If the cache has mirrored images, their values lie under "mirrored", and the pipeline chooses
+between the two (`choose_mirrored`).
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from repae_jax.data.manifest import MANIFEST, manifest_fingerprint, read_manifes
 from repae_jax.data.shards import PackedRecords
 from repae_jax.errors import UserError
 from repae_jax.interop import latent_statistics
-from repae_jax.utils.schema import Side, Text, checked, each, real, whole
+from repae_jax.utils.schema import Side, Text, check_schema, each, real, whole
 
 KIND = "latents"
 MIRRORED = "mirrored/"
@@ -45,7 +45,7 @@ class _Statistics(TypedDict):
 
 
 class _Manifest(TypedDict):
-    """What `encode` adds to a manifest."""
+    """The entries that `encode` adds to a manifest."""
 
     made: _Made
     statistics: _Statistics
@@ -59,8 +59,8 @@ class LatentSource:
       name: the folder.
       num_classes: labels are 0..num_classes - 1.
       records: the packed records.
-      manifest: what the cache says of itself.
-      mirrored: whether elements carry their mirror image's latents as well.
+      manifest: the cache's manifest.
+      mirrored: whether elements also have the latents of their mirror images.
     """
 
     name: str
@@ -81,23 +81,23 @@ class LatentSource:
         return {**element, "label": np.int32(record["label"])}
 
     def image_name(self, index: int) -> str:
-        """What to call an element in messages."""
+        """The name of an element in messages."""
         return f"{self.name}, record {index}"
 
     def fingerprint(self) -> Fingerprint:
-        """What tells these latents from others, see `data.identity`."""
+        """The fingerprint of these latents, see `data.identity`."""
         return manifest_fingerprint(self.manifest)
 
 
 def open_latents(folder: str | pathlib.Path, *, mirrored: bool = False) -> LatentSource:
-    """The cache in `folder`.
+    """Open a cache of latents.
 
     Args:
-      folder: where `encode` wrote it.
-      mirrored: also give the mirror images' latents.
+      folder: the folder that `encode` wrote.
+      mirrored: elements also get the latents of their mirror images.
 
     Raises:
-      UserError: there is none, it is damaged, or holds no mirrored latents.
+      UserError: the cache is missing or damaged, or lacks mirrored latents.
     """
     manifest = read_cache(folder)
     if mirrored and not manifest["made"]["mirrored"]:
@@ -118,11 +118,11 @@ def read_cache(folder: str | pathlib.Path) -> dict[str, Any]:
     """The manifest of a cache of latents.
 
     Raises:
-      UserError: there is no cache, or it is damaged.
+      UserError: the cache is missing or damaged.
     """
     manifest = read_manifest(folder)
     check_kind(folder, manifest)
-    checked(manifest, _Manifest, source=f"{folder}/{MANIFEST}: ")
+    check_schema(manifest, _Manifest, source=f"{folder}/{MANIFEST}: ")
     return manifest
 
 
@@ -136,18 +136,20 @@ def check_kind(folder: str | pathlib.Path, manifest: Mapping[str, Any]) -> None:
 
 
 def statistics_of(source: LatentSource) -> dict[str, np.ndarray]:
-    """The latents' {"mean": (c,), "var": (c,)} over the whole cache, float32.
+    """The statistics {"mean": (c,), "var": (c,)} of all latents of the cache, float32.
 
     Raises:
-      UserError: the manifest's are no statistics of its latents.
+      UserError: the manifest's statistics are invalid.
     """
     statistics, shape = source.manifest["statistics"], source.manifest["made"]["latent_shape"]
     path = str(pathlib.Path(source.name) / MANIFEST)
-    return latent_statistics.checked(statistics["mean"], statistics["var"], shape[-1], source=path)
+    return latent_statistics.as_statistics(
+        statistics["mean"], statistics["var"], shape[-1], source=path
+    )
 
 
 def choose_mirrored(element: Mapping[str, Any], mirrored: bool) -> dict[str, Any]:
-    """An element without its alternative: as it is, or mirrored."""
+    """The element's own values, or those of its mirror image, without the key "mirrored"."""
     chosen = {**element, **(element["mirrored"] if mirrored else {})}
     del chosen["mirrored"]
     return chosen
@@ -159,18 +161,18 @@ def check_for_training(
     teachers: Mapping[str, str],
     latent_shape: tuple[int, ...],
 ) -> None:
-    """Raise UserError unless the cache serves this configuration.
+    """Raise UserError unless a run of this configuration can train on the cache.
 
     Args:
       source: the cache.
-      fingerprint: of the configuration's VAE.
-      teachers: the fingerprints of its teachers, by name.
-      latent_shape: (h, w, c) of its latents.
+      fingerprint: the fingerprint of the configuration's VAE.
+      teachers: {name: fingerprint} of the configuration's teachers.
+      latent_shape: (h, w, c) of the configuration's latents.
     """
     made = source.manifest["made"]
     if made["vae"] != fingerprint:
         raise UserError(
-            f"{source.name} was made by another VAE ({made['vae'][:12]}...) than that of "
+            f"{source.name} was made by another VAE ({made['vae'][:12]}...) than "
             f"config.tokenizer.weights ({fingerprint[:12]}...): encode anew, or name the VAE that "
             "made it"
         )
@@ -181,15 +183,15 @@ def check_for_training(
         if made["teachers"][name] != teachers[name]:
             raise UserError(
                 f"{source.name} keeps the tokens of another teacher {name!r} "
-                f"({made['teachers'][name][:12]}...) than that of config.teachers.{name}."
-                f"weights ({teachers[name][:12]}...): encode anew, or name the one that made it"
+                f"({made['teachers'][name][:12]}...) than config.teachers.{name}.weights "
+                f"({teachers[name][:12]}...): encode anew, or name the teacher that made it"
             )
 
 
 def check_shape(
     folder: str | pathlib.Path, made: Mapping[str, Any], latent_shape: tuple[int, ...]
 ) -> None:
-    """Raise UserError unless a cache, `made` as it says, holds latents of this shape (h, w, c)."""
+    """Raise UserError unless a cache, by `made` of its manifest, has latents of shape (h, w, c)."""
     if tuple(made["latent_shape"]) != tuple(latent_shape):
         raise UserError(
             f"{folder} holds latents of shape {tuple(made['latent_shape'])}, the configuration "
@@ -200,12 +202,12 @@ def check_shape(
 def missing_for_teachers(
     folder: str | pathlib.Path, made: Mapping[str, Any], teachers: Sequence[str]
 ) -> list[str]:
-    """What a cache lacks for these teachers, each a clause: images, or tokens of all of them.
+    """[] if a cache has images, or tokens of all these teachers; else [the message that it lacks].
 
     Args:
       folder: the cache.
-      made: of its manifest.
-      teachers: the configuration's, in its order.
+      made: the entry "made" of its manifest.
+      teachers: the names of the configuration's teachers, in its order.
     """
     if not teachers or (made["images"] and not made["teachers"]):
         return []
@@ -219,7 +221,7 @@ def missing_for_teachers(
 
 
 def _element(record, side, name, prefix=""):
-    """One image's part of a record; the mirrored one's keys begin with MIRRORED."""
+    """The element of one image in a record; keys of the mirror image begin with MIRRORED."""
     element = {
         "latent_mean": np.asarray(record[f"{prefix}mean"], np.float32),
         "latent_std": np.asarray(record[f"{prefix}std"], np.float32),

@@ -1,4 +1,4 @@
-"""What a packed data set says of itself: the file manifest.json, and the checks of its folder."""
+"""The manifest of a packed data set (manifest.json), and the checks of its folder."""
 
 import hashlib
 import json
@@ -13,15 +13,15 @@ from typing_extensions import TypedDict  # pydantic asks for this one before Pyt
 from repae_jax.data.identity import Fingerprint
 from repae_jax.errors import UserError
 from repae_jax.utils.atomic_files import write_atomically
-from repae_jax.utils.schema import Text, checked, each, read_json, whole
+from repae_jax.utils.schema import Text, check_schema, each, read_json, whole
 from repae_jax.utils.sealed import digest, seal, unseal
 
 FORMAT = "repae_jax packed 1"
 MANIFEST = "manifest.json"
-# An unfinished data set has this file, and no manifest.
+# The description of an unfinished data set, which has no manifest yet.
 BEGUN = "progress/made.json"
 SHARD_NAME = r"shard-\d{5,}-of-\d{5,}\.array_record"
-# The way out for a damaged shard.
+# The advice in errors about a damaged shard.
 HEAL = (
     "copy it again, or delete it and run the command that made the folder once more: it makes "
     "missing shards again"
@@ -41,7 +41,7 @@ _BLANK = Shard(file="shard-00000-of-00001.array_record", count=0, bytes=0, sha25
 
 
 class Manifest(TypedDict):
-    """What every packed data set says of itself."""
+    """The entries of every manifest."""
 
     kind: Text
     num_classes: whole(1, 2**31)
@@ -52,22 +52,22 @@ class Manifest(TypedDict):
 
 
 def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
-    """What a packed data set says of itself.
+    """The manifest of a packed data set.
 
     Returns:
-      {"format": FORMAT, "kind": "images" or "latents", "count": of all records,
-      "num_classes": int, "classes": their names or None, "made": everything that decides the
-      content, "shards": [{"file", "count", "bytes", "sha256"}, ...], and what its kind adds}.
+      {"format": FORMAT, "kind": "images" or "latents", "count": the number of records,
+      "num_classes": int, "classes": their names or None, "made": everything that determines the
+      content, "shards": [{"file", "count", "bytes", "sha256"}, ...]}, and entries of its kind.
 
     Raises:
-      UserError: there is no packed data set, it is unfinished, damaged, or of another format.
+      UserError: the data set is missing, unfinished, damaged, or of another format.
     """
     folder = pathlib.Path(folder)
     path = folder / MANIFEST
     if not path.is_file():
         if (folder / BEGUN).is_file():
             raise UserError(
-                f"{folder} is unfinished: run the command that began it once more, it goes on there"
+                f"{folder} is unfinished: run the command that began it again, which resumes it"
             )
         raise UserError(f"{folder} holds no packed data set (it has no {MANIFEST})")
     manifest = read_json(path)
@@ -81,20 +81,20 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
     manifest, untouched = unseal(manifest)
     if not untouched:
         raise UserError(
-            f"{path}: damaged or edited (its checksum is another); restore it, or prepare the "
+            f"{path}: damaged or edited (its checksum differs); restore it, or prepare the "
             "data anew"
         )
-    checked(manifest, Manifest, source=f"{path}: ")
+    check_schema(manifest, Manifest, source=f"{path}: ")
     if sum(shard["count"] for shard in manifest["shards"]) != manifest["count"]:
-        raise UserError(f"{path}: damaged, its shards hold not {manifest['count']} records")
+        raise UserError(f"{path}: damaged, its shards do not hold {manifest['count']} records")
     return manifest
 
 
 def check_writable(manifest: Mapping[str, Any]) -> None:
-    """Raise UserError, before the work, for what `read_manifest` would refuse afterwards.
+    """Raise UserError, before the work, for a manifest that `read_manifest` would refuse.
 
     Args:
-      manifest: all of it but "count" and "shards".
+      manifest: the manifest without "count" and "shards".
     """
     for name in manifest["classes"] or ():
         if not _is_unicode(name):
@@ -102,7 +102,7 @@ def check_writable(manifest: Mapping[str, Any]) -> None:
                 f"the class {name!r} has a name that is not UTF-8, which a packed data set cannot "
                 "keep: rename its folder"
             )
-    checked({**manifest, "count": 0, "shards": [_BLANK]}, Manifest, source="the data's ")
+    check_schema({**manifest, "count": 0, "shards": [_BLANK]}, Manifest, source="the data's ")
 
 
 def _is_unicode(name):
@@ -114,7 +114,7 @@ def _is_unicode(name):
 
 
 def manifest_fingerprint(manifest: Mapping[str, Any]) -> Fingerprint:
-    """What tells the data of a manifest from others, see `data.identity`."""
+    """The fingerprint of the data of a manifest, see `data.identity`."""
     made = {f"made.{key}": value for key, value in manifest["made"].items() if key != "data"}
     return {
         "source": "packed" if manifest["kind"] == "images" else manifest["kind"],
@@ -127,12 +127,12 @@ def manifest_fingerprint(manifest: Mapping[str, Any]) -> Fingerprint:
 
 
 def write_manifest(folder: pathlib.Path, manifest: dict[str, Any]) -> None:
-    """Write what `read_manifest` returns, and a checksum of it."""
+    """Write a manifest, as `read_manifest` returns it, with its checksum."""
     write_json(folder / MANIFEST, seal(manifest))
 
 
 def check_there(path: pathlib.Path, shard: dict[str, Any]) -> None:
-    """Raise UserError unless the file of a manifest's shard is there in its full length."""
+    """Raise UserError unless the file of a manifest's shard exists in its full length."""
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -145,7 +145,7 @@ def check_there(path: pathlib.Path, shard: dict[str, Any]) -> None:
 
 
 def check_all_there(folder: pathlib.Path, shards: Sequence[dict[str, Any]]) -> None:
-    """Raise UserError that names the files of all shards which `check_there` would refuse."""
+    """Raise one UserError that names all shards that `check_there` refuses."""
     errors = []
     for shard in shards:
         try:
@@ -164,11 +164,11 @@ def check_all_there(folder: pathlib.Path, shards: Sequence[dict[str, Any]]) -> N
 
 
 def checksum(path: pathlib.Path) -> str:
-    """The SHA-256 of a file's content."""
+    """The SHA-256 of a file's content, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
-    """Write a JSON file in one go; raises UserError if it cannot be written."""
+    """Write a JSON file atomically; raises UserError if it cannot be written."""
     write_atomically(path, json.dumps(content, indent=1).encode() + b"\n")

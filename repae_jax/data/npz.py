@@ -1,6 +1,6 @@
-"""numpy's own files: their headers, and one array of an .npz as a stream.
+"""numpy's files: headers of arrays, and one array of an .npz as a stream.
 
-Such an array may be larger than the memory.
+The array may be larger than the memory.
 """
 
 import contextlib
@@ -12,14 +12,14 @@ from typing import BinaryIO
 
 import numpy as np
 
-LARGEST = 1 << 28  # bytes of statistics: the covariance of 5792 features
+LARGEST = 1 << 28  # the most bytes of statistics: the covariance of 5792 features
 
 
 def read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether in Fortran's order, and type of the array that numpy.save wrote.
+    """(shape, whether it is in Fortran order, type) of an array that numpy.save wrote.
 
     Raises:
-      ValueError: it is damaged, or of a version that no plain array needs.
+      ValueError: the header is damaged, or of a version that no plain array needs.
     """
     major, _ = np.lib.format.read_magic(file)
     read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
@@ -32,9 +32,9 @@ def read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def check_size(path: str | os.PathLike, name: str, most: int) -> None:
-    """Raise ValueError if an array of an .npz says that it has more than `most` bytes.
+    """Raise ValueError if the header of an array in an .npz claims more than `most` bytes.
 
-    Of a file of a few kilobytes numpy would allocate as much as that says.
+    numpy allocates as many bytes as the header claims, even if the file has a few kilobytes.
     """
     with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
         shape, _, dtype = read_header(file)
@@ -47,13 +47,13 @@ def check_size(path: str | os.PathLike, name: str, most: int) -> None:
 def open_array(
     path: str | os.PathLike, name: str
 ) -> Iterator[tuple[BinaryIO, tuple[int, ...], np.dtype]]:
-    """The array's bytes behind its header, in C's order; its shape, and its type.
+    """Yield (the array's bytes after its header, in C order; its shape; its type).
 
     Raises:
-      KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile: it is not there, or damaged.
+      KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile: the array is missing or damaged.
     """
     with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
         shape, fortran, dtype = read_header(file)
         if fortran:
-            raise ValueError(f"{name} is in Fortran's order: save numpy.ascontiguousarray of it")
+            raise ValueError(f"{name} is in Fortran order: save numpy.ascontiguousarray of it")
         yield file, shape, dtype

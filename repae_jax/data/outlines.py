@@ -1,7 +1,8 @@
 """The shapes of the scenes' classes, as polygons.
 
-Each is a list of outlines (V, 2) of x to the right and y downwards, within the unit circle; the
-first is filled, those behind it are holes. They stay apart when turned by up to `scenes.TURN`.
+A shape is a list of outlines (V, 2), x to the right and y downwards, within the unit circle; the
+first outline is filled, the others are holes. No shape becomes another when turned by up to
+`scenes.TURN`.
 """
 
 import functools
@@ -10,12 +11,12 @@ import numpy as np
 
 Outlines = tuple[np.ndarray, ...]
 
-_CURVE = 96  # corners of what is round
+_CURVE = 96  # corners of a circle
 
 
 @functools.cache
 def outlines(name: str) -> Outlines:
-    """The outlines of one of `SHAPES`, its bounding box centred and its reach 1."""
+    """The outlines of a shape of `SHAPES`, its bounding box centered, its largest radius 1."""
     parts = [np.asarray(part, np.float64) for part in SHAPES[name]()]
     outer = parts[0]
     middle = (outer.min(0) + outer.max(0)) / 2
@@ -23,9 +24,9 @@ def outlines(name: str) -> Outlines:
     return tuple((part - middle) / reach for part in parts)
 
 
-def _circle(radius=1.0, start=0.0, end=2 * np.pi, centre=(0.0, 0.0)):
+def _circle(radius=1.0, start=0.0, end=2 * np.pi, center=(0.0, 0.0)):
     angle = np.linspace(start, end, _CURVE)
-    return np.stack([np.cos(angle), np.sin(angle)], 1) * radius + centre
+    return np.stack([np.cos(angle), np.sin(angle)], 1) * radius + center
 
 
 def _polygon(corners):
@@ -40,7 +41,7 @@ def _star(points, inner):
 
 
 def _wavy(lobes, depth, sharpness):
-    """A circle whose radius swings `lobes` times by `depth`; sharp swings are flat with flanks."""
+    """A circle whose radius oscillates `lobes` times by `depth`; `sharpness` makes it square."""
     angle = np.linspace(0, 2 * np.pi, 4 * _CURVE, endpoint=False)
     swing = np.tanh(sharpness * np.cos(lobes * angle)) / np.tanh(sharpness)
     return ((1 - depth) + depth * swing)[:, None] * np.stack([np.sin(angle), -np.cos(angle)], 1)

@@ -1,4 +1,4 @@
-"""Images that `prepare` has cropped and packed into shards."""
+"""Packed images: images that `prepare` has cropped and written to shards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from repae_jax.data.identity import Fingerprint
 from repae_jax.data.kinds import refuse_other
 from repae_jax.data.manifest import BEGUN, MANIFEST, manifest_fingerprint, read_manifest
 from repae_jax.data.shards import PackedRecords
-from repae_jax.data.source import checked_label, named, setting, split_folder
+from repae_jax.data.source import check_label, key_name, setting, split_folder
 from repae_jax.errors import UserError
 
 KIND = "images"
@@ -23,14 +23,14 @@ KIND = "images"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PackedSource:
-    """Packed images, decoded when they are asked for.
+    """Packed images, decoded on access.
 
     Attributes:
       name: the folder.
       num_classes: labels are 0..num_classes - 1.
-      records: by index {"image": encoded bytes, "label": int, "name": str}.
+      records: index -> {"image": encoded bytes, "label": int, "name": str}.
       resolution: pixels along a side of the images.
-      manifest: what the folder says of itself.
+      manifest: the folder's manifest.
     """
 
     name: str
@@ -47,7 +47,7 @@ class PackedSource:
         name = f"{self.image_name(index)} ({record['name']})"
         return {
             "image": decode_pixels(record["image"], self.resolution, name),
-            "label": checked_label(record["label"], self.num_classes, name),
+            "label": check_label(record["label"], self.num_classes, name),
         }
 
     def image_name(self, index: int) -> str:
@@ -58,15 +58,15 @@ class PackedSource:
 
 
 def open_packed(data_config: typing.Any, split: str) -> PackedSource:
-    """The images of a folder that `prepare` wrote.
+    """Open a folder that `prepare` wrote.
 
     Args:
-      data_config: its `path` is such a folder, or holds `train` and `heldout` folders that are.
-      split: which of these; "train" may be `path` itself.
+      data_config: its `path` is the folder, or holds prepared folders `train` and `heldout`.
+      split: "train" or "heldout"; "train" may be `path` itself.
 
     Raises:
-      UserError: there is no such folder; it is damaged or holds something else; it was prepared
-        with another resolution, or otherwise than `data.exif` says.
+      UserError: the folder is missing, damaged, or holds other data; or it was prepared with
+        another resolution or another value of `data.exif`.
     """
     folder = packed_folder(data_config, split, "packed")
     manifest = read_manifest(folder)
@@ -81,15 +81,15 @@ def open_packed(data_config: typing.Any, split: str) -> PackedSource:
 
 
 def packed_folder(data_config: typing.Any, split: str, wanted: str) -> pathlib.Path:
-    """Where a split's shards lie (see `split_folder`), also if they are unfinished.
+    """The folder of a split's shards (see `split_folder`), which may be unfinished.
 
     Args:
-      data_config: its `path` is such a folder, or holds `train` and `heldout` folders that are.
-      split: which of these.
+      data_config: its `path` is the folder, or holds packed folders `train` and `heldout`.
+      split: "train" or "heldout".
       wanted: "packed" or "latents".
 
     Raises:
-      UserError: there is no such folder, or it holds another kind of data.
+      UserError: the folder is missing, or holds another kind of data.
     """
 
     def holds(folder):
@@ -112,6 +112,6 @@ def _check(folder, manifest, data_config):
         wanted, made = getattr(data_config, key, default), manifest["made"].get(key, default)
         if wanted != made:
             raise UserError(
-                f"{named(data_config, key)} is {wanted}, but {folder} was prepared with {made}; "
+                f"{key_name(data_config, key)} is {wanted}, but {folder} was prepared with {made}; "
                 f"set {setting(data_config, key, made)}, or prepare it anew"
             )

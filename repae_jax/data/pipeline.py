@@ -1,4 +1,4 @@
-"""From a source to batches: shuffling, sharding over processes, reading ahead (Grain)."""
+"""From a source to batches: shuffling, sharding over processes, prefetching (Grain)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if typing.TYPE_CHECKING:
 
     from repae_jax.data.source import Source
 
-# Batches, not images, are what Grain reads ahead here. Its defaults (16 threads, 500 elements)
-# would hold 25 GB at 256 images of 256 x 256.
+# Grain prefetches batches here. Its defaults (16 threads, 500 elements) would hold 25 GB at batches
+# of 256 images of 256 x 256.
 _THREADS = 4
 _BATCHES_AHEAD = 4
 
@@ -31,27 +31,27 @@ def train_batches(
 ) -> grain.DatasetIterator:
     """Endless batches of shuffled images: {"image": uint8 (b, H, W, 3), "label": int32 (b,)}.
 
-    Of cached latents, what `data.latents` says, with a leading dimension b.
+    For cached latents, a batch has the keys of `data.latents`, with a leading dimension b.
 
     The images form one endless stream, one freshly shuffled epoch after another; a batch is the
-    stream's next `batch_size` images. No image is dropped at an epoch's end: the batch there
-    takes its rest from the next epoch. The stream depends on the source and `seed` only. Each
-    process receives its b images of every batch, and all processes together what a single one
-    would.
+    stream's next `batch_size` images. No image is dropped at the end of an epoch: the last batch
+    takes its remaining images from the next epoch. The stream depends on the source and `seed`
+    only. Each process receives its b images of every batch; all processes together receive the
+    batch of a single process.
 
-    The iterator's `get_state()` is a small dict that json can write: how many images all
-    processes together have consumed. It is the same on every process, and `set_state()`
-    continues exactly there, also with other `workers` or `rows`. Source, `seed` and `flip` are
-    not part of it. `close()` ends the threads and processes that read ahead. If one of these
-    processes dies, the next batch is a UserError within seconds.
+    The iterator's `get_state()` is a small dict that JSON can hold: the number of images that all
+    processes together have consumed. It is the same in every process, and `set_state()` continues
+    exactly there, also with other `workers` or `rows`. It does not include source, `seed` and
+    `flip`. `close()` ends the threads and processes that prefetch. If one of these processes dies,
+    the next batch raises TryAgain within seconds.
 
     Args:
-      source: where the images come from; it must be picklable if `workers` > 0.
+      source: the source of the images; it must be picklable if `workers` > 0.
       batch_size: images in a batch, of all processes together.
-      seed: not negative; decides order and flips.
-      rows: which rows of every batch this process yields; all by default.
-      workers: processes that read ahead; with 0, threads of this process do. Processes are
-        started afresh: a script's own code must stand under `if __name__ == "__main__"`.
+      seed: a non-negative seed of order and flips.
+      rows: the rows of every batch that this process yields; all by default.
+      workers: number of processes that prefetch; with 0, threads of this process do. Processes
+        are spawned: a script's own code must stand under `if __name__ == "__main__"`.
       flip: mirror every image with probability 1/2, decided anew in every epoch.
 
     Raises:
@@ -78,7 +78,7 @@ def eval_batches(source: Source, batch_size: int) -> Iterator[dict[str, np.ndarr
       {"image": uint8 (b, H, W, 3), "label": int32 (b,)}.
 
     Raises:
-      UserError: if the batch size is not positive.
+      UserError: the batch size is not positive.
     """
     if batch_size < 1:
         raise UserError(f"batch_size = {batch_size}: give at least 1")
@@ -105,7 +105,7 @@ def _check(source, batch_size, seed, workers):
 def _read_options(workers):
     import grain
 
-    if workers:  # each process reads one batch while the one before waits in its queue
+    if workers:  # each process reads one batch while the previous one waits in its queue
         return grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     return grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
 
@@ -122,7 +122,7 @@ def _mirror_half(element, rng):
 
 
 def _allow_grain_flags():
-    """Lets Grain read its absl flags (their defaults) in programs that do not parse flags."""
+    """Let Grain read the defaults of its absl flags in programs that do not parse flags."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():

@@ -1,6 +1,6 @@
-"""Packs any source of images, cropped and encoded once, as a data set.
+"""Crops and encodes the images of a source once, and writes them as a packed data set.
 
-Training then reads small images by index from a few large files, on any file system.
+Training then reads small images by index from a few large files, which suits every file system.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from repae_jax.data.packed import KIND
 from repae_jax.data.shard_writer import ShardWriter, write_shards
 from repae_jax.data.sources import ON_BAD_IMAGE, Source, open_source
 from repae_jax.errors import BadImage, UserError
-from repae_jax.utils.schema import Side, checked
+from repae_jax.utils.schema import Side, check_schema
 
 
 def prepare(
@@ -38,32 +38,32 @@ def prepare(
     on_bad_image: str = "error",
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Write every image of a source, cropped as ADM does (see `crop`), as packed records.
+    """Write every image of a source, cropped by ADM's procedure (see `crop`), as packed records.
 
-    A record is {"image": an encoded file's bytes, "label": int, "name": what the source calls
-    the image}. A killed run goes on with the shards that are not there, and ends with the same
-    bytes (see `shards.write_shards`).
+    A record is {"image": an encoded file's bytes, "label": int, "name": the source's name of the
+    image}. After a killed run, the same call writes the missing shards, and the result has the same
+    bytes (see `shard_writer.write_shards`).
 
     Args:
       source: a folder of class folders, "tfds:NAME", "hdf5:FOLDER", "digits" or "scenes:COUNT".
-      output: a new folder, or one that a call with the same arguments has begun.
+      output: a new folder, or a folder that a call with the same arguments has begun.
       resolution: pixels along a side.
-      format: "png", "webp", "raw" (these are lossless) or "jpeg" (see `images`).
-      quality: 1 to 100; makes webp lossy; 95 for jpeg if None.
-      split: of the source: "train", "heldout", or what it calls one itself.
+      format: "png", "webp", "raw" (lossless) or "jpeg" (see `images`).
+      quality: 1 to 100; makes webp lossy; None is 95 for jpeg.
+      split: "train", "heldout", or the source's own name of a split.
       path: the folder of TFDS' data sets, if not its default.
       per_shard: images in a shard.
-      workers: processes that read, crop and encode; with 0 this one does.
-      exif: turn pictures as their EXIF data say.
-      on_bad_image: "error", or "skip": leave out what cannot be decoded, and list it under
+      workers: number of processes that read, crop and encode; with 0 this process does.
+      exif: turn pictures by their EXIF orientation.
+      on_bad_image: "error", or "skip": leave out images that cannot be decoded, and list them under
         "skipped" in the manifest.
-      progress: show a bar.
+      progress: show a progress bar.
 
     Returns:
       The manifest.
 
     Raises:
-      UserError: bad arguments, source, images or output folder; a full disk.
+      UserError: invalid arguments, source, images or output folder; a full disk.
     """
     if format == "jpeg" and quality is None:
         quality = 95
@@ -77,7 +77,7 @@ def prepare(
             resolution=resolution,
             num_classes=None,  # the source's own
             exif=exif,
-            on_bad_image="error",  # a bad one is left out here, not replaced
+            on_bad_image="error",  # `_ImageWriter` leaves bad images out
             options={
                 "resolution": "--resolution",
                 "exif": "--exif",
@@ -109,7 +109,7 @@ def prepare(
             "num_classes": images.num_classes,
             "classes": classes if classes is None else list(classes),
         },
-        summarise=_merge,
+        summarize=_merge,
         workers=workers,
         progress=progress,
     )
@@ -117,7 +117,7 @@ def prepare(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _ImageWriter:
-    """Writes images of a source as records; can be sent to another process."""
+    """Writes images of a source as records; picklable, for other processes."""
 
     source: Source
     format: str
@@ -145,14 +145,14 @@ def _merge(notes):
 
 
 def _check(resolution, format, quality, on_bad_image):
-    checked(resolution, Side, source="--resolution")
+    check_schema(resolution, Side, source="--resolution")
     if on_bad_image not in ON_BAD_IMAGE:
         raise UserError(f"--on-bad-image is {on_bad_image!r}: use one of {', '.join(ON_BAD_IMAGE)}")
-    encode_pixels(np.zeros((1, 1, 3), np.uint8), format, quality)  # raises for both
+    encode_pixels(np.zeros((1, 1, 3), np.uint8), format, quality)  # raises for a wrong format
 
 
 def _parse(source, path):
-    """The config's data.source, data.name and data.path for what the command line calls SOURCE."""
+    """The config's data.source, data.name and data.path for the command line's SOURCE."""
     kind, colon, rest = source.partition(":")
     if kind == "tfds" and colon:
         return "tfds", rest, path
@@ -172,13 +172,13 @@ def _parse(source, path):
 
 
 def relative_name(source: Source, index: int) -> str:
-    """What the source calls an image, without where on this machine it lies."""
+    """The source's name of an image, without the path of the source on this machine."""
     if not hasattr(source, "image_name"):
         return str(index)
     return source.image_name(index).removeprefix(source.name).lstrip("/\\, ")
 
 
 def identity_of(source: Source) -> dict[str, Any]:
-    """What tells one source's images from another's, for `made`: a path tells nothing."""
+    """Entries of `made` that identify the images of a source, independent of its path."""
     names = (relative_name(source, index) for index in range(len(source)))
     return {"names_sha256": names_checksum(names), "data": source.fingerprint()}

@@ -1,4 +1,4 @@
-"""Work for other processes that end with this one, however it ends."""
+"""Runs work in other processes, which end with this one, however it ends."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from typing import Any
 from repae_jax.errors import UserError
 from repae_jax.utils import signals
 
-_in_worker: dict[str, Any] = {}  # a worker's function: sent once, and not with every item
+_in_worker: dict[str, Any] = {}  # a worker's function, which it receives once for all items
 
 
 @contextlib.contextmanager
 def over_processes(
     function: Callable[[Any], Any], items: Iterable[Any], workers: int
 ) -> Iterator[Iterator[tuple[Any, Any]]]:
-    """Calls `function` on every item in other processes, which are started afresh.
+    """Call `function` on every item in spawned processes.
 
-    Gives an iterator of (item, result) in the order of completion. When the context is left by
-    an error, the workers end at once, in the middle of their items; so they do when this process
-    is killed.
+    Yields an iterator of (item, result) in the order of completion. If an error leaves the context,
+    or this process is killed, the workers end at once, in the middle of their items.
 
     Args:
-      function: picklable; it is sent to each worker once.
-      items: hashable, small.
-      workers: how many processes.
+      function: a picklable function; each worker receives it once.
+      items: small values.
+      workers: the number of processes.
 
     Raises:
-      UserError: a worker was ended from outside. What `function` raises is raised here.
+      UserError: a worker was ended from outside.
+      Exception: an error that `function` raised.
     """
     context = multiprocessing.get_context("spawn")  # a fork would copy locks that threads hold
     alive, hold = context.Pipe(duplex=False)
@@ -45,7 +45,7 @@ def over_processes(
         yield _results(pool, items)
     except concurrent.futures.process.BrokenProcessPool as error:
         raise UserError(
-            "a worker process was ended from outside, perhaps for want of memory; run the same "
+            "a worker process was ended from outside, perhaps for lack of memory; run the same "
             "command again, with fewer workers"
         ) from error
     except BaseException:
@@ -64,16 +64,16 @@ def _results(pool, items):
 
 
 def _start(alive, function):
-    for number in set(signals.ENDING) - {signal.SIGTERM}:  # by which the pool ends its workers
-        signal.signal(number, signal.SIG_IGN)  # those of a terminal are the parent's to answer
+    for number in set(signals.ENDING) - {signal.SIGTERM}:  # the pool ends its workers by SIGTERM
+        signal.signal(number, signal.SIG_IGN)  # the parent handles the signals of a terminal
     threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
     _in_worker["function"] = function
 
 
 def _end_with_parent(alive):
-    """Ends this process when the pipe's other end closes, which a kill -9 does as well.
+    """End this process when the pipe's other end closes, as it does after a kill -9 of the parent.
 
-    Otherwise it would live on, for it holds both ends of the queue that it waits at.
+    Otherwise the process would live on: it holds both ends of the queue that it waits for.
     """
     with contextlib.suppress(EOFError, OSError):
         alive.recv_bytes()

@@ -16,56 +16,55 @@ _DTYPES = frozenset(
     "float16 bfloat16 float32 float64".split()
 )
 _ARRAY_KEYS = {"dtype", "shape", "data"}
-# names of files that are not UTF-8 come and go unharmed, as in Python's own file functions
+# keeps file names that are not UTF-8 unchanged, as Python's file functions do
 _UNICODE_ERRORS = "surrogateescape"
 
 
 def pack(record: Mapping[str, Value]) -> bytes:
     """The bytes of a record; equal records give equal bytes.
 
-    Arrays keep their dtype and shape and become {"dtype", "shape", "data"}, row-major and
-    little-endian.
+    Arrays are stored as {"dtype", "shape", "data"}, row-major and little-endian.
 
     Args:
-      record: values by name. Integers have at most 64 bits.
+      record: name -> value; integers have at most 64 bits.
 
     Raises:
-      TypeError: a name or value is of another type; the message says which.
+      TypeError: a name or value has another type; the message names it.
     """
     import msgpack
 
-    packed = {_checked_key(key): _packed(key, value) for key, value in record.items()}
+    packed = {_check_key(key): _pack_value(key, value) for key, value in record.items()}
     return msgpack.packb(packed, unicode_errors=_UNICODE_ERRORS)
 
 
 def unpack(data: bytes, name: str = "record") -> dict[str, Value]:
-    """The record that `pack` made into these bytes. Its arrays are read-only views of them.
+    """The inverse of `pack`; arrays are read-only views of the bytes.
 
     Args:
       data: the bytes.
-      name: what to call the record in messages.
+      name: the record's name in messages.
 
     Raises:
-      UserError: they are not the bytes of a record.
+      UserError: the bytes are not those of a record.
     """
     import msgpack
 
     try:
         record = msgpack.unpackb(data, unicode_errors=_UNICODE_ERRORS)
-        return {_checked_key(key): _unpacked(key, value) for key, value in record.items()}
-    except Exception as error:  # msgpack and numpy raise many kinds for damaged bytes
+        return {_check_key(key): _unpack_value(key, value) for key, value in record.items()}
+    except Exception as error:  # msgpack and numpy raise many types for damaged bytes
         raise UserError(
             f"{name}: damaged, not a packed record ({first_line(error)}); make its data set anew"
         ) from error
 
 
-def _checked_key(key):
+def _check_key(key):
     if type(key) is not str:
         raise TypeError(f"the name {key!r} is no str")
     return key
 
 
-def _packed(key, value):
+def _pack_value(key, value):
     if type(value) in _SCALARS:
         return value
     if not isinstance(value, np.ndarray) or value.dtype.name not in _DTYPES:
@@ -75,7 +74,7 @@ def _packed(key, value):
     return {"dtype": value.dtype.name, "shape": list(value.shape), "data": data}
 
 
-def _unpacked(key, value) -> Any:
+def _unpack_value(key, value) -> Any:
     if type(value) in _SCALARS:
         return value
     if not isinstance(value, dict) or set(value) != _ARRAY_KEYS or value["dtype"] not in _DTYPES:

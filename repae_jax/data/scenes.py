@@ -1,8 +1,9 @@
-"""Rendered scenes: any number of small colour images, each a pure function of (seed, index).
+"""Rendered scenes: any number of small color images, each a pure function of (seed, index).
 
-One object of 24 shapes stands in each, which is its class. Everything else is nuisance: pose,
-colours, the object's texture, light and shadow, a cloudy background, clutter behind and before it.
-They need no download, and compress as photographs do: noise, gradients and edges in one image.
+Each image shows an object with one of 24 shapes; the shape is the class. Everything else is
+nuisance: pose, colors, the object's texture, light and shadow, a cloudy background, clutter behind
+and before the object. Scenes need no download, and compress like photographs, because an image has
+noise, gradients and edges.
 """
 
 import dataclasses
@@ -14,19 +15,19 @@ from repae_jax.data.outlines import SHAPES, outlines
 
 CLASSES = tuple(SHAPES)
 RESOLUTION = 64
-TURN = 25.0  # degrees to either side
-# As many as there may be: these are what one pass is, and what others count.
+TURN = 25.0  # degrees that an object is turned, at most, to either side
+# The number of images in an epoch of each split; any number could be rendered.
 COUNTS = {"train": 1 << 20, "heldout": 1 << 14}
 
-VERSION = 1  # of the pictures: another where the same index gives another one
+VERSION = 1  # changes whenever the same index gives another picture
 
-_FINER = 4  # outlines are filled on a grid so many times as fine
+_FINER = 4  # outlines are filled on a grid that is finer by this factor
 _SEEDS = {"train": 0, "heldout": 1}
 
 
 @dataclasses.dataclass(frozen=True)
 class Scenes:
-    """One split as a source of images, see `data.source.Source`."""
+    """A split of the scenes as a `Source`."""
 
     split: str
     count: int
@@ -53,26 +54,26 @@ class Scenes:
 def render(seed: int, index: int, resolution: int = RESOLUTION) -> tuple[np.ndarray, int]:
     """Image `index` of the stream `seed`: uint8 (resolution, resolution, 3), and its class.
 
-    Classes follow each other: of any 24 images in a row each shows another.
+    Classes alternate: any 24 consecutive images show all 24 classes.
     """
     rng = np.random.Generator(np.random.Philox(key=[seed, index]))
     label = index % len(CLASSES)
     canvas = _background(rng, resolution)
     light = rng.uniform(0, 2 * np.pi)
     for _ in range(rng.integers(2, 6)):
-        _put(canvas, _clutter(rng, resolution), _texture(rng, resolution), light, rng)
+        _composite(canvas, _clutter(rng, resolution), _texture(rng, resolution), light, rng)
     mask = _object(rng, CLASSES[label], resolution)
-    _put(canvas, mask, _contrasting(rng, canvas, mask), light, rng)
+    _composite(canvas, mask, _contrasting_texture(rng, canvas, mask), light, rng)
     for _ in range(rng.integers(0, 3)):
         thin = _stroke(rng, resolution)
-        _put(canvas, thin, _texture(rng, resolution), light, rng)
-    canvas *= rng.uniform(0.85, 1.15, 3)  # the light's colour
+        _composite(canvas, thin, _texture(rng, resolution), light, rng)
+    canvas *= rng.uniform(0.85, 1.15, 3)  # the light's color
     canvas += rng.normal(0, rng.uniform(0.003, 0.02), canvas.shape)
     return np.rint(255 * canvas.clip(0, 1)).astype(np.uint8), label
 
 
 def _background(rng, resolution):
-    """Clouds between two colours, under a gradient of light: (H, W, 3) in [0, 1]."""
+    """Clouds between two colors, under a gradient of light: (H, W, 3) in [0, 1]."""
     clouds = _clouds(rng, resolution, rng.uniform(1.2, 2.2))[..., None]
     first, second = rng.uniform(0.05, 0.95, (2, 3))
     y, x = _grid(resolution)
@@ -82,17 +83,17 @@ def _background(rng, resolution):
 
 
 def _object(rng, name, resolution):
-    """Where the object is: (H, W) in [0, 1]."""
+    """The coverage of the object: (H, W) in [0, 1]."""
     turn = np.deg2rad(rng.uniform(-TURN, TURN))
     shear, stretch = rng.uniform(-0.15, 0.15), rng.uniform(0.85, 1.15)
     matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     matrix = matrix @ np.array([[stretch, shear], [0, 1 / stretch]]) * rng.uniform(0.42, 0.68)
-    centre = rng.uniform(-0.25, 0.25, 2)
-    return _filled([part @ matrix.T + centre for part in outlines(name)], resolution)
+    center = rng.uniform(-0.25, 0.25, 2)
+    return _fill_polygons([part @ matrix.T + center for part in outlines(name)], resolution)
 
 
 def _clutter(rng, resolution):
-    """A blob, a small one or a stroke, which are no class."""
+    """The coverage of a blob or a stroke, which belong to no class: (H, W) in [0, 1]."""
     if rng.random() < 0.4:
         return _stroke(rng, resolution)
     angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
@@ -100,22 +101,22 @@ def _clutter(rng, resolution):
     for order in range(2, 5):
         radius *= 1 + rng.uniform(0, 0.3) * np.cos(order * angle + rng.uniform(0, 2 * np.pi))
     blob = np.stack([np.cos(angle), np.sin(angle)], 1) * radius[:, None]
-    return _filled([blob * rng.uniform(0.6, 1.6, 2) + rng.uniform(-1, 1, 2)], resolution)
+    return _fill_polygons([blob * rng.uniform(0.6, 1.6, 2) + rng.uniform(-1, 1, 2)], resolution)
 
 
 def _stroke(rng, resolution):
-    """A thin line across, a little bent."""
+    """The coverage of a thin, slightly bent line: (H, W) in [0, 1]."""
     start, end = rng.uniform(-1.2, 1.2, (2, 2))
     middle = (start + end) / 2 + rng.normal(0, 0.2, 2)
     t = np.linspace(0, 1, 16)[:, None]
     line = (1 - t) ** 2 * start + 2 * t * (1 - t) * middle + t**2 * end
     across = np.array([[0, -1], [1, 0]]) @ (end - start)
     across *= rng.uniform(0.012, 0.05) / max(np.hypot(*across), 1e-6)
-    return _filled([np.concatenate([line + across, (line - across)[::-1]])], resolution)
+    return _fill_polygons([np.concatenate([line + across, (line - across)[::-1]])], resolution)
 
 
-def _filled(parts, resolution):
-    """Polygons in [-1, 1] (the first filled, the others holes) as coverage (H, W) in [0, 1]."""
+def _fill_polygons(parts, resolution):
+    """The coverage (H, W) in [0, 1] of polygons in [-1, 1]: the first filled, the others holes."""
     from PIL import Image, ImageDraw
 
     side = resolution * _FINER
@@ -128,7 +129,7 @@ def _filled(parts, resolution):
 
 
 def _texture(rng, resolution):
-    """Plain, stripes, checks, dots or clouds between two colours: (H, W, 3) in [0, 1]."""
+    """Plain, stripes, checks, dots or clouds between two colors: (H, W, 3) in [0, 1]."""
     first = rng.uniform(0.05, 0.95, 3)
     second = (first + rng.uniform(0.1, 0.6, 3) * rng.choice([-1, 1], 3)).clip(0, 1)
     y, x = _grid(resolution)
@@ -148,8 +149,8 @@ def _texture(rng, resolution):
     return first + (second - first) * amount
 
 
-def _contrasting(rng, canvas, mask):
-    """A texture that differs from what it will cover; the last one of a few, if none does."""
+def _contrasting_texture(rng, canvas, mask):
+    """A random texture that differs from the canvas below `mask`; the last of 8 if none does."""
     weight = mask[..., None] / max(mask.sum(), 1e-6)
     behind = (canvas * weight).sum((0, 1))
     for _ in range(8):
@@ -159,8 +160,8 @@ def _contrasting(rng, canvas, mask):
     return texture
 
 
-def _put(canvas, mask, texture, light, rng):
-    """Lay a lit, bevelled thing with its shadow over the canvas, in place."""
+def _composite(canvas, mask, texture, light, rng):
+    """Composite a lit, beveled object and its shadow over the canvas, in place."""
     from scipy import ndimage
 
     resolution = len(mask)
@@ -172,14 +173,14 @@ def _put(canvas, mask, texture, light, rng):
 
     height = ndimage.gaussian_filter(mask, resolution / 24, mode="constant")
     down, right = np.gradient(height * resolution * rng.uniform(0.02, 0.06))
-    lit = 1 + down * np.sin(light) + right * np.cos(light)  # what faces the light is brighter
+    lit = 1 + down * np.sin(light) + right * np.cos(light)  # slopes that face the light are bright
     alpha = mask[..., None]
     canvas *= 1 - alpha
     canvas += alpha * texture * lit.clip(0.3, 1.7)[..., None]
 
 
 def _clouds(rng, resolution, slope):
-    """Noise whose amplitude falls with frequency to the power `slope`: (H, W) in [0, 1]."""
+    """Noise with amplitude 1 / frequency ** slope: (H, W) in [0, 1]."""
     noise = np.fft.rfft2(rng.normal(size=(resolution, resolution)))
     frequency = np.hypot(np.fft.fftfreq(resolution)[:, None], np.fft.rfftfreq(resolution)[None, :])
     frequency[0, 0] = np.inf
@@ -193,6 +194,6 @@ def _soft(wave):
 
 
 def _grid(resolution):
-    """y (H, W) and x (H, W), pixel centres in [-1, 1]."""
+    """y (H, W) and x (H, W), pixel centers in [-1, 1]."""
     line = (np.arange(resolution) + 0.5) * (2 / resolution) - 1
     return np.meshgrid(line, line, indexing="ij")

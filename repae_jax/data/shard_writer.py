@@ -1,6 +1,4 @@
-"""Writing packed data sets (see `shards`), so that a killed run goes on where it stopped and ends
-with the same bytes.
-"""
+"""Writes packed data sets (see `shards`); a killed run resumes, and ends with the same bytes."""
 
 import contextlib
 import functools
@@ -22,7 +20,7 @@ from repae_jax.data.manifest import (
 )
 from repae_jax.data.processes import over_processes
 from repae_jax.data.records import Value, pack
-from repae_jax.data.write_progress import Plan, begin, begun, check_entries, claimed
+from repae_jax.data.write_progress import Plan, begin, check_begun, check_entries, claim
 from repae_jax.errors import UserError, first_line, warn
 from repae_jax.parallel.multihost import ALONE, Processes
 from repae_jax.utils.atomic_files import replacing
@@ -31,13 +29,13 @@ from repae_jax.utils.sealed import seal, unseal
 
 WriteShard = Callable[[range, "ShardWriter"], Mapping[str, Any]]
 
-# One record a group, so that each can be read by itself. Not compressed: pictures are already,
-# latents hardly can be, and so the bytes do not depend on a compressor's version.
+# One record per group, so that each can be read alone. Uncompressed: pictures are compressed
+# already, latents hardly compress, and the bytes must not depend on a compressor's version.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
 class ShardWriter:
-    """Appends records to one shard, as a context."""
+    """A context manager that appends records to one shard."""
 
     def __init__(self, path: pathlib.Path, advance: Callable[[], Any] = lambda: None):
         """Write to `path`; `advance` is called after every record."""
@@ -52,8 +50,8 @@ class ShardWriter:
         """Append a record (see `records.pack`).
 
         Raises:
-          TypeError: it holds something that cannot be packed.
-          OSError: there is no room for it; `write_shards` makes it a UserError.
+          TypeError: the record holds a value that cannot be packed.
+          OSError: the disk is full; `write_shards` turns this into a UserError.
         """
         data = pack(record)
         with _as_os_error():
@@ -69,13 +67,13 @@ class ShardWriter:
             with _as_os_error():
                 self._writer.close()
         except OSError:
-            if kind is None:  # else the error that ended the block is the one to report
+            if kind is None:  # otherwise the error that ended the block is raised
                 raise
 
 
 @contextlib.contextmanager
 def _as_os_error():
-    """ArrayRecord's errors as what they are, so that `replacing` explains them."""
+    """Turn ArrayRecord's errors into OSError, which `replacing` explains."""
     try:
         yield
     except RuntimeError as error:
@@ -90,59 +88,59 @@ def write_shards(
     made: Mapping[str, Any],
     *,
     manifest: Mapping[str, Any],
-    summarise: Callable[[list[Mapping[str, Any]]], Mapping[str, Any]] | None = None,
+    summarize: Callable[[list[Mapping[str, Any]]], Mapping[str, Any]] | None = None,
     workers: int = 0,
     processes: Processes = ALONE,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Write a packed data set, or what is missing of one.
+    """Write a packed data set, or its missing shards.
 
-    A run that was ended, by whatever and whenever, is continued by the same call: complete
-    shards are kept, the others are made anew, and all bytes are those of a run that nothing
-    disturbed, provided that `write_shard` gives the same records for the same indexes. Nothing
-    unfinished ever has a final name. In a finished data set, shards that are missing or cut short
-    are made again.
+    The same call resumes a run that ended early, however it ended: complete shards are kept, the
+    others are written again, and all bytes equal those of an uninterrupted run, provided that
+    `write_shard` gives the same records for the same indexes. Unfinished files never have a final
+    name. In a finished data set, missing and truncated shards are written again.
 
     Args:
-      folder: made if missing.
-      count: how many elements the source has.
-      per_shard: how many of them a shard takes: shard k those from k * per_shard on.
+      folder: the data set's folder; made if missing.
+      count: the number of elements of the source.
+      per_shard: elements per shard; shard k begins at element k * per_shard.
       write_shard: writes the elements of a range of indexes as records, in order (it may leave
-        some out), and returns a small dict that JSON can hold, for `summarise`.
-      made: everything that decides the content, such as names and options, so that a folder with
-        another `made` is refused. No times, no machine's names, no absolute paths.
-      manifest: what else the manifest says: "kind", "num_classes", perhaps "classes".
-      summarise: from what `write_shard` returned, in the order of the shards, to further entries
-        of the manifest.
-      workers: processes that write shards; with 0 this process does. They are started afresh:
-        `write_shard` must be picklable, and a script's own code must stand under
+        some out), and returns a small dict that JSON can hold, for `summarize`.
+      made: everything that determines the content, such as names and options; a folder with
+        another `made` is refused. It must hold no times, machine names or absolute paths.
+      manifest: further entries of the manifest: "kind", "num_classes", and optionally "classes".
+      summarize: the dicts of `write_shard`, in the order of the shards -> further entries of the
+        manifest.
+      workers: number of processes that write shards; with 0 this process does. Processes are
+        spawned: `write_shard` must be picklable, and a script's own code must stand under
         `if __name__ == "__main__"`.
-      processes: those that make this call at the same time, each for every count-th shard, in
-        one folder that all of them see.
-      progress: show a bar.
+      processes: the processes that make this call at the same time, in one folder that all of
+        them see; each writes every count-th shard.
+      progress: show a progress bar.
 
     Returns:
       The manifest.
 
     Raises:
       UserError: the folder holds something else or another `made`, another process is writing
-        there, a disk is full, there is nothing to write, or what `write_shard` raises.
+        there, a disk is full, or there is nothing to write.
+      Exception: an error that `write_shard` raised.
     """
     _check_numbers(count, per_shard, workers)
     made = {**made, "per_shard": per_shard, "source_count": count}
     begins = {"format": FORMAT, "classes": None, **manifest, "made": made}
     check_writable(begins)
     plan = Plan(pathlib.Path(folder), count, per_shard, _as_read(begins))
-    check = _nothing  # that no other process has taken over
-    with contextlib.ExitStack() as held:
+    check = _nothing  # raises in process 0 if another process has taken the lock
+    with contextlib.ExitStack() as stack:
         with processes.together():
             if processes.first:
                 check_entries(plan)
-                check = held.enter_context(claimed(plan)).check
+                check = stack.enter_context(claim(plan)).check
                 begin(plan)
         with processes.together():
-            finished = begun(plan)
-            done = _shards_there(plan, finished) if finished else _read_sidecars(plan)
+            finished = check_begun(plan)
+            done = _intact_shards(plan, finished) if finished else _read_sidecars(plan)
         with processes.together():
             share = range(processes.index, plan.shards, processes.count)
             shown = progress and processes.first
@@ -150,7 +148,7 @@ def write_shards(
             check()
         with processes.together():
             if processes.first and not finished:
-                _finish(plan, summarise)
+                _finish(plan, summarize)
             elif processes.first:
                 _check_repaired(plan, set(range(plan.shards)).difference(done), finished)
         with processes.together():
@@ -167,7 +165,7 @@ def _check_numbers(count, per_shard, workers):
 
 
 def _as_read(content):
-    """What JSON gives back of `content`."""
+    """`content` as JSON would return it."""
     return json.loads(json.dumps(content))
 
 
@@ -175,7 +173,7 @@ def _as_read(content):
 
 
 def _read_sidecars(plan: Plan) -> dict[int, dict[str, Any]]:
-    """By number, the sidecars of the shards that an earlier run completed."""
+    """{number: sidecar} of the shards that an earlier run completed."""
     done = {}
     for number in range(plan.shards):
         if not plan.sidecar(number).is_file():
@@ -190,7 +188,7 @@ def _read_sidecars(plan: Plan) -> dict[int, dict[str, Any]]:
 
 
 def _read_sidecar(plan, number):
-    """What a complete shard's sidecar says; raises UserError where it is missing or damaged."""
+    """The content of a complete shard's sidecar; raises UserError if it is missing or damaged."""
     path = plan.sidecar(number)
     sidecar, untouched = unseal(read_json(path, dict[str, Any]))
     if not untouched or sidecar["shard"]["file"] != plan.shard(number).name:
@@ -198,8 +196,8 @@ def _read_sidecar(plan, number):
     return sidecar
 
 
-def _shards_there(plan, finished):
-    """The numbers of the shards of a finished data set that have not been lost since."""
+def _intact_shards(plan, finished):
+    """The numbers of the shards of a finished data set that exist in their full length."""
     there = set()
     for number, shard in enumerate(finished["shards"]):
         with contextlib.suppress(UserError):
@@ -213,7 +211,7 @@ def _nothing():
 
 
 def _write_missing(plan, numbers, done, write_shard, workers, check, progress):
-    """Write those of the shards that are not done, and each one's sidecar once it is complete."""
+    """Write the shards that are not done, and the sidecar of each when it is complete."""
     from tqdm import tqdm
 
     todo = [number for number in numbers if number not in done]
@@ -239,18 +237,18 @@ def _write_missing(plan, numbers, done, write_shard, workers, check, progress):
             check()
             sidecar = _write_one(plan, write_shard, number, bar.update)
             write_json(plan.sidecar(number), seal(sidecar))
-            # an image that was left out counts as done
+            # images that were left out count as done
             bar.update(len(plan.indexes(number)) - sidecar["shard"]["count"])
 
 
 def _write_one(plan, write_shard, number, advance=lambda: None):
-    """Write one shard; returns its sidecar."""
+    """Write one shard; return its sidecar."""
     path = plan.shard(number)
     with replacing(path) as temporary:
         with ShardWriter(temporary, advance) as writer:
             notes = write_shard(plan.indexes(number), writer)
-        # What a restart relies on must survive a power failure, too; and some file systems say
-        # only now that they are full.
+        # A complete shard must survive a power failure; and some file systems report only now that
+        # they are full.
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         shard = {
@@ -262,7 +260,7 @@ def _write_one(plan, write_shard, number, advance=lambda: None):
     return {"shard": shard, "notes": dict(notes)}
 
 
-def _finish(plan: Plan, summarise) -> dict[str, Any]:
+def _finish(plan: Plan, summarize) -> dict[str, Any]:
     """Merge the sidecars into the manifest."""
     sidecars = list(_read_sidecars(plan).values())
     shards = [sidecar["shard"] for sidecar in sidecars]
@@ -271,14 +269,14 @@ def _finish(plan: Plan, summarise) -> dict[str, Any]:
     count = sum(shard["count"] for shard in shards)
     if not count:
         raise UserError(f"{plan.folder}: there is nothing to write, every element was left out")
-    extra = summarise([sidecar["notes"] for sidecar in sidecars]) if summarise else {}
+    extra = summarize([sidecar["notes"] for sidecar in sidecars]) if summarize else {}
     manifest = _as_read({**plan.begun, "count": count, **extra, "shards": shards})
     write_manifest(plan.folder, manifest)
     return manifest
 
 
 def _check_repaired(plan, numbers, finished):
-    """Raise UserError, and remove the shard, if one was made again with another content."""
+    """Remove a shard that was written again with another content, and raise UserError."""
     for number in numbers:
         shard = _read_sidecar(plan, number)["shard"]
         if shard != finished["shards"][number]:

@@ -1,12 +1,11 @@
-"""Packed data sets: folders of ArrayRecord shards under a manifest. Reading them; `shard_writer`
-makes them.
+"""Reads packed data sets: folders of ArrayRecord shards and a manifest that `shard_writer` wrote.
 
-    FOLDER/
-      shard-00000-of-00012.array_record ...   records (see `records`), in the source's order
-      manifest.json                           what they are; written last, so none means unfinished
-      progress/                               while it is written, and only then:
-        made.json                             what is being made
-        shard-00000.json ...                  one for every shard that is complete
+FOLDER/
+  shard-00000-of-00012.array_record ...   records (see `records`), in the source's order
+  manifest.json                           their description; written last, when all is finished
+  progress/                               only while the data set is being written:
+    made.json                             the description of the unfinished data set
+    shard-00000.json ...                  a sidecar for every complete shard
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from repae_jax.errors import UserError, first_line
 if typing.TYPE_CHECKING:
     from array_record.python.array_record_module import ArrayRecordReader
 
-# For random access: no reading ahead, no threads (the package's own advice).
+# For random access: no read-ahead and no threads, as ArrayRecord advises.
 _READER_OPTIONS = {
     "options": "readahead_buffer_size:0,max_parallelism:0",
     "file_reader_buffer_size": 1 << 15,
@@ -35,19 +34,18 @@ _READER_OPTIONS = {
 
 
 class PackedRecords(Sequence):
-    """Random access to the records of a packed data set, in the order that they were written in.
+    """Random access to the records of a packed data set, in the order of writing.
 
-    Can be shared by threads and pickled: files are opened when they are first read from, in each
-    process for itself. ArrayRecord keeps a checksum of every record, so a damaged one is an
-    error, never other values.
+    Threads can share it, and it can be pickled: each process opens a file on its first access.
+    ArrayRecord keeps a checksum of every record, so a damaged record always raises.
     """
 
     def __init__(self, folder: str | os.PathLike):
         """Open `folder`.
 
         Raises:
-          UserError: there is no packed data set, its manifest is damaged, or a shard is missing
-            or cut short.
+          UserError: the data set is missing, its manifest is damaged, or a shard is missing or
+            truncated.
         """
         self._folder = pathlib.Path(folder)
         self._shards = read_manifest(folder)["shards"]
@@ -59,10 +57,10 @@ class PackedRecords(Sequence):
         return self._stops[-1]
 
     def __getitem__(self, index: int) -> dict[str, Value]:
-        """The record at `index`, from 0 to the length - 1; arrays are read-only.
+        """The record at `index`, from 0 to the length - 1; its arrays are read-only.
 
         Raises:
-          IndexError: there is none.
+          IndexError: the index is out of range.
           UserError: the shard or the record is damaged.
         """
         number, path, position = self._place(index)
@@ -76,12 +74,12 @@ class PackedRecords(Sequence):
         return unpack(data, self.record_name(index))
 
     def record_name(self, index: int) -> str:
-        """What to call a record in messages: its shard, and where in it."""
+        """The name of a record in messages: its shard, and its position in the shard."""
         _, path, position = self._place(index)
         return f"{path}, record {position}"
 
     def _place(self, index):
-        """(number of its shard, path of that, position in it)."""
+        """(number of the record's shard, path of the shard, position in the shard)."""
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         number = bisect.bisect_right(self._stops, index)
@@ -109,15 +107,15 @@ class PackedRecords(Sequence):
 
 
 def verify(folder: str | os.PathLike, *, progress: bool = False) -> None:
-    """Read a packed data set from end to end and compare it with its manifest.
+    """Read all of a packed data set and compare it with its manifest.
 
     Args:
       folder: the data set.
-      progress: show a bar.
+      progress: show a progress bar.
 
     Raises:
-      UserError: the first shard that is missing or has another content, or what is wrong with
-        the manifest.
+      UserError: the manifest is wrong, or a shard is missing or has another content; the error
+        names the first.
     """
     from tqdm import tqdm
 
@@ -129,7 +127,7 @@ def verify(folder: str | os.PathLike, *, progress: bool = False) -> None:
             path = folder / shard["file"]
             check_there(path, shard)
             if checksum(path) != shard["sha256"]:
-                raise UserError(f"{path}: damaged, its checksum is another; {HEAL}")
+                raise UserError(f"{path}: damaged, its checksum differs; {HEAL}")
             _open_reader(path, shard["count"]).close()
             bar.update(shard["bytes"])
 
@@ -141,7 +139,7 @@ def _open_reader(path: pathlib.Path, count: int) -> ArrayRecordReader:
     if reader.ok() and reader.num_records() == count:
         return reader
     reason = f"{reader.num_records()} records instead of {count}"
-    if not reader.ok():  # only an attempt to read says why
+    if not reader.ok():  # only an attempt to read gives the reason
         try:
             reader.read([0])
         except RuntimeError as error:

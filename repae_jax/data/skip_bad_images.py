@@ -1,4 +1,4 @@
-"""Passing over images that cannot be decoded: `config.data.on_bad_image = "skip"`."""
+"""Skips images that cannot be decoded: `config.data.on_bad_image = "skip"`."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from repae_jax.data.identity import Fingerprint
 from repae_jax.data.source import Source
 from repae_jax.errors import BadImage, UserError
 
-# Of a process: threads that read ahead share it. It is no attribute, for it cannot be pickled.
+# Shared by the threads that prefetch. Not an attribute of the source, which must be picklable.
 _listing = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SkippingSource:
-    """A source in which the next readable image takes a bad one's place.
+    """A source in which the next readable image takes the place of a bad image.
 
-    The next in index order, after the last the first: which image an index gives depends on the
-    data only, so the stream stays the same in every process and after a restart. A bad image is
-    logged once a process, and if there is a `listing`, named in it once.
+    The next image is the next in index order; the first follows the last. So the image of an index
+    depends on the data only, and the stream stays the same in every process and after a restart.
+    Each process logs a bad image once, and `listing` names it once.
 
     Attributes:
-      source: whose images.
-      listing: a file to name the bad images in, one a line (see `read_listing`); "" for none.
+      source: the source of the images.
+      listing: a file for the names of bad images, one per line (see `read_listing`); "" for none.
     """
 
     source: Source
@@ -73,7 +73,11 @@ class SkippingSource:
 
 
 def read_listing(path: str | pathlib.Path) -> list[str]:
-    """The bad images that all processes and runs have named, in the order of their discovery."""
+    """The names of bad images that all processes and runs have written to a listing, in order.
+
+    Raises:
+      UserError: the listing cannot be read.
+    """
     if not pathlib.Path(path).exists():
         return []
     try:
@@ -81,7 +85,7 @@ def read_listing(path: str | pathlib.Path) -> list[str]:
     except OSError as error:
         reason = f"cannot be read ({error.strerror}); permit or remove it"
         raise UserError(f"{path}: {reason}") from error
-    # two processes that meet the same one at the same moment both write it
+    # two processes may have written the same image at the same time
     return list(dict.fromkeys(text.splitlines()))
 
 
@@ -90,7 +94,7 @@ def _list(path, name):
         if name in read_listing(path):
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        # one write of one line at the end: lines of several processes do not mix
+        # one write of one line in append mode: lines of several processes do not mix
         with open(path, "a", encoding="utf-8", errors="surrogateescape") as file:
             file.write(f"{name}\n")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a source of labelled images is, and what the kinds of sources share."""
+"""The contract of a source of labeled images, and functions that the kinds of sources share."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 from repae_jax.data.identity import Fingerprint
 from repae_jax.errors import UserError
 
-# What other people call the part that is not trained on, in the order of preference.
+# Other names of the held-out split, in order of preference.
 HELDOUT_NAMES = ("heldout", "validation", "val", "test")
 
 
 class Source(typing.Protocol):
-    """Random access to labelled images, as `grain.MapDataset.source` wants it.
+    """Random access to labeled images, as `grain.MapDataset.source` requires.
 
     Attributes:
-      name: what to call the source in messages.
+      name: the source's name in messages.
       num_classes: labels are 0..num_classes - 1.
     """
 
@@ -33,37 +33,37 @@ class Source(typing.Protocol):
         """One element: {"image": uint8 (H, W, 3), "label": int32 ()}.
 
         Raises:
-          BadImage: what is stored there is no readable image.
-          UserError: it cannot be reached at all, or its label is out of range.
+          BadImage: the image cannot be decoded.
+          UserError: the image cannot be read, or its label is out of range.
         """
         ...
 
     def image_name(self, index: int) -> str:
-        """What to call an image in messages: its file, or the record that holds it."""
+        """The name of an image in messages: its file, or the record that holds it."""
         ...
 
     def fingerprint(self) -> Fingerprint:
-        """What tells these data from others, see `data.identity`; no path, for they may move."""
+        """The fingerprint of the data, see `data.identity`; it holds no paths, as data may move."""
         ...
 
 
-def named(data_config: typing.Any, key: str) -> str:
-    """What errors call a key of a config's data section, such as "config.data.path".
+def key_name(data_config: typing.Any, key: str) -> str:
+    """The name of a key of the config's data section in errors, such as "config.data.path".
 
-    For a command that takes no configuration, it is the name of the option: those are in the data
-    section's `options`.
+    A command without a configuration gives {key: name of its option} in the data section's
+    `options`; the name is then that of the option.
     """
     return getattr(data_config, "options", {}).get(key, f"config.data.{key}")
 
 
 def setting(data_config: typing.Any, key: str, value: object) -> str:
-    """The word of the command line that sets a key, such as "--config.data.path=PATH"."""
-    name = named(data_config, key)
+    """The command-line argument that sets a key, such as "--config.data.path=PATH"."""
+    name = key_name(data_config, key)
     return shlex.quote(f"{name if name.startswith('--') else f'--{name}'}={value}")
 
 
-def checked_label(label: int, num_classes: int, name: str) -> np.int32:
-    """The label, int32 (); raises UserError unless it is in 0..num_classes - 1."""
+def check_label(label: int, num_classes: int, name: str) -> np.int32:
+    """Return the label, int32 (); raise UserError unless it is in 0..num_classes - 1."""
     if not 0 <= label < num_classes:
         way_out = (
             "choose a split whose images all have labels"
@@ -77,7 +77,7 @@ def checked_label(label: int, num_classes: int, name: str) -> np.int32:
 
 
 def check_images(source: Source) -> None:
-    """Raise UserError if the elements hold no images, as those of a cache of latents may not."""
+    """Raise UserError if the elements hold no images; a cache of latents may lack them."""
     if len(source) and "image" not in source[0]:
         raise UserError(
             f"{source.name} holds latents without their images, which are needed here: encode "
@@ -93,19 +93,19 @@ def split_folder(
     *,
     called: str = "config.data.path",
 ) -> pathlib.Path:
-    """Where a split lies: in `path/split`, or for "train" in `path` itself.
+    """The folder of a split: `path/split`, or for "train" also `path` itself.
 
-    "heldout" is also found under the names that others give it (`HELDOUT_NAMES`).
+    "heldout" is also found under its other names (`HELDOUT_NAMES`).
 
     Args:
       path: the config's data.path.
       split: "train", "heldout", or the name of a folder in `path`.
-      holds: whether a folder holds a split.
-      content: what such a folder holds, for messages.
-      called: what gives `path`, for messages.
+      holds: folder -> whether it holds a split.
+      content: the content of such a folder, for messages.
+      called: the name of the key of `path`, for messages.
 
     Raises:
-      UserError: `path` is no folder, or has no such split.
+      UserError: `path` is no folder, or lacks the split.
     """
     if not path or not pathlib.Path(path).is_dir():
         raise UserError(f"{called} is {path!r}, which is no folder; name one that holds {content}")

@@ -1,4 +1,4 @@
-"""Which sources of labelled images there are, and how a config names them."""
+"""Opens the source of labeled images that a configuration names."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from repae_jax.data.identity import Fingerprint, names_checksum
 from repae_jax.data.latents import open_latents
 from repae_jax.data.packed import open_packed, packed_folder
 from repae_jax.data.skip_bad_images import SkippingSource
-from repae_jax.data.source import Source, named, setting
+from repae_jax.data.source import Source, key_name, setting
 from repae_jax.data.tfds_source import open_tfds
 from repae_jax.errors import UserError
-from repae_jax.utils.schema import Count, as_whole, checked, shown
+from repae_jax.utils.schema import Count, as_whole, check_schema, short_repr
 
 __all__ = ["ArraySource", "Source", "open_source"]
 
 ON_BAD_IMAGE = ("error", "skip")
-EMBEDDED = ("digits", "scenes")  # which need no files
+EMBEDDED = ("digits", "scenes")  # sources without files
 
 
 def open_source(
@@ -33,30 +33,30 @@ def open_source(
     bad_images: str | pathlib.Path = "",
     any_classes: bool = False,
 ) -> Source:
-    """The images that a config's data section names, cropped to its resolution.
+    """Open the source that a config's data section names, its images cropped to the resolution.
 
     Args:
-      data_config: has `source`, `resolution` (pixels along a side), `num_classes` (None: as many
-        as the source has), and what its kind of source reads:
-        "folder": `path`, a folder of class folders whose sorted names are the labels;
+      data_config: has `source`, `resolution` (pixels along a side), `num_classes` (None: the
+        source's own number), and the keys of its kind of source:
+        "folder": `path`, a folder of class folders whose sorted names give the labels;
         "packed": `path`, a folder that `prepare` wrote;
         "latents": `path`, a folder that `encode` wrote, and `flip`;
         "hdf5": `path`, a folder that the original's preprocessing wrote;
-        "tfds": `name` (the builder's, config and version included) and `path` (TFDS' data folder;
+        "tfds": `name` (the builder's name with config and version) and `path` (TFDS' data folder;
         empty for its default);
-        "digits": nothing;
-        "scenes": `name`, how many images there are (empty: `scenes.COUNTS`).
-        Each `path` but that of TFDS may hold `train` and `heldout` (or `validation`, `val`,
-        `test`) folders of that kind instead.
-        Optional are `exif` (default False: pictures are not turned as their EXIF data say) and
-        `on_bad_image` (default "error"; "skip": see `SkippingSource`).
-      split: "train", "heldout", or what the source itself calls a split.
-      bad_images: a file to list skipped images in; "" only logs them.
-      any_classes: leave the number of classes to `check_classes`.
+        "digits": no keys;
+        "scenes": `name`, the number of images (empty: `scenes.COUNTS`).
+        Except for TFDS, `path` may instead hold the folders `train` and `heldout` (or `validation`,
+        `val`, `test`) of that kind.
+        Optional keys are `exif` (turn pictures by their EXIF orientation; default False) and
+        `on_bad_image` (default "error"; for "skip" see `SkippingSource`).
+      split: "train", "heldout", or the source's own name of a split.
+      bad_images: a file that lists skipped images; "": they are only logged.
+      any_classes: accept any number of classes; the caller then uses `check_classes`.
 
     Raises:
-      UserError: the source, split, folder or data set does not exist, is empty or damaged, or
-        does not have the resolution or number of classes that the config says.
+      UserError: the source, split, folder or data set does not exist, is empty or damaged, or has
+        another resolution or number of classes than the config.
     """
     openers = {
         "digits": _open_digits,
@@ -84,7 +84,7 @@ def open_source(
 
 
 def check_classes(source: Source, num_classes: int | None) -> None:
-    """Raise UserError unless a source has this number of classes; None: any."""
+    """Raise UserError unless a source has this number of classes; None accepts any number."""
     if num_classes is None or num_classes == source.num_classes:
         return
     trouble = "more labels than classes" if num_classes < source.num_classes else "unused classes"
@@ -96,7 +96,7 @@ def check_classes(source: Source, num_classes: int | None) -> None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArraySource:
-    """Images that are in memory: uint8 (N, H, W, 3), labels int32 (N,)."""
+    """Images in memory: uint8 (N, H, W, 3), with labels int32 (N,)."""
 
     name: str
     num_classes: int
@@ -120,7 +120,7 @@ class ArraySource:
 def _open_digits(data_config, split):
     if data_config.resolution != digits.RESOLUTION:
         raise UserError(
-            f"{named(data_config, 'resolution')} is {data_config.resolution}, but digits are "
+            f"{key_name(data_config, 'resolution')} is {data_config.resolution}, but digits are "
             f"{digits.RESOLUTION} x {digits.RESOLUTION}; set "
             f"{setting(data_config, 'resolution', digits.RESOLUTION)}"
         )
@@ -135,10 +135,10 @@ def _open_scenes(data_config, split):
     count = as_whole(name) if name else scenes.COUNTS[split]
     if not count:
         raise UserError(
-            f"{named(data_config, 'name')} is {shown(name)}; of scenes it is their number, such as "
-            "20000"
+            f"{key_name(data_config, 'name')} is {short_repr(name)}; for scenes give their "
+            "number, such as 20000"
         )
-    checked(count, Count, source=named(data_config, "name"))
+    check_schema(count, Count, source=key_name(data_config, "name"))
     return scenes.Scenes(split, count, data_config.resolution)
 
 

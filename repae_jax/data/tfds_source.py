@@ -1,4 +1,4 @@
-"""Data sets that TensorFlow Datasets has prepared, read by index."""
+"""Reads prepared data sets of TensorFlow Datasets (TFDS) by index."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ import numpy as np
 
 from repae_jax.data.decode import decode_cropped
 from repae_jax.data.identity import Fingerprint, contents_checksums, sample
-from repae_jax.data.source import HELDOUT_NAMES, checked_label, named, setting
+from repae_jax.data.source import HELDOUT_NAMES, check_label, key_name, setting
 from repae_jax.errors import UserError, first_line
 from repae_jax.utils.schema import read_json
 
 if typing.TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-_SAMPLE = 3  # records a class, about, that are compared between two starts
+_SAMPLE = 3  # records per class, on average, in the fingerprint
 _OWN = "tensorflow_datasets."
-_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # of features.json, old and new
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # keys of features.json, old and new
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TfdsSource:
-    """A TFDS data source whose images are still encoded, decoded when they are asked for.
+    """A TFDS data set with encoded images, decoded on access.
 
     Attributes:
-      name: the builder's.
+      name: the builder's name.
       num_classes: labels are 0..num_classes - 1.
-      records: by index {"image": encoded bytes, "label": int}.
+      records: index -> {"image": encoded bytes, "label": int}.
       resolution: pixels along a side of the crops.
-      exif: whether pictures are turned as their EXIF data say.
+      exif: whether pictures are turned by their EXIF orientation.
       classes: the classes' names, in the order of the labels.
-      release: the builder with its config and version.
+      release: the builder's name with config and version.
     """
 
     name: str
@@ -51,7 +51,7 @@ class TfdsSource:
         record, name = self.records[index], self.image_name(index)
         return {
             "image": decode_cropped(record["image"], self.resolution, name, exif=self.exif),
-            "label": checked_label(record["label"], self.num_classes, name),
+            "label": check_label(record["label"], self.num_classes, name),
         }
 
     def image_name(self, index: int) -> str:
@@ -75,12 +75,12 @@ class TfdsSource:
 
 
 def open_tfds(data_config: typing.Any, split: str) -> TfdsSource:
-    """A split of a prepared TFDS data set.
+    """Open a split of a prepared TFDS data set.
 
     Args:
-      data_config: has `name` (the builder's, config and version included) and `path` (TFDS' data
+      data_config: has `name` (the builder's name with config and version) and `path` (TFDS' data
         folder; empty for its default).
-      split: "train", "heldout", or in TFDS' notation.
+      split: "train", "heldout", or a split in TFDS' notation.
 
     Raises:
       UserError: the data set or split does not exist, cannot be read by index, or has no labels.
@@ -94,13 +94,13 @@ def open_tfds(data_config: typing.Any, split: str) -> TfdsSource:
         label, tfds.features.ClassLabel
     ):
         raise UserError(
-            f"{named(data_config, 'name')} is {data_config.name!r}, which has no image and label; "
-            "choose another"
+            f"{key_name(data_config, 'name')} is {data_config.name!r}, which has no image and "
+            "label; choose another"
         )
     return TfdsSource(
         name=data_config.name,
         num_classes=label.num_classes,
-        # still encoded, so that they are decoded and cropped as files in folders are
+        # encoded images, to be decoded and cropped like files in folders
         records=_records(builder, split, {"image": tfds.decode.SkipDecoding()}),
         resolution=data_config.resolution,
         exif=getattr(data_config, "exif", False),
@@ -116,12 +116,12 @@ def _builder(data_config: typing.Any) -> tfds.core.DatasetBuilder:
     _check_features(name, folder)
     try:
         builder = tfds.builder(name, data_dir=folder)
-    except (ValueError, AssertionError) as error:  # an unknown name; an unknown version
+    except (ValueError, AssertionError) as error:  # an unknown name, an unknown version
         reason = first_line(error)
         where = folder or "TFDS' default folder"
         raise UserError(
-            f"{named(data_config, 'name')} is {name!r}, which is neither a TFDS data set nor "
-            f"prepared in {where} ({reason}); correct it or {named(data_config, 'path')}"
+            f"{key_name(data_config, 'name')} is {name!r}, which is neither a TFDS data set nor "
+            f"prepared in {where} ({reason}); correct it or {key_name(data_config, 'path')}"
         ) from error
     if not builder.info.splits:
         raise UserError(f"{name} is not in {builder.data_dir}; run: {_prepare(name, folder)}")
@@ -137,7 +137,7 @@ def _builder(data_config: typing.Any) -> tfds.core.DatasetBuilder:
 
 
 def _check_features(name: str, folder: str | None) -> None:
-    """Raise UserError if a data set's files name classes that are not TFDS' own.
+    """Raise UserError if a data set's features.json names Python classes outside of TFDS.
 
     TFDS would import them, and so run any module in the data folder.
     """
@@ -158,7 +158,7 @@ def _check_features(name: str, folder: str | None) -> None:
 
 
 def _classes(value):
-    """The names of Python classes, anywhere in the content of a features.json."""
+    """The names of Python classes in the content of a features.json, at any depth."""
     waiting = [value]
     while waiting:
         value = waiting.pop()
@@ -171,7 +171,7 @@ def _classes(value):
 
 
 def _prepare(name, folder):
-    """The command that prepares a data set; the `tfds` tool would need apache_beam as well."""
+    """The command that prepares a data set; the `tfds` tool would also need apache_beam."""
     builder = f"tfds.builder({name!r}, data_dir={folder!r}, file_format='array_record')"
     script = f"import tensorflow_datasets as tfds; {builder}.download_and_prepare()"
     return f'python -c "{script}"'

@@ -1,4 +1,4 @@
-"""Which files of a folder are pictures: one walk for training, preparing and measuring."""
+"""Finds the pictures in a folder: one walk for training, preparing and evaluation."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Iterator
 
 from repae_jax.errors import UserError
 
-# What torchvision's ImageFolder takes. A picture's content may be of any of `decode.FORMATS`.
+# The suffixes of torchvision's ImageFolder. The content may have any format of `decode.FORMATS`.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
-_SHOWN = 5  # kinds of files that the line about what is left out names
-_VISITS = 100  # of one folder through different links
+_SHOWN = 5  # kinds of files that the warning about left-out files names
+_VISITS = 100  # the most visits of one folder through different links
 _said: set[str] = set()
 
 
 class LeftOut:
-    """Counts the files that are not taken, by kind, with one of each as an example."""
+    """Counts the files that are left out, by kind, with an example of each."""
 
     def __init__(self):
         self._counts = collections.Counter()
@@ -30,7 +30,7 @@ class LeftOut:
         self._examples[kind] = min(path, self._examples.get(kind, path))
 
     def say(self, where: str | os.PathLike) -> None:
-        """Warn in one line of what was left out, if anything was; once a process."""
+        """Warn in one line of the files that were left out, if any; each process warns once."""
         if not self._counts:
             return
         ordered = sorted(self._counts, key=lambda kind: (-self._counts[kind], kind))
@@ -45,15 +45,15 @@ class LeftOut:
 
 
 def warn_once(line: str) -> None:
-    """Warn in one line that this process has not said yet."""
-    line = line.encode("utf-8", "backslashreplace").decode()  # a name need not be Unicode
+    """Log a warning, unless this process has logged the same line before."""
+    line = line.encode("utf-8", "backslashreplace").decode()  # file names may not be Unicode
     if line not in _said:
         _said.add(line)
         logging.getLogger(__name__).warning("%s", line)
 
 
 def kind_of(name: str) -> str:
-    """What to call a file that is left out for its name."""
+    """The kind of a file that is left out because of its name."""
     if name.startswith("."):
         return "hidden"
     return os.path.splitext(name)[1].lower() or "without a suffix"
@@ -62,12 +62,12 @@ def kind_of(name: str) -> str:
 class Walk:
     """Finds the pictures below a folder: regular files with one of `SUFFIXES`.
 
-    Links are followed, but those to a folder that they lie in: that would never end. Hidden files
-    and folders are left out. A link that leads nowhere is a picture if its name is one's: reading
-    it is an error, for its disk may come back.
+    Links are followed, except links to a folder above themselves, which would never end. Hidden
+    files and folders are left out. A broken link with a picture's name counts as a picture; reading
+    it raises, because its disk may return.
 
     Attributes:
-      left_out: what was not taken so far.
+      left_out: the files that were left out so far.
     """
 
     def __init__(self, root: str | os.PathLike):
@@ -81,7 +81,7 @@ class Walk:
         self._visits = collections.Counter()
 
     def folders(self) -> list[str]:
-        """The names of the folders in the root, sorted; what else lies there is left out.
+        """The sorted names of the folders in the root; other entries are left out.
 
         Raises:
           UserError: the root cannot be read.
@@ -98,10 +98,10 @@ class Walk:
         return sorted(found)
 
     def pictures(self, folder: str = "") -> list[str]:
-        """The pictures in a folder of the root and in its folders, as paths from the root, sorted.
+        """The pictures in a folder of the root and its subfolders, as sorted paths from the root.
 
         Raises:
-          UserError: a folder cannot be read, or links lead to one again and again.
+          UserError: a folder cannot be read, or links lead to a folder over 100 times.
         """
         found, waiting = [], [(folder, self._above)]
         while waiting:
@@ -123,7 +123,7 @@ class Walk:
         return sorted(found)
 
     def _leads_back(self, entry, above):
-        """Whether a folder is a link to one that it lies in; notes it if so."""
+        """Whether a folder is a link to a folder above it; such a link is left out."""
         if not entry.is_symlink() or _identity(entry.path) not in above - {None}:
             return False
         self.left_out.add("links to a folder above", os.path.relpath(entry.path, self._root))
@@ -159,12 +159,12 @@ def _identity(folder):
 def _is_folder(entry):
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, or into a folder that may not be searched
+    except OSError:  # a link to itself, or into a folder without permission
         return False
 
 
 def _is_special(entry):
-    """Whether it is a pipe, socket or device, which might be read for ever."""
+    """Whether an entry is a pipe, socket or device, whose reading might never end."""
     try:
         return not entry.is_file() and (not entry.is_symlink() or os.path.exists(entry.path))
     except OSError:

@@ -1,4 +1,4 @@
-"""The folder of a packed data set while it is being written: what is begun, and who may."""
+"""The folder of a packed data set during writing: its description, and its lock."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from repae_jax.utils.lock import Lock, writing_in
 from repae_jax.utils.regular_files import is_file_there
 from repae_jax.utils.schema import read_json
 
-# What a run can leave in the folder and in progress/.
+# The names that a run can leave in the folder and in progress/. (Older versions had their lock in
+# progress/.)
 _OWN_NAME = re.compile(rf"{SHARD_NAME}|manifest\.json|progress")
-# (versions before had their lock in progress/)
 _OWN_PROGRESS_NAME = re.compile(r"made\.json|lock|shard-\d{5,}\.json")
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is to be written where.
+    """The plan of a packed data set.
 
     Attributes:
-      folder: of the data set.
-      count: how many elements the source has.
-      per_shard: how many of them a shard takes.
-      begun: what the manifest says before anything is written, as JSON gives it back.
+      folder: the data set's folder.
+      count: the number of elements of the source.
+      per_shard: elements per shard.
+      begun: the manifest's entries that are known before writing, as JSON returns them.
     """
 
     folder: pathlib.Path
@@ -70,7 +70,7 @@ class Plan:
 
 
 def check_entries(plan: Plan) -> None:
-    """Raise UserError if the folder holds what no earlier run can have left there."""
+    """Raise UserError if the folder holds an entry that no earlier run can have left there."""
     names = [name for name in entries(plan.folder) if name[0] != "."]
     foreign = [name for name in names if not _OWN_NAME.fullmatch(name)]
     foreign += [
@@ -78,7 +78,7 @@ def check_entries(plan: Plan) -> None:
         for name in entries(plan.progress)
         if name[0] != "." and not _OWN_PROGRESS_NAME.fullmatch(name)
     ]
-    if not plan.made.exists() and MANIFEST not in names:  # nothing was begun here
+    if not plan.made.exists() and MANIFEST not in names:  # no run has begun here
         foreign += [name for name in names if name != plan.progress.name]
     if foreign:
         raise UserError(
@@ -88,13 +88,13 @@ def check_entries(plan: Plan) -> None:
 
 
 @contextlib.contextmanager
-def claimed(plan: Plan) -> Iterator[Lock]:
-    """Holds the folder against other processes; unfinished files are gone before and after.
+def claim(plan: Plan) -> Iterator[Lock]:
+    """Lock the folder during the block; temporary files are removed before and after it.
 
-    progress/ goes as well when all is done, or when nothing was begun.
+    progress/ is removed as well if the data set is finished, or no run has begun.
 
     Raises:
-      UserError: another process holds it, or it cannot be written to.
+      UserError: another process holds the folder, or it cannot be written.
     """
     with writing_in(plan.folder) as lock:
         _remove_temporaries(plan)
@@ -115,28 +115,28 @@ def _remove_temporaries(plan):
 def _remove_progress(plan):
     for name in filter(_OWN_PROGRESS_NAME.fullmatch, entries(plan.progress)):
         (plan.progress / name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # it is not there
+    with contextlib.suppress(OSError):  # it does not exist
         plan.progress.rmdir()
 
 
 def begin(plan: Plan) -> None:
-    """Note what is being made, unless something has been begun or finished there.
+    """Write the description of the data set, unless a run has begun or finished one there.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the description cannot be written.
     """
     if not is_file_there(plan.folder / MANIFEST) and not is_file_there(plan.made):
         write_json(plan.made, plan.begun)
 
 
-def begun(plan: Plan) -> dict[str, Any] | None:
-    """See that what has been begun is what is planned.
+def check_begun(plan: Plan) -> dict[str, Any] | None:
+    """Check that the data set in the folder, finished or not, is the planned one.
 
     Returns:
-      The manifest, if the data set is finished.
+      The manifest of a finished data set; None for an unfinished one.
 
     Raises:
-      UserError: something else is being or has been made there, or its file is damaged.
+      UserError: the folder holds another data set, or its description is damaged.
     """
     manifest = plan.folder / MANIFEST
     if manifest.exists():
@@ -159,21 +159,21 @@ def _check_same(plan, there, path):
     ours = {**plan.begun, **plan.begun["made"]}
     before, now = theirs.pop("data", None), ours.pop("data", None)
     try:
-        told = changes(before, now) if before and now else []  # versions before noted names alone
+        lines = changes(before, now) if before and now else []  # older versions have names alone
     except (TypeError, ValueError, LookupError, AttributeError) as error:
         raise UserError(f"{path}: damaged; delete {plan.folder} and begin anew") from error
-    if not told and theirs.get("names_sha256") != ours.get("names_sha256"):
-        told = ["files have been added, removed or renamed, or it is another source"]
-    if told:
+    if not lines and theirs.get("names_sha256") != ours.get("names_sha256"):
+        lines = ["files have been added, removed or renamed, or it is another source"]
+    if lines:
         raise UserError(
-            f"{plan.folder} was begun with other images: {'; '.join(told)}; put them back, delete "
+            f"{plan.folder} was begun with other images: {'; '.join(lines)}; put them back, delete "
             f"the folder {plan.folder} and run the command again, or choose another folder"
         )
     check_same(plan.folder, theirs, ours)
 
 
 def check_same(what: pathlib.Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Raise UserError if `what` was begun with other entries (but "made", which holds some)."""
+    """Raise UserError if `what` was begun with other entries; "made" itself is not compared."""
     differing = [
         f"{key} = {theirs.get(key)!r}, not {ours.get(key)!r}"
         for key in {**ours, **theirs}

@@ -26,7 +26,7 @@ from repae_jax.data.shards import PackedRecords
 from repae_jax.data.walk import SUFFIXES, Walk
 from repae_jax.errors import UserError, first_line
 from repae_jax.evaluation.reference import IMAGES, keys_of
-from repae_jax.utils.schema import Side, checked
+from repae_jax.utils.schema import Side, check_schema
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,7 +88,7 @@ def open_images(path: str | os.PathLike, resolution: int | None = None) -> Image
     """
     path = pathlib.Path(path)
     if resolution is not None:
-        checked(resolution, Side, source="--resolution")
+        check_schema(resolution, Side, source="--resolution")
     if path.is_dir():
         opener = _open_packed if (path / MANIFEST).exists() else _open_pictures
     elif zipfile.is_zipfile(path) or (path.suffix == ".npz" and path.exists()):
@@ -173,7 +173,7 @@ def _open_packed(folder, _):
     manifest = read_manifest(folder)
     if manifest["kind"] != "images":
         raise UserError(f"{folder} holds packed {manifest['kind']}, not images")
-    side = checked(manifest["made"], _Made, source=f"{folder}/{MANIFEST}: made.")["resolution"]
+    side = check_schema(manifest["made"], _Made, source=f"{folder}/{MANIFEST}: made.")["resolution"]
     return from_source(_Packed(PackedRecords(folder), side), str(folder), side)
 
 

@@ -14,7 +14,7 @@ from repae_jax.evaluation.curves import loss_curves
 from repae_jax.evaluation.latents import latent_statistics, pca_colours
 from repae_jax.evaluation.reconstruction import mean_psnr
 from repae_jax.evaluation.report import Section, write_report
-from repae_jax.models.tokenizers.codec import make_coder
+from repae_jax.models.tokenizers.codec import make_codec
 from repae_jax.objectives.metrics import CURVES
 from repae_jax.runs.initial_state import initial_tokenizer
 from repae_jax.runs.metrics import read_history
@@ -143,7 +143,7 @@ def _judge_digits(page: Page, images, labels) -> None:
 def _reconstructed(run: Run, heldout: Source, page: Page) -> None:
     batches = eval_batches(heldout, min(HELDOUT, len(heldout)))
     images = np.asarray(jnp.asarray(next(iter(batches))["image"]))
-    encode, decode = make_coder(run.models.tokenizer)
+    encode, decode = make_codec(run.models.tokenizer)
     variables = tokenizer_variables(run.state.params, run.state.frozen)
     latents = encode(variables, images)
     reconstructions, finite = map(np.asarray, decode(variables, latents))

@@ -1,10 +1,10 @@
-"""PyTorch's AdamW state dict, to and from the moments of ours.
+"""The state dict of PyTorch's AdamW, to and from the moments of our optimizer.
 
-There the state is numbered by the order of a model's parameters:
+PyTorch numbers the state by the order of a model's parameters:
 
     {"state": {0: {"step", "exp_avg", "exp_avg_sq"}, ...}, "param_groups": [{"lr", ..., "params"}]}
 
-and a parameter that never had a gradient has no entry under "state".
+A parameter that never had a gradient has no entry under "state".
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,11 @@ import numpy as np
 
 from repae_jax.errors import UserError
 from repae_jax.utils.finite import finite_in_float32
-from repae_jax.utils.schema import shown
+from repae_jax.utils.schema import short_repr
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
-# the further options of torch.optim.AdamW, all as they are unless somebody sets them
+# further options of torch.optim.AdamW, with its defaults
 _UNUSED_OPTIONS = {
     "amsgrad": False,
     "maximize": False,
@@ -31,7 +31,7 @@ _UNUSED_OPTIONS = {
 
 
 class AdamState(NamedTuple):
-    """The moments under the names of PyTorch's parameters, and the steps behind them."""
+    """The moments under the names of PyTorch's parameters, and the number of steps taken."""
 
     count: int
     exp_avg: dict[str, np.ndarray]
@@ -48,14 +48,14 @@ def read_adamw(
     """The moments of the parameters in `shapes`.
 
     Args:
-      state_dict: of torch.optim.AdamW.
-      slots: the name of each numbered parameter, None for one that nobody asks about.
-      shapes: the parameters that train, and their shapes.
-      source: what to call the state in an error, such as "0400000.pt: opt".
+      state_dict: the state dict of torch.optim.AdamW.
+      slots: the name of each numbered parameter; None for a parameter to ignore.
+      shapes: the trained parameters and their shapes.
+      source: the name of the state in an error, such as "0400000.pt: opt".
 
     Raises:
-      UserError: other slots than `slots`, a moment missing, misshapen or not finite, or
-        parameters that have taken different numbers of steps.
+      UserError: the number of slots differs; a moment is missing, misshapen or not finite; or
+        parameters have taken different numbers of steps.
     """
     groups, state = state_dict.get("param_groups"), state_dict.get("state")
     if not isinstance(state, Mapping) or not groups:
@@ -77,8 +77,8 @@ def read_adamw(
     if len(set(counts.values())) > 1:
         low, high = min(counts, key=counts.get), max(counts, key=counts.get)
         raise UserError(
-            f"{source}: {low} has taken {counts[low]} steps and {high} {counts[high]}: one "
-            "counter serves all here"
+            f"{source}: {low} has taken {counts[low]} steps and {high} {counts[high]}: all "
+            "parameters must have taken the same number"
         )
     return AdamState(next(iter(counts.values()), 0), *moments.values())
 
@@ -92,10 +92,10 @@ def write_adamw(
     """The inverse of `read_adamw`.
 
     Args:
-      adam: the moments and their count.
+      adam: the moments and the number of steps.
       slots: the name of each numbered parameter.
       groups: "param_groups" of the state dict; see `parameter_groups`.
-      carried: entries of slots that do not train here, taken as they are.
+      carried: number -> entry of the slots that do not train here, written unchanged.
     """
     state = {}
     step = np.asarray(adam.count, np.float32)
@@ -124,18 +124,20 @@ def parameter_groups(
 def _step(entry, what):
     step = np.asarray(entry.get("step"))
     if step.shape or step.dtype.kind not in "iuf" or not 0 <= step < 2**31:
-        raise UserError(f"{what} has taken {shown(entry.get('step'))} steps: give a whole number")
+        raise UserError(
+            f"{what} has taken {short_repr(entry.get('step'))} steps: give a whole number"
+        )
     return int(step)
 
 
 def _moment(entry, kind, shape, what):
-    if entry is None:  # saved before the first step
+    if entry is None:  # the checkpoint was saved before the first step
         return np.zeros(shape, np.float32)
     if kind not in entry:
         raise UserError(f"{what} has no {kind}")
     array = entry[kind]
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fV":
-        raise UserError(f"{what} has {shown(array)} for its {kind}, not a tensor of floats")
+        raise UserError(f"{what} has {short_repr(array)} for its {kind}, not a tensor of floats")
     if array.shape != tuple(shape):
         raise UserError(f"{what} has {kind} of shape {array.shape}, the model needs {shape}")
     if not finite_in_float32(array):

@@ -1,7 +1,7 @@
 """AutoencoderKL under the names of the LDM family and of diffusers, and its dimensions in both.
 
-LDM's names are those of the original's VAE files (SD-VAE, IN-VAE, VA-VAE, E2E-*); diffusers' those
-of every `AutoencoderKL` on the hub.
+The original's VAE files (SD-VAE, IN-VAE, VA-VAE, E2E-*) use LDM's names; every `AutoencoderKL` on
+the Hugging Face hub uses diffusers' names.
 """
 
 import re
@@ -16,13 +16,13 @@ from repae_jax.interop.tables import CONV, Layout, Rule, layer, norm
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 from repae_jax.models.tokenizers.base import parameter_shapes
 
-# "diffusers-old": files from before diffusers 0.18 call the attention's layers otherwise.
+# "diffusers-old": files from before diffusers 0.18, with other names of the attention's layers.
 Naming = Literal["ldm", "diffusers", "diffusers-old"]
 
 LINEAR_AS_CONV = Layout(  # a linear layer's (out, in) <-> a 1 x 1 convolution's (1, 1, in, out)
     lambda a: a.T[None, None], lambda a: a[0, 0].T
 )
-_OLD_CONV = Layout(  # the same, where the old files already have a convolution's (out, in, 1, 1)
+_OLD_CONV = Layout(  # LINEAR_AS_CONV, also for old files that have a convolution's (out, in, 1, 1)
     lambda a: CONV.to_ours(a) if a.ndim == 4 else LINEAR_AS_CONV.to_ours(a),
     LINEAR_AS_CONV.to_theirs,
 )
@@ -31,15 +31,15 @@ _ATTENTION = {  # ours -> theirs
     "diffusers": {"q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"},
     "diffusers-old": {"q": "query", "k": "key", "v": "value", "proj_out": "proj_attn"},
 }
-# the beginning of a name that every file has, under LDM's names or diffusers'
+# the beginning of a name that every file has, in LDM's names or diffusers'
 SIGN = r"encoder\.down(\.0\.block|_blocks\.0\.resnets)\.0\."
-# What training keeps beside the VAE under the same prefix: LDM's loss (discriminator, LPIPS) and
-# moving average; VA-VAE's foundation model and the projection onto it.
+# Tensors that training saves beside the VAE under the same prefix: LDM's loss (discriminator,
+# LPIPS) and moving average; VA-VAE's foundation model and the projection onto it.
 BESIDE = (r"(loss|model_ema|foundation_model|linear_proj)\..*",)
 _DOWN, _ATTENTION_DOWN = "DownEncoderBlock2D", "AttnDownEncoderBlock2D"
 _UP, _ATTENTION_UP = "UpDecoderBlock2D", "AttnUpDecoderBlock2D"
 
-# what a config.json that does not name a key means by that: diffusers' defaults
+# the values of keys that a config.json does not name: diffusers' defaults
 CONFIG_DEFAULTS = {
     "in_channels": 3,
     "out_channels": 3,
@@ -63,7 +63,7 @@ CONFIG_DEFAULTS = {
 
 
 def ldm_rules() -> list[Rule]:
-    """LDM's names, in the order of its modules."""
+    """The rules for LDM's names, in the order of its modules."""
     rules = []
     for side, level, move in (("encoder", "down", "downsample"), ("decoder", "up", "upsample")):
         here, ours = f"{side}.{level}.{{i}}", f"{side}/{level}_{{i}}"
@@ -87,7 +87,12 @@ def ldm_rules() -> list[Rule]:
 
 
 def diffusers_rules(levels: int, naming: Naming = "diffusers") -> list[Rule]:
-    """diffusers' names for a VAE of so many levels; it numbers the decoder's from the lowest up."""
+    """The rules for diffusers' names; it numbers the decoder's levels from the lowest resolution.
+
+    Args:
+      levels: the number of the VAE's levels.
+      naming: "diffusers" or "diffusers-old".
+    """
     rules = _quant_rules()
     for side, blocks, level, move in (
         ("encoder", "down_blocks", "down", "downsample"),
@@ -112,12 +117,12 @@ def diffusers_rules(levels: int, naming: Naming = "diffusers") -> list[Rule]:
 
 
 def rules_of(naming: Naming, levels: int) -> list[Rule]:
-    """The table of one naming."""
+    """The rules for one naming of a VAE with this number of levels."""
     return ldm_rules() if naming == "ldm" else diffusers_rules(levels, naming)
 
 
-def recognise(tensors: Mapping[str, Any]) -> Naming | None:
-    """Whose names these are, or None if they are not an AutoencoderKL's."""
+def detect_naming(tensors: Mapping[str, Any]) -> Naming | None:
+    """The naming of an AutoencoderKL's tensors; None for the tensors of another network."""
     if any(name.startswith("encoder.down.0.block.0.") for name in tensors):
         return "ldm"
     if any(name.startswith("encoder.down_blocks.0.resnets.0.") for name in tensors):
@@ -131,10 +136,15 @@ def load_vae(
 ) -> dict:
     """A VAE's state dict, under LDM's or diffusers' names, as the parameters of `vae`.
 
+    Args:
+      tensors: name -> array.
+      vae: the VAE that takes the parameters.
+      source: the name of the tensors in an error, such as the file's name.
+
     Raises:
-      UserError: the names are nobody's, or a tensor is missing, extra, misshapen or not finite.
+      UserError: the naming is unknown, or a tensor is missing, extra, misshapen or not finite.
     """
-    naming = recognise(tensors)
+    naming = detect_naming(tensors)
     if naming is None:
         raise UserError(
             f"{source}: not the weights of an AutoencoderKL: has neither 'encoder.down.0.block.0' "
@@ -151,13 +161,13 @@ def load_vae(
 def export_vae(
     params: Mapping, vae: AutoencoderKL, naming: Naming = "diffusers"
 ) -> dict[str, np.ndarray]:
-    """The inverse of `load_vae`, in the order of the other's modules."""
+    """The inverse of `load_vae`, in the order of LDM's or diffusers' modules."""
     rules = rules_of(naming, len(vae.multipliers))
     return tables.in_order(rules, tables.to_theirs(rules, tables.flatten(params)))
 
 
 def blank_layers(params: Mapping) -> list[str]:
-    """What to say of layers around the latent that are all zeros: nothing goes through."""
+    """A note for each layer around the latent whose weights are all zeros."""
     flat = tables.flatten(params)
     last = "quant" if "quant/kernel" in flat else "encoder/conv_out"
     effects = {
@@ -169,7 +179,7 @@ def blank_layers(params: Mapping) -> list[str]:
     notes = []
     for path, effect in effects.items():
         kernel = np.asarray(flat.get(f"{path}/kernel", 1))
-        if path == last:  # of its outputs the first half is the mean
+        if path == last:  # the first half of its outputs is the mean
             kernel = kernel[..., : kernel.shape[-1] // 2]
         if not kernel.astype(bool).any():
             name = f"{path}_conv" if "quant" in path else path.replace("/", ".")
@@ -178,16 +188,16 @@ def blank_layers(params: Mapping) -> list[str]:
 
 
 def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[str, Any]:
-    """The fields of AutoencoderKL that these tensors, under LDM's or diffusers' names, tell.
+    """The fields of AutoencoderKL that follow from tensors under LDM's or diffusers' names.
 
-    The groups of GroupNorm cannot be told; all published files have 32, which is what is left
-    for the field's default.
+    The result lacks `groups`, which tensors do not determine: all published files have 32 groups,
+    the field's default.
 
     Raises:
-      UserError: a tensor that tells a dimension is missing.
+      UserError: a tensor that determines a dimension is missing.
     """
     tables.check_filled(tensors, source=source)
-    naming = recognise(tensors)
+    naming = detect_naming(tensors)
     numbers = {
         int(match[1])
         for name in tensors
@@ -224,7 +234,7 @@ def dimensions_from_config(config: Mapping[str, Any], *, source: str) -> dict[st
     """The fields of AutoencoderKL from diffusers' config.json.
 
     Raises:
-      UserError: a variant that AutoencoderKL does not have.
+      UserError: a variant that AutoencoderKL does not support.
     """
     full = {**CONFIG_DEFAULTS, **config}
     channels = full["block_out_channels"]
@@ -257,7 +267,7 @@ def dimensions_from_config(config: Mapping[str, Any], *, source: str) -> dict[st
 
 
 def config_from_dimensions(vae: AutoencoderKL) -> dict[str, Any]:
-    """diffusers' config.json for `vae`, without what only a use of it decides (its scaling)."""
+    """diffusers' config.json for `vae`: its dimensions, without the scaling of its latents."""
     dimensions = _config_of_fields(
         channels=vae.channels,
         multipliers=vae.multipliers,

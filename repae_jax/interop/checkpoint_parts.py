@@ -1,4 +1,4 @@
-"""The parts of a training checkpoint, whatever wraps them or was left out when it was published."""
+"""The parts of a training checkpoint, also if its names are wrapped or parts were left out."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,14 +26,17 @@ SECOND_HALF = (
 
 
 def parts_of(content: Mapping[str, Any], *, source: str) -> dict[str, Any] | None:
-    """A training checkpoint's content, each network under its own names; None if it is none.
+    """A training checkpoint's content with each network under its own names.
 
-    Names may be wrapped ("module."), the moving average may be called `model_ema`, and everything
-    may be missing but one SiT: a missing `model` or `ema` is the other one, missing `steps` are 0.
-    `notes` lists what was missing or left out; None stands for what was left out, too.
+    Names may be wrapped ("module."), the moving average may be called `model_ema`, and all parts
+    but one SiT may be missing or None. A missing `model` or `ema` takes the value of the other;
+    missing `steps` become 0.
+
+    Returns:
+      the parts, with `notes` on missing and ignored parts; None for other content.
 
     Raises:
-      UserError: a damaged one.
+      UserError: the checkpoint is damaged.
     """
     parts = {_OTHER_NAMES.get(key, key): value for key, value in content.items()}
     parts = {key: value for key, value in parts.items() if value is not None}
@@ -57,7 +60,7 @@ def parts_of(content: Mapping[str, Any], *, source: str) -> dict[str, Any] | Non
 
 
 def kind_of(content: Mapping[str, Any]) -> Kind:
-    """Which kind of training checkpoint `parts_of` has given."""
+    """The kind of a training checkpoint that `parts_of` returned."""
     if "vae" in content:
         return "repae"
     return "ldm" if "bn.running_mean" in content["model"] else "repa"
@@ -66,16 +69,19 @@ def kind_of(content: Mapping[str, Any]) -> Kind:
 def statistics_in(
     content: Mapping[str, Any], channels: int, *, source: str
 ) -> dict[str, np.ndarray] | None:
-    """The latents' statistics that a training checkpoint's moving average has; None without any.
+    """The latent statistics in a training checkpoint's moving average; None if it has none.
+
+    Returns:
+      {"mean": (c,), "var": (c,)}, float32.
 
     Raises:
-      UserError: they are no statistics.
+      UserError: the values are not valid statistics (see `latent_statistics`).
     """
     ema, keys = content.get("ema", {}), ("bn.running_mean", "bn.running_var")
     if not all(key in ema for key in keys):
         return None
     mean, var = (ema[key] for key in keys)
-    return latent_statistics.checked(mean, var, channels, source=f"{source}: ema", keys=keys)
+    return latent_statistics.as_statistics(mean, var, channels, source=f"{source}: ema", keys=keys)
 
 
 def _holds(part, sign, source):
@@ -100,11 +106,11 @@ def _check_optimizers(parts, sits, source):
 
 
 def _make_whole(parts, sits):
-    """Fill in, in place, what can be; returns what there is to say of it."""
+    """Fill in missing parts, in place; return a note for each."""
     notes = []
     if sits == ["ema"]:
         parts["model"] = parts["ema"]
-        notes.append("no SiT but its moving average, which is taken for both")
+        notes.append("no SiT: its moving average is taken for both")
     if sits == ["model"]:
         parts["ema"] = parts["model"]
         notes.append("no moving average: the SiT is taken for both")
@@ -119,7 +125,7 @@ def _make_whole(parts, sits):
 
 
 def _take_velocity(parts, source):
-    """Turn, in place, the SiT of its authors' training into ours; returns what to say of it."""
+    """Convert a SiT from its authors' training (arXiv 2401.08740), in place; return notes."""
     arguments = arguments_of(parts, source)
     parts.pop("args", None)
     if arguments and arguments.get("prediction") != "velocity":
@@ -135,5 +141,5 @@ def _take_velocity(parts, source):
     optimizer = parts.pop("opt", None)
     notes = [SECOND_HALF]
     if optimizer:
-        notes.append("left out, as they are of the SiT before that: the moments of its optimizer")
+        notes.append("left out: the moments of its optimizer, which belong to the unconverted SiT")
     return notes

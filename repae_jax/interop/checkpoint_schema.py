@@ -1,4 +1,4 @@
-"""What the parts of one of the original's training checkpoints are, beside its tensors."""
+"""The schema of the original's training checkpoints: all parts but their tensors."""
 
 import argparse
 import json
@@ -8,7 +8,7 @@ from typing import Any, NotRequired
 from typing_extensions import TypedDict
 
 from repae_jax.errors import UserError
-from repae_jax.utils.schema import checked, each, real, shown, whole
+from repae_jax.utils.schema import check_schema, each, real, short_repr, whole
 
 _MOST_PARAMETERS = 1_000_000
 
@@ -36,29 +36,30 @@ class _Parts(TypedDict, total=False):
 
 
 def check_parts(content: Mapping[str, Any], source: str) -> None:
-    """Raise UserError for a part of a checkpoint that is of another kind than it should be."""
-    checked(content, _Parts, source=f"{source}: ")
+    """Raise UserError for a part of a checkpoint that does not fit the schema."""
+    check_schema(content, _Parts, source=f"{source}: ")
     for key in ("opt", "opt_vae", "opt_disc"):
         if content.get(key):
-            checked(content[key], _Optimizer, source=f"{source}: {key}.")
+            check_schema(content[key], _Optimizer, source=f"{source}: {key}.")
 
 
 def arguments_of(content: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The arguments of a checkpoint by name, {} where it has none; JSON can hold them.
+    """The arguments of a checkpoint by name, as values that JSON can hold; {} if it has none.
 
     Raises:
-      UserError: they are something else.
+      UserError: `args` is neither a dict nor a Namespace, or JSON cannot hold a value.
     """
     args = content.get("args", {})
     if isinstance(args, argparse.Namespace):
         args = vars(args)
     if not isinstance(args, Mapping) or not all(isinstance(name, str) for name in args):
-        raise UserError(f"{source}: its 'args' are {shown(args)}, not arguments by name")
+        raise UserError(f"{source}: its 'args' are {short_repr(args)}, not arguments by name")
     for name, value in args.items():
         try:
             json.dumps(value)
         except (TypeError, ValueError, RecursionError) as error:
             raise UserError(
-                f"{source}: its argument {shown(name)} is {shown(value)}, which is no plain value"
+                f"{source}: its argument {short_repr(name)} is {short_repr(value)}, which is no "
+                "plain value"
             ) from error
     return dict(args)

@@ -1,4 +1,4 @@
-"""What a pickle may claim to hold: it can refer to one thing again and again, also to itself."""
+"""Limits on the content of a pickle, which can refer to one object many times, even to itself."""
 
 import argparse
 import pathlib
@@ -6,20 +6,21 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from repae_jax.errors import UserError
-from repae_jax.utils.schema import shown
+from repae_jax.utils.schema import short_repr
 
-_DEEPEST = 32  # dicts and lists in each other; a training checkpoint has 5
-_ENTRIES = 1_000_000  # everything in them, a thing that is named twice counted twice
-# Bytes that tensors may name: a fixed number for a small file, a multiple of a large one.
+_DEEPEST = 32  # levels of nested dicts and lists; a training checkpoint has 5
+_ENTRIES = 1_000_000  # entries of all dicts and lists, repeated objects counted repeatedly
+# Bytes that the shapes of tensors may add up to: the larger of a constant and a multiple of the
+# file's size.
 _SMALL, _OFTEN = 1 << 29, 4
 
 
 def check_claims(content: Any, path: pathlib.Path) -> None:
-    """Raise UserError if what torch read from a file is more than a file of its size can hold.
+    """Raise UserError if torch read more from a file than a file of its size can hold.
 
-    Nothing is copied for it: tensors that repeat one number a billion times (strides of 0), dicts
-    that hold themselves, and lists of lists that double with each level are cheap as long as
-    nobody walks them or computes with them.
+    Tensors that repeat one number a billion times (strides of 0), dicts that contain themselves,
+    and lists whose size doubles with each level take no memory until they are traversed or
+    computed with. The check copies nothing.
 
     Args:
       content: nested dicts, lists, namespaces and tensors.
@@ -35,13 +36,13 @@ def check_claims(content: Any, path: pathlib.Path) -> None:
         if left < 0:
             raise UserError(
                 f"{path}: its tensors claim to hold far more than the file's {size} bytes, "
-                f"{shown(name)} the shape {shown(tuple(value.shape))}: it is damaged, or repeats "
-                "numbers in place of storing them"
+                f"{short_repr(name)} the shape {short_repr(tuple(value.shape))}: it is damaged, or "
+                "repeats numbers in place of storing them"
             )
 
 
 def _entries(content, path) -> Iterator[tuple[Any, Any]]:
-    """(name, value) of everything, depth first."""
+    """(name, value) of every entry, depth first."""
     waiting = [iter([("", content)])]
     while waiting:
         entry = next(waiting[-1], None)

@@ -1,4 +1,4 @@
-"""What a file or folder holds, told by what is there and not by its name."""
+"""Detects the format of a file or folder from its content."""
 
 import dataclasses
 import pathlib
@@ -32,12 +32,12 @@ CHECKPOINTS = {"repae", "ldm", "repa"}  # `original.Kind`
 
 @dataclasses.dataclass(frozen=True)
 class ViTNames:
-    """Whose names the tensors of a ViT have.
+    """The naming of a ViT's tensors.
 
     Attributes:
-      formats: several where families share their names.
-      prefix: what stands before the names of the network.
-      tensors: a flat dict, of the entry that holds them in a nested file.
+      formats: the possible formats; several if families share their names.
+      prefix: the prefix of the network's names in the file.
+      tensors: name -> array, from the entry of a nested file that holds them.
     """
 
     formats: tuple[Format, ...]
@@ -46,17 +46,17 @@ class ViTNames:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """A recognised file or folder.
+class Detected:
+    """A file or folder of a known format.
 
     Attributes:
       format: a key of `FORMATS`.
       path: the folder, or the file that was read.
-      content: what the file holds: a flat dict of arrays under the network's own names, for a
-        training checkpoint a nested one with its plain values; empty for a folder.
-      vit: for a teacher of others, whose names the content has.
-      extract: for a single network, where in the file it was.
-      discriminator: that of a VAE, where the file holds one.
+      content: the file's content: a flat dict of arrays under the network's own names; for a
+        training checkpoint a nested dict with its plain values; empty for a folder.
+      vit: the naming of the content, for a ViT of another publisher.
+      extract: the network's place in the file, for a single network.
+      discriminator: the discriminator beside a VAE, if the file holds one.
     """
 
     format: str
@@ -68,35 +68,35 @@ class Found:
 
     @property
     def notes(self) -> list[str]:
-        """What was missing in the file, or left out of it."""
+        """Notes on what the file lacks, and on what was left out."""
         notes = list(self.content.get("notes", ()))
         left = self.extract.left_text() if self.extract else ""
         return [*notes, f"left out: {left}"] if left else notes
 
 
-def find(name: str | pathlib.Path) -> Found:
-    """Recognise a file, a folder, or a repository on the Hugging Face hub.
+def detect(name: str | pathlib.Path) -> Detected:
+    """Detect the format of a file, a folder, or a repository on the Hugging Face hub.
 
     A folder of the original's experiment stands for its newest checkpoint.
 
     Raises:
-      UserError: nothing is there, it is damaged, or nobody knows it.
+      UserError: nothing is there, it is damaged, or its format is unknown.
     """
     path = hub.locate(name, (vae_files.CONFIG,))
-    if str(name).startswith(hub.PREFIX) and path.is_dir():  # its config tells the weights' file
+    if str(name).startswith(hub.PREFIX) and path.is_dir():  # its config names the weights' file
         diffusers = vae_files.read_config(path).get("_class_name") in FAMILIES
         naming = weight_files.DIFFUSERS if diffusers else weight_files.TRANSFORMERS
         path = hub.locate(name, (vae_files.CONFIG,), naming)
     if path.is_dir():
         return _folder(path)
-    return Found(DIFFUSERS, path) if vae_files.of_a_folder(path) else _file(path)
+    return Detected(DIFFUSERS, path) if vae_files.of_a_folder(path) else _file(path)
 
 
 def vit_names(content: Mapping[str, Any]) -> ViTNames | None:
-    """Whose names these are, or None if they are not a ViT's.
+    """The naming of a ViT's tensors; None if the content is no ViT.
 
-    Possible are the formats whose position table, patch embedding and first norm are there; of
-    these the ones count that leave the fewest names unexplained, in the entry that is theirs.
+    Candidates are the formats whose position table, patch embedding and first norm are present.
+    The candidates with the fewest unknown names win, preferably in the entry of the format.
     """
     candidates = []
     for format in VIT_FORMATS:
@@ -120,7 +120,7 @@ def _folder(path):
     if (path / "checkpoints").is_dir():
         saved = any(folder.name.isdigit() for folder in (path / "checkpoints").iterdir())
         if saved or (path / vae_files.CONFIG).is_file():
-            return Found(RUN, path)
+            return Detected(RUN, path)
         if saved := sorted((path / "checkpoints").glob("*.pt")):
             return _file(saved[-1])
     if not (path / vae_files.CONFIG).is_file():
@@ -130,7 +130,7 @@ def _folder(path):
         )
     config = vae_files.read_config(path)
     if config.get("_class_name") in FAMILIES:
-        return Found(DIFFUSERS, path)
+        return Detected(DIFFUSERS, path)
     if weights := weight_files.find_weights(path, weight_files.TRANSFORMERS):
         return _file(weights)
     kind = config.get("_class_name", config.get("model_type"))
@@ -140,15 +140,15 @@ def _folder(path):
             "(transformers), and there is no folder checkpoints/ (a run) beside it"
         )
     raise UserError(
-        f"{path}: {vae_files.CONFIG} is of a {kind!r}: neither a VAE of diffusers "
-        f"({', '.join(FAMILIES)}), nor is model.safetensors beside it"
+        f"{path}: {vae_files.CONFIG} is of a {kind!r}, which is no VAE of diffusers "
+        f"({', '.join(FAMILIES)}), and model.safetensors is missing beside it"
     )
 
 
 def _file(path):
     content = files.read_stored(path)
     if checkpoint := checkpoint_parts.parts_of(content, source=str(path)):
-        return Found(checkpoint_parts.kind_of(checkpoint), path, checkpoint)
+        return Detected(checkpoint_parts.kind_of(checkpoint), path, checkpoint)
     for tensors in content.values():
         if isinstance(tensors, Mapping):
             files.check_names(tensors, path)
@@ -157,7 +157,7 @@ def _file(path):
         if found and _is_whole(format, found.tensors):
             return _network(format, found, content, path)
     if vit := vit_names(content):
-        return Found("vit", path, vit.tensors, vit)
+        return Detected("vit", path, vit.tensors, vit)
     names = [repr(name) for name in content]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     raise UserError(
@@ -168,14 +168,14 @@ def _file(path):
 def _network(format, found, content, path):
     judge = None
     if format == "vae":
-        if autoencoder_kl.recognise(found.tensors) != "ldm":
+        if autoencoder_kl.detect_naming(found.tensors) != "ldm":
             format = "vae-tensors"
         judge = extract(content, discriminator.SIGN, source=str(path))
-    return Found(format, path, found.tensors, extract=found, discriminator=judge)
+    return Detected(format, path, found.tensors, extract=found, discriminator=judge)
 
 
 def _is_whole(format, tensors):
-    """Whether the tensors beside the sign are there too, where it alone would not tell."""
+    """Whether a further tensor confirms a format whose sign other files share."""
     beside = {"statistics": "latents_bias", "sit": "pos_embed"}
     return format not in beside or beside[format] in tensors
 
@@ -201,8 +201,8 @@ def _indispensable(format, prefix):
 
 
 def _unexplained(tensors, format, prefix):
-    """The names that are neither the network's nor known to stand beside it."""
-    known = format.first_names(prefix)  # of the first block, for which all others stand in
+    """The names that belong neither to the network nor to networks known to lie beside it."""
+    known = format.first_names(prefix)  # the names of the first block, which stand for all blocks
     beside = re.compile("|".join(format.ignored(prefix)) or "(?!)")
     return [
         name

@@ -1,4 +1,4 @@
-"""The discriminator in the original implementation's names (`main.{n}.weight`)."""
+"""The discriminator under the original implementation's names (`main.{n}.weight`)."""
 
 from collections.abc import Mapping
 
@@ -11,17 +11,17 @@ from repae_jax.interop.extract import extract
 from repae_jax.interop.tables import CONV, Rule
 from repae_jax.models.discriminator import PatchDiscriminator
 
-# a name that every file has, and one that tells it from others' layers of the name "main"
+# a name that every file has, and a name that other networks with a "main.0" lack
 SIGN = r"^main\.0\.weight$|main\.3\.running_mean$"
-# counts the updates of the running statistics; with a fixed momentum nothing reads it
+# counters of the updates of the running statistics, which nothing reads at a fixed momentum
 _IGNORED = (r"main\.\d+\.num_batches_tracked",)
 
 
 def discriminator_table(num_layers: int) -> list[Rule]:
-    """Rules for a PatchGAN of that depth; our paths start with the collection's name.
+    """Rules for a PatchGAN of `num_layers` layers; our paths start with the collection's name.
 
-    There the layers are numbered through: convolution, LeakyReLU, then (convolution, BatchNorm,
-    LeakyReLU) `num_layers` times, then a convolution.
+    The original numbers all layers in sequence: convolution, LeakyReLU, then (convolution,
+    BatchNorm, LeakyReLU) `num_layers` times, then a convolution.
     """
     rules = tables.layer("main.0", "params/conv_0", CONV)
     for i in range(1, num_layers + 1):
@@ -45,10 +45,10 @@ def load_discriminator(
     """{"params": ..., "batch_stats": ...} for `model` from the original's state dict.
 
     Args:
-      tensors: `main.{n}.weight` and so on -> arrays, perhaps wrapped, as in the checkpoint of a
-        VAE's training; `num_batches_tracked` is left out.
-      model: the discriminator to fill.
-      source: what to call the tensors in an error, e.g. the file's name.
+      tensors: `main.{n}.weight` and so on -> arrays; names may be wrapped, as in the checkpoint of
+        a VAE's training, and `num_batches_tracked` is ignored.
+      model: the discriminator that takes the variables.
+      source: the name of the tensors in an error, such as the file's name.
 
     Raises:
       UserError: a tensor is missing, unexpected, misshapen or not finite.
@@ -61,12 +61,12 @@ def load_discriminator(
 
 
 def discriminator_shapes(model: PatchDiscriminator) -> dict:
-    """Shapes and types of what `load_discriminator` gives; allocates nothing."""
+    """Shapes and types of the result of `load_discriminator`; allocates nothing."""
     size = 3 * 2**model.num_layers  # the smallest image it takes
     images = jnp.zeros((1, size, size, 3))
     return jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
 
 
 def batch_counts(model: PatchDiscriminator) -> list[str]:
-    """The names of PyTorch's counters of updates, one a BatchNorm."""
+    """The names of PyTorch's counters of updates, one per BatchNorm."""
     return [f"main.{3 * i}.num_batches_tracked" for i in range(1, model.num_layers + 1)]

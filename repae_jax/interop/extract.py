@@ -1,8 +1,9 @@
-"""Where in a file a network's tensors lie: in which entry, and behind which prefix.
+"""Finds a network's tensors in a file: the entry that holds them, and the prefix of their names.
 
 Training frameworks wrap a network's names ("module.", "_orig_mod.", "first_stage_model."), keep
-it in an entry ("state_dict", "model"), and save others beside it. A network is recognised by a
-name that every file of it has, its sign; what stands before the sign is the prefix.
+the network in an entry ("state_dict", "model"), and save other networks beside it. A network is
+detected by its sign, a name that every file of the network has; the text before the sign is the
+prefix.
 """
 
 import collections
@@ -16,7 +17,7 @@ import numpy as np
 from repae_jax.errors import UserError
 
 WRAPPERS = ("module.", "_orig_mod.", "model.", "vae.", "first_stage_model.")
-_DEPTH = 4  # of entries within entries, and of lists
+_DEPTH = 4  # levels of nested entries and lists
 _SHOWN = 8  # groups of names in a message
 
 Entry = tuple[str, ...]  # the keys that lead to a dict
@@ -27,9 +28,9 @@ class Extract:
     """A network's tensors out of a file that may hold more.
 
     Attributes:
-      tensors: under the network's own names.
-      entry: where the file keeps them.
-      prefix: what stands before their names there.
+      tensors: the network's own names -> arrays.
+      entry: the keys that lead to the tensors in the file.
+      prefix: the prefix of their names in the file.
       left: (entry, name) of every other tensor of the file.
     """
 
@@ -44,14 +45,14 @@ class Extract:
         return _place(self.entry, self.prefix)
 
     def without(self, other: "Extract | None") -> "Extract":
-        """The same, where what another network took does not count as left."""
+        """This extract without another extract's tensors in `left`."""
         if other is None:
             return self
         taken = {(other.entry, other.prefix + name) for name in other.tensors}
         return dataclasses.replace(self, left=[place for place in self.left if place not in taken])
 
     def left_text(self) -> str:
-        """What was left in a few words: "loss.* (213 tensors), optimizer (4 tensors)"; or ""."""
+        """A summary of `left`: "loss.* (213 tensors), optimizer (4 tensors)"; "" if it is empty."""
         groups = collections.Counter(self._group(*place) for place in self.left)
         texts = [
             f"{group} ({count} tensor{'s' if count > 1 else ''})"
@@ -73,16 +74,16 @@ class Extract:
 def extract(
     content: Mapping[str, Any], sign: str, *, source: str, ignore: Iterable[str] = ()
 ) -> Extract | None:
-    """The tensors of the network that has a name with this sign; None if no name has.
+    """The tensors of the network with a name that has this sign; None if no name has it.
 
     Args:
-      content: of a file, arrays in dicts.
-      sign: a regular expression that fits where such a name begins.
-      source: what to call the file in an error.
-      ignore: regular expressions (full match) of its names that belong to other networks.
+      content: a file's content, arrays in nested dicts.
+      sign: a regular expression that matches at the beginning of a name of the network.
+      source: the file's name in an error.
+      ignore: regular expressions (full match) of names, without the prefix, of other networks.
 
     Raises:
-      UserError: two entries or prefixes have it.
+      UserError: the sign occurs in two entries or after two prefixes.
     """
     arrays = list(_arrays(content))
     pattern = re.compile(rf"(?<![^.])(?:{sign})")
@@ -93,8 +94,8 @@ def extract(
     if len(places) > 1:
         twice = " and ".join(_place(*place) or "the top level" for place in sorted(places))
         raise UserError(
-            f"{source}: holds such a network under {twice}: keep the one that is meant in a file "
-            "of its own"
+            f"{source}: holds such a network under {twice}: put the one to read into a file of "
+            "its own"
         )
     entry, prefix = places.pop()
     foreign = re.compile("|".join(ignore) or "(?!)")
@@ -109,13 +110,13 @@ def extract(
 
 
 def wrappers_before(names: Iterable[str], sign: str) -> list[str]:
-    """What combinations of `WRAPPERS` stand before the name `sign`, shortest first."""
+    """The combinations of `WRAPPERS` that precede the name `sign` in `names`, shortest first."""
     wrapped = re.compile(rf"((?:{'|'.join(map(re.escape, WRAPPERS))})*){re.escape(sign)}")
     return sorted({match[1] for name in names if (match := wrapped.fullmatch(name))}, key=len)
 
 
 def _arrays(content: Any, entry: Entry = ()) -> Iterator[tuple[Entry, str, np.ndarray]]:
-    """(the keys that lead to its dict, its name, the array) of every array."""
+    """(the keys that lead to its dict, its name, the array) for every array in `content`."""
     items = content.items() if isinstance(content, Mapping) else enumerate(content)
     for key, value in items:
         if isinstance(value, np.ndarray):

@@ -1,4 +1,4 @@
-"""Tensors in files: reading without ever running code from them, writing without halves."""
+"""Reading and writing weight files: reading never runs code from a file, writing is atomic."""
 
 import contextlib
 import json
@@ -22,41 +22,41 @@ from repae_jax.interop.intact import (
     sort_notes,
 )
 from repae_jax.utils.atomic_files import replacing
-from repae_jax.utils.schema import Text, read_json, shown
+from repae_jax.utils.schema import Text, read_json, short_repr
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")  # .pth.tar
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
-INDEX_SUFFIX = ".json"  # of the list of a model's shards, such as model.safetensors.index.json
-# The types that weights may have; an array of another one is a counter, an index or a mask.
+INDEX_SUFFIX = ".json"  # the index of a model's shards, such as model.safetensors.index.json
+# The types of weights; arrays of other types are counters, indices or masks.
 WEIGHT_TYPES = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
-# safetensors' names of the types that its reader asks numpy for, which does not have them
+# safetensors' names of the types that numpy lacks, so that safetensors' own reader fails
 _FLOAT8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
-# the types that numpy knows through ml_dtypes only, and what carries their bits to torch and back
+# types that numpy gets from ml_dtypes -> an integer type that torch and numpy share for their bits
 _BITS = {"bfloat16": "int16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
 
 
 class _Index(TypedDict):
-    """The list of a model's shards."""
+    """The index of a model's shards."""
 
     weight_map: dict[str, Text]  # tensor -> file
 
 
 def read_tensors(path: str | pathlib.Path) -> dict:
-    """The content of a weight file, tensors as numpy arrays; narrow floating types are widened.
+    """The content of a weight file as numpy arrays, with floats under 32 bits cast to float32.
 
-    See `read_stored`, which this is but for the widening to float32.
+    The content and the errors are those of `read_stored`.
     """
-    return _map_arrays(read_stored(path), _widened)
+    return _map_arrays(read_stored(path), _widen)
 
 
 def read_stored(path: str | pathlib.Path) -> dict:
-    """The content of a weight file, tensors as numpy arrays in the type that they are stored in.
+    """The content of a weight file as numpy arrays in their stored types.
 
-    A .safetensors file gives a flat dict; a PyTorch file whatever nesting of dicts it holds; the
-    index of a model in several files (.index.json) all of their tensors in one dict.
-    PyTorch files are read with `weights_only=True` (argparse.Namespace is the one class
-    allowed beyond tensors), so nothing in them is executed; where their format permits, the
-    arrays are mapped from the file and take no memory until they are used.
+    A .safetensors file gives a flat dict; a PyTorch file gives its nested dicts; the index of a
+    model in several files (.index.json) gives all of their tensors in one dict. PyTorch files are
+    read with `weights_only=True` (argparse.Namespace is the only further class allowed), so
+    nothing in them is executed. Where the format permits, arrays are mapped from the file and take
+    no memory until they are used.
 
     Raises:
       UserError: the file is missing, of another kind, damaged, or would run code.
@@ -74,7 +74,7 @@ def read_stored(path: str | pathlib.Path) -> dict:
 
 
 def read_metadata(path: str | pathlib.Path) -> dict[str, str]:
-    """The metadata of a .safetensors file, {} where it has none.
+    """The metadata of a .safetensors file without our checksum; {} if it has none.
 
     Raises:
       UserError: the file is missing or damaged.
@@ -87,10 +87,10 @@ def read_metadata(path: str | pathlib.Path) -> dict[str, str]:
 
 
 def shards_of(index: pathlib.Path) -> dict[str, list[str]]:
-    """{file: names of its tensors} of an index, as diffusers and transformers write it.
+    """{file: names of its tensors} from an index, as diffusers and transformers write it.
 
     Raises:
-      UserError: it is damaged, or names what does not lie beside it.
+      UserError: the index is damaged, or lists something other than weight files beside it.
     """
     files: dict[str, list[str]] = {}
     for name, file in read_json(index, _Index)["weight_map"].items():
@@ -108,10 +108,10 @@ def write_safetensors(
     tensors: Mapping[str, np.ndarray],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a flat dict of arrays with a checksum of them; the file appears when it is whole.
+    """Write a flat dict of arrays with their checksum, atomically.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the file cannot be written.
     """
     from safetensors.numpy import save_file
 
@@ -119,13 +119,13 @@ def write_safetensors(
     with replacing(path) as temporary:
         save_file(arrays, temporary, sealed_notes(arrays, metadata or {}))
         sort_notes(temporary)
-        temporary.chmod(_usual_mode())  # the library makes files for their owner alone
+        temporary.chmod(_usual_mode())  # safetensors makes files that only their owner may read
 
 
 def write_torch(path: str | pathlib.Path, content: Mapping[str, Any]) -> None:
     """Write nested dicts of arrays and plain values as `torch.save` does, arrays as tensors.
 
-    The file appears when it is whole. This needs no torch.
+    The write is atomic, and needs no torch.
 
     Raises:
       UserError: the file cannot be written.
@@ -139,7 +139,11 @@ def write_flat(
     tensors: Mapping[str, np.ndarray],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a flat dict as what `path` is called: .safetensors, with `metadata`, or PyTorch's."""
+    """Write a flat dict in the format of `path`'s suffix: .safetensors with `metadata`, or .pt.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
     if pathlib.Path(path).suffix == ".safetensors":
         write_safetensors(path, tensors, metadata)
     else:
@@ -147,7 +151,7 @@ def write_flat(
 
 
 def _usual_mode():
-    """The permissions that the user's mask leaves a new file."""
+    """The permissions of a new file under the user's umask."""
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask
@@ -163,7 +167,7 @@ def _read_safetensors(path):
                 continue
             try:
                 tensors[name] = handle.get_tensor(name)
-            except (AttributeError, TypeError) as error:  # of float4, float6, scales of blocks
+            except (AttributeError, TypeError) as error:  # float4, float6, scales of blocks
                 raise UserError(
                     f"{path}: tensor {name!r} is of type {kind}, which is not read here; store it "
                     "as float16 or wider"
@@ -175,7 +179,7 @@ def _read_safetensors(path):
 
 
 def _read_float8(path, types):
-    """The tensors of these types, mapped from a file that safetensors has found to be sound."""
+    """The tensors {name: type} of float8, mapped from a file that safetensors has validated."""
     import ml_dtypes
 
     if not types:
@@ -193,7 +197,7 @@ def _read_float8(path, types):
 
 
 def _read_shards(index):
-    """All tensors of the files that an index lists; they lie in its folder."""
+    """All tensors of the files that an index lists; the files lie in the index's folder."""
     tensors = {}
     for file, names in shards_of(index).items():
         path = index.parent / file
@@ -224,10 +228,10 @@ def _open_safetensors(path):
 
 
 def check_names(content: Mapping, path: str | pathlib.Path) -> None:
-    """Raise UserError unless the names of a file's tensors, or of its parts, are texts."""
+    """Raise UserError unless the names of a file's tensors, or of its parts, are strings."""
     for name in content:
         if not isinstance(name, str):
-            raise UserError(f"{path}: holds {shown(name)} where the name of a tensor belongs")
+            raise UserError(f"{path}: holds {short_repr(name)} where the name of a tensor belongs")
 
 
 def _read_torch(path):
@@ -241,7 +245,7 @@ def _read_torch(path):
             "(its CPU build suffices), or take the weights as .safetensors"
         ) from error
 
-    # only the zip format of today can be mapped; the one before torch 1.6 is read as a whole
+    # only the zip format can be mapped; the format before torch 1.6 is read completely
     mapped = check_archive(path)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -256,7 +260,7 @@ def _read_torch(path):
 
 
 def _refusal(error):
-    """Why torch did not read a file, in one line; torch's own advice is to run the code in it."""
+    """The reason, in one line, why torch refused a file; torch itself advises to run its code."""
     if found := re.search(r"GLOBAL (\S+)", str(error)):
         return f"not a readable weights-only PyTorch file: {found[1]} in it is code, and not run"
     if "TorchScript" in str(error):
@@ -274,7 +278,7 @@ def _map_tensors(content, path, name=""):
         return content
     try:
         return _as_array(content)
-    except (TypeError, RuntimeError) as error:  # sparse, quantised, without data, exotic types
+    except (TypeError, RuntimeError) as error:  # sparse, quantized, without data, exotic types
         raise UserError(
             f"{path}: tensor {name!r} is of a kind that is not read here ({content.dtype}, "
             f"{content.layout}); store it as a plain float tensor"
@@ -298,6 +302,6 @@ def _as_array(tensor):
     return tensor.numpy()
 
 
-def _widened(array):
+def _widen(array):
     narrow = array.dtype.kind in "fV" and array.dtype.itemsize < 4
     return array.astype(np.float32) if narrow else array

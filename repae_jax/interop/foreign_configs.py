@@ -1,18 +1,18 @@
-"""What the config.json of others may say: types and ranges of the keys that are read."""
+"""The schema of config.json files of diffusers and transformers, for the keys that are read."""
 
 from typing import Any
 
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
-from repae_jax.utils.schema import Text, Width, checked, each, real, whole
+from repae_jax.utils.schema import Text, Width, check_schema, each, real, whole
 
-_Channels = whole(1, 4096)  # of images and latents
-_Number = float  # of latent statistics, which are checked where they are used
+_Channels = whole(1, 4096)  # channels of images or latents
+_Number = float  # a latent statistic; `latent_statistics` checks its range
 _Numbers = each(_Number, 1, 4096)
 
 
 class _Header(TypedDict, total=False):
-    """What says whose folder it is: diffusers' key and transformers'."""
+    """The keys that identify the class: diffusers' and transformers'."""
 
     _class_name: Text | None
     model_type: Text | None
@@ -57,14 +57,14 @@ _CLASSES = {
 
 
 def check_config(config: Any, source: str) -> dict[str, Any]:
-    """A config.json's content as it is, if its keys have possible values.
+    """Return a config.json's content unchanged if its keys have valid values.
 
-    The bounds above keep a network that is built from them within what a machine can hold.
+    The bounds above limit the size of a network that is built from them.
 
     Raises:
-      UserError: it is no object, or a key that is read has another type or is out of its range.
+      UserError: the content is not an object, or a key has another type or is out of range.
     """
-    checked(config, _Header, source=source)
+    check_schema(config, _Header, source=source)
     if schema := _CLASSES.get(config.get("_class_name")):
-        checked(config, schema, source=source)
+        check_schema(config, schema, source=source)
     return config

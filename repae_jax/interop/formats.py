@@ -1,4 +1,4 @@
-"""What `convert` reads and writes; apart from it, so that --help need not import it."""
+"""The formats that `convert` reads and writes, in a module that --help imports quickly."""
 
 FORMATS = {
     "run": "work directory of repae_jax",
@@ -17,7 +17,7 @@ FORMATS = {
 }
 
 TARGETS = {
-    "run": "a work directory that goes on training, samples, reports",
+    "run": "a work directory that resumes training, samples, reports",
     "checkpoint": "the original's training checkpoint (.pt) with its args.json",
     "diffusers": "a folder that diffusers opens",
     "vae": "the VAE under LDM's names (.pt or .safetensors), with its -latents-stats.pt",

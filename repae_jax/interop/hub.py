@@ -1,4 +1,4 @@
-"""Files of the Hugging Face hub, through its own library and cache."""
+"""Files of the Hugging Face hub, through huggingface_hub and its cache."""
 
 import dataclasses
 import pathlib
@@ -15,7 +15,7 @@ _ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)*")
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether `name` reads as owner/repository, or as a folder or a file of weights in one."""
+    """Whether `name` has the form owner/repository, or names a folder or weight file in one."""
     parts = name.split("/")
     return _ID.fullmatch(name) is not None and not (len(parts) == 2 and _is_file(parts[1]))
 
@@ -28,21 +28,21 @@ def locate(
     variant: str | None = None,
     bare: bool = False,
 ) -> pathlib.Path:
-    """The local path of `name`: a path that exists, or what the hub has of that name, fetched.
+    """The local path of `name`: an existing path, or a fetched file or folder of the hub.
 
-    Looked for in this order: the path itself; pretrained/NAME; the hub's cache; the hub.
+    The search order is: the path itself; pretrained/NAME; the hub's cache; the hub.
 
     Args:
-      name: a path, owner/repository, or owner/repository/folder, such as
-        "black-forest-labs/FLUX.1-dev/vae", or a file in one, the last three with "hf://" before
-        them.
-      needed: the names of files that are needed of a folder on the hub.
-      weights: how the file with the weights is called there; the first that is there is fetched.
-      variant: of the weights.
-      bare: "hf://" may be left out. (A mistyped path would be looked for on the hub.)
+      name: a path; or, after "hf://", an owner/repository, a folder in it such as
+        "black-forest-labs/FLUX.1-dev/vae", or a file in it.
+      needed: the names of files to fetch from a folder on the hub.
+      weights: the possible names of the weight file; the first that exists is fetched.
+      variant: the variant of the weights, such as "fp16".
+      bare: accept names on the hub without "hf://". (A mistyped path would then be looked up on
+        the hub.)
 
     Raises:
-      UserError: nothing is there, or the hub does not give it.
+      UserError: nothing has this name, or the hub refuses to give it.
     """
     given = pathlib.Path(name)
     if given.exists():
@@ -67,7 +67,7 @@ def locate(
 
 @dataclasses.dataclass(frozen=True)
 class _Folder:
-    """A folder of a repository on the hub: the repository's name, and the path in it."""
+    """A folder on the hub: the repository's name, and the path within the repository."""
 
     repository: str
     inside: Sequence[str]
@@ -87,7 +87,7 @@ class _Folder:
         return found[0].parent
 
     def fetch_file(self, file, alternative) -> pathlib.Path:
-        """A file, with what may stand beside it: its shards, its config and statistics."""
+        """Fetch a file and the files that may lie beside it: shards, config and statistics."""
         advice = f"get it another way and put it there: {alternative}"
         path = self._download(file, advice)
         self._fetch_shards(path, advice)
@@ -111,7 +111,7 @@ class _Folder:
                 self._download(shard, advice)
 
     def _download(self, file, advice, *, optional=False) -> pathlib.Path | None:
-        """Its path in the cache; None if it is `optional` and not there."""
+        """The file's path in the cache; None if it is `optional` and missing on the hub."""
         hub = _library(self.repository)
         inside = "/".join((*self.inside, file))
         try:
@@ -125,10 +125,10 @@ class _Folder:
             ) from error
 
     def _list(self):
-        """The names of the folder's files; none without a network."""
+        """The names of the folder's files; empty if the hub cannot be reached."""
         try:
             names = _library(self.repository).list_repo_files(self.repository)
-        except Exception:  # whatever it is: another message says what is missing
+        except Exception:  # the caller reports the missing file
             return []
         paths = map(pathlib.PurePosixPath, names)
         return [path.name for path in paths if path.parent.parts == tuple(self.inside)]

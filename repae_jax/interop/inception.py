@@ -18,7 +18,7 @@ WEIGHTS_URL = (
     "pt_inception-2015-12-05-6726825d.pth"
 )
 
-# counters that only training reads; the Inception Score leaves the bias out
+# counters that only training reads; the bias, which the Inception Score leaves out
 _IGNORED = (r".*\.num_batches_tracked", r"fc\.bias")
 
 
@@ -27,8 +27,8 @@ def read_inception(path: str | pathlib.Path) -> dict:
 
     Args:
       path: pytorch-fid's `pt_inception-2015-12-05-6726825d.pth` (`WEIGHTS_URL`) or
-        torch-fidelity's `weights-inception-2015-12-05-6726825d.pth`, which are alike: PyTorch
-        state dicts of the TensorFlow graph's tensors.
+        torch-fidelity's `weights-inception-2015-12-05-6726825d.pth`; both are PyTorch state dicts
+        of the TensorFlow graph's tensors.
 
     Raises:
       UserError: the file is missing, damaged or of another network.
@@ -39,7 +39,7 @@ def read_inception(path: str | pathlib.Path) -> dict:
 
 
 def missing_inception(path: str | pathlib.Path) -> list[str]:
-    """Nothing, or a clause that says where the file comes from which is not there."""
+    """[] if the file exists, else [a message with the URL to download it from]."""
     if pathlib.Path(path).is_file():
         return []
     return [f"no InceptionV3 weights at {path}; download {WEIGHTS_URL} to there"]
@@ -50,8 +50,8 @@ def load_inception(tensors: Mapping[str, np.ndarray], *, source: str = "Inceptio
 
     Args:
       tensors: `Mixed_5b.branch1x1.conv.weight` and so on -> arrays; the classes' bias `fc.bias`
-        and `num_batches_tracked` are left out.
-      source: what to call the tensors in an error, e.g. the file's name.
+        and `num_batches_tracked` are ignored.
+      source: the name of the tensors in an error, such as the file's name.
 
     Raises:
       UserError: a tensor is missing, unexpected, misshapen or not finite.
@@ -61,7 +61,7 @@ def load_inception(tensors: Mapping[str, np.ndarray], *, source: str = "Inceptio
 
 
 def inception_shapes() -> dict:
-    """Shapes and types of what `load_inception` gives; allocates nothing."""
+    """Shapes and types of the result of `load_inception`; allocates nothing."""
     images = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
     return jax.eval_shape(InceptionV3().init, jax.random.key(0), images)
 

@@ -1,4 +1,4 @@
-"""Whether weight files hold what was written: our checksum in .safetensors, CRC-32 in PyTorch's."""
+"""Integrity checks of weight files: our checksum in .safetensors, CRC-32 in PyTorch's files."""
 
 import functools
 import json
@@ -16,7 +16,7 @@ CHECKSUM = "repae_jax.xxh3_128"  # in a .safetensors file's metadata; other read
 
 
 def sealed_notes(tensors: Mapping[str, np.ndarray], notes: Mapping[str, str]) -> dict[str, str]:
-    """The metadata of a file with these tensors: `notes`, and a checksum of all."""
+    """The metadata of a file with these tensors: `notes`, and a checksum of tensors and notes."""
     notes = plain_notes(notes)
     return {**notes, CHECKSUM: tensors_checksum(tensors, notes)}
 
@@ -27,7 +27,7 @@ def plain_notes(metadata: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def sort_notes(path: pathlib.Path) -> None:
-    """Bring a .safetensors file's metadata, which its library writes in any order, into one."""
+    """Sort a .safetensors file's metadata, which safetensors writes in an arbitrary order."""
     with open(path, "r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
@@ -41,27 +41,28 @@ def sort_notes(path: pathlib.Path) -> None:
 def check_tensors(
     path: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None
 ) -> None:
-    """Raise UserError unless a file holds what its checksum is of; without one it is taken."""
-    wanted = (metadata or {}).get(CHECKSUM)
-    if wanted is not None and wanted != tensors_checksum(tensors, plain_notes(metadata)):
+    """Raise UserError if a file's tensors do not match its checksum; a file may lack one."""
+    expected = (metadata or {}).get(CHECKSUM)
+    if expected is not None and expected != tensors_checksum(tensors, plain_notes(metadata)):
         raise UserError(
             f"{path}: damaged, it holds other values than were written; copy or make it again"
         )
 
 
 def check_archive(path: str | os.PathLike) -> bool:
-    """Compare every part of a PyTorch file with its CRC-32, which torch does not.
+    """Compare every part of a PyTorch file with its CRC-32, which torch itself does not check.
 
-    Where PyTorch was told to compute none it writes 0: such parts are taken. It compresses none.
+    A CRC-32 of 0 means that PyTorch was set to compute none; such parts are accepted. PyTorch never
+    compresses parts.
 
     Returns:
-      whether the file is an archive; those before torch 1.6 are not.
+      whether the file is a zip archive; files from before torch 1.6 are not.
 
     Raises:
       UserError: a part is damaged.
     """
     with open(path, "rb") as file:
-        if file.read(4) != b"PK\3\4":  # as torch tells
+        if file.read(4) != b"PK\3\4":  # torch's own test
             return False
     status = os.stat(path)
     _check_archive(os.fspath(path), status.st_size, status.st_mtime_ns)
@@ -70,7 +71,7 @@ def check_archive(path: str | os.PathLike) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def _check_archive(path, size, time):
-    """Once for a file, which several readers may open one after the other."""
+    """Check a file once, though several readers may open it one after the other."""
     try:
         with zipfile.ZipFile(path) as archive:
             parts = [
@@ -89,7 +90,7 @@ def _check_archive(path, size, time):
 
 
 def _read_through(archive, part):
-    """zipfile compares the checksum at the end."""
+    """Read a part to its end, where zipfile compares the checksum."""
     with archive.open(part) as file:
         while file.read(1 << 20):
             pass

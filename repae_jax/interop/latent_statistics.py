@@ -1,7 +1,7 @@
-"""The latents' mean and variance, as others write them beside a VAE.
+"""Latent statistics, the latents' mean and variance per channel, in the files of a VAE.
 
-Here they are LatentNorm's {"mean": (c,), "var": (c,)}, float32: normalised latents are
-(z - mean) / sqrt(var). Wherever they come from, they pass `checked`.
+In this package they are LatentNorm's {"mean": (c,), "var": (c,)}, float32: normalized latents are
+(z - mean) / sqrt(var). `as_statistics` validates them, whatever file they come from.
 """
 
 import pathlib
@@ -16,17 +16,17 @@ from repae_jax.interop import files
 Statistics = Mapping[str, np.ndarray]
 
 _CONFIG_KEYS = ("latents_mean", "latents_std", "scaling_factor", "shift_factor")
-# Of diffusers' pipelines those of SDXL multiply `latents_std` and 1 / `scaling_factor`; they read
-# VAEs of this many channels and no others.
+# SDXL's pipelines in diffusers multiply `latents_std` by 1 / `scaling_factor`; they read only VAEs
+# with this number of channels.
 _SDXL_CHANNELS = 4
 
 
 def beside(path: pathlib.Path) -> pathlib.Path:
-    """Where the original keeps the latent statistics of the VAE file `path`."""
+    """The path of the original's latent statistics for the VAE file `path`."""
     return path.with_name(f"{path.stem}-latents-stats.pt")
 
 
-def checked(
+def as_statistics(
     mean: Any,
     spread: Any,
     channels: int | None = None,
@@ -35,24 +35,25 @@ def checked(
     source: str,
     keys: tuple[str, str] = ("mean", "var"),
 ) -> dict[str, np.ndarray]:
-    """LatentNorm's {"mean": (c,), "var": (c,)} of numbers that a file gives, one a channel.
+    """LatentNorm's {"mean": (c,), "var": (c,)} from the numbers of a file, one per channel.
 
     Args:
-      mean: of each channel.
-      spread: of each channel, above 0; to the `power` it is the variance.
-      channels: how many there have to be; None for any number.
-      power: 1 of a variance, 2 of a standard deviation, -2 of its inverse.
-      source: the file, for errors.
-      keys: what it calls the two.
+      mean: the mean of each channel.
+      spread: the spread of each channel, above 0; spread ** power is the variance.
+      channels: the required number of channels; None for any number.
+      power: 1 if `spread` is a variance, 2 for a standard deviation, -2 for its inverse.
+      source: the file's name in an error.
+      keys: the file's names of mean and spread.
 
     Raises:
-      UserError: another number of them, of another type, not finite, or not above 0.
+      UserError: the number or type of the values is wrong, a value is not finite, or a spread is
+        not above 0.
     """
     mean, spread = (_numbers(v, source, key) for v, key in zip((mean, spread), keys, strict=True))
     for array, key in ((mean, keys[0]), (spread, keys[1])):
         if array.size != (channels or mean.size) or not array.size:
-            wanted = f"the VAE has {channels} channels" if channels else f"{keys[0]} {mean.size}"
-            raise UserError(f"{source}: {key} has {array.size} values, {wanted}")
+            needed = f"the VAE has {channels} channels" if channels else f"{keys[0]} {mean.size}"
+            raise UserError(f"{source}: {key} has {array.size} values, {needed}")
     with np.errstate(all="ignore"):
         single, var = mean.astype(np.float32), (spread**power).astype(np.float32)
     _raise_for(mean, ~np.isfinite(single), "which is not finite", source, keys[0])
@@ -62,17 +63,17 @@ def checked(
 
 
 def read(path: str | pathlib.Path, channels: int | None = None) -> dict[str, np.ndarray]:
-    """LatentNorm's {"mean": (c,), "var": (c,)} from `latents_scale` = 1 / std, `latents_bias`.
+    """LatentNorm's {"mean": (c,), "var": (c,)} from `latents_scale` = 1 / std and `latents_bias`.
 
     Raises:
-      UserError: as `checked`, or a tensor is missing.
+      UserError: a tensor is missing or has invalid values (see `as_statistics`).
     """
     tensors, keys = files.read_tensors(path), ("latents_bias", "latents_scale")
     for name in keys:
         if name not in tensors:
             raise UserError(f"{path}: tensor {name!r} is missing")
     bias, scale = (tensors[name] for name in keys)
-    return checked(bias, scale, channels, power=-2, source=str(path), keys=keys)
+    return as_statistics(bias, scale, channels, power=-2, source=str(path), keys=keys)
 
 
 def write(path: str | pathlib.Path, statistics: Statistics) -> None:
@@ -86,51 +87,51 @@ def write(path: str | pathlib.Path, statistics: Statistics) -> None:
 def from_config(
     config: Mapping[str, Any], channels: int, *, source: str
 ) -> dict[str, np.ndarray] | None:
-    """What diffusers' config.json says of the latents' mean and variance.
+    """The latent statistics in diffusers' config.json; None if it has none.
 
-    `latents_mean` and `latents_std` per channel where there are both: they are the latents' own,
-    and a `scaling_factor` beside them is not part of them. Else `shift_factor` and
-    1 / `scaling_factor`, which are the same for all channels.
+    If `latents_mean` and `latents_std` are both present, they are the statistics per channel, and
+    `scaling_factor` is ignored. Otherwise `shift_factor` is the mean and 1 / `scaling_factor` the
+    standard deviation of all channels.
 
     Args:
-      config: with the class's defaults for absent keys.
-      channels: of the VAE's latents.
-      source: the file, for errors.
+      config: the config, with the class's defaults for absent keys.
+      channels: the channels of the VAE's latents.
+      source: the file's name in an error.
 
     Raises:
-      UserError: as `checked`.
+      UserError: the values are invalid (see `as_statistics`).
     """
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is not None and std is not None:
         keys = ("latents_mean", "latents_std")
-        return checked(mean, std, channels, power=2, source=source, keys=keys)
+        return as_statistics(mean, std, channels, power=2, source=source, keys=keys)
     if config.get("scaling_factor") is None:
         return None
     shift, factor = [config.get("shift_factor") or 0.0], [config["scaling_factor"]]
     keys = ("shift_factor", "scaling_factor")
-    one = checked(shift, factor, 1, power=-2, source=source, keys=keys)
+    one = as_statistics(shift, factor, 1, power=-2, source=source, keys=keys)
     return {name: np.repeat(array, channels) for name, array in one.items()}
 
 
 def updated_config(
     config: Mapping[str, Any], channels: int, statistics: Statistics | None
 ) -> dict[str, Any]:
-    """`config` as it is if it tells these statistics, else with them written into it.
+    """`config` with these statistics; unchanged if it has the same statistics already.
 
-    They are written per channel. For pipelines that know one factor only, `scaling_factor` and
-    `shift_factor` tell the same of all channels together; but where SDXL's pipelines could read
-    both and normalise twice, they are 1 and 0, or stand alone if they tell all there is to tell.
-    Qwen-Image's class has no such factor. See docs/weights.md.
+    Mean and standard deviation are written per channel. For pipelines that read one factor only,
+    `scaling_factor` and `shift_factor` give the same for all channels together. SDXL's pipelines
+    could read both and normalize twice; for their VAEs the factors are 1 and 0, or, if all channels
+    are alike, the factors stand alone. Qwen-Image's class has no factors. See docs/weights.md.
 
     Args:
-      config: with the class's defaults for absent keys.
-      channels: of the VAE's latents.
-      statistics: None for a VAE that came without: then no key tells any.
+      config: the config, with the class's defaults for absent keys.
+      channels: the channels of the VAE's latents.
+      statistics: LatentNorm's statistics; None removes all statistics from the config.
     """
     if statistics is None:
         return {**config, **{key: None for key in _CONFIG_KEYS if key in config}}
-    told = from_config(config, channels, source="config.json")
-    if told is not None and all(np.array_equal(told[name], statistics[name]) for name in told):
+    current = from_config(config, channels, source="config.json")
+    if current is not None and all(np.array_equal(current[k], statistics[k]) for k in current):
         return dict(config)
     mean, var = (np.asarray(statistics[name], np.float64) for name in ("mean", "var"))
     lists = {"latents_mean": mean.tolist(), "latents_std": np.sqrt(var).tolist()}
@@ -146,7 +147,7 @@ def updated_config(
 
 
 def _numbers(values, source, key):
-    """A vector of numbers in float64; of a tensor all extents but one are 1."""
+    """Values as a float64 vector; a tensor may have only one axis longer than 1."""
     try:
         array = np.asarray(values)
     except ValueError:  # lists of several lengths
@@ -154,7 +155,7 @@ def _numbers(values, source, key):
     kinds = "fViu" if isinstance(values, list | tuple) else "fV"  # JSON has one kind of number
     if array.dtype.kind not in kinds or sum(extent != 1 for extent in array.shape) > 1:
         what = f"{array.dtype} of shape {array.shape}"
-        raise UserError(f"{source}: {key} is {what}, and has to be one real number a channel")
+        raise UserError(f"{source}: {key} is {what}, and has to be one real number per channel")
     return array.astype(np.float64).reshape(-1)
 
 

@@ -1,4 +1,4 @@
-"""LPIPS weights: torchvision's VGG16 with the published heads, or one whole LPIPS module."""
+"""LPIPS weights: torchvision's VGG16 with the published heads, or a complete LPIPS module."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -18,10 +18,10 @@ Naming = Literal["torchvision", "module"]
 
 # the beginning of a name that every file has: an LPIPS module's, torchvision's VGG16, the heads
 SIGN = r"(net\.slice1\.0|features\.28|lin0\.model\.1)\."
-# the positions of VGG16's convolutions among its layers (ReLUs and poolings count there)
+# the positions of VGG16's convolutions in its sequence of layers, ReLUs and poolings included
 _VGG16 = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 
-# VGG16's classifier, which LPIPS does not use; constants that our module holds in code
+# VGG16's classifier, which LPIPS does not use; constants that our module has in its code
 _IGNORED = {
     "torchvision": (r"classifier\..*",),
     "module": (r"scaling_layer\.(shift|scale)",),
@@ -32,9 +32,9 @@ def lpips_table(naming: Naming) -> list[Rule]:
     """Rules for the convolutions and the heads.
 
     Args:
-      naming: "torchvision" for torchvision's VGG16 (`features.{n}`) with LPIPS's `vgg.pth`
-        (`lin{k}.model.1`) merged into it; "module" for the state dict of one LPIPS module
-        (`net.slice{j}.{n}`, `lin{k}.model.1`), as the original implementation has it.
+      naming: "torchvision" for torchvision's VGG16 (`features.{n}`) merged with LPIPS's `vgg.pth`
+        (`lin{k}.model.1`); "module" for the state dict of a complete LPIPS module
+        (`net.slice{j}.{n}`, `lin{k}.model.1`), as in the original implementation.
     """
     rules = [Rule("lin{k}.model.1.weight", "lin{k}/kernel", CONV1X1)]
     for block, positions in enumerate(_VGG16, start=1):
@@ -45,7 +45,11 @@ def lpips_table(naming: Naming) -> list[Rule]:
 
 
 def read_lpips(heads: str, vgg: str) -> dict[str, np.ndarray]:
-    """What `load_lpips` takes, of LPIPS's `vgg.pth` and torchvision's VGG16, or of one file twice.
+    """The tensors for `load_lpips`.
+
+    Args:
+      heads: the path of LPIPS's `vgg.pth`, or of a complete LPIPS module.
+      vgg: the path of torchvision's VGG16, or again of the complete module.
 
     Raises:
       UserError: a file is missing, damaged, or of another network.
@@ -61,16 +65,16 @@ def read_lpips(heads: str, vgg: str) -> dict[str, np.ndarray]:
 def load_lpips(
     tensors: Mapping[str, np.ndarray], model: LPIPS, *, source: str = "LPIPS weights"
 ) -> dict:
-    """{"params": ...} for `model`; the naming is recognised by its first tensor.
+    """{"params": ...} for `model`; the first tensor identifies the naming.
 
     Args:
-      tensors: a whole LPIPS module's, or torchvision's VGG16 and `vgg.pth` in one dict:
-        `read_lpips("vgg.pth", "vgg16-397923af.pth")`.
-      model: the LPIPS to fill.
-      source: what to call the tensors in an error, e.g. the file's name.
+      tensors: the tensors of a complete LPIPS module, or of torchvision's VGG16 and `vgg.pth` in
+        one dict: `read_lpips("vgg.pth", "vgg16-397923af.pth")`.
+      model: the LPIPS that takes the parameters.
+      source: the name of the tensors in an error, such as the file's name.
 
     Raises:
-      UserError: neither naming, or a tensor is missing, unexpected or of another shape.
+      UserError: the naming is unknown, or a tensor is missing, unexpected or of another shape.
     """
     naming = _naming(tensors, source)
     images = jnp.zeros((1, 2 ** len(BLOCKS), 2 ** len(BLOCKS), 3))

@@ -1,8 +1,8 @@
-"""The original's training checkpoints: which kind one is, and its parts as our variables.
+"""The parts of the original's training checkpoints, converted to and from our variables.
 
 model, ema                     the SiT with its projection heads and BatchNorm
 vae, discriminator             REPA-E only; stage two and REPA train the SiT alone
-opt, opt_vae, opt_disc         one AdamW a network
+opt, opt_vae, opt_disc         one AdamW per network
 args, steps                    argparse.Namespace, int
 """
 
@@ -20,11 +20,11 @@ from repae_jax.models.discriminator import PatchDiscriminator
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 from repae_jax.models.tokenizers.base import parameter_shapes
 
-# "repae": train_repae.py's. "ldm": train_ldm_only.py's, on a frozen VAE. "repa": REPA's own,
-# whose SiT has no BatchNorm.
+# "repae": from train_repae.py. "ldm": from train_ldm_only.py, on a frozen VAE. "repa": from REPA's
+# own code, whose SiT has no BatchNorm.
 Kind = Literal["repae", "ldm", "repa"]
 
-# Where a checkpoint keeps the weights of each role, and the state of its optimizer.
+# role -> the part of a checkpoint with its weights, and the part with its optimizer's state
 WEIGHTS = {"backbone": "model", "tokenizer": "vae", "discriminator": "discriminator"}
 OPTIMIZERS = {"backbone": "opt", "tokenizer": "opt_vae", "discriminator": "opt_disc"}
 _COLLECTIONS = ("params", "constants", "batch_stats")
@@ -37,10 +37,11 @@ class Part:
 
     Attributes:
       rules: from the original's names to paths in the network's variables.
-      shapes: {their name: shape} of its state dict, in order, without counters.
+      shapes: {original name: shape} of its state dict, in order, without counters.
       counters: the names of PyTorch's counters of BatchNorm updates.
-      slots: the name of each parameter that its optimizer numbers; None for another network's.
-      trained: {their name: shape} of the parameters that train here.
+      slots: the name of each parameter that its optimizer numbers; None for a parameter of another
+        network.
+      trained: {original name: shape} of the parameters that train here.
     """
 
     rules: Sequence[Rule]
@@ -51,7 +52,7 @@ class Part:
 
 
 def sit_part(model: SiT, *, statistics: bool = True) -> Part:
-    """The SiT, with its BatchNorm unless it is REPA's own."""
+    """The SiT as a `Part`; `statistics`: with its BatchNorm, which REPA's own SiT lacks."""
     rules = sit.sit_rules(model.patch_size)
     shapes = _their_shapes(rules, sit.sit_shapes(model, statistics=statistics))
     slots = [name for name in shapes if not name.startswith("bn.")]
@@ -60,14 +61,17 @@ def sit_part(model: SiT, *, statistics: bool = True) -> Part:
 
 
 def vae_part(model: AutoencoderKL) -> Part:
-    """The VAE."""
+    """The VAE as a `Part`."""
     rules = autoencoder_kl.ldm_rules()
     shapes = _their_shapes(rules, parameter_shapes(model))
     return Part(rules, shapes, (), list(shapes), shapes)
 
 
 def discriminator_part(model: PatchDiscriminator) -> Part:
-    """The discriminator; its optimizer numbers an unused scalar before it and LPIPS behind it."""
+    """The discriminator as a `Part`.
+
+    Its optimizer also numbers an unused scalar before its parameters, and LPIPS after them.
+    """
     rules = discriminator.discriminator_table(model.num_layers)
     shapes = _their_shapes(rules, discriminator.discriminator_shapes(model))
     trained = {name: shape for name, shape in shapes.items() if ".running_" not in name}
@@ -76,7 +80,7 @@ def discriminator_part(model: PatchDiscriminator) -> Part:
 
 
 def import_part(tensors: Mapping[str, np.ndarray], part: Part, *, source: str) -> dict:
-    """A state dict as the network's variables; counters are left out.
+    """The network's variables from a state dict; counters are left out.
 
     Raises:
       UserError: a tensor is missing, extra, misshapen or not finite.
@@ -103,10 +107,10 @@ def export_part(
 def import_moments(
     state_dict: Mapping[str, Any], part: Part, *, source: str
 ) -> tuple[int, dict, dict]:
-    """An optimizer's (count, first moments, second moments), these as trees of parameters.
+    """An optimizer's (count, first moments, second moments); the moments are trees like params.
 
     Raises:
-      UserError: another optimizer's state, or another model's.
+      UserError: the state belongs to another optimizer or another model.
     """
     adam = read_adamw(state_dict, part.slots, part.trained, source=source)
     trees = [

@@ -1,4 +1,4 @@
-"""Qwen-Image's VAE in diffusers' names: its tensors, and the dimensions in its config.json."""
+"""Qwen-Image's VAE under diffusers' names: its tensors, and the dimensions in its config.json."""
 
 import itertools
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ _FIELDS = {  # diffusers' name of a dimension -> ours
 
 SIGN = r"encoder\.down_blocks\.0\.conv1\."  # the beginning of a name that every file has
 
-# what a config.json that does not name a key means by that: diffusers' defaults
+# the values of keys that a config.json does not name: diffusers' defaults
 CONFIG_DEFAULTS = {
     "base_dim": 96,
     "z_dim": 16,
@@ -55,16 +55,16 @@ CONFIG_DEFAULTS = {
     ],
 }  # fmt: skip
 
-# They say how far the latents are from standard normal ones, nothing about the network.
+# keys of the latent statistics, which are no dimensions of the network
 _STATISTICS = {"latents_mean", "latents_std"}
 
 
 def qwen_rules(model: AutoencoderKLQwenImage) -> list[Rule]:
-    """Rules from diffusers' names, in its order, to parameter paths of a VAE of these dimensions.
+    """Rules from diffusers' names, in its order, to the parameter paths of `model`.
 
-    There the encoder's blocks, attentions and down-samplings are numbered through, so that the
-    numbers depend on the dimensions; the decoder's levels are counted from the lowest resolution
-    up, ours from the highest down, as in the encoder.
+    diffusers numbers the encoder's blocks, attentions and down-samplings in one sequence, so the
+    numbers depend on the dimensions. It counts the decoder's levels from the lowest resolution up;
+    we count from the highest down, as in the encoder.
     """
     return [
         *layer("encoder.conv_in", "encoder/conv_in", CONV3D),
@@ -90,8 +90,8 @@ def load_qwen(
 
     Args:
       tensors: diffusers' names -> arrays.
-      model: the VAE to fill.
-      source: what to call the tensors in an error, e.g. the file's name.
+      model: the VAE that takes the parameters.
+      source: the name of the tensors in an error, such as the file's name.
 
     Raises:
       UserError: a tensor is missing, unexpected, misshapen or not finite.
@@ -106,18 +106,17 @@ def export_qwen(params: Mapping, model: AutoencoderKLQwenImage) -> dict[str, np.
 
 
 def qwen_dimensions(config: Mapping, *, source: str = "config.json") -> dict:
-    """The fields of `AutoencoderKLQwenImage` that a diffusers config gives.
+    """The fields of `AutoencoderKLQwenImage` that diffusers' config.json sets.
 
-    A dimension that is absent there has diffusers' default, which is our field's default too.
+    An absent dimension has diffusers' default, which is also our field's default.
 
     Args:
-      config: the content of config.json; its latent statistics and names with a leading
-        underscore are left aside.
-      source: what to call it in an error, e.g. the file's name.
+      config: the content of config.json; latent statistics and keys with a leading underscore are
+        ignored.
+      source: the config's name in an error, such as the file's name.
 
     Raises:
-      UserError: the config of another class, with an entry that this model does not know, or
-        with dropout.
+      UserError: the config is of another class, has an unknown key, or has dropout.
     """
     name = config.get("_class_name", CLASS_NAME)
     if name != CLASS_NAME:

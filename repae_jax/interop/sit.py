@@ -17,14 +17,14 @@ from repae_jax.models.backbones.sit import SIT_CONFIGS, SiT, describe
 from repae_jax.utils.schema import as_whole
 
 SIGN = r"x_embedder\.proj\.weight$"  # a name that every file has
-# counts the updates of the running statistics; with a fixed momentum nothing reads it
+# the counter of updates of the running statistics, which nothing reads at a fixed momentum
 BATCH_COUNT = "bn.num_batches_tracked"
 
 
 def sit_rules(patch_size: int) -> list[Rule]:
-    """Parameters, position table, and the latents' running statistics (`bn`), in module order.
+    """Rules for parameters, position table and latent statistics (`bn`), in module order.
 
-    REPA's own SiT is the same without `bn`.
+    REPA's own SiT has the same tensors, but no `bn`.
     """
     block = ("blocks.{i}", "params/blocks_{i}")
     head = ("projectors.{k}", "params/projectors_{k}")
@@ -54,8 +54,8 @@ def sit_rules(patch_size: int) -> list[Rule]:
 def sit_shapes(sit: SiT, *, statistics: bool = True) -> dict:
     """Shapes and types of a SiT's `params`, `constants` and `batch_stats`; allocates nothing.
 
-    `batch_stats` are LatentNorm's mean (c,) and var (c,); REPA's checkpoints have none, which
-    `statistics=False` says.
+    `batch_stats` holds LatentNorm's mean (c,) and var (c,); `statistics=False` leaves it out, as
+    REPA's checkpoints do.
     """
     shapes = jax.eval_shape(sit.init, jax.random.key(0), *blank_inputs(sit))
     if not statistics:
@@ -65,7 +65,10 @@ def sit_shapes(sit: SiT, *, statistics: bool = True) -> dict:
 
 
 def unify_names(tensors: Mapping[str, np.ndarray], encoder_depth: int) -> dict[str, np.ndarray]:
-    """REPA's first checkpoints call the blocks from `encoder_depth` on `decoder_blocks`."""
+    """Rename `decoder_blocks`, as REPA's first checkpoints call the blocks after the encoder.
+
+    `decoder_blocks.K` becomes `blocks.{K + encoder_depth}`.
+    """
     renamed = {}
     for name, array in tensors.items():
         head, _, rest = name.partition(".")
@@ -78,19 +81,19 @@ def unify_names(tensors: Mapping[str, np.ndarray], encoder_depth: int) -> dict[s
 
 
 def has_second_half(tensors: Mapping[str, np.ndarray]) -> bool:
-    """Whether the last layer gives twice the latent's channels, as SiT's and DiT's own files do."""
+    """Whether the last layer has twice the latent's channels, as in SiT's and DiT's own files."""
     patch = tensors.get("x_embedder.proj.weight", np.zeros(()))
     last = tensors.get("final_layer.linear.weight", np.zeros(()))
     return patch.ndim == 4 and last.ndim == 2 and len(last) == 2 * math.prod(patch.shape[1:])
 
 
 def from_published_sit(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The weights of the SiT's authors (arXiv 2401.08740) as those of REPA's, `has_second_half`.
+    """Convert weights of the SiT's authors (arXiv 2401.08740; `has_second_half`) to REPA's form.
 
-    Theirs gives a velocity and, after it, a variance that nothing learns, which is left out; and
-    its time runs from noise at 0 to the image at 1. Ours, at 1 - t, is minus theirs at t: the sign
-    goes into the last layer, and 1 - t into the first one of the time embedding, which is linear
-    in cos(t f) and sin(t f) for its frequencies f.
+    The authors' SiT returns a velocity, followed by a variance that nothing trains and that is left
+    out. Its time runs from noise at 0 to the image at 1, so our velocity at 1 - t is minus its
+    velocity at t. The sign goes into the last layer. The change of time goes into the first layer
+    of the time embedding, which is linear in cos(t f) and sin(t f) for its frequencies f.
     """
     channels = tensors["x_embedder.proj.weight"].shape[1]
     changed = dict(tensors)
@@ -109,13 +112,14 @@ def from_published_sit(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
 
 
 def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[str, Any]:
-    """The fields of SiT that these tensors tell: all but `encoder_depth` and `null_class`.
+    """The fields of SiT that follow from its tensors: all but `encoder_depth` and `null_class`.
 
-    `num_classes` counts every row of the label table, the null class's too. `num_heads` follows
-    from the published size of that width, or with qk-norm from the norm's.
+    `num_classes` counts every row of the label table, also the null class. `num_heads` follows
+    from the width of the qk-norm, or else from the published size of this hidden width.
 
     Raises:
-      UserError: a tensor that tells a dimension is missing, or the heads cannot be told.
+      UserError: a tensor that determines a dimension is missing, or the number of heads is
+        unknown.
     """
     tables.check_filled(tensors, source=source)
 
@@ -137,7 +141,7 @@ def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[
         if hidden not in published:
             raise UserError(
                 f"{source}: a SiT of width {hidden} is none of the published sizes, and its "
-                "weights do not tell its number of heads: give a configuration"
+                "weights do not determine its number of heads: give a configuration"
             )
         heads = published[hidden]
     projectors = range(count("projectors"))
@@ -156,15 +160,15 @@ def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[
 
 
 def text_of(tensors: Mapping[str, np.ndarray]) -> str:
-    """A SiT's dimensions in words; what is wrong with its tensors if they have none."""
+    """A SiT's dimensions in words, or the reason why its tensors have none."""
     try:
-        # REPA's first checkpoints go on under another name behind the encoder
+        # REPA's first checkpoints use another name for the blocks after the encoder
         tensors = unify_names(tensors, _depth(tensors))
         known = {preset["hidden_size"] for preset in SIT_CONFIGS.values()}
         width, norm = tensors["pos_embed"].shape[-1], "blocks.0.attn.q_norm.weight"
         if width in known or norm in tensors:
             return describe(infer_dimensions(tensors, source="SiT"))
-        # With a norm over all of the width the heads, which nothing tells, count as one.
+        # The number of heads is unknown: a qk-norm over the full width makes it 1.
         one_head = {**tensors, norm: np.broadcast_to(np.float32(1), (width,))}
         return describe(infer_dimensions(one_head, source="SiT") | {"num_heads": None})
     except UserError as error:

@@ -1,11 +1,11 @@
-"""Name tables: the one description from which both directions of a conversion follow.
+"""Name tables: one description of a conversion, which serves both of its directions.
 
 A table is a list of `Rule(theirs, ours, layout)`. Names may hold integer placeholders such as
 `{i}`, which stand for the same number on both sides:
 
     Rule("blocks.{i}.attn.qkv.weight", "blocks_{i}/attn/qkv/kernel", LINEAR)
 
-Everything works on flat dicts `name -> numpy array`; files are a thin layer over that (files.py).
+All functions work on flat dicts `name -> numpy array`; files.py reads and writes these dicts.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ import numpy as np
 from repae_jax.errors import UserError
 from repae_jax.interop.files import WEIGHT_TYPES
 from repae_jax.utils.finite import finite_in_float32
-from repae_jax.utils.schema import shown
+from repae_jax.utils.schema import short_repr
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A pair of inverse array transformations: `ours(theirs)` and `theirs(ours)`."""
+    """A pair of inverse array transformations between a file's layout and ours."""
 
     to_ours: Callable[[np.ndarray], np.ndarray]
     to_theirs: Callable[[np.ndarray], np.ndarray]
@@ -40,7 +40,7 @@ CONV1X1 = Layout(  # (out, in, 1, 1) <-> (in, out)
 
 
 def patch_layout(patch_size: int) -> Layout:
-    """Patch embedding as a convolution (D, C, p, p) <-> as a linear layer (p * p * C, D)."""
+    """The patch embedding as a convolution (D, C, p, p) <-> a linear layer (p * p * C, D)."""
 
     def to_theirs(a):
         channels = a.shape[0] // patch_size**2
@@ -51,7 +51,7 @@ def patch_layout(patch_size: int) -> Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One family of tensors: its name there, its path here, and how the array is laid out."""
+    """One family of tensors: its name in the file, its path here, and its layout."""
 
     theirs: str
     ours: str
@@ -65,7 +65,7 @@ def layer(theirs: str, ours: str, layout: Layout, *, bias: bool = True) -> list[
 
 
 def norm(theirs: str, ours: str) -> list[Rule]:
-    """Rules for a normalisation's affine part: weight <-> scale, and bias."""
+    """Rules for the affine part of a normalization: weight <-> scale, and bias."""
     return [Rule(f"{theirs}.weight", f"{ours}/scale"), Rule(f"{theirs}.bias", f"{ours}/bias")]
 
 
@@ -76,13 +76,16 @@ def to_ours(
     ignore: Iterable[str] = (),
     source: str = "checkpoint",
 ) -> dict[str, np.ndarray]:
-    """Rename and re-lay `tensors`; raises UserError on a name that neither table nor `ignore` has.
+    """Rename tensors from a file's names to our paths, and convert their layouts.
 
     Args:
       table: the family's rules.
-      tensors: their names -> arrays.
-      ignore: regular expressions (full match) of their names to leave out.
-      source: what to call the tensors in an error, e.g. the file's name.
+      tensors: the file's names -> arrays.
+      ignore: regular expressions (full match) of the file's names to leave out.
+      source: the name of the tensors in an error, such as the file's name.
+
+    Raises:
+      UserError: neither the table nor `ignore` has a name, or an array has the wrong rank.
     """
     rename = _compile(table, "theirs", "ours", "to_ours")
     return dict(_renamed(rename, tensors, ignore, source))
@@ -104,14 +107,14 @@ def load(
     source: str = "checkpoint",
     ignore: Iterable[str] = (),
 ) -> dict:
-    """A model's variables from a file's tensors, after every check.
+    """A model's variables from a file's tensors, checked as by `check`.
 
     Args:
       table: the family's rules.
-      tensors: their names -> arrays.
+      tensors: the file's names -> arrays.
       shapes: the variables as `jax.eval_shape` describes them.
-      source: what to call the tensors in an error, e.g. the file's name.
-      ignore: regular expressions (full match) of their names to leave out.
+      source: the name of the tensors in an error, such as the file's name.
+      ignore: regular expressions (full match) of the file's names to leave out.
 
     Raises:
       UserError: a tensor is missing, unexpected, misshapen or not finite.
@@ -123,25 +126,25 @@ def load(
 
 
 def load_flat(tensors: Mapping[str, np.ndarray], shapes: Mapping, *, source: str) -> dict:
-    """A model's variables from tensors under our own paths, the inverse of `flatten`, checked.
+    """A model's variables from tensors under our own paths: a checked inverse of `flatten`.
 
     Args:
       tensors: path -> array.
       shapes: the variables as `jax.eval_shape` describes them.
-      source: what to call the tensors in an error.
+      source: the name of the tensors in an error.
 
     Raises:
-      UserError: as `check`.
+      UserError: a tensor is missing, unexpected, misshapen or not finite.
     """
     check(tensors, {path: leaf.shape for path, leaf in flatten(shapes).items()}, source=source)
     return unflatten(tensors)
 
 
 def in_order(table: Sequence[Rule], tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """`tensors`, under their names, sorted as the table lists them; placeholders count up.
+    """Sort `tensors`, under a file's names, by the order of the table and of the placeholders.
 
-    Where the table lists rules in the order of the other's modules, this is the order in which
-    PyTorch numbers a model's parameters, and with it the slots of an optimizer's state.
+    If the table lists its rules in the order of the PyTorch model's modules, this is the order in
+    which PyTorch numbers the parameters, and so the slots of an optimizer's state.
     """
     ranks: dict[tuple[str, ...], int] = {}
     for rule in table:
@@ -168,8 +171,8 @@ def check(
 ) -> None:
     """Raise UserError, naming the tensor, unless names and shapes are exactly `expected`.
 
-    Each must be of a type for weights, and every value finite in float32: a NaN in a weight would
-    only show as a NaN in a loss.
+    Every tensor must have a type of weights, and every value must be finite in float32: a NaN in a
+    weight would only appear later, as a NaN in a loss.
     """
     missing = sorted(set(expected) - set(tensors))
     extra = sorted(set(tensors) - set(expected))
@@ -179,7 +182,7 @@ def check(
         raise UserError(f"{source}: unexpected tensor {extra[0]!r}{_and_more(extra)}")
     for name, shape in expected.items():
         if not hasattr(tensors[name], "shape"):
-            raise UserError(f"{source}: {name!r} is {shown(tensors[name])}, not a tensor")
+            raise UserError(f"{source}: {name!r} is {short_repr(tensors[name])}, not a tensor")
         if tuple(tensors[name].shape) != tuple(shape):
             raise UserError(
                 f"{source}: tensor {name!r} has shape {tuple(tensors[name].shape)}, "
@@ -198,7 +201,7 @@ def check(
 
 
 def require_finite(tensors: Mapping[str, np.ndarray], path: Any) -> None:
-    """Raise UserError, before `path` is written, for weights that no loader here would take."""
+    """Raise UserError, before `path` is written, for weights with NaN or infinite values."""
     for name, array in tensors.items():
         if not np.isfinite(array).all():
             raise UserError(
@@ -208,26 +211,26 @@ def require_finite(tensors: Mapping[str, np.ndarray], path: Any) -> None:
 
 
 def check_filled(tensors: Mapping[str, np.ndarray], *, source: str) -> None:
-    """Raise UserError for a tensor without numbers, which tells no dimension."""
+    """Raise UserError for an empty tensor, from which no dimension can be inferred."""
     for name, array in tensors.items():
         if 0 in np.shape(array):
             raise UserError(f"{source}: tensor {name!r} is empty, of shape {np.shape(array)}")
 
 
 def without(tensors: Mapping[str, np.ndarray], ignore: Iterable[str]) -> dict[str, np.ndarray]:
-    """The tensors whose name no regular expression of `ignore` matches in full."""
+    """The tensors without those whose full name a regular expression of `ignore` matches."""
     return {n: a for n, a in tensors.items() if not any(re.fullmatch(e, str(n)) for e in ignore)}
 
 
 def exported_shapes(
     export: Callable[[Mapping], Mapping[str, np.ndarray]], shapes: Mapping
 ) -> dict[str, tuple[int, ...]]:
-    """{their name: shape} of what `export(variables)` gives, without any variables.
+    """{name in the file: shape} of the result of `export`, computed without variables.
 
-    With it a loader can `check` a file in the file's own names, before it converts anything.
+    With these shapes a loader can `check` a file under its own names, before it converts anything.
 
     Args:
-      export: variables -> flat dict in their names.
+      export: variables -> flat dict under the file's names.
       shapes: the variables as `jax.eval_shape` describes them.
     """
     # broadcasting one zero takes no memory, however large the model
@@ -236,7 +239,7 @@ def exported_shapes(
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, np.ndarray]:
-    """A nested dict of arrays as a flat one with "/"-joined paths."""
+    """A nested dict of arrays as a flat dict with "/"-joined paths, each after `prefix`."""
     flat = {}
     for key, value in tree.items():
         path = f"{prefix}{key}"

@@ -1,11 +1,11 @@
-"""PyTorch's file format, written without PyTorch: a zip of one pickle and every tensor's bytes.
+"""Writes PyTorch's file format without PyTorch: a zip of one pickle and every tensor's bytes.
 
     archive/data.pkl     the content; a tensor is a call of torch._utils._rebuild_tensor_v2
     archive/byteorder    "little"
     archive/data/K       the bytes of tensor K, at an offset of the file that 64 divides
     archive/version      "3"
 
-`torch.load(weights_only=True)` reads it, and can map it. Equal content gives equal bytes.
+`torch.load(weights_only=True)` reads and maps such files. Equal content gives equal bytes.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the first time that a zip file knows: bytes must not tell the hour
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the zip format's first time: constant, so that bytes are equal
 _ALIGNMENT = 64
 _HEADER = 30  # bytes of a zip member's own header before its name
 _ZIP64 = 20  # bytes that zipfile adds to a header for sizes over 4 GiB
-_STORAGES = {  # the types that have a storage class of their own; the others are newer than these
+_STORAGES = {  # type -> its storage class; newer types share UntypedStorage
     "float64": "Double", "float32": "Float", "float16": "Half", "bfloat16": "BFloat16",
     "int64": "Long", "int32": "Int", "int16": "Short", "int8": "Char", "uint8": "Byte",
     "bool": "Bool", "complex64": "ComplexFloat", "complex128": "ComplexDouble",
@@ -31,13 +31,13 @@ _STORAGES = {  # the types that have a storage class of their own; the others ar
 
 
 def write(file: BinaryIO | os.PathLike | str, content: Mapping[str, Any]) -> None:
-    """Write what `torch.save` would: nested dicts and lists of arrays and plain values.
+    """Write nested dicts and lists of arrays and plain values as `torch.save` would.
 
-    Arrays become tensors, an argparse.Namespace stays one.
+    Arrays become tensors; an argparse.Namespace stays a Namespace.
 
     Raises:
       TypeError: a value is of another type.
-      OSError: it cannot be written.
+      OSError: the file cannot be written.
     """
     arrays: list[np.ndarray] = []
     pickled = b"".join([b"\x80\x02", *_pickled(content, arrays), b"."])
@@ -63,7 +63,7 @@ def _bytes(array):
 
 
 def _pickled(value, arrays) -> Iterator[bytes]:
-    """The instructions (protocol 2) that put `value` on the stack; its arrays go to `arrays`."""
+    """The pickle instructions (protocol 2) for `value`; its arrays are appended to `arrays`."""
     if isinstance(value, np.ndarray):
         yield from _tensor(value, arrays)
     elif isinstance(value, Mapping):
@@ -86,11 +86,11 @@ def _pickled(value, arrays) -> Iterator[bytes]:
 
 
 def _tensor(array, arrays):
-    """The call of a function of PyTorch's that makes the tensor from its numbered storage."""
+    """The call of the PyTorch function that makes the tensor from its numbered storage."""
     kind, key = array.dtype.name, str(len(arrays))
     strides = [int(np.prod(array.shape[axis + 1 :])) for axis in range(array.ndim)]
     layout = b"".join(map(_plain, (0, tuple(array.shape), tuple(strides), False)))
-    layout += _name("collections", "OrderedDict") + b")R"  # of hooks: there are none
+    layout += _name("collections", "OrderedDict") + b")R"  # an empty dict of hooks
     arrays.append(array)
     if kind in _STORAGES:
         storage = _storage(_name("torch", f"{_STORAGES[kind]}Storage"), key, array.size)
@@ -111,7 +111,7 @@ def _name(module, name):
 
 
 def _plain(value):
-    """A plain value as pickle itself writes it, between its first instruction and its last."""
+    """The pickle instructions for a plain value, without PROTO and STOP."""
     if not _is_plain(value):
         raise TypeError(f"a {type(value).__name__} cannot be kept in a PyTorch file")
     return pickle.dumps(value, protocol=2)[2:-1]

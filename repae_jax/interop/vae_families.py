@@ -1,4 +1,4 @@
-"""The VAE families: how others name their tensors and write down their dimensions."""
+"""The VAE families: their tensors' names and their dimensions in the files of other projects."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ from repae_jax.models.tokenizers.qwen_image_vae import AutoencoderKLQwenImage
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """How one architecture's weights and dimensions are written down by others.
+    """The format of one architecture's weights and dimensions in other projects' files.
 
     Attributes:
-      module: its class here.
+      module: the architecture's class here.
       sign: the beginning of a name that every file has (extract.py).
       beside: regular expressions of other networks' names under the same prefix.
-      defaults: what an absent key of diffusers' config.json means.
-      channels: its key for the latents' channels.
+      defaults: diffusers' values of absent keys of config.json.
+      channels: the key of config.json for the latents' channels.
       load, export: tensors -> parameters, and back.
       dimensions_from_config, config_from_dimensions: config.json -> fields, and back.
     """
@@ -64,31 +64,31 @@ FAMILIES = {
 
 
 def family_of(module: nn.Module) -> Family:
-    """That of a VAE.
+    """The family that a VAE belongs to.
 
     Raises:
-      UserError: a tokenizer that others have no names for.
+      UserError: the tokenizer has no format in other projects.
     """
     for family in FAMILIES.values():
         if isinstance(module, family.module):
             return family
     known = ", ".join(family.module.__name__ for family in FAMILIES.values())
     raise UserError(
-        f"a {type(module).__name__} has no format of diffusers' or LDM's, which have names for "
-        f"{known}: its work directory keeps it, which config.tokenizer.weights takes"
+        f"a {type(module).__name__} has no format of diffusers' or LDM's, which exist for {known}: "
+        "keep it in its work directory, which config.tokenizer.weights accepts"
     )
 
 
-def completed(
+def with_defaults(
     config: Mapping[str, Any], family: Family, channels: int | None = None
 ) -> dict[str, Any]:
     """`config` with diffusers' defaults for absent keys.
 
     Args:
       config: entries of config.json.
-      family: of the VAE.
-      channels: of its latents, where `config` does not tell; default statistics of another number
-        of channels tell nothing.
+      family: the VAE's family.
+      channels: the channels of its latents; None takes the number of `config`. Default statistics
+        for another number of channels are left out.
     """
     full = {**family.defaults, **config}
     channels = channels or full[family.channels]

@@ -1,4 +1,4 @@
-"""VAEs in the files of others: folders of diffusers', files under LDM's names; both directions."""
+"""Reads and writes VAEs as diffusers folders and as files under LDM's names."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ from repae_jax.interop import (
 )
 from repae_jax.interop.extract import Extract, extract
 from repae_jax.interop.foreign_configs import check_config
-from repae_jax.interop.vae_families import FAMILIES, completed, family_of
+from repae_jax.interop.vae_families import FAMILIES, family_of, with_defaults
 from repae_jax.models.batch_norm import denormalize, normalize
 from repae_jax.models.inputs import check_latents
 from repae_jax.models.tokenizers import base
@@ -43,14 +43,14 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 @dataclasses.dataclass(frozen=True)
 class StoredVAE:
-    """A VAE's architecture, weights, and what its publisher says about its latents.
+    """A VAE's architecture and weights, and the statistics of its latents.
 
     Attributes:
       module: the architecture; `module.apply(variables, ...)` is the pure function.
       params: its parameters.
       config: entries of diffusers' config.json beyond the dimensions, such as "scaling_factor".
-      statistics: the latents' {"mean": (c,), "var": (c,)}, or None where nobody measured them.
-      notes: what its file left open: which tensors were left out, and what is odd about others.
+      statistics: the latents' {"mean": (c,), "var": (c,)}, or None if its files have none.
+      notes: notes on its file: tensors that were left out, and layers of zeros.
       constants: its collections beside the parameters.
     """
 
@@ -63,11 +63,11 @@ class StoredVAE:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `module.apply` takes."""
+        """The variables for `module.apply`: {"params": ..., and the constants}."""
         return {"params": self.params, **self.constants}
 
     def save_pretrained(self, folder: str | pathlib.Path) -> None:
-        """Write config.json and the weights to a new folder, as diffusers does; it opens there.
+        """Write config.json and the weights to a new folder, which diffusers can open.
 
         Raises:
           UserError: the folder exists and is not empty, or cannot be written.
@@ -77,20 +77,20 @@ class StoredVAE:
     def encode(self, images: jax.Array) -> LatentDistribution:
         """Images (B, H, W, 3), uint8 or float in [-1, 1] -> the posterior of their latents.
 
-        `.sample(key)` draws latents (B, H / f, W / f, c), `.mean` is the most likely ones; both
-        are as the VAE gives them, `normalize` brings them to unit variance.
+        `.sample(key)` returns a sample (B, H / f, W / f, c), and `.mean` the most likely latents.
+        Both are unnormalized; `normalize` gives them zero mean and unit variance.
 
         Raises:
           TypeError: images of another type.
-          UserError: floats beyond the range, or another shape: H and W are multiples of the
+          UserError: floats beyond the range, or a wrong shape; H and W must be multiples of the
             VAE's factor f.
         """
         return _encode(self.module, self.variables, as_float(images))
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """Latents (B, h, w, c), not normalised -> images (B, h * f, w * f, 3), about [-1, 1].
+        """Unnormalized latents (B, h, w, c) -> images (B, h * f, w * f, 3), about [-1, 1].
 
-        `repae_jax.utils.images.to_uint8` makes pixels of them.
+        `repae_jax.utils.images.to_uint8` converts the images to pixels.
 
         Raises:
           TypeError, UserError: latents of another type or shape.
@@ -98,12 +98,12 @@ class StoredVAE:
         return _decode(self.module, self.variables, self._checked(latents))
 
     def normalize(self, latents: jax.Array) -> jax.Array:
-        """Latents (B, h, w, c) -> (z - mean) / sqrt(var + 1e-4), as a backbone is trained on.
+        """Latents (B, h, w, c) -> (z - mean) / sqrt(var + 1e-4), the latents of a backbone.
 
-        With the statistics that came with the VAE.
+        Mean and variance are the statistics that came with the VAE.
 
         Raises:
-          TypeError, UserError: latents of another type or shape, or it came without statistics.
+          TypeError, UserError: latents of another type or shape, or a VAE without statistics.
         """
         return normalize(self._checked(latents), *self._moments())
 
@@ -129,12 +129,16 @@ def read_vae(
     bare: bool = False,
     variant: str | None = None,
 ) -> StoredVAE:
-    """A folder of diffusers', or a file under LDM's names; numpy arrays in the type of the file.
+    """Read a diffusers folder or a file under LDM's names, as numpy arrays in the file's type.
 
-    A name of the hub begins with hf://, or, with `bare`, is a repository's own.
+    Args:
+      name: a path, or "hf://" and a repository on the Hugging Face hub.
+      dtype: the type of the module's products.
+      bare: accept the name of a repository without "hf://".
+      variant: the variant of the weights in a folder, such as "fp16".
 
     Raises:
-      UserError: nothing is there, it is damaged, or it is something else.
+      UserError: nothing is there, it is damaged, or it is no VAE.
     """
     path = hub.locate(name, (CONFIG,), weight_files.DIFFUSERS, variant=variant, bare=bare)
     if variant is not None and not path.is_dir():
@@ -147,7 +151,7 @@ def read_vae(
 def read_weights(
     name: str | pathlib.Path, module: nn.Module
 ) -> tuple[dict, Mapping[str, np.ndarray] | None]:
-    """Parameters for `module`, and the latents' statistics if something beside them tells.
+    """Parameters for `module`, and the latent statistics; None if no file beside them has any.
 
     Raises:
       UserError: nothing is there, it is damaged, or it holds another VAE.
@@ -160,7 +164,7 @@ def read_weights(
     else:
         content, checkpoint = _open_file(path)
         found = _vae_in(content, checkpoint, path)
-        statistics = _told(checkpoint, path, module.latent_channels)
+        statistics = _statistics_beside(checkpoint, path, module.latent_channels)
         file = path
     params = family_of(module).load(found.tensors, module, source=str(file))
     for note in notes_on(found, params):
@@ -169,19 +173,19 @@ def read_weights(
 
 
 def of_a_folder(path: pathlib.Path) -> bool:
-    """Whether a file is the weights of a folder of diffusers', whose config.json tells more."""
+    """Whether a file holds the weights of a diffusers folder with a config.json."""
     return weight_files.is_of(path.name, weight_files.DIFFUSERS) and (path.parent / CONFIG).exists()
 
 
 def notes_on(found: Extract, params: Mapping) -> tuple[str, ...]:
-    """What to say of a VAE's file: what was left out, and layers that let nothing through."""
+    """Notes on a VAE's file: tensors that were left out, and layers of zeros."""
     left = found.left_text()
     notes = [f"left out, as it is no part of the VAE: {left}"] if left else []
     return (*notes, *autoencoder_kl.blank_layers(params))
 
 
 def write_diffusers(folder: str | pathlib.Path, vae: StoredVAE) -> None:
-    """Write a VAE as diffusers does, in the type that its parameters have.
+    """Write a VAE as a diffusers folder, in the type of its parameters.
 
     Raises:
       UserError: the folder exists and is not empty, or cannot be written.
@@ -193,7 +197,7 @@ def write_diffusers(folder: str | pathlib.Path, vae: StoredVAE) -> None:
     tensors = family.export(jax.device_get(vae.params), vae.module)
     tables.require_finite(tensors, folder)
     dimensions = family.config_from_dimensions(vae.module)
-    config = {**completed(vae.config, family, channels), **dimensions}
+    config = {**with_defaults(vae.config, family, channels), **dimensions}
     config = latent_statistics.updated_config(config, channels, vae.statistics)
     with replacing(folder) as temporary:
         temporary.mkdir()
@@ -206,7 +210,7 @@ def write_ldm(path: str | pathlib.Path, vae: StoredVAE) -> None:
     """Write a VAE as the original's file X.pt (or .safetensors), with X-latents-stats.pt.
 
     Raises:
-      UserError: it is a VAE that LDM's names do not know, or cannot be written.
+      UserError: LDM has no names for this VAE, or the file cannot be written.
     """
     path = pathlib.Path(path)
     name = family_of(vae.module).module.__name__
@@ -235,7 +239,12 @@ def _read_folder(path, dtype, variant=None):
 
 
 def _open_folder(path, variant=None):
-    """The file with the weights, the whole config, and its family, of a folder or such a file."""
+    """A diffusers folder's weight file, its config with defaults, and its family.
+
+    Args:
+      path: the folder, or the weight file in it.
+      variant: the variant of the weights in a folder.
+    """
     folder = path if path.is_dir() else path.parent
     config = read_config(folder)
     name = config.get("_class_name")
@@ -249,7 +258,7 @@ def _open_folder(path, variant=None):
         file = weight_files.find_weights(folder, weight_files.DIFFUSERS, variant)
     if file is None:
         raise UserError(f"{path}: no weights beside {CONFIG}: {WEIGHTS} is missing")
-    return file, completed(config, family), family
+    return file, with_defaults(config, family), family
 
 
 def _statistics(config, family, source):
@@ -262,10 +271,10 @@ def _tensors(content, family, path) -> Extract:
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:
-    """config.json of a folder.
+    """The content of a folder's config.json.
 
     Raises:
-      UserError: there is none, it is damaged, or a key that is read has an impossible value.
+      UserError: the file is missing or damaged, or a key has an invalid value.
     """
     file = path / CONFIG
     if not file.exists():
@@ -280,15 +289,18 @@ def _read_file(path, dtype):
     groups = _groups(content, path, dimensions)
     module = AutoencoderKL(**dimensions, groups=groups, dtype=dtype)
     params = autoencoder_kl.load_vae(found.tensors, module, source=str(path))
-    statistics = _told(checkpoint, path, module.latent_channels)
+    statistics = _statistics_beside(checkpoint, path, module.latent_channels)
     return StoredVAE(module, params, {}, statistics, notes_on(found, params))
 
 
 def _groups(content, path, dimensions):
-    """The groups of GroupNorm, which no tensor tells: the usual ones in all published files."""
+    """The groups of GroupNorm, which tensors do not determine: from the file, or the default.
+
+    All published files have the default number.
+    """
     if path.suffix == ".safetensors":
-        told = files.read_metadata(path).get("groups", str(AutoencoderKL.groups))
-        groups = parse_json(told, Width, source=f"{path}: its number of groups")
+        text = files.read_metadata(path).get("groups", str(AutoencoderKL.groups))
+        groups = parse_json(text, Width, source=f"{path}: its number of groups")
     else:
         own = _own_config(content, f"{path}: its argument 'repae_jax'")
         groups = own.get("tokenizer", own.get("vae", {})).get("groups") or AutoencoderKL.groups
@@ -296,13 +308,13 @@ def _groups(content, path, dimensions):
     if any(width % groups for width in narrow):
         raise UserError(
             f"{path}: its widths {narrow} do not divide into the {groups} groups that published "
-            "VAEs have, and the file does not tell its own: keep it as a diffusers folder"
+            "VAEs have, and the file does not state its own: keep it as a diffusers folder"
         )
     return groups
 
 
 def _own_config(content, source):
-    """The configuration that our own checkpoints carry among the original's arguments, or {}."""
+    """The configuration that our own checkpoints add to the original's arguments; else {}."""
     args = content.get("args")
     text = (args if isinstance(args, Mapping) else getattr(args, "__dict__", {})).get("repae_jax")
     return parse_json(text, _Own, source=source) if text is not None else {}
@@ -314,11 +326,11 @@ class _Groups(TypedDict, total=False):
 
 class _Own(TypedDict, total=False):
     tokenizer: _Groups
-    vae: _Groups  # of version 1
+    vae: _Groups  # the section's name in configurations of version 1
 
 
 def _open_file(path):
-    """The content of a file, and the parts of it if it is a training checkpoint with a VAE."""
+    """The content of a file, and its parts if it is a training checkpoint with a VAE; else None."""
     content = files.read_stored(path)
     checkpoint = checkpoint_parts.parts_of(content, source=str(path))
     return content, checkpoint if checkpoint and "vae" in checkpoint else None
@@ -330,8 +342,8 @@ def _vae_in(content, checkpoint, path) -> Extract:
     return _tensors(content, FAMILIES["AutoencoderKL"], path)
 
 
-def _told(checkpoint, path, channels):
-    """What a training checkpoint, or the file beside a VAE's own, tells of the latents."""
+def _statistics_beside(checkpoint, path, channels):
+    """The latent statistics of a training checkpoint, or of the file beside a VAE; or None."""
     if checkpoint:
         return checkpoint_parts.statistics_in(checkpoint, channels, source=str(path))
     beside = latent_statistics.beside(path)

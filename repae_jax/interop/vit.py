@@ -1,4 +1,4 @@
-"""ViT weights under their publishers' names, to and from `ViT`."""
+"""Converts ViT weights between their publishers' names and `ViT`."""
 
 import dataclasses
 import os
@@ -18,10 +18,10 @@ from repae_jax.models.encoders.vit import ViT
 
 
 def read_vit(path: str | os.PathLike, model: ViT, source: str = "") -> dict[str, Any]:
-    """The content of a file with the weights of a ViT.
+    """The content of a weight file for the ViT `model`.
 
     Raises:
-      UserError: it is missing or unreadable.
+      UserError: the file is missing or unreadable; `source`, by default the path, names it.
     """
     try:
         return read_tensors(path)
@@ -36,21 +36,21 @@ def read_vit(path: str | os.PathLike, model: ViT, source: str = "") -> dict[str,
 
 
 def load_vit(tensors: Mapping[str, Any], model: ViT, source: str = "checkpoint") -> dict:
-    """{"params": ...} for `model`; naming and nesting are recognised by the tensors' names.
+    """{"params": ...} for `model`; the tensors' names identify the naming and the nesting.
 
     Args:
       tensors: the content of a file of `model.family`, in any of its `FORMATS`: a flat dict, or
-        the nested one that its authors publish. What the model has no use for is left out: heads,
-        decoders, text towers, momentum encoders, mask tokens (they act in masked pre-training
-        only), and the final norm of a model without one.
-      model: the ViT to fill.
-      source: what to call the tensors in an error, e.g. the file's name.
+        the nested dict that its authors publish. Tensors that the model does not use are ignored:
+        heads, decoders, text towers, momentum encoders, mask tokens (which act in masked
+        pre-training only), and the final norm if the model has none.
+      model: the ViT that takes the parameters.
+      source: the name of the tensors in an error, such as the file's name.
 
     Raises:
-      UserError: another family's weights, none of the namings, or a tensor is missing,
+      UserError: the weights are of another family or unknown naming, or a tensor is missing,
         unexpected, of another shape or not finite.
     """
-    format, prefix = _recognise(tensors, model, source)
+    format, prefix = _detect_format(tensors, model, source)
     used = _used(_unpacked(tensors, format), model, format, prefix)
     expected = tables.exported_shapes(lambda v: _export(v, model, format, prefix), _shapes(model))
     tables.check(used, expected, source=source)
@@ -61,7 +61,14 @@ def load_vit(tensors: Mapping[str, Any], model: ViT, source: str = "checkpoint")
 
 @dataclasses.dataclass(frozen=True)
 class _Candidate:
-    """How a file could be meant, how many names of that it has, and whether in its own entry."""
+    """A possible format of a file.
+
+    Attributes:
+      format: the format.
+      prefix: the prefix of the names.
+      known: how many of the format's names the file has.
+      own_entry: whether the tensors lie in the format's own entry.
+    """
 
     format: Format
     prefix: str
@@ -82,8 +89,8 @@ def _candidates(content):
     ]
 
 
-def _recognise(content, model, source) -> tuple[Format, str]:
-    """The format and prefix that know most of the tensors; among equals the model's family's."""
+def _detect_format(content, model, source) -> tuple[Format, str]:
+    """The format and prefix with the most known names; among equals that of the model's family."""
     best = max(
         _candidates(content), key=lambda c: (c.known, c.own_entry, c.format.family == model.family)
     )
@@ -103,13 +110,13 @@ def _recognise(content, model, source) -> tuple[Format, str]:
 
 
 def _unpacked(content, format):
-    """The tensors of a file, which may lie in an entry of it."""
+    """The tensors of a file, from the entry that holds them, if there is one."""
     entry = format.entry_in(content)
     return content if entry is None else content[entry]
 
 
 def _used(tensors, model, format, prefix):
-    """The tensors that the model needs or nobody knows, under their right names."""
+    """The tensors without those that the format ignores, with misspelled names corrected."""
     norm = rf"{re.escape(format.layers['norm'])}\.(weight|bias)"
     ignore = format.ignored(prefix, *([] if model.final_norm else [norm]))
     used = {}
@@ -136,7 +143,7 @@ def _export(variables, model, format, prefix):
 
 
 def _fused(tensors, model, format, prefix):
-    """The inverse of what `_export` splits."""
+    """Concatenate the parts that `_export` splits."""
     tensors = dict(tensors)
     for parts, whole in format.fusions(prefix, model.depth):
         if parts[0] in tensors:

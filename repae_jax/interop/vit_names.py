@@ -1,4 +1,4 @@
-"""How the publishers of ViTs name their tensors: one `Format` a family and naming, as data."""
+"""The tensor names of published ViTs: one `Format` per family and naming, as data."""
 
 import dataclasses
 import itertools
@@ -10,9 +10,9 @@ from repae_jax.interop import tables
 from repae_jax.interop.extract import WRAPPERS, wrappers_before
 from repae_jax.interop.tables import LINEAR, Layout, Rule, patch_layout
 
-# "authors": the files of the paper's own code, which are timm's names for all but CLIP.
-# "transformers": the files on Hugging Face's hub. "transformers5": the state dict of the modules
-# in transformers 5, which renames.
+# "authors": files of the paper's own code, with timm's names for all families but CLIP.
+# "transformers": files on Hugging Face's hub. "transformers5": the state dict of the modules in
+# transformers 5, which has renamed them.
 Naming = Literal["authors", "transformers", "transformers5"]
 
 FAMILIES = {
@@ -23,7 +23,7 @@ FAMILIES = {
     "ijepa": "I-JEPA",
     "clip": "CLIP",
 }
-_HOLDERS = ("state_dict", "model", "ema", "model_ema")  # entries in which training keeps a network
+_HOLDERS = ("state_dict", "model", "ema", "model_ema")  # entries in which training saves a network
 _WRAPPED = f"(?:{'|'.join(map(re.escape, WRAPPERS))})*"
 
 
@@ -32,17 +32,17 @@ class Format:
     """One family's files in one naming. `{i}` in a name stands for the block.
 
     Attributes:
-      family: the `ViT.family` whose weights these are.
-      naming: who names them so.
-      tensors: rules of single tensors; the first is one that every such file has.
-      layers: our layer -> theirs, each a weight and a bias. A tuple names layers that are apart
-        there and one here, stacked along their outputs in this order.
-      prefixes: what stands before every name, the published form first.
-      inside: the entry of a nested file that holds the tensors; a flat file is taken as well.
-      left_out: regular expressions of names behind the prefix, of published tensors that the
-        model has no use for.
-      beside: the same of names without the prefix: other networks in the same file.
-      misnamed: (wrong, right) parts of names, where the published file has them wrong.
+      family: the `ViT.family` of the weights.
+      naming: the origin of the names.
+      tensors: rules of single tensors; every file of the format has the first one.
+      layers: our layer -> the file's layer, each with a weight and a bias. A tuple names separate
+        layers in the file that form one layer here, concatenated along their outputs in this order.
+      prefixes: the possible prefixes of all names, the published one first.
+      inside: the entry of a nested file that holds the tensors; flat files are accepted, too.
+      left_out: regular expressions of names after the prefix: published tensors that the model
+        does not use.
+      beside: regular expressions of names without the prefix: other networks in the same file.
+      misnamed: (wrong, right) parts of names that a published file misspells.
     """
 
     family: str
@@ -56,7 +56,7 @@ class Format:
     misnamed: tuple[tuple[str, str], ...] = ()
 
     def rules(self, prefix: str, patch_size: int) -> list[Rule]:
-        """The table from their names, with `fusions` done, to our parameter paths."""
+        """The table from the file's names, after the `fusions`, to our parameter paths."""
         rules = [Rule(prefix + rule.theirs, rule.ours, rule.layout) for rule in self.tensors]
         for ours, theirs in self.layers.items():
             name = prefix + (theirs if isinstance(theirs, str) else _whole(theirs))
@@ -68,7 +68,7 @@ class Format:
         return rules
 
     def fusions(self, prefix: str, depth: int) -> Iterator[tuple[list[str], str]]:
-        """(their names of the parts, name of the whole), of all blocks, weights and biases."""
+        """(names of the separate tensors, name of the fused one) for all blocks and kinds."""
         for parts in self.layers.values():
             if isinstance(parts, str):
                 continue
@@ -77,7 +77,7 @@ class Format:
                 yield names[:-1], names[-1]
 
     def first_names(self, prefix: str) -> set[str]:
-        """Their names of everything outside the blocks and in the first one."""
+        """The file's names of all tensors outside the blocks and in the first block."""
         names = [rule.theirs for rule in self.tensors]
         for theirs in self.layers.values():
             parts = (theirs,) if isinstance(theirs, str) else theirs
@@ -85,12 +85,12 @@ class Format:
         return {prefix + name.format(i=0) for name in names}
 
     def entry_in(self, content: Mapping[str, Any]) -> str | None:
-        """The entry of a file that holds the tensors; None if they are not in one."""
+        """The entry of a file that holds the tensors; None for a flat file."""
         names = (self.inside, *_HOLDERS)
         return next((name for name in names if isinstance(content.get(name), Mapping)), None)
 
     def prefixes_in(self, names: Iterable[str]) -> list[str]:
-        """The prefixes that tensors of these names may have, wrapped by training or not."""
+        """The possible prefixes of tensors with these names, with and without wrappers."""
         first = self.tensors[0].theirs
         return [
             wrapper + prefix
@@ -99,14 +99,14 @@ class Format:
         ]
 
     def ignored(self, prefix: str, *more: str) -> list[str]:
-        """Regular expressions of the names to pass over; `more` are of names behind the prefix."""
+        """Regular expressions of the names to ignore; `more` match names after the prefix."""
         start = re.escape(prefix)
         behind = [f"{start}(?:{expression})" for expression in (*self.left_out, *more)]
         return behind + [f"(?!{start}){_WRAPPED}(?:{expression})" for expression in self.beside]
 
 
 def _whole(parts):
-    # a name that no file has, and with one placeholder only
+    # a name that no file has, with a single placeholder
     return f"{parts[0]}+"
 
 
@@ -115,7 +115,7 @@ def _is_norm(layer):
 
 
 def _blocks(theirs: str, names: Mapping[str, str | tuple[str, ...]]):
-    """Names in a block -> the same under `theirs`, the path of a block there."""
+    """Layers within a block -> the same layers under `theirs`, the path of a block in the file."""
 
     def inside(name):
         return f"{theirs}.{name}" if isinstance(name, str) else tuple(map(inside, name))
@@ -195,7 +195,7 @@ _TABLE = Layout(lambda a: a[None], lambda a: a[0])  # (N, D) <-> (1, N, D)
 _OPENAI_TENSORS = (
     Rule("positional_embedding", "position_table", _TABLE),
     Rule("class_embedding", "class_token", _VECTOR),
-    # torch.nn.MultiheadAttention has no layer of its own for these two
+    # torch.nn.MultiheadAttention holds these two directly, not in a layer
     Rule("transformer.resblocks.{i}.attn.in_proj_weight", "blocks_{i}/attn/qkv/kernel", LINEAR),
     Rule("transformer.resblocks.{i}.attn.in_proj_bias", "blocks_{i}/attn/qkv/bias"),
 )
@@ -214,7 +214,7 @@ _OPENAI_LAYERS = {
         },
     ),
 }
-# what stands beside the image tower in a file of the whole model
+# tensors beside the image tower in a file of the complete model
 _OPENAI_TEXT = (
     r"(transformer|token_embedding|ln_final)\..*",
     r"positional_embedding|text_projection|logit_scale",
@@ -267,7 +267,7 @@ FORMATS: tuple[Format, ...] = (
     _hf_dinov2("transformers5", _HF5_DINOV2_BLOCK),
     _timm(
         "dino",
-        # a backbone alone is published, and whole checkpoints of student and teacher
+        # published are a backbone alone, and full checkpoints of student and teacher
         prefixes=("", "backbone.", "module.backbone."),
         inside="teacher",
         beside=(r"(module\.)?head\..*",),

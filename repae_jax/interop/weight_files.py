@@ -1,4 +1,4 @@
-"""Which file of a folder holds a model's weights: plain or a variant, whole or in shards."""
+"""Finds the file with a model's weights in a folder: plain or a variant, single or in shards."""
 
 import pathlib
 import re
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from repae_jax.errors import UserError
 
-Naming = Sequence[tuple[str, str]]  # (stem, suffix), the preferred first
+Naming = Sequence[tuple[str, str]]  # (stem, suffix) pairs, the preferred first
 
 DIFFUSERS: Naming = (
     ("diffusion_pytorch_model", ".safetensors"),
@@ -18,14 +18,14 @@ _VARIANT = r"[A-Za-z0-9_-]+"  # such as "fp16", "ema", "non_ema"
 
 
 def file_names(naming: Naming, variant: str | None = None) -> list[str]:
-    """The names that a model's weights may have, the preferred first.
+    """The possible file names of a model's weights, the preferred first.
 
     Args:
-      naming: whose.
-      variant: None for the plain ones.
+      naming: `DIFFUSERS` or `TRANSFORMERS`.
+      variant: such as "fp16"; None for the plain weights.
 
     Raises:
-      UserError: no name of a variant.
+      UserError: `variant` is not a valid name.
     """
     if variant is not None and not re.fullmatch(_VARIANT, variant):
         raise UserError(f"variant is {variant!r}: give a word such as 'fp16'")
@@ -38,7 +38,7 @@ def file_names(naming: Naming, variant: str | None = None) -> list[str]:
 
 
 def variants_among(names: Iterable[str], naming: Naming) -> list[str]:
-    """Those of `names` that hold a variant of a model's weights, or list its shards."""
+    """The names among `names` that hold a variant of a model's weights, or index its shards."""
     forms = [
         form
         for stem, suffix in map(_escaped, naming)
@@ -48,17 +48,17 @@ def variants_among(names: Iterable[str], naming: Naming) -> list[str]:
 
 
 def is_of(name: str, naming: Naming) -> bool:
-    """Whether a file of this name holds a model's weights, or lists its shards."""
+    """Whether a file of this name holds a model's weights, or indexes their shards."""
     return name in file_names(naming) or bool(variants_among([name], naming))
 
 
 def find_weights(
     folder: pathlib.Path, naming: Naming, variant: str | None = None
 ) -> pathlib.Path | None:
-    """The file with a model's weights in a folder, or the index of several; None without any.
+    """The file with a model's weights in a folder, or the index of its shards; None without any.
 
     Raises:
-      UserError: there are only variants, and none was named, or another one.
+      UserError: the folder has only other variants than the requested one.
     """
     for name in file_names(naming, variant):
         if (folder / name).is_file():
@@ -70,7 +70,7 @@ def find_weights(
 
 
 def without(folder: str, wanted: str, there: Sequence[str]) -> str:
-    """The message that `folder` has no file `wanted`, but the variants `there`."""
+    """The message that `folder` lacks the file `wanted`, and has the variants `there`."""
     if not there:
         return f"{folder}: {wanted} is missing"
     return (

@@ -1,19 +1,19 @@
-"""BatchNorm with PyTorch's running statistics, and the LatentNorm made of it."""
+"""BatchNorm with PyTorch's running statistics, and LatentNorm, which is based on it."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-LATENT_EPSILON = 1e-4  # beside the variance of a channel, as in the original
+LATENT_EPSILON = 1e-4  # added to the variance of a channel, as in the original
 
 
 class BatchNorm(nn.Module):
-    """Normalises (B, H, W, C) per channel; running statistics live in `batch_stats`.
+    """Normalizes (B, H, W, C) per channel; running statistics live in `batch_stats`.
 
-    Flax's own BatchNorm keeps the biased variance; PyTorch, and so every published checkpoint,
-    the unbiased one: running = (1 - momentum) * running + momentum * var * n / (n - 1).
-    Statistics are float32, and taken over the global batch when the batch is sharded.
+    Flax's own BatchNorm keeps the biased variance. PyTorch, and so every published checkpoint,
+    keeps the unbiased variance: running = (1 - momentum) * running + momentum * var * n / (n - 1).
+    Statistics are float32; a sharded batch has the statistics of the global batch.
     """
 
     momentum: float = 0.1
@@ -24,7 +24,16 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Batch statistics if `train` (and, where `batch_stats` is mutable, updates them)."""
+        """(B, H, W, C) -> the same shape in `dtype`.
+
+        Args:
+          x: the values.
+          train: normalize by the batch's statistics, and update the running statistics where
+            `batch_stats` is mutable; otherwise normalize by the running statistics.
+
+        Raises:
+          ValueError: the running statistics cannot be updated by a single value per channel.
+        """
         channels = x.shape[-1]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
@@ -54,10 +63,10 @@ class BatchNorm(nn.Module):
 
 
 class LatentNorm(BatchNorm):
-    """The normalisation of the latents between tokenizer and backbone (REPA-E, section 3.2).
+    """The normalization of the latents between tokenizer and backbone (REPA-E, section 3.2).
 
-    No affine part, so that the backbone cannot shrink its targets. Its running mean and variance
-    are the latent statistics: with them `normalize` is the same function.
+    It has no affine part, so that the backbone cannot shrink its targets. Its running mean and
+    variance are the latent statistics, with which `normalize` computes the same function.
     """
 
     epsilon: float = LATENT_EPSILON
@@ -65,20 +74,20 @@ class LatentNorm(BatchNorm):
 
 
 def normalize(latents: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
-    """(z - mean) / sqrt(var + 1e-4), per channel of (..., C): what a backbone is trained on."""
+    """(z - mean) / sqrt(var + 1e-4) per channel of (..., C): the latents that a backbone learns."""
     return _standardize(latents, mean, var, LATENT_EPSILON)
 
 
 def denormalize(latents: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
-    """z * sqrt(var + 1e-4) + mean, per channel of (..., C): the inverse of `normalize`."""
+    """z * sqrt(var + 1e-4) + mean per channel of (..., C): the inverse of `normalize`."""
     return latents * jnp.sqrt(var + LATENT_EPSILON) + mean
 
 
 def denormalize_samples(latents: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
-    """z * sqrt(var) + mean, per channel of (..., C): a sampler's way from a backbone to `decode`.
+    """z * sqrt(var) + mean per channel of (..., C): from a sampler's result to `decode`.
 
-    The exception to `denormalize`: the original's samplers leave the epsilon out, and so do all
-    that read a tokenizer's statistics as a mean and a standard deviation.
+    Unlike `denormalize`, it leaves the epsilon out, as the original's samplers do, and as all code
+    does that reads a tokenizer's statistics as a mean and a standard deviation.
     """
     return latents * jnp.sqrt(var) + mean
 

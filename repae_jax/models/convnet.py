@@ -1,4 +1,4 @@
-"""The convolutional level that small classifiers are made of."""
+"""A convolutional level, the building block of small classifiers and of a ViT's stem."""
 
 import flax.linen as nn
 import jax
@@ -6,11 +6,11 @@ import jax.numpy as jnp
 
 
 class ConvLevel(nn.Module):
-    """A convolution to half the size, then two residual ones behind GroupNorm and SiLU.
+    """A convolution of stride 2, then two residual convolutions, each after GroupNorm and SiLU.
 
     Attributes:
       width: features, a multiple of 8.
-      dtype: of the convolutions; the norms are float32.
+      dtype: the type of the convolutions; the norms are float32.
     """
 
     width: int

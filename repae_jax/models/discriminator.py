@@ -17,13 +17,13 @@ def _scale_init(key, shape, dtype=jnp.float32):
 class PatchDiscriminator(nn.Module):
     """One logit for each overlapping patch of the image (pix2pix, arXiv 1611.07004).
 
-    4x4 convolutions with padding 1: `num_layers` of stride 2, doubling the filters up to eight
-    times, then two of stride 1. Biases only where no BatchNorm follows.
+    4x4 convolutions with padding 1: `num_layers` of stride 2, which double the filters up to 8
+    times `filters`, then two of stride 1. Only convolutions without a BatchNorm have biases.
 
     Attributes:
       num_layers: convolutions of stride 2.
-      filters: channels after the first of them.
-      dtype: of the convolutions; BatchNorm's statistics and the logits are float32.
+      filters: channels after the first convolution.
+      dtype: the type of the convolutions; BatchNorm's statistics and the logits are float32.
     """
 
     num_layers: int = 3
@@ -34,11 +34,11 @@ class PatchDiscriminator(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Images (B, H, W, 3) in [-1, 1] -> logits (B, h, w, 1), float32.
 
-        With 3 layers h = H / 8 - 2. `train` normalises by the batch's statistics and updates
-        the running ones where `batch_stats` is mutable.
+        With 3 layers h = H / 8 - 2. `train` normalizes by the batch's statistics and updates
+        the running statistics where `batch_stats` is mutable.
 
         Raises:
-          UserError: the image is too small to give a single logit.
+          UserError: the images are too small for a single logit.
         """
         smallest = 3 * 2**self.num_layers
         if min(x.shape[1:3]) < smallest:

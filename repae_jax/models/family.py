@@ -1,4 +1,4 @@
-"""A row of a table of families: a network, and the keys of its section of a configuration."""
+"""The rows of the tables of families: a network, and the keys of its configuration section."""
 
 import dataclasses
 import typing
@@ -9,9 +9,9 @@ Section = Mapping[str, Any]
 
 
 def open_type(option: Any) -> type | None:
-    """The type of an option's values where the row has a type in place of a default; else None.
+    """The type of an option's values if the row gives a type in place of a default; else None.
 
-    The types are Python's and those of utils/schema.py, whose lists are tuples here.
+    Types are Python's or those of utils/schema.py; a list type of the schema gives `tuple`.
     """
     if typing.get_origin(option) is typing.Annotated:
         option = typing.get_args(option)[0]
@@ -24,15 +24,15 @@ class Family(NamedTuple):
     """A family of backbones, tokenizers, encoders, projection heads or conditions.
 
     Attributes:
-      build: makes the network: a flax module, or for heads and conditions a frozen dataclass. Its
-        arguments are those of the role, and by keyword the fields of the options.
+      build: makes the network: a Flax module, or for heads and conditions a frozen dataclass. It
+        takes the arguments of its role, and by keyword the fields of the options.
       options: the keys of the section, each with its default. A type in place of a default leaves
-        the key open: the preset sets its field, or else `build` has a default.
+        the key open: its field takes the preset's value, or else the default of `build`.
       fields: key -> field of `build`, where the two have different names.
       presets: `arch` of the section -> fields.
       custom: (fields, side of the images in pixels) -> further fields where `arch` is "".
-      check: (network, section, path such as "config.backbone") raises UserError for values that
-        do not go together, naming the key and the way out.
+      check: (network, section, path such as "config.backbone") raises UserError, naming the key
+        and the way out, for values that do not fit together.
       describe: (network) -> its sizes in words.
     """
 
@@ -49,7 +49,7 @@ class Family(NamedTuple):
         return self.fields.get(key, key)
 
     def settings(self, section: Section) -> dict[str, Any]:
-        """The fields that the section or its preset sets; the section goes before the preset."""
+        """The fields that the section or its preset sets; the section takes precedence."""
         explicit = {
             self.field(key): tuple(section[key]) if isinstance(section[key], list) else section[key]
             for key in self.options
@@ -58,12 +58,12 @@ class Family(NamedTuple):
         return {**self.presets.get(section.get("arch", ""), {}), **explicit}
 
     def missing(self, section: Section) -> list[str]:
-        """The options that neither the section, nor its preset, nor `build` has a value of."""
+        """The keys of the options without a value in the section, its preset, and `build`."""
         known = self.settings(section).keys() | _defaults(self.build)
         return [key for key in self.options if self.field(key) not in known]
 
     def brought(self, arch: str) -> dict[str, Any]:
-        """The options with a default in the row for which a preset has a value of its own."""
+        """The options that a preset sets, of those with a default: key -> the preset's value."""
         preset = self.presets.get(arch, {})
         return {
             key: preset[self.field(key)]

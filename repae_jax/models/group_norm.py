@@ -1,9 +1,9 @@
-"""GroupNorm with SiLU behind it, in as few passes over the image as it takes.
+"""GroupNorm followed by SiLU, with few passes over the image.
 
-Of a large VAE at full resolution these norms move more memory than all else in the train step
-together. The forward pass reads its input once for the moments and once more to normalise; the
-backward pass, which is written out below, reads input and gradient twice and keeps nothing of the
-image's size in float32, as what is derived automatically does.
+In a large VAE at full resolution these norms move more memory than all other operations of the
+training step together. The forward pass reads its input twice: for the moments, and to normalize.
+The backward pass below reads input and gradient twice, and stores nothing of the image's size in
+float32; the automatic gradient would.
 """
 
 import functools
@@ -18,7 +18,7 @@ from jax.nn import initializers
 class GroupNorm(nn.Module):
     """GroupNorm (eps 1e-6) over (B, H, W, C), then SiLU if `activate`; computed in float32.
 
-    Its gradient is written by hand, for reverse mode only.
+    It supports reverse-mode gradients only, because its gradient is written by hand.
     """
 
     groups: int
@@ -44,7 +44,7 @@ def _group_norm(x, scale, bias, groups, epsilon, activate, dtype):
 def _forward(x, scale, bias, groups, epsilon, activate, dtype):
     mean, variance = _moments(x)
     group_mean = _over_group(mean, groups)
-    # The law of total variance: so no array is ever laid out by groups, channels stay innermost.
+    # By the law of total variance channels stay innermost: no array is laid out by groups.
     group_variance = _over_group(variance + jnp.square(mean - group_mean), groups)
     rate = lax.rsqrt(group_variance + epsilon)
     y = (x.astype(jnp.float32) - group_mean) * (rate * scale) + bias
@@ -53,30 +53,32 @@ def _forward(x, scale, bias, groups, epsilon, activate, dtype):
 
 
 def _backward(groups, epsilon, activate, dtype, kept, gradient):
-    """With n = (x - mean) * rate and d the gradient at n * scale + bias,
+    """The gradients by x, scale and bias.
 
-    dx = rate * (d * scale - mean of that over the group - n * mean of d * scale * n over it).
+    With n = (x - mean) * rate, d the gradient at n * scale + bias, and <.> the mean over a group,
+
+        dx = rate * (d * scale - <d * scale> - n * <d * scale * n>).
     """
     x, scale, bias, group_mean, rate = kept
 
-    def normalised_and_gradient(x, gradient):
-        normalised = (x.astype(jnp.float32) - group_mean) * rate
+    def normalized_and_gradient(x, gradient):
+        normalized = (x.astype(jnp.float32) - group_mean) * rate
         gradient = gradient.astype(jnp.float32)
         if not activate:
-            return normalised, gradient
-        y = normalised * scale + bias
+            return normalized, gradient
+        y = normalized * scale + bias
         gate = nn.sigmoid(y)
-        return normalised, gradient * gate * (1.0 + y * (1.0 - gate))
+        return normalized, gradient * gate * (1.0 + y * (1.0 - gate))
 
-    normalised, d = normalised_and_gradient(x, gradient)
+    normalized, d = normalized_and_gradient(x, gradient)
     along, across = lax.platform_dependent(
-        d, normalised, cuda=_packed_means, rocm=_packed_means, default=_means
+        d, normalized, cuda=_packed_means, rocm=_packed_means, default=_means
     )
-    # Anew for the second pass: without the barrier the compiler sees that it has these already,
-    # and keeps them in float32 from one pass to the other.
-    normalised, d = normalised_and_gradient(*lax.optimization_barrier((x, gradient)))
+    # Recomputed for the second pass: without the barrier the compiler would keep both arrays in
+    # float32 from the first pass.
+    normalized, d = normalized_and_gradient(*lax.optimization_barrier((x, gradient)))
     dx = d * scale - _over_group(along * scale, groups)
-    dx = rate * (dx - normalised * _over_group(across * scale, groups))
+    dx = rate * (dx - normalized * _over_group(across * scale, groups))
     pixels = x.shape[1] * x.shape[2]
     dscale, dbias = (pixels * part.sum(axis=(0, 1, 2)) for part in (across, along))
     return dx.astype(x.dtype), dscale, dbias
@@ -88,8 +90,8 @@ _group_norm.defvjp(_forward, _backward)
 def _moments(x):
     """Each channel's mean and variance over the image, (B, 1, 1, C) each, in one pass.
 
-    About a value of the channel's own: the difference of two large numbers that the plain one-pass
-    formula takes has no place then.
+    The moments are taken about the channel's first value, because the plain one-pass formula would
+    subtract two large numbers.
     """
     about = x[:, :1, :1].astype(jnp.float32)
     moved = x.astype(jnp.float32) - about
@@ -98,18 +100,18 @@ def _moments(x):
     return about + first, jnp.maximum(second - jnp.square(first), 0.0)
 
 
-def _means(d, normalised):
-    """The means of `d` and of `d * normalised` over the image, (B, 1, 1, C) each."""
+def _means(d, normalized):
+    """The means of `d` and of `d * normalized` over the image, (B, 1, 1, C) each."""
     along = d.mean(axis=(1, 2), keepdims=True)
-    return along, (d * normalised).mean(axis=(1, 2), keepdims=True)
+    return along, (d * normalized).mean(axis=(1, 2), keepdims=True)
 
 
-def _packed_means(d, normalised):
-    """The same as one sum of complex numbers.
+def _packed_means(d, normalized):
+    """`_means` as one sum of complex numbers.
 
-    XLA's compiler for GPUs does not compute `d` twice, and so writes it out for two sums to read.
+    For two sums, XLA's compiler for GPUs would write `d` to memory instead of computing it twice.
     """
-    both = lax.complex(d, d * normalised).mean(axis=(1, 2), keepdims=True)
+    both = lax.complex(d, d * normalized).mean(axis=(1, 2), keepdims=True)
     return both.real, both.imag
 
 

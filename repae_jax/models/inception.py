@@ -1,10 +1,10 @@
-"""InceptionV3 (arXiv 1512.00567) as FID, sFID and the Inception Score are measured with it.
+"""InceptionV3 (arXiv 1512.00567) for FID, sFID and the Inception Score.
 
 The network is the frozen TensorFlow graph of 2015-12-05 that the FID paper (arXiv 1706.08500) and
 the ADM evaluator (openai/guided-diffusion, evaluations/evaluator.py) run. It differs from
 torchvision's InceptionV3: average pooling leaves the padding out of its mean, the pooling branch
 of the last block takes maxima, and there are 1008 classes. Modules have the names of torchvision
-and of pytorch-fid; a branch's suffix tells its place in the branch.
+and of pytorch-fid; a layer's suffix is its position in the branch.
 """
 
 import flax.linen as nn
@@ -28,11 +28,11 @@ _EXACT = jax.lax.Precision.HIGHEST
 def preprocess(images: jax.Array) -> jax.Array:
     """uint8 RGB images (B, H, W, 3) -> float32 (B, 299, 299, 3), (x - 128) / 128, in [-1, 1).
 
-    Resized within the graph, as TensorFlow 1 does by default (`resize_bilinear_tf1`).
+    Images are resized as TensorFlow 1 does by default (`resize_bilinear_tf1`), like in the graph.
 
     Raises:
-      TypeError: images are not uint8.
-      ValueError: images are not (B, H, W, 3).
+      TypeError: the images are not uint8.
+      ValueError: the images are not (B, H, W, 3).
     """
     if images.dtype != jnp.uint8:
         raise TypeError(f"InceptionV3 takes uint8 images, got {images.dtype}")
@@ -42,7 +42,7 @@ def preprocess(images: jax.Array) -> jax.Array:
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, BatchNorm with running statistics (eps 1e-3), ReLU."""
+    """Convolution without bias, BatchNorm by running statistics (eps 1e-3), ReLU."""
 
     features: int
     kernel: tuple[int, int]
@@ -66,7 +66,7 @@ class ConvNorm(nn.Module):
 
 
 class InceptionA(nn.Module):
-    """At 35 x 35: 1x1 | 5x5 | two 3x3 | pooled (in the paper's figure 5 with 3x3 for 5x5)."""
+    """At 35 x 35: 1x1 | 5x5 | two 3x3 | average pool (the paper's figure 5 has 3x3 for 5x5)."""
 
     pool_features: int
 
@@ -77,24 +77,24 @@ class InceptionA(nn.Module):
             _chain(x, "branch1x1", (64, (1, 1))),
             _chain(x, "branch5x5", (48, (1, 1)), (64, (5, 5))),
             _chain(x, "branch3x3dbl", (64, (1, 1)), (96, (3, 3)), (96, (3, 3))),
-            _chain(_average(x), "branch_pool", (self.pool_features, (1, 1))),
+            _chain(_average_pool(x), "branch_pool", (self.pool_features, (1, 1))),
         ]
         return jnp.concatenate(branches, axis=-1)
 
 
 class InceptionB(nn.Module):
-    """Reduction from 35 x 35 to 17 x 17: 3x3 | two 3x3 | maxima."""
+    """Reduction from 35 x 35 to 17 x 17: 3x3 | two 3x3 | max pool."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, 35, 35, C) -> (B, 17, 17, 480 + C)."""
         double = _chain(x, "branch3x3dbl", (64, (1, 1)), (96, (3, 3)), (96, (3, 3)), reduce=True)
-        branches = [_chain(x, "branch3x3", (384, (3, 3)), reduce=True), double, _reduced(x)]
+        branches = [_chain(x, "branch3x3", (384, (3, 3)), reduce=True), double, _max_pool(x)]
         return jnp.concatenate(branches, axis=-1)
 
 
 class InceptionC(nn.Module):
-    """At 17 x 17: 1x1 | 1x7 7x1 | twice 7x1 1x7 | pooled (figure 6 of the paper, n = 7)."""
+    """At 17 x 17: 1x1 | 1x7 7x1 | twice 7x1 1x7 | average pool (the paper's figure 6, n = 7)."""
 
     inner: int
 
@@ -107,13 +107,13 @@ class InceptionC(nn.Module):
             _chain(x, "branch1x1", (192, (1, 1))),
             _chain(x, "branch7x7", (n, (1, 1)), (n, row), (192, column)),
             _chain(x, "branch7x7dbl", *double),
-            _chain(_average(x), "branch_pool", (192, (1, 1))),
+            _chain(_average_pool(x), "branch_pool", (192, (1, 1))),
         ]
         return jnp.concatenate(branches, axis=-1)
 
 
 class InceptionD(nn.Module):
-    """Reduction from 17 x 17 to 8 x 8: 3x3 | 1x7 7x1 3x3 | maxima."""
+    """Reduction from 17 x 17 to 8 x 8: 3x3 | 1x7 7x1 3x3 | max pool."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -122,16 +122,16 @@ class InceptionD(nn.Module):
         branches = [
             _chain(x, "branch3x3", (192, (1, 1)), (320, (3, 3)), reduce=True),
             _chain(x, "branch7x7x3", *long, reduce=True),
-            _reduced(x),
+            _max_pool(x),
         ]
         return jnp.concatenate(branches, axis=-1)
 
 
 class InceptionE(nn.Module):
-    """At 8 x 8: 1x1 | 3x3 fanned out | two 3x3 fanned out | pooled (figure 7 of the paper).
+    """At 8 x 8: 1x1 | 3x3 fanned out | two 3x3 fanned out | pool (the paper's figure 7).
 
     Attributes:
-      max_pool: the pooling branch takes maxima instead of averages. The graph does so in its last
+      max_pool: the pooling branch takes maxima instead of averages, as the graph does in its last
         block, unlike the paper.
     """
 
@@ -142,7 +142,7 @@ class InceptionE(nn.Module):
         """(B, 8, 8, C) -> (B, 8, 8, 2048)."""
         single = ConvNorm(384, (1, 1), name="branch3x3_1")(x)
         double = _chain(x, "branch3x3dbl", (448, (1, 1)), (384, (3, 3)))
-        pooled = nn.max_pool(x, (3, 3), padding="SAME") if self.max_pool else _average(x)
+        pooled = nn.max_pool(x, (3, 3), padding="SAME") if self.max_pool else _average_pool(x)
         branches = [
             _chain(x, "branch1x1", (320, (1, 1))),
             *_fan(single, "branch3x3_2"),
@@ -153,25 +153,25 @@ class InceptionE(nn.Module):
 
 
 class InceptionV3(nn.Module):
-    """The features of FID, sFID and Inception Score; in float32 and inference throughout."""
+    """The features of FID, sFID and the Inception Score; in float32, for inference only."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
         """Images (B, 299, 299, 3) from `preprocess` -> the three features of each, float32.
 
         Returns:
-          pool: (B, 2048), mean over the last map; FID, precision and recall.
+          pool: (B, 2048), the mean over the last map; for FID, precision and recall.
           spatial: (B, 2023), for sFID (arXiv 2103.03841). The ADM evaluator takes the first seven
-            channels of the graph's tensor `mixed_6/conv:0`, row by row. That is the output, after
-            BatchNorm and ReLU, of the 1x1 branch of `Mixed_6d` (torch-fidelity,
-            utils/util_convert_inception_weights.py, pairs the names; in the graph a scope's own
-            name is its ReLU, behind `conv/Conv2D` and `conv/batchnorm`), which is where the
-            block's concatenated channels begin.
-          logits: (B, 1008), pool @ w without the bias: the ADM evaluator's Inception Score is of
-            their softmax (torch-fidelity's `logits_unbiased`).
+            channels of the graph's tensor `mixed_6/conv:0`, row by row. This tensor is the output,
+            after BatchNorm and ReLU, of the 1x1 branch of `Mixed_6d`, whose channels come first in
+            the block's concatenation. (torch-fidelity's utils/util_convert_inception_weights.py
+            pairs the names; in the graph a scope's own name is its ReLU, after `conv/Conv2D` and
+            `conv/batchnorm`.)
+          logits: (B, 1008), pool @ w without the bias; the ADM evaluator computes the Inception
+            Score from their softmax (torch-fidelity's `logits_unbiased`).
 
         Raises:
-          ValueError: another size, for which there are no such features.
+          ValueError: the images have another shape.
         """
         if x.shape[1:] != (SIZE, SIZE, 3):
             raise ValueError(f"expected images (B, {SIZE}, {SIZE}, 3), got {x.shape}")
@@ -194,13 +194,13 @@ class InceptionV3(nn.Module):
         """(B, 299, 299, 3) -> (B, 35, 35, 192)."""
         x = ConvNorm(32, (3, 3), 2, "VALID", name="Conv2d_1a_3x3")(x)
         x = ConvNorm(32, (3, 3), 1, "VALID", name="Conv2d_2a_3x3")(x)
-        x = _reduced(ConvNorm(64, (3, 3), name="Conv2d_2b_3x3")(x))
+        x = _max_pool(ConvNorm(64, (3, 3), name="Conv2d_2b_3x3")(x))
         x = ConvNorm(80, (1, 1), name="Conv2d_3b_1x1")(x)
-        return _reduced(ConvNorm(192, (3, 3), 1, "VALID", name="Conv2d_4a_3x3")(x))
+        return _max_pool(ConvNorm(192, (3, 3), 1, "VALID", name="Conv2d_4a_3x3")(x))
 
 
 def _chain(x, name, *layers, reduce=False):
-    """Convolutions (features, kernel) in a row; with `reduce` the last halves the map."""
+    """A sequence of convolutions (features, kernel); with `reduce` the last halves the map."""
     for index, (features, kernel) in enumerate(layers, start=1):
         last = {"stride": 2, "padding": "VALID"} if reduce and index == len(layers) else {}
         suffix = f"_{index}" if len(layers) > 1 else ""
@@ -214,9 +214,9 @@ def _fan(x, name):
     return [ConvNorm(384, kernel, name=name + which)(x) for which, kernel in kernels.items()]
 
 
-def _average(x):
+def _average_pool(x):
     return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
 
 
-def _reduced(x):
+def _max_pool(x):
     return nn.max_pool(x, (3, 3), (2, 2))

@@ -1,4 +1,4 @@
-"""What the models ask of their inputs' shapes and types, checked while they are traced."""
+"""Checks of the shapes and types of a VAE's inputs; they run while a function is traced."""
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,12 @@ def check_images(images: jax.Array, channels: int, factor: int) -> None:
 
     Args:
       images: float (B, H, W, channels).
-      channels: of the images.
-      factor: the VAE's down-sampling factor, which divides H and W.
+      channels: the number of channels that the encoder takes.
+      factor: the VAE's down-sampling factor, which must divide H and W.
 
     Raises:
-      TypeError: they are not floating point.
-      UserError: they have another shape, or there are none.
+      TypeError: the images are not floating point.
+      UserError: the images have another shape, or the batch is empty.
     """
     _check_floating(images, "images")
     shape = images.shape
@@ -36,7 +36,12 @@ def check_images(images: jax.Array, channels: int, factor: int) -> None:
 
 
 def check_latents(latents: jax.Array, channels: int) -> None:
-    """Check latents (B, h, w, channels) for a VAE's decoder; raises as `check_images` does."""
+    """Check latents (B, h, w, channels) for a VAE's decoder.
+
+    Raises:
+      TypeError: the latents are not floating point.
+      UserError: the latents have another shape, or are empty.
+    """
     _check_floating(latents, "latents")
     if latents.ndim != 4 or latents.shape[-1] != channels:
         hint = ": channels come last" if latents.ndim == 4 and latents.shape[1] == channels else ""

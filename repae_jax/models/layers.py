@@ -1,4 +1,4 @@
-"""Pieces shared by the models: initialisers, position tables, attention, the MLP."""
+"""Layers shared by the models: initializers, convolutions, position tables, attention, the MLP."""
 
 import functools
 import math
@@ -12,7 +12,7 @@ from jax.nn import initializers
 
 
 def torch_uniform(fan_in: int):
-    """PyTorch's default for weights and biases of a layer: U(-b, b) with b = 1 / sqrt(fan_in)."""
+    """PyTorch's default initializer of weights and biases: U(-b, b) with b = 1 / sqrt(fan_in)."""
     bound = 1.0 / math.sqrt(fan_in)
 
     def init(key, shape, dtype=jnp.float32):
@@ -33,10 +33,18 @@ def conv(
     kernel_init=None,
     name: str | None = None,
 ) -> "Conv":
-    """A square 2-D convolution over (B, H, W, C), initialised as PyTorch does.
+    """A square 2-D convolution over (B, H, W, C), initialized as in PyTorch.
 
-    `padding` is symmetric "same" padding for odd kernels by default; pass ((top, bottom),
-    (left, right)) for anything else. `kernel_init` overrides the weights' initialiser only.
+    Args:
+      in_features: C.
+      features: output channels.
+      kernel: the kernel's side.
+      stride: the stride along both axes.
+      padding: ((top, bottom), (left, right)); None: symmetric "same" padding of an odd kernel.
+      bias: whether there is a bias.
+      dtype: the type of the convolution.
+      kernel_init: overrides the initializer of the weights; the bias keeps PyTorch's.
+      name: the module's name.
     """
     init = torch_uniform(in_features * kernel * kernel)
     pad = (kernel - 1) // 2
@@ -54,7 +62,7 @@ def conv(
 
 
 class Conv(nn.Conv):
-    """`nn.Conv` with `add_bias`, if `biased`."""
+    """`nn.Conv` whose bias, if `biased`, is added by `add_bias`."""
 
     use_bias: bool = False
     biased: bool = True
@@ -72,8 +80,8 @@ class Conv(nn.Conv):
 def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
     """y (..., D) + bias (D,), in y's type; the bias's gradient is summed in float32.
 
-    Derived automatically it is summed in y's type: in bfloat16 the sum of many small terms stays
-    where the next one is half of its last digit.
+    The automatic gradient would be summed in y's type. In bfloat16 such a sum stops growing as soon
+    as the next term is less than half of its last digit.
     """
     return y + bias.astype(y.dtype)
 
@@ -87,15 +95,18 @@ add_bias.defvjp(lambda y, bias: (add_bias(y, bias), None), _bias_gradient)
 
 
 def conv_of(module: nn.Module) -> Callable[..., "Conv"]:
-    """`conv` with the module's own `dtype`."""
+    """`conv` with the `dtype` of `module`."""
     return functools.partial(conv, dtype=module.dtype)
 
 
 def sincos_position_table(dim: int, grid: int) -> np.ndarray:
-    """Fixed sin-cos table (grid * grid, dim) for a square grid of tokens in row-major order.
+    """The fixed sin-cos table (grid * grid, dim) for a square grid of tokens in row-major order.
 
     The first half of the features encodes the column (x), the second half the row (y); in each
     half the sines come before the cosines, with frequencies 1e4 ** (-i / (dim / 4)), as in MAE.
+
+    Raises:
+      ValueError: `dim` is not divisible by 4.
     """
     if dim % 4:
         raise ValueError(f"a 2-D sin-cos table needs a width divisible by 4, got {dim}")
@@ -110,11 +121,11 @@ def sincos_position_table(dim: int, grid: int) -> np.ndarray:
 
 
 class Dense(nn.Dense):
-    """A linear layer over the last axis of (..., D) that merges the others before it multiplies.
+    """A linear layer over the last axis of (..., D) that merges the other axes before the product.
 
-    The same numbers as `nn.Dense`, but for `add_bias`. The weight gradient contracts one axis
-    instead of two, for which XLA's CPU compiler needs no transposed copy of what came before the
-    layer (measured: a third off the time of the backbone's backward pass).
+    It gives the same numbers as `nn.Dense`, except that `add_bias` sums the bias's gradient. The
+    weight gradient contracts one axis instead of two, so XLA's CPU compiler needs no transposed
+    copy of the layer's input (measured: a third off the time of the backbone's backward pass).
     """
 
     use_bias: bool = False
@@ -131,12 +142,12 @@ class Dense(nn.Dense):
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """x times the normal distribution's function at x, exactly."""
+    """The exact GELU: x times the standard normal's distribution function at x."""
     return nn.gelu(x, approximate=False)
 
 
 def tanh_gelu(x: jax.Array) -> jax.Array:
-    """GELU by its approximation with tanh."""
+    """The tanh approximation of GELU."""
     return nn.gelu(x, approximate=True)
 
 
@@ -145,15 +156,15 @@ def quick_gelu(x: jax.Array) -> jax.Array:
     return x * nn.sigmoid(1.702 * x)
 
 
-# Which kernel `attend` takes where it serves, "cudnn" or "xla"; by this host's devices if None.
+# The kernel that `attend` prefers, "cudnn" or "xla"; None chooses by this host's devices.
 attention_kernel = jax.make_user_context(default_value=None)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """softmax(q k^T / sqrt(D)) v per head, the softmax in float32.
 
-    cuDNN's fused kernel where it serves: on an NVIDIA GPU, in half precision, for D up to 128
-    that 8 divides. It keeps no N x N array. Elsewhere what XLA makes of the plain formula.
+    On an NVIDIA GPU, in half precision, and for D up to 128 that 8 divides, this is cuDNN's fused
+    kernel, which stores no N x N array. Otherwise XLA compiles the plain formula.
 
     Args:
       q, k, v: (B, N, heads, D).
@@ -166,7 +177,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     kernel = attention_kernel.value or ("cudnn" if has_cudnn_attention() else "xla")
     kernel = kernel if serves else "xla"
     if q.dtype == jnp.float16 and kernel == "xla" and jax.default_backend() != "gpu":
-        # JAX asks for float16 products summed in float32, which only GPUs have
+        # JAX requests float16 products summed in float32, which only GPUs have
         wide = (x.astype(jnp.float32) for x in (q, k, v))
         return jax.nn.dot_product_attention(*wide, implementation=kernel).astype(q.dtype)
     return jax.nn.dot_product_attention(q, k, v, implementation=kernel)
@@ -174,7 +185,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 @functools.cache
 def has_cudnn_attention() -> bool:
-    """Whether the default device is an NVIDIA GPU that cuDNN's fused attention knows."""
+    """Whether the default device is an NVIDIA GPU that cuDNN's fused attention supports."""
     if jax.default_backend() != "gpu":
         return False
     device = jax.local_devices()[0]
@@ -186,8 +197,8 @@ def has_cudnn_attention() -> bool:
 class Attention(nn.Module):
     """Multi-head self-attention over (B, N, D) with one fused projection for q, k and v.
 
-    The softmax runs in float32 whatever `dtype` is. `qk_norm` normalises queries and keys per
-    head by a LayerNorm with scale and bias (eps 1e-5).
+    The softmax always runs in float32. `qk_norm` normalizes queries and keys per head by a
+    LayerNorm with scale and bias (eps 1e-5).
     """
 
     num_heads: int
@@ -210,7 +221,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear, `activation`, Linear over the last axis."""
+    """Linear, `activation`, Linear over the last axis, of width D outside and `hidden` inside."""
 
     hidden: int
     activation: Callable[[jax.Array], jax.Array]
@@ -227,7 +238,7 @@ class MLP(nn.Module):
 
 
 def layer_norm(epsilon: float, *, affine: bool, dtype=jnp.float32, name: str | None = None):
-    """LayerNorm over the last axis; statistics in float32, two-pass variance as in PyTorch."""
+    """LayerNorm over the last axis, with float32 statistics and PyTorch's two-pass variance."""
     return nn.LayerNorm(
         epsilon=epsilon,
         use_bias=affine,

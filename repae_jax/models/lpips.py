@@ -8,23 +8,23 @@ from jax.nn import initializers
 
 # VGG16 has this many convolutions in each block; LPIPS taps the last ReLU of each
 BLOCKS = (2, 2, 3, 3, 3)
-SMALLEST = 16  # pixels a side: the last block sees one
+SMALLEST = 16  # pixels a side: the last block then sees one pixel
 SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
 SCALE = np.array([0.458, 0.448, 0.450], np.float32)
 
 
 class LPIPS(nn.Module):
-    """Distance between two images: weighted squared differences of unit-normalised features.
+    """Distance between two images: weighted squared differences of unit-normalized features.
 
-    sum over taps k of mean over pixels of w_k . (f_k(a) - f_k(b))^2, with f = x / (|x| + 1e-10)
-    along channels (section 3 of the paper). Untrained heads weigh all channels equally, so that
-    a random network is still a distance.
+    The distance is the sum over taps k of the mean over pixels of w_k . (f_k(a) - f_k(b))^2, with
+    f = x / (|x| + 1e-10) along channels (section 3 of the paper). Untrained heads weigh all
+    channels equally, so that a random network is still a distance.
 
     Attributes:
       rescale_inputs: apply 2x - 1 to inputs that are already in [-1, 1]. The original REPA-E
-        code does so by a slip, and its published results contain it.
-      widths: channels of the five VGG blocks; smaller ones are for tests.
-      dtype: of the convolutions; the comparison is float32.
+        code does so by mistake, and its published results include the mistake.
+      widths: channels of the five VGG blocks; tests use smaller ones.
+      dtype: the type of the convolutions; the comparison is float32.
     """
 
     rescale_inputs: bool
@@ -52,7 +52,11 @@ class LPIPS(nn.Module):
         return self.compare(self.features(a), self.features(b))
 
     def features(self, x: jax.Array) -> tuple[jax.Array, ...]:
-        """Images (B, H, W, 3) in [-1, 1] -> five taps (B, H / 2^k, W / 2^k, widths[k]), `dtype`."""
+        """Images (B, H, W, 3) in [-1, 1] -> five taps (B, H / 2^k, W / 2^k, widths[k]), `dtype`.
+
+        Raises:
+          TypeError: the images are not floating point.
+        """
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(f"LPIPS takes float images in [-1, 1], got {x.dtype}")
         x = x.astype(jnp.float32)
@@ -62,14 +66,14 @@ class LPIPS(nn.Module):
         taps = []
         for block, depth in enumerate(BLOCKS, start=1):
             if block > 1:
-                x = _halved(x)
+                x = _max_pool(x)
             for index in range(1, depth + 1):
                 x = nn.relu(getattr(self, f"conv{block}_{index}")(x))
             taps.append(x)
         return tuple(taps)
 
     def compare(self, taps_a: tuple[jax.Array, ...], taps_b: tuple[jax.Array, ...]) -> jax.Array:
-        """The distances (B,), float32, between images of which `features` are known."""
+        """The distances (B,), float32, between two batches of images, from their `features`."""
         distance = 0.0
         for k, (a, b) in enumerate(zip(taps_a, taps_b, strict=True)):
             difference = (_unit(a) - _unit(b)) ** 2
@@ -78,11 +82,11 @@ class LPIPS(nn.Module):
         return distance
 
 
-def _halved(x):
-    """The maxima of 2 x 2 pixels, (B, H, W, C) -> (B, H / 2, W / 2, C), a last odd one left out.
+def _max_pool(x):
+    """Max pooling over 2 x 2 pixels, (B, H, W, C) -> (B, H // 2, W // 2, C).
 
-    Of equal ones the first takes the gradient, as in torch. By comparisons, since the gradient of
-    a pooling window is a scatter for XLA.
+    Among equal values the first takes the gradient, as in torch. Comparisons replace a pooling
+    window, whose gradient XLA would compile to a scatter.
     """
     height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
     x = x[:, :height, :width]
@@ -94,7 +98,7 @@ def _halved(x):
 def _unit(x):
     """x / (|x| + 1e-10) over channels; 0 with gradient 0 where x is zero.
 
-    The plain formula has the gradient of sqrt at 0 there, which is infinite times zero.
+    At x = 0 the plain formula would multiply zero by the infinite gradient of sqrt.
     """
     x = x.astype(jnp.float32)
     squared = jnp.sum(x**2, axis=-1, keepdims=True)

@@ -15,7 +15,7 @@ from repae_jax.models.tokenizers.base import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """The networks of a run; None where the run has none."""
+    """The networks of a run; None for a network that the run lacks."""
 
     tokenizer: Tokenizer
     backbone: Backbone | None = None
@@ -26,12 +26,12 @@ class Models:
 
 
 def teacher_tokens(models: Models, variables: Mapping, images: jax.Array) -> dict[str, jax.Array]:
-    """By teacher its patch tokens (B, N, D_k) of uint8 images (B, H, W, 3).
+    """{teacher: its patch tokens (B, N, D_k)} of uint8 RGB images (B, H, W, 3).
 
     Args:
       models: the networks.
-      variables: of each teacher, by name.
-      images: RGB.
+      variables: {teacher: its variables}.
+      images: uint8 RGB (B, H, W, 3).
     """
     return {
         name: patch_tokens(teacher, variables[name], images)

@@ -1,4 +1,4 @@
-"""Projection heads: from a backbone's tokens to those of a teacher. A new one is a row here."""
+"""Projection heads from a backbone's tokens to a teacher's; a new kind is a row of `PROJECTORS`."""
 
 import dataclasses
 from typing import Protocol
@@ -16,11 +16,11 @@ class Projector(Protocol):
     """A kind of projection head with its sizes; immutable and hashable, without weights."""
 
     def module(self, features: int, grid: int, dtype: jnp.dtype) -> nn.Module:
-        """A head from tokens (B, N, D), N = grid * grid, rows first, to (B, N, features)."""
+        """A head (B, N, D) -> (B, N, features); N = grid * grid tokens in row-major order."""
 
 
 class MLPHead(nn.Module):
-    """Linear-SiLU-Linear-SiLU-Linear, on each token alone (REPA, arXiv 2410.06940, section 3)."""
+    """Linear-SiLU-Linear-SiLU-Linear on each token (REPA, arXiv 2410.06940, section 3)."""
 
     hidden: int
     features: int
@@ -38,7 +38,7 @@ class MLPHead(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class MLP:
-    """`MLPHead`s of that hidden width."""
+    """A projector that builds `MLPHead`s of the width `hidden`."""
 
     hidden: int = 2048
 

@@ -1,9 +1,9 @@
-"""Rematerialisation: what the backward pass recomputes in place of keeping it in memory."""
+"""Rematerialization: the backward pass recomputes activations instead of keeping them in memory."""
 
 import flax.linen as nn
 import jax
 
-# What is kept of a block for the backward pass.
+# policy -> the activations of a block that are kept for the backward pass
 POLICIES = {
     "none": "everything",
     "products": "the results of convolutions and linear layers; the cheap rest is recomputed",
@@ -11,12 +11,16 @@ POLICIES = {
 }
 
 
-def rematerialised(module: type[nn.Module], policy: str) -> type[nn.Module]:
-    """The module's class with a policy of `POLICIES`; parameters and results are the same."""
+def rematerialize(module: type[nn.Module], policy: str) -> type[nn.Module]:
+    """The module's class under a policy of `POLICIES`; parameters and results stay the same.
+
+    Raises:
+      ValueError: an unknown policy.
+    """
     if policy == "none":
         return module
     if policy not in POLICIES:
-        raise ValueError(f"no rematerialisation {policy!r}: use one of {', '.join(POLICIES)}")
+        raise ValueError(f"unknown remat policy {policy!r}: use one of {', '.join(POLICIES)}")
     return nn.remat(module, policy=_keep_products if policy == "products" else None)
 
 

@@ -10,22 +10,22 @@ def bicubic_matrix(
 ) -> np.ndarray:
     """The matrix (size_out, size_in), float32, that resamples one axis as PyTorch does.
 
-    Equal to torch.nn.functional.interpolate(mode="bicubic", align_corners=False): pixel centres
-    at half integers; without antialias the border pixel repeats outside, with antialias the
-    filter widens by the reduction and is cut and renormalised at the border.
+    It equals torch.nn.functional.interpolate(mode="bicubic", align_corners=False): pixel centers
+    are at half integers. Without antialias the border pixel repeats outside; with antialias the
+    filter widens by the factor of reduction, and is cut and renormalized at the border.
 
     Args:
-      size_in: samples along the axis before.
-      size_out: samples along the axis after.
-      a: the cubic's free coefficient; None is torch's choice, -0.5 with antialias, else -0.75.
-      antialias: low-pass before reducing.
+      size_in: input samples along the axis.
+      size_out: output samples along the axis.
+      a: the cubic's free coefficient; None is torch's choice: -0.5 with antialias, else -0.75.
+      antialias: whether a low-pass filter precedes a reduction.
     """
     if a is None:
         a = -0.5 if antialias else -0.75
     scale = size_in / size_out
     centers = (np.arange(size_out)[:, None] + 0.5) * scale
     if antialias:
-        return _antialiased(centers, size_in, max(scale, 1.0), a).astype(np.float32)
+        return _antialiased_matrix(centers, size_in, max(scale, 1.0), a).astype(np.float32)
     first = np.floor(centers - 0.5).astype(int) - 1
     taps = first + np.arange(4)  # (out, 4)
     matrix = np.zeros((size_out, size_in))
@@ -41,21 +41,21 @@ def resize_bicubic(
     """(B, H, W, C) -> (B, height, width, C), float32; see `bicubic_matrix` for the convention."""
     rows = bicubic_matrix(x.shape[1], height, a=a, antialias=antialias)
     columns = bicubic_matrix(x.shape[2], width, a=a, antialias=antialias)
-    return _resampled(x, rows, columns)
+    return _resample(x, rows, columns)
 
 
 def bilinear_matrix_tf1(size_in: int, size_out: int) -> np.ndarray:
     """The matrix (size_out, size_in), float32, that resamples one axis as TensorFlow 1 does.
 
-    Equal to tf.compat.v1.image.resize_bilinear with its defaults: sample o lies at o * in / out,
-    without the half pixel, so that the first samples coincide and the last input pixel is
-    repeated; there is no antialias.
+    It equals tf.compat.v1.image.resize_bilinear with its defaults: sample o lies at o * in / out,
+    without a half-pixel shift, so the first samples coincide and the last input pixel is repeated;
+    there is no antialias.
 
     Args:
-      size_in: samples along the axis before.
-      size_out: samples along the axis after.
+      size_in: input samples along the axis.
+      size_out: output samples along the axis.
     """
-    # float32 as in TensorFlow's kernel: rounding decides between neighbours at whole positions
+    # float32 as in TensorFlow's kernel: at integer positions rounding selects the neighbor
     position = np.arange(size_out, dtype=np.float32) * np.float32(size_in / size_out)
     low = position.astype(int).clip(0, size_in - 1)
     fraction = (position - low).astype(np.float32)
@@ -68,17 +68,17 @@ def bilinear_matrix_tf1(size_in: int, size_out: int) -> np.ndarray:
 def resize_bilinear_tf1(x: jax.Array, height: int, width: int) -> jax.Array:
     """(B, H, W, C) -> (B, height, width, C), float32; see `bilinear_matrix_tf1`."""
     rows = bilinear_matrix_tf1(x.shape[1], height)
-    return _resampled(x, rows, bilinear_matrix_tf1(x.shape[2], width))
+    return _resample(x, rows, bilinear_matrix_tf1(x.shape[2], width))
 
 
-def _resampled(x, rows, columns):
+def _resample(x, rows, columns):
     # default precision would round the pixels to bfloat16 on TPUs and to TF32 on GPUs
     exact = jax.lax.Precision.HIGHEST
     x = jnp.einsum("oh,bhwc->bowc", rows, x.astype(jnp.float32), precision=exact)
     return jnp.einsum("pw,bowc->bopc", columns, x, precision=exact)
 
 
-def _antialiased(centers, size_in, stretch, a):
+def _antialiased_matrix(centers, size_in, stretch, a):
     positions = np.arange(size_in)[None, :]
     support = 2.0 * stretch
     inside = (positions >= np.floor(centers - support + 0.5)) & (
@@ -89,7 +89,7 @@ def _antialiased(centers, size_in, stretch, a):
 
 
 def _cubic(x, a):
-    """Keys' cubic convolution kernel, zero from |x| = 2 on."""
+    """Keys' cubic convolution kernel; zero for |x| >= 2."""
     x = np.abs(x)
     near = ((a + 2) * x - (a + 3)) * x**2 + 1
     far = a * (((x - 5) * x + 8) * x - 4)

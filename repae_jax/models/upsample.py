@@ -1,13 +1,13 @@
-"""Up-sampling by nearest neighbours and the 3x3 convolution behind it, as one convolution.
+"""Nearest-neighbor up-sampling and the 3x3 convolution after it, as one convolution.
 
-Along one axis, with x_i repeated at 2i and 2i + 1 and the kernel (k0, k1, k2) centred,
+Along one axis, with x_i repeated at 2i and 2i + 1 and the kernel (k0, k1, k2) centered,
 
     y[2i]     = k0 x[i - 1] + (k1 + k2) x[i]
     y[2i + 1] = (k0 + k1) x[i] + k2 x[i + 1].
 
-So every output needs two taps, not three, of the small image: 4/9 of the operations in two
-dimensions. Both rows are one convolution of two taps with twice the features: at position p,
-between x[p - 1] and x[p], it gives y[2p - 1] and y[2p], which lie side by side in the output.
+So every output needs two taps of the small image instead of three: 4/9 of the operations in two
+dimensions. One convolution with two taps and twice the features computes both formulas: at position
+p, between x[p - 1] and x[p], it gives y[2p - 1] and y[2p], which are neighbors in the output.
 """
 
 import flax.linen as nn
@@ -18,15 +18,16 @@ from jax import lax
 
 from repae_jax.models.layers import add_bias, torch_uniform
 
-# What y[2p - 1], then y[2p], take of the kernel's taps: (output, tap of two, tap of three).
+# The kernel's taps in the two-tap kernels of y[2p - 1] and y[2p]: (output, tap of 2, tap of 3).
 _TAPS = np.array([[[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]], np.float32)
 
 
 class UpsampleConv(nn.Module):
-    """Nearest-neighbour up-sampling by two, then a 3x3 convolution with zeros around the image.
+    """Nearest-neighbor up-sampling by two, then a 3x3 convolution with zero padding.
 
-    Parameters, names and initialisation of that convolution: "kernel" (3, 3, C, features) and
-    "bias" (features,), float32. Taps are added in float32, before they take `dtype`.
+    The parameters are those of the 3x3 convolution, in name and initialization: "kernel"
+    (3, 3, C, features) and "bias" (features,), float32. Taps are added in float32, then cast to
+    `dtype`.
     """
 
     in_features: int
@@ -51,8 +52,8 @@ class UpsampleConv(nn.Module):
 
 @jax.custom_vjp
 def _convolve(x, taps):
-    """Every 2x2 window of the image with a border of zeros: (B, H + 1, W + 1, features)."""
-    return _valid(_bordered(x), taps)
+    """A 2x2 convolution of the zero-padded image: (B, H + 1, W + 1, features)."""
+    return _valid(_pad_zeros(x), taps)
 
 
 def _convolve_forward(x, taps):
@@ -60,14 +61,14 @@ def _convolve_forward(x, taps):
 
 
 def _convolve_backward(kept, gradient):
-    """The automatic one, but for the border, which the kernel's gradient needs in the image.
+    """The automatic gradients, except that the kernel's gradient reads an explicitly padded image.
 
-    Its window is as large as what came out, larger than the image without the border. The compilers
-    would take the border for padding of the convolution, and have nothing quick for that then.
+    Its window has the size of the output and exceeds the image without the border. The compilers
+    would otherwise turn the border into padding of the convolution, which they compile badly.
     """
     x, taps = kept
-    (dx,) = jax.linear_transpose(lambda x: _valid(_bordered(x), taps), x)(gradient)
-    bordered = lax.optimization_barrier(_bordered(x))
+    (dx,) = jax.linear_transpose(lambda x: _valid(_pad_zeros(x), taps), x)(gradient)
+    bordered = lax.optimization_barrier(_pad_zeros(x))
     (dtaps,) = jax.linear_transpose(lambda taps: _valid(bordered, taps), taps)(gradient)
     return dx, dtaps
 
@@ -75,7 +76,7 @@ def _convolve_backward(kept, gradient):
 _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
-def _bordered(x):
+def _pad_zeros(x):
     return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
 
 

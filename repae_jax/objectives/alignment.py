@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 
 def unit(x: jax.Array, minimum: float = 1e-12) -> jax.Array:
-    """(..., D) divided by its norm, clamped from below; float32.
+    """Vectors (..., D) divided by max(norm, minimum), float32.
 
-    The gradient at a zero vector is finite, that of x / minimum, as in PyTorch's `normalize`.
+    At a zero vector the gradient is that of x / minimum, as in PyTorch's `normalize`.
     """
     x = x.astype(jnp.float32)
     square = jnp.sum(x * x, axis=-1, keepdims=True)
@@ -22,11 +22,11 @@ def alignment_loss(projections: Sequence[jax.Array], teachers: Sequence[jax.Arra
     """Mean over teachers, images and tokens of -cos(projected token, teacher token), in [-1, 1].
 
     Args:
-      projections: one (B, N, D_k) per teacher, from the backbone's heads.
+      projections: one (B, N, D_k) per teacher, from the backbone's projection heads.
       teachers: the teachers' patch tokens, (B, N, D_k) each.
 
     Raises:
-      ValueError: the shapes differ, e.g. because the two token grids do.
+      ValueError: the shapes differ, for example because the two token grids differ.
     """
     losses = []
     for projection, teacher in zip(projections, teachers, strict=True):

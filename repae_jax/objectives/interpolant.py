@@ -1,4 +1,4 @@
-"""Interpolants between data and noise: the path that the velocity model learns and samples."""
+"""Interpolants between data and noise: the path whose velocity the backbone learns."""
 
 import math
 from collections.abc import Callable
@@ -17,8 +17,15 @@ ScalarFunction = Callable[[jax.Array], jax.Array]
 class Interpolant:
     """x_t = alpha(t) x + sigma(t) n (arXiv 2401.08740, eq. 1).
 
-    t = 0 is data x, t = 1 is noise n ~ N(0, I). All functions act elementwise. `time_of_ratio` is
-    the inverse of sigma / alpha: it maps a noise level relative to the data, in [0, inf), to t.
+    t = 0 is data x, t = 1 is noise n ~ N(0, I). All functions act elementwise.
+
+    Attributes:
+      name: the key in `INTERPOLANTS`.
+      alpha: t -> the coefficient of the data.
+      sigma: t -> the coefficient of the noise.
+      d_alpha: the derivative of `alpha` by t.
+      d_sigma: the derivative of `sigma` by t.
+      time_of_ratio: the inverse of sigma / alpha: a noise level in [0, inf) -> t.
     """
 
     name: str
@@ -55,10 +62,18 @@ INTERPOLANTS = {"linear": LINEAR, "cosine": COSINE}
 def interpolate(
     interpolant: Interpolant, x: jax.Array, noise: jax.Array, t: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The noisy latents and the velocity that the model should predict there.
+    """The noisy latents x_t and their velocity v, the target of the backbone's prediction.
 
     x_t = alpha(t) x + sigma(t) n and v = alpha'(t) x + sigma'(t) n (arXiv 2401.08740, section 2).
-    `x` and `noise` are (B, h, w, c), `t` is (B,) in [0, 1]; both results are (B, h, w, c).
+
+    Args:
+      interpolant: the path.
+      x: latents (B, h, w, c).
+      noise: standard normal (B, h, w, c).
+      t: times (B,) in [0, 1].
+
+    Returns:
+      (x_t, v), each (B, h, w, c).
     """
     t = _per_image(t, x)
     x_t = interpolant.alpha(t) * x + interpolant.sigma(t) * noise
@@ -73,11 +88,18 @@ def sample_time(
     weighting: Literal["uniform", "lognormal"],
     interpolant: Interpolant,
 ) -> jax.Array:
-    """Training times (batch,) in [0, 1), float32.
+    """Random training times (batch,) in [0, 1), float32.
 
-    "uniform" draws t itself; "lognormal" draws the noise level sigma / alpha = exp(N(0, 1)), as
-    EDM does (section 5), and returns its time: s / (1 + s) on the linear path, 2/pi atan(s) on the
-    cosine one. Raises UserError for any other weighting.
+    Args:
+      key: the random key.
+      batch: the number of times B.
+      weighting: "uniform" samples t uniformly. "lognormal" samples the noise level
+        s = sigma / alpha = exp(N(0, 1)), as EDM does (arXiv 2206.00364, section 5), and returns
+        its time: s / (1 + s) on the linear path, 2/pi atan(s) on the cosine path.
+      interpolant: the path.
+
+    Raises:
+      UserError: another weighting.
     """
     if weighting == "uniform":
         return jax.random.uniform(key, (batch,), jnp.float32)
@@ -92,15 +114,22 @@ def score_from_velocity(
 ) -> jax.Array:
     """The score grad log p_t(x) of a velocity field at `x` (arXiv 2401.08740, section 2).
 
-    With the means of data and noise given x_t eliminated from x_t and v, it is
+    Eliminating the conditional means of data and noise from x_t and v gives
 
         s = (alpha v - alpha' x) / (sigma (alpha' sigma - alpha sigma')).
 
-    This is the usual (alpha/alpha' v - x) / (sigma^2 - alpha/alpha' sigma' sigma) times
-    alpha'/alpha', so that nothing is divided by alpha', which vanishes at t = 0 on the cosine
-    path, and the two terms of the denominator have one sign, so that nothing cancels.
+    This is the usual (alpha/alpha' v - x) / (sigma^2 - alpha/alpha' sigma' sigma), with numerator
+    and denominator multiplied by alpha'. So it never divides by alpha', which vanishes at t = 0 on
+    the cosine path; and both terms of the denominator have the same sign, so they do not cancel.
 
-    `velocity` and `x` are (B, h, w, c), `t` is (B,) in (0, 1]: the score is unbounded at t = 0.
+    Args:
+      interpolant: the path.
+      velocity: (B, h, w, c).
+      x: noisy latents (B, h, w, c).
+      t: times (B,) in (0, 1]; the score is unbounded at t = 0.
+
+    Returns:
+      (B, h, w, c).
     """
     t = _per_image(t, x)
     alpha, d_alpha = interpolant.alpha(t), interpolant.d_alpha(t)

@@ -1,21 +1,22 @@
-"""The metrics of a step by name: their order, their curves, and the mark of a collapse."""
+"""The table of a step's metrics: their order, their curves, and their thresholds of collapse."""
 
 from typing import NamedTuple
 
 
 class Metric(NamedTuple):
-    """How a metric is watched and drawn.
+    """A metric's panel in reports, and its threshold in the monitor.
 
     Attributes:
-      panel: the title of its panel among a report's curves; "" draws none.
-      collapsed: the fraction of its first values below which it has collapsed; 0 for no such mark.
+      panel: the title of its panel among a report's curves; "" for no curve.
+      collapsed: the metric has collapsed below this fraction of its first values; 0 for no
+        threshold.
     """
 
     panel: str = ""
     collapsed: float = 0.0
 
 
-# In causal order: a value that is not finite makes those behind it so.
+# In causal order: a NaN or infinite value spreads to the metrics after it.
 METRICS = {
     "latent_std": Metric(collapsed=0.1),
     "reconstruction_loss": Metric("Reconstruction"),

@@ -1,4 +1,4 @@
-"""The coefficients and variants of the loss."""
+"""The training objective: the weights and variants of the loss terms."""
 
 import dataclasses
 
@@ -9,21 +9,27 @@ from repae_jax.objectives.reconstruction import RECONSTRUCTION
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """The terms' coefficients and variants; the defaults are the published REPA-E recipe.
+    """The weights and variants of the loss terms; the defaults are REPA-E's published values.
 
     Attributes:
       interpolant: "linear" or "cosine".
       backbone_alignment: lambda, the weight of L_REPA in the backbone's loss.
       tokenizer_alignment: the weight of L_REPA in the VAE's loss.
-      stop_gradient: isolates the VAE from the backbone's loss; False is the paper's "w/o stopgrad".
-      latent_norm: "batch" normalises latents by batch statistics and updates the running ones;
-        "fixed" keeps to the statistics that the run started with (frozen VAE; "w/o batch-norm").
+      stop_gradient: keeps gradients of the diffusion loss from the VAE; False is the paper's
+        "w/o stopgrad".
+      latent_norm: "batch" normalizes latents by batch statistics and updates the running
+        statistics; "fixed" uses the statistics at the start of the run (frozen VAE; the paper's
+        "w/o batch-norm").
       reconstruction: "l1" or "l2".
-      reconstruction_weight, perceptual_weight, kl_weight, adversarial_weight: L_REG's weights;
+      reconstruction_weight, perceptual_weight, kl_weight, adversarial_weight: the weights in L_REG;
         all zero is the paper's "w/o L_REG".
-      discriminator_start: the first step (counted from 0) at which GAN terms act.
-      discriminator_factor: multiplies the hinge loss and the GAN term once started.
-      lecam_weight, lecam_decay: LeCam regularisation; 0 leaves it out.
+      discriminator_start: the first step (counted from 0) with adversarial terms.
+      discriminator_factor: multiplies the hinge loss and the adversarial term from that step on.
+      lecam_weight, lecam_decay: weight of LeCam regularization (0 turns it off), and the decay of
+        its moving averages.
+
+    Raises:
+      UserError: an unknown interpolant, latent_norm or reconstruction.
     """
 
     interpolant: str = "linear"

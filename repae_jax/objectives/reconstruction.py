@@ -1,4 +1,4 @@
-"""The distances between images and reconstructions."""
+"""Distances between images and reconstructions."""
 
 from collections.abc import Callable
 
@@ -7,12 +7,12 @@ import jax.numpy as jnp
 
 
 def l1(images: jax.Array, reconstructions: jax.Array) -> jax.Array:
-    """Mean absolute error over everything, scalar."""
+    """Mean absolute error over all axes of (B, H, W, C), scalar."""
     return jnp.mean(jnp.abs(images - reconstructions))
 
 
 def l2(images: jax.Array, reconstructions: jax.Array) -> jax.Array:
-    """Mean squared error over everything, scalar."""
+    """Mean squared error over all axes of (B, H, W, C), scalar."""
     return jnp.mean(jnp.square(images - reconstructions))
 
 

@@ -13,10 +13,10 @@ class Term(NamedTuple):
 
     Attributes:
       metric: its name in the log, one of `METRICS`.
-      value: (the arrays that the network's terms share) -> scalar; None where the run has no such
+      value: (the arrays that the network's terms share) -> scalar, or None if the run lacks the
         term.
-      weight: the field of `Objective` by which the sum takes the value; "" for 1.
-      logs_weight: the log has weight * value in place of the value, as the original's log does.
+      weight: the field of `Objective` that is the term's weight; "" for a weight of 1.
+      logs_weight: whether the log has weight * value instead of the value, as the original's log.
     """
 
     metric: str
@@ -28,10 +28,10 @@ class Term(NamedTuple):
 def weighted_sum(
     terms: Sequence[Term], objective: Objective, shared: Any
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Sum of weight * value over the terms, scalar, and the terms' metrics.
+    """The sum of weight * value over the terms, scalar, and {metric: value} of the terms.
 
     Args:
-      terms: summed in this order.
+      terms: the terms, summed in this order.
       objective: the weights.
       shared: the argument of every term's `value`.
     """

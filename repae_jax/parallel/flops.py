@@ -1,4 +1,7 @@
-"""Floating-point operations of a traced program: those of its products, which are nearly all."""
+"""Floating-point operations of a traced program, counted in its matrix products and convolutions.
+
+All other operations together are few in comparison.
+"""
 
 import math
 from collections.abc import Callable
@@ -11,18 +14,17 @@ from repae_jax.models.layers import attention_kernel
 
 
 def count_flops(function: Callable, *arguments: Any) -> int:
-    """Operations of `function(*arguments)`: two for each multiplication and addition.
+    """The operations of `function(*arguments)`: a multiplication with its addition counts as two.
 
-    Counted in matrix products and convolutions of the traced program, each as often as it runs:
-    a loop's body as often as the loop turns (a `while` without a fixed number once), the dearest
-    branch of a condition, and what the backward pass recomputes once more. A convolution counts
-    every tap of its kernel, also those that fall on padding.
+    A loop's body counts once per iteration (the body of a `while` without a fixed length once), a
+    condition counts its most expensive branch, and products that the backward pass recomputes
+    count again. A convolution counts every tap of its kernel, also where a tap falls on padding.
 
     Args:
-      function: what `jax.jit` could compile.
-      arguments: arrays, or their shapes.
+      function: a function that `jax.jit` can compile.
+      arguments: arrays or their shapes.
     """
-    with attention_kernel("xla"):  # its products can be seen
+    with attention_kernel("xla"):  # the products of a fused kernel would be hidden
         return _of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
@@ -43,7 +45,7 @@ def _of_equation(equation) -> int:
 
 
 def _inner(parameters):
-    """The programs within an operation: of calls, loops, custom derivatives."""
+    """The programs within an operation: bodies of calls, loops and custom derivatives."""
     for key, value in parameters.items():
         if key in ("fwd_jaxpr_thunk", "jvp_jaxpr_fun", "cond_jaxpr"):
             continue
@@ -60,10 +62,10 @@ def _of_product(equation) -> int:
 
 
 def _of_convolution(equation) -> int:
-    """Every tap of the kernel meets every place that it does not skip.
+    """2 * kernel taps * positions.
 
-    Of a strided convolution's gradients, one has a dilated input and one a dilated kernel: the
-    zeros between are no work, so the taps are counted as those of the convolution itself.
+    The gradients of a strided convolution have a dilated input or a dilated kernel. The zeros in
+    between cost nothing, so a gradient counts as many operations as the convolution itself.
     """
     numbers = equation.params["dimension_numbers"]
     inputs, kernel = (variable.aval.shape for variable in equation.invars[:2])

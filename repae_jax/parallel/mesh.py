@@ -8,24 +8,24 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from repae_jax.errors import UserError
-from repae_jax.utils.schema import Batch, checked
+from repae_jax.utils.schema import Batch, check_schema
 
-# The batch is divided over all axes; over "fsdp" parameters are as well (see `sharding`).
+# Both axes divide the batch; "fsdp" also divides parameters (see `sharding`).
 AXES = ("data", "fsdp")
 
 
 def make_mesh(
     data: int = -1, fsdp: int = 1, *, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """The devices along `AXES`, in the order that suits their links.
+    """A mesh of devices along `AXES`, in an order that suits the links between them.
 
     Args:
-      data: devices along "data"; -1 takes the rest.
-      fsdp: devices along "fsdp"; -1 takes the rest.
-      devices: which; all of all processes by default.
+      data: devices along "data"; -1: all that "fsdp" leaves.
+      fsdp: devices along "fsdp"; -1: all that "data" leaves.
+      devices: the devices; by default those of all processes.
 
     Raises:
-      UserError: the sizes do not multiply to the number of devices.
+      UserError: the product of the sizes is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = axis_sizes(data, fsdp, len(devices))
@@ -34,10 +34,10 @@ def make_mesh(
 
 
 def axis_sizes(data: int, fsdp: int, count: int) -> tuple[int, int]:
-    """The sizes of `AXES` for `count` devices.
+    """The sizes of `AXES` for `count` devices, -1 resolved.
 
     Raises:
-      UserError: they do not multiply to it.
+      UserError: the product of the sizes is not `count`.
     """
     given = f"config.mesh has data = {data} and fsdp = {fsdp}"
     if data < -1 or fsdp < -1 or 0 in (data, fsdp) or data == fsdp == -1:
@@ -54,36 +54,40 @@ def axis_sizes(data: int, fsdp: int, count: int) -> tuple[int, int]:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis divided over all devices."""
+    """The sharding that divides the leading axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
+    """The sharding with a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def whole_batches(mesh: Mesh, given: int | None, per_device: int, count: int | None = None) -> int:
-    """Images at a time: a multiple of the devices, which every batch is filled up to.
+def padded_batch_size(
+    mesh: Mesh, given: int | None, per_device: int, count: int | None = None
+) -> int:
+    """The batch size, rounded up to a multiple of the number of devices; batches are padded to it.
 
     Args:
       mesh: the devices.
-      given: --batch-size; None: it was not given.
-      per_device: images a device without it.
-      count: how many images there are, if that is known: no batch need hold more.
+      given: --batch-size; None if the user gave none.
+      per_device: images per device if `given` is None.
+      count: the number of images, if it is known: a batch needs no more.
 
     Raises:
       UserError: the batch size is not positive.
     """
     size = per_device * mesh.size if given is None else given
-    checked(size, Batch, source="--batch-size")
+    check_schema(size, Batch, source="--batch-size")
     size = size if count is None else min(size, count)
     return -(-size // mesh.size) * mesh.size
 
 
 def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's rows of a batch (`local_rows`) as global arrays, which may still be on their
-    way when this returns."""
+    """Place this process's rows of a batch (see `local_rows`) on its devices, as global arrays.
+
+    The copy may still be in progress when this returns.
+    """
     sharding = batch_sharding(mesh)
     return jax.tree.map(
         lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)),
@@ -92,30 +96,34 @@ def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Ar
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
-    """Which rows of the global batch this process's devices hold, in ascending order.
+    """The rows of the global batch that this process's devices hold, in ascending order.
 
-    On a slice they need not lie side by side: devices are ordered by their links.
+    On a TPU slice the rows may have gaps, because the links between devices decide their order.
     """
     parts = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     return tuple(sorted({row for (part,) in parts for row in range(*part.indices(batch_size))}))
 
 
 def place(tree, shardings):
-    """Arrays that every process has as a whole, divided as `shardings` (a tree like it, or one).
+    """Place arrays that every process holds completely on the devices.
 
-    Each device gets its part alone: nothing is sent between processes.
+    Each device gets only its part of an array, and processes exchange nothing.
+
+    Args:
+      tree: arrays, equal in all processes.
+      shardings: one sharding for all, or a tree of them like `tree`.
     """
     if isinstance(shardings, NamedSharding):
         shardings = jax.tree.map(lambda _: shardings, tree)
 
-    def divided(leaf, sharding):
+    def place_leaf(leaf, sharding):
         leaf = np.asarray(leaf)
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
-    return jax.tree.map(divided, tree, shardings)
+    return jax.tree.map(place_leaf, tree, shardings)
 
 
 def place_key(mesh: Mesh, key: int | jax.Array) -> jax.Array:
-    """A random key, or that of a seed, on every device."""
+    """A random key, made from a seed if `key` is an int, with a copy on every device."""
     key = jax.random.key(key) if isinstance(key, int) else key
     return jax.random.wrap_key_data(place(jax.random.key_data(key), replicated(mesh)))

@@ -1,4 +1,4 @@
-"""Several processes that do one thing together: one a host of a TPU pod, or one a GPU."""
+"""Several processes that do one job together: one per host of a TPU pod, or one per GPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from repae_jax.errors import LostProcess, UserError, batch_size_advised, first_line
+from repae_jax.errors import LostProcess, UserError, advise_batch_size, first_line
 from repae_jax.utils import signals
 
 if TYPE_CHECKING:
@@ -18,18 +18,19 @@ if TYPE_CHECKING:
 def start(
     coordinator: str | None = None, count: int | None = None, index: int | None = None
 ) -> None:
-    """Join the other processes of the job; to be called before anything uses a device.
+    """Join the other processes of the job; call it before anything uses a device.
 
-    What is not given comes from the platform: TPU pods, GKE, Slurm, Open MPI, Kubernetes, as
-    `jax.distributed.initialize` finds it.
+    `jax.distributed.initialize` finds missing arguments on TPU pods, GKE, Slurm, Open MPI and
+    Kubernetes.
 
     Args:
       coordinator: HOST:PORT of process 0.
-      count: how many processes there are.
-      index: which of them this is, from 0.
+      count: the number of processes.
+      index: this process's number, from 0.
 
     Raises:
-      UserError: the platform does not tell. (If the others do not come, JAX ends the process.)
+      UserError: an argument is wrong, or missing where the platform does not provide it. (If the
+        other processes do not join, JAX ends this one.)
     """
     import jax
 
@@ -44,32 +45,32 @@ def start(
             f"cannot join the other processes ({first_line(error)}): give --coordinator HOST:PORT, "
             "--process-count and --process-index"
         ) from error
-    signals.take_again()  # JAX has taken SIGTERM, and would only note it
+    signals.take_again()  # JAX has replaced the handler of SIGTERM, and would only record it
 
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-    """Which process this is, of how many; the default is one alone."""
+    """This process's index and the number of processes; the default is a single process."""
 
     index: int = 0
     count: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that does what only one may."""
+        """Whether this is process 0, which does the work that only one process may do."""
         return self.index == 0
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """A block that every process ends before any goes on; an error in one is one in all.
+        """A barrier: all processes end the block before any continues; an error fails them all.
 
         Raises:
-          UserError: another process's block raised.
+          UserError: the block of another process raised.
         """
         error = None
         try:
             yield
-        except Exception as raised:  # the others wait: tell them before it goes on its way
+        except Exception as raised:  # the others wait for this process's flag: send it first
             error = raised
         failed = [i for i, bad in enumerate(self._gather(error is not None)) if bad]
         if error is not None:
@@ -78,7 +79,7 @@ class Processes:
             raise UserError(f"process {failed[0]} of {self.count} failed; its own message says why")
 
     def from_first(self, value: np.ndarray) -> np.ndarray:
-        """The first process's `value`, an array of one shape and type in all of them."""
+        """The `value` of process 0; its shape and type are the same in all processes."""
         if self.count == 1:
             return value
         from jax.experimental import multihost_utils
@@ -86,17 +87,22 @@ class Processes:
         return multihost_utils.broadcast_one_to_all(value)
 
     @contextlib.contextmanager
-    def devices_errors_said(self) -> Iterator[None]:
-        """The devices' errors as one line: no memory for a batch, or a process that is gone."""
+    def translate_device_errors(self) -> Iterator[None]:
+        """Turn the devices' errors into one-line errors.
+
+        Raises:
+          UserError: a batch does not fit the memory.
+          LostProcess: another process has ended.
+        """
         try:
-            with batch_size_advised():
+            with advise_batch_size():
                 yield
         except RuntimeError as error:
             if self.count == 1 or type(error).__name__ != "JaxRuntimeError":
                 raise
             raise LostProcess(
                 "the devices of another process do not answer, it may be gone "
-                f"({first_line(error)}); start all processes again to go on"
+                f"({first_line(error)}); start all processes again to resume"
             ) from error
 
     def _gather(self, flag):
@@ -112,7 +118,7 @@ ALONE = Processes()
 
 
 def processes() -> Processes:
-    """This process among those that `start` joined."""
+    """This process's index, and the number of processes that `start` joined."""
     import jax
 
     return Processes(jax.process_index(), jax.process_count())

@@ -1,15 +1,15 @@
-"""Which part of the state is where: the one place that decides it.
+"""The sharding of the training state; the only module that decides it.
 
-The rules, first match first:
+The rules, of which the first match counts:
 
-    step, batch_stats                       a copy on every device: small, and read by all
-    frozen, params without an optimizer     config.mesh.frozen: copies, or divided
-    params, opt_state, ema                  config.mesh.trained: divided, or copies
+    step, batch_stats                       replicated: small, and every device reads them
+    frozen, params without an optimizer     config.mesh.frozen: "replicated" or "sharded"
+    params, opt_state, ema                  config.mesh.trained: "sharded" or "replicated"
 
-"Divided" is over the mesh's axis "fsdp" (ZeRO-3, arXiv 1910.02054): an array of at least
-`smallest` elements is cut along its longest axis that the number of devices divides; others are
-copies. Every device computes on its part of the batch with whole parameters: they are gathered
-where they are used, and gradients are summed where they are kept.
+"Sharded" divides over the mesh's axis "fsdp" (ZeRO-3, arXiv 1910.02054): an array of at least
+`smallest` elements is divided along its longest axis that is a multiple of the number of devices;
+other arrays are replicated. Every device computes its part of the batch with gathered parameters,
+and gradients are summed into the parameters' shards.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ CHOICES = ("sharded", "replicated")
 
 
 def check_rules(rules: Mapping[str, Any]) -> None:
-    """Raise UserError for a value of `config.mesh` that no rule has."""
+    """Raise UserError for an invalid value of `config.mesh`."""
     for key in ("trained", "frozen"):
         if rules[key] not in CHOICES:
             choices = " or ".join(map(repr, CHOICES))
@@ -38,9 +38,12 @@ def state_shardings(shapes, mesh: Mesh, rules: Mapping[str, Any]):
     """The sharding of every array of a TrainState.
 
     Args:
-      shapes: the state, or its shapes, with the optimizers' states.
-      mesh: with an axis "fsdp".
+      shapes: the state or its shapes, with the optimizers' states.
+      mesh: a mesh with an axis "fsdp".
       rules: `config.mesh`: "trained", "frozen" and "smallest".
+
+    Returns:
+      a tree of `NamedSharding` like the state.
     """
 
     def choose(path, leaf):
@@ -54,13 +57,13 @@ def state_shardings(shapes, mesh: Mesh, rules: Mapping[str, Any]):
 
 
 def _is_frozen(path, optimizers) -> bool:
-    """Whether no step changes an array: a network without an optimizer is frozen."""
+    """Whether an array is frozen: in `frozen`, or a parameter of a network without an optimizer."""
     field = path[0].name
     return field == "frozen" or (field == "params" and path[1].key not in optimizers)
 
 
 def _longest(shape, devices, smallest):
-    """The partition of an array over "fsdp"; empty where it stays whole."""
+    """The partition of an array over "fsdp"; empty for a replicated array."""
     fitting = [axis for axis, size in enumerate(shape) if size % devices == 0]
     if devices == 1 or not fitting or np.prod(shape) < smallest:
         return ()
@@ -69,16 +72,16 @@ def _longest(shape, devices, smallest):
 
 
 def make_gather(mesh: Mesh, shardings, dtype) -> Callable[[Any], Any]:
-    """Build `gather(state)`: the state with all parameters gathered, as computing needs them.
+    """Build `gather(state)`: the state with all parameters gathered on every device.
 
-    Matrices and kernels are gathered in `dtype`, which is how the networks use them: half the
-    bytes in bfloat16. Their gradients come back summed and divided as the parameters are kept, so
-    that no device ever holds all moments or all float32 gradients.
+    Matrices and kernels are gathered in `dtype`, the type of the networks' products; bfloat16
+    halves the traffic. Gradients are summed into the parameters' shards, so no device ever holds
+    all moments or all float32 gradients.
 
     Args:
       mesh: the devices.
-      shardings: of the state (see `state_shardings`).
-      dtype: of the networks' products.
+      shardings: the state's shardings (see `state_shardings`).
+      dtype: the type of the networks' products.
     """
     everywhere = NamedSharding(mesh, PartitionSpec())
 
@@ -89,7 +92,7 @@ def make_gather(mesh: Mesh, shardings, dtype) -> Callable[[Any], Any]:
         @jax.custom_vjp
         def gathered(leaf):
             small = leaf.astype(dtype) if leaf.ndim > 1 else leaf
-            # Cast where it is kept: otherwise float32 would be sent.
+            # Cast before the gathering: otherwise float32 would be sent.
             small = jax.lax.with_sharding_constraint(small, sharding)
             return jax.lax.with_sharding_constraint(small, everywhere)
 
@@ -113,12 +116,12 @@ def make_gather(mesh: Mesh, shardings, dtype) -> Callable[[Any], Any]:
 
 
 def bytes_per_device(leaf, sharding: NamedSharding) -> int:
-    """How much of an array one device keeps."""
+    """The bytes of an array that one device holds."""
     return int(np.prod(sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
 
 
 def table(shapes, shardings) -> str:
-    """Name, type, shape, sharding and bytes per device of every array of a state, as text."""
+    """A text table: name, type, shape, sharding and megabytes per device of every array."""
     lines, total = [("array", "type", "shape", "sharding", "MB per device")], 0
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
@@ -132,7 +135,7 @@ def table(shapes, shardings) -> str:
 
 
 def summary(shapes, shardings) -> str:
-    """Megabytes per device by network and kind, as text."""
+    """A text table: megabytes per device by network and kind of array."""
     sizes: dict[str, dict[str, float]] = {}
     kinds = {"params": "parameters", "opt_state": "moments", "ema": "average", "frozen": "frozen"}
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
@@ -151,7 +154,7 @@ def summary(shapes, shardings) -> str:
 
 
 def _aligned(lines, justify):
-    """Rows of cells as lines of text with columns of one width."""
+    """Rows of cells as lines of text, each column padded to its widest cell."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = (justify(cell, width) for cell, width in zip(line, widths, strict=True))
@@ -159,7 +162,7 @@ def _aligned(lines, justify):
 
 
 def _word(entry) -> str:
-    """A path's entry: an attribute, a dictionary's key, or a position."""
+    """The text of a path's entry: an attribute, a dictionary key, or an index."""
     for name in ("name", "key", "idx"):
         if hasattr(entry, name):
             return str(getattr(entry, name))

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from repae_jax.errors import UserError
 from repae_jax.interop import checkpoint_parts, files, latent_statistics, sit, vae_files
-from repae_jax.interop.detect_format import CHECKPOINTS, DIFFUSERS, RUN, Found, find
+from repae_jax.interop.detect_format import CHECKPOINTS, DIFFUSERS, RUN, Detected, detect
 from repae_jax.interop.formats import FORMATS, TARGETS
 from repae_jax.interop.vae_files import StoredVAE
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
@@ -29,7 +29,7 @@ class Job:
     None: the newest.
     """
 
-    found: Found
+    found: Detected
     target: pathlib.Path
     make_config: MakeConfig
     progress: bool
@@ -61,7 +61,7 @@ def convert(
       UserError: the source is unknown or damaged, cannot become what is asked for, or the target
         exists.
     """
-    found = find(source)
+    found = detect(source)
     if step is not None and found.format != RUN:
         raise UserError(
             f"--step is {step}, but {found.path} ({FORMATS[found.format]}) is no work directory: "
@@ -97,7 +97,7 @@ def _notes(job, to):
     return notes
 
 
-def _possible(found: Found) -> tuple[str, ...]:
+def _possible(found: Detected) -> tuple[str, ...]:
     if found.format == RUN:
         return ("checkpoint", "diffusers", "vae")
     if found.format in CHECKPOINTS:

@@ -13,7 +13,7 @@ import numpy as np
 
 from repae_jax.errors import UserError
 from repae_jax.interop import checkpoint_parts, files, latent_statistics, sit, vae_files
-from repae_jax.interop.detect_format import CHECKPOINTS, DIFFUSERS, RUN, Found, ViTNames, find
+from repae_jax.interop.detect_format import CHECKPOINTS, DIFFUSERS, RUN, Detected, ViTNames, detect
 from repae_jax.interop.formats import FORMATS
 from repae_jax.interop.latent_statistics import Statistics
 from repae_jax.interop.vit_names import FAMILIES
@@ -31,13 +31,13 @@ def describe(name: str | pathlib.Path) -> str:
     Raises:
       UserError: nothing is there, it is damaged, or nobody knows it.
     """
-    found = find(name)
+    found = detect(name)
     lines = [("path", str(found.path)), ("format", FORMATS[found.format]), *_lines(found)]
     width = max(len(label) for label, _ in lines)
     return "\n".join(f"{label:<{width}}  {text}" for label, text in lines)
 
 
-def _lines(found: Found) -> Lines:
+def _lines(found: Detected) -> Lines:
     if found.format == RUN:
         yield from _run_lines(found.path)
     elif found.format in CHECKPOINTS:

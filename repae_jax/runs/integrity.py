@@ -4,7 +4,13 @@ import json
 import pathlib
 
 from repae_jax.errors import UserError
-from repae_jax.utils.checksums import Ahead, Damaged, check_folder, check_size, write_checksums
+from repae_jax.utils.checksums import (
+    Damaged,
+    EarlyChecksums,
+    check_folder,
+    check_size,
+    write_checksums,
+)
 
 MARK = "checksums"  # in the metadata that Orbax keeps of a checkpoint that has them
 METADATA = "_CHECKPOINT_METADATA"  # that file; Orbax adds the time to it when all is written
@@ -15,7 +21,7 @@ class Sums:
     """The checksums of a checkpoint that is being written."""
 
     def __init__(self):
-        self._ahead: Ahead | None = None
+        self._ahead: EarlyChecksums | None = None
 
     def begin(self, checkpoints: pathlib.Path, step: int) -> None:
         """Sum what appears of the checkpoint of `step`, while it is in memory."""
@@ -26,7 +32,7 @@ class Sums:
         self.close()
         # Until all is written, Orbax adds to the folder's name.
         self._folders = lambda: checkpoints.glob(f"{step}.*")
-        self._ahead = Ahead(files)
+        self._ahead = EarlyChecksums(files)
 
     def write(self) -> None:
         """Write them; when all is there but the time, and before the folder has its last name."""

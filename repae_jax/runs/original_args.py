@@ -13,7 +13,7 @@ from repae_jax.interop.sit import infer_dimensions
 from repae_jax.models.backbones.sit import SIT_CONFIGS
 from repae_jax.models.encoders.vit import VIT_CONFIGS
 from repae_jax.models.tokenizers.autoencoder_kl import VAE_CONFIGS
-from repae_jax.utils.schema import Text, checked, real
+from repae_jax.utils.schema import Text, check_schema, real
 
 # the original's argument -> our keys; the value is the same
 _SAME = {
@@ -111,7 +111,7 @@ def config_from_args(args: Mapping[str, Any], kind: Kind, *, source: str) -> Con
     Raises:
       UserError: a model or teacher that has no published name, or an argument of another type.
     """
-    checked(args, _Arguments, source=f"{source}: its argument ")
+    check_schema(args, _Arguments, source=f"{source}: its argument ")
     if _OURS in args:
         return configuration.from_json(args[_OURS], source=source)
     config = configuration.imagenet256()

@@ -233,7 +233,7 @@ def _check_statistics(variables, source):
     if "mean" in variables.get("batch_stats", {}):  # the latents', which BatchNorm divides by
         mean, var = (variables["batch_stats"][name] for name in ("mean", "var"))
         keys = ("bn.running_mean", "bn.running_var")
-        latent_statistics.checked(mean, var, source=source, keys=keys)
+        latent_statistics.as_statistics(mean, var, source=source, keys=keys)
 
 
 def _assemble(config, models, steps, loaded, moments):

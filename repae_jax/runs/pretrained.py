@@ -11,7 +11,7 @@ from repae_jax.errors import UserError, warn
 from repae_jax.interop.vae_files import StoredVAE, read_vae
 from repae_jax.runs.checkpoints import FOLDER
 from repae_jax.runs.original_checkpoint import run_vae
-from repae_jax.utils.schema import shown
+from repae_jax.utils.schema import short_repr
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -56,7 +56,7 @@ def _check_dtype(dtype):
     except TypeError:
         found = dtype
     if found not in _DTYPES:
-        raise UserError(f"dtype is {shown(found)}: give one of {', '.join(_DTYPES)}")
+        raise UserError(f"dtype is {short_repr(found)}: give one of {', '.join(_DTYPES)}")
 
 
 def _read(path, name, dtype, variant) -> StoredVAE:

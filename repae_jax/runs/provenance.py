@@ -14,7 +14,7 @@ from repae_jax.errors import UserError
 from repae_jax.interop import files
 from repae_jax.interop.original import Kind
 from repae_jax.utils.regular_files import is_file_there
-from repae_jax.utils.schema import checked, each, parse_json, real, shown, whole
+from repae_jax.utils.schema import check_schema, each, parse_json, real, short_repr, whole
 
 FILE = "origin.safetensors"
 _COUNTER = re.compile(r"counters/(.+)")
@@ -81,7 +81,7 @@ def read_origin(workdir: pathlib.Path) -> Origin | None:
         return None
     notes = files.read_metadata(path)
     plain = {name: parse_json(text, source=f"{path}: {name}") for name, text in notes.items()}
-    checked(plain, _Plain, source=f"{path}: ")
+    check_schema(plain, _Plain, source=f"{path}: ")
     for groups in plain["groups"].values():
         for group in groups:  # JSON has lists where torch has a tuple
             group["betas"] = tuple(group["betas"])
@@ -94,7 +94,9 @@ def read_origin(workdir: pathlib.Path) -> Origin | None:
             key, number, moment = found.groups()
             slots.setdefault(key, {}).setdefault(int(number), {})[moment] = tensors[name]
         else:
-            raise UserError(f"{path}: damaged, it holds {shown(name)}; remove it to do without")
+            raise UserError(
+                f"{path}: damaged, it holds {short_repr(name)}; remove it to do without"
+            )
     return Origin(
         **{key: plain[key] for key in _Plain.__annotations__}, counters=counters, slots=slots
     )

@@ -10,7 +10,7 @@ from typing_extensions import TypedDict  # pydantic asks for this one before Pyt
 
 from repae_jax.errors import UserError
 from repae_jax.utils.atomic_files import write_atomically
-from repae_jax.utils.schema import checked, read_json
+from repae_jax.utils.schema import check_schema, read_json
 from repae_jax.utils.sealed import seal, unseal_if_sealed
 
 FILE = "record.json"  # beside the checkpoints
@@ -51,7 +51,7 @@ class Record:
         try:
             stored = read_json(self._file, dict[str, Any])
             known = unseal_if_sealed(stored, source=FILE, way_out="it is made anew")
-            checked(known, _Known, source=FILE)
+            check_schema(known, _Known, source=FILE)
             self._losses = known["losses"]
             self.proven, self.late = set(known["proven"]), set(known["late"])
         except UserError:  # not there, or damaged

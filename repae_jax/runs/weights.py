@@ -111,4 +111,6 @@ def statistics_of(ema: Mapping | None, channels: int, *, source: str) -> Statist
     if not norm:
         return None
     keys = ("latent_norm/mean", "latent_norm/var")
-    return latent_statistics.checked(norm["mean"], norm["var"], channels, source=source, keys=keys)
+    return latent_statistics.as_statistics(
+        norm["mean"], norm["var"], channels, source=source, keys=keys
+    )

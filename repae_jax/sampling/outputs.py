@@ -27,7 +27,7 @@ from repae_jax.utils.atomic_files import entries, remove_temporaries, replacing,
 from repae_jax.utils.figures import image_grid, save_png
 from repae_jax.utils.lock import Lock, writing
 from repae_jax.utils.regular_files import is_file_there
-from repae_jax.utils.schema import Count, checked, read_json
+from repae_jax.utils.schema import Count, check_schema, read_json
 
 FORMAT = "repae_jax samples 1"
 _SHOWN = 64  # images of the preview, eight a row
@@ -263,7 +263,7 @@ def make_output(path: pathlib.Path, count: int, shape: tuple[int, int, int]) -> 
       UserError: another suffix, a folder that is a file, or no images.
     """
     path = path if path.name else path.resolve()
-    checked(count, Count, source="--count")
+    check_schema(count, Count, source="--count")
     if not path.name:
         raise UserError(f"--output is {path}: give NAME.npz for one file, or a folder")
     if path.suffix == ".npz":

@@ -21,7 +21,7 @@ from repae_jax.evaluation.precision_recall import precision_recall
 from repae_jax.evaluation.reconstruction import mean_psnr
 from repae_jax.evaluation.representation import extract_features, make_extract, random_subset
 from repae_jax.models.networks import Models
-from repae_jax.models.tokenizers.codec import make_coder
+from repae_jax.models.tokenizers.codec import make_codec
 from repae_jax.runs.open_run import make_sampler, sampling_key, sampling_weights
 from repae_jax.runs.state import TrainState, tokenizer_variables
 from repae_jax.sampling.class_labels import balanced
@@ -68,7 +68,7 @@ class Measures:
         self._source = open_source(config.data, "heldout")
         self._count = min(self._wanted.heldout, len(self._source))
         self._heldout = _images(random_subset(self._source, self._count, 0))
-        self._encode, self._decode = make_coder(models.tokenizer)
+        self._encode, self._decode = make_codec(models.tokenizer)
         if models.backbone is not None:
             self._generate = make_generate(models.backbone, models.tokenizer, make_sampler(config))
             self._extract = make_extract(config, models)

@@ -28,7 +28,7 @@ from repae_jax.config.validate import validate
 from repae_jax.errors import UserError, first_line
 from repae_jax.evaluation.alignment import TOP_K
 from repae_jax.evaluation.precision_recall import NEIGHBOURS
-from repae_jax.utils.schema import checked, real, whole
+from repae_jax.utils.schema import check_schema, real, whole
 
 DATA = "data"  # in a study's folder: the scenes that are rendered once
 RESULT = "result.json"  # in a run's folder
@@ -253,7 +253,7 @@ def _check_rendered(study):
 
 def _check_judge(study):
     judge = study.judge
-    checked(judge.to_dict(), _Judge, source="judge.")
+    check_schema(judge.to_dict(), _Judge, source="judge.")
     if not judge.channels or any(width < 8 or width % 8 for width in judge.channels):
         raise UserError(f"judge.channels is {judge.channels}: give multiples of 8")
     if judge.steps < 1:

@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 from repae_jax.errors import UserError
 from repae_jax.study.plan import MEASURES
 from repae_jax.utils.atomic_files import write_atomically
-from repae_jax.utils.schema import Batch, Text, checked, parse_json, real
+from repae_jax.utils.schema import Batch, Text, check_schema, parse_json, real
 from repae_jax.utils.sealed import seal, unseal_if_sealed
 
 Step = Annotated[str, Field(pattern=r"^\d{1,12}$")]
@@ -86,7 +86,7 @@ def checked_result(content: Any, *, source: str) -> Result:
     if isinstance(content, dict):
         way_out = "restore it, or have it made again"
         content = unseal_if_sealed(content, source=source, way_out=way_out)
-    checked(content, Result, source=f"{source}: ")
+    check_schema(content, Result, source=f"{source}: ")
     if not (content["figures"] or content["diverged"]):
         raise UserError(f"{source}: has no figures, though the run has not diverged")
     return content

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from repae_jax.errors import RUN_AGAIN, TryAgain, UserError
 from repae_jax.study.plan import Job, jobs
-from repae_jax.utils.signals import noted
+from repae_jax.utils.signals import stop_event
 
 LOG = "study.log"  # in a run's folder: what it prints
 CORES = "REPAE_STUDY_CORES"  # in a run's environment: the numbers of those that it may use
@@ -26,7 +26,7 @@ def prepare(words: Sequence[str]) -> None:
       TryAgain: it was interrupted.
     """
     with (
-        noted() as stop,
+        stop_event() as stop,
         subprocess.Popen([sys.executable, "-m", "repae_jax", *words]) as process,
     ):
         while process.poll() is None:
@@ -96,7 +96,7 @@ def run_all(
 
     total = len(jobs(study))
     with (
-        noted() as stop,
+        stop_event() as stop,
         tqdm(total=total, initial=total - len(queue), unit="run", disable=not progress) as bar,
         concurrent.futures.ThreadPoolExecutor(side_by_side) as pool,
     ):

@@ -29,7 +29,7 @@ from repae_jax.runs.initial_state import load_teachers
 from repae_jax.runs.weights import read_vae
 from repae_jax.utils.finite import NotFinite
 from repae_jax.utils.images import to_float
-from repae_jax.utils.schema import Batch, checked
+from repae_jax.utils.schema import Batch, check_schema
 
 _THREADS = 8  # that read and decode images
 DTYPES = ("float32", "float16", "bfloat16")
@@ -104,7 +104,7 @@ def encode(
         write,
         made,
         manifest={"kind": latents.KIND, "num_classes": source.num_classes},
-        summarise=summarise,
+        summarize=summarize,
         processes=processes(),
         progress=progress,
     )
@@ -128,7 +128,7 @@ class Sums:
         return {"count": self.count, "first": list(self.first), "second": list(self.second)}
 
 
-def summarise(sums: list[Mapping[str, Any]]) -> dict[str, Any]:
+def summarize(sums: list[Mapping[str, Any]]) -> dict[str, Any]:
     """The manifest's statistics from all shards' sums."""
     count = sum(shard["count"] for shard in sums)
     channels = len(sums[0]["first"])
@@ -243,7 +243,7 @@ def _check_finite(part, name, dtype):
 def _check(config, dtype, batch_size):
     if dtype not in DTYPES:
         raise UserError(f"--dtype is {dtype!r}: use one of {', '.join(DTYPES)}")
-    checked(batch_size, Batch, source="--batch-size")
+    check_schema(batch_size, Batch, source="--batch-size")
     if config.data.source == latents.KIND:
         raise UserError(
             "config.data.source is 'latents' already: name the images to encode, as the argument "

@@ -23,7 +23,7 @@ from repae_jax.training.prefetch import Prefetch
 from repae_jax.training.program import Program, uncollected
 from repae_jax.training.trace import Trace
 from repae_jax.utils.lock import Lock, writing_in
-from repae_jax.utils.signals import noted
+from repae_jax.utils.signals import stop_event
 
 
 def no_hooks(run: RunContext) -> Sequence[Hook]:
@@ -205,7 +205,7 @@ class Stopping:
     def note(self) -> None:
         """From here on a signal no longer ends the run there and then."""
         if self._event is None:
-            self._event = self._closing.enter_context(noted())
+            self._event = self._closing.enter_context(stop_event())
 
     @property
     def requested(self) -> bool:

@@ -1,4 +1,4 @@
-"""Arrays of a user."""
+"""Conversion of a user's values to arrays."""
 
 from typing import Any
 
@@ -7,17 +7,17 @@ import jax.numpy as jnp
 
 
 def as_array(value: Any, what: str, taken: str) -> jax.Array:
-    """What a user gives as an array.
+    """Convert a user's value to a JAX array.
 
     Args:
       value: an array of any library, or nested lists.
-      what: what to call it in an error, such as "images".
-      taken: what the error advises.
+      what: its name in an error, such as "images".
+      taken: the advice in an error: which values are accepted.
 
     Raises:
-      TypeError: it is none.
+      TypeError: `value` cannot be converted.
     """
     try:
         return jnp.asarray(value)
-    except (TypeError, ValueError) as error:  # the latter of None, and of lists of several lengths
+    except (TypeError, ValueError) as error:  # ValueError: None, or lists of unequal lengths
         raise TypeError(f"{what} are a {type(value).__name__}, no array: {taken}") from error

@@ -1,4 +1,4 @@
-"""Writing files and folders so that nobody ever sees half of one; `lock` lets one process write."""
+"""Atomic writes: a file or folder appears complete or not at all. `lock` keeps it to one writer."""
 
 import contextlib
 import os
@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterator
 
 from repae_jax.errors import UserError
 
-_TEMPORARY_NAME = re.compile(r"\.(.+)\.\d+\.tmp")  # as `replacing` makes them
+_TEMPORARY_NAME = re.compile(r"\.(.+)\.\d+\.tmp")  # the names that `replacing` gives
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """A temporary name beside `path` to write to; renamed to it when the block ends well.
+    """Yield a temporary path beside `path`, and rename it to `path` when the block succeeds.
 
-    Serves files and folders; parent folders are made as needed. If the block raises, the
-    temporary is removed and what was at `path` stays as it was.
+    The block may write a file or a folder; missing parent folders are made. If the block raises,
+    the temporary file is removed and `path` stays as it was.
 
     Raises:
-      UserError: it cannot be written there, or a folder with content stands at `path`.
+      UserError: `path` cannot be written, or is a folder with content.
     """
     path = pathlib.Path(path)
     if not path.name:
@@ -41,14 +41,14 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def write_atomically(path: str | os.PathLike, content: bytes) -> pathlib.Path:
-    """Write a file through `replacing`; returns its path."""
+    """Write a file through `replacing`; return its path."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
     return pathlib.Path(path)
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """Raise UserError, before the work, if `write_atomically` could not write there."""
+    """Raise UserError if `write_atomically` cannot write to `path`; call it before the work."""
     path = pathlib.Path(path)
     if path.is_dir():
         raise UserError(f"{path} is a folder: name a file")
@@ -58,10 +58,10 @@ def check_writable(path: str | os.PathLike) -> None:
 
 
 def entries(folder: pathlib.Path) -> list[str]:
-    """The names in a folder; none if there is no folder.
+    """The names in a folder; empty if the folder does not exist.
 
     Raises:
-      UserError: it cannot be read.
+      UserError: the folder cannot be read.
     """
     try:
         return os.listdir(folder)
@@ -72,10 +72,10 @@ def entries(folder: pathlib.Path) -> list[str]:
 
 
 def remove_temporaries(folder: pathlib.Path, own: Callable[[str], object]) -> None:
-    """Delete what killed runs left of files in `folder` whose names `own` knows."""
+    """Delete the temporary files of killed runs in `folder` whose final names `own` accepts."""
     for name in entries(folder):
-        wanted = _TEMPORARY_NAME.fullmatch(name)
-        if wanted and own(wanted[1]):
+        match = _TEMPORARY_NAME.fullmatch(name)
+        if match and own(match[1]):
             (folder / name).unlink(missing_ok=True)
 
 

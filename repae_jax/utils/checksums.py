@@ -1,6 +1,6 @@
-"""Checksums of folders of files and of named arrays: XXH3 of 128 bits, which reading outlasts.
+"""Checksums of folders of files and of named arrays: 128-bit XXH3, which is faster than the disk.
 
-What each candidate takes is in docs/performance.md.
+docs/performance.md compares the candidates.
 """
 
 import concurrent.futures
@@ -21,22 +21,22 @@ from repae_jax.utils.schema import read_json
 from repae_jax.utils.sealed import seal, unseal
 
 FILE = "checksums.json"
-_BLOCK = 1 << 20  # bytes read at a time: they stay in the processor's cache
-_PAUSE = 0.2  # seconds between looks at what has been written
+_BLOCK = 1 << 20  # bytes read at a time: few enough for the processor's cache
+_PAUSE = 0.2  # seconds between two searches for new files
 
 
 class Damaged(Exception):
-    """A file that is not what it was; the message names it."""
+    """A file whose content has changed or is missing; the message names it."""
 
 
-class Ahead:
-    """Sums files in a thread while others are still being written, and they are in memory.
+class EarlyChecksums:
+    """Computes checksums in a thread, while other files are written and these are still in memory.
 
-    A file whose size or time has changed when all is written is summed again.
+    A file whose size or time changes afterwards is read again.
     """
 
     def __init__(self, find: Callable[[], Iterable[pathlib.Path]]):
-        """Begin; `find` gives the files that there are, and is called again and again."""
+        """Start the thread, which calls `find` every 0.2 s for the files that exist."""
         self._find = find
         self._known: dict[tuple[int, ...], tuple[int, str]] = {}
         self._done = threading.Event()
@@ -44,12 +44,12 @@ class Ahead:
         self._thread.start()
 
     def close(self) -> None:
-        """End; what is known stays."""
+        """Stop the thread; the checksums so far are kept."""
         self._done.set()
         self._thread.join()
 
     def of(self, path: pathlib.Path) -> tuple[int, str]:
-        """The size and checksum of a file, as it is now."""
+        """The current size in bytes and checksum of a file."""
         return self._known.get(_identity(path)) or _size_and_checksum(path)
 
     def _work(self):
@@ -71,12 +71,12 @@ def write_checksums(
     but: Container[str] = (),
     of: Callable[[pathlib.Path], tuple[int, str]] | None = None,
 ) -> None:
-    """Note the size and checksum of every file of a folder, in `FILE` within it.
+    """Write the size and checksum of every file of a folder to `FILE` in that folder.
 
     Args:
       folder: the folder.
       but: names of files to leave out.
-      of: gives the size and checksum of a file, if some are known.
+      of: path -> (size, checksum), such as `EarlyChecksums.of`; by default the file is read.
     """
     files = {name: folder / name for name in _names(folder) if name not in but}
     with _threads() as pool:
@@ -86,17 +86,17 @@ def write_checksums(
 
 
 def check_folder(folder: pathlib.Path, part: int = 0, parts: int = 1) -> bool:
-    """Compare a folder with its checksums; returns whether it has any.
+    """Compare a folder with its checksums; return whether it has checksums.
 
-    Files that were added since are nobody's business.
+    Files that were added later are ignored.
 
     Args:
       folder: the folder.
-      part: of several that each compare a share of the files, which this is.
-      parts: how many there are.
+      part: index of this call among `parts` calls, each of which compares a share of the files.
+      parts: the number of such calls.
 
     Raises:
-      Damaged: a file is missing or has another content.
+      Damaged: a file is missing or its content has changed.
     """
     path = folder / FILE
     if not path.is_file():
@@ -115,12 +115,12 @@ def check_folder(folder: pathlib.Path, part: int = 0, parts: int = 1) -> bool:
 
 
 def _is_sum(noted):
-    """Whether it is a file's size and checksum."""
+    """Whether an entry is [size, checksum]."""
     return isinstance(noted, list) and list(map(type, noted)) == [int, str]
 
 
 def tensors_checksum(tensors: Mapping[str, np.ndarray], notes: Mapping[str, str]) -> str:
-    """A checksum of arrays, their names, types and shapes, and of a file's notes."""
+    """One checksum of arrays with their names, types and shapes, and of a file's metadata."""
     total = xxhash.xxh3_128(json.dumps(sorted(notes.items())).encode())
     for name in sorted(tensors):
         array = np.asarray(tensors[name], order="C")
@@ -130,7 +130,7 @@ def tensors_checksum(tensors: Mapping[str, np.ndarray], notes: Mapping[str, str]
 
 
 def check_size(path: pathlib.Path, name: str, size: int) -> None:
-    """Raise Damaged for a file that is missing or of another size; `name` is for the message."""
+    """Raise Damaged if a file is missing or has another size; the message calls it `name`."""
     if not path.is_file():
         raise Damaged(f"its file {name} is missing")
     if path.stat().st_size != size:
@@ -147,7 +147,7 @@ def _names(folder):
 
 
 def _identity(path):
-    """What tells a file and its content from others; its name may change."""
+    """A key that changes with a file's content, and stays when the file is renamed."""
     status = path.stat()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 

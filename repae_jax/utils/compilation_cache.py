@@ -1,4 +1,4 @@
-"""What XLA has compiled, kept on disk, so that the same program starts at once the next time."""
+"""XLA's compilation cache on disk: a program that was compiled before starts at once."""
 
 import hashlib
 import os
@@ -6,13 +6,13 @@ import pathlib
 import platform
 import sys
 
-VARIABLE = "JAX_COMPILATION_CACHE_DIR"  # JAX's own; empty: nothing is kept
+VARIABLE = "JAX_COMPILATION_CACHE_DIR"  # JAX's own variable; if empty, JAX keeps nothing
 
 
 def use_compilation_cache() -> None:
     """Keep compiled programs in `default_folder()`, unless the environment or JAX says otherwise.
 
-    Where that folder cannot be made, nothing is kept.
+    If that folder cannot be made, programs are compiled anew each time.
     """
     if VARIABLE in os.environ:
         return
@@ -32,15 +32,15 @@ def use_compilation_cache() -> None:
 def default_folder() -> pathlib.Path:
     """repae_jax/xla/CPU in the user's cache folder ($XDG_CACHE_HOME, else ~/.cache).
 
-    One for each kind of processor: home folders are shared by hosts, and code for one processor
-    may not run on another.
+    Each kind of processor has its own folder: hosts share home folders, and code compiled for one
+    processor may not run on another.
     """
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     return pathlib.Path(home) / "repae_jax" / "xla" / _processor()
 
 
 def _processor():
-    """A name for what this host's processor can do, as far as Linux tells."""
+    """A name for this host's architecture and its instruction sets, which Linux lists."""
     known = pathlib.Path("/proc/cpuinfo")
     lines = known.read_text().splitlines() if known.exists() else []
     flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")

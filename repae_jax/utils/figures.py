@@ -1,6 +1,7 @@
-"""Pictures of images and latents; plain arrays in, pixels out. Curves are in `curves`.
+"""Figures of images and latents: functions from arrays to pixels. Curves are in `curves`.
 
-Tiles are composed pixel by pixel, never resampled: what a figure shows is what the model made.
+Tiles are copied or enlarged by whole factors, never resampled, so a figure shows the model's
+own pixels.
 """
 
 import io
@@ -13,16 +14,16 @@ import numpy as np
 from repae_jax.utils.atomic_files import write_atomically
 
 PAPER, INK = 255, 34
-TILE = 64  # smaller images are enlarged, by a whole factor, up to about this many pixels
+TILE = 64  # pixels a side: smaller images are enlarged by a whole factor to about this size
 PAD = 4
 
 
 def image_grid(images: np.ndarray, columns: int, *, pad: int = 2, scale: int = 1) -> np.ndarray:
-    """Lays images out row by row on white.
+    """Lay images out row by row on white.
 
     Args:
       images: (N, H, W, 3) uint8, N > 0.
-      columns: images a row; places left over in the last row stay white.
+      columns: images a row; unused places of the last row stay white.
       pad: white pixels between images and around them.
       scale: whole factor by which every pixel is enlarged.
 
@@ -32,7 +33,7 @@ def image_grid(images: np.ndarray, columns: int, *, pad: int = 2, scale: int = 1
     Raises:
       ValueError: images of another shape or dtype, or columns or scale under 1.
     """
-    images = _checked(images)
+    images = _check_images(images)
     if columns < 1 or scale < 1:
         raise ValueError(f"columns and scale must be at least 1, got {columns} and {scale}")
     count, height, width, _ = images.shape
@@ -49,7 +50,7 @@ def image_grid(images: np.ndarray, columns: int, *, pad: int = 2, scale: int = 1
 def class_grid(
     images: np.ndarray, labels: np.ndarray, classes: Sequence[str], per_class: int
 ) -> np.ndarray:
-    """One row a class, its name at the left: the first `per_class` images of each.
+    """The first `per_class` images of each class, one class a row with its name at the left.
 
     Args:
       images: (N, H, W, 3) uint8.
@@ -63,7 +64,7 @@ def class_grid(
     Raises:
       ValueError: images of another shape or dtype, not as many labels, or no classes.
     """
-    images, labels = _checked(images), np.asarray(labels)
+    images, labels = _check_images(images), np.asarray(labels)
     if labels.shape != images.shape[:1] or not len(classes):
         raise ValueError(
             f"{len(images)} images need as many labels and at least one class, got labels of "
@@ -73,13 +74,13 @@ def class_grid(
     for index in range(len(classes)):
         chosen = images[labels == index][:per_class]
         rows[index, : len(chosen)] = chosen
-    return _labelled_rows(rows, [str(name) for name in classes])
+    return _labeled_rows(rows, [str(name) for name in classes])
 
 
 def pairs_figure(
     originals: np.ndarray, reconstructions: np.ndarray, *, columns: int = 10
 ) -> np.ndarray:
-    """Each reconstruction right under its original; both (N, H, W, 3) uint8.
+    """Each reconstruction directly below its original; both (N, H, W, 3) uint8.
 
     Returns:
       uint8 (height, width, 3), in bands of at most `columns` pairs.
@@ -91,14 +92,14 @@ def pairs_figure(
 
 
 def pca_figure(
-    images: np.ndarray, colours: Mapping[str, np.ndarray], *, columns: int = 10
+    images: np.ndarray, colors: Mapping[str, np.ndarray], *, columns: int = 10
 ) -> np.ndarray:
-    """Images, and under each its latents as colours, a row a VAE.
+    """Images, and below each its latents as colors, one row per VAE.
 
     Args:
       images: (N, H, W, 3) uint8.
-      colours: name -> (N, h, w, 3) uint8, from `latents.pca_colours`; each latent position is
-        shown as a block of the image's size / h.
+      colors: name -> (N, h, w, 3) uint8, from `latents.pca_colours`; each latent position
+        becomes a block with 1 / h of the image's side.
       columns: images a band.
 
     Returns:
@@ -107,11 +108,11 @@ def pca_figure(
     Raises:
       ValueError: images of another shape or dtype, or not as many of each.
     """
-    return _strips({"image": images, **colours}, columns)
+    return _strips({"image": images, **colors}, columns)
 
 
 def save_png(path: str | os.PathLike, picture) -> pathlib.Path:
-    """Writes a uint8 (H, W, 3) array or a matplotlib Figure as PNG, atomically; gives the path.
+    """Write a uint8 (H, W, 3) array or a matplotlib Figure as PNG, atomically; return the path.
 
     Raises:
       ValueError: an array of another shape or dtype.
@@ -123,34 +124,34 @@ def save_png(path: str | os.PathLike, picture) -> pathlib.Path:
     else:
         from PIL import Image
 
-        Image.fromarray(_checked(np.asarray(picture)[None])[0]).save(buffer, format="png")
+        Image.fromarray(_check_images(np.asarray(picture)[None])[0]).save(buffer, format="png")
     return write_atomically(path, buffer.getvalue())
 
 
 def _strips(kinds, columns):
-    """Bands of `columns` images; in a band one row a kind, all enlarged to the first's size."""
-    first = _checked(next(iter(kinds.values())))
+    """Bands of `columns` images with one row per kind, all enlarged to the first kind's size."""
+    first = _check_images(next(iter(kinds.values())))
     for name, images in kinds.items():
-        if len(_checked(images)) != len(first):
+        if len(_check_images(images)) != len(first):
             raise ValueError(f"{len(first)} images need as many of {name!r}, got {len(images)}")
     height, width = first.shape[1:3]
-    stacked = np.stack([_enlarged(images, height, width) for images in kinds.values()])
+    stacked = np.stack([_enlarge(images, height, width) for images in kinds.values()])
     columns = min(columns, len(first))
     missing = -len(first) % columns
     stacked = np.pad(stacked, ((0, 0), (0, missing), *[(0, 0)] * 3), constant_values=PAPER)
     bands = np.split(stacked, stacked.shape[1] // columns, axis=1)
-    drawn = [_labelled_rows(band, list(kinds)) for band in bands]
-    gap = np.full((4 * PAD, *drawn[0].shape[1:]), PAPER, np.uint8)
-    return np.concatenate([part for band in drawn for part in (gap, band)][1:])
+    pictures = [_labeled_rows(band, list(kinds)) for band in bands]
+    gap = np.full((4 * PAD, *pictures[0].shape[1:]), PAPER, np.uint8)
+    return np.concatenate([part for picture in pictures for part in (gap, picture)][1:])
 
 
-def _enlarged(images, height, width):
-    """Nearest neighbour, each source pixel over an equal share of the target's."""
+def _enlarge(images, height, width):
+    """Nearest-neighbor enlargement: each source pixel covers an equal share of the target."""
     rows = np.arange(height) * images.shape[1] // height
     return images[:, rows][:, :, np.arange(width) * images.shape[2] // width]
 
 
-def _labelled_rows(rows, names):
+def _labeled_rows(rows, names):
     """A grid of (R, columns, H, W, 3) tiles with `names` (R,) right-aligned at its left."""
     from PIL import Image, ImageDraw
 
@@ -172,7 +173,7 @@ def _labelled_rows(rows, names):
 
 
 def _font(size):
-    """The font of the curves; it comes with matplotlib and knows most alphabets."""
+    """The font of the curves, which matplotlib ships and which covers most alphabets."""
     import matplotlib
     from PIL import ImageFont
 
@@ -180,7 +181,7 @@ def _font(size):
     return ImageFont.truetype(str(folder / "DejaVuSans.ttf"), size)
 
 
-def _checked(images):
+def _check_images(images):
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or not images.size:
         raise ValueError(

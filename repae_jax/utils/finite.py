@@ -1,4 +1,4 @@
-"""Values that are neither NaN nor infinite."""
+"""Tests for finite values: numbers other than NaN and the infinities."""
 
 import jax
 import jax.numpy as jnp
@@ -8,15 +8,15 @@ from repae_jax.errors import UserError
 
 
 class NotFinite(UserError):
-    """Values that are NaN or infinite: a cast to uint8 would make black pixels of them."""
+    """NaN or infinite values, which a cast to uint8 would turn into black pixels."""
 
 
 def finite_in_float32(array: np.ndarray) -> bool:
-    """Whether all numbers of a floating array, of any width, are finite once they are float32."""
+    """Whether all values of a floating-point array stay finite when cast to float32."""
     with np.errstate(over="ignore"):
         return bool(np.isfinite(np.asarray(array).astype(np.float32, copy=False)).all())
 
 
 def finite_rows(values: jax.Array) -> jax.Array:
-    """Which of the rows of `values` (B, ...) hold finite numbers only, (B,) bool."""
+    """Which rows of `values` (B, ...) hold only finite numbers, (B,) bool."""
     return jnp.isfinite(values).all(axis=tuple(range(1, values.ndim)))

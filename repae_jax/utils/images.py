@@ -1,4 +1,4 @@
-"""Between uint8 pixels and the models' float images."""
+"""Conversion between uint8 pixels and the models' float images."""
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,10 @@ _FLOATS = "give floats, nominally from -1 to 1"
 
 
 def to_float(images: jax.Array) -> jax.Array:
-    """uint8 pixels -> float32 in [-1, 1], x / 127.5 - 1, of any shape.
+    """uint8 pixels of any shape -> float32 in [-1, 1]: x / 127.5 - 1.
 
-    Raises TypeError unless the pixels are uint8.
+    Raises:
+      TypeError: the pixels are not uint8.
     """
     images = jnp.asarray(images)
     if images.dtype != jnp.uint8:
@@ -26,16 +27,17 @@ def to_float(images: jax.Array) -> jax.Array:
 
 
 def as_float(images: jax.Array) -> jax.Array:
-    """Images of a user, uint8 or float in [-1, 1] -> floats in [-1, 1], of any shape.
+    """A user's images of any shape, uint8 or float in [-1, 1] -> floats in [-1, 1].
 
-    Floats may overshoot by a half, as a decoder's do; they are looked at unless they are traced.
+    Floats may overshoot by 0.5, as the output of a decoder does. Their values are checked unless
+    they are traced.
 
     Raises:
-      TypeError: other integers, bools or complex numbers, which nobody knows the range of, or no
-        array at all.
+      TypeError: other integers, bools or complex numbers, whose range is unknown, or a value that
+        is no array.
       UserError: floats beyond the range, or NaN.
     """
-    dtype = getattr(images, "dtype", None)  # the user's, before JAX makes 32 bits of 64
+    dtype = getattr(images, "dtype", None)  # before JAX turns 64 bits into 32
     images = as_array(images, "images", _TAKEN)
     if images.dtype == jnp.uint8:
         return to_float(images)
@@ -43,24 +45,24 @@ def as_float(images: jax.Array) -> jax.Array:
         raise TypeError(f"images are {dtype or images.dtype}: {_TAKEN}")
     if images.size and not isinstance(images, jax.core.Tracer):
         low, high = float(images.min()), float(images.max())
-        if not (low >= -1 - _OVERSHOOT and high <= 1 + _OVERSHOOT):  # NaN is neither
+        if not (low >= -1 - _OVERSHOOT and high <= 1 + _OVERSHOOT):  # NaN fails both comparisons
             raise UserError(f"images are from {low:g} to {high:g}: {_TAKEN}")
     return images
 
 
 def to_uint8(images: jax.Array) -> jax.Array:
-    """Float images, nominally in [-1, 1], -> uint8 pixels, of any shape.
+    """Float images of any shape, nominally in [-1, 1] -> uint8 pixels.
 
-    clamp(255 (x + 1) / 2, 0, 255), then *truncated*, as the original writes its samples (its
-    generate.py): rounding would brighten them by half a level on average. So this is no exact
-    inverse of `to_float`: a level that float32 leaves just below its integer loses one.
+    clamp(255 (x + 1) / 2, 0, 255), then *truncated*, as the original's generate.py writes its
+    samples; rounding would brighten them by half a level on average. So `to_uint8(to_float(x))`
+    loses one level where float32 rounds to just below an integer.
 
-    Outside of compiled functions the images are looked at; within one nothing can be raised, and
-    NaN becomes black (see `utils.finite.finite_rows`).
+    The values are checked outside of compiled functions. A compiled function cannot raise, and
+    turns NaN into black (see `utils.finite.finite_rows`).
 
     Raises:
-      TypeError: they are not floating point.
-      NotFinite: they hold NaN or infinite values.
+      TypeError: the images are not floating point.
+      NotFinite: the images hold NaN or infinite values.
     """
     images = as_array(images, "images", _FLOATS)
     if not jnp.issubdtype(images.dtype, jnp.floating):

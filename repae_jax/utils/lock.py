@@ -1,10 +1,10 @@
 """One writer at a time: locks on folders and files, across processes and hosts.
 
-A lock is a small file with its holder in it (see `holder`). On a local disk and on NFS the
-system's flock decides, and frees the lock when its process ends, however it ends. Where flock
-does not reach other hosts (gcsfuse) or does not exist, the content decides: its holder renews it
-every few seconds, and one that does not for a while is dead. A holder that was taken for dead, as
-one that was suspended, finds another's token in the file and ends.
+A lock is a small file that names its holder (see `holder`). On a local disk and on NFS the
+system's flock decides who holds it, and frees the lock however its process ends. Where flock does
+not reach other hosts (gcsfuse) or does not exist, the content decides: the holder renews it every
+few seconds, and a holder that stops counts as dead. A suspended process that was taken for dead
+finds another holder's token in the file and ends.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from repae_jax.errors import UserError
-from repae_jax.utils.holder import SIZE, Holder, parse, this_process, told
+from repae_jax.utils.holder import SIZE, Holder, describe_holder, parse, this_process
 
-NAME = ".lock"  # in a folder
+NAME = ".lock"  # the name of a folder's lock
 
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """In seconds.
+    """The intervals of a lock, in seconds.
 
     Attributes:
-      beat: between two signs of life.
-      patience: a holder on another host without one for so long is dead. gcsfuse shows other
-        hosts what it had seen up to 60 s before.
-      look: between two looks for one.
+      beat: between two renewals by the holder.
+      patience: after this long without a renewal, a holder on another host counts as dead.
+        gcsfuse may show a host a content that is 60 s old.
+      look: between two looks of a waiting process for a renewal.
     """
 
     beat: float = 10.0
@@ -46,19 +46,20 @@ class Times:
 
 
 TIMES = Times()
-# The first looks at the own lock, in beats: two hosts that began at one moment have both written.
+# When a new holder first looks at its lock again, in beats: two hosts that began at the same moment
+# may both have written it.
 _SOON = (0.02, 0.05, 0.1, 0.2, 0.5)
-_TRIES = 10  # to open a file in a folder that another process makes and removes
+_TRIES = 10  # attempts to open a file in a folder that another process may be removing
 
 
 @contextlib.contextmanager
 def writing_in(folder: pathlib.Path, times: Times | None = None) -> Iterator[Lock]:
-    """Holds a folder, which is made if missing, against other processes.
+    """Lock a folder against other processes during the block.
 
-    Folders that are empty again at the end are removed if this made them.
+    Missing folders are made, and removed again at the end if they are still empty.
 
     Raises:
-      UserError: another process holds it, or it cannot be written there.
+      UserError: another process holds the folder, or it cannot be written.
     """
     with _held(folder / NAME, folder, times) as lock:
         yield lock
@@ -66,10 +67,10 @@ def writing_in(folder: pathlib.Path, times: Times | None = None) -> Iterator[Loc
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path, times: Times | None = None) -> Iterator[Lock]:
-    """Holds what is to be at `path`, a file or a folder, by a lock beside it.
+    """Lock `path`, a future file or folder, by a lock file beside it during the block.
 
     Raises:
-      UserError: another process holds it, or it cannot be written there.
+      UserError: another process holds the lock, or it cannot be written.
     """
     there = pathlib.Path(os.path.abspath(path))
     if not there.name:
@@ -89,11 +90,11 @@ class Lock:
     """A lock, held from `take` to `close`."""
 
     def __init__(self, path: pathlib.Path, what: pathlib.Path, times: Times):
-        """Prepare to take it.
+        """Prepare a lock; `take` acquires it.
 
         Args:
           path: the lock's file.
-          what: what it holds, for messages.
+          what: the file or folder that it protects, for messages.
           times: see `Times`.
         """
         self._path, self._what, self._times = path, what, times
@@ -107,14 +108,14 @@ class Lock:
 
     @property
     def lost(self) -> bool:
-        """Whether another process has taken it, as far as this one has looked."""
+        """Whether another process had taken the lock when this one last looked."""
         return self._taker is not None
 
     def take(self) -> None:
-        """Hold it.
+        """Acquire the lock, and renew it in a thread.
 
         Raises:
-          UserError: another process does, or the file cannot be written.
+          UserError: another process holds the lock, or the file cannot be written.
         """
         with _writable(self._path):
             self._open()
@@ -134,12 +135,12 @@ class Lock:
         self._thread.start()
 
     def check(self) -> None:
-        """See that it is still this process's; costs nothing while the renewals come through.
+        """Check that this process still holds the lock; free of cost while renewals succeed.
 
         Raises:
-          UserError: another process has taken it.
+          UserError: another process has taken the lock.
         """
-        if time.time() - self._renewed > self._times.patience / 2:  # this one may have been asleep
+        if time.time() - self._renewed > self._times.patience / 2:  # it may have been suspended
             self._renew()
         if self.lost:
             raise UserError(
@@ -148,7 +149,7 @@ class Lock:
             )
 
     def close(self) -> None:
-        """Free it, and remove its file; another's is left alone."""
+        """Release the lock and remove its file, unless another process has taken it."""
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join(self._times.beat)
@@ -158,7 +159,7 @@ class Lock:
         if self._file is not None:
             self._file.close()
         for folder in self._made:
-            with contextlib.suppress(OSError):  # it is not empty, or gone
+            with contextlib.suppress(OSError):  # the folder has content, or is gone
                 folder.rmdir()
 
     def _open(self):
@@ -167,15 +168,15 @@ class Lock:
                 self._made = _make_folder(self._path.parent) or self._made
                 self._file = _open(self._path)
                 return
-            except FileNotFoundError:  # its holder has just removed the folder that it had made
+            except FileNotFoundError:  # the last holder has just removed the folder that it made
                 if not left:
                     raise
 
     def _is_free(self) -> bool:
-        """Whether this process may write its name; False if the file is another one by now.
+        """Whether this process may write its name; False if the file has been replaced meanwhile.
 
         Raises:
-          UserError: another process holds it.
+          UserError: another process holds the lock.
         """
         flocked = _flock(self._file)
         content = _read(self._path)
@@ -183,7 +184,8 @@ class Lock:
             raise self._refusal(content)
         holder = parse(content)
         if holder is not None and holder.is_here():
-            # On a disk whose flock holds nobody back; a copy of a folder in use names it as well.
+            # For disks without a working flock. A copy of a locked folder names the same holder,
+            # but has another inode.
             if holder.is_alive() and holder.file == _identity(self._file):
                 raise self._refusal(content)
         elif content:
@@ -191,11 +193,11 @@ class Lock:
         return _is_at(self._file, self._path)
 
     def _wait_for_sign(self, content):
-        """Returns when the holder elsewhere has freed the lock, or is dead."""
+        """Return when a holder on another host has released the lock or counts as dead."""
         patience = self._times.patience
         print(
-            f"{self._what}: waiting up to {patience:g} s to see whether another process is alive "
-            f"that was writing there{told(content)}",
+            f"{self._what}: waiting up to {patience:g} s for a sign of life from the process "
+            f"that was writing there{describe_holder(content)}",
             flush=True,
         )
         deadline = time.monotonic() + patience
@@ -209,8 +211,8 @@ class Lock:
 
     def _refusal(self, content):
         return UserError(
-            f"{self._what}: another process is writing there{told(content)}; wait until it ends "
-            "or end it, or choose another place"
+            f"{self._what}: another process is writing there{describe_holder(content)}; wait until "
+            "it ends or end it, or choose another place"
         )
 
     def _keep(self):
@@ -220,13 +222,13 @@ class Lock:
             self._renew()
 
     def _renew(self):
-        """Give a sign of life, unless another process has taken the lock."""
-        with self._renewing, contextlib.suppress(OSError):  # a disk's hiccup: the next one will do
+        """Renew the lock, unless another process has taken it."""
+        with self._renewing, contextlib.suppress(OSError):  # the next renewal tries again
             if self._is_mine():
                 self._write(dataclasses.replace(self._own, beat=self._own.beat + 1))
 
     def _is_mine(self):
-        """Whether no other's token is in the file; it is not there if someone has removed it."""
+        """Whether the file holds this process's token; False, too, if the file was removed."""
         content = _read(self._path)
         holder = parse(content)
         if holder is not None and holder.token != self._own.token:
@@ -236,7 +238,7 @@ class Lock:
         return bool(content) and not self.lost
 
     def _write(self, own):
-        # In place, for the flock is on this file; and closed, by which other hosts see it.
+        # In place, because the flock is on this file; closed, so that other hosts see the content.
         with open(self._path, "r+b", buffering=0) as file:
             file.write(own.to_bytes())
         self._own, self._renewed = own, time.time()
@@ -244,7 +246,7 @@ class Lock:
 
 @contextlib.contextmanager
 def _writable(path):
-    """The system's errors as one line."""
+    """Turn the system's errors into a UserError."""
     try:
         yield
     except OSError as error:
@@ -255,14 +257,14 @@ def _writable(path):
 
 
 def _make_folder(folder) -> list[pathlib.Path]:
-    """Make a folder; returns it and those above that were made for it, the lowest first."""
+    """Make a folder and its parents; return the folders that were missing, the lowest first."""
     missing = list(itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
     folder.mkdir(parents=True, exist_ok=True)
     return missing
 
 
 def _open(path) -> BinaryIO:
-    # Not to wait for the other end of a pipe.
+    # O_NONBLOCK: opening a pipe would wait for its other end.
     number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
     if not stat.S_ISREG(os.fstat(number).st_mode):
         os.close(number)
@@ -271,18 +273,18 @@ def _open(path) -> BinaryIO:
 
 
 def _flock(file) -> bool | None:
-    """Whether the system gives the lock: None where it has none to give."""
+    """Whether the system grants the lock; None where the file system has no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks
+    except OSError:
         return None
     return True
 
 
 def _read(path) -> bytes:
-    """A lock's content, as other hosts have written it; empty if it is free or not there."""
+    """The lock's content, also when another host wrote it; empty if it is free or missing."""
     try:
         with open(path, "rb", buffering=0) as file:
             return file.read(SIZE).strip()
@@ -296,7 +298,7 @@ def _identity(file) -> tuple[int, int]:
 
 
 def _is_at(file, path) -> bool:
-    """Whether an open file is still that of this name."""
+    """Whether an open file is still the one at `path`."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:

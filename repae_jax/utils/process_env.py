@@ -1,17 +1,17 @@
-"""What a process sets before JAX starts, so that it computes faster on what the machine has.
+"""Settings of the process and of XLA that make steps faster; to be set before JAX starts.
 
-Memory: on a CPU XLA allocates a step's temporaries when it begins and frees them when it ends.
-glibc hands blocks of that size back to the system, which then clears every page again at the next
+Memory: on a CPU, XLA allocates a step's temporaries when the step begins and frees them when it
+ends. glibc hands blocks of that size back to the system, which clears every page again at the next
 step.
 
-Convolutions: XLA's CPU compiler gives them to YNNPACK, which is slower than Eigen, its other
-library, at the sizes of a VAE, and several times slower at a kernel's gradient.
+Convolutions: XLA's CPU compiler gives them to YNNPACK. At the sizes of a VAE, YNNPACK is slower
+than XLA's other library, Eigen, and several times slower at a kernel's gradient.
 
-NVIDIA GPUs: of what XLA's compiler tries for a matrix product, Triton's kernels make a step slower
-than cuBLAS' alone. And where the program rounds to bfloat16, the compiler may leave rounding out;
-it then writes a VAE's gradients in float32 for two readers, each twice the size.
+NVIDIA GPUs: XLA tries kernels of Triton and of cuBLAS for a matrix product; with Triton's a step is
+slower than with cuBLAS alone. XLA may also leave out a rounding to bfloat16; it then writes a
+VAE's gradients, which two operations read, in float32 at twice the size.
 
-How much each gives is in docs/performance.md.
+docs/performance.md gives the gain of each setting.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ import glob
 import importlib.metadata
 import os
 
-# Of glibc's malloc.h; mallopt takes them and an int.
+# Parameters of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _NVIDIA = "/dev/nvidia[0-9]*"
 _ACCELERATORS = (_NVIDIA, "/dev/accel*", "/dev/vfio/[0-9]*", "/dev/kfd")
@@ -28,13 +28,13 @@ _CPU_OPTIONS = {
     "xla_cpu_experimental_ynn_fusion_type": "-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
 }
 GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False, "xla_allow_excess_precision": False}
-_KNOW_THEM = ("0.10.", "0.11.")  # XLA ends a process that names a flag which it does not know
+_KNOW_THEM = ("0.10.", "0.11.")  # jaxlib versions with these flags; XLA aborts on unknown ones
 
 
 def prepare() -> None:
-    """`keep_memory` and `choose_options`: before JAX starts, and does nothing elsewhere.
+    """Apply `keep_memory` and `choose_options`; call it before JAX starts.
 
-    Also keeps JAX's own frames in tracebacks, by which an absent device is told from other errors.
+    It also keeps JAX's own frames in tracebacks: they identify an error of an absent device.
     """
     os.environ.setdefault("JAX_TRACEBACK_FILTERING", "off")
     keep_memory()
@@ -42,12 +42,12 @@ def prepare() -> None:
 
 
 def choose_options() -> bool:
-    """Set this machine's options of XLA's compiler, by XLA_FLAGS; before JAX starts.
+    """Set XLA's compiler options for this machine in XLA_FLAGS; call it before JAX starts.
 
-    What the variable already says of one of them stands.
+    Options that XLA_FLAGS names already keep their value.
 
     Returns:
-      whether there was anything to set.
+      whether an option was set.
     """
     if not importlib.metadata.version("jaxlib").startswith(_KNOW_THEM):
         return False
@@ -69,13 +69,13 @@ def choose_options() -> bool:
 
 
 def keep_memory() -> bool:
-    """Let malloc keep what is freed, for as long as this process lives; before JAX starts threads.
+    """Make malloc keep freed memory for this process; call it before JAX starts threads.
 
-    Only where the host's processor is what computes, and glibc allocates; settings of malloc in
-    the environment stand. The process then stays as large as it has been at most.
+    It acts only where JAX computes on the CPU, glibc allocates, and no variable MALLOC_* is set.
+    The process then stays at its largest size.
 
     Returns:
-      whether it does.
+      whether malloc keeps freed memory.
     """
     if accelerated() or any(name.startswith("MALLOC_") for name in os.environ):
         return False
@@ -85,13 +85,13 @@ def keep_memory() -> bool:
         return False
     if not hasattr(libc, "gnu_get_libc_version"):
         return False
-    # One heap: a thread's own ones do not grow beyond 64 MiB, whatever is larger is mapped.
+    # One heap: a thread's own heap ends at 64 MiB, and larger blocks would be mapped.
     settings = {_M_ARENA_MAX: 1, _M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1}
     return all([libc.mallopt(name, value) for name, value in settings.items()])
 
 
 def accelerated(devices: tuple[str, ...] = _ACCELERATORS) -> bool:
-    """Whether JAX may find a GPU or a TPU here, by the files that their drivers make."""
+    """Whether JAX may find a GPU or a TPU here, judged by the device files of their drivers."""
     if os.environ.get("JAX_PLATFORMS", "").split(",")[0] == "cpu":
         return False
     return any(glob.glob(pattern) for pattern in devices)

@@ -1,4 +1,4 @@
-"""Files that may be missing, but must not be anything else."""
+"""Optional files: a path holds a regular file or nothing."""
 
 import os
 import pathlib
@@ -8,15 +8,14 @@ from repae_jax.errors import UserError
 
 
 def is_file_there(path: str | os.PathLike, way_out: str = "restore or remove it") -> bool:
-    """Whether there is a file, or a link to one; False if there is nothing.
+    """Whether `path` is a file or a link to one; False if nothing is there.
 
     Args:
-      path: of the file.
-      way_out: what an error advises.
+      path: the file's path.
+      way_out: the advice in an error.
 
     Raises:
-      UserError: there is something else (a link that leads nowhere, a folder, a pipe), or it cannot
-        be told.
+      UserError: `path` is a broken link, a folder or a pipe, or cannot be read.
     """
     path = pathlib.Path(path)
     try:

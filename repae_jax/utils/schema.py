@@ -1,7 +1,7 @@
-"""JSON that others may have written or edited: read within bounds, checked against a schema.
+"""Untrusted JSON: read within bounds and validated against a schema.
 
-A schema is a type that pydantic understands: a TypedDict whose values are built of the types here.
-Keys that it does not name are left alone.
+A schema is a type that pydantic understands: a TypedDict whose values have the types below. Keys
+that the schema does not name may hold anything.
 """
 
 import functools
@@ -18,23 +18,26 @@ from pydantic_core import PydanticCustomError
 
 from repae_jax.errors import UserError, first_line
 
-# Bytes of a JSON file: a configuration or manifest, and a list of a few million images.
+# The most bytes of a JSON file: a configuration or manifest; a list of a few million images.
 LARGEST, LARGEST_LIST = 64 << 20, 1 << 30
 
 
 def whole(low: int, high: int) -> Any:
-    """The type of whole numbers from `low` to `high`; a bool is none."""
+    """The type of integers from `low` to `high`, both included; bools are refused."""
     return Annotated[int, Field(ge=low, le=high)]
 
 
 def real(low: float | None = None, high: float | None = None, *, finite: bool = True) -> Any:
-    """The type of floats, or whole numbers, from `low` to `high`; NaN never is one."""
+    """The type of floats and integers from `low` to `high`; NaN is always refused.
+
+    With `finite=False` infinities are accepted.
+    """
     low = -math.inf if low is None and not finite else low
     return Annotated[float, Field(ge=low, le=high, allow_inf_nan=not finite)]
 
 
 def each(kind: Any, least: int = 0, most: int = 64) -> Any:
-    """The type of lists of `least` to `most` elements of a type."""
+    """The type of lists with `least` to `most` elements of the type `kind`."""
     return Annotated[list[kind], Field(min_length=least, max_length=most)]
 
 
@@ -51,9 +54,9 @@ def _without_dots(name):
     return name
 
 
-Key = Annotated[Text, AfterValidator(_without_dots)]  # a name that somebody gave, of a ConfigDict
+Key = Annotated[Text, AfterValidator(_without_dots)]  # a user-given name in a ConfigDict
 
-# pydantic's names of errors -> our words, and its name of the bound
+# pydantic's error type -> (words of our message, pydantic's key of the bound)
 _BOUNDS = {
     "greater_than_equal": ("give at least", "ge"),
     "less_than_equal": ("give at most", "le"),
@@ -75,15 +78,15 @@ _reprs.maxlevel, _reprs.maxstring, _reprs.maxother = 3, 60, 60
 
 
 def as_whole(text: str) -> int | None:
-    """The number that a text writes as int() does, "0" or "120"; None for any other text.
+    """The integer that a text such as "0" or "120" names; None for any other text.
 
-    Python's own `isdigit` takes a superscript, which int() refuses, as it does thousands of digits.
+    `str.isdigit` would accept superscripts and thousands of digits, which int() refuses.
     """
     return int(text) if re.fullmatch(r"0|[1-9][0-9]{0,17}", text) else None
 
 
-def shown(value: Any) -> str:
-    """A value as an error shows it, cut to fit a line; of an array its type and shape."""
+def short_repr(value: Any) -> str:
+    """A short repr of a value for error messages; for an array its type and shape."""
     return _reprs.repr(value)
 
 
@@ -94,17 +97,17 @@ def read_json(
     largest: int = LARGEST,
     way_out: str = "restore it",
 ) -> Any:
-    """The content of a JSON file, checked against `schema` if there is one.
+    """The content of a JSON file, validated against `schema` if one is given.
 
     Args:
-      path: of the file.
-      schema: see `checked`.
-      largest: bytes that it may have.
-      way_out: what the error for a damaged one advises.
+      path: the file's path.
+      schema: see `check_schema`.
+      largest: the most bytes that the file may have.
+      way_out: the advice in the error for a damaged file.
 
     Raises:
-      UserError: it is missing, unreadable, no JSON, of more than `largest` bytes, nested beyond
-        measure, or does not fit the schema.
+      UserError: the file is missing, unreadable, not JSON, larger than `largest`, too deeply
+        nested, or does not fit the schema.
     """
     try:
         with open(path, "rb", opener=_open_at_once) as file:
@@ -113,7 +116,7 @@ def read_json(
                 raise ValueError("it is no file")
             size = status.st_size
             text = file.read(min(size, largest) + 1)
-    except (OSError, ValueError) as error:  # of a name that cannot be one
+    except (OSError, ValueError) as error:  # ValueError: the path itself is invalid
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot be read ({reason}); restore or permit it") from error
     if len(text) > largest:
@@ -128,10 +131,16 @@ def _open_at_once(path, flags):
 def parse_json(
     text: str | bytes, schema: Any = None, *, source: str, way_out: str = "restore it"
 ) -> Any:
-    """What a JSON text says, checked against `schema` if there is one.
+    """The content of a JSON text, validated against `schema` if one is given.
+
+    Args:
+      text: the JSON.
+      schema: see `check_schema`.
+      source: the text's name in an error.
+      way_out: the advice in the error for a damaged text.
 
     Raises:
-      UserError: as `read_json`; `source` is how the error calls the text.
+      UserError: the text is not JSON, too deeply nested, or does not fit the schema.
     """
     try:
         content = json.loads(text, parse_int=_number)
@@ -139,25 +148,26 @@ def parse_json(
         raise UserError(f"{source} is damaged: nested beyond measure; {way_out}") from error
     except (ValueError, TypeError) as error:
         raise UserError(f"{source} is damaged, no JSON ({first_line(error)}); {way_out}") from error
-    return content if schema is None else checked(content, schema, source=f"{source}: ")
+    return content if schema is None else check_schema(content, schema, source=f"{source}: ")
 
 
 def _number(text):
-    """A whole number; one beyond 64 bits, which no array holds, is a float."""
+    """The integer of a text; a float if it exceeds 64 bits, which no array can hold."""
     number = int(text)
     return number if -(2**63) <= number < 2**64 else float(text)
 
 
-def checked(content: Any, schema: Any, *, source: str) -> Any:
-    """`content` as it is, if it fits the schema.
+def check_schema(content: Any, schema: Any, *, source: str) -> Any:
+    """Return `content` unchanged if it fits the schema.
 
     Args:
-      content: plain Python values, such as JSON gives.
-      schema: a TypedDict, or another type of pydantic's.
-      source: what stands before the path of a value in an error: "x/config.json: " or "config.".
+      content: plain Python values, as JSON gives them.
+      schema: a TypedDict, or another type that pydantic understands.
+      source: the text before a key in an error: "x/config.json: " or "config.".
 
     Raises:
-      UserError: it does not fit; names the first key, its value, and what is expected.
+      UserError: `content` does not fit; the error names the first wrong key, its value, and the
+        expected value.
     """
     try:
         _adapter(schema).validate_python(content, strict=True)
@@ -175,20 +185,20 @@ def _line(error, source):
     found = error.errors(include_url=False)
     first = found[0]
     steps = first["loc"]
-    if steps and steps[-1] == "[key]":  # which is the step before, too
+    if steps and steps[-1] == "[key]":  # an invalid key, which the step before repeats
         steps = steps[:-2]
-    path = "".join(f"[{shown(s)}]" if isinstance(s, int) else f".{s}" for s in steps)
+    path = "".join(f"[{short_repr(s)}]" if isinstance(s, int) else f".{s}" for s in steps)
     what = f"{source}{path.removeprefix('.')[:200]}" if path else source.rstrip(": .")
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     if first["type"] == "missing":
         return f"{what} is missing{more}"
     if steps != first["loc"]:
-        return f"{what} has the key {shown(first['input'])}: {_expected(first)}{more}"
-    return f"{what} is {shown(first['input'])}: {_expected(first)}{more}"
+        return f"{what} has the key {short_repr(first['input'])}: {_expected(first)}{more}"
+    return f"{what} is {short_repr(first['input'])}: {_expected(first)}{more}"
 
 
 def _expected(found):
-    """What a value should have been, in words."""
+    """The expected value in words."""
     if found["type"] in _BOUNDS:
         words, key = _BOUNDS[found["type"]]
         bound = found["ctx"][key]

@@ -1,4 +1,4 @@
-"""JSON that carries a checksum of its content, by which damage and edits show."""
+"""JSON with a checksum of its content, which reveals damage and edits."""
 
 import hashlib
 import json
@@ -11,32 +11,39 @@ KEY = "sha256"
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
-    """`content` with its checksum."""
+    """`content` with its checksum under the key `KEY`."""
     return {**content, KEY: digest(content)}
 
 
 def unseal(content: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-    """What was sealed, and whether it is what it was then."""
+    """The content without its checksum, and whether the checksum matches."""
     rest = {key: value for key, value in content.items() if key != KEY}
     return rest, content.get(KEY) == digest(rest)
 
 
 def unseal_if_sealed(content: Mapping[str, Any], *, source: str, way_out: str) -> dict[str, Any]:
-    """What was sealed; content without a seal, of an older version or edited by hand, as it is.
+    """The content without its checksum; content that has no checksum is accepted.
+
+    Older versions and users who edit by hand write content without a checksum.
+
+    Args:
+      content: the content of a JSON file.
+      source: the file's name in an error.
+      way_out: the advice in an error.
 
     Raises:
-      UserError: it is not what it was then.
+      UserError: the checksum does not match.
     """
     rest, untouched = unseal(content)
     if KEY in content and not untouched:
         raise UserError(
-            f"{source} is damaged or was edited (its checksum is another): {way_out}; if the edit "
+            f"{source} is damaged or was edited (its checksum differs): {way_out}; if the edit "
             f"is meant, delete the key {KEY!r} in it"
         )
     return rest
 
 
 def digest(content: Any) -> str:
-    """SHA-256 of what JSON can hold, whatever the order of its keys."""
+    """SHA-256 of a value that JSON can hold; the order of keys does not matter."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,12 +1,12 @@
-"""Signals that end a command: taken before anything slow is imported, and never lost.
+"""Signals that end a command: handled before slow imports begin, and never lost.
 
-SIGINT, SIGTERM and SIGHUP raise `Interrupted` in the main thread, or, within `noted`, set an event
-that a loop looks at. An exception alone would get lost: Python swallows it in a callback of the
-garbage collector (JAX has one), and a library may make another error of it. So the wish stays noted
-as well: whatever error a command ends with then, it was interrupted, and what was swallowed is
-raised again. While a module is imported the process ends there and then, since C extensions crash
-or print a traceback when what they import fails. And where the main thread does not answer, because
-it compiles, another one ends the process.
+SIGINT, SIGTERM and SIGHUP raise `Interrupted` in the main thread, or, within `stop_event`, set an
+event that a loop checks. An exception alone would get lost: Python swallows it in a callback of the
+garbage collector (JAX has one), and a library may turn it into another error. So the signal is
+recorded as well: a command that then ends with any error counts as interrupted, and a swallowed
+exception is raised again. During an import the process ends at once, because C extensions crash or
+print a traceback when an import of theirs fails. If the main thread does not answer, for example
+because it compiles, another thread ends the process.
 """
 
 import atexit
@@ -23,43 +23,46 @@ from repae_jax.errors import RUN_AGAIN
 ENDING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
-GRACE = 10.0  # seconds in which the main thread may come to its end
-_SAME_WISH = 2.0  # seconds: a terminal sends Ctrl-C to a script and to what it runs
-_MESSAGE = "interrupted; what is complete stays: run the same command again\n"
+GRACE = 10.0  # seconds that the main thread has to end the command
+# Seconds in which a second signal counts as the first: a terminal sends Ctrl-C to a script and to
+# the programs that it runs.
+_SAME_SIGNAL = 2.0
+_MESSAGE = "interrupted; complete results are kept: run the same command again\n"
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asks for the end of the command."""
+    """A signal has asked the command to end."""
 
 
 def take() -> bool:
-    """Take the signals from here on; returns whether that was new.
+    """Handle the signals from now on; return whether this call installed the handlers.
 
-    Only the main thread can; in another nothing changes. An ignored SIGHUP (nohup) stays ignored.
+    Only the main thread can install them; in other threads nothing changes. An ignored SIGHUP
+    (nohup) stays ignored.
     """
     return _taken.begin()
 
 
 def take_again() -> None:
-    """Take back what a library has taken meanwhile, as `jax.distributed.initialize` does."""
+    """Install the handlers again after a library replaced them, as `jax.distributed.initialize`."""
     if _taken.thread is not None and threading.current_thread() is threading.main_thread():
         _taken.install()
 
 
 def until_signal(command: Callable[[], int]) -> int:
-    """What `command` returns, or the exit status of the signal that ended it.
+    """The status that `command` returns, or the exit status of the signal that ended it.
 
-    130 is that of SIGINT, 75 that of the others: the same command continues.
+    SIGINT gives 130; the other signals give 75, which says that the same command resumes.
     """
     new = take()
-    if not new and _taken.armed:  # within another call, which answers
+    if not new and _taken.armed:  # within another call, which handles the signals
         return command()
     status = None
     try:
         _taken.arm()
         status = command()
     except KeyboardInterrupt:
-        _taken.number = _taken.number or signal.SIGINT  # raised by another handler
+        _taken.number = _taken.number or signal.SIGINT  # another handler raised it
     except BaseException:
         if _taken.number is None:
             raise
@@ -68,7 +71,7 @@ def until_signal(command: Callable[[], int]) -> int:
         number = _taken.number
         if new:
             _taken.end()
-    if number is not None and status != 0:  # else it is done, in spite of a signal in its end
+    if number is not None and status != 0:  # status 0: it was done before the signal took effect
         _write(_MESSAGE)
         status = _status(number)
     _taken.status = status
@@ -76,17 +79,17 @@ def until_signal(command: Callable[[], int]) -> int:
 
 
 def check() -> None:
-    """Raise `Interrupted` if a signal has asked for the end, and its exception was swallowed."""
+    """Raise `Interrupted` if a signal has come, for the case that its exception was swallowed."""
     if _taken.number is not None:
         raise Interrupted
 
 
 @contextlib.contextmanager
-def noted() -> Iterator[threading.Event]:
-    """An event that a signal sets, one from before included; another one later ends at once.
+def stop_event() -> Iterator[threading.Event]:
+    """Yield an event that a signal sets; a later second signal ends the process at once.
 
-    Clouds and schedulers announce a preemption by SIGTERM. One that comes right behind the first
-    is the same wish once more.
+    A signal that came before the block sets the event, too. Clouds and schedulers announce a
+    preemption by SIGTERM; a second signal within 2 s counts as the first.
     """
     if _taken.event is not None:
         yield _taken.event
@@ -102,14 +105,14 @@ def noted() -> Iterator[threading.Event]:
 
 
 class _Taken:
-    """The signals of this process."""
+    """The signal handlers of this process, and the signal that has come."""
 
     def __init__(self):
         self.thread: threading.Thread | None = None
         self.armed = False  # whether a signal raises
-        self.number: int | None = None  # of the signal that nobody has answered yet
-        self.event: threading.Event | None = None  # within `noted`
-        self.status: int | None = None  # of a command that is done
+        self.number: int | None = None  # the signal that is not answered yet
+        self.event: threading.Event | None = None  # within `stop_event`
+        self.status: int | None = None  # the exit status, once the command is done
         self._raised = self._swallowed = False
         self._first: float | None = None  # when the event was set
         self._previous: dict[int, object] = {}
@@ -140,7 +143,7 @@ class _Taken:
 
     def end(self) -> None:
         for number, handler in self._previous.items():
-            # None: set by code that is not Python's
+            # None: the handler was set by C code
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         signal.set_wakeup_fd(self._previous_fd)
         sys.unraisablehook = self._previous_hook
@@ -164,7 +167,7 @@ class _Taken:
         return self.event
 
     def _handle(self, number, frame):
-        """In the main thread; `_watch` has seen the signal, or will."""
+        """The handler in the main thread; `_watch` sees the same signal in its own thread."""
         if self.event is not None:
             self._hear()
             return
@@ -180,7 +183,7 @@ class _Taken:
         raise Interrupted
 
     def _ignore(self):
-        """Behind all other `atexit`: Python would give a process that is done up to a signal."""
+        """The last of the `atexit` functions: a signal must not end a process that is done."""
         for number in self._previous:
             signal.signal(number, signal.SIG_IGN)
 
@@ -199,22 +202,22 @@ class _Taken:
                     self._note(number)
                 elif self.armed:
                     self._see_to(number)
-                elif self.status is not None:  # something keeps a process that is done
+                elif self.status is not None:  # the command is done, but its process still runs
                     os._exit(self.status)
 
     def _note(self, number):
         self._hear()
-        if time.monotonic() - self._first > _SAME_WISH:
+        if time.monotonic() - self._first > _SAME_SIGNAL:
             _leave(number)
 
     def _hear(self):
-        """Set the event; whichever thread comes to it first."""
+        """Set the event; the main thread and `_watch` both call this."""
         if self._first is None:
             self._first = time.monotonic()
             self.event.set()
 
     def _see_to(self, number):
-        """Waits until the main thread has ended the command or notes the wish; else ends it."""
+        """Wait until the main thread ends the command or enters `stop_event`; else exit."""
         deadline = time.monotonic() + GRACE
         while self.armed and self.event is None:
             if time.monotonic() > deadline:
@@ -226,7 +229,7 @@ class _Taken:
 
 
 def _imports(frame):
-    """Whether a module is being imported, which a C extension need not survive."""
+    """Whether a module is being imported; an exception there may crash a C extension."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             return True
@@ -244,7 +247,7 @@ def _status(number):
 
 
 def _write(text):
-    """Past sys.stderr, which the main thread may hold, and which may be a closed terminal."""
+    """Write to descriptor 2: the main thread may hold sys.stderr, or the terminal be closed."""
     with contextlib.suppress(OSError):
         os.write(2, text.encode())
 

@@ -1,8 +1,8 @@
-"""Standard output and error that a command outlives.
+"""Standard output and error whose failure does not end a command.
 
-A reader that ends (`| head`), a terminal that closes, a full disk behind `> log`: what cannot be
-written is lost, and the command continues. Everything that prints goes through `sys.stdout` and
-`sys.stderr`, progress bars, too, so it is enough to replace these two.
+When a reader ends (`| head`), a terminal closes, or the disk behind `> log` is full, the output is
+lost and the command continues. All output, progress bars included, goes through `sys.stdout` and
+`sys.stderr`, so it is enough to replace these two.
 """
 
 import contextlib
@@ -14,11 +14,11 @@ import sys
 
 
 def take() -> None:
-    """Replace the process's own two streams; what others have replaced already stays theirs."""
+    """Replace the process's own two streams; a stream that other code has replaced is kept."""
     _open_closed()
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
-        if stream is None:  # it was closed when Python started
+        if stream is None:  # closed when Python started
             kind = dict(encoding="utf-8", errors="backslashreplace", line_buffering=True)
         elif stream is getattr(sys, f"__{name}__"):
             kind = dict(encoding=stream.encoding, errors=stream.errors)
@@ -32,14 +32,14 @@ def take() -> None:
         setattr(sys, f"__{name}__", ours)
 
 
-def checked(status: int, needed: bool) -> int:
-    """Say in one line if standard output could not be written; returns the exit status.
+def report_lost_output(status: int, needed: bool) -> int:
+    """Report in one line that standard output could not be written; return the exit status.
 
-    A reader that has ended wanted no more: that is no fault.
+    A reader that has ended (`| head`) is no fault.
 
     Args:
-      status: of the command.
-      needed: whether what it prints is its result: the status is 2 then.
+      status: the command's own exit status.
+      needed: whether the output is the command's result; a failure then gives status 2.
     """
     with contextlib.suppress(AttributeError, ValueError):
         sys.stdout.flush()
@@ -51,9 +51,9 @@ def checked(status: int, needed: bool) -> int:
 
 
 class _Enduring(io.FileIO):
-    """A file descriptor to write to, without errors."""
+    """A file descriptor whose writes never raise."""
 
-    lost: dict[int, str] = {}  # noqa: RUF012  (why what was written to a descriptor is lost)
+    lost: dict[int, str] = {}  # noqa: RUF012  (descriptor -> why its output is lost)
 
     def __init__(self, number: int):
         super().__init__(number, "w", closefd=False)
@@ -61,7 +61,7 @@ class _Enduring(io.FileIO):
     def write(self, data) -> int:
         size = memoryview(data).nbytes
         try:
-            while (written := super().write(data)) is None:  # full, and set to not wait
+            while (written := super().write(data)) is None:  # full, and non-blocking
                 select.select([], [self], [])
             return written
         except OSError as error:
@@ -71,7 +71,7 @@ class _Enduring(io.FileIO):
 
 
 def _open_closed():
-    """Open what is closed of the first three descriptors, which another file would become else."""
+    """Open descriptors 0, 1 and 2 where they are closed, so that no other file takes them."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)

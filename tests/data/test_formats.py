@@ -161,7 +161,7 @@ def pack(folder, **record):
     content = {"kind": "images", "num_classes": 1, "classes": ["ant"]}
     del made["per_shard"], made["source_count"]
     write_shards(folder / "packed", 1, 1, write, made, manifest=content,
-                 summarise=lambda notes: {"skipped": []})  # fmt: skip
+                 summarize=lambda notes: {"skipped": []})  # fmt: skip
     return folder / "packed"
 
 

@@ -316,9 +316,7 @@ def test_an_edited_record_is_refused_and_an_unsealed_one_is_taken(tmp_path):
     sealed = json.loads(path.read_text())
     sealed["train"]["count"] += 1
     path.write_text(json.dumps(sealed))
-    with pytest.raises(
-        UserError, match=f"{path} is damaged or was edited .its checksum is another"
-    ):
+    with pytest.raises(UserError, match=f"{path} is damaged or was edited .its checksum differs"):
         read_fingerprints(path)
     del sealed["sha256"]  # as versions before wrote it
     path.write_text(json.dumps(sealed))
@@ -342,7 +340,7 @@ def test_a_link_that_leads_nowhere_stands_for_no_statistics(tmp_path):
     from repae_jax.interop import vae_files
 
     stats = tmp_path / "vae-latents-stats.pt"
-    assert vae_files._told(None, tmp_path / "vae.pt", 4) is None
+    assert vae_files._statistics_beside(None, tmp_path / "vae.pt", 4) is None
     stats.symlink_to(tmp_path / "gone.pt")
     with pytest.raises(UserError, match=r"vae-latents-stats\.pt is a link to"):
-        vae_files._told(None, tmp_path / "vae.pt", 4)
+        vae_files._statistics_beside(None, tmp_path / "vae.pt", 4)

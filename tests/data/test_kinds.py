@@ -81,5 +81,5 @@ def test_prepare_names_what_its_source_is(found, way_out, data, tmp_path):
 def test_prepare_names_its_own_options(tmp_path):
     with pytest.raises(UserError, match="^--resolution is 64, but digits .*; set --resolution=32$"):
         prepare("digits", tmp_path / "new", resolution=64)
-    with pytest.raises(UserError, match="^SOURCE is 'x'; of scenes it is their number"):
+    with pytest.raises(UserError, match="^SOURCE is 'x'; for scenes give their number"):
         prepare("scenes:x", tmp_path / "new", resolution=64)

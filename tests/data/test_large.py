@@ -128,10 +128,10 @@ def test_large_pictures_are_decoded_one_at_a_time_and_without_a_word(tmp_path):
 
 
 def test_pictures_share_what_may_be_decoded_at_a_time():
-    share, most, now, lock = decode._Share(10), [], [0], threading.Lock()
+    share, most, now, lock = decode._Budget(10), [], [0], threading.Lock()
 
     def take(part):
-        with share.taken(part):
+        with share.reserve(part):
             with lock:
                 now[0] += part
                 most.append(now[0])
@@ -142,7 +142,7 @@ def test_pictures_share_what_may_be_decoded_at_a_time():
     parts = [1, 2, 3, 4, 10, 10, 7, 5] * 6
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         list(pool.map(take, parts))
-        with pytest.raises(ZeroDivisionError), share.taken(10):
+        with pytest.raises(ZeroDivisionError), share.reserve(10):
             raise ZeroDivisionError  # gives back what it took
         pool.submit(take, 10).result(timeout=60)
     assert max(most) == 10

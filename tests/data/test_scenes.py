@@ -8,7 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from repae_jax.data.outlines import SHAPES, outlines
 from repae_jax.data.pipeline import train_batches
-from repae_jax.data.scenes import CLASSES, TURN, Scenes, _filled, render
+from repae_jax.data.scenes import CLASSES, TURN, Scenes, _fill_polygons, render
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError
 
@@ -54,7 +54,7 @@ def test_classes_stay_apart_when_they_are_turned():
     def mask(name, degrees):
         turn = np.deg2rad(degrees)
         matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-        return _filled([part @ matrix.T * 0.9 for part in outlines(name)], 48)
+        return _fill_polygons([part @ matrix.T * 0.9 for part in outlines(name)], 48)
 
     turns = np.linspace(-TURN, TURN, 5)
     masks = {name: np.stack([mask(name, t) for t in turns]) for name in SHAPES}
@@ -111,7 +111,7 @@ def test_a_configuration_opens_scenes():
 @pytest.mark.parametrize(
     ("changes", "split", "message"),
     [
-        ({"name": "many"}, "train", "config.data.name is 'many'; of scenes it is their number"),
+        ({"name": "many"}, "train", "config.data.name is 'many'; for scenes give their number"),
         ({"name": "0"}, "train", "config.data.name is '0'"),
         ({"name": "²"}, "train", "config.data.name is '²'"),
         ({"name": "9" * 5000}, "train", "config.data.name is '999"),

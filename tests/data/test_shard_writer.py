@@ -70,10 +70,10 @@ def test_what_is_returned_is_what_can_be_read(tmp_path):
 
 
 def test_notes_of_the_shards_are_summarised_in_order(tmp_path):
-    def summarise(notes):
+    def summarize(notes):
         return {"indexes": [index for note in notes for index in note["indexes"]]}
 
-    manifest = write(tmp_path / "packed", summarise=summarise)
+    manifest = write(tmp_path / "packed", summarize=summarize)
     assert manifest["indexes"] == list(range(COUNT))
 
 

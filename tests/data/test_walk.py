@@ -112,7 +112,7 @@ def test_folders_one_level_too_high_are_noticed(tmp_path, caplog):
     )
     with caplog.at_level(logging.WARNING):
         assert opened(tmp_path).classes == ("fit", "rest")
-    assert "if the inner folders are the classes" in caplog.text
+    assert "if the subfolders are the classes" in caplog.text
 
 
 # --- links, and what else a file system has ---

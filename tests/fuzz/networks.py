@@ -10,7 +10,7 @@ from fuzz.original_checkpoints import sit_model, small_config
 from fuzz.saving import inspect, safetensors_save, torch_save
 from fuzz.target import Target, eighths
 from repae_jax.interop import discriminator, files, latent_statistics, sit
-from repae_jax.interop.detect_format import find
+from repae_jax.interop.detect_format import detect
 
 
 def _statistics(folder):
@@ -78,7 +78,7 @@ def _read_teacher(model, name):
         from repae_jax.runs.weights import load_teacher
 
         path = folder / name
-        found = find(path)
+        found = detect(path)
         loaded = load_teacher(teacher(weights=str(path)), model(), 32)
         return {"params": loaded, "format": found.format}
 
@@ -94,7 +94,7 @@ def _sit_file(folder):
 def _read_sit(folder):
     from repae_jax.runs.inspection import describe
 
-    found = find(folder / "sit.pt")
+    found = detect(folder / "sit.pt")
     describe(folder / "sit.pt")
     return {
         "variables": load_sit(found.content, sit_model()),

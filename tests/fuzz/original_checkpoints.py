@@ -8,7 +8,7 @@ from exported import load_sit
 
 from fuzz.saving import convert, inspect, torch_save
 from fuzz.target import Target, eighths
-from repae_jax.interop.detect_format import find
+from repae_jax.interop.detect_format import detect
 
 
 def small_config(recipe="repae"):
@@ -91,7 +91,7 @@ def _read_foreign_args(folder):
     from repae_jax.config.validate import validate
     from repae_jax.runs.original_checkpoint import config_of
 
-    config = config_of(find(folder / "args.pt").content, source="args.pt")
+    config = config_of(detect(folder / "args.pt").content, source="args.pt")
     validate(config)
     return config.to_dict()
 
@@ -114,7 +114,7 @@ def _read_checkpoint(folder):
 
     path = folder / "exp"
     describe(path)
-    found = find(path)
+    found = detect(path)
     config = config_of(found.content, source=str(found.path))
     state = import_run(
         found.content, folder / "imported", config, source=str(found.path), progress=False
@@ -128,7 +128,7 @@ def _read_second_stage(folder):
 
     path = folder / "exp"
     describe(path)
-    found = find(path)
+    found = detect(path)
     config = config_of(found.content, source=str(found.path))
     tensors = found.content["ema"]
     return {

@@ -7,7 +7,7 @@ import numpy as np
 from fuzz.saving import convert, inspect, safetensors_save, torch_save
 from fuzz.target import Target, eighths
 from repae_jax.interop import autoencoder_kl, qwen_image, vae_files
-from repae_jax.interop.detect_format import find
+from repae_jax.interop.detect_format import detect
 from repae_jax.interop.files import read_tensors
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 from repae_jax.models.tokenizers.base import parameter_shapes
@@ -148,7 +148,7 @@ def _read_vae(name):
     def read(folder):
         path = folder / name
         vae = vae_files.read_vae(path)
-        found = find(path)
+        found = detect(path)
         return {
             "module": repr(vae.module),
             "params": vae.params,

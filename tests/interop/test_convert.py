@@ -26,7 +26,7 @@ from weight_files import (
 
 from repae_jax.cli import main
 from repae_jax.interop import files
-from repae_jax.interop.detect_format import find
+from repae_jax.interop.detect_format import detect
 from repae_jax.interop.formats import FORMATS
 from repae_jax.models.encoders.vit import ViT
 from repae_jax.runs.weights import save_teacher
@@ -125,7 +125,7 @@ def test_the_targets_name_must_fit(source, name, to, message, sources, tmp_path,
 
 def test_a_folder_may_have_a_number_in_its_name(sources, tmp_path):
     assert main(["convert", str(sources["vae"]), str(tmp_path / "e2e-sd3.5-vae")]) == 0
-    assert find(tmp_path / "e2e-sd3.5-vae").format == "diffusers"
+    assert detect(tmp_path / "e2e-sd3.5-vae").format == "diffusers"
 
 
 TYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool]

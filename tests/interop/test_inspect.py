@@ -30,7 +30,7 @@ from weight_files import (
 
 from repae_jax.cli import main
 from repae_jax.interop import autoencoder_kl, discriminator, files, sit
-from repae_jax.interop.detect_format import find
+from repae_jax.interop.detect_format import detect
 from repae_jax.interop.formats import FORMATS
 from repae_jax.interop.vit import load_vit
 from repae_jax.models.backbones.sit import SIT_CONFIGS
@@ -379,7 +379,7 @@ def test_published_teachers_have_their_names(name, alike, tmp_path, monkeypatch,
 
 def test_the_format_is_told_by_content_and_not_by_name(tmp_path):
     write_statistics(tmp_path / "sit-discriminator-vae.pth.tar")
-    assert find(tmp_path / "sit-discriminator-vae.pth.tar").format == "statistics"
+    assert detect(tmp_path / "sit-discriminator-vae.pth.tar").format == "statistics"
 
 
 def test_a_deep_vit_is_known(tmp_path, capsys):

@@ -22,7 +22,7 @@ from weight_files import (
 
 from repae_jax.cli import main
 from repae_jax.interop import discriminator, files, lpips
-from repae_jax.interop.detect_format import find
+from repae_jax.interop.detect_format import detect
 from repae_jax.interop.extract import extract
 from repae_jax.interop.vae_files import read_vae, read_weights
 from repae_jax.interop.vit import load_vit
@@ -154,7 +154,7 @@ def test_two_of_a_kind_are_refused(where, tmp_path, capsys):
     torch.save(content, tmp_path / "x.pt")
     line = refused(["inspect", tmp_path / "x.pt"], capsys)
     places = "model and model_ema" if where == "entries" else "the top level and ema."
-    assert f"x.pt: holds such a network under {places}: keep the one that is meant" in line
+    assert f"x.pt: holds such a network under {places}: put the one to read" in line
 
 
 def test_what_nobody_knows_is_not_dropped(tmp_path, capsys):
@@ -172,7 +172,7 @@ def test_wrapped_teachers(kind, prefix, tmp_path, capsys):
     expected = load_vit(tensors, small(preset))
     assert_same_trees(load_vit(wrapped(prefix, tensors), small(preset)), expected)
     files.write_torch(tmp_path / "x.pth", wrapped(prefix, tensors))
-    assert find(tmp_path / "x.pth").format == "vit"
+    assert detect(tmp_path / "x.pth").format == "vit"
 
 
 @pytest.mark.parametrize("prefix", ["module.", "loss.perceptual_loss."])
@@ -191,7 +191,7 @@ def test_a_wrapped_sit(entry, checkpoint, tmp_path, capsys):
     tensors = parts_of(checkpoint, "ema")["ema"]
     held = wrapped("module._orig_mod.", tensors)
     torch.save({entry: held} if entry else held, tmp_path / "x.pt")
-    found = find(tmp_path / "x.pt")
+    found = detect(tmp_path / "x.pt")
     assert (found.format, list(found.content)) == ("sit", list(tensors))
     assert inspect(tmp_path / "x.pt", capsys)["SiT"].startswith("own size: width 16, depth 2")
 

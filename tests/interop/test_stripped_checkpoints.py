@@ -8,7 +8,7 @@ from weight_files import parts_of, refused, wrapped
 
 from repae_jax.cli import main
 from repae_jax.interop.checkpoint_parts import parts_of as parts_of_content
-from repae_jax.interop.detect_format import find
+from repae_jax.interop.detect_format import detect
 from repae_jax.interop.files import read_stored
 from repae_jax.runs.checkpoints import restore_latest
 
@@ -18,7 +18,7 @@ STRIPPED = {
         ("model", "ema", "vae", "discriminator", "args", "steps"), "no optimizers: their moments"
     ),
     "no discriminator": (("model", "ema", "vae", "args", "steps"), "no discriminator: a fresh one"),
-    "moving average and VAE": (("ema", "vae", "args"), "no SiT but its moving average"),
+    "moving average and VAE": (("ema", "vae", "args"), "no SiT: its moving average"),
     "no moving average": (("model", "vae", "args", "steps"), "no moving average: the SiT is taken"),
     "no arguments": (("model", "ema", "vae"), "no step, so the run begins at 0"),
 }  # fmt: skip
@@ -82,7 +82,7 @@ def test_inspect_says_what_a_stripped_checkpoint_lacks(checkpoint, tmp_path, cap
     assert main(["inspect", str(tmp_path / "x.pt")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(maxsplit=1)[1] for line in lines if line.startswith("note ")] == [
-        "no SiT but its moving average, which is taken for both",
+        "no SiT: its moving average is taken for both",
         "no step, so the run begins at 0",
         "no optimizers: their moments begin at zero",
         "no discriminator: a fresh one takes its place",
@@ -92,7 +92,7 @@ def test_inspect_says_what_a_stripped_checkpoint_lacks(checkpoint, tmp_path, cap
 def test_the_vae_alone_of_a_checkpoint(checkpoint, tmp_path, capsys):
     parts = parts_of(checkpoint, "vae", "discriminator")
     torch.save(parts, tmp_path / "x.safetensors.pt")
-    assert find(tmp_path / "x.safetensors.pt").format == "vae"
+    assert detect(tmp_path / "x.safetensors.pt").format == "vae"
     capsys.readouterr()
     line = refused(["inspect", tmp_path / "x.safetensors.pt"], capsys)
     assert "do not divide into the 32 groups" in line  # this one has two, which nothing tells

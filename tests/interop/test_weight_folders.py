@@ -18,7 +18,7 @@ from repae_jax import AutoencoderKL
 from repae_jax.cli import main
 from repae_jax.config.defaults import teacher
 from repae_jax.errors import UserError
-from repae_jax.interop.detect_format import find
+from repae_jax.interop.detect_format import detect
 from repae_jax.interop.files import read_tensors
 from repae_jax.interop.vae_files import read_vae
 from repae_jax.interop.vit import load_vit
@@ -165,7 +165,7 @@ def test_teachers_have_variants_too(tmp_path, capsys):
     assert "there are model.ema.safetensors" in refused(["inspect", folder], capsys)
     for number, name in enumerate(("model.ema.safetensors", "model.fp16.safetensors")):
         assert (class_token(folder / name) == number).all()
-    assert find(folder / "model.fp16.safetensors").format == "vit"
+    assert detect(folder / "model.fp16.safetensors").format == "vit"
     # a folder of older days has a pickle
     old = tmp_path / "old"
     old.mkdir()

@@ -14,7 +14,7 @@ from weight_files import VAE, assert_same_trees, inspect, refused
 
 from repae_jax.config.defaults import teacher
 from repae_jax.interop.autoencoder_kl import load_vae
-from repae_jax.interop.detect_format import find
+from repae_jax.interop.detect_format import detect
 from repae_jax.interop.vae_files import read_vae
 from repae_jax.interop.vit import load_vit
 from repae_jax.runs.weights import load_teacher
@@ -72,7 +72,7 @@ def test_a_teacher_in_shards(tmp_path, capsys):
     expected = load_vit(timm_names(), model)
     assert_same_trees(load_teacher(teacher(weights=str(tmp_path)), model, 32), expected)
     assert_same_trees(load_teacher(teacher(weights=str(index)), model, 32), expected)
-    assert find(tmp_path).format == "vit"
+    assert detect(tmp_path).format == "vit"
 
 
 def spoil(index, parts, how):

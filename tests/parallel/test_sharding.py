@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from repae_jax.errors import UserError
-from repae_jax.parallel.mesh import axis_sizes, whole_batches
+from repae_jax.parallel.mesh import axis_sizes, padded_batch_size
 from repae_jax.parallel.sharding import check_rules, state_shardings, summary, table
 from repae_jax.runs.state import TrainState
 
@@ -116,9 +116,9 @@ def test_sizes_that_do_not_fit_are_named(given):
 
 
 def test_batches_divide_over_the_devices():
-    assert whole_batches(MESH, None, 16) == 128
-    assert whole_batches(MESH, 3, 16) == 8
-    assert whole_batches(MESH, 20, 16, 100) == 24
-    assert whole_batches(MESH, None, 16, 5) == 8  # no more than there are
+    assert padded_batch_size(MESH, None, 16) == 128
+    assert padded_batch_size(MESH, 3, 16) == 8
+    assert padded_batch_size(MESH, 20, 16, 100) == 24
+    assert padded_batch_size(MESH, None, 16, 5) == 8  # no more than there are
     with pytest.raises(UserError, match="--batch-size is 0: give at least 1"):
-        whole_batches(MESH, 0, 16)
+        padded_batch_size(MESH, 0, 16)

@@ -36,7 +36,7 @@ from parity import ORIGINAL, assert_close, normal, quick_jit, randomise, state_o
 from saved import assert_same_content, saved_content
 
 from repae_jax.interop import files
-from repae_jax.interop.detect_format import find
+from repae_jax.interop.detect_format import detect
 from repae_jax.interop.discriminator import load_discriminator
 from repae_jax.interop.lpips import load_lpips
 from repae_jax.interop.vae_files import write_ldm
@@ -130,7 +130,7 @@ def test_a_checkpoint_comes_back_bit_by_bit(trip):
 
 @NEEDS_ORIGINAL
 def test_the_folder_of_a_training_is_recognised(trip):
-    found = find(trip.checkpoint.parent.parent)
+    found = detect(trip.checkpoint.parent.parent)
     assert found.path == trip.checkpoint
     assert found.format == ("ldm" if trip.case.frozen_vae else "repae")
 
@@ -286,4 +286,4 @@ def test_a_vae_goes_out_as_the_originals_script_takes_it_out(trip, vae_files, tm
 def test_the_files_of_a_vae_are_recognised(vae_files):
     formats = {"": "vae", "-latents-stats": "statistics", "-discriminator-ckpt": "discriminator"}
     for ending, format in formats.items():
-        assert find(vae_files / f"e2e{ending}.pt").format == format
+        assert detect(vae_files / f"e2e{ending}.pt").format == format

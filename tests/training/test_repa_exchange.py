@@ -27,7 +27,7 @@ from original_exchange import NEEDS_REPA, small_config
 from parity import assert_close, randomise, to_nchw, to_nhwc
 from saved import assert_same_content, saved_content
 
-from repae_jax.interop.detect_format import find
+from repae_jax.interop.detect_format import detect
 from repae_jax.interop.sit import unify_names
 
 REPA_SCALE = 0.18215  # what its train.py multiplies SD-VAE's latents by
@@ -147,7 +147,7 @@ def test_repas_published_weights_are_read(repa, tmp_path, naming):
         assert_same_content(exchange.repa_unified(legacy, depth), dict(tensors))
         tensors = legacy
     torch.save(tensors, tmp_path / "last.pt")
-    found = find(tmp_path / "last.pt")
+    found = detect(tmp_path / "last.pt")
     assert found.format == "sit"
     variables = load_sit(unify_names(found.content, depth), MODELS.backbone, statistics=False)
     assert_repa_outputs("last.pt", repa.training.scope["ema"], variables)

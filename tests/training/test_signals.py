@@ -120,7 +120,7 @@ def command():
 NOTED = """
 import time
 def command():
-    with signals.noted() as event:
+    with signals.stop_event() as event:
         event.wait()
         print("saved", file=sys.stderr, flush=True)
         return 75
@@ -132,7 +132,7 @@ def command():
 def test_a_signal_is_not_lost(code, number):
     status, errors, seconds = alone(code, number)
     assert status == STATUS[number]
-    assert errors == "interrupted; what is complete stays: run the same command again\n"
+    assert errors == "interrupted; complete results are kept: run the same command again\n"
     assert seconds < 5
 
 

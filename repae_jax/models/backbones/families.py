@@ -1,4 +1,4 @@
-"""The backbones that `config.backbone.family` chooses from."""
+"""The table of backbones; `config.backbone.family` names one of them."""
 
 from repae_jax.models.backbones import sit
 

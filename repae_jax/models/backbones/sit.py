@@ -1,4 +1,4 @@
-"""SiT: the scalable interpolant transformer, with taps and heads for representation alignment."""
+"""SiT, the scalable interpolant transformer (arXiv 2401.08740), with heads for alignment (REPA)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +23,7 @@ from repae_jax.models.layers import (
 )
 from repae_jax.models.projectors import MLP as MLPProjector
 from repae_jax.models.projectors import Projector
-from repae_jax.models.remat import rematerialised
+from repae_jax.models.remat import rematerialize
 from repae_jax.models.scan_layers import scan_blocks
 
 # name -> (hidden_size, depth, num_heads); SiT paper (arXiv 2401.08740), table 1.
@@ -46,7 +46,7 @@ xavier = initializers.xavier_uniform()
 
 
 class TimeEmbedding(nn.Module):
-    """256 sinusoidal features of t in [0, 1] (not rescaled), then Linear-SiLU-Linear."""
+    """256 sinusoidal features of t in [0, 1], then Linear-SiLU-Linear; t is not rescaled."""
 
     hidden_size: int
     features: int = 256
@@ -65,7 +65,7 @@ class TimeEmbedding(nn.Module):
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    """(B, N, D) scaled by 1 + scale and shifted, both (B, D)."""
+    """x * (1 + scale) + shift for tokens x (B, N, D); shift and scale are (B, D)."""
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
@@ -96,7 +96,7 @@ class SiTBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Modulated norm and linear layer from tokens to patches of velocity."""
+    """Modulated LayerNorm, then a linear layer from tokens to patches of velocity."""
 
     features: int
     dtype: jnp.dtype
@@ -115,17 +115,16 @@ class FinalLayer(nn.Module):
 
 
 class SiT(nn.Module):
-    """Velocity of the latents, and tokens aligned with a teacher's.
+    """Predicts the velocity of latents, and projects its tokens onto those of the teachers.
 
-    The vector of the condition is added to the time embedding. Dropping conditions is the caller's
-    business, so the module itself uses no randomness. Latents are square, (B, h, h, c), and
-    normalised.
+    Latents are square, (B, h, h, c), and normalized. The condition's vector is added to the time
+    embedding. The caller drops conditions for guidance, so the module uses no randomness.
 
-    `remat` (one of `remat.POLICIES`) and `scan` (the blocks as one compiled loop: compiles faster)
-    change neither the parameters nor the results.
+    `remat` (one of `remat.POLICIES`) saves memory, and `scan` (the blocks as one loop) compiles
+    faster; both leave the parameters and the results unchanged.
 
-    Collections: `params`, and `constants` with the fixed position table (1, N, D), which
-    checkpoints carry but training leaves alone.
+    Collections: "params", and "constants" with the fixed position table (1, N, D), which
+    checkpoints carry and training leaves unchanged.
     """
 
     latent_size: int
@@ -155,14 +154,14 @@ class SiT(nn.Module):
 
         self.patch_embed = dense(self.hidden_size, xavier)
         self.time_embed = TimeEmbedding(self.hidden_size, dtype=self.dtype)
-        # Under the conditioner's own name, which its parameters bear.
+        # The attribute's name, here the conditioner's, is the head of its parameters' names.
         setattr(self, self.conditioner.name, self.conditioner.module(self.hidden_size, self.dtype))
         self.position_table = self.variable(
             "constants",
             "position_table",
             lambda: jnp.asarray(sincos_position_table(self.hidden_size, self.grid))[None],
         )
-        block = rematerialised(SiTBlock, self.remat)
+        block = rematerialize(SiTBlock, self.remat)
         self.blocks = [
             block(self.num_heads, self.mlp_ratio, self.qk_norm, self.dtype)
             for _ in range(self.depth)
@@ -177,7 +176,7 @@ class SiT(nn.Module):
         """See `Backbone`."""
         h, condition = self._embed(x, t, condition)
         tokens = self._encode(h, condition)
-        h = self._through(self.blocks[self.encoder_depth :], tokens, condition)
+        h = self._apply_blocks(self.blocks[self.encoder_depth :], tokens, condition)
         velocity = self._unpatchify(self.final_layer(h, condition)).astype(jnp.float32)
         return BackboneOutput(velocity, tokens, self._project(tokens))
 
@@ -199,10 +198,9 @@ class SiT(nn.Module):
         return h, self.time_embed(t) + getattr(self, self.conditioner.name)(condition).vector
 
     def _encode(self, h, condition):
-        return self._through(self.blocks[: self.encoder_depth], h, condition)
+        return self._apply_blocks(self.blocks[: self.encoder_depth], h, condition)
 
-    def _through(self, blocks, h, condition):
-        """The blocks one after the other."""
+    def _apply_blocks(self, blocks, h, condition):
         if not self.scan or self.is_initializing() or len(blocks) < 2:
             for block in blocks:
                 h = block(h, condition)
@@ -227,15 +225,15 @@ class SiT(nn.Module):
         )
 
 
-_LARGEST_TABLE = 2**26  # values of the table of positions, 256 MiB
+_LARGEST_TABLE = 2**26  # values of the position table, 256 MiB
 
 
 def check(sit: SiT, section: Section, path: str) -> None:
-    """Raise UserError for sizes that do not go together, naming the key and the way out."""
+    """Raise UserError, naming the key and the way out, for sizes that do not fit together."""
     patch, width = sit.patch_size, sit.hidden_size
     if "vector" not in sit.conditioner.gives:
         raise UserError(
-            f"{path}.family is 'sit', which takes a vector for a condition, but a "
+            f"{path}.family is 'sit', which needs the vector of a condition, but a "
             f"{type(sit.conditioner).__name__} gives none: choose another config.condition"
         )
     if sit.latent_size % patch:
@@ -262,7 +260,11 @@ def check(sit: SiT, section: Section, path: str) -> None:
 
 
 def describe(d: Mapping[str, Any]) -> str:
-    """The dimensions in words, from the fields and the number of classes."""
+    """A SiT's dimensions in words.
+
+    Args:
+      d: the fields of `SiT` and of its conditioner; num_heads is None where it is unknown.
+    """
     shape = {key: d[key] for key in ("hidden_size", "depth", "num_heads", "patch_size")}
     name = next((name for name, preset in SIT_CONFIGS.items() if preset == shape), "own size")
     heads = f"{d['num_heads']} heads" if d["num_heads"] else "unknown number of heads"

@@ -1,4 +1,4 @@
-"""What steers a backbone: the contract of a condition, and what every kind of it shares."""
+"""The contract of a condition of a backbone, and functions for conditions of every kind."""
 
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
@@ -11,19 +11,19 @@ Arrays = Mapping[str, jax.Array]
 
 
 class Condition(NamedTuple):
-    """A condition as a backbone uses it; what a conditioner does not give is None."""
+    """An embedded condition, as a backbone uses it; None for fields that a conditioner lacks."""
 
     vector: jax.Array | None = None  # (B, D), added to the time embedding
     tokens: jax.Array | None = None  # (B, L, D)
-    mask: jax.Array | None = None  # (B, L) bool, True for tokens that count
+    mask: jax.Array | None = None  # (B, L) bool, False for padding
 
 
 class Conditioner(Protocol):
     """A kind of condition with its sizes; immutable and hashable, without weights.
 
     Attributes:
-      name: of the module within its backbone, the head of its parameters' names.
-      gives: the fields of `Condition` that the module gives.
+      name: the module's name in the backbone, the head of its parameters' names.
+      gives: the fields of `Condition` that the module sets.
     """
 
     name: str
@@ -33,17 +33,17 @@ class Conditioner(Protocol):
         """Shapes and types of one image's condition: {"label": ()}, or {"tokens", "mask"}."""
 
     def null(self) -> Arrays | None:
-        """The arrays of one image without a condition; None if the model knows no such."""
+        """The null condition of one image; None for a model without a null condition."""
 
     def from_labels(self, labels: jax.Array) -> Arrays:
         """The condition of images of the classes `labels` (B,) int32."""
 
     def module(self, hidden_size: int, dtype: jnp.dtype) -> nn.Module:
-        """The module that turns a condition's arrays into a `Condition` of that width D."""
+        """The module that embeds a condition's arrays as a `Condition` of width D."""
 
 
 def replace_where(mask: jax.Array, condition: Arrays, null: Arrays) -> Arrays:
-    """A condition with `null` in the place of each image for which `mask` (B,) is True."""
+    """Replace the condition by `null` for every image where `mask` (B,) is True."""
 
     def one(values, nothing):
         rows = mask.reshape(-1, *[1] * (values.ndim - 1))
@@ -53,7 +53,7 @@ def replace_where(mask: jax.Array, condition: Arrays, null: Arrays) -> Arrays:
 
 
 def full_like(condition: Arrays, null: Arrays) -> Arrays:
-    """`null` for every image of a condition."""
+    """`null` for every image, in the shapes and types of `condition`."""
     return jax.tree.map(
         lambda values, nothing: jnp.broadcast_to(jnp.asarray(nothing, values.dtype), values.shape),
         condition,

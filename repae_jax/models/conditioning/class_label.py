@@ -1,4 +1,4 @@
-"""Class labels, embedded by a table with a row for "no class" (DiT, arXiv 2212.09748)."""
+"""Class labels, embedded by a table whose last row is the null class (DiT, arXiv 2212.09748)."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ _INIT = initializers.normal(0.02)
 
 
 class LabelEmbedding(nn.Embed):
-    """The table of classes; its last row is the null class, where there is one."""
+    """The embedding table of the classes; the last row is the null class, if there is one."""
 
     def __call__(self, condition: Arrays) -> Condition:
         """{"label": (B,) int32} -> a vector (B, D)."""
@@ -23,9 +23,9 @@ class LabelEmbedding(nn.Embed):
 
 @dataclasses.dataclass(frozen=True)
 class ClassLabel:
-    """Conditions {"label": (B,) int32}, classes from 0 to num_classes - 1.
+    """Conditions {"label": (B,) int32} with classes from 0 to num_classes - 1.
 
-    With `null_class`, the label num_classes means "no class".
+    With `null_class`, the label num_classes is the null class.
     """
 
     num_classes: int
@@ -36,7 +36,7 @@ class ClassLabel:
 
     @property
     def null_label(self) -> int | None:
-        """The label that means "no class", or None for a model without one."""
+        """The label of the null class; None for a model without one."""
         return self.num_classes if self.null_class else None
 
     def spec(self) -> dict[str, jax.ShapeDtypeStruct]:

@@ -1,4 +1,4 @@
-"""The kinds of condition that `config.condition.family` chooses from."""
+"""The table of conditioners; `config.condition.family` names one of them."""
 
 from repae_jax.models.conditioning import class_label
 

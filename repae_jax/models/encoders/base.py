@@ -1,4 +1,4 @@
-"""What every encoder is: a frozen network whose patch tokens the backbone is aligned with."""
+"""The contract of an encoder: a frozen network (a teacher) that the backbone is aligned with."""
 
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
@@ -11,14 +11,15 @@ from jax.lax import stop_gradient
 class ViTTokens(NamedTuple):
     """The features of a batch of images, float32."""
 
-    patch_tokens: jax.Array  # (B, N, D), rows of the grid first
-    class_token: jax.Array | None  # (B, D); None where the encoder has none
+    patch_tokens: jax.Array  # (B, N, D), the grid in row-major order
+    class_token: jax.Array | None  # (B, D); None if the encoder has no class token
 
 
 class Encoder(Protocol):
-    """A Flax module that gives tokens of images: a teacher.
+    """A Flax module from images to tokens: a teacher.
 
-    `grid` and `prepare` use its fields only, so they need no variables; `nn.nowrap` marks them.
+    `grid` and `prepare` use only the module's fields, so they need no variables; `nn.nowrap` marks
+    them.
 
     Attributes:
       dim: width D of a token.
@@ -27,15 +28,15 @@ class Encoder(Protocol):
     dim: int
 
     def grid(self, resolution: int) -> int:
-        """Tokens along a side, of images of `resolution` pixels.
+        """Tokens along a side for images of `resolution` pixels along a side.
 
         Raises:
-          UserError: such images do not divide into its patches.
+          UserError: the images do not divide into patches.
         """
         ...
 
     def prepare(self, images: jax.Array) -> jax.Array:
-        """uint8 RGB images (B, H, W, 3) -> what the module is called with."""
+        """uint8 RGB images (B, H, W, 3) -> the module's input."""
         ...
 
     def __call__(self, x: jax.Array) -> ViTTokens:
@@ -44,11 +45,11 @@ class Encoder(Protocol):
 
 
 def patch_tokens(encoder: Encoder, variables: Mapping, images: jax.Array) -> jax.Array:
-    """The tokens (B, N, D) of uint8 images (B, H, W, 3), which no gradient passes."""
+    """The tokens (B, N, D) of uint8 images (B, H, W, 3), behind a stop-gradient."""
     return stop_gradient(encoder.apply(variables, encoder.prepare(images)).patch_tokens)
 
 
 def initial_variables(encoder: Encoder, key: jax.Array, resolution: int) -> dict:
-    """Fresh variables for images of `resolution` pixels; under `jax.eval_shape`, their shapes."""
+    """Initial variables for images of `resolution` pixels; under `jax.eval_shape` their shapes."""
     images = jnp.zeros((1, resolution, resolution, 3), jnp.uint8)
     return encoder.init(key, encoder.prepare(images))

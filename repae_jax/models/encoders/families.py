@@ -1,7 +1,7 @@
-"""The encoders that the `family` of an entry of `config.teachers` chooses from.
+"""The table of encoders; the `family` of an entry of `config.teachers` names one of them.
 
-Published weights are read by the loader of the family's name in runs/weights.py. Without one
-there, an encoder has the weights that `pretrain-teacher` makes.
+The loader under the family's name in runs/weights.py reads published weights. A family without a
+loader takes the weights that `pretrain-teacher` makes.
 """
 
 from repae_jax.models.encoders import vit

@@ -1,4 +1,4 @@
-"""How images are prepared for a teacher."""
+"""Preprocessing of images for a teacher."""
 
 import jax
 import jax.numpy as jnp
@@ -15,26 +15,26 @@ CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 RESIZING_KINDS = ("dinov2", "clip")
 TEACHER_KINDS = (*RESIZING_KINDS, "imagenet", "native")
 
-_UNIT, _RESIZED_UNIT = 16, 14  # pixels a token, before and after resizing
+_UNIT, _RESIZED_UNIT = 16, 14  # pixels along a side of a token, before and after resizing
 
 
 def preprocess(images: jax.Array, kind: str) -> jax.Array:
     """uint8 RGB images (B, H, W, 3) -> float32 (B, H', W', 3), as the teacher was trained.
 
-    Orders and filters are those of the code of REPA and REPA-E, which knows squares of 256 and 512
-    pixels.
+    The order of operations and the filters follow the code of REPA and REPA-E, which supports
+    squares of 256 and 512 pixels.
 
     Args:
       images: values 0 to 255.
-      kind: "dinov2" (also I-JEPA's) normalises by ImageNet's mean and std, *then* resizes.
-        "clip" resizes, *then* normalises by CLIP's own mean and std. "imagenet" (DINO, MoCo v3,
-        MAE) normalises by ImageNet's and does not resize. "native" only scales to [-1, 1], for a
-        teacher that was trained on such images. Resizing is to `teacher_side` (bicubic, a = -0.75,
-        no antialias).
+      kind: "dinov2" (also for I-JEPA) normalizes by ImageNet's mean and std, *then* resizes.
+        "clip" resizes, *then* normalizes by CLIP's own mean and std. "imagenet" (DINO, MoCo v3,
+        MAE) normalizes by ImageNet's mean and std and does not resize. "native" only scales to
+        [-1, 1], for a teacher that was trained on such images. Images are resized to
+        `teacher_side` pixels (bicubic, a = -0.75, no antialias).
 
     Raises:
-      UserError: an unknown kind, or images of a size that this kind does not take.
-      ValueError: images are not uint8 (B, H, W, 3).
+      UserError: an unknown kind, or a size of images that the kind does not accept.
+      ValueError: the images are not uint8 (B, H, W, 3).
     """
     if images.dtype != jnp.uint8:
         raise ValueError(f"teachers take uint8 images, got {images.dtype}")
@@ -46,17 +46,18 @@ def preprocess(images: jax.Array, kind: str) -> jax.Array:
         return images.astype(jnp.float32) / 127.5 - 1.0
     x = images.astype(jnp.float32) / 255.0
     if kind == "clip":
-        return (_resized(x, kind) - CLIP_MEAN) / CLIP_STD
+        return (_resize(x, kind) - CLIP_MEAN) / CLIP_STD
     x = (x - IMAGENET_MEAN) / IMAGENET_STD
-    return _resized(x, kind) if kind == "dinov2" else x
+    return _resize(x, kind) if kind == "dinov2" else x
 
 
 def teacher_side(resolution: int, kind: str) -> int:
-    """The side of what `preprocess` makes of squares of `resolution` pixels.
+    """The side, in pixels, of `preprocess`ed squares of `resolution` pixels.
 
-    A resizing kind gives 14 pixels for 16: patches of 14, of DINOv2, I-JEPA and CLIP, then are as
-    many as those of a teacher with patches of 16, and as patches of 2 on a latent of an
-    eighth of the side. At multiples of 256 these are the sizes of the code of REPA and REPA-E.
+    A resizing kind makes 14 pixels of 16. So a teacher with 14-pixel patches (DINOv2, I-JEPA, CLIP)
+    has as many tokens as a teacher with 16-pixel patches, and as a backbone with patches of 2 on
+    latents of an eighth of the side. At multiples of 256 the sizes equal those of the code of REPA
+    and REPA-E.
 
     Raises:
       UserError: 16 does not divide the resolution.
@@ -73,7 +74,7 @@ def teacher_side(resolution: int, kind: str) -> int:
     return resolution // _UNIT * _RESIZED_UNIT
 
 
-def _resized(x, kind):
+def _resize(x, kind):
     height, width = x.shape[1:3]
     if height != width:
         raise UserError(f"the {kind} teacher takes square images, got {height} x {width}")

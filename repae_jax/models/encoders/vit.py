@@ -1,4 +1,4 @@
-"""The vision transformer: frozen teachers, one config a family, and small ones trained here."""
+"""The vision transformer: published teachers, one preset each, and small teachers trained here."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,7 @@ from repae_jax.models.layers import MLP, Attention, Dense, gelu, layer_norm, qui
 from repae_jax.models.resize import resize_bicubic
 from repae_jax.models.scan_layers import scan_blocks
 
-# The published sizes, by what their authors call them. `native_grid` is that of the published
+# The published sizes under their authors' names. `native_grid` is the grid of the published
 # position table: pre-training ended at 518 pixels for DINOv2 (patch 14), at 224 for all others.
 _SMALL = {"dim": 384, "depth": 12, "num_heads": 6}
 _BASE = {"dim": 768, "depth": 12, "num_heads": 12}
@@ -34,7 +34,7 @@ _DINOV2 = {"family": "dinov2", "patch_size": 14, "native_grid": 37}
 _PLAIN = {"patch_size": 16, "native_grid": 14, "layer_scale": None, "preprocessing": "imagenet"}
 _DINO = {**_PLAIN, "family": "dino"}
 _MOCOV3 = {**_PLAIN, "family": "mocov3"}
-# REPA and REPA-E align with the tokens that enter the final norm, here and with CLIP.
+# With MAE and CLIP, REPA and REPA-E align with the tokens before the final norm.
 _MAE = {**_PLAIN, "family": "mae", "final_norm": False}
 _IJEPA = {
     **_PLAIN,
@@ -79,10 +79,10 @@ _INIT = initializers.truncated_normal(0.02)
 
 
 def create_vit(name: str, **overrides) -> "ViT":
-    """The ViT of that name in `VIT_CONFIGS`; `overrides` are fields of `ViT`.
+    """The ViT `name` of `VIT_CONFIGS`; `overrides` are fields of `ViT`.
 
     Raises:
-      UserError: no such name.
+      UserError: an unknown name.
     """
     if name not in VIT_CONFIGS:
         raise UserError(f"unknown ViT {name!r}; choose one of {', '.join(sorted(VIT_CONFIGS))}")
@@ -90,7 +90,7 @@ def create_vit(name: str, **overrides) -> "ViT":
 
 
 class SwiGLU(nn.Module):
-    """w3(silu(a) * b) with (a, b) = w12(x): the feed-forward part of DINOv2-g.
+    """w3(silu(a) * b) with (a, b) = w12(x): the feed-forward network of DINOv2-g.
 
     The inner width is two thirds of `hidden`, rounded up to a multiple of 8.
     """
@@ -110,7 +110,7 @@ class SwiGLU(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A learned factor per feature, `init` at first (CaiT, arXiv 2103.17239, section 2)."""
+    """A learned factor per feature, initially `init` (CaiT, arXiv 2103.17239, section 2)."""
 
     init: float
 
@@ -151,41 +151,41 @@ class ViTBlock(nn.Module):
 
 
 class ViT(nn.Module):
-    """Vision transformer (ViT, arXiv 2010.11929) with what its published descendants changed.
+    """Vision transformer (ViT, arXiv 2010.11929), with options for its published descendants.
 
-    The defaults are those of DINOv2 (arXiv 2304.07193; with registers arXiv 2309.16588). The
-    others: DINO (2104.14294), MoCo v3 (2104.02057), MAE (2111.06377), I-JEPA (2301.08243), CLIP
-    (2103.00020). Norms, softmax, the residual stream and the returned tokens are float32; the
+    The defaults are those of DINOv2 (arXiv 2304.07193; with registers arXiv 2309.16588). The other
+    families are DINO (2104.14294), MoCo v3 (2104.02057), MAE (2111.06377), I-JEPA (2301.08243) and
+    CLIP (2103.00020). Norms, softmax, the residual stream and the returned tokens are float32; the
     matrix products run in `dtype`.
 
     Attributes:
       patch_size: side of a patch, pixels.
-      native_grid: side of the square grid that `position_table` holds, patches.
+      native_grid: side of the square grid of `position_table`, patches.
       dim: width D.
       depth: blocks.
       num_heads: attention heads.
-      mlp_ratio: hidden width of the feed-forward part over D (for SwiGLU before its 2/3).
+      mlp_ratio: hidden width of the feed-forward network over D (SwiGLU takes 2/3 of it).
       swiglu: SwiGLU instead of the GELU MLP.
       quick_gelu: x * sigmoid(1.702 x) instead of GELU.
       layer_scale: initial LayerScale factor; None for none.
       num_registers: register tokens, inserted after the class token, without positions.
-      class_token: there is one, in front of all others.
-      class_position: the table's first entry belongs to the class token, if there is one.
-      patch_bias: the patch embedding has a bias.
-      pre_norm: LayerNorm in front of the first block.
-      final_norm: LayerNorm behind the last block.
-      stem: widths of convolutional levels in front of the patches, which then are of their
-        features and not of pixels (arXiv 2010.11929, section 3.1, "hybrid"). Each level halves
-        the image, so patch_size is a multiple of 2 to their number. None has published weights:
-        it is for small ViTs that are trained here, which learn shapes much sooner so.
-      norm_epsilon: of every LayerNorm.
+      class_token: whether a class token precedes all other tokens.
+      class_position: whether the table's first entry belongs to the class token, if there is one.
+      patch_bias: whether the patch embedding has a bias.
+      pre_norm: LayerNorm before the first block.
+      final_norm: LayerNorm after the last block.
+      stem: widths of convolutional levels before the patch embedding, which then embeds their
+        features in place of pixels (arXiv 2010.11929, section 3.1, "hybrid"). Each level halves
+        the image, so patch_size must be a multiple of 2 ** len(stem). Published weights have no
+        stem; small ViTs that are trained here learn shapes much sooner with one.
+      norm_epsilon: the epsilon of every LayerNorm.
       table_antialias: how the table is resampled to another grid: True is bicubic with
-        antialias (a = -0.5), as the REPA-E code and DINOv2 with registers do; False is plain
-        bicubic (a = -0.75), as transformers' Dinov2Model does.
-      preprocessing: how `prepare` makes its pixels, one of `TEACHER_KINDS`.
-      family: whose weights these are, for the names in files (interop/vit.py).
-      dtype: of the matrix products.
-      scan: the blocks as one compiled loop; same parameters and results, compiles faster.
+        antialias (a = -0.5), as in the REPA-E code and DINOv2 with registers; False is plain
+        bicubic (a = -0.75), as in transformers' Dinov2Model.
+      preprocessing: the kind of preprocessing in `prepare`, one of `TEACHER_KINDS`.
+      family: the publisher of the weights, which decides the names in files (interop/vit.py).
+      dtype: the type of the matrix products.
+      scan: runs the blocks as one loop, which compiles faster; parameters and results are the same.
     """
 
     patch_size: int
@@ -213,10 +213,11 @@ class ViT(nn.Module):
 
     @nn.nowrap
     def grid(self, resolution: int) -> int:
-        """Tokens along a side, of squares of `resolution` pixels before `prepare`.
+        """Tokens along a side for squares of `resolution` pixels before `prepare`.
 
         Raises:
-          UserError: the preprocessing does not take them, or the patches do not divide its result.
+          UserError: the preprocessing refuses the resolution, or the patches do not divide its
+            result.
         """
         side = teacher_side(resolution, self.preprocessing)
         if side % self.patch_size:
@@ -225,14 +226,14 @@ class ViT(nn.Module):
 
     @nn.nowrap
     def prepare(self, images: jax.Array) -> jax.Array:
-        """uint8 RGB images (B, H, W, 3) -> its own pixels, see `preprocess`."""
+        """uint8 RGB images (B, H, W, 3) -> the ViT's input, see `preprocess`."""
         return preprocess(images, self.preprocessing)
 
     @nn.compact
     def __call__(self, images: jax.Array) -> ViTTokens:
         """Preprocessed images (B, H, W, C) -> tokens of the (H / patch) x (W / patch) grid.
 
-        They are those after the final LayerNorm, where the model has one.
+        With `final_norm` the tokens are those after the final LayerNorm.
 
         Raises:
           UserError: a side is not a multiple of the patch size.
@@ -276,7 +277,7 @@ class ViT(nn.Module):
         )
 
     def _prefix(self, class_position, batch):
-        """What stands in front of the patch tokens, (B, n, D) each: class token, registers."""
+        """The tokens before the patch tokens, (B, n, D) each: class token, registers."""
         prefix = []
         if self.class_token:
             prefix.append(self.param("class_token", _INIT, (1, 1, self.dim)) + class_position)
@@ -315,7 +316,7 @@ class ViT(nn.Module):
 
 
 def _custom(fields: Mapping[str, Any], resolution: int) -> dict[str, Any]:
-    """A table of just its own grid, and no LayerScale."""
+    """The position table has the grid of `resolution`, and there is no LayerScale."""
     return {"native_grid": resolution // fields["patch_size"], "layer_scale": None}
 
 

@@ -9,13 +9,13 @@ from repae_jax.models.family import Family, Section
 from repae_jax.models.group_norm import GroupNorm
 from repae_jax.models.inputs import check_images, check_latents
 from repae_jax.models.layers import attend, conv_of
-from repae_jax.models.remat import rematerialised
+from repae_jax.models.remat import rematerialize
 from repae_jax.models.tokenizers.distributions import Gaussian
 from repae_jax.models.upsample import UpsampleConv
 from repae_jax.utils.schema import Width, each, whole
 
 # Dimensions of the published families. `attention_levels` are the levels (0 = full resolution)
-# with attention after every block, fixed by the architecture and not by the input's size.
+# with attention after every block; they do not depend on the input's size.
 VAE_CONFIGS = {
     "f8d4": dict(channels=128, multipliers=(1, 2, 4, 4), latent_channels=4),
     "f8d16": dict(  # SD3.5 and FLUX
@@ -69,7 +69,7 @@ class SpatialAttention(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, each followed by attention if asked for."""
+    """The residual blocks of one resolution, each followed by attention if `attention`."""
 
     features: int
     num_blocks: int
@@ -80,8 +80,8 @@ class Level(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        block = rematerialised(ResBlock, self.remat)
-        attention = rematerialised(SpatialAttention, self.remat)
+        block = rematerialize(ResBlock, self.remat)
+        attention = rematerialize(SpatialAttention, self.remat)
         shared = (self.groups, self.dtype)
         for i in range(self.num_blocks):
             x = block(self.features, *shared, name=f"block_{i}")(x)
@@ -100,11 +100,11 @@ class Middle(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        block = rematerialised(ResBlock, self.remat)
+        block = rematerialize(ResBlock, self.remat)
         shared = (self.groups, self.dtype)
         x = block(x.shape[-1], *shared, name="block_1")(x)
         if self.attention:
-            attention = rematerialised(SpatialAttention, self.remat)
+            attention = rematerialize(SpatialAttention, self.remat)
             x = attention(*shared, name="attn_1")(x)
         return block(x.shape[-1], *shared, name="block_2")(x)
 
@@ -203,21 +203,24 @@ class Decoder(nn.Module):
 class AutoencoderKL(nn.Module):
     """Encoder, decoder, and the 1x1 convolutions around the latent.
 
-    Every dimension is free; `VAE_CONFIGS` holds the published ones, and parameter names follow
-    the LDM family, so that its checkpoints load tensor by tensor. Weights are initialised as
-    PyTorch initialises them.
+    Every dimension is free; `VAE_CONFIGS` holds the published ones. Parameter names follow the
+    LDM family, so that its checkpoints load tensor by tensor. Weights are initialized as in
+    PyTorch.
 
     Attributes:
       channels: width at full resolution.
       multipliers: width of each level in units of `channels`; the down-sampling factor is
         2 ** (levels - 1).
       latent_channels: c, the channels of the latent.
-      num_res_blocks: blocks a level in the encoder; the decoder has one more.
+      num_res_blocks: blocks per level in the encoder; the decoder has one more.
       attention_levels: levels with attention after every block.
+      middle_attention: whether the lowest resolution has attention.
       quant_conv: whether 1x1 convolutions surround the latent (SD and the paper's VAEs have
         them, SD3.5 and FLUX do not).
       groups: groups of every GroupNorm; must divide every level's width.
-      remat: of the blocks and attentions, one of `remat.POLICIES`.
+      image_channels: channels of the images.
+      dtype: the type of the convolutions; norms and softmax are float32.
+      remat: the policy of the blocks and attentions, one of `remat.POLICIES`.
     """
 
     channels: int
@@ -266,7 +269,7 @@ class AutoencoderKL(nn.Module):
         return Gaussian.from_moments(self.quant(moments) if self.quant_conv else moments)
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """Latents (B, h, w, c), not normalised -> images (B, h * f, w * f, 3), about [-1, 1].
+        """Unnormalized latents (B, h, w, c) -> images (B, h * f, w * f, 3), about [-1, 1].
 
         Raises:
           TypeError, UserError: latents of another type or shape.
@@ -301,7 +304,7 @@ FAMILY = Family(
     AutoencoderKL,
     options={
         "channels": Width,
-        "multipliers": each(whole(1, 64), 1, 8),  # one a level
+        "multipliers": each(whole(1, 64), 1, 8),  # one per level
         "latent_channels": whole(1, 4096),
         "num_res_blocks": whole(1, 16),
         "attention_levels": each(whole(0, 7), 0, 8),

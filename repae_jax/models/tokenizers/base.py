@@ -1,4 +1,4 @@
-"""The contract of a tokenizer, and its two directions as functions of its variables."""
+"""The contract of a tokenizer, and `encode` and `decode` as functions of its variables."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -12,15 +12,15 @@ from repae_jax.models.tokenizers.distributions import LatentDistribution
 class Tokenizer(Protocol):
     """A Flax module between images and latents.
 
-    Its collection "params" may be trained. Others, such as "constants" for weights that stay as
-    they are, never are; a run keeps them in `state.frozen["tokenizer"]`.
+    A run may train the collection "params". It never trains other collections, such as "constants"
+    for fixed weights, and keeps them in `state.frozen["tokenizer"]`.
 
     Attributes:
-      factor: f, pixels a side for one latent position.
+      factor: f, the down-sampling factor: pixels along a side of a latent position.
       latent_channels: c.
-      image_channels: 3 in a run.
-      dtype: of its matrix products and convolutions.
-      remat: what is recomputed for gradients, one of `remat.POLICIES`.
+      image_channels: channels of the images; 3 in a run.
+      dtype: the type of its matrix products and convolutions.
+      remat: the activations that gradients recompute, one of `remat.POLICIES`.
     """
 
     factor: int
@@ -34,11 +34,11 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """Latents (B, h, w, c), not normalised -> images (B, h * f, w * f, 3), float32."""
+        """Unnormalized latents (B, h, w, c) -> images (B, h * f, w * f, 3), float32."""
         ...
 
     def __call__(self, images: jax.Array, noise: jax.Array) -> tuple[LatentDistribution, jax.Array]:
-        """Distribution and reconstruction; touches every parameter, for `init`."""
+        """Distribution and reconstruction; `init` calls it, so it uses every parameter."""
         ...
 
 
@@ -49,24 +49,24 @@ def encode(
 
     Args:
       tokenizer: the module.
-      variables: {"params": ..., and its other collections}.
-      images: as above.
+      variables: its collections: {"params": ..., ...}.
+      images: float (B, H, W, 3) in [-1, 1].
     """
     return tokenizer.apply(variables, images, method="encode")
 
 
 def decode(tokenizer: Tokenizer, variables: Mapping[str, Any], latents: jax.Array) -> jax.Array:
-    """Images (B, H, W, 3), about [-1, 1], of latents (B, h, w, c) that are not normalised."""
+    """Decode unnormalized latents (B, h, w, c) to images (B, H, W, 3), about [-1, 1]."""
     return tokenizer.apply(variables, latents, method="decode")
 
 
 def variable_shapes(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The shapes and types of all collections; allocates nothing."""
+    """The shapes and types of all of a tokenizer's collections; allocates nothing."""
     images = jnp.zeros((1, tokenizer.factor, tokenizer.factor, tokenizer.image_channels))
     noise = jnp.zeros((1, 1, 1, tokenizer.latent_channels))
     return jax.eval_shape(tokenizer.init, jax.random.key(0), images, noise)
 
 
 def parameter_shapes(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Those of the parameters."""
+    """The shapes and types of a tokenizer's parameters; allocates nothing."""
     return variable_shapes(tokenizer)["params"]

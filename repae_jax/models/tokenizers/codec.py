@@ -1,4 +1,4 @@
-"""A tokenizer between bytes and latents, compiled."""
+"""Compiled functions between uint8 images and latents."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,11 +14,11 @@ Encode = Callable[[Any, Any], jax.Array]
 Decode = Callable[[Any, Any], tuple[jax.Array, jax.Array]]
 
 
-def make_coder(tokenizer: Tokenizer) -> tuple[Encode, Decode]:
+def make_codec(tokenizer: Tokenizer) -> tuple[Encode, Decode]:
     """Build `encode(variables, images) -> latents`, `decode(variables, latents) -> images, finite`.
 
-    Images are uint8 (B, H, W, 3), latents the distribution's means (B, h, w, c), and `finite` (B,)
-    bool says which images have pixels that were neither NaN nor infinite.
+    Images are uint8 (B, H, W, 3); latents are the means of the distributions, (B, h, w, c);
+    `finite`, (B,) bool, marks the images whose decoded pixels are all finite.
     """
 
     @jax.jit

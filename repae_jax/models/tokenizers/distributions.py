@@ -1,4 +1,4 @@
-"""Distributions of the latents of an image: what a tokenizer's `encode` returns."""
+"""Distributions of the latents of an image, which a tokenizer's `encode` returns."""
 
 from typing import Protocol
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 
 class LatentDistribution(Protocol):
-    """q(z | x), float32; every value of z is drawn for itself.
+    """The posterior q(z | x), float32; the values of z are independent.
 
     Attributes:
       mean: (B, h, w, c).
@@ -19,7 +19,7 @@ class LatentDistribution(Protocol):
     std: jax.Array
 
     def sample(self, noise: jax.Array) -> jax.Array:
-        """z (B, h, w, c); `noise` is standard normal (B, h, w, c), or a key to draw it with."""
+        """A sample z (B, h, w, c); `noise` is standard normal (B, h, w, c), or a random key."""
         ...
 
     def kl(self) -> jax.Array:
@@ -29,23 +29,24 @@ class LatentDistribution(Protocol):
 
 @flax.struct.dataclass
 class Gaussian:
-    """Diagonal Gaussian q(z | x)."""
+    """A diagonal Gaussian posterior q(z | x)."""
 
     mean: jax.Array  # (B, h, w, c)
     logvar: jax.Array  # (B, h, w, c)
 
     @classmethod
     def from_moments(cls, moments: jax.Array) -> "Gaussian":
-        """(B, h, w, 2c), mean first -> Gaussian, in float32, its log-variance within [-30, 20]."""
+        """Moments (B, h, w, 2c), mean first -> float32 Gaussian, log-variance in [-30, 20]."""
         mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
         return cls(mean, jnp.clip(logvar, -30.0, 20.0))
 
     @classmethod
     def from_std(cls, mean: jax.Array, std: jax.Array) -> "Gaussian":
-        """Of a mean and a standard deviation (B, h, w, c), such as a cache of latents holds.
+        """A Gaussian from its mean and standard deviation, (B, h, w, c) each, as a cache has them.
 
-        Where the deviation is 0, as that of a `Point` is, the sample is the mean, the log-variance
-        and the KL divergence are infinite, and the gradient by the deviation is 0.
+        Where the standard deviation is 0 (the cached latents of a `Point`), the sample is the mean,
+        the log-variance and the KL divergence are infinite, and the gradient by the standard
+        deviation is 0.
         """
         wide = std > 0
         logvar = 2.0 * jnp.log(jnp.where(wide, std, 1.0))
@@ -57,7 +58,7 @@ class Gaussian:
         return jnp.exp(0.5 * self.logvar)
 
     def sample(self, noise: jax.Array) -> jax.Array:
-        """mean + std * noise; `noise` is standard normal (B, h, w, c), or a key to draw it with."""
+        """mean + std * noise; `noise` is standard normal (B, h, w, c), or a random key."""
         if not jnp.issubdtype(noise.dtype, jnp.floating):
             noise = jax.random.normal(noise, self.mean.shape)
         return self.mean + self.std * noise
@@ -70,24 +71,24 @@ class Gaussian:
 
 @flax.struct.dataclass
 class Point:
-    """One latent for each image, of a tokenizer without noise.
+    """A point posterior: one latent for each image, from a deterministic tokenizer.
 
-    Its divergence from N(0, 1) is infinite and constant, so that there is nothing to train:
-    `kl` counts it as 0.
+    Its KL divergence from N(0, 1) is infinite and constant, so it gives nothing to train; `kl`
+    returns 0.
     """
 
     mean: jax.Array  # (B, h, w, c)
 
     @property
     def std(self) -> jax.Array:
-        """0, (B, h, w, c)."""
+        """Zeros (B, h, w, c)."""
         return jnp.zeros_like(self.mean)
 
     def sample(self, noise: jax.Array) -> jax.Array:
-        """The mean, whatever the noise."""
+        """The mean; `noise` is ignored."""
         del noise
         return self.mean
 
     def kl(self) -> jax.Array:
-        """0 for each image: (B,)."""
+        """Zeros (B,)."""
         return jnp.zeros(len(self.mean))

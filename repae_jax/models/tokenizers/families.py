@@ -1,4 +1,4 @@
-"""The tokenizers that `config.tokenizer.family` chooses from."""
+"""The table of tokenizers; `config.tokenizer.family` names one of them."""
 
 from repae_jax.models.family import Family
 from repae_jax.models.tokenizers import autoencoder_kl, qwen_image_vae
@@ -8,5 +8,5 @@ TOKENIZERS = {"kl": autoencoder_kl.FAMILY, "qwenimage": qwen_image_vae.FAMILY}
 
 
 def family_of(tokenizer: Tokenizer) -> Family:
-    """The row of a module."""
+    """The row of `TOKENIZERS` that a module belongs to."""
     return next(row for row in TOKENIZERS.values() if row.build is type(tokenizer))

@@ -2,10 +2,10 @@
 
 It is the causal 3-D VAE of Wan 2.1 (arXiv 2503.20314), here on videos of one frame.
 
-An image is a first frame: the two frames before it are the zero padding of every causal
-convolution, so that of a 3-D kernel only the last temporal tap acts, as a 2-D convolution, and
-the convolutions over time alone never act. Parameters hold the whole kernels nevertheless, so
-that a checkpoint survives the way in and out; what does not act has zero gradients.
+An image is a first frame: every causal convolution pads the two frames before it with zeros. So
+only the last temporal tap of a 3-D kernel acts, as a 2-D convolution, and convolutions over time
+alone never act. The parameters still hold the complete kernels, so that loading and saving keep a
+checkpoint unchanged; taps that do not act have zero gradients.
 """
 
 import math
@@ -19,12 +19,12 @@ from repae_jax.errors import UserError
 from repae_jax.models.family import Family, Section
 from repae_jax.models.inputs import check_images, check_latents
 from repae_jax.models.layers import attend, conv, torch_uniform
-from repae_jax.models.remat import rematerialised
+from repae_jax.models.remat import rematerialize
 from repae_jax.models.tokenizers.distributions import Gaussian
 from repae_jax.models.upsample import UpsampleConv
 from repae_jax.utils.schema import Width, each, whole
 
-# Dimensions of the published VAE, which the end-to-end tuned ones keep.
+# Dimensions of the published VAE; the end-to-end tuned VAEs have the same.
 QWEN_VAE_CONFIGS = {
     "qwenimage": dict(
         base_dim=96,
@@ -38,8 +38,8 @@ QWEN_VAE_CONFIGS = {
 class CausalConv(nn.Module):
     """A causal k x k x k convolution over time, height and width, applied to a first frame.
 
-    `kernel` is (k, k, k, in, out), time first; only kernel[-1] acts. Initialised as PyTorch
-    initialises the 3-D convolution.
+    The parameter "kernel" is (k, k, k, in, out), time first; only kernel[-1] acts. It is
+    initialized like PyTorch's 3-D convolution.
     """
 
     features: int
@@ -61,7 +61,7 @@ class CausalConv(nn.Module):
 
 
 class TimeConv(nn.Module):
-    """The parameters of a convolution over three frames, which a single frame never reaches."""
+    """The parameters of a convolution over three frames, which does not act on a single frame."""
 
     in_features: int
     features: int
@@ -80,9 +80,9 @@ def _kernel_and_bias(module, kernel, in_features, features):
 
 
 class RMSNorm(nn.Module):
-    """x / max(|x|, 1e-12) * sqrt(C) * scale over the channels, then SiLU if `activate`.
+    """x / max(|x|, 1e-12) * sqrt(C) * scale over the channels, then SiLU if `activate`; in float32.
 
-    In float32. Below the bound the divisor is constant, so that the gradient is finite at x = 0.
+    Below the bound the divisor is constant, so the gradient is finite at x = 0.
     """
 
     dtype: jnp.dtype
@@ -97,7 +97,7 @@ class RMSNorm(nn.Module):
         h = x.astype(jnp.float32)
         square = jnp.square(h).sum(axis=-1, keepdims=True)
         small = square < self.epsilon**2
-        # the inner choice keeps rsqrt(0) out of the gradient too
+        # the inner `where` keeps rsqrt(0) out of the gradient, too
         inverse = jnp.where(small, 1.0 / self.epsilon, jax.lax.rsqrt(jnp.where(small, 1.0, square)))
         h = h * inverse * (math.sqrt(channels) * scale)
         return (nn.silu(h) if self.activate else h).astype(self.dtype)
@@ -138,7 +138,7 @@ class SpatialAttention(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, each followed by attention if asked for."""
+    """The residual blocks of one resolution, each followed by attention if `attention`."""
 
     features: int
     num_blocks: int
@@ -148,8 +148,8 @@ class Level(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        block = rematerialised(ResBlock, self.remat)
-        attention = rematerialised(SpatialAttention, self.remat)
+        block = rematerialize(ResBlock, self.remat)
+        attention = rematerialize(SpatialAttention, self.remat)
         for i in range(self.num_blocks):
             x = block(self.features, self.dtype, name=f"block_{i}")(x)
             if self.attention:
@@ -165,8 +165,8 @@ class Middle(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        block = rematerialised(ResBlock, self.remat)
-        attention = rematerialised(SpatialAttention, self.remat)
+        block = rematerialize(ResBlock, self.remat)
+        attention = rematerialize(SpatialAttention, self.remat)
         x = block(x.shape[-1], self.dtype, name="block_1")(x)
         x = attention(self.dtype, name="attn_1")(x)
         return block(x.shape[-1], self.dtype, name="block_2")(x)
@@ -234,7 +234,7 @@ class Decoder(nn.Module):
             )
             h = level(h)
             if i > 0:
-                # Level i goes up by what level i - 1 went down by.
+                # Level i up-samples what level i - 1 of the encoder down-sampled.
                 if self.temporal_downsample[i - 1]:
                     TimeConv(width, 2 * width, name=f"time_conv_{i}")()
                 h = UpsampleConv(width, width // 2, dtype=self.dtype, name=f"upsample_{i}")(h)
@@ -245,25 +245,26 @@ class Decoder(nn.Module):
 class AutoencoderKLQwenImage(nn.Module):
     """Qwen-Image's VAE for images, with the interface of `autoencoder_kl.AutoencoderKL`.
 
-    The same function of an image as diffusers' class of this name on one frame. Products are
-    computed in `dtype`, normalisation and softmax in float32. Weights are initialised as PyTorch
-    initialises them.
+    It computes the same function of an image as diffusers' class of this name does of one frame.
+    Products are computed in `dtype`, normalization and softmax in float32. Weights are initialized
+    as in PyTorch.
 
     Attributes:
       base_dim: width at full resolution.
       latent_channels: c, the channels of the latent (`z_dim` in diffusers).
       multipliers: width of each level in units of `base_dim`; the down-sampling factor is
         2 ** (levels - 1).
-      num_res_blocks: blocks a level in the encoder; the decoder has one more.
+      num_res_blocks: blocks per level in the encoder; the decoder has one more.
       attn_scales: scales (1.0 = full resolution, 0.5 = the next, ...) of the encoder's levels
-        with attention after every block; the decoder has none, in diffusers neither.
-      temporal_downsample: for each level but the last, whether it halves a video's frame rate
-        too: one that does has further parameters, which act on no image.
+        with attention after every block; the decoder's levels have no attention, as in diffusers.
+      temporal_downsample: for each level but the last, whether it also halves a video's frame
+        rate; such a level has further parameters, which do not act on images.
       image_channels: channels of the images on both sides.
-      remat: of the blocks and attentions, one of `remat.POLICIES`.
+      dtype: the type of the products.
+      remat: the policy of the blocks and attentions, one of `remat.POLICIES`.
 
     Raises:
-      UserError: on the first call, `temporal_downsample` has another length than levels - 1.
+      UserError: on the first call, if the length of `temporal_downsample` is not levels - 1.
     """
 
     base_dim: int = 96
@@ -318,9 +319,9 @@ class AutoencoderKLQwenImage(nn.Module):
         return Gaussian.from_moments(self.quant(self.encoder(images)))
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """Latents (B, h, w, c), not normalised -> images (B, h * f, w * f, 3) in [-1, 1].
+        """Unnormalized latents (B, h, w, c) -> images (B, h * f, w * f, 3) in [-1, 1].
 
-        Clamped, as in diffusers: a pixel beyond the range passes no gradient back.
+        Images are clamped as in diffusers, so a pixel beyond the range has no gradient.
 
         Raises:
           TypeError, UserError: latents of another type or shape.
@@ -348,7 +349,7 @@ FAMILY = Family(
     AutoencoderKLQwenImage,
     options={
         "channels": Width,
-        "multipliers": each(whole(1, 64), 1, 8),  # one a level
+        "multipliers": each(whole(1, 64), 1, 8),  # one per level
         "latent_channels": whole(1, 4096),
         "num_res_blocks": whole(1, 16),
         "temporal_downsample": each(bool, 0, 8),
