@@ -98,7 +98,7 @@ def set_key(config: ConfigDict, key: str, value) -> None:
             -1e-4,
             "optimizer.tokenizer.learning_rate is -0.0001",
         ),
-        ("optimizer.tokenizer.decay_steps", 2, "that of the tokenizer at step 2, and nothing"),
+        ("optimizer.tokenizer.decay_steps", 2, "the tokenizer's at step 2, and nothing"),
         ("optimizer.backbone.warmup_steps", -1, "warmup_steps is -1"),
         ("sampling.method", "ddim", "ddim"),
         ("sampling.guidance_scale", -0.5, "-0.5"),

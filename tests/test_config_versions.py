@@ -9,7 +9,7 @@ from runs import TINY
 from repae_jax.cli import main
 from repae_jax.config.defaults import absent_keys, from_stored, teacher
 from repae_jax.config.validate import validate
-from repae_jax.config.versions import present_name, versioned
+from repae_jax.config.versions import add_version, current_name
 from repae_jax.errors import UserError
 
 
@@ -18,7 +18,7 @@ def stored():
     config = tiny.get_config()
     config.teachers.other = teacher("dinov2-b", patch_size=7, weights="x.pth")
     config.teachers.small.stem = (8, 16)
-    return config, versioned(config.to_dict())
+    return config, add_version(config.to_dict())
 
 
 def without_families(content):
@@ -63,7 +63,7 @@ def test_earlier_versions_are_read(earlier):
 
 
 def test_a_moved_key_is_told_where_it_is():
-    assert present_name("sit.projector_dim") == "projector.hidden"
+    assert current_name("sit.projector_dim") == "projector.hidden"
     config = tiny.get_config()
     config.backbone.projector_dim = 4
     with pytest.raises(UserError, match=r"backbone.projector_dim is now config.projector.hidden"):

@@ -1,20 +1,20 @@
-"""Configurations: the defaults of every key, the recipes, and what follows from them.
+"""Configurations: the default of every key, the recipes, and the JSON form.
 
-A file in configs/ calls `base()` and changes what its experiment changes. The keys:
+A file in configs/ calls `base()` and changes the keys of its experiment. The keys:
 
-    seed        of initialisation, data order and draws
-    train       which networks are trained: any of "backbone", "tokenizer", "discriminator"
-    data        where the images come from
+    seed        the seed of initialisation, data order and noise
+    train       the networks to train: any of "backbone", "tokenizer", "discriminator"
+    data        the source of the images
     tokenizer, backbone, discriminator, lpips, teachers   the networks
-    projector   from the backbone's tokens to the teachers'
-    condition   what steers the backbone, and how often it is dropped
-    objective   coefficients and variants of the loss (models/networks.py)
-    time        how the diffusion times are drawn
+    projector   the map from the backbone's tokens to the teachers' widths
+    condition   the conditioning of the backbone, and the probability of dropping it
+    objective   coefficients and variants of the loss (objectives/objective.py)
+    time        the distribution of the diffusion times
     optimizer   one AdamW per trained network
-    mesh        the devices' axes, and what of the state is divided over them
-    compute     what to recompute, loop over, or do in another way, for memory and time
-    sampling    how sample grids are drawn
-    evaluation  what is measured while the run trains, and how often
+    mesh        the axes of the devices, and the parts of the state that are sharded over them
+    compute     rematerialisation, loops and micro-batches, which trade time for memory
+    sampling    the sampler
+    evaluation  the measures taken during training, and their interval
     run         length and intervals of the run
 """
 
@@ -30,7 +30,7 @@ from repae_jax.config.sections import (
     families_of,
     section_of,
 )
-from repae_jax.config.versions import RENAMED_RECIPES, upgraded, versioned
+from repae_jax.config.versions import RENAMED_RECIPES, add_version, upgrade
 from repae_jax.errors import UserError
 from repae_jax.utils.schema import parse_json
 from repae_jax.utils.sealed import seal, unseal_if_sealed
@@ -48,16 +48,16 @@ RECIPES = {
 
 
 def base() -> ConfigDict:
-    """Every key with its default: the published REPA-E recipe, ImageNet 256 x 256."""
+    """Make a configuration with every key at its default: published REPA-E, ImageNet 256 x 256."""
     adamw = dict(
         learning_rate=1e-4,
         b1=0.9,
         b2=0.999,
         eps=1e-8,
         weight_decay=0.0,
-        max_grad_norm=1.0,  # inf: not clipped
+        max_grad_norm=1.0,  # inf: no clipping
         warmup_steps=0,
-        decay_steps=0,  # 0: constant, as published; else a cosine to zero at that step
+        decay_steps=0,  # 0: a constant rate, as published; N: a cosine to zero at step N
     )
     return ConfigDict(
         dict(
@@ -66,18 +66,18 @@ def base() -> ConfigDict:
             train=NETWORKS,
             batch_size=256,
             ema_decay=0.9999,
-            dtype="float32",  # of the networks' matrix products: "float32" or "bfloat16"
+            dtype="float32",  # type of the networks' matrix products: "float32" or "bfloat16"
             data=dict(
                 source="tfds",  # a key of `openers` in data/sources.py
-                path="",  # of a folder; tfds: the data directory ("" = default)
-                name="",  # tfds: the builder, e.g. "imagenet2012"; scenes: how many
+                path="",  # the source's folder; tfds: the data directory ("" = default)
+                name="",  # tfds: the builder, e.g. "imagenet2012"; scenes: the number of images
                 resolution=256,
                 num_classes=1000,
                 flip=False,
-                exif=False,  # turn pictures as their EXIF data say; the original does not
-                on_bad_image="error",  # or "skip": the next readable one takes its place
+                exif=False,  # rotate images by their EXIF orientation; the original ignores it
+                on_bad_image="error",  # or "skip": the next readable image takes its place
                 workers=8,  # decoding processes; 0 decodes in threads
-                accept="",  # data that have changed since the run began: what the refusal names
+                accept="",  # to resume with changed data: the code that the error message gives
             ),
             tokenizer=tokenizer("f8d4"),
             backbone=backbone("SiT-XL/2"),
@@ -106,15 +106,15 @@ def base() -> ConfigDict:
             time=dict(weighting="uniform"),  # or "lognormal"
             optimizer={name: dict(adamw) for name in NETWORKS},
             mesh=dict(
-                data=-1,  # devices along the axis that only the batch is divided over; -1: the rest
-                fsdp=1,  # along the one that parameters are divided over as well
-                trained="sharded",  # over fsdp: parameters, moments, average; or "replicated"
+                data=-1,  # devices along the axis that shards only the batch; -1: all remaining
+                fsdp=1,  # devices along the axis that shards the batch and the parameters
+                trained="sharded",  # parameters, moments, average, over fsdp; or "replicated"
                 frozen="replicated",  # teachers, LPIPS, a frozen tokenizer; or "sharded"
-                smallest=65_536,  # elements of an array that is worth dividing
+                smallest=65_536,  # elements of the smallest array that is sharded
             ),
             compute=dict(
-                micro_batches=1,  # gradients are means over so many micro-batches
-                scan_blocks=False,  # the backbone's blocks as one compiled loop, and a teacher's
+                micro_batches=1,  # number of micro-batches whose gradients are averaged
+                scan_blocks=False,  # compile the blocks of backbone and teachers as one loop each
                 backbone_remat="none",  # "products" or "blocks": see models/remat.py
                 tokenizer_remat="none",
             ),
@@ -127,12 +127,12 @@ def base() -> ConfigDict:
             ),
             evaluation=dict(  # see training/online.py
                 every=0,  # steps; 0: never
-                samples=2000,  # generated images of the Fréchet distance; 0: none
-                network="inception",  # whose features: FID's, or "teachers.NAME"
-                weights="pretrained/inception/pt_inception-2015-12-05-6726825d.pth",  # of inception
+                samples=2000,  # generated images for the Fréchet distance; 0: none
+                network="inception",  # feature network: FID's InceptionV3, or "teachers.NAME"
+                weights="pretrained/inception/pt_inception-2015-12-05-6726825d.pth",  # InceptionV3
                 reference="",  # images or their statistics; "": as many training images
-                cknna_images=1000,  # held-out images of CKNNA; 0: none
-                cknna_time=0.5,  # their noise level, 0 to 1
+                cknna_images=1000,  # held-out images for CKNNA; 0: none
+                cknna_time=0.5,  # noise level of CKNNA's images, 0 to 1
             ),
             run=dict(
                 steps=400_000,
@@ -141,9 +141,9 @@ def base() -> ConfigDict:
                 sample_steps=50,
                 checkpoint_every=50_000,
                 keep_checkpoints=3,
-                keep_every=0,  # checkpoints at multiples of this are kept for ever; 0: none are
-                max_skipped=10,  # steps in a row whose loss or gradient is not finite
-                data_timeout=600.0,  # seconds that a batch may take
+                keep_every=0,  # checkpoints at multiples of this are kept forever; 0: none
+                max_skipped=10,  # consecutive steps with a NaN or infinite loss or gradient
+                data_timeout=600.0,  # seconds to wait for a batch
                 on_collapse="warn",  # or "stop": see training/monitor.py
             ),
         )
@@ -151,9 +151,10 @@ def base() -> ConfigDict:
 
 
 def imagenet256() -> ConfigDict:
-    """What the published ImageNet 256 x 256 runs share: data, teacher, LPIPS, 400,000 steps.
+    """Make the configuration that the published ImageNet 256 x 256 runs share.
 
-    Weights are expected under pretrained/; docs and `check_files` say which.
+    They train 400,000 steps in bfloat16 with a DINOv2 teacher and LPIPS. Weights are read from
+    pretrained/; docs/weights.md and the errors of `check_files` list them.
     """
     config = base()
     config.dtype = "bfloat16"
@@ -165,12 +166,12 @@ def imagenet256() -> ConfigDict:
 
 
 def backbone(arch: str = "", *, family: str = "", **changes: Any) -> ConfigDict:
-    """`config.backbone`: a preset of a family (models/backbones), or every option by hand.
+    """Make `config.backbone`: a preset of a family (models/backbones), or every option by hand.
 
     Args:
       arch: a preset of any family, or "".
-      family: without a preset; "sit" by default.
-      changes: the family's options; None is the preset's value, or else the default.
+      family: the family, needed without a preset; "sit" by default.
+      changes: the family's options, where None stands for the preset's value or the default.
 
     Raises:
       UserError: there is no such family or key.
@@ -179,14 +180,15 @@ def backbone(arch: str = "", *, family: str = "", **changes: Any) -> ConfigDict:
 
 
 def tokenizer(arch: str = "", *, family: str = "", **changes: Any) -> ConfigDict:
-    """`config.tokenizer`: a preset of a family (models/tokenizers), or every size by hand.
+    """Make `config.tokenizer`: a preset of a family (models/tokenizers), or every size by hand.
 
     Args:
       arch: a preset of any family, or "".
-      family: without a preset; "kl" by default.
-      changes: the family's options, of which None is the preset's value, or else the default; and
-        weights: "" trains from scratch; else a file under LDM's names, a folder of diffusers' or a
-          variant's file in it, a work directory, or hf://owner/repository[/folder][/file];
+      family: the family, needed without a preset; "kl" by default.
+      changes: the family's options, where None stands for the preset's value or the default; and
+        weights: "" trains from scratch; otherwise a file under LDM's names, a diffusers folder or
+          the file of a variant in it, a work directory, or
+          hf://owner/repository[/folder][/file];
         statistics: latent statistics (.pt); "" looks beside `weights`, or measures them.
 
     Raises:
@@ -196,10 +198,10 @@ def tokenizer(arch: str = "", *, family: str = "", **changes: Any) -> ConfigDict
 
 
 def condition(family: str = "", **changes: Any) -> ConfigDict:
-    """`config.condition`: what steers the backbone (models/conditioning), and how often not.
+    """Make `config.condition`: the conditioning (models/conditioning) and its drop probability.
 
     Args:
-      family: "class" by default.
+      family: the family; "class" by default.
       changes: the family's options, and
         drop: the probability with which training drops the condition; with 0 the backbone learns no
           null condition.
@@ -211,10 +213,10 @@ def condition(family: str = "", **changes: Any) -> ConfigDict:
 
 
 def projector(family: str = "", **changes: Any) -> ConfigDict:
-    """`config.projector`: from the backbone's tokens to the teachers' (models/projectors.py).
+    """Make `config.projector`: the map from backbone tokens to teacher widths (models/projectors).
 
     Args:
-      family: "mlp" by default.
+      family: the family; "mlp" by default.
       changes: the family's options.
 
     Raises:
@@ -224,16 +226,16 @@ def projector(family: str = "", **changes: Any) -> ConfigDict:
 
 
 def teacher(arch: str = "", *, family: str = "", **changes: Any) -> ConfigDict:
-    """One entry of `config.teachers`: a frozen encoder (models/encoders) and its weights.
+    """Make one entry of `config.teachers`: a frozen encoder (models/encoders) and its weights.
 
-    A preset brings what it was trained with, such as the preprocessing of a ViT.
+    A preset also sets options fixed by its training, such as the preprocessing of a ViT.
 
     Args:
       arch: a preset of any family, or "".
-      family: without a preset; "vit" by default.
-      changes: the family's options, of which None is the preset's value, or else the default; and
-        weights: the file, as its authors publish it or as `pretrain-teacher` writes it;
-        pretrain: how `pretrain-teacher` trains it.
+      family: the family, needed without a preset; "vit" by default.
+      changes: the family's options, where None stands for the preset's value or the default; and
+        weights: the file that the authors publish or that `pretrain-teacher` writes;
+        pretrain: options of `pretrain-teacher`.
 
     Raises:
       UserError: there is no such family or key.
@@ -242,7 +244,9 @@ def teacher(arch: str = "", *, family: str = "", **changes: Any) -> ConfigDict:
 
 
 def apply_recipe(config: ConfigDict, recipe: str) -> ConfigDict:
-    """Turn a REPA-E configuration into one of `RECIPES`, in place; returns it.
+    """Turn a REPA-E configuration into that of a recipe (a key of `RECIPES`), in place.
+
+    Returns the same configuration.
 
     Raises:
       UserError: there is no such recipe.
@@ -274,35 +278,35 @@ def apply_recipe(config: ConfigDict, recipe: str) -> ConfigDict:
 
 
 def to_json(config: ConfigDict, *, sealed: bool = False) -> str:
-    """The configuration as readable JSON, `sealed` with a checksum."""
-    content = versioned(config.to_dict())
+    """The configuration as readable JSON, with a checksum if `sealed`."""
+    content = add_version(config.to_dict())
     content = seal(content) if sealed else content
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
 def from_json(text: str, *, source: str) -> ConfigDict:
-    """The inverse of `to_json`.
+    """Read a configuration from the JSON text that `to_json` wrote.
 
     Raises:
-      UserError: damaged, or of another version.
+      UserError: the text is damaged, or a later version wrote it.
     """
     return from_stored(parse_json(text, dict[str, Any], source=source), source=source)
 
 
 def from_stored(stored: Any, *, source: str) -> ConfigDict:
-    """The configuration of what `to_json` wrote, as JSON gives it back.
+    """Make a configuration from the parsed JSON of `to_json`; upgrades earlier versions.
 
     Raises:
-      UserError: of a later version, or damaged. (`validate` checks its values.)
+      UserError: a later version wrote it, or it is damaged. (`validate` checks how values combine.)
     """
     if isinstance(stored, dict):
         way_out = "set keys on the command line"
         stored = unseal_if_sealed(stored, source=source, way_out=way_out)
-    stored = upgraded(stored, source=source)
+    stored = upgrade(stored, source=source)
     expected = _defaults(stored)
     if unknown := _apart(expected, stored, "config"):
         raise UserError(f"{source} is not of this version, which knows no {unknown[0]}")
-    check_values(_filled(stored, expected), source=f"{source}: config.")
+    check_values(_with_defaults(stored, expected), source=f"{source}: config.")
     config = base()
     for name in stored.keys() & set(SECTIONS):
         config[name] = section_of(name, expected[name]["family"])
@@ -313,8 +317,8 @@ def from_stored(stored: Any, *, source: str) -> ConfigDict:
 
 
 def absent_keys(stored: Mapping[str, Any]) -> list[str]:
-    """The keys of a configuration that what JSON gave back of one does not have."""
-    stored = upgraded(stored, source="config")
+    """The configuration keys that are missing in `stored`, a parsed JSON configuration."""
+    stored = upgrade(stored, source="config")
     return _apart(stored, _defaults(stored), "config")
 
 
@@ -331,7 +335,7 @@ def _defaults(stored):
 
 
 def _defaults_of_teacher(entry):
-    """Those of its family; an entry of none is left for `check_values` to refuse."""
+    """The defaults of a teacher's family; `check_values` rejects an entry without a known one."""
     if not isinstance(entry, dict):
         return teacher().to_dict()
     known = str(entry.get("family")) in families_of("teacher")[0]
@@ -339,7 +343,7 @@ def _defaults_of_teacher(entry):
 
 
 def _apart(one, other, path):
-    """The keys of nested dicts that only the other has."""
+    """The keys of nested dicts that `other` has and `one` lacks."""
     lines = [f"{path}.{key}" for key in other if key not in one]
     for key in one.keys() & other.keys():
         if isinstance(one[key], dict) and isinstance(other[key], dict):
@@ -347,10 +351,10 @@ def _apart(one, other, path):
     return sorted(lines)
 
 
-def _filled(stored, expected):
-    """Nested dicts, with what is expected for absent keys."""
+def _with_defaults(stored, expected):
+    """Complete the nested dict `stored` with the values of `expected` for absent keys."""
     both = {
-        key: _filled(stored[key], value)
+        key: _with_defaults(stored[key], value)
         for key, value in expected.items()
         if isinstance(value, dict) and isinstance(stored.get(key), dict)
     }
@@ -371,7 +375,7 @@ def differences(old: dict, new: dict, prefix: str = "config") -> list[str]:
 
 
 def _tuples(value):
-    """JSON has lists where configurations have tuples."""
+    """Turn the lists of JSON into the tuples of configurations, recursively."""
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(value) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""In whose features a run's samples are measured: `config.evaluation.network`."""
+"""The network whose features measure a run's samples: `config.evaluation.network`."""
 
 from ml_collections import ConfigDict
 
@@ -9,10 +9,10 @@ _PREFIX = "teachers."
 
 
 def measuring_teacher(config: ConfigDict) -> str | None:
-    """The teacher that `evaluation.network` names; None for InceptionV3.
+    """The name of the teacher that `config.evaluation.network` selects; None for InceptionV3.
 
-    "teachers.NAME" is a teacher whatever it is called. A bare NAME is one too, as in
-    configurations of version 1, but for "inception".
+    "teachers.NAME" selects the teacher NAME. A bare NAME does so too, as in configurations of
+    version 1; only "inception" alone always selects InceptionV3.
 
     Raises:
       UserError: there is no such network.

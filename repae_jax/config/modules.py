@@ -1,4 +1,4 @@
-"""The modules that a configuration's sections describe; nothing is allocated."""
+"""Flax modules from the sections of a configuration, without weights."""
 
 from typing import Any
 
@@ -15,10 +15,10 @@ from repae_jax.models.tokenizers.base import Tokenizer
 
 
 def build_tokenizer(config: ConfigDict, dtype: Any = jnp.float32) -> Tokenizer:
-    """The module of `config.tokenizer`.
+    """Build the module of `config.tokenizer`; `dtype` is the type of its matrix products.
 
     Raises:
-      UserError: a key is wrong or not set, or the sizes do not go together or suit the images.
+      UserError: a key is wrong or not set, or the sizes contradict each other or the resolution.
     """
     resolution = config.data.resolution
     row, fields = settings_of("tokenizer", config.tokenizer, resolution)
@@ -38,10 +38,16 @@ def build_backbone(
     teacher_dims: tuple[int, ...] = (),
     dtype: Any = jnp.float32,
 ) -> Backbone:
-    """The backbone of `config.backbone`, steered by `config.condition`.
+    """Build the module of `config.backbone` with the conditioning of `config.condition`.
+
+    Args:
+      config: the configuration.
+      tokenizer: the tokenizer whose latents the backbone denoises.
+      teacher_dims: the width of each teacher's tokens.
+      dtype: the type of the matrix products.
 
     Raises:
-      UserError: a key is wrong or not set, or the sizes do not go together.
+      UserError: a key is wrong or not set, or the sizes contradict each other.
     """
     row, fields = settings_of("backbone", config.backbone, config.data.resolution)
     backbone = row.build(
@@ -60,7 +66,7 @@ def build_backbone(
 
 
 def build_conditioner(config: ConfigDict) -> Conditioner:
-    """What steers the backbone, with a null condition where conditions are dropped."""
+    """Build the conditioner, with a null condition if conditions are dropped in training."""
     section = config.condition
     row, fields = settings_of("condition", section, config.data.resolution)
     conditioner = row.build(config.data.num_classes, section.drop > 0, **fields)
@@ -69,7 +75,7 @@ def build_conditioner(config: ConfigDict) -> Conditioner:
 
 
 def build_projector(config: ConfigDict) -> Projector:
-    """The kind and size of the heads from the backbone's tokens to the teachers'."""
+    """Build the projector: the kind and size of the heads from the backbone to the teachers."""
     row, fields = settings_of("projector", config.projector, config.data.resolution)
     projector = row.build(**fields)
     row.check(projector, config.projector, "config.projector")
@@ -84,10 +90,17 @@ def build_encoder(
     scan: bool = False,
     path: str = "config.teachers.NAME",
 ) -> Encoder:
-    """The encoder of one entry of `config.teachers`, which is at `path`.
+    """Build the encoder of an entry of `config.teachers`.
+
+    Args:
+      entry: the entry.
+      resolution: the side of the images in pixels.
+      dtype: the type of the matrix products.
+      scan: compile the blocks as one loop.
+      path: the entry's key, for errors.
 
     Raises:
-      UserError: a key is wrong or not set, or the values do not go together.
+      UserError: a key is wrong or not set, or the values contradict each other.
     """
     row, fields = settings_of("teacher", entry, resolution, path)
     encoder = row.build(**fields, dtype=dtype, scan=scan)

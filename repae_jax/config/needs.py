@@ -1,4 +1,4 @@
-"""What a configuration needs from the disk, looked for before anything is loaded or written."""
+"""Checks for the files and packages that a configuration needs, before anything is loaded."""
 
 import importlib.util
 import pathlib
@@ -14,7 +14,7 @@ from repae_jax.errors import UserError, not_installed
 from repae_jax.interop import hub
 from repae_jax.interop.files import TORCH_SUFFIXES
 
-_READ_WITH = {  # a source of data -> the module that reads it
+_READ_WITH = {  # source of data -> package that reads it
     "digits": "sklearn",
     "hdf5": "h5py",
     "latents": "array_record",
@@ -24,13 +24,13 @@ _READ_WITH = {  # a source of data -> the module that reads it
 
 
 def check_files(config: ConfigDict) -> None:
-    """Raise UserError for all that the configuration names or needs and that is not there."""
+    """Raise UserError that lists every missing file and package the configuration needs."""
     missing = missing_files(config)
-    check_nothing_missing([*missing, *missing_besides(config)] if missing else [])
+    check_nothing_missing([*missing, *missing_for_loading(config)] if missing else [])
 
 
 def check_nothing_missing(missing: Iterable[str]) -> None:
-    """Raise UserError that says all of these, each a clause, unless there are none."""
+    """Raise one UserError that lists all of `missing`, each a clause; return if it is empty."""
     different = list(dict.fromkeys(missing))
     if len(different) == 1:
         raise UserError(different[0])
@@ -40,7 +40,7 @@ def check_nothing_missing(missing: Iterable[str]) -> None:
 
 
 def missing_files(config: ConfigDict) -> list[str]:
-    """What is not there, and how to come by it, each a clause."""
+    """List the missing files and packages, each as a clause that says how to get it."""
     missing = list(_files(config))
     module = _READ_WITH.get(config.data.source)
     if module and not _is_installed(module):
@@ -52,11 +52,11 @@ def missing_files(config: ConfigDict) -> list[str]:
     return missing
 
 
-def missing_besides(config: ConfigDict) -> list[str]:
-    """What opening the data and reading the weights would lack next, each a clause.
+def missing_for_loading(config: ConfigDict) -> list[str]:
+    """List, each as a clause, what opening the data and reading the weights would find missing.
 
-    For an error that names other things already: to open the data takes a while, and a run that
-    resumes reads no weights.
+    It completes an error that already lists other missing files. Runs without such an error skip
+    it: opening the data takes a while, and a run that resumes reads no weights.
     """
     missing = []
     named = {key: str(path) for key, path in _named(config).items()}
@@ -80,7 +80,11 @@ def _is_installed(module):
 
 
 def missing_paths(named: dict[str, object]) -> list[str]:
-    """Those files and folders that are not there, each a clause; by what names them, "" skipped."""
+    """List the files and folders that do not exist, each as a clause.
+
+    Args:
+      named: configuration key or option -> path; "" is skipped.
+    """
     return [
         f"{key} is {str(path)!r}, which does not exist"
         for key, path in named.items()
@@ -89,7 +93,10 @@ def missing_paths(named: dict[str, object]) -> list[str]:
 
 
 def missing_vaes(*names: str) -> list[str]:
-    """Those that `PretrainedVAE.from_pretrained` would not find, each a clause; fetches others."""
+    """List the VAEs that `PretrainedVAE.from_pretrained` cannot find, each as a clause.
+
+    Names on the Hugging Face hub are downloaded to its cache.
+    """
     from repae_jax.interop.vae_files import CONFIG, WEIGHTS
 
     missing = []
@@ -111,7 +118,7 @@ def _exists(path):
 
 
 def _named(config: ConfigDict) -> dict[str, str]:
-    """The files and folders that are read, by the key that names them."""
+    """Configuration key -> file or folder that a run reads."""
     named = {
         "tokenizer.weights": config.tokenizer.weights,
         "tokenizer.statistics": config.tokenizer.statistics,
@@ -154,7 +161,7 @@ def _files(config: ConfigDict) -> Iterator[str]:
 
 
 def _cache(config: ConfigDict) -> Iterator[str]:
-    """What cached latents lack that the teachers or the evaluation need."""
+    """List what the teachers and the evaluation need and the cached latents lack."""
     if config.data.source != latents.KIND or not pathlib.Path(config.data.path).exists():
         return
     folder, made = _made(config, "train")
@@ -184,6 +191,6 @@ def _cache(config: ConfigDict) -> Iterator[str]:
 
 
 def _made(config, split):
-    """A cache's folder, and what its manifest says of how it was made."""
+    """A cache's folder, and the "made" section of its manifest, which says how it was encoded."""
     folder = packed_folder(config.data, split, latents.KIND)
     return folder, latents.read_cache(folder)["made"]

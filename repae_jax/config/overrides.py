@@ -1,4 +1,4 @@
-"""Configurations from the command line: `--config FILE[:ARG] --config.key=value ...`."""
+"""Configurations on the command line: `--config FILE[:ARG] --config.key=value ...`."""
 
 import difflib
 import pathlib
@@ -6,18 +6,19 @@ from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
-from repae_jax.config.sections import SECTIONS, settled
-from repae_jax.config.versions import present_name
+from repae_jax.config.sections import SECTIONS, match_family
+from repae_jax.config.versions import current_name
 from repae_jax.errors import UserError
 
 PREFIX = "--config."
 
 
 def read_config(file: str, overrides: Sequence[str]) -> ConfigDict:
-    """The configuration of `file[:argument]` with `--config.key=value` overrides.
+    """Read the configuration of `file[:argument]` and apply `--config.key=value` overrides.
 
     Raises:
-      UserError: no such file, an error in it, an unknown key, or a value of the wrong type.
+      UserError: the file does not exist or has an error, a key is unknown, or a value has the wrong
+        type.
     """
     path = file.split(":")[0]
     if not pathlib.Path(path).is_file():
@@ -29,13 +30,13 @@ def read_config(file: str, overrides: Sequence[str]) -> ConfigDict:
 
 
 def apply_overrides(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    """`config` with `--config.key=value` overrides.
+    """Apply `--config.key=value` overrides to `config`.
 
-    A section whose `family` or `arch` is chosen here, or was after it was made, gets the keys of
-    that family.
+    A section whose `family` or `arch` an override sets, or the file set after making the section,
+    gets the keys of that family.
 
     Raises:
-      UserError: an unknown key, or a value of the wrong type.
+      UserError: a key is unknown, or a value has the wrong type.
     """
     _settle(config, {})
     before = {name: section.family for name, section in _sections(config)}
@@ -46,18 +47,18 @@ def apply_overrides(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
 
 
 def _chooses(override):
-    """Whether it chooses the family of a section."""
+    """Whether an override chooses the family of a section."""
     key = override.split("=")[0].removeprefix(PREFIX)
     return key in {f"{name}.{choice}" for name in SECTIONS for choice in ("family", "arch")}
 
 
 def _settle(config, made_for):
     for name, section in _sections(config):
-        config[name] = settled(name, section, made_for.get(name, ""))
+        config[name] = match_family(name, section, made_for.get(name, ""))
 
 
 def _sections(config):
-    """The sections with a family, by name."""
+    """(name, section) of the sections that have a family."""
     found = {name: config.get(name) for name in SECTIONS}
     return [(k, s) for k, s in found.items() if isinstance(s, ConfigDict) and "family" in s]
 
@@ -86,7 +87,7 @@ def _parse_file(file, overrides):
 
 
 def _parsed(define: Callable, words: Sequence[str], source: str, overrides: Sequence[str]):
-    """A configuration through ml_collections' flags, which know the type of every key."""
+    """Parse a configuration with ml_collections' flags, which know the type of every key."""
     from absl import flags
 
     values = flags.FlagValues()
@@ -94,7 +95,7 @@ def _parsed(define: Callable, words: Sequence[str], source: str, overrides: Sequ
         define(values)
         values(words)
         return values.config
-    except Exception as error:  # the file's own code may raise anything, and absl wraps it
+    except Exception as error:  # the file's own code may raise any exception, and absl wraps it
         chain = [error]
         while cause := chain[-1].__cause__ or chain[-1].__context__:
             chain.append(cause)
@@ -116,7 +117,7 @@ def _check_keys(config, overrides):
                 close = difflib.get_close_matches(key, keys, n=1)
                 known = ", ".join(keys) or "no keys"
                 whole = override.split("=")[0].removeprefix(PREFIX)
-                if renamed := present_name(whole):
+                if renamed := current_name(whole):
                     raise UserError(f"config.{whole} is now config.{renamed}")
                 hint = f"did you mean {path}.{close[0]}?" if close else f"{path} has {known}"
                 raise UserError(f"unknown key {path}.{key}: {hint}")

@@ -1,7 +1,7 @@
-"""The types and ranges of every key of a configuration; `config.base` has the defaults.
+"""The type and range of every key of a configuration; `defaults.base` has the defaults.
 
-The bounds above keep what a configuration claims within what a machine can hold or finish; nothing
-that is published comes near them. Which values go together is `validation`'s to check.
+The upper bounds keep the memory and time that a configuration claims within a machine's reach, far
+above all published values. `validate` checks how values combine.
 """
 
 import functools
@@ -17,8 +17,8 @@ from repae_jax.config.sections import SECTIONS, families_of
 from repae_jax.models.family import open_type
 from repae_jax.utils.schema import Key, Side, Text, Width, check_schema, each, real, whole
 
-SEED = whole(0, 2**32 - 1)  # what every generator of random numbers here takes
-_COUNT = whole(1, 2**31 - 1)  # of steps and images; a state counts them in int32
+SEED = whole(0, 2**32 - 1)  # the range that all random generators in use accept
+_COUNT = whole(1, 2**31 - 1)  # steps and images; a state counts them in int32
 _FROM_ZERO = whole(0, 2**31 - 1)
 _FRACTION, _FINITE = real(0, 1), real(0)
 _DEPTH = whole(1, 256)
@@ -88,7 +88,7 @@ class _AdamW(TypedDict):
     b2: _FRACTION
     eps: _FINITE
     weight_decay: _FINITE
-    max_grad_norm: real(0, finite=False)  # infinity: gradients are not clipped
+    max_grad_norm: real(0, finite=False)  # infinity: no clipping
     warmup_steps: _FROM_ZERO
     decay_steps: _FROM_ZERO
 
@@ -141,12 +141,12 @@ class _Run(TypedDict):
     keep_checkpoints: _COUNT
     keep_every: _FROM_ZERO
     max_skipped: _COUNT
-    data_timeout: Annotated[float, Field(gt=0, le=1e9)]  # a lock waits no longer than 292 years
+    data_timeout: Annotated[float, Field(gt=0, le=1e9)]  # Python's locks accept at most 292 years
     on_collapse: Text
 
 
 class Config(TypedDict):
-    """A whole configuration, with lists in the place of tuples, as JSON has it."""
+    """A complete configuration in its JSON form, with lists for tuples."""
 
     name: Text
     seed: SEED
@@ -174,11 +174,11 @@ class Config(TypedDict):
 
 
 def check_values(config: Mapping[str, Any] | ConfigDict, *, source: str = "config.") -> None:
-    """Raise UserError for a key whose value is of another type, or out of its range.
+    """Raise UserError for a key whose value has the wrong type or is out of its range.
 
     Args:
-      config: with every key.
-      source: what stands before the key in an error.
+      config: a configuration with every key.
+      source: the text before the key in an error.
     """
     plain = _plain(config)
     check_schema(plain, Config, source=source)
@@ -190,8 +190,8 @@ def check_values(config: Mapping[str, Any] | ConfigDict, *, source: str = "confi
         check_schema(entry, _of_family("teacher", entry), source=f"{source}teachers.{name}.")
 
 
-# Of options with these names, whatever the family; others have the bounds of their row, or of their
-# type.
+# Bounds of options with these names in every family. Other options take the bounds of their row in
+# the family's table, or of their type.
 _OPTIONS = {
     "arch": Text,
     "family": Text,
@@ -225,11 +225,11 @@ def _schema(section, family):
         if typing.get_origin(default) is Annotated:
             field = default
         fields[key] = field if kind is None else field | None
-    return TypedDict("Section", fields, total=False)  # `check_family` knows the way out
+    return TypedDict("Section", fields, total=False)  # `check_family` reports missing keys
 
 
 def _plain(value):
-    """As JSON gives it back: lists in the place of tuples."""
+    """Convert to the JSON form: dicts, and lists for tuples."""
     if isinstance(value, ConfigDict | dict):
         return {key: _plain(item) for key, item in value.items()}
     return list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""Sections of a configuration whose keys depend on the family that they name."""
+"""The sections of a configuration whose keys depend on their family."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,19 +6,20 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from repae_jax.config.versions import present_name
+from repae_jax.config.versions import current_name
 from repae_jax.errors import UserError
 from repae_jax.models.family import Family, open_type
 
-SECTIONS = ("backbone", "condition", "tokenizer", "projector")  # whose keys depend on their family
-# How `pretrain-teacher` trains a teacher; not used with published weights.
+SECTIONS = ("backbone", "condition", "tokenizer", "projector")
+# Options of `pretrain-teacher`; published weights do not use them.
 _PRETRAINING = dict(steps=0, batch_size=128, learning_rate=1e-3, weight_decay=0.05, shift=2)
 
 
 def families_of(section: str) -> tuple[Mapping[str, Family], Mapping[str, Any]]:
-    """The table of a section's families, and the keys with defaults that all of them have.
+    """The table of a section's families, and the keys and defaults that all families share.
 
-    An entry of `config.teachers` is a section of the name "teacher".
+    Args:
+      section: one of `SECTIONS`, or "teacher" for an entry of `config.teachers`.
     """
     from repae_jax.models.backbones.families import BACKBONES
     from repae_jax.models.conditioning.families import CONDITIONERS
@@ -28,7 +29,7 @@ def families_of(section: str) -> tuple[Mapping[str, Family], Mapping[str, Any]]:
 
     return {
         "backbone": (BACKBONES, {"arch": ""}),
-        "condition": (CONDITIONERS, {"drop": 0.1}),  # probability; 0: the model knows no "none"
+        "condition": (CONDITIONERS, {"drop": 0.1}),  # probability; 0: no null condition
         "tokenizer": (TOKENIZERS, {"arch": "", "weights": "", "statistics": ""}),
         "projector": (PROJECTORS, {}),
         "teacher": (ENCODERS, {"arch": "", "weights": "", "pretrain": _PRETRAINING}),
@@ -36,13 +37,13 @@ def families_of(section: str) -> tuple[Mapping[str, Family], Mapping[str, Any]]:
 
 
 def section_of(name: str, family: str = "", arch: str = "", **changes: Any) -> ConfigDict:
-    """A section of the configuration with the options of a family, and `changes`.
+    """Make a section of the configuration with the options of a family, updated by `changes`.
 
     Args:
-      name: of the section.
-      family: by default that of the preset, or else the first of the table.
+      name: the section's name.
+      family: the family; "": the preset's family, or without a preset the first in the table.
       arch: a preset, or "".
-      changes: values of its keys.
+      changes: values of the section's keys.
 
     Raises:
       UserError: there is no such family or key.
@@ -68,33 +69,33 @@ def section_of(name: str, family: str = "", arch: str = "", **changes: Any) -> C
 
 
 def presets_of(section: str) -> dict[str, str]:
-    """Preset -> family, of all families of a section; {} where `arch` is none of its keys."""
+    """Preset -> family, for all families of a section; {} for a section without the key `arch`."""
     families, shared = families_of(section)
     if "arch" not in shared:
         return {}
     return {preset: name for name, row in families.items() for preset in row.presets}
 
 
-def settled(name: str, section: ConfigDict, made_for: str = "") -> ConfigDict:
-    """A section with the keys of the family that it names now.
+def match_family(name: str, section: ConfigDict, made_for: str = "") -> ConfigDict:
+    """Give a section the keys of the family that it now names.
 
-    After it was made, `arch` may have been set to a preset of another family, or `family` to
-    another one. What both have keeps its value.
+    After the section was made, `arch` may have been set to a preset of another family, or `family`
+    to another family. Keys that both families share keep their values.
 
     Args:
-      name: of the section.
-      section: as it is.
-      made_for: the family whose keys it has, if that is known.
+      name: the section's name.
+      section: the section.
+      made_for: the family that it was made for, if known.
 
     Raises:
-      UserError: a key is set that the family does not have, or the preset is of another family.
+      UserError: a key is set that the family lacks, or `family` contradicts the preset's.
     """
     families, _ = families_of(name)
     family, preset = str(section.family), presets_of(name).get(str(section.get("arch")))
     candidates = [made_for] if made_for else [family, *families]
     of = next((f for f in candidates if f in families and _keys(name, f) == set(section)), None)
     if of is None or family not in families:
-        return section  # which `check_family` refuses
+        return section  # `check_family` rejects it
     if preset not in (None, family):
         if family != of:
             raise UserError(
@@ -110,17 +111,22 @@ def settled(name: str, section: ConfigDict, made_for: str = "") -> ConfigDict:
 
 
 def check_family(section: str, values: ConfigDict, path: str = "") -> str:
-    """The family that `config.<section>`, or the section at `path`, names, whose keys it has.
+    """Check that a section has exactly the keys of its family; returns the family.
+
+    Args:
+      section: the section's name.
+      values: the section.
+      path: the section's key, for errors; "" is `config.<section>`.
 
     Raises:
-      UserError: there is no such family, or the keys are those of another one.
+      UserError: there is no such family, or the keys belong to another one.
     """
     families, _ = families_of(section)
     path = path or f"config.{section}"
     if values.family not in families:
         raise UserError(f"{path}.family is {values.family!r}: use {' or '.join(families)}")
     if wrong := sorted(_keys(section, values.family) ^ set(values.keys())):
-        if renamed := present_name(f"{section}.{wrong[0]}"):
+        if renamed := current_name(f"{section}.{wrong[0]}"):
             raise UserError(f"{path}.{wrong[0]} is now config.{renamed}")
         raise UserError(
             f"{path}.family is {values.family!r}, but {wrong[0]!r} is a key of another "
@@ -132,18 +138,18 @@ def check_family(section: str, values: ConfigDict, path: str = "") -> str:
 def settings_of(
     name: str, section: ConfigDict, resolution: int, path: str = ""
 ) -> tuple[Family, dict[str, Any]]:
-    """The row that a section names, and the fields of its network.
+    """The row of a section's family, and the fields of its network.
 
-    The section's own keys go before its preset's.
+    The section's own keys override its preset's values.
 
     Args:
-      name: as in `families_of`.
-      section: its keys and values.
-      resolution: side of the images, pixels.
-      path: of the section, "config.<name>" by default.
+      name: the section's name, see `families_of`.
+      section: the section.
+      resolution: the side of the images in pixels.
+      path: the section's key, for errors; "" is `config.<name>`.
 
     Raises:
-      UserError: there is no such family or preset, or a key of it is not set.
+      UserError: there is no such family or preset, or a key is not set.
     """
     path = path or f"config.{name}"
     row = families_of(name)[0][check_family(name, section, path)]

@@ -1,4 +1,4 @@
-"""The checks of a configuration, made before anything is allocated or written."""
+"""Checks of a configuration, before anything is allocated or written."""
 
 from ml_collections import ConfigDict
 
@@ -12,7 +12,7 @@ _ON_COLLAPSE = ("warn", "stop")
 
 
 def validate(config: ConfigDict) -> None:
-    """Raise UserError for an impossible value or combination, naming the key and the way out."""
+    """Raise UserError for an invalid value or combination; it names the key and the way out."""
     from repae_jax.config.modules import build_tokenizer
 
     check_values(config)
@@ -32,7 +32,7 @@ def validate(config: ConfigDict) -> None:
 
 
 def check_devices(config: ConfigDict, device_count: int) -> None:
-    """Raise UserError unless the mesh takes the devices, and the batch divides over them."""
+    """Raise UserError unless the mesh fits the devices, and the batch divides evenly over them."""
     axis_sizes(config.mesh.data, config.mesh.fsdp, device_count)
     parts = config.compute.micro_batches
     unit = device_count * parts
@@ -78,7 +78,7 @@ def _check_train(config):
 
 
 def _check_optimizer(name, optimizer):
-    """Checks the optimizer of one trained network."""
+    """Check the optimizer of one trained network."""
     key = f"config.optimizer.{name}"
     for field in ("learning_rate", "max_grad_norm"):
         if not optimizer[field] > 0:
@@ -92,13 +92,13 @@ def _check_optimizer(name, optimizer):
 
 
 def _check_decay(config):
-    """No learning rate is zero before the last step."""
+    """Check that every learning rate stays positive until the last step."""
     steps = config.run.steps
     ends = {name: config.optimizer[name].decay_steps for name in config.train}
     ends = {name: end for name, end in ends.items() if 0 < end < steps}
     if not ends:
         return
-    rates = ", ".join(f"that of the {name} at step {end}" for name, end in ends.items())
+    rates = ", ".join(f"the {name}'s at step {end}" for name, end in ends.items())
     longer = " ".join(f"--config.optimizer.{name}.decay_steps={steps}" for name in ends)
     raise UserError(
         f"the run ends at step {steps}, but its learning rates reach zero before it, {rates}, and "
@@ -121,7 +121,7 @@ def _check_backbone(config, tokenizer):
 
 
 def _teacher_grid(config, name, entry):
-    """Checks one teacher; returns the side of its grid of tokens."""
+    """Check one teacher; returns the side of its grid of tokens."""
     from repae_jax.config.modules import build_encoder
 
     path, resolution = f"config.teachers.{name}", config.data.resolution
@@ -158,7 +158,7 @@ def _check_evaluation(config):
             f"config.evaluation.every is {wanted.every}, but config.train has no 'backbone', which "
             "is measured: set --config.evaluation.every=0"
         )
-    # Neighbourhoods are of ten images; a covariance needs two.
+    # CKNNA's neighbourhoods have ten images; a covariance needs two.
     for key, least in (("samples", 2), ("cknna_images", 12)):
         if wanted[key] and wanted[key] < least:
             raise UserError(

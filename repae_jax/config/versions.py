@@ -1,4 +1,4 @@
-"""Stored configurations of earlier versions, brought into today's names."""
+"""Upgrade of stored configurations from earlier versions to the current names."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from repae_jax.errors import UserError
 VERSION = 2
 KEY = "version"
 
-# Version 1 (no key "version") knew one backbone and one tokenizer by their own names.
+# Version 1 (no key "version") had one backbone and one tokenizer, under their own names.
 _NETWORKS = {"sit": "backbone", "vae": "tokenizer"}
 RENAMED = {
     **_NETWORKS,
@@ -18,24 +18,30 @@ RENAMED = {
     },
     **{f"compute.{old}_remat": f"compute.{new}_remat" for old, new in _NETWORKS.items()},
 }
-# The first configurations showed the keys of both families of tokenizers, and took no notice of the
-# other's; a preset's family was not in "family".
+# The first configurations held the keys of both tokenizer families and ignored the other family's;
+# a preset's family was absent from "family".
 _UNREAD = {
     "kl": ("temporal_downsample",),
     "qwenimage": ("attention_levels", "middle_attention", "quant_conv", "groups"),
 }
-_LABEL_DROP = "label_drop"  # of "sit", now "drop" of "condition"
-_PROJECTOR_DIM = "projector_dim"  # of "sit" and of "backbone", now "hidden" of "projector"
+_LABEL_DROP = "label_drop"  # key of "sit", now "condition.drop"
+_PROJECTOR_DIM = "projector_dim"  # key of "sit" and of "backbone", now "projector.hidden"
 RENAMED_RECIPES = {"sit": "vanilla"}
 
 
-def versioned(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration as plain values, with the version that its names are of."""
+def add_version(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the current version to a configuration of plain values."""
     return {**config, KEY: VERSION}
 
 
-def upgraded(stored: Mapping[str, Any], *, source: str) -> dict[str, Any]:
-    """A stored configuration in today's names, without its version; nothing else changes.
+def upgrade(stored: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    """Rename the keys of a stored configuration to the current ones, and drop its version.
+
+    Values stay as they are.
+
+    Args:
+      stored: the parsed JSON.
+      source: its file, for errors.
 
     Raises:
       UserError: a later version wrote it.
@@ -70,7 +76,7 @@ def _from_first(stored):
 
 
 def _completed(stored):
-    """With what was in another place, or went without saying, before families had names."""
+    """Move keys that were in other sections and add the families that were implicit before."""
     backbone, teachers = stored.get("backbone"), stored.get("teachers")
     if isinstance(tokenizer := stored.get("tokenizer"), Mapping):
         stored["tokenizer"] = _of_one_family(tokenizer)
@@ -78,12 +84,12 @@ def _completed(stored):
         stored["backbone"] = {k: v for k, v in backbone.items() if k != _PROJECTOR_DIM}
         stored["projector"] = {"family": "mlp", "hidden": backbone[_PROJECTOR_DIM]}
     if isinstance(teachers, Mapping):
-        stored["teachers"] = {name: completed_teacher(entry) for name, entry in teachers.items()}
+        stored["teachers"] = {name: complete_teacher(entry) for name, entry in teachers.items()}
     return stored
 
 
-def completed_teacher(entry: Any) -> Any:
-    """A stored entry of `config.teachers` with its family: there was one, before they had names."""
+def complete_teacher(entry: Any) -> Any:
+    """Add the family to a stored entry of `config.teachers`: earlier versions had only ViTs."""
     if not isinstance(entry, Mapping) or "family" in entry:
         return entry
     stem = entry.get("stem", ())
@@ -91,7 +97,7 @@ def completed_teacher(entry: Any) -> Any:
 
 
 def _of_one_family(tokenizer):
-    """A section that may show the keys of both first families, with those of its own."""
+    """Drop the other family's keys from a section that may hold those of both first families."""
     if not tokenizer.keys() >= {"temporal_downsample", "groups"}:
         return tokenizer
     family = tokenizer.get("family")
@@ -102,8 +108,8 @@ def _of_one_family(tokenizer):
     return {**own, "family": family}
 
 
-def present_name(key: str) -> str | None:
-    """Today's name of a key such as "sit.depth" of an earlier version, or None."""
+def current_name(key: str) -> str | None:
+    """The current name of a key of an earlier version, such as "sit.depth"; None if unchanged."""
     if key == f"sit.{_LABEL_DROP}":
         return "condition.drop"
     if key in (f"sit.{_PROJECTOR_DIM}", f"backbone.{_PROJECTOR_DIM}"):

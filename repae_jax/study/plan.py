@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from repae_jax.config.defaults import apply_recipe
-from repae_jax.config.needs import missing_besides, missing_files
+from repae_jax.config.needs import missing_files, missing_for_loading
 from repae_jax.config.validate import validate
 from repae_jax.errors import UserError, first_line
 from repae_jax.evaluation.alignment import TOP_K
@@ -220,7 +220,7 @@ def missing_for_runs(study: ConfigDict, output: pathlib.Path) -> list[str]:
             config.data.update(source=study.config.data.source, path="")
         missing += missing_files(config)
     if missing and not study.rendered.train:
-        missing += missing_besides(config)
+        missing += missing_for_loading(config)
     return missing
 
 

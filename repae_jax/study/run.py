@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from repae_jax.config.defaults import differences, from_stored
-from repae_jax.config.versions import versioned
+from repae_jax.config.versions import add_version
 from repae_jax.errors import RUN_AGAIN, Diverged, TryAgain, UserError
 from repae_jax.evaluation.latents import pca_colours
 from repae_jax.parallel.mesh import make_mesh
@@ -80,7 +80,7 @@ def _run(study, job, output, config, lock, progress):
     result = {
         "arm": job.arm,
         "seed": job.seed,
-        "config": _within(output, versioned(config.to_dict())),
+        "config": _within(output, add_version(config.to_dict())),
         "made_with": {"jax": jax.__version__, "device": jax.devices()[0].device_kind},
         "accuracies": accuracies(study, output),
         "gflop_per_image": Program(config, build_models(config), make_mesh(1, 1)).flops() / 1e9,

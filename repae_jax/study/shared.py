@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from repae_jax.config.defaults import differences
 from repae_jax.config.needs import check_nothing_missing
-from repae_jax.config.versions import completed_teacher
+from repae_jax.config.versions import complete_teacher
 from repae_jax.data.identity import FILE, as_recorded, changes_since, write_fingerprints
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError
@@ -131,7 +131,7 @@ def _present(stored):
     teachers = config.get("teachers") if isinstance(config, dict) else None
     if not isinstance(teachers, dict):
         return stored
-    entries = {name: completed_teacher(entry) for name, entry in teachers.items()}
+    entries = {name: complete_teacher(entry) for name, entry in teachers.items()}
     return {**stored, "config": {**config, "teachers": entries}}
 
 

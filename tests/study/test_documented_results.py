@@ -6,7 +6,7 @@ import pytest
 
 from repae_jax.config.defaults import differences
 from repae_jax.config.overrides import read_config
-from repae_jax.config.versions import upgraded
+from repae_jax.config.versions import upgrade
 from repae_jax.study.plan import Job, run_config
 from repae_jax.study.report import tables
 from repae_jax.study.results import read_results
@@ -36,7 +36,7 @@ def test_the_runs_are_those_of_the_study_as_it_is(path):
     study = study_of(path)
     for result in read_results(path):
         config = run_config(study, Job(result["arm"], result["seed"]), pathlib.Path()).to_dict()
-        told = differences(upgraded(result["config"], source=str(path)), config)
+        told = differences(upgrade(result["config"], source=str(path)), config)
         assert [line for line in told if ": None ->" not in line] == []
 
 
