@@ -5,7 +5,7 @@ __all__ = ["AutoencoderKL"]
 
 
 def __getattr__(name):
-    # Imported when it is asked for: `import repae_jax` alone takes no time.
+    # Imported at the first use, so that `import repae_jax` alone stays quick.
     if name == "AutoencoderKL":
         from repae_jax.runs.pretrained import PretrainedVAE
 

@@ -1,4 +1,4 @@
-"""Entry point of `python -m repae_jax` and of `repae`: streams and signals first, all else then."""
+"""Entry point of `python -m repae_jax` and of `repae`; it sets up streams and signals first."""
 
 import sys
 
@@ -6,7 +6,7 @@ from repae_jax.utils import signals, streams
 
 
 def main() -> int:
-    """Run the command of `sys.argv`; returns the exit status, see `cli.main`."""
+    """Run the command in `sys.argv`; returns the exit status, see `cli.main`."""
     streams.take()
     signals.take()
 

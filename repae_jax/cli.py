@@ -1,8 +1,8 @@
 """The command line: `python -m repae_jax <command>`, or `repae <command>`.
 
-A command NAME is the module `commands/NAME.py` (with _ for -): SUMMARY, EPILOG,
+The module `commands/NAME.py` (with _ for -) defines the command NAME: SUMMARY, EPILOG,
 `add_arguments(parser)` and `run(options)`, which returns the exit status. The modules are quick to
-import: JAX and other large packages are imported when `run` needs them.
+import: `run` imports JAX and other large packages when it needs them.
 """
 
 import argparse
@@ -49,12 +49,12 @@ COMMANDS = (
     "convert",
     "inspect",
 )
-# Those whose result is what they print.
+# Commands whose printed output is their result.
 PRINTING = ("inspect", "compile", "evaluate", "evaluate-vae")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that takes every number for a value, also -1e30, which looks like an option."""
+    """A parser that reads every number as a value, including -1e30, which looks like an option."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -66,12 +66,13 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status.
 
-    0: done. 2: bad input, in one line. 70: an unforeseen error, in one line. 75: a signal ended the
-    training before its last step, after saving, or SIGTERM or SIGHUP ended another command, or
-    another process of the job is gone; the same command resumes. 130: Ctrl-C ended another command.
+    0: done. 2: bad input, explained in one line. 70: an unforeseen error, in one line. 75: a signal
+    ended the training before its last step, after saving; or SIGTERM or SIGHUP ended another
+    command; or another process of the job is gone. The same command resumes after a 75. 130: Ctrl-C
+    ended a command other than training.
     """
     if getattr(sys.stdout, "errors", "") == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may be invalid UTF-8
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     return signals.until_signal(lambda: _main(arguments))
 
@@ -79,25 +80,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments):
     try:
         options = _parse(arguments)
-    except SystemExit as end:  # such as that of --help
+    except SystemExit as end:  # --help raises it, for example
         sys.exit(streams.report_lost_output(end.code or 0, needed=True))
     if options.command is None:
         return streams.report_lost_output(0, needed=True)
-    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax explains itself at length
+    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax logs at length
     try:
         process_env.prepare()
         use_compilation_cache()
         status = _module(options.command).run(options)
     except Exception as error:
-        signals.check()  # which may be what a library made this error of
+        signals.check()  # a library may have turned a signal into this error
         return _ended_by(error)
     return streams.report_lost_output(status, needed=options.command in PRINTING)
 
 
 def make_parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
-    """The parser of these commands; `options.command` is the one that the user asks for, or None.
+    """The parser of the commands `names`; `options.command` is the requested one, or None.
 
-    Imports their modules.
+    Imports the commands' modules.
     """
     raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="python -m repae_jax", description=DESCRIPTION, formatter_class=raw)
@@ -123,7 +124,7 @@ def _module(name):
 
 
 def _parse(arguments):
-    """The options of the command line; `options.overrides` are the configuration's keys in it."""
+    """Parse the command line; `options.overrides` lists its `--config.key=value` words."""
     first = arguments[:1]
     parser = make_parser(first if first and first[0] in COMMANDS else COMMANDS)
     options, rest = parser.parse_known_args(arguments)
@@ -138,19 +139,19 @@ def _parse(arguments):
 
 
 def _ended_by(error):
-    """Print the line of an error; returns the exit status."""
+    """Print an error in one line; returns the exit status."""
     if os.environ.get(TRACEBACK, "0") != "0":
         traceback.print_exception(error)
     status, line = describe_error(error)
     print(line, file=sys.stderr, flush=True)
     if _is_one_of_several():
         sys.stdout.flush()
-        os._exit(status)  # in order it would wait for the others, and they may wait for it
+        os._exit(status)  # an orderly exit waits for the other processes, which may wait for this
     return status
 
 
 def _is_one_of_several():
-    """Whether this process has joined others."""
+    """Whether this process belongs to a job of several processes."""
     if "jax" not in sys.modules:
         return False
     import jax

@@ -68,11 +68,11 @@ def _labels(text: str | None, num_classes: int) -> tuple[np.ndarray, int]:
     """Labels (N,) int32, and the columns of their grid; by default eight images a class."""
     import numpy as np
 
-    from repae_jax.sampling.class_labels import NONE, class_numbers, unconditional
+    from repae_jax.sampling.class_labels import NONE, parse_labels, unconditional_labels
 
     if text is None:
         return np.repeat(np.arange(min(10, num_classes), dtype=np.int32), 8), 8
     if text == NONE:
-        return unconditional(64), 8
-    labels = class_numbers(text, num_classes)
+        return unconditional_labels(64), 8
+    labels = parse_labels(text, num_classes)
     return labels, min(len(labels), 10)

@@ -20,7 +20,7 @@ from repae_jax.runs.initial_state import initial_tokenizer
 from repae_jax.runs.metrics import read_history
 from repae_jax.runs.open_run import Run, make_sampler, sampling_weights
 from repae_jax.runs.state import tokenizer_variables
-from repae_jax.sampling.class_labels import balanced
+from repae_jax.sampling.class_labels import balanced_labels
 from repae_jax.sampling.generate import generate_all, make_generate
 from repae_jax.utils.figures import class_grid, pairs_figure, pca_figure, save_png
 from repae_jax.utils.finite import NotFinite
@@ -97,7 +97,7 @@ def write_run_report(
 def _generated(run: Run, page: Page, samples: int, seed: int, progress: bool) -> None:
     config = run.config
     classes = config.data.num_classes
-    labels = balanced(samples, classes)
+    labels = balanced_labels(samples, classes)
     sampler = make_sampler(config, guidance_scale=1.0)
     images = generate_all(
         make_generate(run.models.backbone, run.models.tokenizer, sampler),

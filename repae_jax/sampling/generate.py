@@ -1,4 +1,4 @@
-"""From labels to pictures: sampler and decoder as one compiled program."""
+"""Image generation from labels: sampler and decoder as one compiled program."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,16 +19,16 @@ from repae_jax.sampling.samplers import Sampler, image_noise, sample_watched, st
 from repae_jax.utils.finite import NotFinite, finite_rows
 from repae_jax.utils.images import to_uint8
 
-_DECODING = -1  # the fault of pixels that are not finite though their latents are
+_DECODING = -1  # the fault of an image with finite latents whose pixels are NaN or infinite
 
 
 class Generated(NamedTuple):
-    """A batch.
+    """A batch of generated images.
 
     Attributes:
       images: uint8 (B, H, W, 3).
-      faults: int32 (B,), 0 for an image whose latents and pixels are finite; else the sampling
-        step, from 1 up, that first made its latents NaN or infinite, or -1: its decoding did.
+      faults: int32 (B,): 0 for an image whose latents and pixels are finite; n > 0 if sampling step
+        n first made its latents NaN or infinite; -1 if decoding made its pixels so.
     """
 
     images: jax.Array
@@ -41,14 +41,14 @@ Generate = Callable[[Mapping, jax.Array, jax.Array, jax.Array], Generated]
 def make_generate(
     backbone: Backbone, tokenizer: Tokenizer, sampler: Sampler, *, mesh: Mesh | None = None
 ) -> Generate:
-    """Build the compiled `generate(weights, key, indices, labels) -> Generated` of B images.
+    """Build the compiled function `generate(weights, key, indices, labels) -> Generated`.
 
-    `weights` holds "backbone" and "tokenizer" (their variables), and "latent_norm" ({"mean",
-    "var"}). Image i depends on the key, `indices[i]` (B,) and its label only, not on its
-    neighbours. A label is a class or, for a backbone with a null condition, `NO_CLASS`.
+    `weights` holds "backbone" and "tokenizer" (their variables) and "latent_norm" ({"mean", "var"},
+    (c,) each). `indices` and `labels` are (B,) integers. Image i depends on the key, `indices[i]`
+    and `labels[i]` alone. A label is a class or, for a backbone with a null condition, `NO_CLASS`.
 
-    On a mesh all processes call it alike, its devices divide the batch, which their number must
-    divide, and every process gets all images.
+    On a mesh, all processes make the same call, the devices share the batch (B must be a multiple
+    of their number), and every process receives all images.
     """
     null = backbone.conditioner.null()
     shape = (backbone.latent_size, backbone.latent_size, backbone.latent_channels)
@@ -86,7 +86,7 @@ def make_generate(
 
 
 def describe_fault(fault: int) -> str:
-    """What one of `Generated.faults` says, in words."""
+    """Describe a nonzero value of `Generated.faults` in words."""
     if fault == _DECODING:
         return "its pixels are NaN or infinite, though its latents are not"
     return f"its latents are NaN or infinite from sampling step {fault} on"
@@ -103,27 +103,29 @@ def generate_batches(
     first_index: int = 0,
     mesh: Mesh | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Batches of images, each while the next one is made.
+    """Generate images batch by batch; the devices compute the next batch during each yield.
 
     Args:
       generate: from `make_generate`, with the same `mesh`.
-      weights: as it takes them.
-      key: of all images; on the mesh.
-      labels: (N,), of all images.
-      starts: the numbers of the images with which the batches begin, 0 to N - 1.
-      batch_size: images at a time.
+      weights: the weights that `generate` takes.
+      key: the key of all images; on the mesh.
+      labels: (N,) integers, the labels of all images.
+      starts: for each batch the number of its first image, 0 to N - 1.
+      batch_size: images per batch.
       first_index: the index of image 0.
       mesh: the devices.
 
     Yields:
-      a batch's start, and its images (n, H, W, 3) uint8: n is the batch size, or what is left.
-      What is computed has always the batch size, so that everything is one compiled shape.
+      The number of the batch's first image, and the images (n, H, W, 3) uint8. n is the batch size,
+      or fewer in the last batch; the devices compute full batches only, so one compiled shape
+      serves all.
 
     Raises:
-      NotFinite: latents or pixels of an image are; says from which step on.
+      NotFinite: latents or pixels of an image are NaN or infinite; the message names the sampling
+        step that first made them so.
     """
 
-    def begun(start):
+    def dispatch(start):
         batch = np.arange(start, start + batch_size)
         chunk = labels[np.minimum(batch, len(labels) - 1)].astype(np.int32)
         inputs = (first_index + batch, chunk)
@@ -132,16 +134,16 @@ def generate_batches(
 
     before = None
     for start in starts:
-        after = begun(start)
+        after = dispatch(start)
         if before is not None:
-            yield _whole(*before, labels)
+            yield _collect(*before, labels)
         before = after
     if before is not None:
-        yield _whole(*before, labels)
+        yield _collect(*before, labels)
 
 
-def _whole(start, made, labels):
-    """A batch's start, and its images as far as they are asked for; they are finite."""
+def _collect(start, made, labels):
+    """A batch's start and its requested images, checked to be finite, on the host."""
     faults = np.asarray(made.faults)[: len(labels) - start]
     if faults.any():
         first = int(np.flatnonzero(faults)[0])
@@ -164,10 +166,12 @@ def generate_all(
     first_index: int = 0,
     progress: bool = True,
 ) -> np.ndarray:
-    """Images (N, H, W, 3) uint8 for all `labels` (N,), in batches, with a progress bar.
+    """Generate images (N, H, W, 3) uint8 for all `labels` (N,), in batches, with a progress bar.
+
+    The arguments are those of `generate_batches`; `progress` shows the bar.
 
     Raises:
-      NotFinite: as `generate_batches`.
+      NotFinite: latents or pixels of an image are NaN or infinite.
     """
     from tqdm import tqdm
 

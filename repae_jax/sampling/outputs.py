@@ -1,7 +1,7 @@
-"""Where generated images go, batch by batch: one .npz, or a folder of PNG files.
+"""Output of generated images, batch by batch: one .npz file, or a folder of PNG files.
 
-Both can be left at any moment and gone on with: `missing` tells which batches are still to be
-made. What has a final name is whole.
+Both can be interrupted at any moment and resumed: `missing` lists the batches still to be
+generated. A file under its final name is complete.
 """
 
 import concurrent.futures
@@ -30,24 +30,31 @@ from repae_jax.utils.regular_files import is_file_there
 from repae_jax.utils.schema import Count, check_schema, read_json
 
 FORMAT = "repae_jax samples 1"
-_SHOWN = 64  # images of the preview, eight a row
-_THREADS = 8  # that read and write PNGs
+_SHOWN = 64  # images in the preview, eight per row
+_THREADS = 8  # threads that read and write PNG files
 _CHUNK = 1 << 20  # bytes
 _PNG_END = b"IEND\xaeB`\x82"
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the first time that a zip file knows: bytes must not tell the hour
+# The earliest time of a zip member: the archive's bytes must be independent of the time of writing.
+_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """`count` images (*shape) uint8 at `path`, and beside it what they are and a preview."""
+    """`count` images uint8 (*shape) at `path`; beside it a description (JSON) and a preview.
+
+    Attributes:
+      path: the .npz file, or the folder.
+      count: number of images.
+      shape: (H, W, 3) of an image.
+    """
 
     path: pathlib.Path
     count: int
     shape: tuple[int, int, int]
 
     @property
-    def about(self) -> pathlib.Path:
-        """NAME.json: the file that says what the images are."""
+    def description(self) -> pathlib.Path:
+        """NAME.json: the file that describes how the images were generated."""
         return self.path.with_name(f"{self._name}.json")
 
     @property
@@ -60,57 +67,57 @@ class Output:
         return self.path.name.removesuffix(".npz")
 
     def begin(self, made: Mapping[str, Any]) -> None:
-        """Note what is being made, and that is all that may be made here from the first image on.
+        """Write the description `made`; once images exist, only the same description is accepted.
 
         Raises:
-          UserError: something else is there or has been begun there, or it cannot be written.
+          UserError: the place holds other images or files, or it cannot be written.
         """
         self._check_free_of_others()
         ours = {"format": FORMAT, **made}
-        there = is_file_there(self.about)
+        there = is_file_there(self.description)
         if not there and self._begun():
             raise UserError(
-                f"{self.path} exists already, and {self.about.name} is not there to say what it "
-                "is; choose another --output, or remove it"
+                f"{self.path} exists already, and {self.description.name} is not there to say "
+                "what it is; choose another --output, or remove it"
             )
-        theirs = read_json(self.about) if there else ours
+        theirs = read_json(self.description) if there else ours
         if not isinstance(theirs, dict) or theirs.get("format") != FORMAT:
             raise UserError(
-                f"{self.about} exists already and is something else; choose another --output"
+                f"{self.description} exists already and is something else; choose another --output"
             )
         if there and (others := self._other_form()) is not None:
             raise UserError(
-                f"{self.about} says what {others} holds, and would be that of {self.path} as well: "
-                "choose another name as --output"
+                f"{self.description} already describes {others}, and {self.path} would need the "
+                "same file: choose another name as --output"
             )
         if there and self._any_written():
             check_same(self.path, theirs, ours)
             return
         with self._writing(self.preview):
-            self.preview.unlink(missing_ok=True)  # of images that have been removed
-        write_json(self.about, ours)
+            self.preview.unlink(missing_ok=True)  # it shows images that have been removed
+        write_json(self.description, ours)
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[Lock]:
-        """Holds the output against other processes; what killed runs left half-written is gone.
+        """Lock the output against other processes, and remove temporary files of killed runs.
 
         Raises:
-          UserError: another process holds it, or it cannot be written there.
+          UserError: another process holds the lock, or the place cannot be written.
         """
         with writing(self.path) as lock:
-            own = {self.path.name, self.about.name, self.preview.name}
+            own = {self.path.name, self.description.name, self.preview.name}
             remove_temporaries(self.path.parent, own.__contains__)
             yield lock
 
     def show(self, done: int) -> None:
-        """Write the preview if it is not there and the first `done` images suffice for it."""
+        """Write the preview once the first `done` images suffice for it, if it is missing."""
         shown = min(_SHOWN, self.count)
         if done >= shown and not self.preview.exists():
             save_png(self.preview, image_grid(self.first(shown), min(8, shown)))
 
     def _other_form(self):
-        """The images of the same name that are a folder where these are a file, or the reverse."""
-        file, folder = self.about.with_name(f"{self._name}.npz"), self.about.with_name(self._name)
+        """The path of images with the same name in the other form (folder or .npz), or None."""
+        file, folder = self.path.with_name(f"{self._name}.npz"), self.path.with_name(self._name)
         other = folder if self.path == file else file
         form = Folder if other == folder else Npz
         return other if form(other, self.count, self.shape)._any_written() else None
@@ -127,22 +134,25 @@ class Output:
 
 
 class Npz(Output):
-    """All images in one file, as ADM's evaluator reads them.
+    """All images in one file, in the format of ADM's evaluator.
 
-    arr_0 uint8 (N, H, W, 3) and arr_1 int64 (N,), the labels, not compressed, arr_0 first. The
-    images stand in NAME.npz.partial, one behind the other, until all are there.
+    The file holds arr_0 uint8 (N, H, W, 3), then arr_1 int64 (N,), the labels, uncompressed.
+    NAME.npz.partial collects the raw bytes of the images until all are written.
     """
 
     @property
     def partial(self) -> pathlib.Path:
-        """The images so far."""
+        """NAME.npz.partial: the images written so far."""
         return self.path.with_name(f"{self.path.name}.partial")
 
     def missing(self, batch_size: int) -> list[int]:
-        """The first index of every batch that is to be made.
+        """The first index of every batch still to be generated.
 
-        Batches that are not whole are made anew, so that each image has the neighbours that it has
-        in a run that nothing disturbed: rounding may depend on them.
+        Incomplete batches are generated again as a whole, so that each image is computed in the
+        same batch as in an uninterrupted run: rounding may depend on the batch.
+
+        Raises:
+          UserError: NAME.npz.partial is a folder.
         """
         if self.path.exists():
             self.partial.unlink(missing_ok=True)
@@ -154,7 +164,7 @@ class Npz(Output):
         return list(range(done, self.count, batch_size))
 
     def write(self, start: int, images: np.ndarray) -> None:
-        """Put images (n, H, W, 3) behind the first `start`; n may be beyond the count."""
+        """Append images uint8 (n, H, W, 3) after the first `start`; images past `count` are cut."""
         with self._writing(self.partial):
             mode = "r+b" if self.partial.exists() else "wb"
             with open(self.partial, mode) as file:
@@ -165,13 +175,13 @@ class Npz(Output):
                 os.fsync(file.fileno())
 
     def first(self, count: int) -> np.ndarray:
-        """The first images."""
+        """The first `count` images, uint8 (count, H, W, 3)."""
         with self._images() as file:
             flat = np.frombuffer(file.read(count * self._bytes), np.uint8)
         return flat.reshape(-1, *self.shape)
 
     def finish(self, labels: np.ndarray) -> None:
-        """Write the file from all images, of which one chunk at a time is in memory."""
+        """Write NAME.npz from all images and `labels` (N,), with one chunk in memory at a time."""
         shape = (self.count, *self.shape)
         with replacing(self.path) as temporary:
             with zipfile.ZipFile(temporary, "w") as archive:
@@ -185,7 +195,7 @@ class Npz(Output):
 
     @contextlib.contextmanager
     def _images(self):
-        """The images' bytes, be they finished or not."""
+        """Open the images' bytes, in NAME.npz if it exists, else in the partial file."""
         if not self.path.exists():
             with open(self.partial, "rb") as file:
                 yield file
@@ -201,7 +211,7 @@ class Npz(Output):
         return self.path.exists() or self.partial.exists()
 
     def _any_written(self):
-        """Whether there are images, which NAME.json is about."""
+        """Whether images exist that NAME.json describes."""
         return self.path.exists() or (self.partial.exists() and self.partial.stat().st_size > 0)
 
     def _check_free_of_others(self):
@@ -210,19 +220,19 @@ class Npz(Output):
 
 
 class Folder(Output):
-    """Each image in a PNG file, 000000.png and so on."""
+    """Each image in a PNG file: 000000.png, 000001.png, ..."""
 
     def missing(self, batch_size: int) -> list[int]:
-        """The first index of every batch that is to be made."""
+        """The first index of every batch still to be generated."""
         names = entries(self.path)
-        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:  # a disk may be far away
+        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:  # network disks are slow
             whole = pool.map(_is_whole, [self.path / name for name in names])
             there = {name for name, good in zip(names, whole, strict=True) if good}
         batches = range(0, self.count, batch_size)
         return [s for s in batches if not there.issuperset(self._names(s, batch_size))]
 
     def write(self, start: int, images: np.ndarray) -> None:
-        """Write images (n, H, W, 3) from the index `start` on, but those that are there."""
+        """Write images uint8 (n, H, W, 3) from the index `start` on; complete files stay."""
         files = [self.path / name for name in self._names(start, len(images))]
         todo = [(file, image) for file, image in zip(files, images, strict=False)
                 if not _is_whole(file)]  # fmt: skip
@@ -230,12 +240,12 @@ class Folder(Output):
             list(pool.map(lambda pair: write_atomically(pair[0], encode_pixels(pair[1])), todo))
 
     def first(self, count: int) -> np.ndarray:
-        """The first images."""
+        """The first `count` images, uint8 (count, H, W, 3)."""
         paths = [self.path / name for name in self._names(0, count)]
         return np.stack([decode_pixels(read_file(p), self.shape[0], str(p)) for p in paths])
 
     def finish(self, labels: np.ndarray) -> None:
-        """Nothing is left to do."""
+        """Do nothing: `write` completes every file."""
 
     def _names(self, start, size):
         return [f"{index:06d}.png" for index in range(start, min(start + size, self.count))]
@@ -257,10 +267,11 @@ class Folder(Output):
 
 
 def make_output(path: pathlib.Path, count: int, shape: tuple[int, int, int]) -> Npz | Folder:
-    """The output that the name asks for: NAME.npz, or without a suffix a folder.
+    """Make the output for `path`: one file for NAME.npz, a folder for a name without a suffix.
 
     Raises:
-      UserError: another suffix, a folder that is a file, or no images.
+      UserError: `path` has another suffix, the folder's name is that of a file, or `count` is out
+        of range.
     """
     path = path if path.name else path.resolve()
     check_schema(count, Count, source="--count")
@@ -279,7 +290,7 @@ def make_output(path: pathlib.Path, count: int, shape: tuple[int, int, int]) -> 
 
 @contextlib.contextmanager
 def _member(archive: zipfile.ZipFile, name: str, shape, dtype) -> Iterator[BinaryIO]:
-    """An array of the archive, to be filled with its bytes."""
+    """Open a new array of the archive; the caller writes the array's bytes."""
     info = zipfile.ZipInfo(f"{name}.npy", _EPOCH)
     header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": tuple(shape)}
     with archive.open(info, "w", force_zip64=True) as file:
@@ -288,7 +299,7 @@ def _member(archive: zipfile.ZipFile, name: str, shape, dtype) -> Iterator[Binar
 
 
 def _is_whole(path):
-    """Whether a PNG file is there up to its last chunk."""
+    """Whether a PNG file exists and ends with its last chunk."""
     try:
         with open(path, "rb") as file:
             file.seek(-len(_PNG_END), os.SEEK_END)

@@ -1,9 +1,9 @@
 """ODE and SDE samplers: from noise at t = 1 to latents at t = 0 along the learned velocity.
 
-A method is a table with one row a velocity evaluation (`Evaluations`), computed ahead in float64,
-and one loop body runs every table: Euler, Heun and Euler-Maruyama differ in numbers only. The
-program holds one loop for each stretch of steps with or without guidance, so at most three copies
-of the model, whatever the number of steps, and no step pays for a guidance that it does not use.
+A method is a table with one row per velocity evaluation (`Evaluations`), computed ahead in float64.
+One loop body runs every table: Euler, Heun and Euler-Maruyama differ only in the table's numbers.
+The program holds one loop for each stretch of steps with or without guidance: at most three copies
+of the model for any number of steps, and only guided steps pay for guidance.
 """
 
 import functools
@@ -27,25 +27,28 @@ StepNoise = Callable[[jax.Array], jax.Array]
 
 METHODS = ("euler", "heun", "euler-maruyama")
 MOST_STEPS = 100_000
-LAST_SDE_TIME = 0.04  # The score grows as 1/t, so the last step, to 0, is one without noise.
+LAST_SDE_TIME = 0.04  # The score grows as 1/t; the last step, from here to 0, adds no noise.
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """How to integrate; immutable, hashable, and checked when made.
+    """The integration method and its options; immutable, hashable, and checked when made.
 
-    `method` is "euler" or "heun" (probability-flow ODE) or "euler-maruyama" (reverse SDE). `steps`
-    counts integration steps; Heun evaluates the velocity 2 steps - 1 times, the others once a
-    step. `interpolant` must be the one that the model was trained with.
+    Classifier-free guidance follows uncond + guidance_scale (cond - uncond) while
+    guidance_low <= t <= guidance_high, and the conditional velocity elsewhere ("guidance interval",
+    arXiv 2404.07724; t = 1 is noise). A scale of 1 turns guidance off, a scale of 0 follows the
+    unconditional velocity, and a scale between 0 and 1 interpolates.
 
-    Classifier-free guidance moves along uncond + guidance_scale (cond - uncond) while
-    guidance_low <= t <= guidance_high, and follows the conditional velocity elsewhere ("guidance
-    interval", arXiv 2404.07724; t = 1 is noise). A scale of 1 is no guidance, one of 0 follows the
-    unconditional velocity, and one between them lies between these.
+    Attributes:
+      method: "euler" or "heun" (probability-flow ODE) or "euler-maruyama" (reverse SDE).
+      steps: integration steps, 1 (2 for the SDE) to `MOST_STEPS`. Heun evaluates the velocity
+        2 steps - 1 times, the other methods once per step.
+      interpolant: the interpolant that the model was trained with.
+      guidance_scale: finite, from 0 up.
+      guidance_low, guidance_high: the guidance interval, 0 <= low <= high <= 1.
 
-    Raises UserError for an unknown method or interpolant, fewer than 1 step (2 for the SDE) or more
-    than `MOST_STEPS`, a scale that is negative or not finite, or an interval that is not
-    0 <= low <= high <= 1.
+    Raises:
+      UserError: an unknown method or interpolant, or a value out of range.
     """
 
     method: Literal["euler", "heun", "euler-maruyama"]
@@ -81,7 +84,7 @@ class Sampler:
 
     @property
     def stochastic(self) -> bool:
-        """Whether the steps need noise."""
+        """Whether the steps add noise."""
         return self.method == "euler-maruyama"
 
     @property
@@ -91,7 +94,10 @@ class Sampler:
 
 
 def check_null_class(sampler: Sampler, drop: float) -> None:
-    """Raise UserError if a sampler guides a model that was trained without dropping conditions."""
+    """Raise UserError if a sampler guides a model whose conditions were never dropped in training.
+
+    `drop` is the probability with which training dropped conditions, 0 to 1.
+    """
     if sampler.guided and drop == 0:
         raise UserError(
             f"the guidance scale is {sampler.guidance_scale}, but a backbone trained with "
@@ -108,7 +114,7 @@ def sample(
     null: Tree | None = None,
     step_noise: StepNoise | None = None,
 ) -> jax.Array:
-    """The latents of `sample_watched`, which has the arguments' description."""
+    """Sample latents (B, h, w, c) float32 at t = 0; see `sample_watched` for the arguments."""
     return sample_watched(sampler, velocity, noise, condition, null=null, step_noise=step_noise)[0]
 
 
@@ -121,24 +127,33 @@ def sample_watched(
     null: Tree | None = None,
     step_noise: StepNoise | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Latents (B, h, w, c) float32 at t = 0 from `noise` (B, h, w, c) at t = 1, and their faults.
-
-    The faults (B,) int32 are the number of the step, from 1 up, that first made an image's latents
-    NaN or infinite, 0 where none did.
+    """Sample latents (B, h, w, c) float32 at t = 0 from `noise` (B, h, w, c) at t = 1.
 
     Call it under `jax.jit` (with the sampler static, and the parameters that `velocity` closes
-    over as arguments): it is then one program, in which the steps are `lax.scan`s.
+    over as arguments): the result is one program whose steps run in `lax.scan`s.
 
-    `velocity(x, t, condition)` maps (N, h, w, c), (N,) float32 in [0, 1] and a tree of arrays
-    (N, ...), such as {"label": (N,) int32}, to (N, h, w, c) of any float type. N is B, or 2 B in
-    the steps with guidance (of a scale that is not 0), where every image stands beside itself with
-    `null`, the condition of one image that means "none" to the model.
-    `step_noise(i)` gives the standard normal noise (B, h, w, c) of step i (a traced int32).
+    The state is float32 with compensated (Kahan) summation, where the original's is float64: the
+    loop carries the rounding error of each addition, so the total error does not grow with the
+    steps.
 
-    The state is float32, where the original's is float64, with compensated summation: what the
-    additions round away is carried along, so that the error does not grow with the steps.
+    Args:
+      sampler: the method and its options.
+      velocity: `velocity(x, t, condition)` maps (N, h, w, c), (N,) float32 in [0, 1] and a tree of
+        arrays (N, ...), such as {"label": (N,) int32}, to (N, h, w, c) of any float type. N is B;
+        in guided steps with a nonzero scale it is 2 B, where each image appears twice, once with
+        its condition and once with `null`.
+      noise: standard normal.
+      condition: a tree of arrays (B, ...).
+      null: the null condition of one image; guidance needs it.
+      step_noise: `step_noise(i)` is the standard normal noise (B, h, w, c) of step i, a traced
+        int32; the SDE needs it.
 
-    Raises UserError if guidance is on and `null` is None, or if the SDE has no step noise.
+    Returns:
+      The latents, and their faults (B,) int32: the step, from 1 up, that first made an image's
+      latents NaN or infinite, or 0.
+
+    Raises:
+      UserError: guidance is on and `null` is None, or the SDE has no step noise.
     """
     if sampler.guided and null is None:
         raise UserError(
@@ -168,9 +183,9 @@ def sample_watched(
 
 
 class Evaluations(NamedTuple):
-    """One row for each of the K velocity evaluations of a method; all columns (K,).
+    """The table of a method: one row for each of its K velocity evaluations; columns are (K,).
 
-    After evaluation k, with drift d_k at the query point and time t_k,
+    Evaluation k computes the drift d_k at the query point and time t_k; then
 
         x     += weight d_k + previous_weight d_{k-1} + noise_scale N(0, I)
         query  = x + lookahead d_k
@@ -185,7 +200,7 @@ class Evaluations(NamedTuple):
 
 
 def evaluations(sampler: Sampler) -> tuple[Evaluations, np.ndarray]:
-    """The sampler's table (int32 steps, the rest float32), and which rows are guided, bool (K,)."""
+    """The sampler's table (`step` int32, the rest float32) and a mask of guided rows, bool (K,)."""
     times = time_grid(sampler)
     step, time, dt = np.arange(sampler.steps), times[:-1], np.diff(times)
     none = np.zeros_like(dt)
@@ -196,7 +211,7 @@ def evaluations(sampler: Sampler) -> tuple[Evaluations, np.ndarray]:
         table = table._replace(noise_scale=scale)
     elif sampler.method == "heun":
         table = _heun(step, times)
-    # Both evaluations of a Heun step are guided by the time at which the step starts.
+    # The starting time of a Heun step decides for both of its evaluations whether they are guided.
     start = times[table.step]
     inside = (sampler.guidance_low <= start) & (start <= sampler.guidance_high)
     as_float32 = [column.astype(np.float32) for column in table[1:]]
@@ -204,9 +219,9 @@ def evaluations(sampler: Sampler) -> tuple[Evaluations, np.ndarray]:
 
 
 def _heun(step: np.ndarray, times: np.ndarray) -> Evaluations:
-    """Rows in pairs: look a whole step ahead, then go there by the mean of both drifts.
+    """Heun's table. A step has two rows: query a full step ahead, then move by the mean drift.
 
-    The step that arrives at t = 0 is a plain Euler step, one row.
+    The step that arrives at t = 0 is a plain Euler step with one row.
     """
     dt = np.diff(times)
     first, second = np.array([1.0, 0.0]), np.array([0.0, 1.0])
@@ -231,11 +246,11 @@ def time_grid(sampler: Sampler) -> np.ndarray:
 
 
 def _linspace(start: float, stop: float, count: int) -> np.ndarray:
-    """torch.linspace in float64, to the last bit: from both ends, each point rounded once.
+    """Reproduce torch.linspace in float64 bit by bit: from both ends, each point rounded once.
 
-    The last bit counts where a guidance bound is meant to be a point of the grid: the original
-    compares such a time with the bound as torch happens to round it, and so decides whether that
-    step is guided. numpy's linspace rounds differently.
+    The last bit matters where a guidance bound is a point of the grid: the original compares the
+    bound with the time as torch rounds it, which decides whether the step is guided. numpy's
+    linspace rounds differently.
     """
     step = Fraction((stop - start) / (count - 1))
     points = [
@@ -246,16 +261,16 @@ def _linspace(start: float, stop: float, count: int) -> np.ndarray:
 
 
 def _segments(guided: np.ndarray) -> list[slice]:
-    """Maximal runs of equal values: at most three, as the guidance interval is one interval."""
+    """Maximal runs of equal values: at most three, since the guidance interval is contiguous."""
     cuts = np.flatnonzero(np.diff(guided)) + 1
     return [slice(a, b) for a, b in zip([0, *cuts], [*cuts, len(guided)], strict=True)]
 
 
 class _State(NamedTuple):
-    """What one evaluation hands to the next; arrays (B, h, w, c) float32, but for `fault`.
+    """The scan's carry from one evaluation to the next; arrays are (B, h, w, c) float32.
 
-    `residue` is what the additions to `x` have rounded away: x - residue is the exact state.
-    `fault` (B,) int32 is the step that first made x NaN or infinite, from 1 up; 0: none yet.
+    `residue` is the accumulated rounding error of `x`: x - residue is the exact state.
+    `fault` is (B,) int32: the step, from 1 up, that first made x NaN or infinite, or 0.
     """
 
     x: jax.Array
@@ -266,7 +281,7 @@ class _State(NamedTuple):
 
 
 def _advance(drift_at, step_noise, state: _State, row: Evaluations) -> tuple[_State, None]:
-    """One evaluation, and the additions that its row asks for (Kahan's, with the residue)."""
+    """Evaluate the drift once and update the state by the row's weights, with Kahan summation."""
     drift = drift_at(state.query, row.time)
     move = row.weight * drift + row.previous_weight * state.drift
     if step_noise is not None:
@@ -282,11 +297,11 @@ def _advance(drift_at, step_noise, state: _State, row: Evaluations) -> tuple[_St
 def _drift(
     sampler: Sampler, velocity: Velocity, x: jax.Array, time: jax.Array, *, condition: Tree
 ) -> jax.Array:
-    """dx/dt at `x` (N, h, w, c), without noise: the velocity, for the SDE less t times the score.
+    """The drift at `x` (N, h, w, c): the velocity, for the SDE minus t times the score.
 
     The reverse SDE with diffusion w_t is dx = (v - w_t/2 score) dt + sqrt(w_t) dW (arXiv
-    2401.08740, section 2), here with w_t = 2 t. Its score belongs to the integrator's state, not
-    to the state as the model may round it.
+    2401.08740, section 2), here with w_t = 2 t. The score is computed at the integrator's float32
+    state, which the model itself may round to another type.
     """
     t = jnp.full((x.shape[0],), time, jnp.float32)
     v = velocity(x, t, condition).astype(jnp.float32)
@@ -305,11 +320,11 @@ def _guided_drift(
     condition: Tree,
     null: Tree,
 ) -> jax.Array:
-    """uncond + scale (cond - uncond) of the two drifts, from one doubled batch.
+    """The guided drift uncond + scale (cond - uncond), from one batch of twice the size.
 
-    The two copies of an image are neighbours, (B, ...) -> (B, 2, ...) -> (2 B, ...), so that a
-    batch that is split over devices is doubled on each device, without communication. For a scale
-    of 0 the unconditional velocity is enough.
+    The two copies of an image are adjacent, (B, ...) -> (B, 2, ...) -> (2 B, ...), so that each
+    device doubles its own shard of the batch without communication. For a scale of 0 the
+    unconditional velocity suffices.
     """
     if sampler.guidance_scale == 0.0:
         return _drift(sampler, velocity, x, time, condition=full_like(condition, null))
@@ -325,27 +340,33 @@ def _guided_drift(
 
 
 def image_noise(key: jax.Array, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The initial noise (B, *shape) of the images with the given `indices` (B,).
+    """The initial standard normal noise (B, *shape) of the images with the given `indices` (B,).
 
-    It depends on the key and the image's own index alone, so image i is the same in every batch,
-    on any number of devices. The same key may serve `step_noise`.
-    Raises UserError for a key whose generator does not keep that promise.
+    The noise depends on the key and the image's index alone, so image i is the same in every batch
+    and on any number of devices. The same key may serve `step_noise`.
+
+    Raises:
+      UserError: the key's generator is another than threefry2x32, whose vectorized numbers are
+        independent of the batch.
     """
     return _noise(key, indices, 0, shape)
 
 
 def step_noise(key: jax.Array, indices: jax.Array, shape: tuple[int, ...]) -> StepNoise:
-    """The callable i -> (B, *shape): noise of step i, by key, image index and step alone.
+    """Make the function i -> standard normal noise (B, *shape) of step i, for `sample`.
 
-    For `sample`; what `image_noise` says of the key and the indices holds here too.
+    The noise depends on the key, the image's index and the step alone.
+
+    Raises:
+      UserError: the returned function raises it for a key of another generator than threefry2x32.
     """
     return lambda step: _noise(key, indices, step + 1, shape)
 
 
 def _noise(key: jax.Array, indices: jax.Array, draw: jax.Array | int, shape) -> jax.Array:
-    """Draw number `draw` of each image's own stream: 0 is its start, i + 1 that of step i."""
+    """Random draw number `draw` of each image's stream: 0 is the initial noise, i + 1 step i's."""
     if jax.random.key_impl(key) != "threefry2x32":
-        # The others, under vmap, make the numbers of one image depend on the rest of the batch.
+        # Under vmap, the other generators make one image's numbers depend on the rest of the batch.
         raise UserError(
             f"the key's generator is {jax.random.key_impl(key)}: "
             "make the key with jax.random.key(seed, impl='threefry2x32')"

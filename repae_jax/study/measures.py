@@ -24,7 +24,7 @@ from repae_jax.models.networks import Models
 from repae_jax.models.tokenizers.codec import make_codec
 from repae_jax.runs.open_run import make_sampler, sampling_key, sampling_weights
 from repae_jax.runs.state import TrainState, tokenizer_variables
-from repae_jax.sampling.class_labels import balanced
+from repae_jax.sampling.class_labels import balanced_labels
 from repae_jax.sampling.generate import generate_all, make_generate
 from repae_jax.study.judge import Judge
 from repae_jax.utils.finite import NotFinite
@@ -111,7 +111,7 @@ class Measures:
         return latents
 
     def _sampled(self, state, figures):
-        labels = balanced(self._wanted.samples, self._config.data.num_classes)
+        labels = balanced_labels(self._wanted.samples, self._config.data.num_classes)
         images = generate_all(
             self._generate,
             sampling_weights(state),

@@ -41,7 +41,7 @@ from repae_jax.parallel.mesh import batch_sharding, place, replicated
 from repae_jax.runs.open_run import sampling_weights
 from repae_jax.runs.run_data import RunData
 from repae_jax.runs.state import TrainState
-from repae_jax.sampling.class_labels import balanced
+from repae_jax.sampling.class_labels import balanced_labels
 from repae_jax.sampling.generate import Generate
 from repae_jax.utils.finite import NotFinite
 
@@ -118,7 +118,7 @@ class OnlineEvaluation:
         if self._reference is None:
             self._reference = self._seen_reference(features)
         config = self._config
-        labels = balanced(self._wanted.samples, config.data.num_classes)
+        labels = balanced_labels(self._wanted.samples, config.data.num_classes)
         images = sampled(
             "samples", self._generate, sampling_weights(state), self._key, labels,
             config.data.resolution, self._mesh,

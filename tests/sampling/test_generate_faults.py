@@ -55,12 +55,12 @@ def test_other_options_are_refused_in_the_same_place(run, painted, tmp_path, cap
     assert main(words(run, tmp_path / "x.npz", **finished)) == 0
     assert main(words(run, tmp_path / "x", **finished, seed=0)) == 2  # x.json says what x.npz is
     assert (
-        f"{tmp_path}/x.json says what {tmp_path}/x.npz holds, and would be that of {tmp_path}/x as "
-        "well: choose another name" in capsys.readouterr().err
+        f"{tmp_path}/x.json already describes {tmp_path}/x.npz, and {tmp_path}/x would need the "
+        "same file: choose another name" in capsys.readouterr().err
     )
     assert main(words(run, tmp_path / "z", **finished)) == 0
     assert main(words(run, tmp_path / "z.npz", **finished)) == 2
-    assert f"{tmp_path}/z.json says what {tmp_path}/z holds" in capsys.readouterr().err
+    assert f"{tmp_path}/z.json already describes {tmp_path}/z, and" in capsys.readouterr().err
     interrupt(monkeypatch, after=1)
     assert main(words(run, tmp_path / "y.npz", **finished)) == 130
     capsys.readouterr()
