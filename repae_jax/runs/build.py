@@ -1,4 +1,4 @@
-"""From a configuration to networks, optimizers, and a fresh state."""
+"""Networks, optimizers and the fresh state of a configuration."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ from repae_jax.runs.state import TrainState, create_state
 
 
 def build_models(config: ConfigDict) -> Models:
-    """The networks that this configuration trains or needs, without their weights."""
+    """Build the networks that a configuration trains or needs, without their weights."""
     dtype = jnp.dtype(config.dtype)
     tokenizer = build_tokenizer(config, dtype)
     models = Models(tokenizer=tokenizer)
@@ -57,17 +57,17 @@ def build_models(config: ConfigDict) -> Models:
 
 
 def build_objective(config: ConfigDict) -> Objective:
-    """The loss's coefficients and variants."""
+    """Build the objective: the loss's coefficients and variants, from `config.objective`."""
     return Objective(**config.objective)
 
 
 def build_optimizers(config: ConfigDict) -> dict[str, optax.GradientTransformation]:
-    """One optimizer per trained network, in the order of `config.train`."""
+    """Build one optimizer per trained network, in the order of `config.train`."""
     return {name: adamw(**config.optimizer[name]) for name in config.train}
 
 
 def fresh_state(config: ConfigDict, models: Models, key: jax.Array) -> TrainState:
-    """The state at step 0 with every network freshly initialised, frozen ones included."""
+    """Make the state at step 0 with all networks freshly initialised, including frozen ones."""
     keys = dict(
         zip(
             ("tokenizer", "backbone", "discriminator", "rest"),
@@ -86,7 +86,7 @@ def fresh_state(config: ConfigDict, models: Models, key: jax.Array) -> TrainStat
     if models.backbone is not None:
         variables = models.backbone.init(keys["backbone"], *blank_inputs(models.backbone))
         params["backbone"] = variables.pop("params")
-        if variables:  # such as a table of positions
+        if variables:  # a table of positions, for example
             frozen["backbone"] = variables
         norm = models.latent_norm.init(keys["rest"], latent, train=False)
         batch_stats["latent_norm"] = norm["batch_stats"]
@@ -106,13 +106,13 @@ def fresh_state(config: ConfigDict, models: Models, key: jax.Array) -> TrainStat
 
 
 def state_shapes(config: ConfigDict, models: Models) -> TrainState:
-    """Shapes and types of the state; allocates nothing."""
+    """Shapes and types of the state as `jax.ShapeDtypeStruct`s, without allocating arrays."""
     make = functools.partial(fresh_state, config, models)
     return jax.eval_shape(make, jax.random.key(0))
 
 
 def state_template(config: ConfigDict, models: Models, sharding) -> TrainState:
-    """Shapes and types of the state, all of it at `sharding`, for restoring a checkpoint."""
+    """Shapes and types of the state, each leaf with `sharding`, for restoring a checkpoint."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state_shapes(config, models),
@@ -120,13 +120,13 @@ def state_template(config: ConfigDict, models: Models, sharding) -> TrainState:
 
 
 def latent_shape(config: ConfigDict, models: Models) -> tuple[int, int, int]:
-    """(h, w, c) of one image's latent."""
+    """The shape (h, w, c) of an image's latent."""
     side = config.data.resolution // models.tokenizer.factor
     return side, side, models.tokenizer.latent_channels
 
 
 def init_compiler_options() -> dict[str, Any]:
-    """Initialisation runs once, and on a CPU compiling it well takes longer than running it."""
+    """XLA options that compile initialisation fast on a CPU, where it runs once."""
     if jax.default_backend() != "cpu":
         return {}
     return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

@@ -1,10 +1,10 @@
-"""The names of a state's networks in checkpoints of today and of version 1."""
+"""The names of a state's networks in current checkpoints and in those of version 1."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-# Version 1 called the networks by the one backbone and the one tokenizer that it had, and kept
-# its teachers beside them, whatever they were called.
+# Version 1 named the networks after its only backbone ("sit") and its only tokenizer ("vae"), and
+# kept the teachers in the same dict under their own names.
 _ROLES = {"sit": "backbone", "vae": "tokenizer"}
 _FIRST = {new: old for old, new in _ROLES.items()}
 
@@ -12,14 +12,19 @@ Fields = Mapping[str, Any]
 
 
 class Names(NamedTuple):
-    """How a checkpoint's fields ("params", "frozen", ...) become today's, and back."""
+    """Renaming of a checkpoint's fields ("params", "frozen", ...).
+
+    Attributes:
+      present: from the checkpoint's names to the current ones.
+      stored: from the current names to the checkpoint's.
+    """
 
     present: Callable[[Fields], dict[str, Any]]
     stored: Callable[[Fields], dict[str, Any]]
 
 
 def names_of(held: Fields) -> Names:
-    """Those of a checkpoint that holds these fields."""
+    """The renaming for a checkpoint with the fields `held`."""
     if _ROLES.keys() & held.get("params", {}).keys():
         return Names(_from_first, _to_first)
     return Names(dict, dict)

@@ -1,4 +1,4 @@
-"""Checkpoints: the whole state and the data iterator's place, through Orbax."""
+"""Checkpoints of the complete state and of the data iterator's position, through Orbax."""
 
 import contextlib
 import dataclasses
@@ -16,15 +16,15 @@ from repae_jax.errors import LostProcess, UserError, first_line
 from repae_jax.parallel.multihost import processes
 from repae_jax.runs.checkpoint_names import names_of
 from repae_jax.runs.integrity import MARK, Sums, check_checkpoint
-from repae_jax.runs.optimizers import as_held, as_wanted
+from repae_jax.runs.optimizers import to_saved_form, to_template_form
 from repae_jax.runs.retention import Record, Retention
 from repae_jax.runs.state import TrainState
 from repae_jax.utils.atomic_files import entries
 from repae_jax.utils.schema import as_whole
 
 FOLDER = "checkpoints"
-# Bytes of a file of arrays, about: one is held in memory while it is written, and its checksum is
-# taken at once, while it is in memory still.
+# Approximate bytes per file of arrays. A file is in memory while it is written, and its checksum is
+# computed during that time.
 _FILE_SIZE = 1 << 28
 FIELDS = tuple(field.name for field in dataclasses.fields(TrainState))
 
@@ -32,10 +32,10 @@ FIELDS = tuple(field.name for field in dataclasses.fields(TrainState))
 class Checkpoints:
     """The checkpoints of one work directory.
 
-    Saving runs in the background, under a temporary name that is renamed when all is written,
-    so a killed run leaves no half checkpoint that could be mistaken for a whole one. Each holds the
-    checksums of its files, so that damage since shows before anything is used. All processes of a
-    job make the same calls.
+    Saving runs in the background, under a temporary name. A checkpoint gets its final name when it
+    is complete, so an incomplete one of a killed run is never taken for complete. A checkpoint
+    holds the checksums of its files, so later damage is detected before anything is used. All
+    processes of a job make the same calls.
     """
 
     def __init__(
@@ -46,13 +46,13 @@ class Checkpoints:
         keep_every: int = 0,
         read_only: bool = False,
     ):
-        """Name them; the folder is opened at the first use, and made where it is missing.
+        """Set the folder; it is opened at the first use, and created if it is missing.
 
         Args:
           workdir: the work directory.
-          keep: how many of the newest stay; the last one that is proven (see `Record`) does, too.
-          keep_every: those at multiples of this stay for ever; 0: none.
-          read_only: never write.
+          keep: number of newest checkpoints to keep, besides the last proven one (see `Record`).
+          keep_every: keep checkpoints at multiples of this step forever; 0: none.
+          read_only: open for reading only.
         """
         import orbax.checkpoint as ocp
 
@@ -64,21 +64,21 @@ class Checkpoints:
 
     @functools.cached_property
     def record(self) -> Record:
-        """What is known of the checkpoints beside their content."""
+        """The record of proven and late checkpoints."""
         write = not self._read_only and processes().first
         return Record(self.folder, saved_steps(self.folder.parent), write=write)
 
     @functools.cached_property
     def _manager(self):
-        """Orbax' manager of the folder; raises UserError where that cannot be written."""
+        """Orbax's manager of the folder; raises UserError if the folder cannot be written."""
         ocp = self._ocp
         options = ocp.CheckpointManagerOptions(
             preservation_policy=Retention(self._keep, self._every, self.record),
             create=not self._read_only,
             read_only=self._read_only,
-            cleanup_tmp_directories=not self._read_only,  # what killed runs left
-            lightweight_initialize=True,  # else a damaged one would keep the others shut
-            # in the background, by the first process, before the folder has its name
+            cleanup_tmp_directories=not self._read_only,  # of killed runs
+            lightweight_initialize=True,  # otherwise one damaged checkpoint blocks all others
+            # runs in the background in the first process, before the folder gets its final name
             async_options=ocp.AsyncOptions(post_finalization_callback=self._sums.write),
         )
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
@@ -88,25 +88,32 @@ class Checkpoints:
             raise UserError(f"{self.folder}: {error.strerror or error}; permit it") from error
 
     def latest_step(self) -> int | None:
-        """The newest checkpoint's step, or None."""
+        """The newest checkpoint's step; None if there is no checkpoint."""
         return self._manager.latest_step()
 
     def steps(self) -> list[int]:
-        """The checkpoints' steps, the first first."""
+        """The checkpoints' steps in ascending order."""
         return sorted(self._manager.all_steps())
 
     def proven_step(self, before: int | None = None) -> int | None:
-        """The step of the last one that is proven, of those before a step; None without one."""
+        """The step of the last proven checkpoint, if given before `before`; None without one."""
         proven = (s for s in self.steps() if s in self.record.proven)
         return max((s for s in proven if before is None or s < before), default=None)
 
     def follow(self, step: int, metrics: Callable[[], Mapping[str, float]]) -> None:
-        """After every step that was not skipped: its metrics may prove the checkpoint before it."""
+        """Use a completed step's metrics to prove the checkpoint before it.
+
+        Call it after every step that was not skipped.
+
+        Args:
+          step: the completed step.
+          metrics: returns the step's metrics; called only if they are needed.
+        """
         awaited = self._unproven is not None and step > self._unproven
         if not awaited and self.record.begun:
             return
         self.record.judge(self._unproven if awaited else None, metrics())
-        if self.folder.is_dir():  # else saving says what is wrong
+        if self.folder.is_dir():  # otherwise the next save reports the error
             self.record.write(self.steps())
         if awaited:
             self._unproven = None
@@ -114,18 +121,18 @@ class Checkpoints:
     def save(
         self, step: int, state: TrainState, data_state: dict, *, due: int | None = None
     ) -> None:
-        """Begin to save the state and the data iterator's `get_state()`.
+        """Start to save the state and the data iterator's state.
 
-        Returns when the arrays are copied off the devices; the writing goes on behind.
+        Returns when the arrays are copied off the devices; writing continues in the background.
 
         Args:
-          step: the state's.
-          state: all of it.
-          data_state: where the data stand.
-          due: the step at which it should have been saved, if that was another.
+          step: the state's step.
+          state: the complete state.
+          data_state: the data iterator's `get_state()`.
+          due: the step at which the checkpoint was due, if an earlier one.
 
         Raises:
-          UserError: the checkpoint before could not be written, or this one cannot.
+          UserError: this checkpoint or the one before it cannot be written.
         """
         if step in self._manager.all_steps():
             return
@@ -148,29 +155,30 @@ class Checkpoints:
             )
 
     def wait(self) -> None:
-        """Wait until everything is written.
+        """Wait until all checkpoints are written.
 
         Raises:
-          UserError: it could not be.
+          UserError: a checkpoint cannot be written.
         """
         with self._writable(None):
             self._manager.wait_until_finished()
         self._sums.close()
 
     def restore(self, template: TrainState, step: int | None = None) -> tuple[TrainState, dict]:
-        """The newest whole checkpoint's state and data state, or those of a step.
+        """Restore the newest intact checkpoint, or the one at `step`; returns state and data state.
 
-        A damaged one is reported and the one before it is taken. Unless this is read-only, it is
-        set aside under the name damaged-<step>, so that the run can save at that step again.
+        A damaged checkpoint is reported and the one before it is restored. Unless this is
+        read-only, the damaged one is renamed to damaged-<step>, so that the run can save at that
+        step again.
 
         Args:
-          template: of the same structure; arrays, or shapes with shardings. Networks under
-            `frozen` that the checkpoint does not hold (an imported one has no teachers) are left
-            out, and so is what the template lacks: with an empty `opt_state` no moments are read.
-          step: take this one and no other.
+          template: a state of the same structure; arrays, or shapes with shardings. The result
+            leaves out networks under `frozen` that the checkpoint lacks (an imported one has no
+            teachers), and fields that the template lacks: an empty `opt_state` reads no moments.
+          step: restore only the checkpoint at this step.
 
         Raises:
-          UserError: there is no checkpoint, or all are damaged or have another structure.
+          UserError: there is no such checkpoint, or all are damaged or have another structure.
         """
         if step is None:
             return self._newest(lambda step: self._restore(step, template))
@@ -182,10 +190,10 @@ class Checkpoints:
             return self._restore(step, template)
 
     def restore_as_saved(self) -> dict[str, Any]:
-        """The newest whole checkpoint's state as nested dicts of numpy arrays.
+        """Restore the newest intact checkpoint's state as nested dicts of numpy arrays.
 
         Raises:
-          UserError: there is none.
+          UserError: there is no intact checkpoint.
         """
         args = self._ocp.args
 
@@ -199,7 +207,7 @@ class Checkpoints:
         return self._newest(read)
 
     def close(self) -> None:
-        """Wait until everything is written, and close."""
+        """Wait until all checkpoints are written, and close the manager."""
         self.wait()
         self._manager.close()
 
@@ -209,8 +217,10 @@ class Checkpoints:
         names = names_of(held)
         held = names.present(held)
         frozen = {name: tree for name, tree in template.frozen.items() if name in held["frozen"]}
-        optimizers = {k: as_held(s, held["opt_state"][k]) for k, s in template.opt_state.items()}
-        wanted = _filled_fields(template.replace(frozen=frozen, opt_state=optimizers))
+        optimizers = {
+            k: to_saved_form(s, held["opt_state"][k]) for k, s in template.opt_state.items()
+        }
+        wanted = _nonempty_fields(template.replace(frozen=frozen, opt_state=optimizers))
         _check_shapes(held, wanted)
         restore_args = self._ocp.checkpoint_utils.construct_restore_args(wanted)
         state = args.PyTreeRestore(
@@ -222,14 +232,14 @@ class Checkpoints:
         fields = names.present(restored["state"])
         _check_complete(fields)
         fields["opt_state"] = {
-            name: as_wanted(fields["opt_state"][name], wanted)
+            name: to_template_form(fields["opt_state"][name], wanted)
             for name, wanted in template.opt_state.items()
         }
         empty = {name: {} for name in FIELDS}
         return TrainState(**{**empty, **fields}), restored["data"]
 
     def _newest(self, read):
-        """What `read` gives of the newest step of which it gives anything."""
+        """The result of `read` for the newest checkpoint that is intact."""
         group, damage = processes(), []
         if self.latest_step() is None:
             raise UserError(f"no checkpoint in {self.folder}: train first")
@@ -256,7 +266,7 @@ class Checkpoints:
         ) from damage[0]
 
     def _set_aside(self, step, group):
-        """Rename the checkpoints after `step`, which cannot be read."""
+        """Rename the unreadable checkpoints after `step` to damaged-<step>."""
         with group.together():
             later = [s for s in self._manager.all_steps() if s > step]
             if self._read_only or not later:
@@ -269,7 +279,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _readable(self, step):
-        """Orbax's errors while it reads as one line."""
+        """Turn Orbax's errors during reading into a UserError of one line."""
         try:
             yield
         except (ValueError, KeyError, OSError, TypeError, json.JSONDecodeError) as error:
@@ -280,12 +290,12 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writable(self, step):
-        """Orbax's errors while it writes as one line; ArrayRecord's and TensorStore's, too."""
+        """Turn errors of Orbax, ArrayRecord and TensorStore during writing into a UserError."""
         try:
             yield
         except (ValueError, OSError, RuntimeError) as error:
             if isinstance(error, jax.errors.JaxRuntimeError):
-                raise  # of the devices
+                raise  # an error of the devices
             if isinstance(error, TimeoutError) and processes().count > 1:
                 raise LostProcess(
                     f"another process did not finish its part of a checkpoint "
@@ -294,18 +304,18 @@ class Checkpoints:
             what = "the checkpoint" if step is None else f"the checkpoint of step {step}"
             raise UserError(
                 f"{self.folder}: {what} cannot be written ({first_line(error)}); make room or "
-                "permit it there, and run the same command to go on from the last whole one"
+                "permit it there, and run the same command to resume from the last complete one"
             ) from error
 
 
-def _filled_fields(state: TrainState) -> dict[str, Any]:
-    """The fields that hold anything: Orbax takes an empty dict for a leaf."""
+def _nonempty_fields(state: TrainState) -> dict[str, Any]:
+    """The fields that hold arrays; Orbax would treat an empty dict as a leaf."""
     fields = {name: getattr(state, name) for name in FIELDS}
     return {name: tree for name, tree in fields.items() if jax.tree.leaves(tree)}
 
 
 def _check_shapes(held, wanted):
-    """Raise ValueError for an array of another shape than wanted, before anything is allocated."""
+    """Raise ValueError for an array of a wrong shape, before anything is allocated."""
     for field in {"params", "batch_stats", "ema", "frozen"}.intersection(held):
         leaves = jax.tree_util.tree_leaves_with_path(held[field])
         shapes = {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
@@ -319,24 +329,24 @@ def _check_shapes(held, wanted):
 
 
 def _check_complete(tree):
-    """Orbax leaves what a checkpoint does not hold as it was in the template."""
+    """Raise KeyError for an array that the checkpoint lacks; Orbax returns its template."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.ShapeDtypeStruct):
             raise KeyError(f"{jax.tree_util.keystr(path)} is missing")
 
 
 def saved_steps(workdir: str | pathlib.Path) -> list[int]:
-    """The steps of a work directory's checkpoints, the first first; none without any."""
-    # One that is being written has another name.
+    """The steps of a work directory's checkpoints in ascending order; [] without checkpoints."""
+    # A checkpoint that is being written has a name that is no number.
     steps = map(as_whole, entries(pathlib.Path(workdir) / FOLDER))
     return sorted(step for step in steps if step is not None)
 
 
 def restore_latest(workdir: str | pathlib.Path) -> dict[str, Any]:
-    """The newest state in a work directory as nested dicts of numpy arrays.
+    """Restore the newest state in a work directory as nested dicts of numpy arrays.
 
     Raises:
-      UserError: there is none, or it is damaged.
+      UserError: there is no checkpoint, or all are damaged.
     """
     if not (pathlib.Path(workdir) / FOLDER).is_dir():
         raise UserError(f"{workdir} is no work directory of a run: it has no {FOLDER}/ folder")

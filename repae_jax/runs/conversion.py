@@ -1,4 +1,4 @@
-"""The `convert` command: from any format that is known here to any that can hold the same."""
+"""The `convert` command: conversion from any known format to any format with the same content."""
 
 import dataclasses
 import pathlib
@@ -17,16 +17,20 @@ from repae_jax.utils.lock import writing
 _VAES = (DIFFUSERS, "vae", "vae-tensors")
 
 
-# (the configuration that the source tells) -> the one to use
+# (function that derives the configuration from the source) -> the configuration to use
 MakeConfig = Callable[[Callable[[], ConfigDict]], ConfigDict]
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One conversion: `target` as on the command line, the rest as `convert` has it.
+    """One conversion.
 
-    `vae` is what the source has of one, if that is asked for. `step` is the checkpoint's of a run;
-    None: the newest.
+    Attributes:
+      found: the source and its format.
+      target: the file or folder to write.
+      make_config, progress: see `convert`.
+      step: for a run, the step of the checkpoint; None: the newest.
+      vae: the source's VAE, if the conversion writes one.
     """
 
     found: Detected
@@ -46,20 +50,23 @@ def convert(
     step: int | None = None,
     progress: bool = True,
 ) -> str:
-    """Convert `source` to `target`; returns a line on what was written, and those on what was not.
+    """Convert `source` to `target`.
 
     Args:
       source: a file, a folder, or a repository on the hub.
       target: a file or folder that does not exist.
-      to: a key of `TARGETS`, or None to tell by the target's name.
-      make_config: for a run: takes a function that derives the configuration from the source,
-        and gives the one to use.
-      step: of a run, the checkpoint to convert; None: the newest.
+      to: a key of `TARGETS`, or None to infer it from the target's name.
+      make_config: for the target "run": takes a function that derives the configuration from the
+        source, and returns the configuration to use.
+      step: for a run, the step of the checkpoint to convert; None: the newest.
       progress: show a bar.
 
+    Returns:
+      A line that says what was written, followed by a line for each part that was left out.
+
     Raises:
-      UserError: the source is unknown or damaged, cannot become what is asked for, or the target
-        exists.
+      UserError: the source is unknown or damaged, cannot be converted to the requested format, or
+        the target exists.
     """
     found = detect(source)
     if step is not None and found.format != RUN:
@@ -67,7 +74,7 @@ def convert(
             f"--step is {step}, but {found.path} ({FORMATS[found.format]}) is no work directory: "
             "leave it out"
         )
-    to = to or _told_by_name(found, target)
+    to = to or _infer_format(found, target)
     if to not in _possible(found):
         choices = ", ".join(_possible(found))
         raise UserError(
@@ -85,7 +92,7 @@ def convert(
 
 
 def _notes(job, to):
-    """What to say of the source beside what was made of it."""
+    """Notes on the parts of the source that were left out."""
     found, vae = job.found, job.vae
     if vae is not None:
         if to == "vae" and found.discriminator is not None:  # which was written, too
@@ -107,8 +114,8 @@ def _possible(found: Detected) -> tuple[str, ...]:
     return ("run", "file") if found.format == "sit" else ("file",)
 
 
-def _told_by_name(found, target):
-    """What a target's name asks for: a file has a suffix, a folder has none."""
+def _infer_format(found, target):
+    """Infer the target format from the name: a file has a suffix, a folder has none."""
     possible = _possible(found)
     if not _suffix(target):
         return next((to for to in ("run", "diffusers") if to in possible), "diffusers")
@@ -116,7 +123,7 @@ def _told_by_name(found, target):
 
 
 def _suffix(target):
-    """The target's suffix; a number belongs to the name, as in e2e-sd3.5-vae."""
+    """The target's suffix; a number after the dot belongs to the name, as in e2e-sd3.5-vae."""
     return "" if target.suffix[1:2].isdecimal() else target.suffix
 
 
@@ -170,7 +177,7 @@ def _to_vae(job: Job) -> str:
         beside.append(latent_statistics.beside(job.target))
     if discriminator is not None:
         beside.append(job.target.with_name(f"{job.target.stem}-discriminator-ckpt.pt"))
-    own = latent_statistics.beside(job.found.path).resolve()  # what is written there is the same
+    own = latent_statistics.beside(job.found.path).resolve()  # it would be written unchanged
     for path in beside:
         if path.exists() and path.resolve() != own:
             raise UserError(f"{path} exists already: choose another name than {job.target}")
@@ -184,7 +191,7 @@ def _to_vae(job: Job) -> str:
 def _to_file(job: Job) -> str:
     source, tensors = job.found.path, job.found.content
     in_safetensors = source.suffix == ".safetensors"
-    # transformers reads a file only if it says whose names it has
+    # transformers reads only files whose metadata name the framework
     metadata = files.read_metadata(source) if in_safetensors else {"format": "pt"}
     files.write_flat(job.target, tensors, metadata)
     return f"{len(tensors)} tensors, the same as in {source}"
@@ -199,7 +206,7 @@ def _vae(found, step):
 
 
 def _discriminator(found, step):
-    """Its tensors under the original's names, or None where there is none."""
+    """The discriminator's tensors under the original's names; None without a discriminator."""
     if found.format == RUN:
         from repae_jax.runs.original_checkpoint import run_discriminator
 
@@ -210,7 +217,10 @@ def _discriminator(found, step):
 
 
 def _check_groups(module, target):
-    """Only a .safetensors file has a place for another number of groups than the published."""
+    """Raise UserError for a number of groups that the target's format cannot store.
+
+    Only a .safetensors file can store another number than the published 32.
+    """
     usual = AutoencoderKL.groups
     if target.suffix != ".safetensors" and getattr(module, "groups", usual) != usual:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Continuing a run from an earlier checkpoint, and the command that does it."""
+"""Going back: continuing a run from an earlier checkpoint, and the command for it."""
 
 import os
 import pathlib
@@ -16,9 +16,9 @@ from repae_jax.runs.provenance import FILE as ORIGIN
 from repae_jax.runs.retention import FILE as RECORD
 from repae_jax.utils.schema import as_whole
 
-ASIDE = "aside-{}"  # a folder in the run's, which is a work directory as well
+ASIDE = "aside-{}"  # a folder inside the run's; it is a work directory itself
 SAMPLES = "samples"
-# What a work directory is of beside its checkpoints; those that a run has not are left out.
+# The files that describe a run, besides its checkpoints; files that a run lacks are skipped.
 DESCRIBED_BY = (
     work_directory.HISTORY, DATA, ORIGIN, f"{FOLDER}/{RECORD}", work_directory.CONFIG
 )  # fmt: skip
@@ -26,17 +26,19 @@ PUBLISHED_RATE = 1e-4  # the learning rate of the published runs
 
 
 def check_step(workdir: pathlib.Path, step: int, part: int = 0, parts: int = 1) -> None:
-    """See that the run in `workdir` can be continued from `step`.
+    """Check that the run in `workdir` can be continued from `step`.
+
+    `parts` processes can share the work: each compares its part of the checkpoint's files with
+    their checksums.
 
     Args:
       workdir: the run's folder.
-      step: 0 for its beginning.
-      part: of several processes that each compare a share of the checkpoint's files with their
-        checksums, which this is.
-      parts: how many there are.
+      step: the checkpoint's step; 0 is the beginning of the run.
+      part: the number of this process, from 0.
+      parts: the number of processes.
 
     Raises:
-      UserError: there is no such checkpoint, or it is damaged; names those that there are.
+      UserError: there is no such checkpoint, or it is damaged; the error lists the intact ones.
     """
     steps = saved_steps(workdir)
     if _begins_here(workdir):
@@ -56,7 +58,7 @@ def _named(steps):
 
 
 def _damage(workdir, step, part=0, parts=1):
-    """What is wrong with a checkpoint; "" if nothing shows."""
+    """Describe the damage of a checkpoint; "" for an intact one."""
     try:
         if step:
             check_checkpoint(workdir / FOLDER / str(step), part, parts)
@@ -66,20 +68,20 @@ def _damage(workdir, step, part=0, parts=1):
 
 
 def has_gone_back(workdir: pathlib.Path, step: int) -> bool:
-    """Whether the last thing that happened to the run's configuration was going back to `step`.
+    """Whether the last entry of the run's configuration history is going back to `step`.
 
-    The command that did it is then run again, after a signal, and means to continue.
+    If so, the user has repeated the same command after a signal, and the run continues.
     """
-    return work_directory.last_of_history(workdir).get("from_step") == step
+    return work_directory.last_history_entry(workdir).get("from_step") == step
 
 
 def set_aside(workdir: pathlib.Path, step: int) -> str:
-    """Move what the run saved after `step` into a work directory within its own.
+    """Move the checkpoints and sample pictures after `step` into a work directory inside the run's.
 
-    Checkpoints and the pictures that were drawn on the way move; what describes the run is copied.
+    The files that describe the run are copied there.
 
     Returns:
-      The name of that; "" if there was nothing.
+      The new work directory's name; "" if there are no checkpoints after `step`.
     """
     later = [s for s in saved_steps(workdir) if s > step]
     if not later:
@@ -91,7 +93,7 @@ def set_aside(workdir: pathlib.Path, step: int) -> str:
     for name in DESCRIBED_BY:
         if (workdir / name).exists():
             shutil.copy(workdir / name, aside / name)
-    for name in reversed(later):  # whatever ends this between two, the newest is gone first
+    for name in reversed(later):  # newest first, so that an interrupted move leaves no gap
         (workdir / FOLDER / str(name)).rename(aside / FOLDER / str(name))
     for picture in sorted((workdir / SAMPLES).glob("*.png")):
         if (as_whole(picture.stem.lstrip("0")) or 0) > step:
@@ -100,10 +102,18 @@ def set_aside(workdir: pathlib.Path, step: int) -> str:
     return aside.name
 
 
-def way_back(workdir: pathlib.Path, config: ConfigDict, step: int | None, processes: int) -> str:
-    """The command that continues a run from `step`, or from its beginning, more slowly.
+def recovery_command(
+    workdir: pathlib.Path, config: ConfigDict, step: int | None, processes: int
+) -> str:
+    """The command that continues a run from an earlier step with lower learning rates, in float32.
 
-    Learning rates become the published one, or a tenth of their own where that is less.
+    Learning rates become 1e-4, as published, or a tenth of their value if that is less.
+
+    Args:
+      workdir: the run's folder.
+      config: the run's configuration.
+      step: the step to continue from; None: the beginning, or else the first checkpoint.
+      processes: number of processes of the job.
     """
     if step is None:
         steps = saved_steps(workdir)
@@ -120,5 +130,5 @@ def way_back(workdir: pathlib.Path, config: ConfigDict, step: int | None, proces
 
 
 def _begins_here(workdir):
-    """Whether the configuration tells the run's state at step 0: one that was imported has none."""
+    """Whether the configuration defines the state at step 0; that of an imported run is unknown."""
     return not os.path.lexists(workdir / ORIGIN)

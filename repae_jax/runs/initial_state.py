@@ -1,4 +1,4 @@
-"""The state at step 0: fresh weights from the seed, then those that files bring."""
+"""The state at step 0: fresh weights from the seed, replaced by weights from files."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -25,12 +25,12 @@ from repae_jax.runs.weights import load_teacher, read_vae
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """What files bring, as numpy arrays.
+    """Weights and statistics read from files, as numpy arrays.
 
     Attributes:
-      params, batch_stats, frozen: by network, as in `TrainState`; `frozen["tokenizer"]` has the
-        collections of the tokenizer that no step changes.
-      statistics: of the latents, {"mean": (c,), "var": (c,)}; None where none came with the VAE.
+      params, batch_stats, frozen: by network, as in `TrainState`; `frozen["tokenizer"]` holds the
+        tokenizer's collections that no step changes.
+      statistics: latent statistics, {"mean": (c,), "var": (c,)}; None if the VAE came without them.
     """
 
     params: Mapping[str, Any]
@@ -47,21 +47,21 @@ def initial_state(
     *,
     progress: bool = False,
 ) -> TrainState:
-    """The state at step 0 of a run that trains on `source`.
+    """Make the state at step 0 of a run that trains on `source`.
 
-    Latent statistics that did not come with a pretrained VAE are measured; those of cached latents
-    are the cache's. All processes of a job call it alike.
+    Latent statistics that are missing from a pretrained VAE are measured, or taken from the cache
+    of latents. All processes of a job make the same call.
 
     Args:
       config: the configuration.
       models: its networks.
       source: the training data.
-      shardings: where each array of the state is to be.
+      shardings: the sharding of each array of the state.
       progress: show a bar while measuring.
 
     Raises:
-      UserError: a file is missing or damaged, or holds another model, or the cache is not of the
-        configuration's VAE and teachers.
+      UserError: a file is missing or damaged, or holds another model, or another VAE or other
+        teachers made the cache.
     """
     loaded = load_weights(config, models)
     cached = config.data.source == latents.KIND
@@ -99,7 +99,12 @@ def load_weights(config: ConfigDict, models: Models) -> Loaded:
 
 
 def load_frozen(config: ConfigDict, models: Models, roles: Iterable[str]) -> dict[str, Any]:
-    """The variables of those "teachers" and "lpips" in `roles` that the run has, from their files.
+    """Read the variables of the frozen networks in `roles` from their files.
+
+    Args:
+      config: the configuration.
+      models: its networks; a role that they lack is left out.
+      roles: "teachers" and "lpips", or one of them.
 
     Raises:
       UserError: a file is missing or damaged, or holds another model.
@@ -114,7 +119,7 @@ def load_frozen(config: ConfigDict, models: Models, roles: Iterable[str]) -> dic
 
 
 def load_teachers(config: ConfigDict, models: Models) -> dict[str, Any]:
-    """The variables of every teacher by name, from their files.
+    """Read the variables of every teacher from its file; returns {teacher: variables}.
 
     Raises:
       UserError: a file is missing or damaged, or holds another model.
@@ -131,9 +136,17 @@ def init_state(
     loaded: Loaded | None = None,
     shardings: TrainState | None = None,
 ) -> TrainState:
-    """The state at step 0 from weights that are read already, by default `load_weights`' own.
+    """Make the state at step 0 from loaded weights.
 
-    Without statistics LatentNorm starts at mean 0 and variance 1.
+    Args:
+      config: the configuration.
+      models: its networks.
+      loaded: from `load_weights`, which is called if this is None. Without statistics, LatentNorm
+        starts at mean 0 and variance 1.
+      shardings: the sharding of each array; None: on the default device.
+
+    Raises:
+      UserError: see `load_weights`.
     """
     loaded = load_weights(config, models) if loaded is None else loaded
     fresh = jax.jit(
@@ -154,10 +167,10 @@ def init_state(
 
 
 def initial_tokenizer(config: ConfigDict, models: Models) -> dict[str, Any]:
-    """The tokenizer's variables before the first step.
+    """The tokenizer's variables at step 0, read from its file or initialised from the seed.
 
     Raises:
-      UserError: its file is missing or damaged, or holds another model.
+      UserError: the file is missing or damaged, or holds another model.
     """
     if config.tokenizer.weights:
         return read_vae(config, models.tokenizer)[0]
@@ -171,7 +184,7 @@ def initial_tokenizer(config: ConfigDict, models: Models) -> dict[str, Any]:
 
 
 def _placed(loaded, old):
-    """A field of the state with the networks that are `loaded`, of the old ones' types, there."""
+    """Replace the networks of a state's field by `loaded`, with the old types and shardings."""
 
     def place(new, leaf):
         new = np.asarray(new, leaf.dtype)
@@ -181,7 +194,7 @@ def _placed(loaded, old):
 
 
 def _check_cache(config, models, source, loaded):
-    """A cache is of one VAE and its teachers: the configuration's may be others."""
+    """Raise UserError unless the configuration's VAE and teachers made the cache."""
     held = loaded.frozen.get("teachers", {})
     teachers = {name: weights_sha256(held[name]["params"]) for name in models.teachers}
     shape = latent_shape(config, models)
@@ -190,7 +203,7 @@ def _check_cache(config, models, source, loaded):
 
 
 def _measured(config, models, source, loaded, progress):
-    """The statistics of the first images' latents, to the last bit the same in every process."""
+    """Measure the statistics of the first images' latents; all processes get the same bits."""
     variables = tokenizer_variables(loaded.params, loaded.frozen)
     moments = latent_moments(
         models.tokenizer, variables, source, config.batch_size, progress=progress

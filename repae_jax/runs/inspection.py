@@ -1,4 +1,4 @@
-"""The `inspect` command: what a file or folder holds, in a few lines."""
+"""The `inspect` command: a summary of a file's or folder's content in a few lines."""
 
 import collections
 import math
@@ -26,10 +26,10 @@ Lines = Iterator[tuple[str, str]]
 
 
 def describe(name: str | pathlib.Path) -> str:
-    """Several lines: the format, the networks and their sizes, statistics, steps.
+    """Describe a file or folder in several lines: format, networks, sizes, statistics, steps.
 
     Raises:
-      UserError: nothing is there, it is damaged, or nobody knows it.
+      UserError: it does not exist, is damaged, or has an unknown format.
     """
     found = detect(name)
     lines = [("path", str(found.path)), ("format", FORMATS[found.format]), *_lines(found)]
@@ -78,9 +78,9 @@ def _run_lines(path):
 
 
 def _saved_lines(path, last_step):
-    """Which steps are saved, and whether the files of the newest are what they were.
+    """The saved steps, and whether the newest checkpoint's files match their checksums.
 
-    Reads the newest checkpoint; where it is damaged, the one before, and so on.
+    Checks the newest checkpoint; if it is damaged, the one before it, and so on.
     """
     from repae_jax.runs.checkpoints import FOLDER, saved_steps
     from repae_jax.runs.integrity import check_checkpoint
@@ -187,7 +187,7 @@ _OTHER_LINES = {
 
 
 def vae_text(module: nn.Module) -> str:
-    """One line on a VAE's architecture."""
+    """Describe a VAE's architecture in one line."""
     family = family_of(module)
     shown = {key: getattr(module, family.fields.get(key, key)) for key in family.options}
     same = {"dtype": module.dtype, "remat": module.remat}
@@ -205,7 +205,7 @@ def vae_text(module: nn.Module) -> str:
 
 
 def weights_text(tensors: Mapping[str, Any]) -> str:
-    """How many tensors and values there are in nested dicts, and of which types."""
+    """The number of tensors in nested dicts, and of values by type."""
     arrays = list(_arrays(tensors))
     values = collections.Counter()
     for array in arrays:
@@ -215,7 +215,7 @@ def weights_text(tensors: Mapping[str, Any]) -> str:
 
 
 def statistics_text(statistics: Statistics) -> str:
-    """The range of the latents' mean and standard deviation over the channels."""
+    """The range of the latents' channel means and standard deviations."""
     mean, std = np.asarray(statistics["mean"]), np.sqrt(np.asarray(statistics["var"]))
     return (
         f"{mean.size} channels, mean {mean.min():.3g} to {mean.max():.3g}, "
@@ -224,7 +224,7 @@ def statistics_text(statistics: Statistics) -> str:
 
 
 def _vit_text(names: ViTNames) -> str:
-    """Family, naming, size, and the presets that it fits; several where the names are shared."""
+    """A ViT's possible families (some share their names), naming, size, and matching presets."""
     format, tensors = names.formats[0], names.tensors
     patch_embed = tensors[f"{names.prefix}{format.layers['patch_embed']}.weight"].shape
     positions = tensors[names.prefix + format.tensors[0].theirs].shape
@@ -246,7 +246,7 @@ def _vit_text(names: ViTNames) -> str:
 
 
 def _alike(names: ViTNames) -> dict[str, dict]:
-    """The presets of any size that have the names, and of the optional tensors the same."""
+    """The presets of any size with these tensor names and the same optional tensors."""
     possible = {format.family for format in names.formats}
     theirs = {rule.ours: rule.theirs.format(i=0) for rule in names.formats[0].tensors}
     optional = ("blocks_{i}/ls1/scale", "class_token", "register_tokens")
@@ -259,7 +259,7 @@ def _alike(names: ViTNames) -> dict[str, dict]:
 
 
 def _features(preset):
-    """Whether the published one has LayerScale, a class token, registers."""
+    """Whether a preset's ViT has LayerScale, a class token and registers: three bools."""
     vit = create_vit(preset)
     return vit.layer_scale is not None, vit.class_token, vit.num_registers > 0
 
@@ -269,7 +269,7 @@ def _fields_of(module):
 
 
 def _count(pattern, names):
-    """How many different numbers the names have where the pattern has its group."""
+    """Count the different numbers in the names at the place of the pattern's group."""
     return len({match[1] for name in names if (match := re.match(pattern, name))})
 
 

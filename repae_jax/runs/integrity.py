@@ -1,4 +1,4 @@
-"""Whether the files of a checkpoint are what they were when it was saved."""
+"""Checksums of a checkpoint's files, to detect damage after saving."""
 
 import json
 import pathlib
@@ -12,9 +12,9 @@ from repae_jax.utils.checksums import (
     write_checksums,
 )
 
-MARK = "checksums"  # in the metadata that Orbax keeps of a checkpoint that has them
-METADATA = "_CHECKPOINT_METADATA"  # that file; Orbax adds the time to it when all is written
-_SIZES = "sizes.json"  # beside checkpoints from before they had
+MARK = "checksums"  # key in Orbax's metadata that marks a checkpoint with checksums
+METADATA = "_CHECKPOINT_METADATA"  # Orbax's metadata file; Orbax adds the time at the very end
+_SIZES = "sizes.json"  # file sizes of checkpoints from versions without checksums
 
 
 class Sums:
@@ -24,38 +24,47 @@ class Sums:
         self._ahead: EarlyChecksums | None = None
 
     def begin(self, checkpoints: pathlib.Path, step: int) -> None:
-        """Sum what appears of the checkpoint of `step`, while it is in memory."""
+        """Start to compute checksums of the checkpoint's files as they appear.
+
+        Files that were just written are still in the page cache.
+        """
 
         def files():
             return (path for folder in self._folders() for path in folder.rglob("*"))
 
         self.close()
-        # Until all is written, Orbax adds to the folder's name.
+        # Orbax writes to a folder with a longer name until the checkpoint is complete.
         self._folders = lambda: checkpoints.glob(f"{step}.*")
         self._ahead = EarlyChecksums(files)
 
     def write(self) -> None:
-        """Write them; when all is there but the time, and before the folder has its last name."""
+        """Write the checksums.
+
+        Call it when all files are complete except for the time in Orbax's metadata, before the
+        folder gets its final name.
+        """
         self._ahead.close()
         for folder in self._folders():
             write_checksums(folder, but=(METADATA,), of=self._ahead.of)
 
     def close(self) -> None:
-        """End what `begin` began."""
+        """Stop the thread that `begin` started."""
         if self._ahead is not None:
             self._ahead.close()
 
 
 def check_checkpoint(folder: pathlib.Path, part: int = 0, parts: int = 1) -> bool:
-    """Compare a checkpoint's files with their checksums, or with what else was noted of them.
+    """Compare a checkpoint's files with their checksums, or in early versions with their sizes.
 
-    Returns:
-      Whether it has checksums: those of versions before have none.
+    `parts` processes can share the work: each compares its part of the files.
 
     Args:
       folder: the checkpoint.
-      part: of several processes that each compare a share, which this is.
-      parts: how many there are.
+      part: the number of this process, from 0.
+      parts: the number of processes.
+
+    Returns:
+      Whether the checkpoint has checksums; early versions wrote none.
 
     Raises:
       UserError: a file is missing or has another content.
@@ -76,7 +85,7 @@ def _read(path):
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
-        return {}  # not there, or damaged itself: reading the checkpoint will tell
+        return {}  # missing, or damaged itself: reading the checkpoint reports it
 
 
 def _entry(content, key):

@@ -1,4 +1,4 @@
-"""Metrics out: TensorBoard events through clu, and back in for the report."""
+"""Metrics as TensorBoard events: written through clu, read back for the report."""
 
 import logging
 import pathlib
@@ -14,7 +14,7 @@ class MetricWriter:
     """Writes scalars and images into a work directory's TensorBoard folder, in the background."""
 
     def __init__(self, workdir: pathlib.Path, step: int = 0):
-        """Write what comes behind `step`; what is there of later steps is void."""
+        """Open the writer for steps after `step`; existing events of later steps become void."""
         quiet_tensorflow()
         from clu import metric_writers
 
@@ -23,11 +23,11 @@ class MetricWriter:
         self._writer = metric_writers.AsyncWriter(writer)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Write scalars of one step."""
+        """Write the scalars of one step."""
         self._writer.write_scalars(step, values)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Write one picture, uint8 (H, W, 3)."""
+        """Write one image, uint8 (H, W, 3)."""
         self._writer.write_images(step, {name: image[None]})
 
     def close(self) -> None:
@@ -36,10 +36,11 @@ class MetricWriter:
 
 
 def read_history(workdir: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """{metric: (steps, values)} from the events of a work directory, empty if there are none.
+    """Read {metric: (steps (N,), values (N,))} from the events of a work directory.
 
-    A run that was continued from an earlier step has written some steps twice; the later values
-    count, and none of a step that it has not come to again.
+    The result is empty without events. A run that went back to an earlier step has written some
+    steps twice: the later values count, and void steps are left out until the run reaches them
+    again.
     """
     quiet_tensorflow()
     from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
@@ -47,7 +48,7 @@ def read_history(workdir: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarra
 
     if not (workdir / FOLDER).is_dir():
         return {}
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it says what is void
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it would log void events
     events = EventAccumulator(
         str(workdir / FOLDER), size_guidance={"tensors": 0}, purge_orphaned_data=True
     )
@@ -63,10 +64,10 @@ def read_history(workdir: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarra
 
 
 def _void(folder, step):
-    """Tell TensorBoard's readers that a session starts behind `step`, where there was one before.
+    """Write a session start after `step` if earlier events exist; readers then drop later steps.
 
-    In a file of its own, behind the others in their order, which is that of their names: of the
-    seconds, and within one of nothing that counts.
+    The start goes into a file of its own that sorts after all others by name. Names begin with the
+    time in seconds, and their order within one second is arbitrary.
     """
     from tensorboard.compat.proto import event_pb2
     from tensorboard.summary.writer.record_writer import RecordWriter
@@ -81,13 +82,13 @@ def _void(folder, step):
     version = event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2")
     with open(f"{before[-1]}.restart", "wb") as file:
         writer = RecordWriter(file)
-        for event in (version, start, start):  # the first start of all voids nothing
+        for event in (version, start, start):  # readers ignore the very first start
             writer.write(event.SerializeToString())
         writer.flush()
 
 
 def quiet_tensorflow() -> None:
-    """Keep TensorFlow, which clu writes through, from chatting and from taking the GPU."""
+    """Silence TensorFlow's log messages; clu imports TensorFlow. Call it before the import."""
     import os
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

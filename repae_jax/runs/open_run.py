@@ -1,4 +1,4 @@
-"""A finished or running work directory, opened for use: sampling, measuring, reporting."""
+"""Opening the work directory of a finished or running run, to sample, measure or report."""
 
 import dataclasses
 import pathlib
@@ -18,12 +18,12 @@ from repae_jax.runs.state import TrainState, tokenizer_variables
 from repae_jax.runs.workdir import load_config
 from repae_jax.sampling.samplers import Sampler
 
-_SAMPLES = 2**32 - 2  # folded into the seed's key; no step has this number
+_SAMPLES = 2**32 - 2  # folded into the seed's key; steps stay below this number
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A work directory's state and what is needed to use it."""
+    """An opened run: work directory, configuration, networks and state."""
 
     workdir: pathlib.Path
     config: ConfigDict
@@ -32,13 +32,13 @@ class Run:
 
 
 def open_run(workdir: pathlib.Path, mesh: Mesh | None = None, *, step: int | None = None) -> Run:
-    """Load the newest checkpoint of `workdir`, or that of a step.
+    """Load the newest checkpoint of `workdir`, or the one at `step`.
 
     Args:
       workdir: the run's folder.
-      mesh: put the state on all of its devices, which all processes ask for alike; None: on the
-        first device.
-      step: take this checkpoint and no other.
+      mesh: replicate the state on all of its devices (all processes make the same call); None: put
+        the state on the first device.
+      step: load only the checkpoint at this step.
 
     Raises:
       UserError: there is no run or no such checkpoint, or it is damaged.
@@ -60,9 +60,15 @@ def load_state(
     optimizers: bool = False,
     step: int | None = None,
 ) -> TrainState:
-    """The newest state in `workdir`, or that of a step, all of it at `sharding`.
+    """Load the newest state in `workdir`, or the one at `step`, with `sharding` for all arrays.
 
-    `opt_state` is empty unless it is asked for.
+    Args:
+      workdir: the run's folder.
+      config: its configuration.
+      models: its networks.
+      sharding: the sharding of every array.
+      optimizers: load `opt_state` too; otherwise it is empty.
+      step: load only the checkpoint at this step.
 
     Raises:
       UserError: there is no checkpoint, or it is damaged.
@@ -80,7 +86,7 @@ def load_state(
 
 
 def sampling_weights(state: TrainState) -> Mapping[str, Any]:
-    """What `make_generate`'s function takes: averaged backbone, statistics, tokenizer."""
+    """The weights for `make_generate`: averaged backbone, latent statistics, tokenizer."""
     return {
         "backbone": {name: tree for name, tree in state.ema.items() if name != "latent_norm"},
         "latent_norm": state.ema["latent_norm"],
@@ -89,15 +95,19 @@ def sampling_weights(state: TrainState) -> Mapping[str, Any]:
 
 
 def sampling_key(config: ConfigDict) -> jax.Array:
-    """The key of the images that a run makes of itself: sample grids and measures.
+    """The random key of a run's generated images, in sample grids and measures.
 
-    Training folds the number of a step into the seed's key, and sampling that of an image, so of
-    the same key they would draw the same numbers.
+    It differs from the training key: training folds step numbers into its key and sampling folds
+    image numbers into its own, so one key for both would repeat random numbers.
     """
     return jax.random.fold_in(jax.random.key(config.seed), _SAMPLES)
 
 
 def make_sampler(config: ConfigDict, **changes: Any) -> Sampler:
-    """The sampler of `config.sampling`, with `changes` that are not None."""
+    """Make the sampler of `config.sampling`; entries of `changes` other than None override it.
+
+    Raises:
+      UserError: a value is out of range.
+    """
     given = {name: value for name, value in changes.items() if value is not None}
     return Sampler(interpolant=config.objective.interpolant, **{**config.sampling, **given})

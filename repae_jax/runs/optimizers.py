@@ -1,7 +1,7 @@
-"""The three optimizers: AdamW with PyTorch's gradient clipping.
+"""AdamW with PyTorch's gradient clipping, the optimizer of every trained network.
 
-A network has hundreds of leaves of a few dozen shapes. What treats each leaf alone is traced once
-for each shape: a seventh off the time that the whole step takes to trace.
+A network has hundreds of leaves with a few dozen shapes. Functions that treat each leaf separately
+are traced once per shape, which saves a seventh of the time to trace the complete step.
 """
 
 import functools
@@ -14,10 +14,10 @@ import optax
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
-    """Scale by min(1, max_norm / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_ does.
+    """Scale gradients by min(1, max_norm / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_ does.
 
-    optax's own clips without the 1e-6, so results would differ in the sixth digit. Who knows the
-    norm already gives it to `update` as `norm`.
+    optax's own clipping omits the 1e-6, so results would differ in the sixth digit. `update` takes
+    the gradients' global norm as `norm`, and computes it if it is None.
     """
 
     def update(updates, state, params=None, *, norm=None, **others):
@@ -40,10 +40,10 @@ def adamw(
     warmup_steps: int = 0,
     decay_steps: int = 0,
 ) -> optax.GradientTransformation:
-    """Clipping to a global norm, then AdamW.
+    """Make AdamW with clipping to a global norm of `max_grad_norm`.
 
-    The rate rises linearly over `warmup_steps`, then stays, or with `decay_steps` > 0 falls as a
-    cosine to zero at step `decay_steps`, counted from the first.
+    The rate rises linearly over `warmup_steps`. Then it stays constant, or with `decay_steps` > 0
+    falls as a cosine to zero at step `decay_steps`, counted from step 0.
     """
     rate = learning_rate
     if decay_steps:
@@ -59,10 +59,10 @@ def adamw(
 
 
 def leafwise(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """The same optimizer, with the same state, traced once for each shape of a leaf.
+    """Wrap an optimizer so that its update is traced once per shape of a leaf; same state.
 
-    Its `update` must treat each leaf alone, but for the gradients' global `norm`, which it is
-    given.
+    The optimizer's `update` must treat each leaf separately. Only the gradients' global norm
+    depends on all leaves, and it is passed in as `norm`.
     """
     one = jax.jit(optax.with_extra_args_support(optimizer).update)
 
@@ -73,8 +73,8 @@ def leafwise(optimizer: optax.GradientTransformation) -> optax.GradientTransform
         def of_leaves(part):
             return jax.tree.structure(part) == structure
 
-        # The parts of the state that each leaf has for itself, and those, such as counts, that all
-        # share: every leaf has them, and gives the same ones back.
+        # Some parts of the state have an entry for each leaf. Others, such as counts, are shared:
+        # every leaf receives the same value and returns the same value.
         parts, frame = jax.tree.flatten(state, is_leaf=of_leaves)
         own = [jax.tree.leaves(p) if of_leaves(p) else [p] * len(leaves) for p in parts]
         states = [frame.unflatten([part[i] for part in own]) for i in range(len(leaves))]
@@ -90,14 +90,15 @@ def leafwise(optimizer: optax.GradientTransformation) -> optax.GradientTransform
     return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
-def as_held(opt_state: Any, held: Any) -> Any:
-    """The template of `adamw`'s state in the form that a checkpoint has it in.
+def to_saved_form(opt_state: Any, held: Any) -> Any:
+    """Convert the template of an `adamw` state to the form that a checkpoint holds.
 
-    A schedule's state has a count, a constant rate's has nothing, and either may have been saved.
+    The state of a schedule has a count, the state of a constant rate is empty, and the checkpoint
+    may hold either.
 
     Args:
       opt_state: the template.
-      held: what the checkpoint says of it, with None for what has nothing.
+      held: the checkpoint's metadata of the state, with None for an empty state.
     """
     clip, (adam, decay, rate) = opt_state
     if (held[1][2] is None) == isinstance(rate, optax.EmptyState):
@@ -106,8 +107,8 @@ def as_held(opt_state: Any, held: Any) -> Any:
     return clip, (adam, decay, saved)
 
 
-def as_wanted(opt_state: Any, template: Any) -> Any:
-    """A restored state of `adamw` in the template's form: a schedule counts Adam's steps."""
+def to_template_form(opt_state: Any, template: Any) -> Any:
+    """Convert a restored `adamw` state to the template's form; a schedule takes Adam's count."""
     clip, (adam, decay, rate) = opt_state
     wanted = template[1][2]
     if type(rate) is type(wanted):
@@ -118,13 +119,13 @@ def as_wanted(opt_state: Any, template: Any) -> Any:
 
 
 def by_leaf(function: Callable[..., jax.Array]) -> Callable:
-    """A function of trees, traced once for each shape of their leaves, which it treats alone."""
+    """Map a function over the leaves of trees; it is traced once per shape of a leaf."""
     once = jax.jit(function)
     return lambda *trees: jax.tree.map(once, *trees)
 
 
 def global_norm(tree) -> jax.Array:
-    """`optax.tree.norm`, traced once for each shape."""
+    """The global L2 norm of a tree, as `optax.tree.norm`; traced once per shape of a leaf."""
     return jnp.sqrt(sum(jax.tree.leaves(_squared_norms(tree))))
 
 

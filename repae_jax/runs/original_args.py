@@ -1,4 +1,7 @@
-"""The original's command-line arguments, as its checkpoints and args.json hold them, and ours."""
+"""Conversion between the original's command-line arguments and configurations.
+
+The original keeps the arguments in its checkpoints and in args.json.
+"""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -15,7 +18,7 @@ from repae_jax.models.encoders.vit import VIT_CONFIGS
 from repae_jax.models.tokenizers.autoencoder_kl import VAE_CONFIGS
 from repae_jax.utils.schema import Text, check_schema, real
 
-# the original's argument -> our keys; the value is the same
+# the original's argument -> our keys with the same value
 _SAME = {
     "seed": ("seed",),
     "batch_size": ("batch_size",),
@@ -36,7 +39,7 @@ _SAME = {
     "checkpointing_steps": ("run.checkpoint_every",),
     "sampling_steps": ("run.sample_every",),
 }
-# the same for all optimizers
+# the original's argument -> our key, in the sections of all optimizers
 _OPTIMIZER = {
     "adam_beta1": "b1",
     "adam_beta2": "b2",
@@ -48,7 +51,7 @@ _SAME |= {
     theirs: tuple(f"optimizer.{network}.{ours}" for network in configuration.NETWORKS)
     for theirs, ours in _OPTIMIZER.items()
 }
-# the original's name of a teacher's family -> ours; each is followed by "-vit-" and the size
+# the original's name of a teacher's family -> our preset; "-vit-" and the size follow the former
 _TEACHERS = {
     "dinov2": "dinov2-{}",
     "dinov2reg": "dinov2-{}-reg",
@@ -58,11 +61,11 @@ _TEACHERS = {
     "jepa": "ijepa-{}",
     "clip": "clip-{}",
 }
-_OURS = "repae_jax"  # the argument under which a run of ours keeps its whole configuration
+_OURS = "repae_jax"  # the argument that holds the complete configuration of our own runs
 
 
 class _Arguments(TypedDict, total=False):
-    """The arguments that are read. Their ranges are those of the keys that they become."""
+    """The arguments that are read. The configuration keys they set define their ranges."""
 
     seed: int | None
     batch_size: int | None
@@ -86,8 +89,8 @@ class _Arguments(TypedDict, total=False):
     adam_beta2: real() | None
     adam_epsilon: real() | None
     adam_weight_decay: real() | None
-    max_grad_norm: real(0, finite=False) | None  # infinity: gradients are not clipped
-    mixed_precision: Literal["no", "fp16", "bf16"] | None  # as accelerate's argument
+    max_grad_norm: real(0, finite=False) | None  # infinity: no clipping
+    mixed_precision: Literal["no", "fp16", "bf16"] | None  # accelerate's argument
     vae_ckpt: Text | None
     model: Text | None
     vae: Text | None
@@ -97,19 +100,19 @@ class _Arguments(TypedDict, total=False):
 
 
 def config_from_args(args: Mapping[str, Any], kind: Kind, *, source: str) -> ConfigDict:
-    """The configuration that continues the original's run.
+    """Make the configuration that continues the original's run.
 
-    Where the data lie and which teacher files to read cannot be known from the arguments: those
-    keys are set as in configs/. The coefficients of the VAE's loss are in a file of their own
-    there (`loss_cfg_path`); here they are the published ones.
+    The arguments lack the locations of the data and of the teachers' files: these keys are set as
+    in configs/. The original keeps the coefficients of the VAE's loss in a separate file
+    (`loss_cfg_path`); here they take the published values.
 
     Args:
       args: the arguments by name.
-      kind: of the checkpoint.
+      kind: the kind of the checkpoint.
       source: the checkpoint, for errors.
 
     Raises:
-      UserError: a model or teacher that has no published name, or an argument of another type.
+      UserError: a model or teacher has no published name, or an argument has a wrong type.
     """
     check_schema(args, _Arguments, source=f"{source}: its argument ")
     if _OURS in args:
@@ -119,7 +122,7 @@ def config_from_args(args: Mapping[str, Any], kind: Kind, *, source: str) -> Con
     for theirs, ours in _SAME.items():
         if args.get(theirs) is not None:
             _assign(config, ours, args[theirs])
-    if kind == "repa":  # whose train.py never hands --cfg-prob to the SiT
+    if kind == "repa":  # REPA's train.py never passes --cfg-prob to the SiT
         config.condition.drop = 0.1
     if kind != "repae":
         config.tokenizer.weights = args.get("vae_ckpt") or ""
@@ -133,10 +136,12 @@ def config_from_args(args: Mapping[str, Any], kind: Kind, *, source: str) -> Con
 
 
 def args_from_weights(tensors: Mapping[str, Any], *, source: str) -> dict[str, Any]:
-    """The arguments that a bare state dict of a published SiT tells; the others are the defaults.
+    """Infer the original's arguments from a bare state dict of a published SiT.
+
+    Arguments that the weights do not determine are left out, which stands for their defaults.
 
     Raises:
-      UserError: it is none of the published sizes.
+      UserError: the tensors have no published size.
     """
     found = infer_dimensions(tensors, source=source)
     shape = {key: found[key] for key in ("hidden_size", "depth", "num_heads", "patch_size")}
@@ -161,9 +166,9 @@ def args_from_weights(tensors: Mapping[str, Any], *, source: str) -> dict[str, A
 
 
 def args_from_config(config: ConfigDict) -> dict[str, Any]:
-    """The arguments with which the original would train this configuration, as far as it can.
+    """The original's arguments for training this configuration, as far as the original supports it.
 
-    The whole configuration is there too, as JSON under "repae_jax".
+    The argument "repae_jax" holds the complete configuration as JSON.
     """
     args = {theirs: _look_up(config, ours[0]) for theirs, ours in _SAME.items()}
     names = [_original_teacher(entry.arch) or name for name, entry in config.teachers.items()]
@@ -180,8 +185,10 @@ def args_from_config(config: ConfigDict) -> dict[str, Any]:
 
 
 def _teachers(enc_type, source):
-    """One entry each. Configurations sort their keys, heads follow the arguments' order: of
-    several teachers each has its number in front.
+    """Make `config.teachers` from the original's --enc-type.
+
+    Configurations sort their keys, but the heads follow the order of the arguments: with several
+    teachers, each name starts with its number.
     """
     teachers = ConfigDict()
     names = [name for name in str(enc_type).split(",") if name != "None"]
@@ -202,7 +209,7 @@ def _choices():
 
 
 def _original_teacher(arch):
-    """dinov2-b-reg -> dinov2reg-vit-b; a name that the original does not have stays."""
+    """dinov2-b-reg -> dinov2reg-vit-b; a name unknown to the original stays as it is."""
     for theirs, ours in _TEACHERS.items():
         head, tail = ours.split("{}")
         size = arch.removeprefix(head).removesuffix(tail)

@@ -1,4 +1,4 @@
-"""Runs from the original's training checkpoints, and its checkpoints from our runs."""
+"""Import of the original's training checkpoints as runs, and export of runs as its checkpoints."""
 
 import argparse
 import dataclasses
@@ -31,18 +31,30 @@ from repae_jax.runs.build import build_models, build_optimizers, fresh_state
 from repae_jax.runs.checkpoints import Checkpoints
 from repae_jax.runs.open_run import load_state
 from repae_jax.runs.original_args import args_from_config, args_from_weights, config_from_args
-from repae_jax.runs.provenance import Origin, blank_origin, read_origin, write_origin
+from repae_jax.runs.provenance import (
+    Provenance,
+    blank_provenance,
+    read_provenance,
+    write_provenance,
+)
 from repae_jax.runs.state import TrainState
 from repae_jax.runs.weights import read_vae, statistics_of
 from repae_jax.utils.atomic_files import replacing, write_atomically
 
-REPA_SCALE = 0.18215  # REPA's SiT sees SD-VAE's latents times this, and has no statistics
+REPA_SCALE = 0.18215  # REPA multiplies SD-VAE's latents by this and keeps no statistics
 
 
 def config_of(content: Mapping[str, Any], *, source: str) -> ConfigDict:
-    """The configuration that continues a checkpoint of this content; see `config_from_args`.
+    """Make the configuration that continues a checkpoint; see `config_from_args`.
 
-    What no argument tells follows from the weights, or is published.
+    Values without an argument are inferred from the weights, or take the published value.
+
+    Args:
+      content: the checkpoint, as `files.read_stored` returns it.
+      source: the checkpoint's name, for errors.
+
+    Raises:
+      UserError: it is no training checkpoint, or has no published architecture.
     """
     content = _checkpoint(content, source)
     args = arguments_of(content, source)
@@ -52,7 +64,7 @@ def config_of(content: Mapping[str, Any], *, source: str) -> ConfigDict:
 
 
 def bare_checkpoint(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """A SiT's state dict alone, such as REPA's published one, as a checkpoint at step 0."""
+    """Wrap a SiT's bare state dict, such as REPA's published one, as a checkpoint at step 0."""
     return {"model": tensors, "ema": tensors, "steps": 0}
 
 
@@ -66,20 +78,20 @@ def import_run(
 ) -> TrainState:
     """Turn one of the original's checkpoints into a work directory; returns the state.
 
-    The run goes on where the checkpoint ends: parameters, moving averages, statistics, optimizer
-    moments and counters are taken over; the data order continues from `steps` batches. Teachers
-    and LPIPS are not in the checkpoint and are read when the training goes on.
+    The run continues where the checkpoint ends: it takes over parameters, moving averages,
+    statistics, optimizer moments and counters, and its data order continues after `steps` batches.
+    The checkpoint lacks teachers and LPIPS; they are read when the training continues.
 
     Args:
-      content: the checkpoint, as `files.read_stored` gives it.
-      workdir: a folder that does not exist, or is empty.
-      config: its networks must be the checkpoint's.
+      content: the checkpoint, as `files.read_stored` returns it.
+      workdir: a new or empty folder.
+      config: a configuration with the checkpoint's networks.
       source: the checkpoint's name, for errors.
       progress: show a bar.
 
     Raises:
-      UserError: another model than the configuration's, a damaged checkpoint, or `workdir` is
-        not new.
+      UserError: the checkpoint is damaged or its model differs from the configuration's, or
+        `workdir` has content.
     """
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UserError(f"{workdir} exists already: choose a new folder")
@@ -88,7 +100,7 @@ def import_run(
     with replacing(workdir) as temporary:
         temporary.mkdir()
         work_directory.claim(temporary, config)
-        write_origin(temporary, origin)
+        write_provenance(temporary, origin)
         checkpoints = Checkpoints(temporary)
         step = int(state.step)
         checkpoints.save(step, state, {"global_next_index": step * config.batch_size})
@@ -99,11 +111,11 @@ def import_run(
 
 
 def run_vae(workdir: pathlib.Path, step: int | None = None) -> StoredVAE:
-    """The VAE of a run's newest checkpoint, with the statistics that its LatentNorm arrived at.
+    """The VAE of a run's newest checkpoint, with the final statistics of its LatentNorm.
 
     Args:
       workdir: the run's folder.
-      step: take the checkpoint of this step and no other.
+      step: read only the checkpoint at this step.
 
     Raises:
       UserError: there is no run, or its checkpoint is damaged.
@@ -123,11 +135,11 @@ def run_vae(workdir: pathlib.Path, step: int | None = None) -> StoredVAE:
 def run_discriminator(
     workdir: pathlib.Path, step: int | None = None
 ) -> dict[str, np.ndarray] | None:
-    """The discriminator of a run under the original's names, or None if it trains none.
+    """The discriminator of a run under the original's names; None if the run trains none.
 
     Args:
       workdir: the run's folder.
-      step: take the checkpoint of this step and no other.
+      step: read only the checkpoint at this step.
 
     Raises:
       UserError: there is no run, or its checkpoint is damaged.
@@ -136,7 +148,7 @@ def run_discriminator(
     if models.discriminator is None:
         return None
     part = original.discriminator_part(models.discriminator)
-    origin = read_origin(workdir) or blank_origin("repae")
+    origin = read_provenance(workdir) or blank_provenance("repae")
     counters = _counters(origin, "discriminator", part, int(state.step), config)
     return original.export_part(_discriminator_variables(state), part, counters)
 
@@ -144,12 +156,12 @@ def run_discriminator(
 def export_run(
     workdir: pathlib.Path, path: pathlib.Path, *, step: int | None = None, progress: bool = True
 ) -> None:
-    """Write the newest checkpoint of a run as the original's, with args.json beside it.
+    """Write the newest checkpoint of a run in the original's format, and its args.json.
 
     Args:
       workdir: the run's folder.
       path: the file to write.
-      step: take the checkpoint of this step and no other.
+      step: export only the checkpoint at this step.
       progress: show a bar.
 
     Raises:
@@ -158,23 +170,23 @@ def export_run(
     """
     config, models, state = _open_on_host(workdir, step, optimizers=True)
     parts = _parts(models, config, str(workdir), statistics=True)
-    origin = read_origin(workdir) or _new_origin(config, parts)
+    origin = read_provenance(workdir) or _new_provenance(config, parts)
     if origin.kind == "repa":
         parts["backbone"] = original.sit_part(models.backbone, statistics=False)
     content = _export(state, parts, origin, config)
     for key in ("model", "ema", *OPTIMIZERS.keys() & content.keys()):
         require_finite(content[key], path)
-    del state  # from here on, what is made contiguous frees what it was made from
-    _settle(content, progress)
+    del state  # so that `_make_contiguous` frees each array once its contiguous copy exists
+    _make_contiguous(content, progress)
     files.write_torch(path, content | {"args": argparse.Namespace(**origin.args)})
-    # where the original keeps it: beside the folder checkpoints/
+    # the original keeps args.json beside the folder checkpoints/
     folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     text = json.dumps(origin.args, indent=4) + "\n"
     write_atomically(folder / "args.json", text.encode())
 
 
 def _open_on_host(workdir, step, *, optimizers):
-    """(configuration, models, state as numpy arrays), of the newest checkpoint for step None."""
+    """(configuration, models, state as numpy arrays) of a checkpoint; step None: the newest."""
     config = work_directory.load_config(workdir)
     models = build_models(config)
     host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
@@ -193,7 +205,7 @@ def _import(content, config, models, source, progress):
     keys = {network: key for network, key in (WEIGHTS | {"ema": "ema"}).items() if key in content}
     trained = {network: part for network, part in parts.items() if OPTIMIZERS[network] in content}
     loaded, moments, slots, counters = {}, {}, {}, {}
-    groups = {} if len(trained) == len(parts) else dict(_new_origin(config, parts).groups)
+    groups = {} if len(trained) == len(parts) else dict(_new_provenance(config, parts).groups)
     with tqdm(total=len(keys) + len(trained), unit="part", disable=not progress) as bar:
         for network, key in keys.items():
             bar.set_description(key)
@@ -219,7 +231,7 @@ def _import(content, config, models, source, progress):
     args = arguments_of(content, source)
     if "model" not in args:
         args = args_from_config(config) | args
-    return state, Origin(kind, steps, args, groups, counters, slots)
+    return state, Provenance(kind, steps, args, groups, counters, slots)
 
 
 def _checkpoint(content, source):
@@ -230,14 +242,14 @@ def _checkpoint(content, source):
 
 
 def _check_statistics(variables, source):
-    if "mean" in variables.get("batch_stats", {}):  # the latents', which BatchNorm divides by
+    if "mean" in variables.get("batch_stats", {}):  # latent statistics, which divide latents
         mean, var = (variables["batch_stats"][name] for name in ("mean", "var"))
         keys = ("bn.running_mean", "bn.running_var")
         latent_statistics.as_statistics(mean, var, source=source, keys=keys)
 
 
 def _assemble(config, models, steps, loaded, moments):
-    """The TrainState of what was loaded, its arrays still views of the file."""
+    """Assemble the TrainState from the loaded networks; its arrays remain views of the file."""
     constants = {}
     if "tokenizer" not in loaded:
         constants, _ = read_vae(config, models.tokenizer)
@@ -252,7 +264,7 @@ def _assemble(config, models, steps, loaded, moments):
     if "discriminator" in loaded:
         params["discriminator"] = loaded["discriminator"]["params"]
         batch_stats["discriminator"] = loaded["discriminator"]["batch_stats"]
-        if config.objective.lecam_weight:  # which the original does not save
+        if config.objective.lecam_weight:  # the original does not save LeCam's averages
             batch_stats["lecam"] = {"real": np.float32(0), "fake": np.float32(0)}
     opt_state = {}
     for network, optimizer in build_optimizers(config).items():
@@ -283,7 +295,7 @@ def _assemble(config, models, steps, loaded, moments):
 
 
 def _fresh_discriminator(config, models):
-    """As a run of this configuration begins with."""
+    """The discriminator's variables at step 0 of a run of this configuration."""
 
     def make():
         state = fresh_state(config, models, jax.random.key(config.seed))
@@ -292,8 +304,10 @@ def _fresh_discriminator(config, models):
     return jax.tree.map(np.asarray, jax.jit(make)())
 
 
-def _export(state: TrainState, parts: Mapping[str, Part], origin: Origin, config) -> dict[str, Any]:
-    """The checkpoint's nested dict; arrays are views of the state's."""
+def _export(
+    state: TrainState, parts: Mapping[str, Part], origin: Provenance, config
+) -> dict[str, Any]:
+    """The checkpoint as a nested dict; its arrays are views of the state's."""
     steps = int(state.step)
     statistics = {} if origin.kind == "repa" else {"batch_stats": state.batch_stats["latent_norm"]}
     averaged = {} if origin.kind == "repa" else {"batch_stats": state.ema["latent_norm"]}
@@ -333,7 +347,7 @@ def _discriminator_variables(state):
 
 
 def _counters(origin, key, part, steps, config):
-    """PyTorch's counters of BatchNorm updates: the origin's, and those of our steps since."""
+    """PyTorch's counters of BatchNorm updates: the imported ones plus our steps since."""
     objective, since = config.objective, steps - origin.steps
     if key == "discriminator":
         updates = 2 * since
@@ -349,7 +363,7 @@ def _counters(origin, key, part, steps, config):
 
 
 def _parts(models: Models, config: ConfigDict, source: str, *, statistics: bool) -> dict[str, Part]:
-    """The trained networks as the original's checkpoints have them, in its order."""
+    """The trained networks as parts of the original's checkpoint, in its order."""
     if models.backbone is None:
         raise UserError(f"{source}: trains no SiT, so it is no checkpoint of the original's")
     steered_by = models.backbone.conditioner
@@ -384,7 +398,7 @@ def _check_trained(config, kind, source):
 
 
 def _frozen_slots(state_dict, part):
-    """The state of those numbered parameters that do not train here: the position table's."""
+    """The optimizer state of parameters that are frozen here: the position table."""
     return {
         number: dict(entry)
         for number, entry in state_dict["state"].items()
@@ -392,8 +406,8 @@ def _frozen_slots(state_dict, part):
     }
 
 
-def _new_origin(config, parts):
-    """For a run that began here."""
+def _new_provenance(config, parts):
+    """The provenance for the export of a run that was not imported."""
     groups = {}
     for network, part in parts.items():
         options = config.optimizer[network]
@@ -404,11 +418,11 @@ def _new_origin(config, parts):
             eps=options.eps,
             weight_decay=options.weight_decay,
         )
-    blank = blank_origin("repae" if "tokenizer" in parts else "ldm")
+    blank = blank_provenance("repae" if "tokenizer" in parts else "ldm")
     return dataclasses.replace(blank, args=args_from_config(config), groups=groups)
 
 
-def _settle(content: dict[str, Any], progress: bool) -> None:
+def _make_contiguous(content: dict[str, Any], progress: bool) -> None:
     """Make every array contiguous in place, one by one, so that each source is freed at once."""
     from tqdm import tqdm
 

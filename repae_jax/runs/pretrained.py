@@ -1,4 +1,4 @@
-"""A VAE with its weights, from whatever holds one: `repae_jax.AutoencoderKL.from_pretrained`."""
+"""Loading of a VAE with its weights: `repae_jax.AutoencoderKL.from_pretrained`."""
 
 import dataclasses
 import pathlib
@@ -17,28 +17,32 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 
 class PretrainedVAE(StoredVAE):
-    """A VAE's architecture and weights, float32, ready to encode and decode."""
+    """A VAE's architecture and float32 weights, ready to encode and decode."""
 
     @classmethod
     def from_pretrained(
         cls, name: str | pathlib.Path, *, dtype: Any = jnp.float32, variant: str | None = None
     ) -> "PretrainedVAE":
-        """Load a VAE, whatever of these `name` is:
+        """Load a VAE from the hub, a folder or a file.
+
+        `name` is one of:
 
         - a repository on the Hugging Face hub, "REPA-E/e2e-sdvae-hf", or a folder in one,
           "black-forest-labs/FLUX.1-dev/vae";
         - a folder that diffusers wrote, or a work directory that trained a VAE;
         - a file under LDM's names, such as the original's `e2e-vavae.pt`, with its
-          `-latents-stats.pt` beside it; whatever else it holds is left out and said.
+          `-latents-stats.pt` beside it; a warning lists other content, which is left out.
 
         Args:
           name: as above.
-          dtype: of the matrix products and convolutions, float32, bfloat16 or float16; parameters
-            are float32.
-          variant: of a folder's weights, such as "fp16" for diffusion_pytorch_model.fp16....
+          dtype: type of the matrix products and convolutions: float32, bfloat16 or float16;
+            parameters are float32.
+          variant: variant of a folder's weights, such as "fp16" for
+            diffusion_pytorch_model.fp16....
 
         Raises:
-          UserError: nothing is there, it is damaged, or it is something else; another `dtype`.
+          UserError: `name` does not exist, is damaged or holds something else, or `dtype` is none
+            of the three.
         """
         _check_dtype(dtype)
         stored = _read(pathlib.Path(name), name, dtype, variant)

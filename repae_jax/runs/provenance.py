@@ -1,4 +1,4 @@
-"""What an imported checkpoint holds that a run has no place for, kept for its export."""
+"""The parts of an imported checkpoint that a run's state lacks, kept for the export."""
 
 import dataclasses
 import json
@@ -34,13 +34,13 @@ class _Plain(TypedDict):
 
 
 @dataclasses.dataclass(frozen=True)
-class Origin:
-    """Where a run comes from.
+class Provenance:
+    """The imported checkpoint that a run continues.
 
     Attributes:
-      kind: of the checkpoint.
-      steps: its step.
-      args: its arguments.
+      kind: the kind of the checkpoint.
+      steps: the checkpoint's step.
+      args: the original's command-line arguments.
       groups: "param_groups" of each optimizer.
       counters: "part/name" -> PyTorch's counter of BatchNorm updates.
       slots: optimizer -> slot -> the state of a parameter that is frozen here.
@@ -54,13 +54,13 @@ class Origin:
     slots: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]]
 
 
-def blank_origin(kind: Kind) -> Origin:
-    """Of a run that began here."""
-    return Origin(kind, steps=0, args={}, groups={}, counters={}, slots={})
+def blank_provenance(kind: Kind) -> Provenance:
+    """The provenance of a run that was not imported."""
+    return Provenance(kind, steps=0, args={}, groups={}, counters={}, slots={})
 
 
-def write_origin(workdir: pathlib.Path, origin: Origin) -> None:
-    """Keep it in a work directory."""
+def write_provenance(workdir: pathlib.Path, origin: Provenance) -> None:
+    """Write the provenance to a work directory."""
     tensors = {f"counters/{name}": np.asarray(array) for name, array in origin.counters.items()}
     for key, slots in origin.slots.items():
         for number, entry in slots.items():
@@ -70,11 +70,11 @@ def write_origin(workdir: pathlib.Path, origin: Origin) -> None:
     files.write_safetensors(workdir / FILE, tensors, metadata)
 
 
-def read_origin(workdir: pathlib.Path) -> Origin | None:
-    """The origin of a run; None if it began here.
+def read_provenance(workdir: pathlib.Path) -> Provenance | None:
+    """Read the provenance of a run; None if the run was not imported.
 
     Raises:
-      UserError: its file is damaged.
+      UserError: the file is damaged.
     """
     path = workdir / FILE
     if not is_file_there(path, "restore it, or remove it to do without"):
@@ -86,7 +86,7 @@ def read_origin(workdir: pathlib.Path) -> Origin | None:
         for group in groups:  # JSON has lists where torch has a tuple
             group["betas"] = tuple(group["betas"])
     counters, slots = {}, {}
-    tensors = files.read_stored(path)  # sorted by name, but torch has the step first
+    tensors = files.read_stored(path)  # sorted by name, while torch puts the step first
     for name in sorted(tensors, key=lambda name: not name.endswith("/step")):
         if found := _COUNTER.fullmatch(name):
             counters[found[1]] = tensors[name]

@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the newest, those at intervals, and the last one that is proven."""
+"""Retention of checkpoints: the newest, one per interval, and the last proven one."""
 
 import dataclasses
 import json
@@ -14,8 +14,8 @@ from repae_jax.utils.schema import check_schema, read_json
 from repae_jax.utils.sealed import seal, unseal_if_sealed
 
 FILE = "record.json"  # beside the checkpoints
-# What the networks minimise. A checkpoint at which one of them is this many times what it was in
-# the run's first step (at least 1) holds values that are finite and of no use.
+# The networks' losses. A loss above EXPLODED times its value in the run's first step (at least 1)
+# shows that the run has diverged, even if all values are finite.
 LOSSES = ("sit_loss", "vae_loss", "d_loss")
 EXPLODED = 100.0
 
@@ -27,25 +27,25 @@ class _Known(TypedDict):
 
 
 class Record:
-    """What is known of the checkpoints beside their content.
+    """The record of proven and late checkpoints.
 
-    A checkpoint is proven when the step that was taken from it found ordinary losses, which tell
-    of the state before that step. So a run that diverges knows where to go back to, even if it
-    has saved states that were finite still and of no use.
+    A checkpoint is proven when the step after it has ordinary losses: these losses are computed
+    from the checkpoint's state. A run that diverges can go back to the last proven checkpoint, even
+    if it has since saved diverged states with finite values.
 
     Attributes:
-      proven: the steps of those that are.
-      late: the steps of those that belong to an interval's end at which nothing could be saved.
+      proven: the steps of proven checkpoints.
+      late: the steps of checkpoints saved after the end of their interval, because the step at its
+        end could not be saved.
     """
 
     def __init__(self, folder: pathlib.Path, saved: Sequence[int], *, write: bool):
-        """Read it from the checkpoints' folder.
+        """Read the record from the checkpoints' folder.
 
         Args:
-          folder: where they are.
-          saved: their steps. Of a run from before there was a record, all but the newest count
-            as proven.
-          write: whether this process may write.
+          folder: the checkpoints' folder.
+          saved: the checkpoints' steps. Without a record, all but the newest count as proven.
+          write: whether this process writes the record.
         """
         self._file, self._write = folder / FILE, write
         try:
@@ -54,7 +54,7 @@ class Record:
             check_schema(known, _Known, source=FILE)
             self._losses = known["losses"]
             self.proven, self.late = set(known["proven"]), set(known["late"])
-        except UserError:  # not there, or damaged
+        except UserError:  # missing or damaged
             self._losses, self.proven, self.late = {}, set(sorted(saved)[:-1]), set()
         self.proven &= set(saved)
 
@@ -64,7 +64,11 @@ class Record:
         return bool(self._losses)
 
     def judge(self, step: int | None, metrics: Mapping[str, float]) -> None:
-        """Take the metrics of the first step from the checkpoint of `step`, or of the run's."""
+        """Judge the checkpoint at `step` by the metrics of the step after it.
+
+        The first call keeps the losses as those of the run's first step. A `step` of None judges no
+        checkpoint.
+        """
         losses = {name: metrics[name] for name in LOSSES if name in metrics}
         if not self.begun:
             self._losses = losses
@@ -73,12 +77,12 @@ class Record:
             self.proven.add(step)
 
     def forget(self, step: int) -> None:
-        """Another state is saved under a step that one was known of."""
+        """Drop the entries of `step`, because another state is saved there."""
         self.proven.discard(step)
         self.late.discard(step)
 
     def write(self, saved: Sequence[int]) -> None:
-        """Write it, as far as it is of the steps `saved`."""
+        """Write the record, restricted to the checkpoints `saved`."""
         self.proven &= set(saved)
         self.late &= set(saved)
         if self._write:
@@ -89,12 +93,12 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Retention:
-    """Orbax' policy of preservation.
+    """A preservation policy for Orbax.
 
     Attributes:
-      newest: how many of the newest stay.
-      every: those at multiples of this stay for ever, and those that are late for one; 0: none.
-      record: the last one that is proven stays.
+      newest: number of newest checkpoints to keep.
+      every: keep checkpoints at multiples of this step, and late ones, forever; 0: none.
+      record: the record; its last proven checkpoint is kept.
     """
 
     newest: int
@@ -102,7 +106,7 @@ class Retention:
     record: Record
 
     def should_preserve(self, checkpoints: Sequence, *, context: object) -> list[bool]:
-        """Which of the checkpoints, the first first, stay."""
+        """For each of the checkpoints, in ascending order, whether to keep it."""
         steps = [checkpoint.step for checkpoint in checkpoints]
         proven = [step for step in steps if step in self.record.proven]
         kept = {*steps[-self.newest :], *proven[-1:]}

@@ -1,6 +1,6 @@
-"""The data that a run reads: from one start to the next they must be the same.
+"""The data that a run reads, which must stay the same from start to start.
 
-Its work directory keeps their fingerprints (see `data.identity`) in data.json, by split.
+The work directory keeps the fingerprint of each split (see `data.identity`) in data.json.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from repae_jax.errors import UserError
 from repae_jax.parallel.multihost import Processes
 from repae_jax.utils.sealed import digest
 
-# Of cached latents: what the run's own frozen networks are, so nobody can accept another.
+# Changes of cached latents that `config.data.accept` cannot accept: the run's own frozen networks.
 _FIXED = re.compile(r"made\.(vae|teachers|latent_shape): ")
 
 
@@ -34,9 +34,9 @@ class RunData:
     """The splits that a run trains on and is measured with.
 
     Attributes:
-      train: what it trains on.
-      heldout: None where it is not measured with it.
-      fingerprints: by split, as JSON gives them back.
+      train: the training split.
+      heldout: the held-out split; None if no measure needs it.
+      fingerprints: split -> fingerprint, as parsed from JSON.
     """
 
     train: Source
@@ -47,22 +47,23 @@ class RunData:
 def open_data(
     config: ConfigDict, workdir: pathlib.Path, *, bad_images: str | pathlib.Path = ""
 ) -> RunData:
-    """Open what a run reads; writes nothing.
+    """Open the splits that a run reads, without writing to the work directory.
 
     Args:
-      config: the run's.
-      workdir: where it lives, or will.
-      bad_images: a file to list skipped training images in.
+      config: the run's configuration.
+      workdir: the work directory, which need not exist.
+      bad_images: a file that lists skipped training images.
 
     Raises:
-      UserError: a split cannot be opened, or is not what it was when the run began.
+      UserError: a split cannot be opened, or has changed since the run began.
     """
     train = open_source(config.data, "train", bad_images=bad_images, any_classes=True)
     heldout = _open_heldout(config)
     splits = {"train": train} | ({"heldout": heldout} if heldout is not None else {})
     found = {name: source.fingerprint() for name, source in splits.items()}
     data = RunData(train, heldout, as_recorded(found))
-    # First, for a class that has come or gone is what has changed, and no wrong configuration.
+    # Before the check of classes: a new or missing class is a change of the data, and the
+    # configuration is right.
     _check(config, workdir, data)
     for source in splits.values():
         check_classes(source, config.data.num_classes)
@@ -70,10 +71,10 @@ def open_data(
 
 
 def agree(data: RunData, processes: Processes) -> None:
-    """See that all processes of a job read the same data; all call it alike.
+    """Check that all processes of a job read the same data; all make the same call.
 
     Raises:
-      UserError: this one reads others than the first.
+      UserError: this process reads other data than the first.
     """
     own = np.frombuffer(bytes.fromhex(digest(data.fingerprints)), np.uint8)
     same = np.array_equal(processes.from_first(own), own)
@@ -86,10 +87,10 @@ def agree(data: RunData, processes: Processes) -> None:
 
 
 def record(config: ConfigDict, workdir: pathlib.Path, data: RunData) -> str:
-    """Note the data in the work directory; returns what there is to say about it.
+    """Write the data's fingerprints to the work directory; returns a message, or "".
 
     Raises:
-      UserError: they are not what is noted there, or it cannot be written.
+      UserError: the data differ from the recorded ones, or the file cannot be written.
     """
     told, before = _check(config, workdir, data), read_fingerprints(workdir / FILE)
     write_fingerprints(workdir / FILE, {**(before or {}), **data.fingerprints})
@@ -113,7 +114,7 @@ def _open_heldout(config):
 
 
 def _check(config, workdir, data) -> list[str]:
-    """What has changed, if the configuration accepts it; else raises UserError."""
+    """List the changes of the data; raises UserError unless the configuration accepts them."""
     told = changes_since(workdir / FILE, data.fingerprints)
     lines = [f"{split}: {line}" for split, line in told]
     fixed = [line for split, line in told if split == "train" and _FIXED.match(line)]

@@ -1,4 +1,4 @@
-"""The state of a run: everything that one step reads and writes."""
+"""The state of a run: the arrays that a step reads and writes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ Tree = Any
 
 @flax.struct.dataclass
 class TrainState:
-    """All arrays of a run. Which networks are trained is which have an optimizer state.
+    """All arrays of a run. The networks with an optimizer state are the trained ones.
 
     Attributes:
       step: completed steps, int32 scalar.
@@ -23,10 +23,10 @@ class TrainState:
         running means of LeCam under "lecam".
       opt_state: optimizer state of each trained network.
       ema: exponential moving average of the backbone's "params" and of the "latent_norm"
-        statistics, with the averaged backbone's further collections, such as "constants" with a
-        position table (an imported one's may differ).
-      frozen: what no step changes: the further collections of the backbone and of the tokenizer
-        under these names, if they have any, the "teachers" by name, and "lpips".
+        statistics, with the averaged backbone's other collections, such as "constants" with a
+        position table (in an imported run it may differ from the trained backbone's).
+      frozen: arrays that no step changes: the other collections of "backbone" and "tokenizer", if
+        they have any, the "teachers" by name, and "lpips".
     """
 
     step: jax.Array
@@ -43,7 +43,7 @@ def create_state(
     frozen: Mapping[str, Tree],
     optimizers: Mapping[str, optax.GradientTransformation],
 ) -> TrainState:
-    """A state at step 0; the moving averages start as copies of what they average."""
+    """Make a state at step 0; the moving averages start as copies of the current values."""
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=dict(params),
@@ -56,21 +56,21 @@ def create_state(
 
 
 def restart_average(state: TrainState) -> TrainState:
-    """The moving averages as copies of what they average now."""
+    """Reset the moving averages to copies of the current values."""
     if "backbone" not in state.params:
         return state
     # Copies, because a donated buffer must not appear twice in the state.
-    ema = {**averaged(state), **state.frozen.get("backbone", {})}
+    ema = {**averaged_variables(state), **state.frozen.get("backbone", {})}
     return state.replace(ema=jax.tree.map(jnp.copy, ema))
 
 
 def tokenizer_variables(params: Mapping[str, Tree], frozen: Mapping[str, Tree]) -> dict[str, Tree]:
-    """All collections of the tokenizer, of these fields of a state."""
+    """All collections of the tokenizer, from a state's fields `params` and `frozen`."""
     return {"params": params["tokenizer"], **frozen.get("tokenizer", {})}
 
 
-def averaged(state: TrainState) -> dict[str, Tree]:
-    """What the moving average follows: the backbone and the latents' running statistics."""
+def averaged_variables(state: TrainState) -> dict[str, Tree]:
+    """The current values that the moving average follows: backbone and latent statistics."""
     if "backbone" not in state.params:
         return {}
     return {"params": state.params["backbone"], "latent_norm": state.batch_stats["latent_norm"]}

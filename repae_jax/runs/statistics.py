@@ -1,4 +1,4 @@
-"""Latent statistics of a tokenizer that came without them."""
+"""Measurement of the latent statistics of a tokenizer."""
 
 import itertools
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from repae_jax.models.tokenizers.base import Tokenizer, encode
 from repae_jax.utils.finite import NotFinite
 from repae_jax.utils.images import to_float
 
-IMAGES = 10_000  # of the source's first: enough for means and variances to three digits
+IMAGES = 10_000  # first images of the source; they give means and variances to three digits
 
 
 def latent_moments(
@@ -25,12 +25,21 @@ def latent_moments(
     *,
     progress: bool = True,
 ) -> dict[str, np.ndarray]:
-    """{"mean": (c,), "var": (c,)} of z = mean + std * noise over images and positions.
+    """Measure {"mean": (c,), "var": (c,)} of the latents z = mean + std * noise, float32.
 
-    The noise is integrated out: var z = var mean + E std^2.
+    The moments are over images and positions, with the noise integrated out:
+    var z = var mean + E std^2.
+
+    Args:
+      tokenizer: the tokenizer.
+      variables: its variables.
+      source: the images.
+      batch_size: images per batch.
+      images: number of images, rounded down to full batches.
+      progress: show a bar.
 
     Raises:
-      NotFinite: latents are not.
+      NotFinite: latents are NaN or infinite.
     """
     from tqdm import tqdm
 

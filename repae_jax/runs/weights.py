@@ -1,4 +1,4 @@
-"""Weights from files: which loader reads what a configuration names."""
+"""Loading of the weights that a configuration names, with the loader of each family."""
 
 import json
 import pathlib
@@ -21,7 +21,7 @@ from repae_jax.runs.checkpoints import FOLDER, restore_latest
 
 
 class Publisher(NamedTuple):
-    """How the published files of a family of encoders are read.
+    """The functions that read the published files of a family of encoders.
 
     Attributes:
       read: (path, encoder, source) -> the content of a file.
@@ -36,9 +36,9 @@ PUBLISHERS = {"vit": Publisher(read_vit, load_vit)}  # by family of `ENCODERS`
 
 
 def load_teacher(entry: ConfigDict, encoder: Encoder, resolution: int) -> dict:
-    """The variables of an encoder from the weights of its entry of `config.teachers`.
+    """Load the variables of an encoder from the weights of its entry of `config.teachers`.
 
-    These are its publishers' files, or `save_teacher`'s.
+    The weights are a published file of its family, or a file that `save_teacher` wrote.
 
     Raises:
       UserError: the file is missing or unreadable, or holds another model.
@@ -70,14 +70,14 @@ def save_teacher(path: str, params: Mapping, notes: Mapping[str, object]) -> Non
 
 
 def read_vae(config: ConfigDict, tokenizer: Tokenizer) -> tuple[dict[str, Any], Statistics | None]:
-    """Variables of the tokenizer that `config.tokenizer.weights` names, its latents' statistics.
+    """Read the tokenizer's variables and latent statistics, as `config.tokenizer` names them.
 
-    The weights are whatever `PretrainedVAE.from_pretrained` reads, or a work directory that
-    trained them. The statistics are those of `config.tokenizer.statistics`, or else those that came
-    with the weights; None where none did.
+    `config.tokenizer.weights` is any name that `PretrainedVAE.from_pretrained` accepts, or a work
+    directory that trained the tokenizer. The statistics are read from
+    `config.tokenizer.statistics`, or else taken from the weights; None if these have none.
 
     Raises:
-      UserError: nothing is there, it is unreadable, or it holds another VAE.
+      UserError: the weights do not exist, are unreadable, or hold another VAE.
     """
     name = config.tokenizer.weights
     if (pathlib.Path(name) / FOLDER).is_dir():
@@ -91,7 +91,7 @@ def read_vae(config: ConfigDict, tokenizer: Tokenizer) -> tuple[dict[str, Any], 
 
 
 def _read_run(workdir, tokenizer):
-    """The tokenizer of a work directory, and the statistics that its LatentNorm arrived at."""
+    """The tokenizer of a work directory, and the final statistics of its LatentNorm."""
     state, shapes = restore_latest(workdir), variable_shapes(tokenizer)
     params = flatten(state["params"]["tokenizer"])
     variables = {"params": load_flat(params, shapes.pop("params"), source=workdir)}
@@ -102,10 +102,10 @@ def _read_run(workdir, tokenizer):
 
 
 def statistics_of(ema: Mapping | None, channels: int, *, source: str) -> Statistics | None:
-    """The latents' statistics in a run's moving average; None where it trains no backbone.
+    """The latent statistics in a run's moving average; None if the run trains no backbone.
 
     Raises:
-      UserError: they are no statistics of a VAE with that many channels.
+      UserError: the statistics are invalid, or have another number of channels.
     """
     norm = (ema or {}).get("latent_norm")
     if not norm:

@@ -17,10 +17,10 @@ from repae_jax.utils.atomic_files import write_atomically
 from repae_jax.utils.schema import read_json
 
 CONFIG = "config.json"
-HISTORY = "config_history.jsonl"  # what has changed in it, when
-# Once a run has begun, its weights come from its checkpoints: where files lie may change. So may
-# what saves a run that diverges (how far an optimizer goes in a step, and the type that is computed
-# in) or that meets a bad image.
+HISTORY = "config_history.jsonl"  # the changes of the configuration, with their times
+# Keys that may change between starts of a run. A run that has begun reads its weights from its
+# checkpoints, so the locations of files may change. So may the keys that rescue a run that diverges
+# (the size of an optimizer's steps, the type of the computation) or that meets a bad image.
 FREE_KEYS = (
     r"config\.(run|sampling|evaluation|mesh)\..*|config\.data\.(workers|path|accept|on_bad_image)|config\.dtype"
     r"|config\.optimizer\.[^.]+\."
@@ -34,23 +34,23 @@ FREE_KEYS = (
 def claim(
     workdir: pathlib.Path, config: ConfigDict, *, step: int = 0, **notes: object
 ) -> list[str]:
-    """Make `workdir` this configuration's, or check that it already is.
+    """Write the configuration to a new work directory, or check it against an existing run's.
 
-    Only `FREE_KEYS` may differ when a run is continued (length, intervals, measures, devices,
-    memory, where files lie; learning rates and their schedules, weight decay, clipping, the type
-    computed in). The file then takes the new values, and `HISTORY` says what has changed.
+    Only `FREE_KEYS` may differ when a run continues: length, intervals, measures, devices, memory,
+    locations of files, learning rates and their schedules, weight decay, clipping, the type of the
+    computation. The file then takes the new values, and `HISTORY` records the changes.
 
     Args:
       workdir: the run's folder.
       config: the configuration.
-      step: where the run continues, for the history.
-      notes: what else the history should say.
+      step: the step at which the run continues, for the history.
+      notes: further entries for the history.
 
     Returns:
-      What has changed, as `key: old -> new`.
+      The changes, as `key: old -> new`.
 
     Raises:
-      UserError: the directory holds another configuration, or is unwritable.
+      UserError: the directory holds another configuration, or cannot be written.
     """
     changed = check(workdir, config)
     if changed or notes:
@@ -61,7 +61,7 @@ def claim(
 
 
 def check(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
-    """In what `config` differs from that of `workdir`, as `key: old -> new`; writes nothing.
+    """List the differences from the configuration of `workdir` as `key: old -> new`; reads only.
 
     Raises:
       UserError: the directory holds another run.
@@ -84,8 +84,8 @@ def check(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
     return changed
 
 
-def last_of_history(workdir: pathlib.Path) -> dict[str, Any]:
-    """The last line of `HISTORY`; {} if there is none."""
+def last_history_entry(workdir: pathlib.Path) -> dict[str, Any]:
+    """The last line of `HISTORY`; {} without one."""
     try:
         entry = json.loads((workdir / HISTORY).read_text().splitlines()[-1])
     except (OSError, ValueError, IndexError, RecursionError):
@@ -101,11 +101,10 @@ def _add_to_history(workdir, entry):
 
 
 def load_config(workdir: pathlib.Path) -> ConfigDict:
-    """The configuration of the run in `workdir`, which is a possible one.
+    """Load and validate the configuration of the run in `workdir`.
 
     Raises:
-      UserError: there is no run, or its configuration is damaged, of another version, or has been
-        edited to an impossible one.
+      UserError: there is no run, or its configuration is damaged, of a later version, or invalid.
     """
     path = workdir / CONFIG
     if not path.is_file():
@@ -125,7 +124,7 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
 
 
 def _lost_config(workdir):
-    """The error for checkpoints whose configuration is gone."""
+    """Make the error for a work directory with checkpoints but without a configuration."""
     kept = sorted(workdir.glob(f"aside-*/{CONFIG}"), key=lambda path: path.stat().st_mtime)
     source = (
         f"{kept[-1]} is of the same run, from before it went back"
@@ -143,7 +142,7 @@ _warn_once = functools.cache(warn)  # a command may read the file more than once
 
 
 def is_run(path: str | pathlib.Path) -> bool:
-    """Whether a path is a work directory, not a folder of images."""
+    """Whether a path is a work directory (a folder with checkpoints, for example)."""
     path = pathlib.Path(path)
     if not path.is_dir():
         return False

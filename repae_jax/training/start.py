@@ -18,7 +18,7 @@ from repae_jax.runs import run_data
 from repae_jax.runs import workdir as work_directory
 from repae_jax.runs.build import build_models
 from repae_jax.runs.checkpoints import Checkpoints, saved_steps
-from repae_jax.runs.going_back import check_step, has_gone_back, set_aside, way_back
+from repae_jax.runs.going_back import check_step, has_gone_back, recovery_command, set_aside
 from repae_jax.runs.initial_state import load_frozen
 from repae_jax.runs.state import TrainState
 from repae_jax.training.hooks import RunContext
@@ -67,7 +67,7 @@ def open_context(
     )
 
     def back(before):
-        return way_back(workdir, config, checkpoints.proven_step(before), processes.count)
+        return recovery_command(workdir, config, checkpoints.proven_step(before), processes.count)
 
     logger = Logger(config, workdir, first=processes.first, progress=progress)
     return RunContext(

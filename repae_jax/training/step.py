@@ -36,7 +36,7 @@ from repae_jax.objectives.objective import Objective
 from repae_jax.objectives.reconstruction import RECONSTRUCTION
 from repae_jax.objectives.terms import Term, weighted_sum
 from repae_jax.runs.optimizers import by_leaf, global_norm
-from repae_jax.runs.state import TrainState, averaged, tokenizer_variables
+from repae_jax.runs.state import TrainState, averaged_variables, tokenizer_variables
 from repae_jax.training.accumulation import accumulated
 from repae_jax.training.noise import Draws
 from repae_jax.utils.images import to_float
@@ -92,7 +92,7 @@ def make_train_step(
             )
             params[name] = apply(state.params[name], updates)
         state = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
-        followed = averaged(state)
+        followed = averaged_variables(state)
         old = {name: state.ema[name] for name in followed}
         ema = follow(followed, old)
         return state.replace(ema={**state.ema, **ema})

@@ -56,19 +56,19 @@ def _take_vae(folder):
 
 
 def _write_origin(folder):
-    from repae_jax.runs.provenance import Origin, write_origin
+    from repae_jax.runs.provenance import Provenance, write_provenance
 
     groups = {"opt": [{"lr": 1e-4, "betas": (0.9, 0.999), "params": [0, 1]}]}
     slots = {"opt": {0: {"step": np.float32(3), "exp_avg": np.ones(3, np.float32)}}}
     counters = {"model/bn.num_batches_tracked": np.int64(3)}
-    origin = Origin("repae", 3, {"seed": 0, "model": "SiT-B/2"}, groups, counters, slots)
-    write_origin(folder, origin)
+    origin = Provenance("repae", 3, {"seed": 0, "model": "SiT-B/2"}, groups, counters, slots)
+    write_provenance(folder, origin)
 
 
 def _read_origin(folder):
-    from repae_jax.runs.provenance import read_origin
+    from repae_jax.runs.provenance import read_provenance
 
-    return read_origin(folder) or {}
+    return read_provenance(folder) or {}
 
 
 _DATA = {

@@ -20,7 +20,7 @@ from repae_jax.runs import going_back
 from repae_jax.runs import workdir as work_directory
 from repae_jax.runs.checkpoints import Checkpoints, restore_latest, saved_steps
 from repae_jax.runs.metrics import MetricWriter, read_history
-from repae_jax.runs.optimizers import adamw, as_held, as_wanted
+from repae_jax.runs.optimizers import adamw, to_saved_form, to_template_form
 from repae_jax.runs.retention import Record, Retention
 from repae_jax.training.default_hooks import SaveCheckpoints
 from repae_jax.training.loop import _run
@@ -195,7 +195,7 @@ def test_an_imported_run_has_no_beginning_of_its_own(trained, tmp_path):
     (tmp_path / "run" / "origin.safetensors").touch()
     with pytest.raises(UserError, match="can be continued from 2, 4$"):
         going_back.check_step(tmp_path / "run", 0)
-    command = going_back.way_back(tmp_path / "run", tiny.get_config(), None, processes=1)
+    command = going_back.recovery_command(tmp_path / "run", tiny.get_config(), None, processes=1)
     assert "--from-step 2 " in command
 
 
@@ -203,7 +203,7 @@ def test_the_way_back_is_slower_than_the_way():
     config = tiny.get_config()
     config.dtype = "bfloat16"
     config.optimizer.tokenizer.learning_rate = 1e-5
-    command = going_back.way_back(tiny_path := "runs/x", config, 7, processes=2)
+    command = going_back.recovery_command(tiny_path := "runs/x", config, 7, processes=2)
     assert command.startswith(f"python -m repae_jax train --workdir {tiny_path} --from-step 7 ")
     assert "--config.optimizer.tokenizer.learning_rate=1e-06" in command
     assert "--config.optimizer.backbone.learning_rate=1e-05" in command
@@ -251,12 +251,14 @@ def test_a_schedule_may_come_and_go(tmp_path):
         states[name] = state
     held = {"constant": [None, [{}, None, None]], "falling": [None, [{}, None, {"count": 0}]]}
     for before, after in (("constant", "falling"), ("falling", "constant")):
-        template = as_held(states[after], held[before])
+        template = to_saved_form(states[after], held[before])
         assert jax.tree.structure(template) == jax.tree.structure(states[before])
-        state = as_wanted(states[before], states[after])
+        state = to_template_form(states[before], states[after])
         jax.tree.map(np.testing.assert_array_equal, state, states[after])
     # and the rate is that of the step which the run has come to
-    updates, _ = falling.update(params, as_wanted(states["constant"], states["falling"]), params)
+    updates, _ = falling.update(
+        params, to_template_form(states["constant"], states["falling"]), params
+    )
     rate = optax.warmup_cosine_decay_schedule(0.0, 0.1, 2, 9)(5)
     np.testing.assert_allclose(updates["w"], -rate * np.ones(3), rtol=1e-5)
 
@@ -419,4 +421,4 @@ def test_curves_end_where_a_run_has_come_again(tmp_path):
 @pytest.mark.parametrize("text", ["", "{", "[1]", "[" * 100_000], ids=range(4))
 def test_a_damaged_history_is_none(text, tmp_path):
     (tmp_path / "config_history.jsonl").write_text(text)
-    assert work_directory.last_of_history(tmp_path) == {}
+    assert work_directory.last_history_entry(tmp_path) == {}
