@@ -148,7 +148,7 @@ def _open_sampled(options: argparse.Namespace, mesh: Mesh) -> ImageSet:
     Raises:
       UserError: bad options, or no run that can be sampled from.
     """
-    from repae_jax.evaluation.generated_images import sampled
+    from repae_jax.evaluation.generated_images import generated_image_set
     from repae_jax.parallel.mesh import place_key
     from repae_jax.runs.open_run import open_run, sampling_weights
     from repae_jax.sampling.class_labels import BALANCED, choose_labels
@@ -168,7 +168,7 @@ def _open_sampled(options: argparse.Namespace, mesh: Mesh) -> ImageSet:
     name = f"{workdir}, step {int(trained.state.step)}"
     generate = make_generate(trained.models.backbone, trained.models.tokenizer, sampler, mesh=mesh)
     key, weights = place_key(mesh, options.seed), sampling_weights(trained.state)
-    return sampled(name, generate, weights, key, labels, config.data.resolution, mesh)
+    return generated_image_set(name, generate, weights, key, labels, config.data.resolution, mesh)
 
 
 def _check_options(options: argparse.Namespace, made: bool) -> None:

@@ -1,4 +1,4 @@
-"""CKNNA: how alike two networks see the neighbourhoods of the same images.
+"""CKNNA: agreement of two networks on the nearest neighbours of the same images.
 
 Huh et al. 2024, "The Platonic Representation Hypothesis" (arXiv 2405.07987), appendix A.
 """
@@ -10,13 +10,13 @@ import numpy as np
 from scipy.sparse import csr_array, diags_array
 
 from repae_jax.errors import UserError, warn
-from repae_jax.evaluation.features import checked
+from repae_jax.evaluation.features import check_features
 from repae_jax.utils.finite import NotFinite
 
 TOP_K = 10  # REPA's, on 10,000 images
-_ROWS = 1024  # of a similarity matrix at a time
-# Added to the denominator as platonic-rep's `AlignmentMetrics.cknna` does. For features of unit
-# length HSIC is about k / N = 1e-3 at 10,000 images, so it is seen in the fourth digit.
+_ROWS = 1024  # rows of a similarity matrix computed at a time
+# Added to the denominator, as in platonic-rep's `AlignmentMetrics.cknna`. For features of unit
+# length HSIC is about k / N = 1e-3 at 10,000 images, so the offset changes the fourth digit.
 _OFFSET = 1e-6
 
 
@@ -25,37 +25,40 @@ def cknna(
     second: np.ndarray,
     topk: int | None = TOP_K,
 ) -> float:
-    """Centred kernel nearest-neighbour alignment of two networks' features of the same N images.
+    """Centred kernel nearest-neighbour alignment (CKNNA) of two networks' features of N images.
 
-    With kernels K = X X', L = Y Y' and the mask of pairs (i, j) where j is among the `topk` most
-    similar to i in both, it is
+    With kernels K = X X', L = Y Y' and the mask of pairs (i, j) where j is among the `topk` images
+    most similar to i in both, it is
 
       HSIC(mask K, mask L) / (sqrt(HSIC(mask_K K, mask_K K) HSIC(mask_L L, mask_L L)) + 1e-6)
 
-    as platonic-rep's code computes it, here in float64: the kernels are inner products, centred
-    by HSIC after masking. The HSIC is the unbiased one (Song et al. 2012, eq. 5), which leaves out
-    each image's similarity with itself.
+    as in platonic-rep's code, here in float64: the kernels are inner products, centred by HSIC
+    after masking. HSIC is the unbiased estimate (Song et al. 2012, eq. 5), which excludes each
+    image's similarity with itself.
 
     The value depends on the rows' lengths, and through the 1e-6 slightly on their scale.
-    platonic-rep's scripts cut off each feature set at the 95 % quantile of its magnitudes and
-    scale rows to unit length first; both are the caller's to do. REPA (arXiv 2410.06940) takes
-    k = 10 and 10,000 images of ImageNet's validation set; its code holds no CKNNA. Tokens have
-    to become one row an image: their mean, or all of them side by side.
+    platonic-rep's scripts first clip each feature set at the 95 % quantile of its magnitudes and
+    scale rows to unit length; the caller does both with `normalize_features`. REPA (arXiv
+    2410.06940) uses k = 10 and 10,000 images of ImageNet's validation set; its code holds no CKNNA.
+    The caller reduces tokens to one row per image: their mean, or all of them concatenated.
 
     Args:
-      first: (N, D) features, one row an image.
+      first: (N, D) features, one row per image.
       second: (N, E) features of the same images in the same order.
-      topk: neighbours, 2 to N - 1; None takes N - 1. Of equally similar ones the first count.
+      topk: neighbours, 2 to N - 1; None takes N - 1. Among equally similar images the first count.
 
     Returns:
-      At most 1 but for what sampling does to the unbiased estimate; it can fall below 0. NaN
-      where a denominator is the root of a negative estimate, as can be for few images.
+      A value of at most 1, up to the sampling error of the unbiased estimate; it can fall below 0.
+      NaN if the estimates in the denominator have a negative product, as may happen for few images.
 
     Raises:
-      UserError: unequal N, `topk` out of range, fewer than 4 images, values that are not finite,
-        or all rows of one set equal, which have no nearest ones.
+      UserError: unequal N, `topk` out of range, fewer than 4 images, NaN or infinite values, or one
+        set has equal rows only, so that no row is nearer than another.
     """
-    first, second = checked(first, "first features"), checked(second, "second features")
+    first, second = (
+        check_features(first, "first features"),
+        check_features(second, "second features"),
+    )
     count = len(first)
     if count != len(second):
         raise UserError(f"{count} and {len(second)} features: give both of the same images")
@@ -75,24 +78,24 @@ def cknna(
 
 
 def cknna_or_nan(first: np.ndarray, second: np.ndarray, topk: int = TOP_K) -> float:
-    """`cknna`; NaN where all rows of one set are equal, as after a collapse."""
+    """`cknna`, or NaN if all rows of one set are equal, as after a collapse."""
     return math.nan if _alike(first) or _alike(second) else cknna(first, second, topk)
 
 
 def alignments(tokens: np.ndarray, teachers: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """By teacher, CKNNA of its features with the `tokens` of the same images.
+    """CKNNA of the `tokens` with each teacher's features of the same images, by teacher.
 
-    A teacher for which it is not defined is left out, and a warning says so: a collapsed network
-    ends neither the run that is measured nor a study.
+    A teacher with an undefined CKNNA is left out with a warning, so that a run or a study continues
+    after a collapse.
 
     Args:
-      tokens: (N, D), one row an image, as they come from the network.
-      teachers: by name, (N, D_k) likewise.
+      tokens: (N, D), one row per image, as the network returns them.
+      teachers: name -> features (N, D_k), as the teacher returns them.
     """
     found = {}
     for name, features in teachers.items():
         try:
-            value = cknna_or_nan(prepared(tokens), prepared(features))
+            value = cknna_or_nan(normalize_features(tokens), normalize_features(features))
         except NotFinite:
             value = math.nan
         if math.isnan(value):
@@ -103,7 +106,7 @@ def alignments(tokens: np.ndarray, teachers: Mapping[str, np.ndarray]) -> dict[s
 
 
 def warn_of_undefined(name: str, where: str = "") -> None:
-    """Warn that CKNNA with a teacher is left out of the figures."""
+    """Warn that CKNNA with the teacher `name` is undefined and left out."""
     warn(
         f"CKNNA with the teacher {name} is left out{where}: it is not defined where the tokens of "
         "all images are alike or not finite, or the images too few"
@@ -114,22 +117,23 @@ def _alike(features):
     return bool((features == features[0]).all())
 
 
-def prepared(features: np.ndarray) -> np.ndarray:
-    """Features (N, D) as platonic-rep's scripts bring them to `cknna`: float64, unit length.
+def normalize_features(features: np.ndarray) -> np.ndarray:
+    """Clip and normalize features (N, D) for `cknna` as platonic-rep's scripts do; float64.
 
-    Before that, values are cut off at the mean over rows of the 95 % quantile of their magnitudes.
+    Values are clipped at the mean over rows of the 95 % quantile of their magnitudes; then rows are
+    scaled to unit length.
 
     Raises:
       NotFinite: values are NaN or infinite.
     """
-    features = checked(features)
+    features = check_features(features)
     limit = np.quantile(np.abs(features), 0.95, axis=1).mean()
     features = features.clip(-limit, limit)
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
 def _nearest(features, topk):
-    """The kernel (N, N), kept where a column is among the row's `topk` largest of the others."""
+    """The kernel (N, N), sparse: each row keeps its `topk` largest off-diagonal entries."""
     count = len(features)
     columns, values = [], []
     for start in range(0, count, _ROWS):
@@ -145,7 +149,7 @@ def _nearest(features, topk):
 
 
 def _largest(rows, topk):
-    """(R, topk) columns of each row's largest values, the first ones of equals."""
+    """The columns (R, topk) of each row's largest values; among equal values the first count."""
     bound = np.partition(rows, -topk, axis=1)[:, -topk, None]
     above, equal = rows > bound, rows == bound
     room = topk - above.sum(1, keepdims=True)
@@ -154,12 +158,12 @@ def _largest(rows, topk):
 
 
 def _mask(kernel):
-    """1 where `kernel` has an entry, be its value 0."""
+    """1 where `kernel` has an entry, even an entry of 0."""
     return csr_array((np.ones_like(kernel.data), kernel.indices, kernel.indptr), kernel.shape)
 
 
 def _hsic(a, b):
-    """The unbiased estimate."""
+    """The unbiased HSIC of two kernels (N, N)."""
     count = a.shape[0]
     a, b = (each - diags_array(each.diagonal()) for each in (a, b))
     value = (a * b.T).sum() + a.sum() * b.sum() / ((count - 1) * (count - 2))

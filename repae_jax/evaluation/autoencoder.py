@@ -1,4 +1,4 @@
-"""What a VAE keeps of images, and what its latents are like."""
+"""Reconstruction measures of a VAE, and the moments of its latents."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ Distance = Callable[[jax.Array, jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderScores:
-    """Figures of a VAE on images; None where the network for it was not given.
+    """The measures of a VAE on a set of images; None without the network for a measure.
 
     Attributes:
-      count: images.
-      psnr: mean of the images' PSNR, dB, of uint8 pixels.
-      ssim: mean of the images' SSIM, at most 1, of uint8 pixels.
+      count: number of images.
+      psnr: mean over images of the PSNR in dB, on uint8 pixels.
+      ssim: mean over images of the SSIM, at most 1, on uint8 pixels.
       rfid: Fréchet distance between images and reconstructions, 0 or more.
       lpips: mean perceptual distance, 0 or more.
-      latents: moments of the latents, not normalised.
+      latents: moments of the latents before normalisation.
     """
 
     count: int
@@ -58,23 +58,23 @@ def measure_autoencoder(
     distance: Distance | None = None,
     progress: bool = False,
 ) -> AutoencoderScores:
-    """Encode and decode images and compare; nothing but sums is kept.
+    """Reconstruct images with a VAE and measure the result; memory holds running sums only.
 
     Args:
-      vae: with its weights.
-      images: the set, of sides that the VAE's factor divides.
-      mesh: its devices divide every batch.
-      batch_size: images at a time, a multiple of the devices.
-      key: to sample the posterior, as LightningDiT's evaluation does, for image i by the key and
-        i alone; None takes its mean.
-      features: Inception's, for rFID.
+      vae: the VAE with its weights.
+      images: the set; the VAE's factor divides the images' sides.
+      mesh: the devices, which share every batch.
+      batch_size: images per batch, a multiple of the number of devices.
+      key: samples the posterior, as LightningDiT's evaluation does; the noise of image i depends on
+        the key and i alone. None takes the posterior mean.
+      features: Inception's features, for rFID.
       distance: LPIPS.
       progress: show a bar.
 
     Raises:
-      UserError: the images' sides do not suit the VAE, or are too small for SSIM or LPIPS; or one
-        image has to make a distribution.
-      NotFinite: the VAE makes NaN of an image.
+      UserError: the VAE's factor does not divide the images' sides, they are too small for SSIM or
+        LPIPS, or rFID has a single image.
+      NotFinite: latents or reconstruction of an image are NaN or infinite.
     """
     from tqdm import tqdm
 
@@ -131,7 +131,7 @@ def measure_autoencoder(
 
 
 class _Sums:
-    """What is summed over batches."""
+    """Running sums over batches."""
 
     def __init__(self, channels):
         self.psnr = self.ssim = self.lpips = 0.0
@@ -140,7 +140,7 @@ class _Sums:
 
 
 def _check_finite(name, start, latents, decoded, count):
-    """Raise NotFinite for the first of a batch's `count` images that the VAE makes NaN of."""
+    """Raise NotFinite for the first of a batch's `count` images with NaN or infinite values."""
     for what, values in (("latents", latents), ("reconstruction", decoded)):
         broken = np.flatnonzero(~np.asarray(finite_rows(values))[:count])
         if broken.size:

@@ -1,6 +1,6 @@
-"""Curves and heat maps, as matplotlib figures that `figures.save_png` writes.
+"""Curves and heat maps as matplotlib figures, which `figures.save_png` writes.
 
-Curves use the Okabe-Ito colours, which all common kinds of colour vision can tell apart.
+Curves use the Okabe-Ito colours, which are distinct for all common kinds of colour vision.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,22 +14,22 @@ History = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 
 
 def loss_curves(history: History, groups: Mapping[str, Sequence[str]]):
-    """Small multiples: one panel a group, one curve a metric.
+    """Draw loss curves: one panel per group, one curve per metric.
 
     Long curves are drawn faintly, with a moving average over a fiftieth of their length on top.
-    A panel whose values are positive and span over two orders of magnitude is logarithmic, and
-    says so. Values that are not finite leave gaps.
+    A panel whose values are positive and span over two orders of magnitude is logarithmic, and its
+    title says so. NaN and infinite values leave gaps.
 
     Args:
       history: metric -> (steps, values), of equal length.
-      groups: panel title -> its metrics; metrics that history lacks are left out, and so are
-        panels of which nothing is left (a run without a GAN has no GAN losses).
+      groups: panel title -> its metrics; metrics that `history` lacks are left out, and so are
+        panels without metrics (a run without a GAN has no GAN losses).
 
     Returns:
-      a matplotlib Figure, not registered with pyplot.
+      A matplotlib Figure, not registered with pyplot.
 
     Raises:
-      ValueError: nothing is left to draw, or steps and values differ in length.
+      ValueError: `history` has none of the metrics, or steps and values differ in length.
     """
     from matplotlib.figure import Figure
 
@@ -53,15 +53,15 @@ def depth_figure(
     tables: Mapping[str, np.ndarray],
     references: Mapping[str, Mapping[str, float]],
 ):
-    """A quantity over a network's blocks and noise levels: a heat map and curves for each.
+    """Draw quantities over a network's blocks and noise levels: a heat map and curves for each.
 
     Args:
       times: noise levels (T,).
-      tables: title -> (T, depth) values.
+      tables: title -> values (T, depth).
       references: title -> {name: value}, drawn as dashed lines.
 
     Returns:
-      a matplotlib Figure, not registered with pyplot.
+      A matplotlib Figure, not registered with pyplot.
     """
     from matplotlib.figure import Figure
 
@@ -89,14 +89,14 @@ def depth_figure(
 
 
 def spectra_figure(spectra: Mapping[str, tuple[np.ndarray, np.ndarray]]):
-    """Power over frequency, a curve a name, on logarithmic power.
+    """Draw power spectra on a logarithmic axis, one curve per name.
 
     Args:
       spectra: name -> (frequencies in cycles per position, power), from `latents.power_spectrum`;
         the lowest frequency, the mean, is left out.
 
     Returns:
-      a matplotlib Figure, not registered with pyplot.
+      A matplotlib Figure, not registered with pyplot.
     """
     from matplotlib.figure import Figure
 
@@ -113,13 +113,13 @@ def spectra_figure(spectra: Mapping[str, tuple[np.ndarray, np.ndarray]]):
 
 
 def channels_figure(channels: Mapping[str, tuple[np.ndarray, np.ndarray]]):
-    """Mean and standard deviation of every channel, a panel a name.
+    """Draw mean and standard deviation of every channel, one panel per name.
 
     Args:
       channels: name -> (mean (c,), standard deviation (c,)).
 
     Returns:
-      a matplotlib Figure, not registered with pyplot.
+      A matplotlib Figure, not registered with pyplot.
     """
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""A digit classifier as judge: does a generated digit show the class that was asked for?"""
+"""Class fidelity of generated digits, judged by a support vector classifier."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import numpy as np
 # Chosen once by 10-fold stratified cross-validation on 1,500 of the 1,797 scans of
 # sklearn.datasets.load_digits: gamma in {2e-4, 5e-4, 1e-3, 2e-3, 4e-3, scale} and C in
 # {1, 3, 10, 30}, three shufflings of the folds. These two won each time (99.0, 99.1 and 99.1 %);
-# most of the grid lies within 0.3 points of them, so the judge does not hang on the choice.
+# most of the grid lies within 0.3 points of them, so the result hardly depends on the choice.
 GAMMA = 5e-4
 C = 3.0
 
@@ -16,12 +16,13 @@ SCAN_MAX = 16.0
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Agreement:
-    """How often a classifier sees the class that was asked for.
+    """Agreement of a classifier's predictions with the requested classes.
 
-    accuracy: fraction of all images, in [0, 1].
-    per_class: (classes,) fraction among the images asked to show each class, in the order of
-      the classifier's `classes_`; NaN for a class that was never asked for.
-    count: number of images judged.
+    Attributes:
+      accuracy: fraction of all images, in [0, 1].
+      per_class: (classes,) fraction among the images of each requested class, in the order of the
+        classifier's `classes_`; NaN for a class that was never requested.
+      count: number of images.
     """
 
     accuracy: float
@@ -30,14 +31,14 @@ class Agreement:
 
 
 def fit_digit_svm(features: np.ndarray, labels: np.ndarray):
-    """An RBF support vector classifier (sklearn's `SVC`) of 8 x 8 digit scans.
+    """Fit an RBF support vector classifier (sklearn's `SVC`) to 8 x 8 digit scans.
 
     Args:
       features: (N, 64) flattened scans, ink in [0, 16] as in sklearn's `load_digits`.
       labels: (N,) integers.
 
     Raises:
-      ValueError: another shape, or values outside [0, 16] (gamma fits that range only).
+      ValueError: wrong shapes, or values outside [0, 16] (gamma fits only this range).
     """
     from sklearn.svm import SVC
 
@@ -46,13 +47,18 @@ def fit_digit_svm(features: np.ndarray, labels: np.ndarray):
 
 
 def agreement(classifier, features: np.ndarray, labels: np.ndarray) -> Agreement:
-    """Compares what `classifier` sees in (N, 64) scans in [0, 16] with (N,) `labels` asked for.
+    """Compare a classifier's predictions for scans with the requested labels.
 
-    With generated digits and the classes they were conditioned on, this measures class fidelity;
-    with held-out scans and their true labels, the classifier's own accuracy: how far to trust it.
+    For generated digits and the classes of their conditions, this measures class fidelity. For
+    held-out scans and their true labels, it measures the classifier's own accuracy.
+
+    Args:
+      classifier: from `fit_digit_svm`.
+      features: (N, 64) flattened scans, ink in [0, 16].
+      labels: (N,) requested classes.
 
     Raises:
-      ValueError: no scans, another shape or range, or a label that the classifier never saw.
+      ValueError: no scans, wrong shapes or range, or a label unknown to the classifier.
     """
     features, labels = _checked(features, labels)
     unknown = np.setdiff1d(labels, classifier.classes_)
@@ -71,6 +77,6 @@ def _checked(features, labels):
     if labels.shape != features.shape[:1]:
         raise ValueError(f"{len(features)} scans need as many labels, got shape {labels.shape}")
     low, high = features.min(), features.max()
-    if not (low >= 0 and high <= SCAN_MAX):  # written so that NaN fails as well
+    if not (low >= 0 and high <= SCAN_MAX):  # this form also rejects NaN
         raise ValueError(f"scans must lie in [0, 16], got [{low:g}, {high:g}]")
     return features, labels

@@ -1,4 +1,4 @@
-"""What the measures on features ask of them."""
+"""Checks of the features that measures take."""
 
 import numpy as np
 
@@ -6,12 +6,17 @@ from repae_jax.errors import UserError
 from repae_jax.utils.finite import NotFinite
 
 
-def checked(features: np.ndarray, what: str = "features", first_row: int = 0) -> np.ndarray:
-    """`features` as a finite float64 (N, D), D > 0; N may be 0. `first_row` counts for messages.
+def check_features(features: np.ndarray, what: str = "features", first_row: int = 0) -> np.ndarray:
+    """Check features (N, D), D > 0; returns them as float64. N may be 0.
+
+    Args:
+      features: an array of any float type.
+      what: the features' name, for errors.
+      first_row: the number of the first row, for errors.
 
     Raises:
       UserError: another number of axes, or no columns.
-      NotFinite: a row with NaN or infinite values, which is named.
+      NotFinite: a row has NaN or infinite values; the error gives its number.
     """
     features = np.asarray(features, np.float64)
     if features.ndim != 2 or not features.shape[1]:
@@ -26,7 +31,7 @@ def checked(features: np.ndarray, what: str = "features", first_row: int = 0) ->
 
 
 def check_same_dimension(a: int, b: int) -> None:
-    """Raise UserError unless two sets of features have as many columns."""
+    """Raise UserError unless two sets of features have the same number of columns."""
     if a != b:
         raise UserError(
             f"features of {a} and of {b} dimensions cannot be compared: take both from one layer "

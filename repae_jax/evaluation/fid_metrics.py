@@ -1,7 +1,7 @@
-"""Generated images against real ones: FID, sFID, Inception Score, precision and recall.
+"""Comparison of generated and real images: FID, sFID, Inception Score, precision and recall.
 
-As the evaluator of openai/guided-diffusion (ADM) defines them, on the features of its InceptionV3;
-on those of another network, what of them it allows.
+The evaluator of openai/guided-diffusion (ADM) defines them, on the features of its InceptionV3.
+Another network without spatial features or logits allows only some of them.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from repae_jax.evaluation.reference import has_statistics, read_statistics
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Measured:
-    """What a network sees in a set of images.
+class MeasuredImages:
+    """A network's features of a set of images, and their moments.
 
     Attributes:
-      name: of the set.
-      count: images.
+      name: the set's name.
+      count: number of images.
       resolution: pixels along a side.
-      pooled, spatial: moments of the two kinds of features, for FID and sFID; only Inception
-        gives the spatial ones, else None.
-      features: (N, D) float32, the pooled ones, for precision and recall.
-      inception_score: of the set by itself; None of another network.
+      pooled, spatial: moments of pooled and of spatial features, for FID and sFID; `spatial` is
+        None for a network other than Inception.
+      features: (N, D) float32 pooled features, for precision and recall.
+      inception_score: the set's Inception Score; None for a network other than Inception.
     """
 
     name: str
@@ -47,13 +47,13 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reference:
-    """Real images' features, as far as they are known.
+    """The known statistics and features of real images; None for unknown ones.
 
     Attributes:
-      name: of the file or folder.
-      pooled, spatial: distributions, for FID and sFID; None: not known.
-      features: (N, D), for precision and recall; None: not known.
-      resolution: pixels along a side; None: not known.
+      name: the file or folder.
+      pooled, spatial: distributions of pooled and of spatial features, for FID and sFID.
+      features: (N, D) pooled features, for precision and recall.
+      resolution: pixels along a side.
     """
 
     name: str
@@ -65,13 +65,13 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """The figures; None where the reference or the network lacks what they need.
+    """The measures; None if the reference or the network lacks the features for a measure.
 
     Attributes:
-      count: images that were measured.
+      count: number of measured images.
       fid, sfid: Fréchet distances of pooled and of spatial features, 0 or more.
-      inception_score: from 1 to 1008.
-      precision, recall: 0 to 1; None also for fewer images than they need.
+      inception_score: 1 to 1008.
+      precision, recall: 0 to 1; None also for too few images.
     """
 
     count: int
@@ -82,8 +82,8 @@ class Scores:
     recall: float | None
 
 
-class AllAlike(UserError):
-    """Images that are all the same."""
+class IdenticalImages(UserError):
+    """Error for a set whose images are all identical."""
 
 
 def measure(
@@ -92,18 +92,18 @@ def measure(
     *,
     batch_size: int,
     progress: bool = False,
-) -> Measured:
-    """Put images through a network; memory grows by the pooled features, 8 KiB an image.
+) -> MeasuredImages:
+    """Compute a network's features of images; memory holds the pooled ones, 8 KiB per image.
 
     Args:
       images: the set.
-      features: see `make_features`; only "pool" (B, D) is needed.
-      batch_size: images at a time, a multiple of the devices; the last batch is filled up.
+      features: see `make_features`; only "pool" (B, D) is required.
+      batch_size: images per batch, a multiple of the number of devices; the last batch is padded.
       progress: show a bar.
 
     Raises:
-      AllAlike: all images are the same.
-      UserError: there is one image.
+      IdenticalImages: all images are identical.
+      UserError: the set has a single image.
     """
     from tqdm import tqdm
 
@@ -129,10 +129,10 @@ def measure(
             start += len(batch)
             bar.update(len(batch))
     if not different:
-        raise AllAlike(
+        raise IdenticalImages(
             f"{images.name}: all {count} images are the same, there is no distribution to measure"
         )
-    return Measured(
+    return MeasuredImages(
         name=images.name,
         count=count,
         resolution=images.resolution,
@@ -151,15 +151,15 @@ def read_reference(
     resolution: int | None = None,
     progress: bool = False,
 ) -> Reference:
-    """A reference's features: from the statistics of an `.npz`, and from images that there are.
+    """Read a reference: the statistics in an `.npz`, and features computed from its images.
 
     Args:
-      path: ADM's reference batch, or what `open_images` takes.
+      path: ADM's reference batch, or any path that `open_images` accepts.
       features, batch_size, progress: as in `measure`.
-      resolution: to crop pictures to.
+      resolution: the side in pixels to which picture files are cropped.
 
     Raises:
-      UserError: it is neither, or damaged.
+      UserError: the path is no reference, or damaged.
     """
     path = pathlib.Path(path)
     known, measured = {}, None
@@ -173,12 +173,12 @@ def read_reference(
     if measured is None:
         return Reference(str(path), known["pooled"], known.get("spatial"), None, None)
     reference = as_reference(measured)
-    # Statistics count as they are: they may be of other images than those beside them.
+    # Stored statistics take precedence: they may come from other images than the file's.
     return dataclasses.replace(reference, **{"spatial": None, **known}) if known else reference
 
 
-def as_reference(measured: Measured) -> Reference:
-    """Measured images as what others are compared with."""
+def as_reference(measured: MeasuredImages) -> Reference:
+    """Make a reference from measured images."""
     return Reference(
         name=measured.name,
         pooled=measured.pooled.gaussian(),
@@ -188,11 +188,11 @@ def as_reference(measured: Measured) -> Reference:
     )
 
 
-def compare(samples: Measured, reference: Reference, *, progress: bool = False) -> Scores:
-    """All figures that the reference allows.
+def compare(samples: MeasuredImages, reference: Reference, *, progress: bool = False) -> Scores:
+    """Compute all measures that the reference allows.
 
     Raises:
-      UserError: the two have different resolutions.
+      UserError: samples and reference have different resolutions.
     """
     check_resolutions(samples, reference)
     balls = None
@@ -208,8 +208,8 @@ def compare(samples: Measured, reference: Reference, *, progress: bool = False) 
     )
 
 
-def check_resolutions(samples: ImageSet | Measured, reference: Reference) -> None:
-    """Raise UserError if the two have different resolutions."""
+def check_resolutions(samples: ImageSet | MeasuredImages, reference: Reference) -> None:
+    """Raise UserError if samples and reference have different resolutions."""
     if reference.resolution not in (None, samples.resolution):
         raise UserError(
             f"{samples.name} has images of {samples.resolution} x {samples.resolution} pixels, "

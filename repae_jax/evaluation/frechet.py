@@ -1,7 +1,7 @@
 """The Fréchet distance of features: FID and its relatives, from streamed moments.
 
-Heusel et al. 2017 (arXiv 1706.08500), eq. 6. Which network and layer the features come from
-decides what the number is called: FID, sFID, rFID.
+Heusel et al. 2017 (arXiv 1706.08500), eq. 6. The number's name depends on the images, and on the
+network and layer of the features: FID, sFID, rFID.
 """
 
 import dataclasses
@@ -12,9 +12,9 @@ from scipy.linalg.blas import dsyrk
 from scipy.linalg.lapack import dpstrf
 
 from repae_jax.errors import UserError
-from repae_jax.evaluation.features import check_same_dimension, checked
+from repae_jax.evaluation.features import check_features, check_same_dimension
 
-# Rows that are widened to float64 at a time: 64 MiB at 2048 dimensions.
+# Number of rows converted to float64 at a time: 64 MiB at 2048 dimensions.
 _ROWS = 4096
 
 
@@ -29,23 +29,23 @@ class Gaussian:
 class Moments:
     """Count, mean and covariance of features (N, D), streamed, in float64.
 
-    Deviations are summed about the mean of what has been seen (Chan, Golub & LeVeque 1983), so
-    features far from zero lose no digits. Order and grouping matter to rounding only.
+    Deviations are summed about the mean of the rows so far (Chan, Golub & LeVeque 1983), so
+    features far from zero lose no digits. Order and grouping of rows change only the rounding.
 
     Attributes:
-      count: rows seen.
-      mean: (D,) of them.
+      count: number of rows so far.
+      mean: (D,) mean of the rows so far.
     """
 
     def __init__(self, dimension: int):
         self.count = 0
         self.mean = np.zeros(dimension)
-        # Outer products of deviations, summed. BLAS adds to an array in Fortran's order in
-        # place, and to its upper triangle only.
+        # The sum of outer products of deviations. BLAS updates an array in Fortran order in place,
+        # and only its upper triangle.
         self._scatter = np.zeros((dimension, dimension), order="F")
 
     def update(self, features: np.ndarray) -> None:
-        """Adds a batch (B, D) of any float type; B may be 0, or all there are.
+        """Add a batch (B, D) of any float type; B may be 0.
 
         Raises:
           UserError: another D, or NaN or infinite values.
@@ -53,7 +53,7 @@ class Moments:
         features = np.atleast_2d(features)
         check_same_dimension(features.shape[-1], len(self.mean))
         for start in range(0, len(features), _ROWS):
-            rows = checked(features[start : start + _ROWS], first_row=start)
+            rows = check_features(features[start : start + _ROWS], first_row=start)
             mean = rows.mean(0)
             self._include(len(rows), mean, rows - mean)
 
@@ -78,10 +78,10 @@ class Moments:
         return Gaussian(self.mean.copy(), self.covariance)
 
     def _include(self, count, mean, deviations):
-        """`count` rows of this mean, and their deviations (count, D) from it."""
+        """Add `count` rows, given by their mean (D,) and their deviations (count, D) from it."""
         total = self.count + count
         shift = mean - self.mean
-        # The two groups' means lie apart, which is one more outer product.
+        # The difference of the two groups' means adds one more outer product.
         apart = np.sqrt(self.count * count / total) * shift
         rows = np.concatenate([deviations, apart[None]])
         self._scatter = dsyrk(1.0, rows.T, beta=1.0, c=self._scatter, overwrite_c=True)
@@ -95,20 +95,20 @@ def frechet_distance(a: Gaussian | Moments, b: Gaussian | Moments) -> float:
     |mean_a - mean_b|^2 + tr(A) + tr(B) - 2 tr((A B)^(1/2)), with covariances A, B.
 
     tr((A B)^(1/2)) is the sum of the singular values of F' G for any factors A = F F', B = G G'.
-    They leave out the directions in which a covariance is zero but for rounding. So covariances
-    of fewer samples than dimensions need no offset on their diagonals, as the usual square root
-    of the unsymmetric A B does.
+    The factors leave out directions in which a covariance is zero up to rounding. So covariances
+    of fewer samples than dimensions need no offset on their diagonals, which the usual square root
+    of the unsymmetric A B does need.
 
     Args:
       a, b: means (D,), covariances (D, D).
 
     Returns:
-      At least 0: what rounding leaves below is cut off. Equal distributions give 0 up to about
+      At least 0: negative values from rounding become 0. Equal distributions give 0 up to about
       1e-12 of their traces. A point (all samples equal) is a distribution of covariance 0.
 
     Raises:
-      UserError: unequal dimensions, fewer than two samples, values that are not finite, or a
-        covariance that is not symmetric or has negative eigenvalues.
+      UserError: unequal dimensions, fewer than two samples, NaN or infinite values, or a covariance
+        that is asymmetric or has negative eigenvalues.
     """
     mean_a, covariance_a = _parts(a, "first")
     mean_b, covariance_b = _parts(b, "second")
@@ -135,9 +135,9 @@ def _parts(distribution, which):
 
 
 def _factor(covariance, which):
-    """F (D, R) with F F' = covariance, of rank R."""
-    # Cholesky's factor is found some 50 times faster than eigenvectors. With pivots it tells the
-    # rank, but covariances with negative eigenvalues, be they of rounding, break it.
+    """A factor F (D, R) with F F' = covariance, where R is the covariance's rank."""
+    # Cholesky's factorization is some 50 times faster than eigenvectors. With pivots it gives the
+    # rank, but it fails for negative eigenvalues, even those from rounding.
     upper, pivots, rank, _ = dpstrf(covariance)
     factor = np.zeros((len(covariance), rank))
     factor[pivots - 1] = np.triu(upper)[:rank].T
@@ -161,5 +161,5 @@ def _factor_by_eigenvectors(covariance, which):
 
 
 def _rounding(matrix):
-    """How far from zero, in parts of the largest, what is zero may be."""
+    """The relative tolerance, as a fraction of the largest value, below which a value is zero."""
     return len(matrix) * np.finfo(np.float64).eps

@@ -1,4 +1,4 @@
-"""Images that a run makes while they are measured: nothing goes through a disk."""
+"""A run's generated images as a set to measure, held in memory batch by batch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from repae_jax.evaluation.image_sets import ImageSet
 from repae_jax.sampling.generate import Generate, generate_batches
 
 
-def sampled(
+def generated_image_set(
     name: str,
     generate: Generate,
     weights: Mapping[str, Any],
@@ -20,12 +20,12 @@ def sampled(
     resolution: int,
     mesh: Mesh,
 ) -> ImageSet:
-    """Images of all `labels` (N,) as a set; they are made anew whenever they are read.
+    """Make an image set that generates its images each time it is read.
 
     Args:
-      name: of the set.
+      name: the set's name.
       generate, weights, key, mesh: see `generate_batches`.
-      labels: the images' classes.
+      labels: (N,) integers, the images' classes.
       resolution: pixels along a side.
     """
 

@@ -1,4 +1,4 @@
-"""Images to be measured, wherever they are: read in order, a batch at a time."""
+"""Sets of images to measure, from files, folders and sources, read batch by batch in order."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from repae_jax.utils.schema import Side, check_schema
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images of one size.
+    """A set of images of one size.
 
     Attributes:
-      name: what to call the set in messages.
-      count: how many there are.
+      name: the set's name, for messages.
+      count: number of images.
       resolution: pixels along a side.
-      batches: from a batch's size to batches, uint8 (b, H, W, 3), of all images in their order;
-        the last one may be smaller.
+      batches: function from a batch size to an iterator over all images in order, in batches uint8
+        (b, H, W, 3); the last batch may be smaller.
     """
 
     name: str
@@ -47,15 +47,15 @@ class ImageSet:
     batches: Callable[[int], Iterator[np.ndarray]]
 
     def first(self, count: int | None) -> ImageSet:
-        """The first so many images; all of them for None.
+        """The first `count` images as a set; None: all images.
 
         Raises:
-          UserError: there are fewer.
+          UserError: the set has fewer images.
         """
         if count is None:
             return self
         if not 1 <= count <= self.count:
-            raise UserError(f"{self.name} holds {self.count} images, asked for are {count}")
+            raise UserError(f"{self.name} holds {self.count} images, {count} are requested")
 
         def batches(size):
             left = count
@@ -69,19 +69,19 @@ class ImageSet:
 
 
 def pad_batch(batch: np.ndarray, size: int) -> np.ndarray:
-    """A batch with its last image repeated up to `size`, so that all have one compiled shape."""
+    """Repeat a batch's last image up to `size`, so that all batches have one compiled shape."""
     missing = size - len(batch)
     return batch if not missing else np.concatenate([batch, batch[-1:].repeat(missing, 0)])
 
 
 def open_images(path: str | os.PathLike, resolution: int | None = None) -> ImageSet:
-    """The images of a file or folder.
+    """Open the images of a file or folder.
 
     Args:
       path: an `.npz` whose `arr_0` is uint8 (N, H, W, 3), as `generate` and ADM's scripts write
-        it; a folder that `prepare` wrote; or a folder of pictures, in folders of their own or not.
-      resolution: pixels along a side. Pictures of another size are cropped as `prepare` does;
-        without it they must have one size, and the other kinds must have this one.
+        it; a folder that `prepare` wrote; or a folder of picture files, with or without subfolders.
+      resolution: pixels along a side. Picture files of another size are cropped as in `prepare`; an
+        .npz or a prepared folder must have this size. None: picture files must have one size.
 
     Raises:
       UserError: there are no images, they are damaged, or their sizes differ.
@@ -110,13 +110,13 @@ def open_images(path: str | os.PathLike, resolution: int | None = None) -> Image
 
 
 def has_images(path: str | os.PathLike) -> bool:
-    """Whether a file or folder may hold images: an `.npz` of statistics alone does not."""
+    """Whether a file or folder may hold images; False for an `.npz` with statistics only."""
     return pathlib.Path(path).is_dir() or IMAGES in keys_of(path)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Pictures:
-    """Picture files as a source; without a resolution all must have the first one's size."""
+    """Picture files as a source, cropped to `resolution`, or required to have it (`crop` False)."""
 
     files: list[str]
     resolution: int
@@ -152,7 +152,7 @@ def _open_pictures(folder, resolution):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Packed:
-    """The images of packed records."""
+    """The images of packed records as a source."""
 
     records: PackedRecords
     resolution: int
@@ -178,7 +178,7 @@ def _open_packed(folder, _):
 
 
 def from_source(source: Sequence, name: str, resolution: int) -> ImageSet:
-    """The images of a source, whose elements are {"image": uint8 (H, H, 3), ...}."""
+    """Make an image set from a source, whose elements are {"image": uint8 (H, H, 3), ...}."""
 
     def batches(size):
         return (batch["image"] for batch in eval_batches(source, size))
@@ -187,7 +187,7 @@ def from_source(source: Sequence, name: str, resolution: int) -> ImageSet:
 
 
 def _open_npz(path, _):
-    """The file is read as a stream: it may be larger than the memory."""
+    """Open an .npz as a stream, because it may be larger than the memory."""
     with _array_file(path) as (_, shape):
         count, side = shape[:2]
 
@@ -205,7 +205,7 @@ def _open_npz(path, _):
 
 @contextlib.contextmanager
 def _array_file(path):
-    """The open images of an .npz, behind their header, and their shape."""
+    """Open the images of an .npz; yields the file, positioned after the header, and the shape."""
     with contextlib.ExitStack() as opened:
         with _explained(path):
             file, shape, dtype = opened.enter_context(open_array(path, IMAGES))
@@ -220,7 +220,7 @@ def _array_file(path):
 def _explained(path):
     try:
         yield
-    except Exception as error:  # zipfile, zlib and numpy have many kinds for damaged files
+    except Exception as error:  # zipfile, zlib and numpy raise many kinds for damaged files
         raise UserError(
             f"{path}: cannot be read as an .npz with RGB pixels in {IMAGES} ({first_line(error)}); "
             "make it anew"

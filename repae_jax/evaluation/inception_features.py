@@ -13,19 +13,17 @@ Features = Callable[[jax.Array], dict[str, jax.Array]]
 
 
 def make_features(variables: Mapping, *, mesh: Mesh | None = None) -> Features:
-    """Build the compiled `features(images uint8 (B, H, W, 3)) -> dict`, of RGB images of any size.
+    """Build the compiled function `features(images) -> dict` for RGB images of any size.
 
-    The dict has pool (B, 2048), spatial (B, 2023) and logits (B, 1008), float32; `InceptionV3`
-    says what they are. A batch of another shape is compiled anew.
+    `images` is uint8 (B, H, W, 3). The dict has pool (B, 2048), spatial (B, 2023) and logits
+    (B, 1008), float32; `InceptionV3` describes them. Each new shape of a batch is compiled.
+    `features` raises TypeError for another dtype and ValueError for another number of axes or
+    channels.
 
     Args:
-      variables: of `InceptionV3`, e.g. from interop.inception.read_inception.
-      mesh: its devices divide the batch, which their number must divide. All processes call
-        `features` alike, with the whole batch, and every process gets the features of all.
-
-    Raises (`features`):
-      TypeError: images are not uint8.
-      ValueError: images are not (B, H, W, 3).
+      variables: variables of `InceptionV3`, e.g. from interop.inception.read_inception.
+      mesh: devices that share the batch; B must be a multiple of their number. All processes call
+        `features` with the same complete batch, and each receives all features.
     """
     model = InceptionV3()
 

@@ -1,10 +1,10 @@
-"""The Inception Score: how sure a classifier is of each image, and how many classes it sees."""
+"""The Inception Score: a classifier's certainty per image and its variety of classes."""
 
 import numpy as np
 from scipy.special import xlogy
 
 from repae_jax.errors import UserError
-from repae_jax.evaluation.features import check_same_dimension, checked
+from repae_jax.evaluation.features import check_features, check_same_dimension
 
 SPLIT_SIZE = 5000
 
@@ -12,14 +12,12 @@ SPLIT_SIZE = 5000
 class InceptionScore:
     """exp(mean KL(p(y|x) || p(y))), streamed (Salimans et al. 2016, arXiv 1606.03498, section 4).
 
-    As in ADM's evaluator: consecutive splits of 5000 images have each its own p(y) and score, a
-    last, smaller one counts as much as the others, and the result is the splits' mean. So the
-    order of images matters. Of 50,000 images that are 10 splits, as others take it.
+    As in ADM's evaluator, each consecutive split of 5000 images has its own p(y) and score, a
+    smaller last split has the same weight as the others, and the result is the mean over splits. So
+    the order of images matters. 50,000 images make 10 splits, as is usual elsewhere.
 
-    The number is ADM's if the probabilities are the softmax of all 1008 outputs of its Inception,
-    without the last layer's bias.
-
-    In [1, C], as every split's score is.
+    The result equals ADM's if the probabilities are the softmax of all 1008 outputs of its
+    Inception without the last layer's bias. Each split's score, and so the result, is in [1, C].
     """
 
     def __init__(self, split_size: int = SPLIT_SIZE):
@@ -31,7 +29,7 @@ class InceptionScore:
         self._begin_split()
 
     def update(self, probabilities: np.ndarray) -> None:
-        """Adds a batch (B, C) of class probabilities, in the order of the images.
+        """Add a batch (B, C) of class probabilities, in the order of the images.
 
         Zeros are allowed (0 log 0 = 0; ADM's evaluator gives NaN there).
 
@@ -50,14 +48,14 @@ class InceptionScore:
                 self._begin_split()
 
     def scores(self) -> np.ndarray:
-        """(splits,) the score of each split so far, the one under way included."""
+        """The score of each split so far, (splits,), including an incomplete last split."""
         return np.array([*self._scores, *([self._split_score()] if self._count else [])])
 
     def result(self) -> float:
-        """The mean of all splits' scores.
+        """The mean of all splits' scores, in [1, C].
 
         Raises:
-          UserError: there were no images.
+          UserError: there are no images.
         """
         scores = self.scores()
         if not scores.size:
@@ -73,14 +71,14 @@ class InceptionScore:
         self._negative_entropy += xlogy(probabilities, probabilities).sum()
 
     def _split_score(self):
-        # Mean over images of KL(p || q) with q their mean: mean sum p log p - sum q log q.
+        # The mean over images of KL(p || q), with q the mean of p: mean sum p log p - sum q log q.
         marginal = self._sum / self._count
         divergence = self._negative_entropy / self._count - xlogy(marginal, marginal).sum()
         return np.exp(divergence)
 
 
 def _checked(probabilities):
-    probabilities = checked(probabilities, "probabilities")
+    probabilities = check_features(probabilities, "probabilities")
     if not len(probabilities):
         return probabilities
     if probabilities.min() < 0 or np.abs(probabilities.sum(1) - 1).max() > 1e-3:

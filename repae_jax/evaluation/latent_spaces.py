@@ -1,4 +1,4 @@
-"""Latent spaces of VAEs side by side, as the paper's figure shows them."""
+"""Comparison of the latent spaces of VAEs, as in the REPA-E paper's figure of latent spaces."""
 
 import dataclasses
 import pathlib
@@ -19,7 +19,7 @@ from repae_jax.evaluation.report import Section, write_report
 from repae_jax.runs.pretrained import PretrainedVAE
 from repae_jax.utils.figures import pca_figure, save_png
 
-HIGH = 0.25  # cycles per position: half of what a grid can hold
+HIGH = 0.25  # cycles per position: half of the Nyquist frequency
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,9 +27,9 @@ class LatentSpace:
     """One VAE's latents of the images.
 
     Attributes:
-      name: in the pictures.
-      latents: (N, h, w, c) posterior means, not normalised.
-      statistics: of them.
+      name: the VAE's name in the pictures.
+      latents: (N, h, w, c) posterior means before normalisation.
+      statistics: the latents' moments.
       frequencies, power: see `power_spectrum`; the power is divided by the variance within
         channels, so that VAEs of different scales can be compared.
     """
@@ -51,7 +51,7 @@ class LatentSpace:
 
     @property
     def high_share(self) -> float:
-        """The part of the spectrum, summed over rings, that lies above `HIGH`."""
+        """The fraction, 0 to 1, of the spectrum summed over rings that lies above `HIGH`."""
         whole = self.power[1:].sum()
         return float(self.power[self.frequencies > HIGH].sum() / whole) if whole else 0.0
 
@@ -59,10 +59,10 @@ class LatentSpace:
 def measure_latents(
     name: str, vae: PretrainedVAE, images: ImageSet, batch_size: int, *, progress: bool = False
 ) -> LatentSpace:
-    """Encode all images; all latents are held in memory.
+    """Encode all images and measure their latents, which all stay in memory.
 
     Raises:
-      UserError: the images' sides do not suit the VAE, or its latents are not finite.
+      UserError: the VAE's factor does not divide the images' sides, or latents are NaN or infinite.
     """
     from tqdm import tqdm
 
@@ -92,10 +92,10 @@ def write_latents_report(
     """Write `report.html` and its pictures into a folder.
 
     Args:
-      folder: it exists.
-      spaces: of the VAEs.
-      shown: (N, H, W, 3) uint8, the first of the images.
-      count: how many images the spaces are of.
+      folder: an existing folder.
+      spaces: the VAEs' latent spaces.
+      shown: (N, H, W, 3) uint8, the first images.
+      count: number of images that were encoded.
 
     Returns:
       The page's path.

@@ -1,4 +1,4 @@
-"""What a latent space looks like: principal components as colours, statistics, spectrum."""
+"""Views of a latent space: principal components as colours, statistics, power spectrum."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,8 +10,9 @@ import numpy as np
 class LatentStatistics:
     """Moments of latents (N, h, w, c); variances are the population's (divided by n).
 
-    mean, std: (c,) of each channel, over images and positions.
-    variance: of all values together, about their common mean.
+    Attributes:
+      mean, std: (c,) mean and standard deviation of each channel, over images and positions.
+      variance: the variance of all values about their common mean.
     """
 
     mean: np.ndarray
@@ -27,42 +28,43 @@ def latent_statistics(latents: np.ndarray) -> LatentStatistics:
 
 
 def variance_within(latents: np.ndarray) -> float:
-    """How much of the variance of latents (N, h, w, c) lies within images, between positions.
+    """The fraction of the variance of latents (N, h, w, c) that lies within images.
 
-    Of each channel, about its own mean, and summed over channels: scaling or shifting the latents
-    changes nothing. 0 is flat images, 1 is images with one and the same mean; NaN without variance.
+    It is the variance over positions, averaged over images and summed over channels, divided by the
+    sum of the channels' variances; the scale and the mean of the latents cancel. 0: images are
+    constant over positions. 1: all images have the same mean. NaN: the variance is 0.
     """
     latents = _checked(latents)
     return _share(latents.var((1, 2)).mean(0), latents)
 
 
 def variance_in_common(latents: np.ndarray) -> float:
-    """How much of the variance of latents (N, h, w, c) is a pattern that all images share.
+    """The fraction of the variance of latents (N, h, w, c) that is a pattern shared by all images.
 
-    The variance over positions of the mean image, of each channel about its own mean, and summed
-    over channels: scaling or shifting the latents changes nothing. 1 is latents that tell nothing
-    of their image, however much they vary from one position to the next; of unrelated images it
-    is about 1 / N. NaN without variance.
+    It is the variance over positions of the mean image, summed over channels, divided by the sum of
+    the channels' variances; the scale and the mean of the latents cancel. 1: all images have the
+    same latents, which vary over positions only. About 1 / N: the images are unrelated. NaN: the
+    variance is 0.
     """
     latents = _checked(latents)
     return _share(latents.mean(0).var((0, 1)), latents)
 
 
 def pca_colours(latent_sets: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Shows latents as pictures: the first three principal components as red, green, blue.
+    """Show latents as pictures: the first three principal components as red, green, blue.
 
-    As in the REPA-E paper's pictures of latent spaces. Each set is fitted on its own, over all
-    images and positions, so colours mean the same within a set and nothing across sets: compare
-    structure (edges, noise, flat areas), not hues. Each component is stretched from its 1st to
-    its 99th percentile, which a few outliers cannot wash out; one whose percentiles coincide
-    becomes mid-grey. With fewer than three channels the last component is repeated, so one
-    channel gives grey levels.
+    The REPA-E paper's pictures of latent spaces do the same. Each set is fitted separately, over
+    all images and positions, so colours are comparable only within a set; across sets, compare
+    structure (edges, noise, flat areas). Each component is stretched from its 1st to its 99th
+    percentile, which makes it robust to outliers; a component whose percentiles coincide becomes
+    mid-grey. With fewer than three channels the last component is repeated, so one channel gives
+    grey levels.
 
     Args:
       latent_sets: arrays (N, h, w, c) of floats; N, h, w and c may differ between sets.
 
     Returns:
-      one uint8 (N, h, w, 3) for each set.
+      One uint8 (N, h, w, 3) per set.
 
     Raises:
       ValueError: a set is empty, not four-dimensional, or not finite.
@@ -71,18 +73,18 @@ def pca_colours(latent_sets: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def power_spectrum(latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Radially averaged power of latents (N, h, w, c): how much detail of each size they hold.
+    """The radially averaged power spectrum of latents (N, h, w, c).
 
     Power is |FFT|^2 / (h w) after each channel's mean is removed, averaged over images, channels
     and the frequencies in a ring one step wide; white noise gives its variance at every
     frequency. The corners of the plane, above the Nyquist frequency, are left out.
 
     Returns:
-      frequencies, (min(h, w) // 2 + 1,) in cycles per position, from 0 to at most 0.5, and the
+      Frequencies (min(h, w) // 2 + 1,) in cycles per position, from 0 to at most 0.5, and the
       power at each, of the same shape.
 
     Raises:
-      ValueError: as `pca_colours`.
+      ValueError: the latents are empty, not four-dimensional, or not finite.
     """
     latents = _checked(latents)
     _, height, width, _ = latents.shape
@@ -96,7 +98,7 @@ def power_spectrum(latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _share(variances, latents):
-    """What each channel's variance, (c,), is of the whole, all channels together."""
+    """The sum of `variances` (c,) as a fraction of the sum of the channels' variances."""
     whole = latents.var((0, 1, 2)).sum()
     return float(variances.sum() / whole) if whole else float("nan")
 
@@ -107,7 +109,7 @@ def _colours(latents):
     values = values - values.mean(0)
     _, vectors = np.linalg.eigh(values.T @ values)  # ascending
     axes = vectors[:, ::-1][:, :3]
-    # An eigenvector's sign is arbitrary: fix it, so that a picture is the same on every machine.
+    # An eigenvector's sign is arbitrary; fixing it makes a picture the same on every machine.
     largest = np.abs(axes).argmax(0)
     axes = axes * np.where(axes[largest, np.arange(axes.shape[1])] < 0, -1.0, 1.0)
     components = values @ axes
@@ -119,7 +121,7 @@ def _colours(latents):
 
 def _stretched(component, scale):
     low, high = np.percentile(component, (1, 99))
-    if high - low <= 1e-6 * scale:  # rounding errors only, which no one wants to see amplified
+    if high - low <= 1e-6 * scale:  # stretching would amplify rounding errors
         return np.full(component.shape, 128, np.uint8)
     unit = np.clip((component - low) / (high - low), 0.0, 1.0)
     return np.rint(255.0 * unit).astype(np.uint8)

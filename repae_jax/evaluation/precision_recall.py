@@ -11,18 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from repae_jax.errors import UserError
-from repae_jax.evaluation.features import check_same_dimension, checked
+from repae_jax.evaluation.features import check_features, check_same_dimension
 
 NEIGHBOURS = 3
-_PADDING = -1.0  # the radius of rows that only fill a block: no distance is so small
+_PADDING = -1.0  # the radius of padding rows, smaller than any distance
 
 
 @dataclasses.dataclass(frozen=True)
 class PrecisionRecall:
-    """Fractions in [0, 1].
+    """Precision and recall, in [0, 1].
 
-    precision: of the generated points, those within the reference's manifold.
-    recall: of the reference's points, those within the generated manifold.
+    Attributes:
+      precision: fraction of the generated points within the reference's manifold.
+      recall: fraction of the reference's points within the generated manifold.
     """
 
     precision: float
@@ -39,25 +40,25 @@ def precision_recall(
 ) -> PrecisionRecall:
     """Precision and recall of `generated` (M, D) against `reference` (N, D).
 
-    As ADM's evaluator: k = 3; a point is not its own neighbour, but its duplicates are (the
-    radius is the (k + 1)-th smallest distance with the point itself counted); a point on a
-    ball's surface is inside; distances are |u|^2 + |v|^2 - 2 u.v, cut off at 0. ADM's evaluator
-    takes them in float16 wherever nothing overflows there, so its figures differ by points near
-    a surface; here they are float32, about the reference's median, which costs features far from
-    zero no digits.
+    The definitions are those of ADM's evaluator. k is 3. A point's duplicates count as its
+    neighbours: the radius is the (k + 1)-th smallest distance, with the point itself counted. A
+    point on a ball's surface is inside. Distances are |u|^2 + |v|^2 - 2 u.v, at least 0. ADM's
+    evaluator computes them in float16 unless that overflows, so its results differ by points near
+    a surface. Here they are float32, with the reference's median subtracted first, so that features
+    far from zero lose no digits.
 
-    Where all points of a set are equal its radii are 0, and only their copies lie within.
+    If all points of a set are equal, its radii are 0, and its manifold contains only their copies.
 
     Args:
-      reference, generated: features, arrays or memory maps (read a block at a time).
+      reference, generated: features, arrays or memory maps (read block by block).
       neighbours: k.
-      block: most points of one block; beside the features in float32 the device holds a few
+      block: maximal number of points in a block; the device holds the float32 features and a few
         arrays (block, block).
       progress: show a bar.
 
     Raises:
       ValueError: `neighbours` or `block` below 1.
-      UserError: unequal D, no more than k points in a set, or values that are not finite.
+      UserError: unequal D, k points or fewer in a set, or NaN or infinite values.
     """
     if neighbours < 1 or block < 1:
         raise ValueError(f"neighbours = {neighbours} and block = {block} must be at least 1")
@@ -71,7 +72,7 @@ def precision_recall(
             raise UserError(
                 f"{len(features)} {name} features have no {neighbours} neighbours each: give more"
             )
-    # One shape for all blocks compiles each program once, with little padding.
+    # All blocks have one shape, so each program is compiled once; the blocks need little padding.
     largest = max(map(len, sets.values()))
     size = -(-largest // -(-largest // block))
     centre = _centre(sets["reference"])
@@ -87,17 +88,17 @@ def precision_recall(
 
 
 def _blocks(features, name, centre, size):
-    """Blocks (size, D), float32, on the device, the last filled up; and their features' count."""
+    """(block (size, D) float32 on the device, number of its features); the last is padded."""
     blocks = []
     for start in range(0, len(features), size):
-        rows = checked(features[start : start + size], f"{name} features", start) - centre
-        filled = np.pad(rows.astype(np.float32), ((0, size - len(rows)), (0, 0)))
-        blocks.append((jnp.asarray(filled), len(rows)))
+        rows = check_features(features[start : start + size], f"{name} features", start) - centre
+        padded = np.pad(rows.astype(np.float32), ((0, size - len(rows)), (0, 0)))
+        blocks.append((jnp.asarray(padded), len(rows)))
     return blocks
 
 
 def _radii(blocks, neighbours, bar):
-    """For each block (size,) the points' squared distances to their k-th neighbours."""
+    """For each block, the points' squared distances to their k-th neighbours, (size,)."""
     size = len(blocks[0][0])
     nearest = [jnp.full((size, neighbours + 1), jnp.inf)] * len(blocks)
     for row, (points, count) in enumerate(blocks):
@@ -106,7 +107,7 @@ def _radii(blocks, neighbours, bar):
             nearest[row] = _nearer(nearest[row], distances, other_count)
             if row != column:
                 nearest[column] = _nearer(nearest[column], distances.T, count)
-            # Without this wait the distances of many blocks would be under way at once.
+            # Without this wait the device would hold the distances of many blocks at once.
             nearest[column].block_until_ready()
             bar.update(1)
     return [
@@ -116,7 +117,7 @@ def _radii(blocks, neighbours, bar):
 
 
 def _inside(blocks, radii, bar):
-    """For each of two sets, (blocks, size), whether its points lie within the other's manifold."""
+    """For each of two sets, whether its points lie within the other's manifold: (blocks, size)."""
     inside = [np.zeros((len(each), len(each[0][0])), bool) for each in blocks]
     for row, (first, _) in enumerate(blocks[0]):
         for column, (second, _) in enumerate(blocks[1]):
@@ -129,7 +130,7 @@ def _inside(blocks, radii, bar):
 
 @jax.jit
 def _nearer(nearest, distances, count):
-    """The smallest of `nearest` (R, k + 1) and of the first `count` columns of `distances`."""
+    """The k + 1 smallest in `nearest` (R, k + 1) and the first `count` columns of `distances`."""
     known = jnp.where(jnp.arange(distances.shape[1]) < count, distances, jnp.inf)
     both = jnp.concatenate([nearest, known], axis=1)
     return -jax.lax.top_k(-both, nearest.shape[1])[0]
@@ -146,20 +147,22 @@ def _within(first, first_radii, second, second_radii):
 
 @jax.jit
 def _squared_distances(a, b):
-    # On TPUs and newer GPUs a product's default precision would be bfloat16's or TF32's.
+    # On TPUs and newer GPUs the default precision of a product is bfloat16 or TF32.
     product = jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
     norms = jnp.square(a).sum(1)[:, None] + jnp.square(b).sum(1)[None, :]
     return jnp.maximum(norms - 2.0 * product, 0.0)
 
 
 def _centre(features):
-    """A point amid the features: each dimension's median over the first rows, (D,) float64.
+    """The median of each dimension over the first rows, (D,) float64.
 
     The median of an odd number of rows is one of their values, so integers stay integers and
-    equal points become zeros: distances that float32 holds exactly stay exact.
+    equal points become zeros: distances that float32 represents exactly stay exact.
     """
     count = min(255, len(features))
-    return np.median(checked(features[: count - 1 + count % 2], "reference features"), axis=0)
+    return np.median(
+        check_features(features[: count - 1 + count % 2], "reference features"), axis=0
+    )
 
 
 def _opened(features, name):

@@ -1,20 +1,20 @@
-"""How much of an image survives the autoencoder.
+"""PSNR and SSIM of reconstructions.
 
-Figures elsewhere: REPA-E's repository generates samples and leaves their evaluation to ADM's
-suite; it holds no code for reconstructions. LightningDiT's `evaluate_tokenizer.py` (VA-VAE)
-takes ImageNet's 50,000 validation images at 256 x 256, samples the posterior, and reports
-pytorch-fid's distance between the two folders of PNG files as rFID, the mean of the images'
-PSNR over those files, and torchmetrics' SSIM (the same window and constants as here) of the
-decoder's output before it is clipped and rounded to uint8, with LPIPS (VGG) of the same.
+Other implementations: REPA-E's repository generates samples, leaves their evaluation to ADM's
+suite, and holds no code for reconstructions. LightningDiT's `evaluate_tokenizer.py` (VA-VAE)
+takes ImageNet's 50,000 validation images at 256 x 256 and samples the posterior. It reports
+pytorch-fid's distance between the two folders of PNG files as rFID, and the mean over these files
+of the PSNR. It computes torchmetrics' SSIM (with the window and constants used here) and LPIPS
+(VGG) from the decoder's output before it is clipped and rounded to uint8.
 """
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-# Wang et al. 2004, section III-B, eq. 13: a window of 11 x 11, and K1, K2 of a range of 255.
+# Wang et al. 2004, section III-B, eq. 13: a window of 11 x 11, K1 = 0.01, K2 = 0.03, range 255.
 _SIGMA = 1.5
 _RADIUS = 5
-SSIM_WINDOW = 2 * _RADIUS + 1  # pixels a side: images must be no smaller
+SSIM_WINDOW = 2 * _RADIUS + 1  # pixels per side, the minimum for images
 _C1 = (0.01 * 255) ** 2
 _C2 = (0.03 * 255) ** 2
 
@@ -31,25 +31,25 @@ def psnr(originals: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
       (N,) float64; inf where the two images are identical.
 
     Raises:
-      ValueError: shapes differ or are not (N, H, W, C), or a dtype is not uint8 (floats would
-        have another data range).
+      ValueError: shapes differ or are not (N, H, W, C), or a dtype is not uint8 (floats have
+        another data range).
     """
     originals, reconstructions = _checked(originals, reconstructions, "PSNR")
-    # One image at a time: 50,000 images widened together would not fit in memory.
+    # One image at a time: 50,000 images converted at once would exceed the memory.
     pairs = zip(originals, reconstructions, strict=True)
     errors = np.array([_mean_squared_error(a, b) for a, b in pairs], np.float64)
-    with np.errstate(divide="ignore"):  # identical images: 1 / 0 = inf is meant
+    with np.errstate(divide="ignore"):  # identical images: 1 / 0 = inf is intended
         return 10.0 * np.log10(255.0**2 / errors)
 
 
 def mean_psnr(originals: np.ndarray, reconstructions: np.ndarray) -> float:
-    """Mean over images of each image's PSNR, in dB; arguments as in `psnr`.
+    """The mean over images of the PSNR, in dB; arguments as in `psnr`.
 
-    This is not the PSNR of the pooled error, which is never larger (the logarithm is concave).
-    inf as soon as one image is reproduced exactly: a finite stand-in would be made up.
+    The PSNR of the pooled error, a different measure, is at most this (the logarithm is concave).
+    The mean is inf if one image is reproduced exactly.
 
     Raises:
-      ValueError: as `psnr`, or there are no images.
+      ValueError: see `psnr`, or there are no images.
     """
     return _mean(psnr(originals, reconstructions), "PSNR")
 
@@ -58,9 +58,9 @@ def ssim(originals: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
     """Structural similarity of each pair (Wang et al. 2004, eq. 13), averaged over channels.
 
     Means, variances and covariances are weighted by a Gaussian of sigma 1.5 in 11 x 11 pixels;
-    the mean is over the windows that lie within the image. scikit-image's
-    `structural_similarity` gives the same with gaussian_weights=True, sigma=1.5,
-    use_sample_covariance=False, data_range=255, channel_axis=-1.
+    the mean is over the windows inside the image. scikit-image's `structural_similarity` gives the
+    same values with gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255,
+    channel_axis=-1.
 
     Args:
       originals, reconstructions: (N, H, W, C) uint8, H and W at least 11.
@@ -69,7 +69,7 @@ def ssim(originals: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
       (N,) float64 in [-1, 1]; 1 where the two images are identical.
 
     Raises:
-      ValueError: as `psnr`, or the images are smaller than the window.
+      ValueError: see `psnr`, or the images are smaller than the window.
     """
     originals, reconstructions = _checked(originals, reconstructions, "SSIM")
     if min(originals.shape[1:3]) < SSIM_WINDOW:
@@ -114,6 +114,6 @@ def _structural_similarity(a, b):
 
 
 def _windowed(values):
-    """Weighted means (H - 10, W - 10, C) over all windows within (H, W, C)."""
+    """Gaussian-weighted means (H - 10, W - 10, C) over all windows inside (H, W, C)."""
     means = gaussian_filter(values, _SIGMA, radius=_RADIUS, axes=(0, 1))
     return means[_RADIUS:-_RADIUS, _RADIUS:-_RADIUS]

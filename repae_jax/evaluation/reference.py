@@ -1,8 +1,9 @@
-"""ADM's reference batches: .npz files of images and of their features' moments.
+"""ADM's reference batches: .npz files with images and the moments of their features.
 
-Evaluations of openai/guided-diffusion read them. Keys: `mu` (2048,) and `sigma` (2048, 2048) of
-Inception's pooled features, for FID; `mu_s`, `sigma_s` (2023, ...) of its spatial features, for
-sFID; `arr_0`, uint8 images (N, H, W, 3). pytorch-fid writes `mu` and `sigma` alone.
+The evaluator of openai/guided-diffusion reads them. Their arrays are `mu` (2048,) and `sigma`
+(2048, 2048) of Inception's pooled features, for FID; `mu_s` (2023,) and `sigma_s` (2023, 2023) of
+its spatial features, for sFID; and `arr_0`, uint8 images (N, H, W, 3). pytorch-fid writes only `mu`
+and `sigma`.
 """
 
 import os
@@ -21,15 +22,15 @@ IMAGES = "arr_0"
 
 
 def has_statistics(path: str | os.PathLike, *, spatial: bool = False) -> bool:
-    """Whether a file is an .npz with the moments of pooled features, or of spatial ones."""
+    """Whether a file is an .npz with the moments of pooled (or, if `spatial`, spatial) features."""
     return set(SPATIAL if spatial else POOLED) <= keys_of(path)
 
 
 def keys_of(path: str | os.PathLike) -> set[str]:
-    """The names of an .npz's arrays; none if it is something else, or nothing.
+    """The names of an .npz's arrays; empty for any other path.
 
     Raises:
-      UserError: it is damaged.
+      UserError: the file is a damaged .npz.
     """
     try:
         if not zipfile.is_zipfile(path):
@@ -41,10 +42,10 @@ def keys_of(path: str | os.PathLike) -> set[str]:
 
 
 def read_statistics(path: str | os.PathLike, *, spatial: bool = False) -> Gaussian:
-    """The reference's distribution of pooled features, or of spatial ones.
+    """Read the distribution of pooled (or, if `spatial`, spatial) features.
 
     Raises:
-      UserError: no such file, no .npz, or it lacks the statistics.
+      UserError: the file does not exist, is no .npz, or lacks the statistics.
     """
     keys = SPATIAL if spatial else POOLED
     try:
@@ -53,7 +54,7 @@ def read_statistics(path: str | os.PathLike, *, spatial: bool = False) -> Gaussi
             for key in set(keys).intersection(present):
                 check_size(path, key, LARGEST)
             values = [np.asarray(arrays[key], np.float64) for key in keys if key in arrays]
-    except Exception as error:  # zipfile, zlib and numpy have many kinds for damaged files
+    except Exception as error:  # zipfile, zlib and numpy raise many kinds for damaged files
         raise _unreadable(path, error) from error
     missing = [key for key in keys if key not in present]
     if missing:
@@ -70,13 +71,13 @@ def write_statistics(
     spatial: Gaussian | None = None,
     images: np.ndarray | None = None,
 ) -> None:
-    """Write what `read_statistics` and ADM's evaluator read.
+    """Write a reference batch for `read_statistics` and ADM's evaluator.
 
-    ADM's evaluator wants all five keys; pytorch-fid is content with the pooled moments.
+    ADM's evaluator needs all five arrays; pytorch-fid needs only the pooled moments.
 
     Args:
-      path: of the .npz file.
-      pooled, spatial: distributions of the two kinds of features.
+      path: the .npz file.
+      pooled, spatial: distributions of pooled and of spatial features.
       images: (N, H, W, 3) uint8.
     """
     arrays = dict(zip(POOLED, (pooled.mean, pooled.covariance), strict=True))

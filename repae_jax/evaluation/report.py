@@ -1,4 +1,4 @@
-"""A run's results as one page: a single HTML file that opens anywhere, offline."""
+"""Reports as a single self-contained HTML file, which opens offline."""
 
 import base64
 import dataclasses
@@ -68,12 +68,14 @@ PAGE = """<!DOCTYPE html>
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A heading, a few words, and at most one picture.
+    """A section of a report: heading, text, and optionally a picture and a table.
 
-    text: plain text; an empty line starts a new paragraph.
-    picture_path: a PNG file, which is embedded; None for a section without a picture.
-    alt: the picture in words, for those who cannot see it; the title if left empty.
-    table: rows of cells, the heading first; none if empty.
+    Attributes:
+      title: the heading.
+      text: plain text; an empty line starts a new paragraph.
+      picture_path: a PNG file to embed; None: no picture.
+      alt: alternative text of the picture; "": the title.
+      table: rows of cells, the heading first; empty: no table.
     """
 
     title: str
@@ -91,21 +93,21 @@ def write_report(
     sections: Sequence[Section] = (),
     config_text: str = "",
 ) -> pathlib.Path:
-    """Writes one self-contained HTML file, atomically; gives its path.
+    """Write a self-contained HTML file atomically; returns its path.
 
-    No script, no outside resource: styles and pictures are inside, light or dark follows the
-    reader's setting, and all text is escaped.
+    The file embeds styles and pictures and has no scripts or outside resources. Light or dark
+    follows the reader's setting, and all text is escaped.
 
     Args:
       path: the file to write or replace.
       title: the page's heading.
-      summary: (label, value, note) of each number at the top, as they should read; an empty
-        note is left out.
-      sections: shown in this order.
-      config_text: the run's configuration, folded away at the end; left out if empty.
+      summary: (label, value, note) of each number at the top, as displayed; an empty note is left
+        out.
+      sections: the sections in order.
+      config_text: the run's configuration, collapsed at the end; left out if empty.
 
     Raises:
-      FileNotFoundError: a section's picture is not there.
+      FileNotFoundError: a section's picture does not exist.
       ValueError: a section's picture is not a PNG.
       UserError: the file cannot be written.
     """
@@ -117,12 +119,12 @@ def write_report(
             f'<pre tabindex="0">{html.escape(config_text)}</pre>\n</details>'
         )
     page = PAGE.format(title=html.escape(title), style=STYLE, body="\n".join(body))
-    # A file name that is not UTF-8 may reach the text as lone surrogates: show, do not crash.
+    # A file name that is invalid UTF-8 reaches the text as lone surrogates; escape these.
     return write_atomically(path, page.encode("utf-8", errors="backslashreplace"))
 
 
 def write_figures(path: str | os.PathLike, figures: Mapping[str, Any]) -> pathlib.Path:
-    """Writes figures as JSON, atomically; gives the path. NaN and infinity become null.
+    """Write figures as JSON, atomically; returns the path. NaN and infinity become null.
 
     Raises:
       UserError: the file cannot be written.
@@ -177,7 +179,7 @@ def _figure(path, alt):
     if content[:8] != PNG_SIGNATURE or content[12:16] != b"IHDR":
         raise ValueError(f"{path}: not a PNG file; pictures are written by figures.save_png")
     width, height = struct.unpack(">II", content[16:24])
-    # On a phone a picture scrolls sideways before its labels become too small to read.
+    # The minimal width lets a picture scroll sideways on a phone, so its labels stay readable.
     return (
         f'<figure tabindex="0"><img src="data:image/png;base64,'
         f'{base64.b64encode(content).decode()}" alt="{html.escape(alt)}" width="{width}" '

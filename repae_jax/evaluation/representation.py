@@ -1,7 +1,7 @@
-"""What a run's backbone knows of images, block by block and at each noise level.
+"""Measures of a backbone's representation of images, per block and noise level.
 
-Measured as REPA does (arXiv 2410.06940, section 3): by CKNNA with the teacher, and by linear
-probes of the classes.
+As in REPA (arXiv 2410.06940, section 3), the measures are CKNNA with the teacher and linear probes
+of the classes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ from ml_collections import ConfigDict
 from repae_jax.data.pipeline import eval_batches
 from repae_jax.data.source import Source, check_images
 from repae_jax.errors import UserError
-from repae_jax.evaluation.alignment import TOP_K, cknna_or_nan, prepared, warn_of_undefined
+from repae_jax.evaluation.alignment import (
+    TOP_K,
+    cknna_or_nan,
+    normalize_features,
+    warn_of_undefined,
+)
 from repae_jax.evaluation.image_sets import pad_batch
 from repae_jax.models.batch_norm import normalize
 from repae_jax.models.conditioning.base import full_like
@@ -36,13 +41,13 @@ from repae_jax.utils.images import to_float
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Features:
-    """One row an image; tokens are averaged over positions.
+    """Features with one row per image; tokens are averaged over positions.
 
     Attributes:
       labels: (N,) classes.
-      backbone: by time t, (depth, N, D) after each block.
-      latents: (N, h w c), the normalised posterior means.
-      teachers: by name, (N, D_k).
+      backbone: time t -> (depth, N, D) tokens after each block.
+      latents: (N, h w c) normalised posterior means.
+      teachers: name -> (N, D_k).
     """
 
     labels: np.ndarray
@@ -53,15 +58,17 @@ class Features:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Representation:
-    """How much of the teachers and the classes there is.
+    """The measures of a run's representation.
 
     Attributes:
-      times: noise levels t, from 0, an image, to 1, noise.
-      alignment: by teacher, CKNNA (times, depth) of the backbone's tokens with it; NaN where it is
-        not defined, as for tokens that have collapsed.
-      latents: by teacher, CKNNA of the VAE's latents with it; likewise.
-      probes: accuracy (times, depth) of linear probes of its tokens; None with one class.
-      probe_latents, probe_teachers: the same of the others.
+      times: noise levels t, from 0 (an image) to 1 (noise).
+      alignment: teacher -> CKNNA (times, depth) with the backbone's tokens; NaN where undefined, as
+        for collapsed tokens.
+      latents: teacher -> CKNNA with the VAE's latents; NaN if undefined.
+      probes: accuracy (times, depth) of linear probes of the backbone's tokens, 0 to 1; None if the
+        images have one class.
+      probe_latents: accuracy of a linear probe of the latents; None if the images have one class.
+      probe_teachers: teacher -> accuracy of a linear probe of its tokens.
     """
 
     times: tuple[float, ...]
@@ -88,28 +95,29 @@ def extract_features(
     progress: bool = False,
     extract: Extract | None = None,
 ) -> Features:
-    """Put images through the run's VAE, averaged backbone and teachers.
+    """Compute features of images with the run's VAE, averaged backbone and teachers.
 
-    The result takes 4 bytes times images, times, blocks and width: 3.9 GB for 10,000 images at
-    three times in an XL.
+    The result takes 4 x images x times x blocks x width bytes: 3.9 GB for 10,000 images at three
+    times in an XL.
 
-    The backbone sees the null condition, where it knows one: a label would give away what the probe
-    asks for.
+    The backbone gets the null condition if it has one, because a label would reveal the class to
+    the probe.
 
     Args:
-      config: the run's.
+      config: the run's configuration.
       models: its networks, with a backbone.
-      state: where it stands.
-      source: labelled images, of which `count` are drawn: the first ones may be of few classes.
+      state: its state.
+      source: labelled images; a random subset of `count` is taken, because the first images may
+        have few classes.
       times: noise levels in [0, 1].
-      count: images.
-      batch_size: at a time.
-      seed: of the choice of images and of the noise.
+      count: number of images.
+      batch_size: images per batch.
+      seed: seed of the subset and of the noise.
       progress: show a bar.
       extract: from `make_extract`, for a run that is measured more than once.
 
     Raises:
-      UserError: the run has no backbone or teacher, the source too few images or none, or a time
+      UserError: the run has no backbone or teacher, the source has no or too few images, or a time
         is outside [0, 1].
     """
     from tqdm import tqdm
@@ -146,7 +154,7 @@ def extract_features(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Subset:
-    """Some elements of a source."""
+    """A subset of a source."""
 
     source: Source
     indexes: np.ndarray
@@ -159,7 +167,7 @@ class _Subset:
 
 
 def random_subset(source: Source, count: int, seed: int) -> _Subset:
-    """So many elements of a source, chosen by the seed, in the source's order."""
+    """Choose `count` random elements of a source by the seed; they keep the source's order."""
     chosen = np.random.default_rng(seed).choice(len(source), count, replace=False)
     return _Subset(source, np.sort(chosen))
 
@@ -176,31 +184,31 @@ def _fill(arrays, parts, start, count):
 def measure_representation(
     features: Features, *, topk: int = TOP_K, progress: bool = False
 ) -> Representation:
-    """CKNNA and linear probes of extracted features.
+    """Compute CKNNA and linear probes of extracted features.
 
-    A probe is a ridge classifier on standardised features, its penalty chosen by leaving one out,
-    fitted on every other image of each class and tested on those between.
+    A probe is a ridge classifier on standardised features with the penalty chosen by leave-one-out
+    cross-validation. It is fitted on every other image of each class and tested on the rest.
 
     Raises:
-      UserError: as `cknna`, but for features that are alike for all images.
+      UserError: see `cknna`; features that are equal for all images give NaN instead.
     """
     from tqdm import tqdm
 
     times, depth = tuple(features.backbone), len(next(iter(features.backbone.values())))
-    teachers = {name: prepared(tokens) for name, tokens in features.teachers.items()}
+    teachers = {name: normalize_features(tokens) for name, tokens in features.teachers.items()}
     classes = len(np.unique(features.labels)) > 1
     alignment = {name: np.zeros((len(times), depth)) for name in teachers}
     probes = np.zeros((len(times), depth)) if classes else None
     with tqdm(total=len(times) * depth, desc="alignment", disable=not progress) as bar:
         for row, time in enumerate(times):
             for block, tokens in enumerate(features.backbone[time]):
-                ready = prepared(tokens)
+                ready = normalize_features(tokens)
                 for name, teacher in teachers.items():
                     alignment[name][row, block] = cknna_or_nan(ready, teacher, topk)
                 if classes:
                     probes[row, block] = probe(tokens, features.labels)
                 bar.update()
-    ready = prepared(features.latents)
+    ready = normalize_features(features.latents)
     latents = {name: cknna_or_nan(ready, teacher, topk) for name, teacher in teachers.items()}
     for name, table in alignment.items():
         if undefined := np.isnan(table).sum() + np.isnan(latents[name]):
@@ -220,13 +228,13 @@ def measure_representation(
 
 
 def probe(features: np.ndarray, labels: np.ndarray) -> float:
-    """Accuracy of a linear classifier of features (N, D), see `measure_representation`."""
+    """Test accuracy, 0 to 1, of a linear probe of features (N, D); see `measure_representation`."""
     from sklearn.linear_model import RidgeClassifierCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     classifier = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=np.logspace(-2, 4, 7)))
-    # Sorted by class: in the images' own order every other one may be of every other class.
+    # Sort by class first, so that both halves have half of each class.
     order = np.argsort(labels, kind="stable")
     seen, unseen = order[::2], order[1::2]
     classifier.fit(features[seen], labels[seen])
@@ -240,7 +248,7 @@ def _check(models, source, times, count):
         raise UserError("config.teachers is empty: the run has no teacher to compare with")
     check_images(source)
     if not 4 <= count <= len(source):
-        raise UserError(f"{source.name} holds {len(source)} images, asked for are {count}")
+        raise UserError(f"{source.name} holds {len(source)} images, {count} are requested")
     wrong = [time for time in times if not 0 <= time <= 1]
     if wrong or not len(times):
         raise UserError(f"times are {list(times)}: give noise levels from 0 to 1")
@@ -249,12 +257,12 @@ def _check(models, source, times, count):
 def make_extract(config: ConfigDict, models: Models, mesh: Mesh | None = None) -> Extract:
     """Build the compiled `extract(weights, images, labels, seeds, times) -> dict`.
 
-    `weights` are those of sampling and, under "teachers", of the teachers; images (B, H, W, 3)
-    uint8, labels (B,), seeds (2,) of the noise, times (T,). The dict has "backbone"
-    (T, depth, B, D), "latents" (B, h w c) and by name the "teachers" (B, D_k), float32.
+    `weights` are the sampling weights (see `sampling_weights`) and, under "teachers", the teachers'
+    variables; images (B, H, W, 3) uint8, labels (B,), seeds (2,) of the noise, times (T,). The dict
+    has "backbone" (T, depth, B, D), "latents" (B, h w c) and "teachers", name -> (B, D_k), float32.
 
-    On a mesh all processes call it alike with the whole batch, which its devices divide, and every
-    process gets all.
+    On a mesh, all processes make the same call with the complete batch, the devices share it, and
+    every process receives all features.
     """
     interpolant = INTERPOLANTS[config.objective.interpolant]
 
@@ -294,7 +302,7 @@ def make_extract(config: ConfigDict, models: Models, mesh: Mesh | None = None) -
 
 
 def pooled_tokens(teacher: Encoder, variables: Mapping, images: jax.Array) -> jax.Array:
-    """A teacher's patch tokens of images (B, H, W, 3) uint8, averaged: (B, D), float32."""
+    """A teacher's mean patch tokens (B, D) float32 of images uint8 (B, H, W, 3)."""
     return _pooled(patch_tokens(teacher, variables, images))
 
 

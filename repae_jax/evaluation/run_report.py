@@ -1,4 +1,4 @@
-"""A trained run in numbers and pictures on one page."""
+"""The `report` command: a trained run's numbers and pictures on one page."""
 
 import dataclasses
 import pathlib
@@ -25,7 +25,7 @@ from repae_jax.sampling.generate import generate_all, make_generate
 from repae_jax.utils.figures import class_grid, pairs_figure, pca_figure, save_png
 from repae_jax.utils.finite import NotFinite
 
-HELDOUT = 1000  # held-out images that are reconstructed, at most
+HELDOUT = 1000  # maximal number of held-out images to reconstruct
 SHOWN = 20
 
 # label, value, note
@@ -34,14 +34,14 @@ Summary = list[tuple[str, str, str]]
 
 @dataclasses.dataclass
 class Page:
-    """The report as it grows."""
+    """A report under construction."""
 
     folder: pathlib.Path
     summary: Summary = dataclasses.field(default_factory=list)
     sections: list[Section] = dataclasses.field(default_factory=list)
 
     def add(self, title: str, name: str, picture, text: str) -> None:
-        """A section with a picture, which is saved as `name`.png."""
+        """Add a section with a picture, which is saved as `name`.png."""
         path = save_png(self.folder / f"{name}.png", picture)
         self.sections.append(Section(title, text, path, alt=title))
 
@@ -60,16 +60,16 @@ def write_run_report(
     Args:
       run: the run.
       heldout: images to reconstruct.
-      folder: where the page's pictures are written.
-      samples: how many images are generated.
-      seed: of the generated images.
+      folder: the folder for the page's pictures.
+      samples: number of images to generate.
+      seed: seed of the generated images.
       progress: show a bar.
 
     Returns:
-      The page's path and the figures at its head.
+      The page's path and the summary at its head.
 
     Raises:
-      NotFinite: generated images or reconstructions are not finite.
+      NotFinite: generated images or reconstructions are NaN or infinite.
     """
     page = Page(folder)
     if run.models.backbone is not None:

@@ -17,14 +17,14 @@ from repae_jax.data.source import check_images
 from repae_jax.errors import UserError
 from repae_jax.evaluation.alignment import alignments
 from repae_jax.evaluation.fid_metrics import (
-    AllAlike,
+    IdenticalImages,
     Reference,
     as_reference,
     compare,
     measure,
     read_reference,
 )
-from repae_jax.evaluation.generated_images import sampled
+from repae_jax.evaluation.generated_images import generated_image_set
 from repae_jax.evaluation.image_sets import from_source, has_images, open_images
 from repae_jax.evaluation.inception_features import Features, make_features
 from repae_jax.evaluation.reference import has_statistics, read_statistics
@@ -119,13 +119,13 @@ class OnlineEvaluation:
             self._reference = self._seen_reference(features)
         config = self._config
         labels = balanced_labels(self._wanted.samples, config.data.num_classes)
-        images = sampled(
+        images = generated_image_set(
             "samples", self._generate, sampling_weights(state), self._key, labels,
             config.data.resolution, self._mesh,
         )  # fmt: skip
         try:
             measured = measure(images, features, batch_size=self._batch_size)
-        except (AllAlike, NotFinite):  # not worth ending a run for: its monitor says it
+        except (IdenticalImages, NotFinite):  # not worth ending a run for: its monitor says it
             return {}
         scores = dataclasses.asdict(compare(measured, self._reference))
         del scores["count"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from repae_jax.evaluation.alignment import alignments, cknna, cknna_or_nan, prepared
+from repae_jax.evaluation.alignment import alignments, cknna, cknna_or_nan, normalize_features
 
 PLATONIC = os.environ.get("PLATONIC_ORIGINAL")
 
@@ -165,7 +165,7 @@ def test_what_is_not_defined_is_left_out_with_a_warning(capsys):
         "broken": np.where(np.arange(20) == 3, np.nan, teacher[:, :1]),
     }
     found = alignments(tokens, teachers)
-    assert found == {"good": cknna(prepared(tokens), prepared(teacher))}
+    assert found == {"good": cknna(normalize_features(tokens), normalize_features(teacher))}
     warnings = capsys.readouterr().err.splitlines()
     assert [line.split(" is left out")[0] for line in warnings] == [
         "warning: CKNNA with the teacher collapsed",

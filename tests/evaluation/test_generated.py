@@ -106,7 +106,7 @@ def test_only_so_many_are_measured(tmp_path):
     some = measure(images.first(20), features, batch_size=16)
     assert (some.count, len(some.features)) == (20, 20)
     np.testing.assert_allclose(some.pooled.mean, exact(MADE[:20])["pool"].mean(0), atol=1e-5)
-    with pytest.raises(UserError, match="holds 50 images, asked for are 51"):
+    with pytest.raises(UserError, match="holds 50 images, 51 are requested"):
         images.first(51)
 
 
@@ -171,4 +171,4 @@ def test_the_command_refuses(inception, tmp_path, capsys):
     assert main([*words, "--inception", str(tmp_path / "none.pth")]) == 2
     assert "no InceptionV3 weights at" in capsys.readouterr().err
     assert main([*words, "--inception", str(inception), "--count", "7"]) == 2
-    assert "holds 6 images, asked for are 7" in capsys.readouterr().err
+    assert "holds 6 images, 7 are requested" in capsys.readouterr().err

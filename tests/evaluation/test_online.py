@@ -14,7 +14,7 @@ from repae_jax.config.needs import check_files
 from repae_jax.config.validate import validate
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError
-from repae_jax.evaluation.alignment import cknna, prepared
+from repae_jax.evaluation.alignment import cknna, normalize_features
 from repae_jax.evaluation.representation import extract_features, pooled_tokens
 from repae_jax.runs.checkpoints import restore_latest
 from repae_jax.runs.metrics import read_history
@@ -78,7 +78,10 @@ def test_cknna_is_that_of_the_aligned_block(measured):
         run.config, run.models, run.state, source, (0.5,), count=IMAGES, batch_size=80
     )
     block = run.config.backbone.encoder_depth - 1
-    expected = cknna(prepared(features.backbone[0.5][block]), prepared(features.teachers["small"]))
+    expected = cknna(
+        normalize_features(features.backbone[0.5][block]),
+        normalize_features(features.teachers["small"]),
+    )
     value = read_history(measured)["evaluation/cknna_small"][1][-1]
     assert value == pytest.approx(expected, abs=1e-3)
 

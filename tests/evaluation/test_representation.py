@@ -14,7 +14,7 @@ from repae_jax.cli import main
 from repae_jax.data.source import check_images
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError
-from repae_jax.evaluation.alignment import cknna, prepared
+from repae_jax.evaluation.alignment import cknna, normalize_features
 from repae_jax.evaluation.representation import (
     Features,
     extract_features,
@@ -122,7 +122,7 @@ def test_tables_are_cknna_and_probes():
         Features(labels, {0.1: np.stack([near, far])}, far, {"x": teacher}), topk=5
     )
     table = found.alignment["x"]
-    assert table[0, 0] == cknna(prepared(near), prepared(teacher), 5)
+    assert table[0, 0] == cknna(normalize_features(near), normalize_features(teacher), 5)
     assert table[0, 0] > 0.9 > 0.5 > table[0, 1] == found.latents["x"]
     assert found.probes[0, 0] > 0.6 > found.probes[0, 1] == found.probe_latents
     assert found.probe_teachers["x"] == probe(teacher, labels)
@@ -157,12 +157,12 @@ def test_preparation_cuts_off_and_normalises():
     features[3, 7] = 1000.0
     limit = np.mean([np.percentile(np.abs(row), 95) for row in features])
     expected = np.array([row / np.sqrt((row**2).sum()) for row in features.clip(-limit, limit)])
-    np.testing.assert_allclose(prepared(features), expected, rtol=1e-12)
+    np.testing.assert_allclose(normalize_features(features), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
     ("times", "count", "message"),
-    [((0.5, 1.2), 10, "times are"), ((), 10, "times are"), ((0.5,), 10**6, "asked for are")],
+    [((0.5, 1.2), 10, "times are"), ((), 10, "times are"), ((0.5,), 10**6, "are requested")],
 )
 def test_impossible_wishes_are_said(times, count, message, workdir):
     run = open_run(workdir)
