@@ -1,4 +1,4 @@
-"""What accelerators can do, as their makers publish it."""
+"""The published performance of accelerators."""
 
 import dataclasses
 import math
@@ -9,13 +9,13 @@ from repae_jax.utils.schema import as_whole
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One accelerator.
+    """The performance of one accelerator.
 
     Attributes:
       flops: dense bfloat16 operations per second.
-      memory: bytes.
-      bandwidth: of the memory, bytes per second.
-      links: what all links to other chips carry in one direction, bytes per second.
+      memory: memory size in bytes.
+      bandwidth: memory bandwidth in bytes per second.
+      links: total bandwidth of all links to other chips in one direction, bytes per second.
     """
 
     flops: float
@@ -24,9 +24,9 @@ class Chip:
     links: float
 
 
-# docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}: the inter-chip bandwidths there (2400, 1600,
-# 4800 Gbit/s; 800 GB/s in both directions) as bytes per second in one. Memories of "16 GB" and
-# "32 GB" are GiB; programs may use about 98 % of them.
+# docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, with the inter-chip bandwidths (2400, 1600, 4800
+# Gbit/s; 800 GB/s in both directions) converted to bytes per second in one direction. Memories of
+# "16 GB" and "32 GB" are GiB; programs may use about 98 % of them.
 TPUS = {
     "v4": Chip(275e12, 32 * 2**30, 1.2e12, 300e9),
     "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9),
@@ -35,8 +35,8 @@ TPUS = {
 }
 
 
-# The data sheets of the SXM modules: dense operations, NVLink's 900 GB/s in both directions.
-# Memory as the driver tells it.
+# The data sheets of the SXM modules: dense operations, NVLink's 900 GB/s in both directions. The
+# memory size is the one that the driver reports.
 GPUS = {
     "h100": Chip(989.4e12, 84929347584, 3.35e12, 450e9),
     "h200": Chip(989.4e12, 151397597184, 4.8e12, 450e9),
@@ -44,10 +44,13 @@ GPUS = {
 
 
 def parse_topology(text: str) -> tuple[Chip, int]:
-    """The chip, and how many there are: TPU slices as "v5e:16x16" or "v5p:4x4x8", GPUs as "h200:8".
+    """Parse a topology; returns the chip and the number of chips.
+
+    Args:
+      text: a TPU slice such as "v5e:16x16" or "v5p:4x4x8", or GPUs such as "h200:8".
 
     Raises:
-      UserError: it names none.
+      UserError: the topology is unknown.
     """
     kind, _, shape = text.partition(":")
     sides = shape.split("x")

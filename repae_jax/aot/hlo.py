@@ -1,4 +1,4 @@
-"""What a compiled program does, read from XLA's text of it: traffic over links and to memory."""
+"""The traffic of a compiled program over links and to memory, counted from its HLO text."""
 
 import dataclasses
 import re
@@ -21,7 +21,7 @@ _SCRATCH = re.compile(r", [su]8\[\d+\](\{\d+\})?\)$")
 COLLECTIVES = (
     "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute",
 )  # fmt: skip
-# These move nothing by themselves.
+# Operations that move no data themselves.
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
     "call", "after-all", "partition-id", "replica-id",
@@ -30,7 +30,7 @@ _FREE = {
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a computation."""
+    """One instruction of a computation."""
 
     name: str
     shape: str
@@ -43,8 +43,8 @@ class Traffic:
     """Bytes that one device moves in one run of the program.
 
     Attributes:
-      links: by kind of collective, what a device receives from others.
-      memory: read from and written to the device's memory.
+      links: kind of collective -> bytes that a device receives from others.
+      memory: bytes read from and written to the device's memory.
     """
 
     links: Mapping[str, float]
@@ -52,16 +52,16 @@ class Traffic:
 
 
 def measure_traffic(text: str, devices: int) -> Traffic:
-    """Count a compiled program's traffic; a loop counts as often as it turns, if that is fixed.
+    """Count a compiled program's traffic; a loop with a fixed trip count is multiplied by it.
 
-    A device receives n - 1 of n parts in an all-gather, a reduce-scatter and an all-to-all over n
-    devices, and twice that in an all-reduce, as a ring does. Memory traffic is what instructions
-    outside of fusions read and write: of a slice and of an update in place the part that moves,
-    and nothing of what lives on the chip.
+    As in a ring, a device receives n - 1 of n parts in an all-gather, a reduce-scatter and an
+    all-to-all over n devices, and twice that in an all-reduce. Memory traffic is the bytes that
+    instructions outside of fusions read and write. Slices and updates in place count only the part
+    that moves, and on-chip memory does not count.
 
     Args:
       text: `compiled.as_text()`.
-      devices: of the whole program, for collectives that name no groups.
+      devices: number of devices of the program, for collectives without groups.
     """
     computations, entry = _parse(text)
     links: Counter = Counter()
@@ -87,7 +87,7 @@ class _Runs:
 
 
 def _parse(text):
-    """By name the computations' instructions, and the name of the first to run."""
+    """Parse the text; returns {computation: instructions} and the entry computation's name."""
     computations: dict[str, list[Instruction]] = {}
     entry = current = None
     for line in text.splitlines():
@@ -101,7 +101,7 @@ def _parse(text):
 
 
 def _runs(computations, entry):
-    """By computation, how often it runs and whether it is a part of a fusion."""
+    """For each computation, how often it runs and whether it is part of a fusion."""
     runs = {name: _Runs() for name in computations}
 
     def visit(name, count, fused):
@@ -128,7 +128,7 @@ def _called(instruction):
 
 
 def _turns(instruction, computations):
-    """How often a loop turns: noted, or the constant that its condition compares with."""
+    """A loop's trip count: the annotated one, or the constant in its condition."""
     if known := _TRIPS.search(instruction.rest):
         return int(known[1])
     condition = re.search(r"condition=%?([\w.\-]+)", instruction.rest)[1]
@@ -147,8 +147,8 @@ def _turns(instruction, computations):
 def _moved(instruction, instructions, computations):
     """Bytes that an instruction outside of a fusion reads and writes."""
     if instruction.operation == "async-start" or instruction.operation.endswith("-done"):
-        return 0.0  # what an asynchronous computation does is counted within
-    if instruction.operation.endswith("-start"):  # its result names its operands as well
+        return 0.0  # the asynchronous computation's own instructions are counted
+    if instruction.operation.endswith("-start"):  # its result also contains its operands
         return bytes_of(instruction.shape)
     operands = _operand_shapes(instruction, instructions)
     if instruction.operation == "fusion":
@@ -165,14 +165,14 @@ def _moved(instruction, instructions, computations):
 
 
 def _without_scratch(instruction):
-    """An instruction's shape, without the scratch space that cuBLAS and cuDNN have as a result."""
+    """An instruction's shape without the scratch space in the results of cuBLAS and cuDNN."""
     if 'custom_call_target="__cu' not in instruction.rest:
         return instruction.shape
     return _SCRATCH.sub(")", instruction.shape)
 
 
 def _of_fusion(fusion, computations):
-    """(bytes read of those operands of which not all is, bytes written) of a fusion."""
+    """({operand: bytes read} for operands that are read partially, bytes written) of a fusion."""
     fused = computations.get(_called(fusion)[0], [])
     by_name = {instruction.name: instruction for instruction in fused}
     users: dict[str, list[tuple[Instruction, int]]] = {name: [] for name in by_name}
@@ -182,12 +182,12 @@ def _of_fusion(fusion, computations):
                 users[name].append((instruction, position))
 
     def read(name):
-        """Bytes read of a value, if all that use it take slices; else None."""
+        """Bytes read of a value if all its users take slices; else None."""
         total = 0.0
         for user, position in users[name]:
             if user.operation == "bitcast":
                 part = read(user.name)
-            elif user.operation == "fusion":  # they nest
+            elif user.operation == "fusion":  # fusions nest
                 part = _of_fusion(user, computations)[0].get(position)
             else:
                 part = _slice_read(user, position)
@@ -218,7 +218,7 @@ def _of_fusion(fusion, computations):
 
 
 def _slice_read(user, position):
-    """Bytes that a slice, or an update in place, reads of its first operand; else None."""
+    """Bytes that a slice or an update in place reads of its first operand; None for other users."""
     if position == 0 and user.operation in ("slice", "dynamic-slice"):
         return bytes_of(user.shape)
     if position == 0 and user.operation == "dynamic-update-slice":
@@ -231,12 +231,12 @@ def _operands(instruction):
 
 
 def _operand_parts(instruction):
-    """(name, part of a tuple or "") of each operand: %x#3 is part 3 of x."""
+    """(name, index in a tuple or "") of each operand: %x#3 is element 3 of x."""
     return _OPERAND.findall(instruction.rest.split("), ")[0])
 
 
 def _operand_shapes(instruction, instructions):
-    """The operands' shapes, "" where there is none of that name."""
+    """The operands' shapes; "" for an unknown operand."""
     shapes = []
     for name, part in _operand_parts(instruction):
         shape = instructions[name].shape if name in instructions else ""
@@ -255,11 +255,11 @@ def _collective(instruction):
 
 
 def _received(kind, instruction, devices, scattered):
-    """Bytes that one device gets in a collective."""
+    """Bytes that one device receives in a collective."""
     group = _group_size(instruction.rest, devices)
     shapes = [bytes_of(match[0], on_chip=True) for match in _SHAPE.finditer(instruction.shape)]
     if instruction.operation.endswith("-start") and kind in ("all-gather", "collective-permute"):
-        whole = max(shapes)  # the rest are its operands and flags
+        whole = max(shapes)  # the others are operands and flags
     else:
         whole = sum(shapes)
     if kind == "collective-permute":
@@ -285,7 +285,7 @@ def _group_size(rest, devices):
 
 
 def bytes_of(shape: str, *, on_chip: bool = False) -> float:
-    """The size of all arrays in a shape's text; those in on-chip memory only if asked for."""
+    """The size in bytes of all arrays in a shape's text; `on_chip` includes on-chip memory."""
     total = 0.0
     for kind, dims, layout in _SHAPE.findall(shape):
         if "S(" in layout and "S(0)" not in layout and not on_chip:

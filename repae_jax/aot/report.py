@@ -1,9 +1,9 @@
-"""A configuration's programs compiled for absent TPUs and GPUs.
+"""Compilation of a configuration's programs for absent TPUs and GPUs, with a report of their needs.
 
-XLA compiles for a slice that it knows by name, or a GPU that is described to it, so memory,
-collectives and the compiler's verdict are real ones; the times that follow are a roofline: no
-program is faster. For a GPU it cannot try out which of several kernels is quickest, which changes
-what they take of memory, and not which there are.
+XLA compiles for a TPU slice that it knows by name, or for a GPU from its description, so memory,
+collectives and the compiler's verdict are real. The times are a roofline, a lower bound for every
+program. Without a GPU, XLA cannot time alternative kernels; this changes the memory that they need
+and leaves the collectives the same.
 """
 
 import dataclasses
@@ -25,28 +25,29 @@ from repae_jax.parallel.sharding import summary
 from repae_jax.runs.build import build_models
 from repae_jax.runs.open_run import make_sampler, sampling_weights
 from repae_jax.sampling.generate import make_generate
-from repae_jax.training.program import Program, uncollected
+from repae_jax.training.program import Program, gc_disabled
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a compiled program needs and can reach.
+    """The memory, operations and traffic of a compiled program, and the times that bound it.
 
     Attributes:
       program: "train" or "sample".
-      topology: such as "v5e:16x16".
-      devices: chips.
+      topology: the topology, such as "v5e:16x16".
+      devices: number of chips.
       batch_size: images over all chips.
-      batches: what they hold: images, or cached latents and what the cache keeps besides.
-      arguments, temporaries, peak: bytes per device; the peak is arguments, results that take no
-        argument's place, and temporaries, all at once: what the program reserves.
-      memory: bytes that a chip has.
-      flops: operations per image, those included that rematerialisation repeats.
-      work: operations per image without these.
-      links: by kind of collective, bytes that a device receives per run.
+      batches: the content of batches: images, or cached latents with optional images or tokens.
+      arguments, temporaries, peak: bytes per device. The peak, which the program reserves, is the
+        sum of arguments, temporaries, and results that do not reuse an argument's memory.
+      memory: bytes of a chip's memory.
+      flops: operations per image, including those repeated by rematerialisation.
+      work: operations per image without the repeated ones.
+      links: kind of collective -> bytes that a device receives per run.
       traffic: bytes that a device reads and writes per run.
-      compute_seconds, memory_seconds, link_seconds: each at the chip's published rate.
-      compile_seconds: how long compiling took.
+      compute_seconds, memory_seconds, link_seconds: time for each resource at the chip's published
+        rate.
+      compile_seconds: compilation time.
     """
 
     program: str
@@ -74,29 +75,30 @@ class Report:
 
     @property
     def seconds(self) -> float:
-        """No run is faster than its slowest resource."""
+        """The roofline: the time of the slowest resource, in seconds per run."""
         return max(self.compute_seconds, self.memory_seconds, self.link_seconds)
 
     @property
     def mfu(self) -> float:
-        """The part of the chip's peak that is useful work in that time."""
+        """Model FLOPs utilisation, 0 to 1, if a run takes `seconds`."""
         return self.compute_seconds * self.work / self.flops / self.seconds
 
 
 def compile_train(
     config: ConfigDict, topology: str, *, kept: str = "tokens", verbose: bool = False
 ) -> Report:
-    """Compile the train step for a slice.
+    """Compile the train step for a topology.
 
     Args:
-      config: the configuration; weights are not read, and of cached latents only the manifest.
-      topology: such as "v5e:16x16".
-      kept: what a cache of latents that is not there yet keeps for the teachers, "tokens" or
-        "images".
-      verbose: print where the state is.
+      config: the configuration; its weights are not read, and of cached latents only the manifest.
+      topology: the topology, such as "v5e:16x16".
+      kept: the assumed content for the teachers of a cache of latents that does not exist yet,
+        "tokens" or "images".
+      verbose: print the state's sharding.
 
     Raises:
-      UserError: no such topology, a bad configuration, no TPU compiler, or it does not fit.
+      UserError: the topology is unknown, the configuration is wrong, there is no compiler for the
+        topology, or the program does not fit.
     """
     program, chip = _program(config, topology, kept)
     arguments = program.arguments()
@@ -111,7 +113,7 @@ def compile_train(
 
 
 def compile_sampler(config: ConfigDict, topology: str) -> Report:
-    """Compile sampling and decoding of one batch for a slice; see `compile_train`."""
+    """Compile sampling and decoding of one batch for a topology; see `compile_train`."""
     program, chip = _program(config, topology)
     models, mesh = program.models, program.mesh
     if models.backbone is None:
@@ -126,13 +128,14 @@ def compile_sampler(config: ConfigDict, topology: str) -> Report:
 def sweep(
     config: ConfigDict, topology: str, *, kept: str = "tokens", verbose: bool = False
 ) -> Report:
-    """The report of the largest batch that fits a chip's memory, to an eighth.
+    """Find the largest batch that fits a chip's memory, to an eighth; returns its report.
 
-    Doubles the images per device until they do not fit, then halves the difference. With
-    micro-batches it counts so many images at a time.
+    The search doubles the images per device until they no longer fit, then bisects. With
+    micro-batches it counts the images of one micro-batch. The arguments are those of
+    `compile_train`; `config.batch_size` is changed.
 
     Raises:
-      UserError: not even one image per device fits; or as `compile_train`.
+      UserError: one image per device does not fit; or see `compile_train`.
     """
     _, count = parse_topology(topology)
     largest = None
@@ -163,7 +166,7 @@ def sweep(
 
 
 class OutOfMemory(UserError):
-    """The compiler says that the program does not fit the chip."""
+    """Error of the compiler that the program does not fit the chip."""
 
 
 def _program(config, topology, kept="tokens"):
@@ -178,7 +181,7 @@ def _compile(name, function, arguments, flops, work, program: Program, topology,
     batch_size, count = program.config.batch_size, program.mesh.size
     started = time.perf_counter()
     try:
-        with uncollected():
+        with gc_disabled():
             compiled = compile_for(topology, function, arguments)
     except jax.errors.JaxRuntimeError as error:
         if not out_of_memory(error):

@@ -1,6 +1,6 @@
-"""Devices that are not there, and programs compiled for them.
+"""Ahead-of-time compilation for absent devices.
 
-XLA knows the slices of TPUs by name, and compiles for a GPU that is described to it.
+XLA knows the slices of TPUs by name, and compiles for a GPU from its description.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from repae_jax.errors import UserError, first_line
 from repae_jax.models.layers import attention_kernel
 from repae_jax.utils.process_env import GPU_OPTIONS
 
-# Settings of JAX by --effort; up to 0.10 they are numbers, later levels.
+# JAX's settings for --effort: numbers up to JAX 0.10, levels in later versions.
 _EFFORTS = ("jax_exec_time_optimization_effort", "jax_memory_fitting_effort")
 _LEVELS = ("jax_optimization_level", "jax_memory_fitting_level")
 _QUICK = (
@@ -22,7 +22,7 @@ _QUICK = (
     if hasattr(jax.config, _EFFORTS[0])
     else dict.fromkeys(_LEVELS, "O1")
 )
-# What XLA asks of an H100 or H200 (its GpuTargetConfigProto).
+# XLA's description of an H100 or H200 (GpuTargetConfigProto).
 _HOPPER = """
 gpu_device_info {{
   name: "{name}" device_vendor: "NVIDIA Corporation"
@@ -43,19 +43,21 @@ dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
 runtime_version {{ major: 13 minor: 0 patch: 0 }}
 device_description_str: "{name}"
 """
-_GPU_OPTIONS = {**GPU_OPTIONS, "xla_gpu_autotune_level": 0}  # there is none to try kernels on
+_GPU_OPTIONS = {**GPU_OPTIONS, "xla_gpu_autotune_level": 0}  # autotuning needs a GPU
 
 
 @contextlib.contextmanager
 def compiler(effort: str) -> Iterator[None]:
-    """Settings under which programs are compiled ahead.
+    """Set JAX's options for ahead-of-time compilation during the `with` block.
 
     Args:
-      effort: "full", as a run would, or "quick": a step of XL size takes a minute or two instead
-        of ten, and may come out a little larger and slower.
+      effort: "full" compiles as a run does; "quick" compiles a step of XL size in a minute or two
+        instead of ten, and the program may be a little larger and slower.
     """
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU to ask
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nor to quarrel about
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # without a TPU there is no metadata server
+    os.environ.setdefault(
+        "ALLOW_MULTIPLE_LIBTPU_LOAD", "1"
+    )  # no TPU that two processes could share
     settings = _QUICK if effort == "quick" else {}
     before = {name: getattr(jax.config, name) for name in settings}
     for name, value in settings.items():
@@ -68,19 +70,19 @@ def compiler(effort: str) -> Iterator[None]:
 
 
 def absent_devices(topology: str) -> list[jax.Device]:
-    """The devices of a topology such as "v5e:16x16" or "h200:8".
+    """Describe the devices of a topology such as "v5e:16x16" or "h200:8".
 
     Raises:
-      UserError: there is no such topology, or no compiler for it.
+      UserError: the topology is unknown, or its compiler is not installed.
     """
     _, count = parse_topology(topology)
     get, package = (_gpus, "jax[cuda13]") if _of_gpus(topology) else (_tpus, "libtpu")
     try:
         devices = get(topology)
-    except Exception as error:  # of the plug-in, without a class of its own
+    except Exception as error:  # the plug-in raises no class of its own
         raise UserError(
-            f"--topology {topology}: the compiler gives none ({first_line(error)}); it comes "
-            f"with `pip install {package}`, and knows the slices that are for rent"
+            f"--topology {topology}: the compiler gives no such devices ({first_line(error)}); it "
+            f"comes with `pip install {package}`, and knows the slices that are for rent"
         ) from error
     if len(devices) != count:
         raise UserError(f"--topology {topology} has {len(devices)} devices on {count} chips")
@@ -88,7 +90,7 @@ def absent_devices(topology: str) -> list[jax.Device]:
 
 
 def compile_for(topology: str, function, arguments) -> jax.stages.Compiled:
-    """Compile a jitted function for shapes that are on `absent_devices(topology)`."""
+    """Compile a jitted function for arguments with shardings on `absent_devices(topology)`."""
     if not _of_gpus(topology):
         return function.lower(*arguments).compile()
     with attention_kernel("cudnn"):
