@@ -27,7 +27,7 @@ def measure(config_file: str, overrides: list[str]) -> None:
     from repae_jax.config.overrides import read_config
     from repae_jax.parallel.mesh import make_mesh
     from repae_jax.runs.build import build_models
-    from repae_jax.training.program import Program, uncollected
+    from repae_jax.training.program import Program, gc_disabled
 
     config = read_config(str(CONFIGS / config_file), overrides)
     program = Program(config, build_models(config), make_mesh())
@@ -38,7 +38,7 @@ def measure(config_file: str, overrides: list[str]) -> None:
         clock.append(time.perf_counter())
         return clock[-1] - clock[-2]
 
-    with uncollected():  # as the loop makes its first step
+    with gc_disabled():  # as the loop makes its first step
         traced = program.step.trace(*arguments)
         seconds = {"trace": lap()}
         lowered = traced.lower()

@@ -1,4 +1,4 @@
-"""Gradients of a batch that is too large for the memory, one micro-batch after the other."""
+"""Gradient accumulation: the gradients of a large batch, one micro-batch after another."""
 
 from collections.abc import Mapping
 
@@ -9,18 +9,19 @@ from repae_jax.runs.state import TrainState
 from repae_jax.training.noise import Draws
 
 
-def accumulated(gradients, micro_batches: int):
-    """The gradients, metrics and statistics of a batch as means over its micro-batches.
+def accumulate_gradients(gradients, micro_batches: int):
+    """Wrap a gradient function so that it averages over the micro-batches of a batch.
 
-    Exactly the whole batch's for all terms that see each image by itself, also those that use
-    running statistics. Where LatentNorm and the discriminator's BatchNorm normalise by batch
-    statistics, these are of one micro-batch; the running ones move once a step, towards the means
-    over the micro-batches. Micro-batch k of n has the images k, k + n, k + 2 n, ..., so that every
-    device has its share of each.
+    Gradients, metrics and statistics become means over the micro-batches. They equal the full
+    batch's for all terms that treat each image separately, including terms that use running
+    statistics. Where LatentNorm and the discriminator's BatchNorm normalise by batch statistics,
+    these are the micro-batch's; the running statistics move once per step, towards the means over
+    the micro-batches. Micro-batch k of n has the images k, k + n, k + 2 n, ..., so that every
+    device holds an equal share of each.
 
     Args:
       gradients: (trained, state, batch, draws) -> (grads, (metrics, batch_stats)).
-      micro_batches: into how many the batch is divided; 1 takes it at once.
+      micro_batches: number of micro-batches, which divides the batch size; 1 returns `gradients`.
     """
     if micro_batches == 1:
         return gradients

@@ -1,4 +1,4 @@
-"""Shapes and types of a batch of images or of cached latents, for compiling ahead of time."""
+"""Shapes and types of a batch of images or cached latents, for ahead-of-time compilation."""
 
 import dataclasses
 import pathlib
@@ -19,12 +19,12 @@ from repae_jax.runs.build import latent_shape
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """What a cache holds beside latents and labels.
+    """The optional content of a cache of latents.
 
     Attributes:
       images: whether it holds the images, uint8.
       tokens: whether it holds the teachers' tokens.
-      manifest: the file that says so; None: the cache is not there yet.
+      manifest: the cache's manifest; None: the cache does not exist yet.
     """
 
     images: bool
@@ -42,15 +42,16 @@ class Cache:
 
 
 def find_cache(config: ConfigDict, models: Models, kept: str = "tokens") -> Cache | None:
-    """The cache of latents that the configuration trains on; None where it trains on images.
+    """Find the cache of latents that the configuration trains on; None if it trains on images.
 
     Args:
       config: the configuration.
       models: its networks.
-      kept: what it holds for the teachers, if it is not there yet: "tokens" or "images".
+      kept: the assumed content for the teachers if the cache does not exist yet: "tokens" or
+        "images".
 
     Raises:
-      UserError: the cache is damaged, or not of the configuration.
+      UserError: the cache is damaged, or does not fit the configuration.
     """
     if config.data.source != latents.KIND:
         return None
@@ -68,13 +69,13 @@ def find_cache(config: ConfigDict, models: Models, kept: str = "tokens") -> Cach
 def batch_shapes(
     config: ConfigDict, models: Models, cache: Cache | None, teachers: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Shapes and types of a batch, as `data.pipeline.train_batches` gives it.
+    """Shapes and types of a batch from `data.pipeline.train_batches`.
 
     Args:
       config: the configuration.
       models: its networks.
       cache: see `find_cache`.
-      teachers: by name, the shapes of the teachers' variables.
+      teachers: name -> shapes of the teacher's variables.
     """
     size, side = config.batch_size, config.data.resolution
     image = jax.ShapeDtypeStruct((size, side, side, 3), jnp.uint8)
@@ -96,7 +97,7 @@ def batch_shapes(
 
 
 def _folder(config):
-    """Where the training split's manifest is; None where there is no cache, or a part of one."""
+    """The folder with the training split's manifest; None without a complete cache."""
     if not pathlib.Path(config.data.path).exists():
         return None
     folder = packed_folder(config.data, "train", latents.KIND)

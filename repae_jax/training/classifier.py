@@ -1,4 +1,4 @@
-"""Training a small classifier on one's own images, and testing it."""
+"""Training and testing of a small image classifier."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,16 +27,16 @@ def fit_classifier(
     name: str,
     progress: bool = True,
 ) -> Any:
-    """The parameters of `model`, trained by cross-entropy with AdamW and a cosine schedule.
+    """Train `model` by cross-entropy with AdamW and a cosine schedule; returns the parameters.
 
     Args:
-      model: prepared images (B, H, W, 3) -> logits (B, classes).
-      prepare: uint8 images (B, H, W, 3), which are shifted at random before -> prepared ones.
+      model: preprocessed images (B, H, W, 3) -> logits (B, classes).
+      prepare: preprocessing of uint8 images (B, H, W, 3), which are randomly shifted before.
       source: labelled images.
-      recipe: `steps`, `batch_size`, `learning_rate`, `weight_decay`, and `shift`, in pixels.
-      seed: of the initialisation, the order and the shifts.
-      name: what to call it beside the progress bar.
-      progress: show one.
+      recipe: `steps`, `batch_size`, `learning_rate`, `weight_decay`, and `shift` in pixels.
+      seed: seed of the initialisation, the order of images and the shifts.
+      name: the model's name, for the progress bar and errors.
+      progress: show a bar.
 
     Raises:
       NotFinite: the training diverged.
@@ -58,7 +58,7 @@ def fit_classifier(
         shifts = jax.random.randint(
             jax.random.fold_in(key, index), (recipe.batch_size, 2), -recipe.shift, recipe.shift + 1
         )
-        images = prepare(shifted(batch["image"], shifts, recipe.shift))
+        images = prepare(shift_images(batch["image"], shifts, recipe.shift))
         value, grads = jax.value_and_grad(loss)(params, images, batch["label"])
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, value
@@ -85,7 +85,7 @@ def fit_classifier(
 def accuracy(
     model: nn.Module, prepare: Prepare, params: Any, source: Source, batch_size: int
 ) -> float:
-    """The share of a source's images, in [0, 1], whose class has the largest logit."""
+    """The accuracy, in [0, 1]: the fraction of images whose class has the largest logit."""
 
     @jax.jit
     def predict(images):
@@ -98,8 +98,8 @@ def accuracy(
     return float(np.concatenate(right).mean())
 
 
-def shifted(images: jax.Array, shifts: jax.Array, largest: int) -> jax.Array:
-    """Images (B, H, W, C) moved by `shifts` (B, 2) pixels, edges repeated."""
+def shift_images(images: jax.Array, shifts: jax.Array, largest: int) -> jax.Array:
+    """Shift images (B, H, W, C) by `shifts` (B, 2) pixels, at most `largest`; edges repeat."""
     pad = ((largest, largest), (largest, largest), (0, 0))
 
     def one(image, shift):

@@ -1,4 +1,4 @@
-"""The hooks of the `train` command: checkpoints, sample grids, measures."""
+"""The hooks of the `train` command: checkpoints, sample grids and evaluation."""
 
 import jax
 import numpy as np
@@ -11,14 +11,14 @@ from repae_jax.training.hooks import Hook, RunContext, StepEnd, StepMetrics
 from repae_jax.training.online import OnlineEvaluation
 from repae_jax.utils.figures import class_grid, save_png
 
-_CLASSES, _EACH = 10, 8  # of a sample grid
+_CLASSES, _EACH = 10, 8  # classes in a sample grid, and samples of each
 
 
 def default_hooks(run: RunContext) -> list[Hook]:
-    """Save checkpoints, draw samples and measure, at the intervals of the configuration.
+    """Make the hooks that save, draw samples and evaluate at the configuration's intervals.
 
     Raises:
-      UserError: files or images that the run is to be measured with are missing or damaged.
+      UserError: files or images for the evaluation are missing or damaged.
     """
     hooks: list[Hook] = [SaveCheckpoints(run)]
     config, models, mesh = run.config, run.models, run.mesh
@@ -39,20 +39,20 @@ def default_hooks(run: RunContext) -> list[Hook]:
 class SaveCheckpoints:
     """Saves every `config.run.checkpoint_every` steps and at the end.
 
-    Nothing is saved while steps are skipped: a checkpoint waits for the next that is not. The
-    metrics of a step that was not skipped prove the checkpoint before it (see `Record`).
+    A checkpoint that is due at a skipped step is saved at the next completed one. The metrics of a
+    completed step prove the checkpoint before it (see `Record`).
     """
 
     def __init__(self, run: RunContext):
         self._checkpoints, self._every = run.checkpoints, run.config.run.checkpoint_every
-        self._before: StepMetrics | None = None  # of the last step, which are not read yet
-        self._due: int | None = None  # since this step
+        self._before: StepMetrics | None = None  # the last step's metrics, still unread
+        self._due: int | None = None  # the step at which the next checkpoint was due
 
     def __call__(self, end: StepEnd) -> None:
-        """Save if it is time to.
+        """Save if a checkpoint is due.
 
         Raises:
-          UserError: it cannot be written.
+          UserError: the checkpoint cannot be written.
         """
         if end.done:
             return
@@ -62,7 +62,7 @@ class SaveCheckpoints:
             self._due = end.step
         if self._due is None:
             return
-        end.look(end.metrics)
+        end.report(end.metrics)
         if not end.metrics.skipped:
             self._follow(end.metrics)
             self._before = None
@@ -75,16 +75,17 @@ class SaveCheckpoints:
 
 
 class DrawSamples:
-    """Draws a grid of samples from the moving average, some of each of the first classes."""
+    """Draws a grid of samples of the first classes from the moving average."""
 
     def __init__(self, run: RunContext, generate: Generate, key: jax.Array):
         self._run, self._generate, self._key = run, generate, key
 
     def __call__(self, end: StepEnd) -> None:
-        """Draw it every `config.run.sample_every` steps and at the end.
+        """Draw a grid every `config.run.sample_every` steps and at the end.
 
         Raises:
-          UserError: they are all alike or not finite, and the configuration wants to stop there.
+          UserError: the samples are all alike, NaN or infinite, and `config.run.on_collapse` is
+            "stop".
         """
         if _is_time(end, self._run, self._run.config.run.sample_every):
             with self._run.logger.paused():
@@ -102,19 +103,19 @@ class DrawSamples:
             grid = class_grid(images, labels, [str(c) for c in range(classes)], _EACH)
             save_png(run.workdir / SAMPLES / f"{end.step:07d}.png", grid)
             run.logger.image(end.step, SAMPLES, grid)
-        run.monitor.look_at_faults(end.step, faults)
+        run.monitor.check_faults(end.step, faults)
         if not faults.any():
-            run.monitor.look_at_samples(end.step, images)
+            run.monitor.check_samples(end.step, images)
 
 
 class Evaluate:
-    """Measures the moving average, and logs the figures under "evaluation/"."""
+    """Evaluates the moving average and logs the measures under "evaluation/"."""
 
     def __init__(self, run: RunContext, evaluation: OnlineEvaluation):
         self._run, self._evaluation = run, evaluation
 
     def __call__(self, end: StepEnd) -> None:
-        """Measure every `config.evaluation.every` steps and at the end."""
+        """Evaluate every `config.evaluation.every` steps and at the end."""
         logger = self._run.logger
         if not _is_time(end, self._run, self._run.config.evaluation.every):
             return
@@ -127,12 +128,12 @@ class Evaluate:
 
 
 def grid_batch(run: RunContext) -> int:
-    """Images that are generated at a time, those of a grid: one shape is compiled for all."""
+    """The batch size for all generated images of a run: one compiled shape that holds a grid."""
     size = run.mesh.size
     count = _EACH * min(_CLASSES, run.config.data.num_classes)
     return -(-count // size) * size
 
 
 def _is_time(end, run, every):
-    """Whether an interval ends here; that at the last step does when the run is done."""
+    """Whether an interval ends here; the last step's interval ends when the run is done."""
     return end.done or (end.step < run.config.run.steps and end.step % every == 0)

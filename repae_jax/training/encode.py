@@ -1,4 +1,4 @@
-"""Puts a source through the VAE once, to train on its latents many times."""
+"""Encoding of a source by the VAE, to a cache of latents for training."""
 
 import concurrent.futures
 import math
@@ -31,7 +31,7 @@ from repae_jax.utils.finite import NotFinite
 from repae_jax.utils.images import to_float
 from repae_jax.utils.schema import Batch, check_schema
 
-_THREADS = 8  # that read and decode images
+_THREADS = 8  # threads that read and decode images
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -50,28 +50,28 @@ def encode(
 ) -> None:
     """Write the posterior (mean, std) of every image of the source as packed records.
 
-    Statistics of the latents are summed in float64 in the same pass, shard by shard. A killed
-    run goes on with the shards that are not there, and ends with the same bytes. Several
-    processes divide the shards, and each uses its own devices.
+    The latent statistics are summed in float64 in the same pass, shard by shard. A killed run
+    resumes with the missing shards and ends with the same bytes. Several processes share the
+    shards, and each uses its own devices.
 
     Args:
-      config: its data, VAE and teachers.
+      config: the configuration, with data, VAE and teachers.
       output: a new folder, or one that a run with the same arguments has begun.
-      split: of the source.
-      batch_size: images at a time over a process's devices.
-      per_shard: images in a shard.
-      mirrored: encode the mirrored images as well.
-      images: keep the images too (PNG), for the teachers.
-      teachers: keep the teachers' tokens instead.
-      dtype: in which latents and tokens are stored, one of `DTYPES`.
+      split: the source's split.
+      batch_size: images per batch over a process's devices.
+      per_shard: images per shard.
+      mirrored: also encode the mirrored images.
+      images: also store the images (PNG), for the teachers.
+      teachers: store the teachers' tokens.
+      dtype: the stored type of latents and tokens, one of `DTYPES`.
       progress: show a bar.
 
     Raises:
-      UserError: bad configuration, files, data or output folder.
+      UserError: the configuration, files, data or output folder are wrong.
     """
     _check(config, dtype, batch_size)
     with_errors = config.data.copy_and_resolve_references()
-    with_errors.on_bad_image = "error"  # a bad one is left out here, not replaced
+    with_errors.on_bad_image = "error"  # so that this function can leave bad images out
     source = open_source(with_errors, split)
     skip = config.data.on_bad_image == "skip"
     models = build_models(config)
@@ -117,19 +117,19 @@ class Sums:
         self.count, self.first, self.second = 0, np.zeros(channels), np.zeros(channels)
 
     def add(self, mean: np.ndarray, std: np.ndarray) -> None:
-        """One image's moments (h, w, c); the noise is integrated out: E z^2 = mean^2 + std^2."""
+        """Add an image's moments (h, w, c), the noise integrated out: E z^2 = mean^2 + std^2."""
         mean, std = mean.astype(np.float64), std.astype(np.float64)
         self.count += mean.shape[0] * mean.shape[1]
         self.first += mean.sum((0, 1))
         self.second += (mean**2 + std**2).sum((0, 1))
 
     def as_json(self) -> dict[str, Any]:
-        """For a shard's sidecar; float64 survives JSON exactly."""
+        """The sums as JSON for a shard's sidecar; JSON represents float64 exactly."""
         return {"count": self.count, "first": list(self.first), "second": list(self.second)}
 
 
 def summarize(sums: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """The manifest's statistics from all shards' sums."""
+    """Compute the manifest's statistics from all shards' sums."""
     count = sum(shard["count"] for shard in sums)
     channels = len(sums[0]["first"])
     mean = [math.fsum(s["first"][c] for s in sums) / count for c in range(channels)]
@@ -140,7 +140,7 @@ def summarize(sums: list[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 class _Encoder:
-    """The VAE's posterior, and the teachers' tokens if asked for, on all devices."""
+    """Computes the VAE's posterior, and with `teachers` their tokens, on all devices."""
 
     def __init__(
         self,
@@ -179,9 +179,9 @@ class _Encoder:
 
 
 def _records(source: Source, indexes, encoder, made, sums, skipped) -> Iterator[dict[str, Any]]:
-    """The records of these images, in order; the next images are read while these are encoded.
+    """Yield the records of the images `indexes` in order, reading ahead during encoding.
 
-    Bad images are an error, unless there is a list `skipped` to note them in.
+    The names of bad images go to the list `skipped`; if it is None, a bad image is an error.
     """
     starts = range(indexes.start, indexes.stop, encoder.batch_size)
     chunks = [range(s, min(s + encoder.batch_size, indexes.stop)) for s in starts]
@@ -207,7 +207,7 @@ def _records(source: Source, indexes, encoder, made, sums, skipped) -> Iterator[
 
 
 def _readable(source, indexes, reading, skipped):
-    """(index, element) of those that are being read; names of bad ones go to `skipped`, if any."""
+    """Yield (index, element) of the readable images; `skipped` takes the names of bad ones."""
     for index, future in zip(indexes, reading, strict=True):
         try:
             yield index, future.result()
@@ -218,7 +218,7 @@ def _readable(source, indexes, reading, skipped):
 
 
 def _parts(images, names, encoder, made, sums):
-    """What a record holds of each image."""
+    """Yield each image's part of a record."""
     mean, std, tokens = encoder(np.ascontiguousarray(images))
     dtype = jnp.dtype(made["dtype"])
     for index, (image, name) in enumerate(zip(images, names, strict=True)):

@@ -1,6 +1,6 @@
-"""Hooks: what a run does between its steps. The caller hands them to `loop.train`.
+"""Hooks: functions of a `StepEnd` that a run calls between its steps.
 
-A hook is a function of a `StepEnd`; `default_hooks` makes those of the `train` command.
+The caller passes them to `loop.train`; `default_hooks` makes the hooks of the `train` command.
 """
 
 import dataclasses
@@ -23,20 +23,20 @@ from repae_jax.training.monitor import Monitor
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RunContext:
-    """A run before its first step: what hooks are made from.
+    """A run before its first step, from which hooks are made.
 
-    Nothing has been written yet: a hook that finds its files wrong raises UserError here.
+    The run has written nothing yet, so the constructor of a hook raises UserError for its files.
 
     Attributes:
       config: the run's configuration.
       workdir: its folder.
       models: its networks.
       mesh: the devices.
-      processes: those of the job.
-      data: what it trains on and is measured with.
-      checkpoints: of the work directory; to be used from the first step on.
+      processes: the processes of the job.
+      data: the training split and the held-out split.
+      checkpoints: the checkpoints of the work directory, for use from the first step on.
       logger: writes lines, scalars and images.
-      monitor: looks at metrics and samples, and may end the run.
+      monitor: checks metrics and samples, and may end the run.
     """
 
     config: ConfigDict
@@ -52,13 +52,11 @@ class RunContext:
 
 @dataclasses.dataclass(frozen=True)
 class StepMetrics:
-    """The metrics of one step, copied from the devices when they are first read.
-
-    Reading waits until the step is done.
+    """The metrics of one step, copied from the devices at the first access, after the step.
 
     Attributes:
-      step: its number, from 1.
-      arrays: the metrics by name, on the devices.
+      step: the step's number, from 1.
+      arrays: metric -> scalar on the devices.
     """
 
     step: int
@@ -70,46 +68,46 @@ class StepMetrics:
 
     @property
     def skipped(self) -> bool:
-        """Whether the step changed nothing, because a value was not finite."""
+        """Whether the step was skipped because a loss or gradient was NaN or infinite."""
         return bool(self._flags["skipped"])
 
     @property
     def stop(self) -> bool:
-        """Whether a process of the job asked all of them to stop."""
+        """Whether a process of the job requested all processes to stop."""
         return bool(self._flags["stop"])
 
     @functools.cached_property
     def values(self) -> dict[str, float]:
-        """The losses, norms and statistics by name."""
+        """Losses, norms and statistics by name."""
         others = {k: v for k, v in self.arrays.items() if k not in ("skipped", "stop")}
         return {name: float(value) for name, value in jax.device_get(others).items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class StepEnd:
-    """A finished step, as a hook sees it.
+    """A finished step, the argument of hooks.
 
     Attributes:
-      step: completed steps.
-      state: the state. The next step takes its memory: keep no reference to it.
-      data_state: the batches' position, as `get_state()` of their iterator gives it.
-      metrics: of the step; None where this process has made none.
-      look: shows metrics to the monitor and the log now, which otherwise happens while the next
-        step runs. A hook calls it first if it must not act where the monitor ends the run.
-      ending: whether this is meant to be the last step: all are made, or a signal asks to stop.
-        After a skipped step the run makes another one.
-      done: whether all steps are made and the last one was not skipped.
+      step: number of completed steps.
+      state: the state. The next step reuses its memory: keep no reference to it.
+      data_state: the position in the data, from the batches' `get_state()`.
+      metrics: the step's metrics; None if this process has made no step.
+      report: passes metrics to the monitor and the log now, which otherwise happens during the next
+        step. A hook calls it first if the monitor must be able to end the run before the hook acts.
+      ending: whether the run plans to end here, after the last step or on a signal. After a skipped
+        step the run makes another one.
+      done: whether all steps are completed; a hook receives this in an additional last call.
     """
 
     step: int
     state: TrainState
     data_state: Mapping[str, int]
     metrics: StepMetrics | None
-    look: Callable[[StepMetrics | None], None]
+    report: Callable[[StepMetrics | None], None]
     ending: bool
     done: bool = False
 
 
-# Called after every step, and once more with `done`; all processes of a job call it alike.
+# Called after every step, and once more with `done`; all processes of a job make the same calls.
 Hook = Callable[[StepEnd], None]
 MakeHooks = Callable[[RunContext], Sequence[Hook]]

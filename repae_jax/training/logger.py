@@ -1,4 +1,4 @@
-"""Logs a run: progress bar, lines of text, scalars and images for TensorBoard."""
+"""The log of a run: progress bar, lines of text, scalars and images for TensorBoard."""
 
 import contextlib
 import pathlib
@@ -11,21 +11,21 @@ from ml_collections import ConfigDict
 
 from repae_jax.runs.metrics import MetricWriter
 
-SHOWN = ("denoising_loss", "proj_loss", "reconstruction_loss")  # beside the bar
+SHOWN = ("denoising_loss", "proj_loss", "reconstruction_loss")  # metrics beside the progress bar
 
 
 class Logger:
-    """Writes what a run reports; only the `Monitor` acts on it.
+    """Writes a run's log; the `Monitor` alone acts on metrics.
 
-    Of several processes the first writes; all may make the same calls.
+    Only the first process of a job writes; all may make the same calls.
     """
 
     def __init__(self, config: ConfigDict, workdir: pathlib.Path, *, first: bool, progress: bool):
-        """Prepare; until `begin` only lines are written.
+        """Prepare the log; before `begin` it accepts only lines of text.
 
         Args:
-          config: the run's.
-          workdir: its folder.
+          config: the run's configuration.
+          workdir: the run's folder.
           first: whether this process writes.
           progress: whether to show a bar.
         """
@@ -35,7 +35,7 @@ class Logger:
         self._clock, self._clock_step = time.perf_counter(), 0
 
     def begin(self, step: int) -> None:
-        """Open the bar and TensorBoard's file, after `step` steps."""
+        """Open the progress bar and TensorBoard's file, after `step` completed steps."""
         from tqdm import tqdm
 
         if self._first:
@@ -52,7 +52,7 @@ class Logger:
         self._clock, self._clock_step = time.perf_counter(), step
 
     def advance(self) -> None:
-        """Advance the bar by one step."""
+        """Advance the progress bar by one step."""
         self._bar.update()
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
@@ -66,13 +66,13 @@ class Logger:
         self._bar.set_postfix({"images/s": f"{speed:.0f}", **shown})
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Write scalars; those that are not finite are left out."""
+        """Write scalars; NaN and infinite values are left out."""
         if self._writer is not None:
             finite = {name: value for name, value in values.items() if np.isfinite(value)}
             self._writer.scalars(step, finite)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Write a picture, uint8 (H, W, 3)."""
+        """Write an image, uint8 (H, W, 3)."""
         if self._writer is not None:
             self._writer.image(step, name, image)
 
@@ -85,13 +85,13 @@ class Logger:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """A block that does not count for the speed of training."""
+        """Exclude the time of the `with` block from the training speed."""
         started = time.perf_counter()
         yield
         self._clock += time.perf_counter() - started
 
     def close(self) -> None:
-        """End the bar, and write what is left."""
+        """Close the progress bar, and write all pending events."""
         if self._bar is not None:
             self._bar.close()
         if self._writer is not None:

@@ -1,4 +1,4 @@
-"""The loop around the step: batches in, metrics to the monitor and the log, hooks in between."""
+"""The training loop: it feeds batches to the step, metrics to monitor and log, and calls hooks."""
 
 import contextlib
 import functools
@@ -20,14 +20,14 @@ from repae_jax.runs.state import TrainState
 from repae_jax.training import start
 from repae_jax.training.hooks import Hook, MakeHooks, RunContext, StepEnd, StepMetrics
 from repae_jax.training.prefetch import Prefetch
-from repae_jax.training.program import Program, uncollected
+from repae_jax.training.program import Program, gc_disabled
 from repae_jax.training.trace import Trace
 from repae_jax.utils.lock import Lock, writing_in
 from repae_jax.utils.signals import stop_event
 
 
 def no_hooks(run: RunContext) -> Sequence[Hook]:
-    """Steps alone, without checkpoints."""
+    """Make no hooks: the run saves no checkpoints."""
     del run
     return ()
 
@@ -44,36 +44,35 @@ def train(
 ) -> int:
     """Train in `workdir` until `config.run.steps`, resuming from its newest checkpoint.
 
-    Everything that can be wrong with the input is checked before anything is written. SIGINT,
-    SIGTERM and SIGHUP end the run after the step in progress, once the hooks have saved it; a
-    second one ends it at once, and so does one before the first step where no other process waits
-    for this one. A run never ends on a skipped step. All processes of a job call it alike; the
-    first writes.
+    All input is checked before anything is written. SIGINT, SIGTERM and SIGHUP end the run after
+    the step in progress, once the hooks have saved it. A second signal ends it at once, and so does
+    a signal before the first step in a job of one process. A run never ends on a skipped step. All
+    processes of a job make the same call; the first writes.
 
     Args:
-      config: of a new run, or of the one in `workdir`.
+      config: the configuration of a new run, or of the run in `workdir`.
       workdir: the run's folder.
-      make_hooks: makes the hooks; those of `default_hooks` save checkpoints, draw samples and
-        evaluate. Without any, nothing is saved.
+      make_hooks: makes the hooks; `default_hooks` makes hooks that save checkpoints, draw samples
+        and evaluate. Without hooks, nothing is saved.
       progress: whether to show a bar.
       profile: whether to trace a few steps (see `Trace`).
-      lock: of `workdir`, if the caller holds it; else the first process takes it.
-      from_step: continue from the checkpoint of this step, or from the beginning with 0; later
-        ones are set aside. Called again, it resumes from the newest.
+      lock: the lock of `workdir`, if the caller holds it; else the first process takes it.
+      from_step: continue from the checkpoint at this step, or from the beginning for 0; later
+        checkpoints are set aside. A repeated call resumes from the newest checkpoint.
 
     Returns:
-      The exit status: 0 when all steps are done, 75 when a signal ended the run before.
+      The exit status: 0 when all steps are completed, 75 when a signal ended the run before.
 
     Raises:
-      UserError: bad configuration, files, data or work directory, other data than those that the
-        run began with, another process that writes there, losses that are not finite, or a disk
-        that is full.
+      UserError: the configuration, files, data or work directory are wrong; the data have changed
+        since the run began; another process writes there; losses are NaN or infinite; or the disk
+        is full.
       LostProcess: another process of the job is gone.
     """
-    validate(config)  # alike in every process, and before a device is claimed
+    validate(config)  # gives the same result in every process, before devices are claimed
     processes = multihost.processes()
     with contextlib.ExitStack() as held, contextlib.ExitStack() as closing:
-        # Alone, a signal before the first step ends the run there and then.
+        # A single process ends at once on a signal before its first step.
         stopping = Stopping(closing)
         if processes.count > 1:
             stopping.note()
@@ -92,7 +91,7 @@ def train(
             initial_state, config, run.models, run.data.train, program.shardings, progress=progress
         )
         with processes.together():
-            # What is wrong with the weights' files shows before anything is written.
+            # A new run loads its weights now, so errors in the files show before it writes anything.
             begun = (workdir / FOLDER).exists() and from_step != 0
             state = None if begun else at_first()
         with processes.together():
@@ -100,7 +99,7 @@ def train(
         newest = run.checkpoints.latest_step()
         closing.callback(run.checkpoints.close)
         if newest is not None:
-            state = start.resumed(run, program, batches)
+            state = start.resume(run, program, batches)
         elif state is None:
             state = at_first()
         closing.callback(run.logger.close)
@@ -131,14 +130,14 @@ def _run(
     trace: Trace | None = None,
     lock: Lock | None = None,
 ) -> int:
-    """Step until all steps are made or a signal asks to stop; returns the exit status."""
+    """Step until all steps are completed or a signal requests a stop; returns the exit status."""
     key, last, say = program.key(), run.config.run.steps, run.logger.say
-    step, metrics, look = int(state.step), None, Look(run)
+    step, metrics, report = int(state.step), None, MetricsReport(run)
     if step > last:
         say(f"nothing to do: the run is at step {step}, past config.run.steps {last}")
         return 0
     if step:
-        say(f"going on from step {step}")
+        say(f"resuming from step {step}")
     ended = step >= last
     while not ended:
         if lock is not None:
@@ -148,76 +147,78 @@ def _run(
         with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
             batch = next(batches)
             requests = program.requests(stopping.requested)
-            with uncollected():  # the first call compiles
+            with gc_disabled():  # the first call compiles
                 state, arrays = program.step(state, batch, key, requests)
         stopping.note()
         step += 1
         if trace:
             trace.after(step, arrays)
-        look(metrics)  # of the step before, while this one runs
-        # All processes must stop at the same step, so they ask each other in one; alone, at once.
+        report(metrics)  # the metrics of the step before, while this one runs
+        # All processes must stop at the same step, so their requests travel with a step. A single
+        # process stops at once.
         stop = stopping.requested if run.processes.count == 1 else metrics and metrics.stop
         metrics = StepMetrics(step, arrays)
-        end = StepEnd(step, state, batches.state, metrics, look, ending=stop or step >= last)
+        end = StepEnd(step, state, batches.state, metrics, report, ending=stop or step >= last)
         for hook in hooks:
             hook(end)
         ended = end.ending and not metrics.skipped
-    look(metrics)
+    report(metrics)
     if step >= last:
         for hook in hooks:
-            hook(StepEnd(step, state, batches.state, metrics, look, ending=True, done=True))
+            hook(StepEnd(step, state, batches.state, metrics, report, ending=True, done=True))
     run.checkpoints.wait()
     saved = run.checkpoints.latest_step() == step
     if step >= last:
         say(f"done: {step} steps{'' if saved else ', which nothing saved'}")
         return 0
     how = "saved" if saved else "which nothing saved"
-    say(f"stopped at step {step} of {last}, {how}; run the same command to go on")
+    say(f"stopped at step {step} of {last}, {how}; run the same command to resume")
     return RUN_AGAIN
 
 
-class Look:
-    """Shows the metrics of each step to the monitor, which may raise, and to the log, once."""
+class MetricsReport:
+    """Passes each step's metrics once to the monitor, which may raise, and to the log."""
 
     def __init__(self, run: RunContext):
         self._run, self._last = run, 0
 
     def __call__(self, metrics: StepMetrics | None) -> None:
-        """Wait until the step is done, and show its metrics, unless that has been done."""
+        """Wait until the step is done and pass on its metrics; a repeated call does nothing."""
         if metrics is None or metrics.step == self._last:
             return
         self._last = metrics.step
-        run, wanted = self._run, self._run.config.run
+        run, config = self._run, self._run.config.run
         run.logger.advance()
-        run.monitor.step(metrics.step, metrics.skipped, lambda: metrics.values)
-        if metrics.step % wanted.log_every == 0 or metrics.step == wanted.steps:
+        run.monitor.check_step(metrics.step, metrics.skipped, lambda: metrics.values)
+        if metrics.step % config.log_every == 0 or metrics.step == config.steps:
             values = {**metrics.values, "skipped_steps": float(run.monitor.skipped)}
             run.logger.metrics(metrics.step, values)
-            run.monitor.look(metrics.step, values)
+            run.monitor.check_metrics(metrics.step, values)
 
 
 class Stopping:
-    """Whether a signal asks the run to stop, from the moment that it is to be saved first."""
+    """Records whether a signal requests the run to stop after saving, from `note` on."""
 
     def __init__(self, closing: contextlib.ExitStack):
         self._closing, self._event = closing, None
 
     def note(self) -> None:
-        """From here on a signal no longer ends the run there and then."""
+        """Start to record signals, which until now end the run at once."""
         if self._event is None:
             self._event = self._closing.enter_context(stop_event())
 
     @property
     def requested(self) -> bool:
-        """Whether one has asked."""
+        """Whether a signal has requested a stop."""
         return self._event is not None and self._event.is_set()
 
 
 @contextlib.contextmanager
 def _device_errors_explained(processes: Processes, closing: contextlib.ExitStack) -> Iterator[None]:
-    """The devices' errors as one line.
+    """Turn the devices' errors into errors of one line.
 
-    After an error of one process among several, nothing is closed: each would wait for the others.
+    In a job of several processes nothing is closed after an error, since closing would wait for the
+    other processes.
     """
     try:
         yield
@@ -237,6 +238,6 @@ def _device_errors_explained(processes: Processes, closing: contextlib.ExitStack
         closing.pop_all()
         raise LostProcess(
             "the devices of another process do not answer, it may be gone "
-            f"({first_line(error)}); start all processes again to go on from "
+            f"({first_line(error)}); start all processes again to resume from "
             "the last checkpoint"
         ) from error

@@ -10,48 +10,48 @@ from repae_jax.errors import Diverged, UserError
 from repae_jax.objectives.metrics import METRICS
 from repae_jax.sampling.generate import describe_fault
 
-_FIRST = 10  # looks that make "at first"
-_IN_A_ROW = 3  # looks that make an alarm
-_ALIKE = 2.0  # samples that differ by fewer grey levels than this, on average, are all alike
+_FIRST = 10  # number of checks whose median is the initial value
+_IN_A_ROW = 3  # number of consecutive low values that raise an alarm
+_ALIKE = 2.0  # samples with a smaller mean standard deviation, in grey levels, are all alike
 
 
 class Monitor:
-    """Warns of steps that are not finite and of collapse, or ends the run."""
+    """Warns of NaN or infinite values and of collapse, or ends the run."""
 
     def __init__(
         self,
         max_skipped: int,
         on_collapse: str,
         say: Callable[[str], None],
-        way_back: Callable[[int], str],
+        recovery_command: Callable[[int], str],
     ):
-        """Watch.
+        """Set the limits.
 
         Args:
-          max_skipped: steps in a row that may be skipped for a value that is not finite.
-          on_collapse: "warn", or "stop".
+          max_skipped: number of consecutive skipped steps that ends the run.
+          on_collapse: "warn" or "stop".
           say: prints a line.
-          way_back: the command that continues from before a step.
+          recovery_command: maps a step to the command that continues from a checkpoint before it.
         """
         self.skipped = 0
-        self._way_back = way_back
+        self._recovery_command = recovery_command
         self._max_skipped, self._on_collapse, self._say = max_skipped, on_collapse, say
         self._skipped_in_a_row = self._first_skipped = 0
         self._first: dict[str, list[float]] = {}
-        self._below: dict[str, list[int]] = {}  # the steps of the looks in a row
-        self._differed = 0  # the step of the last samples that did
+        self._below: dict[str, list[int]] = {}  # the steps of consecutive low values
+        self._differed = 0  # the step of the last samples that were not all alike
         self._broke_first = ""
 
-    def step(self, step: int, skipped: bool, read: Callable[[], Mapping[str, float]]) -> None:
-        """After every step: was it skipped?
+    def check_step(self, step: int, skipped: bool, read: Callable[[], Mapping[str, float]]) -> None:
+        """Count skipped steps; call it after every step.
 
         Args:
-          step: its number.
-          skipped: whether it changed nothing, since a value was not finite.
-          read: gives the step's metrics, if they are needed.
+          step: the step's number.
+          skipped: whether the step was skipped because of a NaN or infinite value.
+          read: returns the step's metrics; called only if they are needed.
 
         Raises:
-          Diverged: too many in a row were.
+          Diverged: `max_skipped` consecutive steps were skipped.
         """
         if not skipped:
             self._skipped_in_a_row = 0
@@ -65,24 +65,25 @@ class Monitor:
             self._broke_first = f"{name} is {values[name]} at step {step}"
             self._say(f"warning: {self._broke_first}: this step changed nothing")
         if self._skipped_in_a_row >= self._max_skipped:
+            command = self._recovery_command(self._first_skipped)
             raise Diverged(
                 f"step {step}: {self._skipped_in_a_row} steps in a row had a loss or gradient that "
                 f"is not finite, and changed nothing ({self._broke_first} was the first)",
-                f"to go back, with lower learning rates: {self._way_back(self._first_skipped)}",
+                f"to go back, with lower learning rates: {command}",
             )
 
-    def look(self, step: int, values: Mapping[str, float]) -> None:
-        """At the metrics that are logged: has a network or the latents collapsed?
+    def check_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Check the logged metrics for the collapse of a network or of the latents.
 
         Raises:
-          UserError: one has, and `on_collapse` is "stop".
+          UserError: a metric has collapsed, and `on_collapse` is "stop".
         """
         for name, metric in METRICS.items():
             if not metric.collapsed or not math.isfinite(values.get(name, math.nan)):
                 continue
             first = self._first.setdefault(name, [])
             if not first and values[name] == 0.0:
-                continue  # it has not begun: a discriminator that joins later
+                continue  # a discriminator that has not started yet
             if len(first) < _FIRST:
                 first.append(values[name])
                 continue
@@ -96,8 +97,8 @@ class Monitor:
                     since=below[0],
                 )
 
-    def look_at_samples(self, step: int, images: np.ndarray) -> None:
-        """At generated images, uint8 (N, H, W, 3): are they all the same?
+    def check_samples(self, step: int, images: np.ndarray) -> None:
+        """Check whether generated images, uint8 (N, H, W, 3), are all alike.
 
         Raises:
           UserError: they are, and `on_collapse` is "stop".
@@ -112,11 +113,11 @@ class Monitor:
         else:
             self._differed = step
 
-    def look_at_faults(self, step: int, faults: np.ndarray) -> None:
-        """At the faults (N,) of generated images, see `Generated`: are all images finite?
+    def check_faults(self, step: int, faults: np.ndarray) -> None:
+        """Check the faults (N,) of generated images (see `Generated`) for NaN or infinite values.
 
         Raises:
-          UserError: one is not, and `on_collapse` is "stop".
+          UserError: an image has a fault, and `on_collapse` is "stop".
         """
         broken = faults[faults != 0]
         if broken.size:
@@ -129,8 +130,8 @@ class Monitor:
     def _raise_alarm(self, what, since):
         if self._on_collapse == "stop":
             raise UserError(
-                f"{what}; to go back, with lower learning rates: {self._way_back(since)} "
-                "(--config.run.on_collapse=warn only says it)"
+                f"{what}; to go back, with lower learning rates: {self._recovery_command(since)} "
+                "(--config.run.on_collapse=warn only warns)"
             )
         self._say(f"warning: {what}")
 

@@ -1,4 +1,4 @@
-"""Every random number of a training step, in one place."""
+"""The random draws of a training step."""
 
 import flax.struct
 import jax
@@ -8,12 +8,12 @@ from repae_jax.objectives.interpolant import INTERPOLANTS, sample_time
 
 @flax.struct.dataclass
 class Draws:
-    """The randomness of one step as data, so that tests and resumed runs can repeat it."""
+    """The random draws of one step as data, so that tests and resumed runs can repeat them."""
 
     posterior_noise: jax.Array  # (B, h, w, c) standard normal, z = mean + std * noise
     time: jax.Array  # (B,) in [0, 1]
-    noise: jax.Array  # (B, h, w, c) standard normal, the far end of the interpolant
-    condition_drop: jax.Array  # (B,) bool, True where the condition becomes the null one
+    noise: jax.Array  # (B, h, w, c) standard normal, the interpolant at t = 1
+    condition_drop: jax.Array  # (B,) bool, True where the null condition replaces the condition
 
 
 def sample_draws(
@@ -25,7 +25,7 @@ def sample_draws(
     weighting: str = "uniform",
     condition_drop: float = 0.1,
 ) -> Draws:
-    """Draws for a batch of `batch_size` latents of shape (h, w, c).
+    """Sample the random draws for a batch of latents.
 
     Args:
       key: a JAX key for this step alone, e.g. `fold_in(run_key, step)`.

@@ -1,7 +1,7 @@
-"""Measures of a run while it trains: Fréchet distance and CKNNA of few images, again and again.
+"""Evaluation during training: Fréchet distance and CKNNA on few images, at intervals.
 
-They follow a run's course. Of so few images they are not the figures of papers: `evaluate` and
-`evaluate-alignment` measure those.
+The measures show a run's progress. With few images they differ from the figures of papers, which
+`evaluate` and `evaluate-alignment` measure.
 """
 
 import dataclasses
@@ -49,8 +49,8 @@ from repae_jax.utils.finite import NotFinite
 class OnlineEvaluation:
     """Measures a run's averaged backbone; all processes of a job make the same calls.
 
-    What it is compared with is opened and checked when this is made, and put through a network
-    once, for that is frozen.
+    The constructor opens and checks the reference. Its features are computed once, because the
+    feature network is frozen.
     """
 
     def __init__(
@@ -64,16 +64,16 @@ class OnlineEvaluation:
         *,
         batch_size: int,
     ):
-        """Open what `config.evaluation` compares the run with.
+        """Open the reference of `config.evaluation`.
 
         Args:
-          config: the run's.
+          config: the run's configuration.
           models: its networks.
           mesh: the devices.
-          key: of the samples, on the mesh.
-          data: the run's, with held-out images where CKNNA is wanted.
+          key: the key of the samples, on the mesh.
+          data: the run's data, with held-out images if CKNNA is requested.
           generate: the sampler, on the mesh.
-          batch_size: images at a time, a multiple of the devices.
+          batch_size: images per batch, a multiple of the number of devices.
 
         Raises:
           UserError: files, images or weights are missing or damaged.
@@ -98,11 +98,12 @@ class OnlineEvaluation:
             self._extract = make_extract(config, models, mesh)
 
     def __call__(self, state: TrainState) -> dict[str, float]:
-        """The figures of a state, by name; those that are not defined are left out.
+        """Measure a state; returns {name: value}, without undefined values.
 
-        "fid", "sfid", "inception_score", "precision" and "recall" of `samples` images, or with a
-        teacher for a network "frechet_NAME", "precision_NAME" and "recall_NAME"; and for each
-        teacher "cknna_NAME" of the tokens that are aligned with it.
+        The names are "fid", "sfid", "inception_score", "precision" and "recall" of
+        `config.evaluation.samples` images, or "frechet_NAME", "precision_NAME" and "recall_NAME" if
+        a teacher is the feature network; and for each teacher "cknna_NAME" of the tokens that are
+        aligned with it.
         """
         figures = {}
         if self._wanted.samples:
@@ -116,7 +117,7 @@ class OnlineEvaluation:
         if features is None:
             features = functools.partial(self._tokens, state.frozen["teachers"][self._teacher])
         if self._reference is None:
-            self._reference = self._seen_reference(features)
+            self._reference = self._measure_reference(features)
         config = self._config
         labels = balanced_labels(self._wanted.samples, config.data.num_classes)
         images = generated_image_set(
@@ -125,17 +126,17 @@ class OnlineEvaluation:
         )  # fmt: skip
         try:
             measured = measure(images, features, batch_size=self._batch_size)
-        except (IdenticalImages, NotFinite):  # not worth ending a run for: its monitor says it
+        except (IdenticalImages, NotFinite):  # the run continues: its monitor warns
             return {}
         scores = dataclasses.asdict(compare(measured, self._reference))
         del scores["count"]
         scores = {name: value for name, value in scores.items() if value is not None}
         if self._inception is not None:
             return scores
-        scores["frechet"] = scores.pop("fid")  # FID is that of Inception
+        scores["frechet"] = scores.pop("fid")  # only Inception's is called FID
         return {f"{name}_{self._teacher}": value for name, value in scores.items()}
 
-    def _seen_reference(self, features: Features) -> Reference:
+    def _measure_reference(self, features: Features) -> Reference:
         how = {"batch_size": self._batch_size}
         resolution = self._config.data.resolution
         if self._wanted.reference:
@@ -164,7 +165,7 @@ class OnlineEvaluation:
 
 
 def _check_reference(config, models):
-    """Raise UserError for what cannot be compared with."""
+    """Raise UserError for an invalid `config.evaluation.reference`."""
     path, teacher = config.evaluation.reference, measuring_teacher(config)
     if has_images(path) or not has_statistics(path):
         open_images(path, config.data.resolution)
@@ -180,7 +181,7 @@ def _check_reference(config, models):
 
 
 def _make_tokens(teacher: Encoder, mesh: Mesh):
-    """Build `tokens(variables, images)`, a teacher's features as `measure` takes them."""
+    """Build `tokens(variables, images)`, which returns a teacher's features for `measure`."""
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def pooled(variables, images):

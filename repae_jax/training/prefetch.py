@@ -14,33 +14,33 @@ class Prefetch:
     """Places batches of an iterator on the devices, in a thread of its own."""
 
     def __init__(self, batches: Any, mesh: Mesh, timeout: float):
-        """Begin to read.
+        """Start the thread.
 
         Args:
           batches: an iterator with `get_state()` (see `data.pipeline.train_batches`).
           mesh: the devices.
-          timeout: seconds that one batch may take.
+          timeout: seconds to wait for a batch.
         """
         self._timeout = timeout
         self._state = batches.get_state()
         self._ready: queue.Queue = queue.Queue(maxsize=1)
         self._closed = threading.Event()
-        # A daemon: one that hangs in a read must not keep the process alive.
+        # A daemon thread, so that a hanging read cannot keep the process alive.
         self._thread = threading.Thread(target=self._read, args=(batches, mesh), daemon=True)
         self._thread.start()
 
     def __next__(self) -> dict[str, Any]:
-        """The next batch, on the devices.
+        """The next batch, on the devices; errors of the reading thread are raised here.
 
         Raises:
-          TryAgain: it took longer than the timeout. What reading raised is raised here.
+          TryAgain: the batch took longer than the timeout.
         """
         try:
             batch, self._state, error = self._ready.get(timeout=self._timeout)
         except queue.Empty:
             raise TryAgain(
                 f"no batch for {self._timeout:g} s: the data or a process that reads it is stuck "
-                "(config.run.data_timeout sets the limit); run the same command to go on from "
+                "(config.run.data_timeout sets the limit); run the same command to resume from "
                 "the last checkpoint"
             ) from None
         if error is not None:
@@ -49,11 +49,11 @@ class Prefetch:
 
     @property
     def state(self) -> dict[str, int]:
-        """The iterator's state after the last batch that was given out."""
+        """The iterator's state after the last batch that `next` returned."""
         return self._state
 
     def close(self) -> None:
-        """Stop reading, at once."""
+        """Stop reading, without waiting for the thread."""
         self._closed.set()
         while not self._ready.empty():
             self._ready.get_nowait()
@@ -64,7 +64,7 @@ class Prefetch:
             try:
                 batch = place_batch(mesh, next(batches))
                 state, error = batches.get_state(), None
-            except BaseException as raised:  # whatever it is belongs to the one who waits
+            except BaseException as raised:  # `__next__` raises it in the waiting thread
                 batch, error = None, raised
             self._hand_over((batch, state, error))
             if error is not None:

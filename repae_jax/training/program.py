@@ -1,4 +1,4 @@
-"""The compiled train step on a mesh: what goes in, what comes out, and where it all is."""
+"""The compiled train step on a mesh, with the shapes and shardings of its inputs and outputs."""
 
 import contextlib
 import dataclasses
@@ -25,10 +25,10 @@ from repae_jax.training.step import make_train_step
 
 
 @contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """Disable Python's cyclic garbage collector: a trace is many small objects, all in use.
+def gc_disabled() -> Iterator[None]:
+    """Disable Python's cyclic garbage collector while a program is traced, compiled or loaded.
 
-    For the call that traces, lowers and compiles a program, or loads it.
+    A trace consists of many small objects that are all in use, so collecting finds nothing.
     """
     was = gc.isenabled()
     gc.disable()
@@ -47,7 +47,7 @@ class Program:
       config: the configuration.
       models: its networks.
       mesh: the devices.
-      kept: what a cache of latents that is not there yet holds for the teachers, see `find_cache`.
+      kept: the assumed content of a cache of latents that does not exist yet, see `find_cache`.
     """
 
     config: ConfigDict
@@ -56,9 +56,9 @@ class Program:
     kept: str = "tokens"
 
     @functools.cached_property
-    @uncollected()
+    @gc_disabled()
     def template(self) -> TrainState:
-        """The state's shapes, types and shardings; allocates nothing."""
+        """The state's shapes, types and shardings, without allocating arrays."""
         shapes = state_shapes(self.config, self.models)
         shardings = state_shardings(shapes, self.mesh, self.config.mesh)
         return jax.tree.map(
@@ -74,11 +74,11 @@ class Program:
 
     @functools.cached_property
     def cache(self) -> Cache | None:
-        """The cache of latents that it trains on; None where it trains on images."""
+        """The cache of latents that the run trains on; None if it trains on images."""
         return find_cache(self.config, self.models, self.kept)
 
     def arguments(self) -> tuple[Any, ...]:
-        """The shapes of what `step` takes, for compiling ahead."""
+        """The shapes of the arguments of `step`, for ahead-of-time compilation."""
         sharded = batch_sharding(self.mesh)
         teachers = self.template.frozen.get("teachers", {})
         batch = jax.tree.map(
@@ -88,22 +88,22 @@ class Program:
         requests = jax.ShapeDtypeStruct((self.mesh.size,), jnp.int32, sharding=sharded)
         return self.template, batch, self.key_shape(), requests
 
-    @uncollected()
+    @gc_disabled()
     def flops(self) -> float:
-        """Operations of `step` for one image; see `parallel.flops.count_flops`."""
+        """Operations of `step` per image; see `parallel.flops.count_flops`."""
         return count_flops(self.step, *self.arguments()) / self.config.batch_size
 
     def key_shape(self) -> jax.ShapeDtypeStruct:
-        """The shape of `key()`, for compiling ahead."""
+        """The shape of `key()`, for ahead-of-time compilation."""
         key = jax.eval_shape(lambda: jax.random.key(0))
         return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(self.mesh))
 
     def key(self) -> jax.Array:
-        """The run's key, on all devices."""
+        """The run's random key, on all devices."""
         return place_key(self.mesh, self.config.seed)
 
     def requests(self, stop: bool) -> jax.Array:
-        """What this process asks of all in the next step: to stop, or nothing."""
+        """This process's request to all processes in the next step, (devices,) int32: 1 to stop."""
         local = np.full(len(self.mesh.local_devices), int(stop), np.int32)
         return jax.make_array_from_process_local_data(batch_sharding(self.mesh), local)
 
@@ -111,9 +111,9 @@ class Program:
     def step(self):
         """The jitted `step(state, batch, key, requests) -> (state, metrics)`; donates the state.
 
-        The draws of step n follow from (key, n) alone, so a continued run repeats none and skips
-        none. The metric "stop" is 1 if any process asked for it: it travels with the step, so
-        that all of them know at the same one.
+        The random draws of step n depend on (key, n) alone, so a resumed run repeats and skips
+        none. The metric "stop" is 1 if any process requested a stop; the step distributes it, so
+        all processes receive it at the same step.
         """
         config = self.config
         train_step = make_train_step(

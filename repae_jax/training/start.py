@@ -1,6 +1,6 @@
 """The start of a run: check the input, open it, claim the work directory, load the state.
 
-`loop.train` calls these functions in this order; the first two write nothing.
+`loop.train` calls these functions in this order; before `claim`, nothing is written.
 """
 
 import pathlib
@@ -27,8 +27,8 @@ from repae_jax.training.monitor import Monitor
 from repae_jax.training.program import Program
 from repae_jax.utils.atomic_files import write_atomically
 
-BAD_IMAGES = "bad_images.txt"  # in the work directory: those that data.on_bad_image skipped
-SHARDING = "sharding.txt"  # in the work directory: where each array of the state is
+BAD_IMAGES = "bad_images.txt"  # in the work directory: images that data.on_bad_image skipped
+SHARDING = "sharding.txt"  # in the work directory: the sharding of each array of the state
 
 
 def check(
@@ -37,11 +37,11 @@ def check(
     """Check the configuration against the files, the devices and the work directory.
 
     Returns:
-      What differs from the run's own configuration, in lines, and the step to go back to: None
-      where the same command has gone back there before.
+      The differences from the run's own configuration, and the step to go back to: None if the same
+      command has already gone back there.
 
     Raises:
-      UserError: something does not fit.
+      UserError: files are missing, the devices do not fit, or the work directory holds another run.
     """
     check_files(config)
     check_devices(config, jax.device_count())
@@ -57,10 +57,10 @@ def check(
 def open_context(
     config: ConfigDict, workdir: pathlib.Path, processes: Processes, *, progress: bool
 ) -> RunContext:
-    """Open the data and build the networks; writes nothing.
+    """Open the data and build the networks, without writing.
 
     Raises:
-      UserError: the data cannot be opened, or are others than the run began with.
+      UserError: the data cannot be opened, or have changed since the run began.
     """
     checkpoints = Checkpoints(
         workdir, keep=config.run.keep_checkpoints, keep_every=config.run.keep_every
@@ -84,7 +84,7 @@ def open_context(
 
 
 def open_batches(run: RunContext):
-    """An iterator over this process's rows of the batches, from the first one."""
+    """Open an iterator over this process's rows of the batches, from the first batch."""
     config = run.config
     return train_batches(
         run.data.train,
@@ -97,19 +97,19 @@ def open_batches(run: RunContext):
 
 
 def claim(run: RunContext, from_step: int | None) -> str:
-    """Make the work directory this configuration's; one process alone does it.
+    """Claim the work directory for this configuration; only the first process calls it.
 
-    What was saved after `from_step` is set aside.
+    Checkpoints and samples after `from_step` are set aside.
 
     Returns:
-      What there is to say about the data, or "".
+      A message about the data, or "".
     """
     config, workdir = run.config, run.workdir
     if from_step is None:
         work_directory.claim(workdir, config, step=max(saved_steps(workdir), default=0))
     else:
         aside = set_aside(workdir, from_step)
-        # The same command again resumes, once it has gone back and there are steps to train.
+        # The same command then resumes, if it has gone back and has steps left to train.
         continues = aside or from_step < config.run.steps
         notes = {"from_step": from_step} if continues else {}
         notes |= {"set_aside": aside} if aside else {}
@@ -121,14 +121,14 @@ def claim(run: RunContext, from_step: int | None) -> str:
     return run_data.record(config, workdir, run.data)
 
 
-def resumed(run: RunContext, program: Program, batches) -> TrainState:
-    """The newest checkpoint's state on the devices; `batches` continue from its position.
+def resume(run: RunContext, program: Program, batches) -> TrainState:
+    """Restore the newest checkpoint's state to the devices, and move `batches` to its position.
 
     Raises:
       UserError: no checkpoint can be read.
     """
     state, data_state = run.checkpoints.restore(program.template)
-    # A run that was imported brings no teachers and no LPIPS: their files do.
+    # The checkpoint of an imported run lacks teachers and LPIPS; they are read from their files.
     missing = program.template.frozen.keys() - state.frozen.keys()
     frozen = load_frozen(run.config, run.models, sorted(missing))
     shardings = {name: program.shardings.frozen[name] for name in frozen}
@@ -137,7 +137,7 @@ def resumed(run: RunContext, program: Program, batches) -> TrainState:
 
 
 def describe(run: RunContext, program: Program) -> None:
-    """Print where the state is, and write the whole table to the work directory."""
+    """Print a summary of the state's sharding, and write the full table to the work directory."""
     shapes, shardings = program.template, program.shardings
     axes = ", ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
     kind = run.mesh.devices.flat[0].device_kind

@@ -3,16 +3,16 @@
     L = L_DIFF(theta) + lambda * L_REPA(theta, phi, omega) + eta * L_REG(phi)
 
 theta is the backbone, omega its projection heads, phi the VAE, psi its discriminator (REPA-E,
-arXiv 2504.10483, equation 3). Read from top to bottom: the step, the loss, the forward pass that
-its terms share, and for each network its terms and their sum. `stop_gradient` decides what each
-trains. Which networks are trained is decided once, when the step is built:
+arXiv 2504.10483, equation 3). The file reads from top to bottom: the step, the loss, the forward
+pass shared by its terms, and for each network its terms and their sum. `stop_gradient` selects the
+networks that a term trains. The optimizers given to the builder fix the trained networks:
 
     repae   optimizers for "backbone", "tokenizer" and "discriminator"
     repa    an optimizer for "backbone" alone, objective.latent_norm = "fixed"
-    vanilla the same without teachers
+    vanilla as repa, without teachers
     vae     optimizers for "tokenizer" and "discriminator", models without a backbone
 
-and the paper's ablations are fields of `Objective`.
+The paper's ablations are fields of `Objective`.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,7 +37,7 @@ from repae_jax.objectives.reconstruction import RECONSTRUCTION
 from repae_jax.objectives.terms import Term, weighted_sum
 from repae_jax.runs.optimizers import by_leaf, global_norm
 from repae_jax.runs.state import TrainState, averaged_variables, tokenizer_variables
-from repae_jax.training.accumulation import accumulated
+from repae_jax.training.accumulation import accumulate_gradients
 from repae_jax.training.noise import Draws
 from repae_jax.utils.images import to_float
 
@@ -59,27 +59,27 @@ def make_train_step(
     micro_batches: int = 1,
     gather: Callable[[TrainState], TrainState] = lambda state: state,
 ) -> TrainStep:
-    """Build `train_step(state, batch, draws) -> (state, metrics)`.
+    """Build the function `train_step(state, batch, draws) -> (state, metrics)`.
 
-    The batch holds "image" (uint8 (B, H, W, 3)) and the arrays of the backbone's condition (such as
-    "label", int32 (B,), see `Conditioner.spec`), and may hold
-    "teacher_tokens", a tuple of (B, N, D_k), in place of running the teachers. Where the VAE is
-    frozen, "latent_mean" and "latent_std" (B, h, w, c) may take the place of encoding. All three
-    networks move from the same point: every gradient is taken at the state before the step.
+    The batch holds "image" (uint8 (B, H, W, 3)) and the arrays of the backbone's condition, such as
+    "label" (int32 (B,), see `Conditioner.spec`). It may hold "teacher_tokens", a tuple of
+    (B, N, D_k), which replace the teachers' forward pass, and for a frozen VAE "latent_mean" and
+    "latent_std" (B, h, w, c), which replace the encoder. All gradients are taken at the state
+    before the step.
 
-    A step whose loss or gradient is not finite changes nothing but the step's number, on all
-    devices alike; its metric "skipped" is 1.
+    A step with a NaN or infinite loss or gradient is skipped: it changes only the step number, on
+    all devices, and its metric "skipped" is 1.
 
     Args:
       models: the networks.
       objective: coefficients and variants of the terms.
       optimizers: one per trained network; networks without one are frozen.
       ema_decay: decay per step of the backbone's moving average, in [0, 1).
-      micro_batches: see `accumulated`.
-      gather: gathers a state's networks where devices keep parts (see `parallel.sharding`).
+      micro_batches: see `accumulate_gradients`.
+      gather: gathers the networks of a sharded state (see `parallel.sharding`).
     """
     loss = make_loss(models, objective, tuple(optimizers), gather)
-    gradients = accumulated(jax.grad(loss, has_aux=True), micro_batches)
+    gradients = accumulate_gradients(jax.grad(loss, has_aux=True), micro_batches)
     apply = by_leaf(optax.apply_updates)
     follow = by_leaf(lambda new, old: optax.incremental_update(new, old, 1.0 - ema_decay))
 
@@ -105,8 +105,8 @@ def make_train_step(
         grads, (metrics, batch_stats) = gradients(trained, state, batch, draws)
         norms = {name: global_norm(grads[name]) for name in optimizers}
         metrics |= {GRAD_NORM[name]: norm for name, norm in norms.items()}
-        # The gradients' norms are among the metrics, so no gradient needs a look of its own. A
-        # branch, where choosing between two states would keep both in memory.
+        # The metrics include the gradients' norms, so checking them covers all gradients. `cond`
+        # keeps one state in memory, where `jnp.where` would keep two.
         finite = jnp.isfinite(jnp.stack(list(metrics.values()))).all()
         state = state.replace(step=state.step + 1)
         state = jax.lax.cond(finite, updated, unchanged, state, grads, norms, batch_stats)
@@ -121,9 +121,10 @@ def make_loss(
     trained: tuple[str, ...],
     gather: Callable[[TrainState], TrainState] = lambda state: state,
 ):
-    """Build `loss(trained_params, state, batch, draws) -> (scalar, (metrics, batch_stats))`.
+    """Build the function `loss(trained_params, state, batch, draws)`.
 
-    One scalar serves all networks: `stop_gradient` decides what each network's loss trains.
+    It returns (scalar, (metrics, batch_stats)). The scalar is the loss of all networks:
+    `stop_gradient` selects the networks that each part trains.
     """
     losses = []
     if "tokenizer" in trained:
@@ -151,21 +152,21 @@ def make_loss(
 
 
 class StepContext(NamedTuple):
-    """What the terms of one step share."""
+    """The inputs and forward results shared by the terms of one step."""
 
     step: jax.Array  # completed steps
     draws: Draws
-    images: jax.Array | None  # (B, H, W, 3) in [-1, 1]; none beside cached latents
-    condition: Arrays  # of the backbone; {} without one
+    images: jax.Array | None  # (B, H, W, 3) in [-1, 1]; None with cached latents
+    condition: Arrays  # the backbone's condition; {} without a backbone
     posterior: LatentDistribution
-    latents: jax.Array  # (B, h, w, c), not normalised
+    latents: jax.Array  # (B, h, w, c) before normalisation
     reconstructions: jax.Array | None  # (B, H, W, 3)
     teacher_tokens: tuple[jax.Array, ...]  # (B, N, D_k) each
     frozen: Mapping
 
 
 def make_shared_forward(models: Models, *, reconstruct: bool):
-    """Build the part before the terms: teachers, encoder, and decoder if `reconstruct`."""
+    """Build the shared forward pass: teachers, encoder, and if `reconstruct` the decoder."""
     tokenizer = models.tokenizer
     condition = models.backbone.conditioner.spec() if models.backbone is not None else ()
 
@@ -207,7 +208,7 @@ def make_shared_forward(models: Models, *, reconstruct: bool):
 
 
 class TokenizerPass(NamedTuple):
-    """What the terms of the tokenizer's loss share."""
+    """The inputs shared by the terms of the tokenizer's loss."""
 
     models: Models
     objective: Objective
@@ -230,11 +231,11 @@ def _perceptual(forward: TokenizerPass):
 
 
 def _tokenizer_alignment(forward: TokenizerPass):
-    """L_REPA with theta and omega held fixed; t and noise are those of the backbone's terms."""
+    """L_REPA with theta and omega fixed, at the same times and noise as the backbone's terms."""
     models, context = forward.models, forward.context
     if models.backbone is None or not context.teacher_tokens:
         return None
-    # Running statistics, and no condition dropped.
+    # This term uses running statistics and drops no condition.
     latents = _normalise(models, forward.batch_stats, context.latents, train=False)[0]
     interpolant = INTERPOLANTS[forward.objective.interpolant]
     noisy, _ = interpolate(interpolant, latents, context.draws.noise, context.draws.time)
@@ -247,7 +248,7 @@ def _tokenizer_alignment(forward: TokenizerPass):
     return alignment_loss(projections, context.teacher_tokens)
 
 
-TOKENIZER_TERMS = (  # L_REG(phi), and L_REPA as the tokenizer sees it
+TOKENIZER_TERMS = (  # L_REG(phi), and L_REPA with gradients to phi alone
     Term("reconstruction_loss", _reconstruction, "reconstruction_weight", logs_weight=True),
     Term("perceptual_loss", _perceptual, "perceptual_weight", logs_weight=True),
     Term("kl_loss", lambda it: it.context.posterior.kl().mean(), "kl_weight", logs_weight=True),
@@ -257,7 +258,7 @@ TOKENIZER_TERMS = (  # L_REG(phi), and L_REPA as the tokenizer sees it
 
 
 def tokenizer_loss(models: Models, objective: Objective):
-    """Build the loss of phi: theta, omega and psi are held fixed."""
+    """Build the tokenizer's loss, of phi; theta, omega and psi are fixed."""
 
     def adversarial(params, batch_stats, context: StepContext):
         if models.discriminator is None:
@@ -269,7 +270,7 @@ def tokenizer_loss(models: Models, objective: Objective):
         logits, updated = _discriminate(models, weights, batch_stats, context.reconstructions)
         gan_loss = jnp.where(started, generator_loss(logits), 0.0)
         weighted = objective.adversarial_weight * factor * gan_loss
-        # Before its start the discriminator has not been asked here, so its statistics stand.
+        # Before the discriminator's start this call must leave its statistics unchanged.
         batch_stats = jax.tree.map(lambda a, b: jnp.where(started, a, b), updated, batch_stats)
         return weighted, {"gan_loss": gan_loss}, batch_stats
 
@@ -283,7 +284,7 @@ def tokenizer_loss(models: Models, objective: Objective):
 
 
 def discriminator_loss(models: Models, objective: Objective):
-    """Build the hinge loss of psi, with LeCam if asked for; phi is held fixed."""
+    """Build the discriminator's loss: hinge loss of psi, optionally with LeCam; phi is fixed."""
 
     def lecam(batch_stats, logits_real, logits_fake):
         if not objective.lecam_weight:
@@ -314,7 +315,7 @@ def discriminator_loss(models: Models, objective: Objective):
 
 
 class BackbonePass(NamedTuple):
-    """What the terms of the backbone's loss share."""
+    """The inputs shared by the terms of the backbone's loss."""
 
     output: BackboneOutput
     target: jax.Array  # (B, h, w, c), the interpolant's velocity
@@ -333,12 +334,15 @@ BACKBONE_TERMS = (  # L_DIFF(theta) and L_REPA(theta, omega)
 
 
 def backbone_loss(models: Models, objective: Objective):
-    """Build the loss of theta and omega, on latents that carry no gradient to phi."""
+    """Build the backbone's loss, of theta and omega.
+
+    With `objective.stop_gradient`, the latents carry no gradient to phi.
+    """
     interpolant = INTERPOLANTS[objective.interpolant]
     backbone, null = models.backbone, models.backbone.conditioner.null()
 
     def loss(params, batch_stats, context: StepContext):
-        # The one place where the VAE is isolated from the diffusion loss.
+        # This alone isolates the VAE from the diffusion loss.
         latents = stop_gradient(context.latents) if objective.stop_gradient else context.latents
 
         latents, batch_stats = _normalise(
@@ -359,13 +363,13 @@ def backbone_loss(models: Models, objective: Objective):
 
 
 def _started(objective: Objective, step: jax.Array):
-    """Whether GAN terms act at this step, and the factor of the hinge loss."""
+    """Whether the GAN terms are active at this step, and the factor of the hinge loss."""
     started = step >= objective.discriminator_start
     return started, jnp.where(started, objective.discriminator_factor, 0.0)
 
 
 def _discriminate(models: Models, weights, batch_stats, images):
-    """Logits of the discriminator in train mode, and the statistics that the call left."""
+    """The discriminator's logits in train mode, and the updated statistics."""
     variables = {"params": weights, "batch_stats": batch_stats["discriminator"]}
     logits, updated = models.discriminator.apply(
         variables, images, train=True, mutable=["batch_stats"]
@@ -374,7 +378,7 @@ def _discriminate(models: Models, weights, batch_stats, images):
 
 
 def _normalise(models: Models, batch_stats, latents, *, train: bool):
-    """Latents after LatentNorm, and the statistics that the call left."""
+    """The latents after LatentNorm, and the updated statistics."""
     variables = {"batch_stats": batch_stats["latent_norm"]}
     if not train:
         return models.latent_norm.apply(variables, latents, train=False), batch_stats

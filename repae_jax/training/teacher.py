@@ -1,4 +1,4 @@
-"""Training a small teacher on one's own images, for those that DINOv2 does not know."""
+"""Training of a small teacher on a run's own images, for domains outside DINOv2's."""
 
 import flax.linen as nn
 import jax
@@ -15,9 +15,8 @@ from repae_jax.training.classifier import accuracy, fit_classifier
 class Classifier(nn.Module):
     """An encoder with a linear head on the mean of its patch tokens.
 
-    The mean, and not the class token, so that every patch token has to carry meaning: they are
-    what the backbone and the VAE will be aligned with. (The initial weights depend on the name
-    `vit`.)
+    The mean makes every patch token informative; the backbone and the VAE will be aligned with
+    these tokens. (The initial weights depend on the name `vit`.)
     """
 
     vit: Encoder
@@ -25,7 +24,7 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Prepared images -> logits (B, num_classes)."""
+        """Map preprocessed images (B, H, W, 3) to logits (B, num_classes)."""
         tokens = self.vit(images).patch_tokens
         return nn.Dense(self.num_classes, name="head")(tokens.mean(axis=1))
 
@@ -33,8 +32,8 @@ class Classifier(nn.Module):
 def pretrain_teacher(config: ConfigDict, name: str, *, progress: bool = True) -> float:
     """Train the teacher `config.teachers[name]` to classify the training split, and save it.
 
-    Images are shifted by up to `pretrain.shift` pixels at random. The file, named by the
-    entry's `weights`, holds the encoder without the head.
+    Images are shifted randomly by up to `pretrain.shift` pixels. The file, which the entry's
+    `weights` names, holds the encoder without the head.
 
     Returns:
       The accuracy on the held-out split, in [0, 1].

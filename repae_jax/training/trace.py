@@ -1,21 +1,21 @@
-"""A profiler's trace of a few steps, for XProf or TensorBoard's profile tab."""
+"""A profiler trace of a few steps, for XProf or TensorBoard's profile tab."""
 
 import pathlib
 from collections.abc import Callable, Mapping
 
 import jax
 
-WARM_UP, STEPS = 10, 5  # steps of a start before the traced ones, and traced ones
+WARM_UP, STEPS = 10, 5  # steps before the trace, and traced steps
 
 
 class Trace:
-    """Traces `STEPS` steps of a run once `WARM_UP` have been made, or of a short run the last ones.
+    """Traces `STEPS` steps after `WARM_UP` steps, or the last steps of a short run.
 
     Args:
-      folder: where TensorBoard looks for events.
-      step: the number of steps that the run has made.
-      last: at which it ends.
-      say: takes a line for the user.
+      folder: TensorBoard's folder of events.
+      step: number of completed steps.
+      last: the run's last step.
+      say: prints a line.
     """
 
     def __init__(self, folder: pathlib.Path, step: int, last: int, say: Callable[[str], None]):
@@ -25,14 +25,14 @@ class Trace:
         self._running = False
 
     def before(self, step: int, metrics: Mapping[str, jax.Array] | None) -> None:
-        """To be called when `step` steps are begun, with the last one's metrics."""
+        """Call this when `step` steps are dispatched, with the last step's metrics."""
         if step == self._first:
             jax.block_until_ready(metrics)
             jax.profiler.start_trace(str(self._folder))
             self._running = True
 
     def after(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """To be called when another step is begun, with its metrics."""
+        """Call this when one more step is dispatched, with its metrics."""
         if self._running and step >= self._last:
             jax.block_until_ready(metrics)
             self.close()
@@ -41,7 +41,7 @@ class Trace:
             )
 
     def close(self) -> None:
-        """Write what has been traced."""
+        """Stop the trace, if it is running, and write it."""
         if self._running:
             self._running = False
             jax.profiler.stop_trace()

@@ -223,6 +223,6 @@ def test_local_processes_train_and_survive_one_that_dies(tmp_path):
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output[-3000:]
     assert "again.sh: status" in output
-    assert "going on from step" in output
+    assert "resuming from step" in output
     assert int(restore_latest(workdir)["step"]) == 400
     assert (tmp_path / "runs" / "run-process-1.log").is_file()

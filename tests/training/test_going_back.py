@@ -91,7 +91,7 @@ def test_a_run_that_becomes_too_fast_goes_back(trained, teacher, tmp_path, capsy
     # The same command once more, as after a signal, has nothing to go back to.
     capsys.readouterr()
     assert main([*command, "--quiet"]) == 0
-    assert "going on from step 30" in capsys.readouterr().out
+    assert "resuming from step 30" in capsys.readouterr().out
 
 
 def test_the_same_steps_give_the_same_state(trained, teacher, tmp_path, capsys):

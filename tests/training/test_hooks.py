@@ -108,7 +108,7 @@ def test_several_processes_stop_behind_the_step_that_brings_the_request():
 
 def test_a_state_at_which_the_monitor_ends_the_run_is_not_saved():
     class Ends(Monitor):
-        def look(self, step, values):
+        def check_metrics(self, step, values):
             if step == 4:
                 raise UserError("the latents collapse")
 

@@ -49,7 +49,7 @@ def test_more_steps_go_on_from_the_last(trained, teacher, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(trained, workdir)
     assert main(words(workdir, teacher, steps=5)) == 0
-    assert "going on from step 4" in capsys.readouterr().out
+    assert "resuming from step 4" in capsys.readouterr().out
     assert restore_latest(workdir)["step"] == 5
     assert json.loads((workdir / "config.json").read_text())["run"]["steps"] == 5
 

@@ -194,7 +194,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_with_room(trained, teacher, tmp
         assert saved >= 2
         shutil.copytree(workdir, tmp_path / "roomy")
     assert main(words(tmp_path / "roomy", teacher, steps=12, keep_checkpoints=9)) == 0
-    assert f"going on from step {saved}" in capsys.readouterr().out
+    assert f"resuming from step {saved}" in capsys.readouterr().out
 
 
 def test_a_work_directory_that_is_gone_is_said(teacher, tmp_path, capsys, monkeypatch):
