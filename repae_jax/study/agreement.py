@@ -1,4 +1,4 @@
-"""Whether runs have the same figures as elsewhere."""
+"""Comparison of a study's results with another machine's, bit by bit."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from repae_jax.config.defaults import differences
 from repae_jax.study.results import Result
 
-_SAME = ("figures", "accuracies", "diverged")  # of a run that is made again
+_SAME = ("figures", "accuracies", "diverged")  # fields that a repeated run reproduces
 
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """Which runs have the same figures as elsewhere, bit by bit.
+    """The agreement of two sets of results, bit by bit.
 
     Attributes:
-      same: runs whose every figure is the other's.
-      apart: a line for each run with others, which names the first of them.
-      here, there: runs that only one side has.
+      same: number of runs with equal figures.
+      apart: a line for each run with different figures, which names the first difference.
+      here, there: number of runs that only one side has.
     """
 
     same: int
@@ -33,7 +33,7 @@ class Agreement:
 
 
 def agreement(results: Sequence[Result], others: Sequence[Result]) -> Agreement:
-    """Compare runs with those of the same arm and seed; seconds and versions are no figures."""
+    """Compare the runs of equal arm and seed, except for their times and versions."""
     ours, theirs = ({(r["arm"], r["seed"]): r for r in side} for side in (results, others))
     same, apart = 0, []
     for key in (key for key in ours if key in theirs):
@@ -49,7 +49,7 @@ def agreement(results: Sequence[Result], others: Sequence[Result]) -> Agreement:
 
 
 def _comparable(value):
-    """As it is, but that what is no number equals itself."""
+    """Replace NaN, which differs from itself, by a string, recursively."""
     if isinstance(value, Mapping):
         return {key: _comparable(item) for key, item in value.items()}
     return "NaN" if value != value else value

@@ -1,7 +1,7 @@
-"""The judge of samples: a small convolutional classifier that nothing is trained on or aligned to.
+"""The judge of samples: a small convolutional classifier that is independent of all training.
 
-Weights and seed are its own, and it is no transformer as the teacher is, so that what is tuned
-towards the teacher's features is not judged by them.
+It has its own weights and seed, and a convolutional architecture, while the teacher is a
+transformer. So it judges a VAE tuned towards the teacher's features by other features.
 """
 
 import dataclasses
@@ -29,9 +29,11 @@ _BATCH = 256
 
 
 class JudgeNetwork(nn.Module):
-    """Residual blocks, a level of half the size after each, and the mean over positions.
+    """A convolutional classifier: levels that halve the size, then the mean over positions.
 
-    channels: of the levels; the last is the number of features.
+    Attributes:
+      channels: channels of each level; the last is the number of features.
+      num_classes: number of classes.
     """
 
     channels: tuple[int, ...]
@@ -42,11 +44,11 @@ class JudgeNetwork(nn.Module):
         self.head = nn.Dense(self.num_classes)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Images (B, H, W, 3) in [-1, 1] -> logits (B, classes)."""
-        return self.look(images)[1]
+        """Map images (B, H, W, 3) in [-1, 1] to logits (B, classes)."""
+        return self.features_and_logits(images)[1]
 
-    def look(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Images (B, H, W, 3) in [-1, 1] -> features (B, channels[-1]), logits (B, classes)."""
+    def features_and_logits(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Map images (B, H, W, 3) in [-1, 1] to features (B, channels[-1]) and logits."""
         x = images
         for level in self.levels:
             x = level(x)
@@ -58,7 +60,10 @@ class JudgeNetwork(nn.Module):
 class Judge:
     """A trained judge.
 
-    accuracy: on the held-out images, in [0, 1].
+    Attributes:
+      network: the classifier.
+      params: its parameters.
+      accuracy: its accuracy on the held-out images, in [0, 1].
     """
 
     network: JudgeNetwork
@@ -66,27 +71,28 @@ class Judge:
     accuracy: float
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Features (N, D) float32 and classes (N,) of images (N, H, W, 3) uint8."""
-        return self.see(images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
+        """Compute features (N, D) float32 and classes (N,) of images uint8 (N, H, W, 3)."""
+        starts = range(0, len(images), _BATCH)
+        return self.judge_batches(images[start : start + _BATCH] for start in starts)
 
-    def see(self, batches: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """The same of batches of at most 256 images each."""
+    def judge_batches(self, batches: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Compute features and predicted classes of images in batches of at most 256 each."""
         features, classes = [], []
         for batch in batches:
-            seen = jax.device_get(self._look(self.params, pad_batch(batch, _BATCH)))
-            features.append(seen[0][: len(batch)])
-            classes.append(seen[1][: len(batch)])
+            result = jax.device_get(self._predict(self.params, pad_batch(batch, _BATCH)))
+            features.append(result[0][: len(batch)])
+            classes.append(result[1][: len(batch)])
         return np.concatenate(features), np.concatenate(classes)
 
     @functools.cached_property
-    def _look(self):
+    def _predict(self):
         @jax.jit
-        def look(params, images):
+        def predict(params, images):
             inputs = {"params": params}, to_float(images)
-            features, logits = self.network.apply(*inputs, method="look")
+            features, logits = self.network.apply(*inputs, method="features_and_logits")
             return features, logits.argmax(-1)
 
-        return look
+        return predict
 
 
 def train_judge(
@@ -95,15 +101,15 @@ def train_judge(
     """Train the study's judge on the training split, and save it with its held-out accuracy.
 
     Args:
-      study: says which network, and how it is trained.
-      data: what `open_source` takes.
+      study: the study; `judge` defines the network and its training.
+      data: the data section for `open_source`.
       path: the file to write.
       progress: show a bar.
     """
     recipe = study.judge
     network = _network(study)
     train, heldout = (open_source(data, split) for split in ("train", "heldout"))
-    # The runs' seeds are 0, 1, 2, ...; the judge has one of its own.
+    # The runs have the seeds 0, 1, 2, ...; the judge's seed differs from all of them.
     params = fit_classifier(
         network, to_float, train, recipe, seed=1_000, name="judge", progress=progress
     )
@@ -113,7 +119,7 @@ def train_judge(
 
 
 def load_judge(study: ConfigDict, path: pathlib.Path) -> Judge:
-    """The judge that `train_judge` saved.
+    """Load the judge that `train_judge` saved.
 
     Raises:
       UserError: the file is missing or damaged, or holds another network.
@@ -122,14 +128,14 @@ def load_judge(study: ConfigDict, path: pathlib.Path) -> Judge:
     side = study.config.data.resolution
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))
     params = load_flat(read_tensors(path), shapes["params"], source=str(path))
-    return Judge(network, params, noted_accuracy(path))
+    return Judge(network, params, read_accuracy(path))
 
 
-def noted_accuracy(path: pathlib.Path) -> float:
-    """The accuracy that a network's file notes, in [0, 1].
+def read_accuracy(path: pathlib.Path) -> float:
+    """Read the held-out accuracy, in [0, 1], from the metadata of a network's file.
 
     Raises:
-      UserError: the file is missing or damaged, or does not note it.
+      UserError: the file is missing or damaged, or lacks the accuracy.
     """
     notes = read_metadata(path)
     return parse_json(notes.get("accuracy", ""), real(0, 1), source=f"{path}: its accuracy")

@@ -1,4 +1,4 @@
-"""The figures of one run at one step."""
+"""The measures of one run of a study at one step."""
 
 import dataclasses
 import math
@@ -31,17 +31,18 @@ from repae_jax.utils.finite import NotFinite
 
 _BATCH = 100
 SHOWN = 10  # images in pictures
-FINE = 0.25  # cycles per position, from where on a latent's detail is fine
+FINE = 0.25  # cycles per position; the detail of latents is called fine from here up
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Seen:
-    """What one step of a run shows.
+class StepMeasures:
+    """The measures of one step of a run, and its images.
 
     Attributes:
-      figures: by name of `plan.MEASURES`; what is not defined is left out.
-      samples: (N, H, W, 3) uint8, `labels` (N,) their classes; None without a backbone.
-      heldout: the first held-out images (M, H, W, 3), and their `latents` (M, h, w, c).
+      figures: name in `plan.MEASURES` -> value; undefined ones are left out.
+      samples, labels: generated images uint8 (N, H, W, 3) and their classes (N,); None without a
+        backbone.
+      heldout, latents: the first held-out images uint8 (M, H, W, 3) and their latents (M, h, w, c).
     """
 
     figures: dict[str, float]
@@ -52,16 +53,16 @@ class Seen:
 
 
 class Measures:
-    """Measures one run's states, step after step."""
+    """Measures the states of one run."""
 
     def __init__(self, study: ConfigDict, judge: Judge, config: ConfigDict, models: Models):
-        """Open the images, and see those that samples are compared with.
+        """Open the images, and compute the judge's features of the reference.
 
         Args:
-          study: what is measured.
-          judge: whose features samples are compared in.
-          config: the run's.
-          models: its networks, with the teacher even where the run itself has none.
+          study: the study; `measures` defines the numbers of images.
+          judge: the judge, whose features compare samples with the reference.
+          config: the run's configuration.
+          models: its networks, and the teacher even if the run trains without one.
         """
         self._wanted, self._judge = study.measures, judge
         self._config, self._models = config, models
@@ -75,23 +76,23 @@ class Measures:
             train = open_source(config.data, "train")
             reference = random_subset(train, min(self._wanted.reference, len(train)), 0)
             batches = (batch["image"] for batch in eval_batches(reference, 256))
-            self._reference = judge.see(batches)[0]
+            self._reference = judge.judge_batches(batches)[0]
 
-    def __call__(self, state: TrainState) -> Seen:
-        """The figures of a state; its `frozen` holds the teacher's variables.
+    def __call__(self, state: TrainState) -> StepMeasures:
+        """Measure a state; its `frozen` holds the teacher's variables.
 
         Raises:
           NotFinite: latents, reconstructions or samples are NaN or infinite.
         """
         figures, samples, labels = {}, None, None
-        latents = self._reconstructed(state, figures)
+        latents = self._measure_reconstruction(state, figures)
         if self._models.backbone is not None:
-            samples, labels = self._sampled(state, figures)
-            self._aligned(state, figures)
+            samples, labels = self._measure_samples(state, figures)
+            self._measure_alignment(state, figures)
         finite = {name: value for name, value in figures.items() if math.isfinite(value)}
-        return Seen(finite, samples, labels, self._heldout[:SHOWN], latents[:SHOWN])
+        return StepMeasures(finite, samples, labels, self._heldout[:SHOWN], latents[:SHOWN])
 
-    def _reconstructed(self, state, figures):
+    def _measure_reconstruction(self, state, figures):
         variables = tokenizer_variables(state.params, state.frozen)
         parts = np.array_split(self._heldout, -(-len(self._heldout) // _BATCH))
         latents = [np.asarray(self._encode(variables, part)) for part in parts]
@@ -105,12 +106,12 @@ class Measures:
         figures["latent_within"] = variance_within(latents)
         figures["latent_common"] = variance_in_common(latents)
         frequencies, power = power_spectrum(latents)
-        power = power * frequencies  # a ring holds as many as its radius; none at 0
+        power = power * frequencies  # the number of frequencies in a ring grows with its radius
         if power.sum() > 0:
             figures["latent_detail"] = float(power[frequencies >= FINE].sum() / power.sum())
         return latents
 
-    def _sampled(self, state, figures):
+    def _measure_samples(self, state, figures):
         labels = balanced_labels(self._wanted.samples, self._config.data.num_classes)
         images = generate_all(
             self._generate,
@@ -120,24 +121,24 @@ class Measures:
             batch_size=_BATCH,
             progress=False,
         )
-        features, seen = self._judge(images)
+        features, predicted = self._judge(images)
         moments = [Moments(features.shape[1]) for _ in range(2)]
         for each, rows in zip(moments, (features, self._reference), strict=True):
             each.update(rows)
         figures["frechet"] = frechet_distance(*moments)
         balls = precision_recall(self._reference, features)
         figures["precision"], figures["recall"] = balls.precision, balls.recall
-        figures["class_accuracy"] = float((seen == labels).mean())
+        figures["class_accuracy"] = float((predicted == labels).mean())
         return images, labels
 
-    def _aligned(self, state, figures):
+    def _measure_alignment(self, state, figures):
         time = self._wanted.cknna_time
-        seen = extract_features(
+        features = extract_features(
             self._config, self._models, state, self._source, (time,),
             count=self._count, extract=self._extract,
         )  # fmt: skip
-        tokens = seen.backbone[time][self._models.backbone.encoder_depth - 1]
-        for value in alignments(tokens, seen.teachers).values():  # of the study's one teacher
+        tokens = features.backbone[time][self._models.backbone.encoder_depth - 1]
+        for value in alignments(tokens, features.teachers).values():  # the study's only teacher
             figures["cknna"] = value
 
 

@@ -9,14 +9,15 @@ from repae_jax.study.plan import arm, claim
 
 
 def add_paper(study: ConfigDict, smaller: Mapping[str, Any]) -> None:
-    """Give a study the paper's arms and claims.
+    """Add the paper's arms and claims to a study.
 
-    All arms have the same steps. Those that start from "vae" have its steps behind them, which
-    "scratch" has not. "longer" is the tuned VAE's control: as many steps as it had, without a SiT.
+    All arms have the same number of steps. Arms that start from "vae" build on its steps, while
+    "scratch" starts without them. "longer" is the control of the tuned VAE: it trains for the same
+    total number of steps, without a SiT.
 
     Args:
-      study: whose `arms` and `claims` to fill.
-      smaller: keys of `config.backbone` of a smaller one, which the second stage trains, too.
+      study: the study; its `arms` and `claims` are extended.
+      smaller: keys of `config.backbone` for a smaller backbone, which the second stage also trains.
     """
     sizes = {"backbone": dict(smaller)}
     study.arms.update(

@@ -1,16 +1,16 @@
-"""What a study is: arms, each one change of a common configuration, over several seeds.
+"""The plan of a study: arms, each a change of a common configuration, over several seeds.
 
-A study's file in configs/ calls `base()` and fills in:
+A study's file in configs/ calls `base()` and sets:
 
-    name        of the study
-    config      the configuration that the arms change (config.py)
-    arms        by name, see `arm`
-    seeds       runs of each arm, with seeds 0, 1, 2, ...
-    measured_at steps at which every run is measured; the last is its length
-    rendered    how many scenes of each split are rendered once, into the study's folder
+    name        the study's name
+    config      the configuration that the arms change (config/defaults.py)
+    arms        name -> arm, see `arm`
+    seeds       number of runs of each arm, with seeds 0, 1, 2, ...
+    measured_at the steps at which every run is measured; the last is its length
+    rendered    number of scenes of each split to render once, into the study's folder
     judge       the network whose features and classes judge samples (study/judge.py)
-    measures    how many images are looked at
-    claims      by name, see `claim`
+    measures    number of images for each measure
+    claims      name -> claim, see `claim`
 """
 
 import dataclasses
@@ -30,15 +30,15 @@ from repae_jax.evaluation.alignment import TOP_K
 from repae_jax.evaluation.precision_recall import NEIGHBOURS
 from repae_jax.utils.schema import check_schema, real, whole
 
-DATA = "data"  # in a study's folder: the scenes that are rendered once
+DATA = "data"  # in a study's folder: the rendered scenes
 RESULT = "result.json"  # in a run's folder
-_MOST_CHECKPOINTS = 50  # of a run
-_APART = 10_000  # between the seeds of stages
-MEASURES = {  # name -> (what it is, whether more is better)
+_MOST_CHECKPOINTS = 50  # per run
+_APART = 10_000  # difference between the seeds of consecutive stages
+MEASURES = {  # name -> (description, whether larger is better; None: neither)
     "frechet": ("Fréchet distance in the judge's features", False),
     "precision": ("precision", True),
     "recall": ("recall", True),
-    "class_accuracy": ("samples that the judge sees as the class asked for", True),
+    "class_accuracy": ("share of samples that the judge assigns to the requested class", True),
     "psnr": ("PSNR of held-out images, dB", True),
     "latent_variance": ("variance of the latents", None),
     "latent_within": ("share of the latents' variance that lies within images", None),
@@ -49,7 +49,7 @@ MEASURES = {  # name -> (what it is, whether more is better)
 
 
 def base() -> ConfigDict:
-    """Every key with its default."""
+    """Make a study with every key at its default."""
     return ConfigDict(
         dict(
             name="",
@@ -57,7 +57,7 @@ def base() -> ConfigDict:
             arms=ConfigDict(sort_keys=False),
             seeds=5,
             measured_at=(),
-            rendered=dict(train=0, heldout=0),  # 0: as many as there are, when they are needed
+            rendered=dict(train=0, heldout=0),  # 0: render scenes when they are needed
             judge=dict(
                 channels=(32, 64, 128),
                 steps=600,
@@ -68,13 +68,13 @@ def base() -> ConfigDict:
             ),
             measures=dict(
                 samples=1000,  # generated images
-                reference=10_000,  # training images, or as many as there are
-                heldout=2000,  # held-out images, or as many as there are
+                reference=10_000,  # training images, at most
+                heldout=2000,  # held-out images, at most
                 cknna_time=0.5,  # noise level of CKNNA, 0 to 1
             ),
             claims=ConfigDict(sort_keys=False),
         ),
-        sort_keys=False,  # arms and claims are shown as they were written down
+        sort_keys=False,  # arms and claims are shown in the order of the study's file
     )
 
 
@@ -85,21 +85,22 @@ def arm(
     vae: str = "",
     changes: Mapping[str, Any] | None = None,
 ) -> ConfigDict:
-    """One entry of `arms`.
+    """Make an entry of `arms`.
 
     Args:
-      title: what readers call it.
-      recipe: one of `config.RECIPES`.
-      vae: the arm whose tuned or trained VAE, of the same seed, this one starts from; "": none.
-      changes: other keys that it changes, nested as the configuration is.
+      title: the arm's title in reports.
+      recipe: a key of `config.defaults.RECIPES`.
+      vae: the arm whose VAE, of the same seed, this arm starts from; "": none.
+      changes: further changed keys, nested as in the configuration.
     """
     return ConfigDict(dict(title=title, recipe=recipe, vae=vae, changes=dict(changes or {})))
 
 
 def claim(text: str, measure: str, better: str, worse: str) -> ConfigDict:
-    """One entry of `claims`: that `better` is ahead of `worse` in `measure` at the end.
+    """Make an entry of `claims`: the arm `better` is ahead of the arm `worse` in `measure`.
 
-    Where a measure has no better side, as a variance has none, that its value is larger.
+    The comparison is at the last step. For a measure without a better direction, such as a
+    variance, ahead means larger.
     """
     return ConfigDict(dict(text=text, measure=measure, better=better, worse=worse))
 
@@ -112,7 +113,7 @@ class _Judge(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One run: an arm with a seed."""
+    """One run of a study: an arm with a seed."""
 
     arm: str
     seed: int
@@ -121,12 +122,12 @@ class Job:
         return f"{self.arm}:{self.seed}"
 
     def workdir(self, output: pathlib.Path) -> pathlib.Path:
-        """Where it lives in a study's folder."""
+        """The run's work directory in the study's folder `output`."""
         return output / "runs" / f"{self.arm}_{self.seed}"
 
 
 def jobs(study: ConfigDict) -> list[Job]:
-    """All runs, seed after seed, each behind the one whose VAE it takes."""
+    """All runs, seed after seed; a run follows the run whose VAE it takes."""
     order, left = [], dict(study.arms)
     while left:
         ready = [name for name, entry in left.items() if not entry.vae or entry.vae in order]
@@ -136,34 +137,35 @@ def jobs(study: ConfigDict) -> list[Job]:
 
 
 def teacher_path(output: pathlib.Path, name: str) -> pathlib.Path:
-    """Where a study keeps a teacher."""
+    """The file of a teacher in a study's folder."""
     return output / f"teacher_{name}.safetensors"
 
 
-def placed_config(study: ConfigDict, output: pathlib.Path) -> ConfigDict:
-    """The study's configuration, with what its runs share taken from the study's folder."""
+def study_config(study: ConfigDict, output: pathlib.Path) -> ConfigDict:
+    """The study's configuration, with shared teachers and data from the study's folder."""
     config = study.config.copy_and_resolve_references()
-    for name in own_teachers(config):
+    for name in trained_teachers(config):
         config.teachers[name].weights = str(teacher_path(output, name))
     if study.rendered.train:
         config.data.update(source="packed", path=str(output / DATA), name="")
     return config
 
 
-def own_teachers(config: ConfigDict) -> list[str]:
-    """The teachers that are trained here; others have published weights."""
+def trained_teachers(config: ConfigDict) -> list[str]:
+    """The names of the teachers that the study trains; others have published weights."""
     return [name for name, entry in config.teachers.items() if entry.pretrain.steps]
 
 
 def run_config(study: ConfigDict, job: Job, output: pathlib.Path) -> ConfigDict:
     """The configuration of one run.
 
-    Runs with the seed s have the same initialisation and draws in all arms, so that they are
-    compared in pairs. But one on a VAE that was itself tuned from another has its own: one on
-    the VAE that REPA-E tuned would otherwise start as, and see what, that VAE was tuned with.
+    Runs with the same seed share initialisation and random draws across arms, so that they can be
+    compared in pairs. A run whose VAE was itself tuned from another arm's VAE gets another seed:
+    otherwise its backbone would start with the initialisation and the data order of the backbone
+    with which REPA-E tuned the VAE.
     """
     entry = study.arms[job.arm]
-    config = apply_recipe(placed_config(study, output), entry.recipe)
+    config = apply_recipe(study_config(study, output), entry.recipe)
     config.update(entry.changes)
     config.name = f"{study.name} {job.arm}"
     config.seed = job.seed + _APART * max(0, len(_before(study, job.arm)) - 1)
@@ -178,7 +180,7 @@ def run_config(study: ConfigDict, job: Job, output: pathlib.Path) -> ConfigDict:
 
 
 def _before(study, name):
-    """The arms that are trained before this one, whose VAE each next one takes: the last first."""
+    """The chain of arms whose VAEs lead to this arm, the nearest first."""
     chain = [name]
     while vae := study.arms[chain[-1]].vae:
         if vae not in study.arms:
@@ -191,7 +193,7 @@ def _before(study, name):
 
 
 def check(study: ConfigDict, output: pathlib.Path) -> None:
-    """Raise UserError for what is impossible, naming the key and the way out."""
+    """Raise UserError for an invalid value; it names the key and the way out."""
     if study.seeds < 1:
         raise UserError(f"seeds is {study.seeds}: give at least 1")
     _check_steps(study)
@@ -208,11 +210,11 @@ def check(study: ConfigDict, output: pathlib.Path) -> None:
 
 
 def missing_for_runs(study: ConfigDict, output: pathlib.Path) -> list[str]:
-    """What the arms need that is neither there nor made by the study, each a clause."""
+    """List the missing files that the arms need and the study does not make, each as a clause."""
     missing = []
     for name in study.arms:
         config = run_config(study, Job(name, 0), output)
-        made = own_teachers(config)
+        made = trained_teachers(config)
         config.teachers = ConfigDict({k: v for k, v in config.teachers.items() if k not in made})
         if study.arms[name].vae:
             config.tokenizer.weights = ""

@@ -1,4 +1,4 @@
-"""A study as one page: tables, curves, pictures."""
+"""The report of a study on one page: tables, curves, pictures."""
 
 import math
 import pathlib
@@ -12,11 +12,11 @@ from repae_jax.evaluation.report import Section, write_report
 from repae_jax.study.plan import MEASURES, Job
 from repae_jax.study.results import (
     Result,
+    arm_mean,
     at_work,
     correlation,
     effect,
     figure,
-    of_arm,
     work,
     write_results,
 )
@@ -26,16 +26,16 @@ from repae_jax.utils.figures import save_png
 from repae_jax.utils.lock import writing_in
 
 ARMS = (
-    "Mean over the seeds, and its standard error. All seeds have the same teacher and the same "
-    "judge, whose own chance is not in it."
+    "Mean over the seeds, and its standard error. All seeds share one teacher and one judge, so "
+    "the error excludes the variation between teachers and between judges."
 )
 CLAIMS = (
     "Differences are taken seed by seed, in the better arm's favour, over the seeds that have both "
-    "figures. The verdict is by the 95 % interval (Student's distribution) of that difference, for "
-    "each claim by itself: of twenty where there is nothing, one will not be open. At equal work: "
-    "after as many operations as the cheaper arm has spent in all, where both start from the same "
-    "VAE; the dearer arm is then in the middle of its learning rate's schedule. A frozen VAE and a "
-    "teacher count at every step, though their results could be kept."
+    "figures. The verdict follows from the 95 % interval (Student's distribution) of that "
+    "difference, for each claim separately: of twenty claims without an effect, one is expected "
+    "not to be open. At equal work: after the total operations of the cheaper arm, if both start "
+    "from the same VAE; the dearer arm is then in the middle of its learning rate's schedule. A "
+    "frozen VAE and a teacher count at every step, though their results could be cached."
 )
 _MARKERS = "osD^vP*X<>ph"
 
@@ -44,12 +44,12 @@ def write_study(study: ConfigDict, output: pathlib.Path, results: Sequence[Resul
     """Write `results.jsonl`, `tables.md` and `report.html` into the study's folder.
 
     Args:
-      study: the plan.
-      output: its folder.
-      results: of the runs that are done.
+      study: the study.
+      output: the study's folder.
+      results: the results of the finished runs.
 
     Returns:
-      the report's path.
+      The report's path.
     """
     with writing_in(output / "report"):
         return _write(study, output, results)
@@ -64,7 +64,7 @@ def _write(study, output, results):
     sections = [
         Section(f"All arms at step {last}", f"{ARMS}\n\n{_about(results)}", table=arms),
         Section("Claims", CLAIMS, table=claims),
-        Section("What goes together", "Correlations over all runs of all arms.", table=together),
+        Section("Correlations", "Correlations over all runs of all arms.", table=together),
     ]  # fmt: skip
     shown = [name for name in MEASURES if any(figure(r, name, last) is not None for r in results)]
     for name in shown:
@@ -84,19 +84,19 @@ def _write(study, output, results):
 
 
 def tables(study: ConfigDict, results: Sequence[Result]) -> str:
-    """The arms, the claims and what goes together, in Markdown."""
+    """The tables of arms, claims and correlations, in Markdown."""
     return _text([table(study, results) for table in _TABLES], results)
 
 
 def arms_table(study: ConfigDict, results: Sequence[Result]) -> list[list[str]]:
-    """Every arm's figures at the last step; the first row is the heading."""
+    """The table of every arm's figures at the last step; the first row is the heading."""
     last = study.measured_at[-1]
     rows = [["arm", "seeds", *MEASURES, "GFLOP an image", "diverged"]]
     for name, entry in study.arms.items():
         own = [result for result in results if result["arm"] == name]
         if not own:
             continue
-        figures = [str(of_arm(results, name, measure, last)) for measure in MEASURES]
+        figures = [str(arm_mean(results, name, measure, last)) for measure in MEASURES]
         diverged = sum(bool(result["diverged"]) for result in own)
         cost = f"{own[0]['gflop_per_image']:.3g}"
         rows.append([entry.title, str(len(own)), *figures, cost, f"{diverged} of {len(own)}"])
@@ -104,7 +104,7 @@ def arms_table(study: ConfigDict, results: Sequence[Result]) -> list[list[str]]:
 
 
 def claims_table(study: ConfigDict, results: Sequence[Result]) -> list[list[str]]:
-    """Every claim's effect at equal steps, and at the smaller of the two arms' work."""
+    """The table of every claim's effect at equal steps, and at the cheaper arm's work."""
     last = study.measured_at[-1]
     rows = [[
         "claim", "measure", "better", "worse", "difference", "95 % interval", "verdict",
@@ -128,8 +128,8 @@ def claims_table(study: ConfigDict, results: Sequence[Result]) -> list[list[str]
     return rows
 
 
-def together_table(study: ConfigDict, results: Sequence[Result]) -> list[list[str]]:
-    """How CKNNA goes with what samples are like, at every measured step."""
+def correlations_table(study: ConfigDict, results: Sequence[Result]) -> list[list[str]]:
+    """The table of correlations of CKNNA with the samples' measures, at every measured step."""
     rows = [[
         "step", "measures", "Pearson (of the logarithm)", "Spearman", "runs",
         "Spearman of the arms' means", "arms",
@@ -148,11 +148,11 @@ def together_table(study: ConfigDict, results: Sequence[Result]) -> list[list[st
     return rows
 
 
-_TABLES = (arms_table, claims_table, together_table)
+_TABLES = (arms_table, claims_table, correlations_table)
 
 
 def _equal_work(study, results, entry):
-    """Both arms' figures where the dearer one has spent what the cheaper one has at its end."""
+    """Both arms' figures after the total work of the cheaper arm, as text."""
     if study.arms[entry.better].vae != study.arms[entry.worse].vae:
         return "-"
     last = study.measured_at[-1]
@@ -190,7 +190,7 @@ def _markdown(table):
 
 
 def _curves(study, results, measure):
-    """A measure over steps and over work: means of all arms, standard errors as bars."""
+    """Draw a measure over steps and over work: means of all arms, standard errors as bars."""
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(9.6, 4.2), layout="constrained")
@@ -198,7 +198,7 @@ def _curves(study, results, measure):
     positive = []
     for number, (name, entry) in enumerate(study.arms.items()):
         own = [result for result in results if result["arm"] == name]
-        means = [(step, of_arm(results, name, measure, step)) for step in study.measured_at]
+        means = [(step, arm_mean(results, name, measure, step)) for step in study.measured_at]
         means = [(step, value) for step, value in means if value.count]
         if not means:
             continue

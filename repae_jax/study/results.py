@@ -1,4 +1,4 @@
-"""What a study found: means and standard errors, effects, and what goes with what."""
+"""The results of a study: means and standard errors, effects, and correlations."""
 
 import dataclasses
 import json
@@ -29,13 +29,13 @@ Figures = Annotated[dict[str, float], Field(min_length=1)]
 
 
 class RunConfig(TypedDict):
-    """What comparisons need of a run's configuration, all of which is there."""
+    """The keys of a run's configuration that comparisons need; the file holds all keys."""
 
     batch_size: Batch
 
 
 class Result(TypedDict):
-    """One run of a study, as `run.run_job` writes it."""
+    """The result of one run of a study, as `run.run_job` writes it."""
 
     arm: Text
     seed: int
@@ -49,13 +49,13 @@ class Result(TypedDict):
 
 
 def write_results(path: pathlib.Path, results: Sequence[Result]) -> None:
-    """All runs, one a line, each with a checksum."""
+    """Write the results of all runs, one per line, each with a checksum."""
     lines = [json.dumps(seal(result)) + "\n" for result in results]
     write_atomically(path, "".join(lines).encode())
 
 
 def read_results(path: pathlib.Path) -> list[Result]:
-    """What `write_results` wrote; older versions did without checksums.
+    """Read the file of `write_results`; files of older versions have no checksums.
 
     Raises:
       UserError: the file is missing or damaged.
@@ -67,7 +67,7 @@ def read_results(path: pathlib.Path) -> list[Result]:
     results = {}
     try:
         for source, line in ((f"line {n}", line) for n, line in enumerate(lines, 1)):
-            result = checked_result(parse_json(line, source=source), source=source)
+            result = check_result(parse_json(line, source=source), source=source)
             key = result["arm"], result["seed"]
             if key in results:
                 raise UserError(f"{source} has {key[0]}:{key[1]} once more; remove one of them")
@@ -77,11 +77,11 @@ def read_results(path: pathlib.Path) -> list[Result]:
     return list(results.values())
 
 
-def checked_result(content: Any, *, source: str) -> Result:
-    """A run's result out of what JSON gives back of one that was sealed, or not.
+def check_result(content: Any, *, source: str) -> Result:
+    """Check a run's result from parsed JSON, with or without a checksum; returns it.
 
     Raises:
-      UserError: it is damaged, or none.
+      UserError: the content is damaged, or no result.
     """
     if isinstance(content, dict):
         way_out = "restore it, or have it made again"
@@ -96,7 +96,10 @@ def checked_result(content: Any, *, source: str) -> Result:
 class Mean:
     """A mean over seeds.
 
-    error: standard error of the mean, NaN for one seed.
+    Attributes:
+      value: the mean; NaN without values.
+      error: the standard error of the mean; NaN for fewer than two seeds.
+      count: number of seeds.
     """
 
     value: float
@@ -123,14 +126,14 @@ class Mean:
         return self.value - half, self.value + half
 
     def shown_interval(self) -> str:
-        """ "LOW to HIGH", to the digits that the error allows; "-" for fewer than two."""
+        """The interval as "LOW to HIGH", rounded as the error allows; "-" for fewer than two."""
         if self.count < 2:
             return "-"
         low, high = self.interval
         return f"{self._digits(low)} to {self._digits(high)}"
 
     def _digits(self, value, tiny=".4g"):
-        """A value to two digits of the error."""
+        """A value, rounded to the second digit of the error."""
         if not self.error:
             return f"{value:.4g}"
         digits = max(0, 1 - math.floor(math.log10(self.error)))
@@ -138,7 +141,7 @@ class Mean:
 
 
 def mean(values: Sequence[float]) -> Mean:
-    """Mean and standard error of values, which may be none."""
+    """Mean and standard error of any number of values, including none."""
     values = np.asarray(values, np.float64)
     if not values.size:
         return Mean(math.nan, math.nan, 0)
@@ -147,25 +150,26 @@ def mean(values: Sequence[float]) -> Mean:
 
 
 def figure(result: Result, measure: str, step: int) -> float | None:
-    """One figure of one run, None where it has none."""
+    """A measure of a run at a step; None if it is missing."""
     return result["figures"].get(str(step), {}).get(measure)
 
 
-def of_arm(results: Sequence[Result], arm: str, measure: str, step: int) -> Mean:
-    """An arm's figure over its seeds."""
+def arm_mean(results: Sequence[Result], arm: str, measure: str, step: int) -> Mean:
+    """The mean of an arm's measure over its seeds."""
     values = (figure(r, measure, step) for r in results if r["arm"] == arm)
     return mean([value for value in values if value is not None])
 
 
 @dataclasses.dataclass(frozen=True)
 class Effect:
-    """How far one arm is ahead of another, seed by seed.
+    """The advantage of one arm over another, seed by seed.
 
     Attributes:
-      difference: of the better minus the worse arm, or the other way round where less is better.
-      better, worse: the arms' own figures, of the same seeds.
-      ahead: seeds in which it is ahead, those included in which the worse arm alone diverged.
-      diverged: seeds in which one arm alone diverged, which are in no figure.
+      difference: the better minus the worse arm, or the reverse if smaller is better.
+      better, worse: the arms' own means over the same seeds.
+      ahead: number of seeds with the better arm ahead, including those where only the worse arm
+        diverged.
+      diverged: number of seeds where only one arm diverged; the means exclude them.
     """
 
     difference: Mean
@@ -176,13 +180,13 @@ class Effect:
 
     @property
     def verdict(self) -> str:
-        """Which arm is ahead, where the difference's 95 % interval leaves out 0; "open" else."""
+        """The verdict: "ahead" or "behind" if the 95 % interval excludes 0, else "open"."""
         low, high = self.difference.interval
         return "ahead" if low > 0 else "behind" if high < 0 else "open"
 
 
 def effect(results: Sequence[Result], claim: ConfigDict, step: int) -> Effect:
-    """A claim's effect at a step, over the seeds that both arms have."""
+    """Compute a claim's effect at a step, over the seeds that both arms have."""
     sides, lost = [], []
     for arm in (claim.better, claim.worse):
         own = {r["seed"]: r for r in results if r["arm"] == arm}
@@ -204,12 +208,12 @@ def effect(results: Sequence[Result], claim: ConfigDict, step: int) -> Effect:
 
 
 def work(result: Result, step: int) -> float:
-    """TFLOP that a run has spent up to a step, the VAE's own training left out."""
+    """The TFLOP that a run has spent up to a step, excluding its VAE's own training."""
     return result["gflop_per_image"] * result["config"]["batch_size"] * step / 1e3
 
 
 def at_work(results: Sequence[Result], arm: str, measure: str, spent: float) -> Mean:
-    """An arm's figure after so many TFLOP, between its measured steps along the logarithm."""
+    """The mean of an arm's measure after `spent` TFLOP, interpolated in the logarithm of work."""
     values = []
     for result in (r for r in results if r["arm"] == arm):
         points = [
@@ -226,13 +230,15 @@ def at_work(results: Sequence[Result], arm: str, measure: str, spent: float) -> 
 
 @dataclasses.dataclass(frozen=True)
 class Correlation:
-    """How two measures go together over runs.
+    """The correlation of two measures over runs.
 
-    pearson: of the first one's values and the logarithms of the second one's, NaN where one is 0.
-    spearman: of the ranks.
-    count: runs.
-    arms_spearman: of the ranks of the arms' means, since runs of one arm are alike.
-    arms: how many there are.
+    Attributes:
+      pearson: Pearson's coefficient of the first measure and the logarithm of the second; NaN if a
+        value of the second is 0.
+      spearman: Spearman's rank coefficient.
+      count: number of runs.
+      arms_spearman: Spearman's coefficient of the arms' means, because runs of an arm are alike.
+      arms: number of arms.
     """
 
     pearson: float
@@ -243,7 +249,7 @@ class Correlation:
 
 
 def correlation(results: Sequence[Result], first: str, second: str, step: int) -> Correlation:
-    """Of two measures at a step, over all runs that have both; NaN for fewer than three."""
+    """Correlate two measures at a step, over all runs that have both; NaN for fewer than three."""
     from scipy import stats
 
     by_arm: dict[str, list[tuple[float, float]]] = {}

@@ -1,4 +1,4 @@
-"""One run of a study: trained, measured at every step that is asked for, written down."""
+"""One run of a study: its training, its measures at the requested steps, and its result."""
 
 import dataclasses
 import json
@@ -21,9 +21,9 @@ from repae_jax.runs.checkpoints import saved_steps
 from repae_jax.runs.initial_state import load_frozen
 from repae_jax.runs.open_run import load_state
 from repae_jax.study.judge import load_judge
-from repae_jax.study.measures import Measures, Seen
-from repae_jax.study.plan import RESULT, Job, placed_config, run_config
-from repae_jax.study.results import checked_result
+from repae_jax.study.measures import Measures, StepMeasures
+from repae_jax.study.plan import RESULT, Job, run_config, study_config
+from repae_jax.study.results import check_result
 from repae_jax.study.schedule import check_share
 from repae_jax.study.shared import JUDGE, accuracies, check_data, check_made
 from repae_jax.training.default_hooks import default_hooks
@@ -37,18 +37,19 @@ from repae_jax.utils.schema import read_json
 from repae_jax.utils.sealed import seal
 
 SAMPLES, LATENTS = "study_samples.png", "study_latents.png"
-_CLASSES, _EACH = 10, 8  # of the pictures of samples
+_CLASSES, _EACH = 10, 8  # classes in a picture of samples, and samples of each
 
 
 def run_job(study: ConfigDict, job: Job, output: pathlib.Path, *, progress: bool = True) -> None:
-    """Train and measure one run, unless that is done; its figures are `result.json` beside it.
+    """Train and measure one run, unless it has a result; writes `result.json` to its folder.
 
-    A run that diverges is a result: its figures end there, and "diverged" says how. So it is with
-    the runs that would take its VAE, which are not begun. "seconds" are those of the last process,
-    where there were several.
+    A diverged run has a result too: its figures end there, and "diverged" describes the cause. Runs
+    that would take its VAE are marked as diverged without training. "seconds" are the times of the
+    last process that worked on the run.
 
     Raises:
-      UserError: bad files, a run of another configuration is there, or none whose VAE to take.
+      UserError: files are wrong, the folder holds a run of another configuration, or the run whose
+        VAE it takes is not finished.
       TryAgain: a signal ended the training.
     """
     check_share()
@@ -70,13 +71,13 @@ def _run(study, job, output, config, lock, progress):
         try:
             done = train(config, workdir, make_hooks=default_hooks, progress=progress, lock=lock)
             if done == RUN_AGAIN:
-                raise TryAgain(f"{job} was interrupted and saved; run the same command to go on")
+                raise TryAgain(f"{job} was interrupted and saved; run the same command to resume")
         except Diverged as error:
             diverged = error.what
     trained = time.perf_counter()
     figures = {}
     if begun:
-        figures, diverged = _measured(study, judge, config, workdir, output, diverged)
+        figures, diverged = _measure(study, judge, config, workdir, output, diverged)
     result = {
         "arm": job.arm,
         "seed": job.seed,
@@ -96,21 +97,21 @@ def _run(study, job, output, config, lock, progress):
 
 
 def read_result(study: ConfigDict, job: Job, output: pathlib.Path) -> dict[str, Any] | None:
-    """What `run_job` wrote, or None where it has not yet.
+    """Read the result that `run_job` wrote; None if there is none yet.
 
     Raises:
-      UserError: it is damaged, or of another configuration.
+      UserError: the result is damaged, or of another configuration.
     """
     path = job.workdir(output) / RESULT
     if not path.exists() and not path.is_symlink():
         return None
     try:
-        result = checked_result(read_json(path), source=str(path))
+        result = check_result(read_json(path), source=str(path))
     except UserError as error:
         raise UserError(f"{error}; without the file, the run is measured again") from error
     wanted = _within(output, run_config(study, job, output).to_dict())
     made = from_stored(result["config"], source=str(path)).to_dict()
-    told = differences(made, wanted)  # keys that a version before did not have are defaults
+    told = differences(made, wanted)  # keys unknown to an earlier version take their defaults
     if told:
         raise UserError(
             f"{path} is of another configuration: {'; '.join(told[:3])}; take another --output"
@@ -125,7 +126,7 @@ def read_result(study: ConfigDict, job: Job, output: pathlib.Path) -> dict[str, 
 
 
 def _diverged_before(study, job, output):
-    """What became of the run whose VAE this one takes: "" if all is well."""
+    """The cause if the run whose VAE this run takes has diverged; else ""."""
     vae = study.arms[job.arm].vae
     if not vae:
         return ""
@@ -137,49 +138,49 @@ def _diverged_before(study, job, output):
 
 
 def _within(output, value):
-    """A configuration whose files in the study's folder are named from there: it may move."""
+    """Make a configuration's paths relative to the study's folder, so that the folder may move."""
     if isinstance(value, dict):
         return {key: _within(output, item) for key, item in value.items()}
     return value.removeprefix(f"{output}{os.sep}") if isinstance(value, str) else value
 
 
-def _measured(study, judge, config, workdir, output, diverged):
-    """The figures by step, as far as a run that `diverged` has come, and how it did.
+def _measure(study, judge, config, workdir, output, diverged):
+    """Measure a run; returns {step: figures} and the cause of divergence, or "".
 
-    Draws pictures of the last state that has figures. One that makes values that are not finite
-    has diverged, too.
+    A run that has `diverged` is measured up to its last checkpoint. A run with NaN or infinite
+    latents or images counts as diverged too. Draws pictures of the last measured state.
     """
     own = build_models(config)
     models, frozen = own, {}
-    if own.backbone is not None and not own.teachers:  # a run without a teacher is compared with it
-        whole = placed_config(study, output)
+    if own.backbone is not None and not own.teachers:  # CKNNA needs the study's teacher
+        whole = study_config(study, output)
         models = dataclasses.replace(own, teachers=build_models(whole).teachers)
         frozen = load_frozen(whole, models, ("teachers",))
     measures = Measures(study, judge, config, models)
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    figures, seen = {}, None
+    figures, measured = {}, None
     saved = saved_steps(workdir)
     for step in study.measured_at:
-        # Where that step was skipped, the state was saved behind the next one that was not.
+        # If that step was skipped, the next completed step was saved.
         behind = [s for s in saved if s >= step]
         if diverged and not behind:
             break
         state = load_state(workdir, config, own, one, step=min(behind, default=step))
         try:
-            seen = measures(state.replace(frozen={**state.frozen, **frozen}))
+            measured = measures(state.replace(frozen={**state.frozen, **frozen}))
         except NotFinite as error:
             diverged = diverged or f"step {step}: {error}"
             break
-        figures[str(step)] = seen.figures
-    if seen is not None:
-        _draw(seen, workdir, config)
+        figures[str(step)] = measured.figures
+    if measured is not None:
+        _draw(measured, workdir, config)
     return figures, diverged
 
 
-def _draw(seen: Seen, workdir, config):
-    if seen.samples is not None:
+def _draw(measured: StepMeasures, workdir, config):
+    if measured.samples is not None:
         classes = min(_CLASSES, config.data.num_classes)
         names = [str(number) for number in range(classes)]
-        save_png(workdir / SAMPLES, class_grid(seen.samples, seen.labels, names, _EACH))
-    colours = pca_colours([np.asarray(seen.latents)])[0]
-    save_png(workdir / LATENTS, pca_figure(seen.heldout, {"latents": colours}))
+        save_png(workdir / SAMPLES, class_grid(measured.samples, measured.labels, names, _EACH))
+    colours = pca_colours([np.asarray(measured.latents)])[0]
+    save_png(workdir / LATENTS, pca_figure(measured.heldout, {"latents": colours}))

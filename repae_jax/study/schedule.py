@@ -1,4 +1,4 @@
-"""Who runs when: every run in a process of its own, behind the one whose VAE it takes."""
+"""The schedule of a study: each run in its own process, after the run whose VAE it takes."""
 
 import concurrent.futures
 import os
@@ -14,16 +14,16 @@ from repae_jax.errors import RUN_AGAIN, TryAgain, UserError
 from repae_jax.study.plan import Job, jobs
 from repae_jax.utils.signals import stop_event
 
-LOG = "study.log"  # in a run's folder: what it prints
-CORES = "REPAE_STUDY_CORES"  # in a run's environment: the numbers of those that it may use
+LOG = "study.log"  # in a run's folder: its output
+CORES = "REPAE_STUDY_CORES"  # in a run's environment: the numbers of the cores that it may use
 
 
 def prepare(words: Sequence[str]) -> None:
-    """Run one of our commands in a process of its own, which gives back its memory and devices.
+    """Run a command of `repae` in a separate process, whose end frees its memory and devices.
 
     Raises:
-      UserError: it failed; it has said why.
-      TryAgain: it was interrupted.
+      UserError: the command failed; it has printed its error.
+      TryAgain: the command was interrupted.
     """
     with (
         stop_event() as stop,
@@ -34,7 +34,7 @@ def prepare(words: Sequence[str]) -> None:
                 process.terminate()
                 process.wait()
     if stop.is_set():
-        raise TryAgain("interrupted; run the same command to go on")
+        raise TryAgain("interrupted; run the same command to resume")
     if process.returncode:
         raise UserError("what the runs share could not be made, see above")
 
@@ -49,20 +49,20 @@ def run_all(
     progress: bool = True,
     check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run what is not done yet, in `jobs`' order, `side_by_side` at a time.
+    """Run all jobs without a result, in the order of `jobs`, `side_by_side` at a time.
 
-    Side by side, each has an equal share of the processor's cores, where the system tells which
-    process may use which. The first failure ends the study when those that run have ended; SIGINT
-    and SIGTERM end those as well, which save what they have.
+    Concurrent runs share the processor's cores equally, if the system supports core affinity. After
+    a failure no further run starts, and the study ends when the current runs have ended. SIGINT and
+    SIGTERM also end the current runs, which save their state.
 
     Args:
-      study: what to run.
-      output: its folder.
-      command: the words that run one job.
-      done: whether a job's result is there.
-      side_by_side: processes at a time.
+      study: the study.
+      output: the study's folder.
+      command: job -> the words of the command that runs it.
+      done: job -> whether it has a result.
+      side_by_side: number of concurrent processes.
       progress: show a bar.
-      check: raises if nothing more may be run.
+      check: raises an error if no further run may start.
 
     Raises:
       UserError: a run failed; names its log.
@@ -72,7 +72,7 @@ def run_all(
 
     queue = [job for job in jobs(study) if not done(job)]
     finished = {job: threading.Event() for job in queue}
-    free = shares(side_by_side)
+    free = divide_cores(side_by_side)
     failed: list[Exception] = []
     running: set[subprocess.Popen] = set()
     told: set[subprocess.Popen] = set()
@@ -110,16 +110,16 @@ def run_all(
                 bar.update()
                 bar.set_postfix_str(str(job))
     if stop.is_set():
-        raise TryAgain("interrupted; run the same command to go on")
+        raise TryAgain("interrupted; run the same command to resume")
     if failed:
         raise failed[0]
 
 
-def shares(count: int) -> list[set[int] | None]:
-    """The cores of each of so many processes side by side: None is all of them.
+def divide_cores(count: int) -> list[set[int] | None]:
+    """Divide the cores among `count` concurrent processes; None stands for all cores.
 
     Raises:
-      UserError: fewer than one process, or more than cores.
+      UserError: `count` is below 1 or above the number of cores.
     """
     if count < 1:
         raise UserError(f"--jobs is {count}: give at least 1")
@@ -149,20 +149,20 @@ def _run(words, job, output, share, running, stop):
         status = process.wait()
         running.remove(process)
     if status == RUN_AGAIN or (status and stop.is_set()):
-        raise TryAgain(f"{job} was interrupted; run the same command to go on")
+        raise TryAgain(f"{job} was interrupted; run the same command to resume")
     if status:
         lines = log.read_text(errors="replace").strip().splitlines() or [""]
         raise UserError(f"{job} ended with status {status} ({lines[-1][:300]}); see {log}")
 
 
-def keep_to_share() -> None:
-    """Let this process use those cores only that the study gave it; before JAX computes."""
+def restrict_cores() -> None:
+    """Restrict this process to the cores that the study assigned; call it before JAX starts."""
     if CORES in os.environ:
         os.sched_setaffinity(0, {int(core) for core in os.environ[CORES].split(",")})
 
 
 def check_share() -> None:
-    """Raise UserError where this process shares cores, but computes on something else."""
+    """Raise UserError if this process shares cores but computes on another device than the CPU."""
     import jax
 
     if CORES in os.environ and jax.default_backend() != "cpu":

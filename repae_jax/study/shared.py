@@ -1,6 +1,6 @@
-"""What all runs of a study share, made once in its folder: rendered scenes, teachers, the judge.
+"""The shared parts of a study's runs, made once in its folder: scenes, teachers, the judge.
 
-`study.json` says how, so that what another study left there is never taken for this one's.
+`study.json` records how they were made, so that another study's parts are never used for this one.
 """
 
 import json
@@ -16,7 +16,7 @@ from repae_jax.config.versions import complete_teacher
 from repae_jax.data.identity import FILE, as_recorded, changes_since, write_fingerprints
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError
-from repae_jax.study.plan import DATA, RESULT, own_teachers, placed_config, teacher_path
+from repae_jax.study.plan import DATA, RESULT, study_config, teacher_path, trained_teachers
 from repae_jax.utils.atomic_files import write_atomically
 from repae_jax.utils.regular_files import is_file_there
 from repae_jax.utils.schema import read_json
@@ -26,10 +26,10 @@ JUDGE = "judge.safetensors"
 
 
 def make_shared(study: ConfigDict, output: pathlib.Path, *, progress: bool = True) -> None:
-    """Make what is not there yet.
+    """Make the missing shared parts.
 
     Raises:
-      UserError: what `check_shared` raises, or a network is gone that results were made with.
+      UserError: see `check_shared`; or a network with which results were made is missing.
     """
     from repae_jax.data.prepare import prepare
     from repae_jax.study.judge import train_judge
@@ -45,7 +45,7 @@ def make_shared(study: ConfigDict, output: pathlib.Path, *, progress: bool = Tru
         )
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / COMMON, (json.dumps(_common(study), indent=1) + "\n").encode())
-    config = placed_config(study, output)
+    config = study_config(study, output)
     for split, count in study.rendered.items():
         if count:
             prepare(
@@ -59,7 +59,7 @@ def make_shared(study: ConfigDict, output: pathlib.Path, *, progress: bool = Tru
     if not is_file_there(output / FILE):
         write_fingerprints(output / FILE, _fingerprints(config))
     check_data(study, output)
-    for name in own_teachers(config):
+    for name in trained_teachers(config):
         if not teacher_path(output, name).is_file():
             pretrain_teacher(config, name, progress=progress)
     if not (output / JUDGE).is_file():
@@ -67,7 +67,7 @@ def make_shared(study: ConfigDict, output: pathlib.Path, *, progress: bool = Tru
 
 
 def check_shared(study: ConfigDict, output: pathlib.Path) -> None:
-    """Raise UserError where the folder holds what is shared by another study's runs."""
+    """Raise UserError if the folder holds the shared parts of another study."""
     path = output / COMMON
     if not path.is_file():
         there = [*_networks(study, output).values(), output / DATA, output / "runs"]
@@ -86,7 +86,7 @@ def check_shared(study: ConfigDict, output: pathlib.Path) -> None:
 
 
 def check_made(study: ConfigDict, output: pathlib.Path) -> None:
-    """Raise UserError unless all that runs share is there."""
+    """Raise UserError if a shared network is missing."""
     check_nothing_missing(
         f"{what} ({path}) is not there: make what the runs share by --prepare"
         for what, path in _networks(study, output).items()
@@ -95,8 +95,8 @@ def check_made(study: ConfigDict, output: pathlib.Path) -> None:
 
 
 def check_data(study: ConfigDict, output: pathlib.Path) -> None:
-    """Raise UserError where the images are not those that the study began with."""
-    told = changes_since(output / FILE, _fingerprints(placed_config(study, output)))
+    """Raise UserError if the images have changed since the study began."""
+    told = changes_since(output / FILE, _fingerprints(study_config(study, output)))
     if told:
         lines = "; ".join(f"{split}: {line}" for split, line in told)
         raise UserError(
@@ -106,27 +106,27 @@ def check_data(study: ConfigDict, output: pathlib.Path) -> None:
 
 
 def _fingerprints(config):
-    """Of both splits, as they are noted."""
+    """The fingerprints of both splits, in their recorded form."""
     found = {split: open_source(config.data, split) for split in ("train", "heldout")}
     return as_recorded({split: source.fingerprint() for split, source in found.items()})
 
 
 def accuracies(study: ConfigDict, output: pathlib.Path) -> dict[str, float]:
-    """Which share of the held-out images the judge and the teachers classify correctly."""
-    from repae_jax.study.judge import noted_accuracy
+    """The held-out accuracy, in [0, 1], of the judge and of each trained teacher, by name."""
+    from repae_jax.study.judge import read_accuracy
 
-    return {name: noted_accuracy(path) for name, path in _networks(study, output).items()}
+    return {name: read_accuracy(path) for name, path in _networks(study, output).items()}
 
 
 def _networks(study, output):
-    """The files of the networks that are trained here, by what readers call them."""
-    names = own_teachers(study.config)
+    """Title in reports -> file, for the networks that the study trains."""
+    names = trained_teachers(study.config)
     teachers = {f"the teacher {name}": teacher_path(output, name) for name in names}
     return {**teachers, "the judge": output / JUDGE}
 
 
 def _present(stored):
-    """What an earlier version wrote, in today's names."""
+    """Upgrade the content of an earlier version's file to the current names."""
     config = stored.get("config")
     teachers = config.get("teachers") if isinstance(config, dict) else None
     if not isinstance(teachers, dict):
@@ -136,9 +136,9 @@ def _present(stored):
 
 
 def _common(study) -> dict[str, Any]:
-    """On what all figures depend beside a run's own configuration, but for where files lie."""
+    """The settings that all figures depend on, besides the runs' own, without file locations."""
     config = study.config.copy_and_resolve_references()
-    for name in own_teachers(config):
+    for name in trained_teachers(config):
         config.teachers[name].weights = ""
     data = config.data.to_dict()
     for key in ("path", "workers", "accept"):

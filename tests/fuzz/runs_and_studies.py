@@ -149,13 +149,13 @@ def _write_unsealed(folder):
 
 def _read_results(folder):
     from repae_jax.study.agreement import agreement
-    from repae_jax.study.results import at_work, effect, of_arm, read_results
+    from repae_jax.study.results import arm_mean, at_work, effect, read_results
 
     results = read_results(folder / "results.jsonl")
     claim = next(iter(_study().claims.values()))
     str(agreement(results, [_result(arm, 0) for arm in ("sit", "repae")]))
     return {
-        "means": [repr(of_arm(results, arm, "frechet", 4)) for arm in ("sit", "repae")],
+        "means": [repr(arm_mean(results, arm, "frechet", 4)) for arm in ("sit", "repae")],
         "effect": repr(effect(results, claim, 4)),
         "at_work": repr(at_work(results, "sit", "frechet", 0.01)),
     }

@@ -10,11 +10,11 @@ from repae_jax.errors import UserError
 from repae_jax.study.agreement import agreement
 from repae_jax.study.plan import claim
 from repae_jax.study.results import (
+    arm_mean,
     at_work,
     correlation,
     effect,
     mean,
-    of_arm,
     read_results,
     work,
     write_results,
@@ -100,8 +100,8 @@ def test_more_is_better_where_the_measure_says_so():
 
 def test_figures_that_a_run_lacks_are_left_out():
     results = [result("a", 0, psnr=(1.0, 3.0)), result("a", 1)]
-    assert of_arm(results, "a", "psnr", 20).count == 1
-    assert of_arm(results, "a", "cknna", 20).count == 0
+    assert arm_mean(results, "a", "psnr", 20).count == 1
+    assert arm_mean(results, "a", "cknna", 20).count == 0
 
 
 def test_equal_work_is_found_between_the_measured_steps():
@@ -192,7 +192,7 @@ def test_lines_of_before_checksums_are_read(tmp_path):
     assert read_results(path) == [ours]
     ours["figures"]["10"]["psnr"] = 10**30  # more than 64 bits hold
     path.write_text(json.dumps(ours) + "\n")
-    assert of_arm(read_results(path), "a", "psnr", 10).value == 1e30
+    assert arm_mean(read_results(path), "a", "psnr", 10).value == 1e30
     assert at_work(read_results(path), "a", "psnr", work(ours, 10)).value == 1e30
 
 

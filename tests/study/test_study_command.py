@@ -239,7 +239,7 @@ def test_a_signal_ends_the_runs_too_which_are_told_once(tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=interrupt).start()
-    with pytest.raises(TryAgain, match="interrupted; run the same command to go on"):
+    with pytest.raises(TryAgain, match="interrupted; run the same command to resume"):
         run_all(
             tiny_study.get_config(), tmp_path, lambda job: [], lambda job: False, progress=False
         )
