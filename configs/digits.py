@@ -35,7 +35,7 @@ def get_config(recipe: str = "repae"):
 
     # LPIPS's weights cannot ship with the project, so the perceptual term is off here.
     config.objective.perceptual_weight = 0.0
-    # So small a SiT wants simpler latents; 40 dB of reconstruction leave room for that.
+    # A SiT this small learns simpler latents better; a reconstruction of 40 dB leaves room for it.
     config.objective.kl_weight = 2e-5
 
     for optimizer in config.optimizer.values():

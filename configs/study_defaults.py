@@ -1,8 +1,8 @@
-"""Which defaults matter when REPA-E trains from scratch: one change an arm, on digits.
+"""The effect of defaults when REPA-E trains from scratch on digits: one change per arm.
 
     python -m repae_jax study configs/study_defaults.py --output runs/study_defaults --jobs 2
 
-Keys, measures and what an arm and a claim are: repae_jax/study/plan.py.
+repae_jax/study/plan.py describes keys, measures, arms and claims.
 """
 
 import pathlib
@@ -28,7 +28,7 @@ def get_config():
     def objective(**terms):
         return {"objective": terms}
 
-    changes = {  # name -> (what it is called, what it changes)
+    changes = {  # name -> (title, changed keys)
         "slower": ("learning rate 3e-4", rate(3e-4)),
         "quicker": ("learning rate 3e-3", rate(3e-3)),
         "vae_slower": ("the VAE's learning rate 3e-4", rate(3e-4, "tokenizer")),

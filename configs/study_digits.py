@@ -2,8 +2,8 @@
 
     python -m repae_jax study configs/study_digits.py --output runs/study_digits --jobs 2
 
-Keys, measures and what an arm and a claim are: repae_jax/study/plan.py. The arms and claims:
-repae_jax/study/paper.py.
+repae_jax/study/plan.py describes keys, measures, arms and claims; repae_jax/study/paper.py defines
+the paper's arms and claims.
 """
 
 import pathlib
@@ -13,14 +13,14 @@ from repae_jax.study.paper import add_paper
 from repae_jax.study.plan import base
 
 DIGITS = pathlib.Path(__file__).with_name("digits.py")
-STEPS = 400  # so that 65 runs end in about 3 hours on two slow cores; chosen before a look
+STEPS = 400  # 65 runs take about 3 hours on two slow cores; chosen before seeing any result
 
 
 def get_config():
     study = base()
     study.name = "digits"
     study.seeds = 5
-    study.measured_at = (2 * STEPS // 5, STEPS)  # REPA-E has spent what SiT has in all at 9/20
+    study.measured_at = (2 * STEPS // 5, STEPS)  # at 9/20, REPA-E has spent SiT's total work
 
     config = study.config = read_config(str(DIGITS), [])
     for optimizer in config.optimizer.values():

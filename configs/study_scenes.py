@@ -3,9 +3,9 @@
     python -m repae_jax study configs/study_scenes.py --output runs/study_scenes
     python -m repae_jax study configs/study_scenes.py:small --output runs/scenes_small --jobs 2
 
-The first takes networks and batches as configs/scenes.py has them; the second scenes of 32 x 32
-pixels, narrower networks and shorter runs. Keys, measures and what an arm and a claim are:
-repae_jax/study/plan.py. The arms and claims: repae_jax/study/paper.py.
+The first uses the networks and batches of configs/scenes.py; the second uses scenes of 32 x 32
+pixels, narrower networks and shorter runs. repae_jax/study/plan.py describes keys, measures, arms
+and claims; repae_jax/study/paper.py defines the paper's arms and claims.
 """
 
 import pathlib
@@ -16,8 +16,8 @@ from repae_jax.study.paper import add_paper
 from repae_jax.study.plan import base
 
 SCENES = pathlib.Path(__file__).with_name("scenes.py")
-# Steps. The small size's, its batch, the VAE's GroupNorm and the learning rate were chosen by how
-# well the VAE alone reconstructs, which decides what the others can show (docs/results.md).
+# Size -> steps. The small size's steps, batch size, GroupNorm of the VAE and learning rate were
+# chosen by the reconstruction of the VAE alone, which limits all other arms (docs/results.md).
 SIZES = {"": 10_000, "small": 1000}
 
 
@@ -41,7 +41,7 @@ def get_config(size: str = ""):
         # 32 x 32 pixels cost a quarter of 64 x 64.
         study.judge.update(steps=1500, shift=2)
         study.measures.update(samples=960, reference=4000)
-        study.rendered.update(train=24_000, heldout=960)  # anew, they would cost as training does
+        study.rendered.update(train=24_000, heldout=960)  # rendering costs as much as training
         config.batch_size = 16
         config.ema_decay = 0.99
         config.data.update(resolution=32, workers=0)
@@ -55,7 +55,7 @@ def get_config(size: str = ""):
         config.teachers.scenes.pretrain.update(steps=1500, shift=2)
         for optimizer in config.optimizer.values():
             optimizer.learning_rate = 3e-3
-        config.objective.discriminator_start = steps // 2  # of a run; from the start it harms
+        config.objective.discriminator_start = steps // 2  # an earlier start makes results worse
         add_paper(study, smaller=dict(hidden_size=96, depth=4, num_heads=3))
     else:
         add_paper(study, smaller=dict(hidden_size=256, depth=6, num_heads=4))

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Runs a command again until it is done or cannot be.
+# Repeats a command until it succeeds or fails for good.
 #
 #   bash launch/again.sh python -m repae_jax train --config ... --workdir runs/mine
 #
-# Status 0 (done) and 2 (bad input, a full disk, a run that diverges: see its message) end it;
-# after any other, such as 75 (saved on a signal) or a crash, the command goes on from its last
-# checkpoint. AGAIN_LIMIT restarts (default 100), AGAIN_PAUSE seconds between them (default 10).
-# Ctrl-C, SIGTERM and the end of the terminal are passed on to the command and end this script with
-# its status.
+# Status 0 (done) and 2 (bad input, a full disk, a run that diverges: see its message) end the
+# script. After any other status, such as 75 (saved on a signal) or a crash, the command starts again
+# and resumes from its last checkpoint: at most AGAIN_LIMIT times (default 100), AGAIN_PAUSE seconds
+# apart (default 10). Ctrl-C, SIGTERM and the end of the terminal are passed on to the command, and
+# end this script with its status.
 set -uo pipefail
 
 limit=${AGAIN_LIMIT:-100}

@@ -3,7 +3,7 @@
 #
 #   make_environment FOLDER REQUIREMENTS...
 #
-# Takes $PYTHON, or python3.12, 3.11 or 3.13, or what python3 is, in this order.
+# Uses the first of $PYTHON, python3.12, python3.11, python3.13 and python3 that is 3.11 or newer.
 
 find_python() {
   for candidate in "${PYTHON:-}" python3.12 python3.11 python3.13 python3; do
@@ -20,7 +20,7 @@ find_python() {
 make_environment() {
   local folder=$1 python stamp
   shift
-  # Installed already from the same requirements? Then there is nothing to do.
+  # Skip the installation if the same requirements are installed already.
   stamp=$(cat "$@" pyproject.toml | cksum)
   if [ "$(cat "$folder/.stamp" 2>/dev/null)" != "$stamp" ]; then
     python=$(find_python) || return 1

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Trains on this machine in several processes, by default one for each of its GPUs.
+# Trains on this machine in several processes, by default one per GPU.
 #
 #   bash launch/local.sh --config configs/imagenet256_repae_sdvae.py --workdir runs/sdvae
 #   PROCESSES=2 bash launch/local.sh --config configs/digits.py --workdir runs/digits
 #
 # Arguments go to `python -m repae_jax train`. The first process writes to this terminal, the
-# others to WORKDIR-process-N.log beside the work directory. If one of them dies, all are ended
-# and started again from the last checkpoint, as launch/again.sh does. (One process that uses all
-# GPUs needs no script: `python -m repae_jax train` does that. Several are faster where a single
-# Python cannot feed all of them.)
+# others to WORKDIR-process-N.log beside the work directory. If one process dies, the script ends
+# all and starts them again from the last checkpoint, through launch/again.sh. (A single
+# `python -m repae_jax train` uses all GPUs without a script. Several processes are faster if one
+# Python process cannot feed all GPUs.)
 set -uo pipefail
 
 python=${PYTHON:-python}
@@ -53,7 +53,8 @@ for ((index = 0; index < processes; index++)); do
   children+=($!)
 done
 
-# The first that fails decides. The others notice and end by themselves, or are ended.
+# The status of the first process that fails is the result. The others notice the failure and end by
+# themselves, or are killed after a grace period.
 result=0
 while [ ${#children[@]} -gt 0 ]; do
   sleep 1 &

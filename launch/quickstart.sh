@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # REPA-E from scratch on handwritten digits: environment, teacher, training, report.
-# About nine minutes on two CPU cores; run it again and it goes on where it stopped.
+# About nine minutes on two CPU cores; after an interruption, the same command resumes.
 #
 #   bash launch/quickstart.sh [WORKDIR] [--config.key=value ...]
 set -euo pipefail

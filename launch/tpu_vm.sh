@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU slice, by queued resources: asks for it, installs, trains, and asks again
-# when it was preempted.
+# Trains on a Cloud TPU slice from queued resources: requests the slice, installs, trains, and
+# requests it again after a preemption.
 #
 #   NAME=repae ZONE=us-east5-b TYPE=v6e-64 RUNTIME=v2-alpha-tpuv6e BUCKET=my-bucket \
 #       bash launch/tpu_vm.sh train --config configs/imagenet256_repae_sdvae.py \
 #       --workdir /mnt/bucket/runs/sdvae --config.mesh.fsdp=8
 #   NAME=repae ZONE=us-east5-b bash launch/tpu_vm.sh delete
 #
-# `train` does all of it and can be stopped and repeated at any time; its arguments go to
-# `python -m repae_jax train` on every host. SPOT=0 asks for capacity that is not preempted.
+# `train` does all of this and can be stopped and repeated at any time; its arguments go to
+# `python -m repae_jax train` on every host. SPOT=0 requests capacity that is not preempted.
 # BUCKET is mounted at /mnt/bucket on every host: give it a hierarchical namespace (gcloud storage
-# buckets create --enable-hierarchical-namespace), in which renaming a folder is atomic. The code
-# is that of the git repository's HEAD.
+# buckets create --enable-hierarchical-namespace), in which renaming a folder is atomic. The hosts
+# run the code of the git repository's HEAD.
 set -euo pipefail
 
-need() { # variables that have to be set
+need() { # checks that variables are set
   local variable missing=()
   for variable in "$@"; do
     [ -n "${!variable:-}" ] || missing+=("$variable")
@@ -50,7 +50,7 @@ wait_until_active() {
   while true; do
     case "$(state)" in
       ACTIVE) return ;;
-      ABSENT) create || true ;; # it may be there, and only the question failed
+      ABSENT) create || true ;; # it may exist if only the query failed
       SUSPENDED | SUSPENDING | FAILED) delete && create || true ;;
       *) echo "tpu_vm.sh: $NAME is $(state)" >&2 ;;
     esac
@@ -65,7 +65,7 @@ install() {
   gcloud compute tpus tpu-vm scp "$archive" "$node:repae_jax.tar.gz" --zone "$ZONE" --worker all ||
     return
   rm "$archive"
-  # A trainer that an earlier call of this script left behind saves and ends first.
+  # A trainer left running by an earlier call of this script first saves and ends.
   on_all "set -e
     if pkill -TERM -f '[l]aunch/again.sh'; then
       timeout 300 sh -c \"while pgrep -f '[l]aunch/again.sh' >/dev/null; do sleep 1; done\"
@@ -92,7 +92,7 @@ train() {
     status=0
     install && on_all "cd repae_jax && bash launch/again.sh \
       ../venv/bin/python -m repae_jax train --distributed $words" || status=$?
-    # 0: done. 2: bad input, see the message. Else the slice may be gone: look, and go on.
+    # 0: done. 2: bad input, see the message. Otherwise the slice may be gone: check, and resume.
     case "$status" in 0 | 2) exit "$status" ;; esac
     echo "tpu_vm.sh: status $status, $NAME is $(state)" >&2
     sleep 30
