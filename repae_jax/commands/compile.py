@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 SUMMARY = "compile a configuration's train step for absent TPUs or GPUs"
 EPILOG = f"""\
 {CONFIG_HELP}
-Needs `pip install libtpu`, or `jax[cuda13]` for GPUs, and no TPU, GPU or weights. Prints memory,
-collectives, work, and the time that the chip's published rates allow.
+Needs `pip install libtpu`, or `jax[cuda13]` for GPUs; runs without a TPU, a GPU or weights. Prints
+memory, collectives, work, and a lower bound of the time from the chip's published rates.
 
 examples:
   compile --config configs/imagenet256_repae_sdvae.py --topology v5e:4x8 --config.mesh.fsdp=8
@@ -39,25 +39,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cached",
         choices=["tokens", "images"],
         default="tokens",
-        help="what an absent cache of latents will keep for the teachers, as encode --teachers or "
-        "--images makes it (default: %(default)s)",
+        help="content, for the teachers, of a cache of latents that does not exist yet, see encode "
+        "--teachers and --images (default: %(default)s)",
     )
     parser.add_argument("--sweep", action="store_true", help="find the largest batch that fits")
-    parser.add_argument("--sampler", action="store_true", help="compile sampling, too")
+    parser.add_argument("--sampler", action="store_true", help="also compile sampling")
     parser.add_argument(
         "--effort",
         choices=["full", "quick"],
         default="full",
-        help="quick: minutes in place of tens of minutes, and a slightly larger result",
+        help="quick: minutes instead of tens of minutes, and a slightly larger program",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object a program")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per program")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Compile the configuration's programs for the topology and print what they need; returns 0.
+    """Compile the configuration's programs for the topology and print their needs; returns 0.
 
     Raises:
-      UserError: no such topology, a bad configuration, no TPU compiler, or it does not fit.
+      UserError: the topology is unknown, the configuration is wrong, there is no compiler for the
+        topology, or the program does not fit.
     """
     config = read_configuration(options).copy_and_resolve_references()
     from repae_jax.aot.chips import parse_topology
@@ -82,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def describe(report: Report) -> str:
-    """A report as text."""
+    """Format a report as text."""
     gb = {name: getattr(report, name) / 1e9 for name in ("peak", "memory", "arguments", "traffic")}
     links = ", ".join(f"{k} {v / 1e9:.3f}" for k, v in sorted(report.links.items())) or "none"
     ms = [1e3 * s for s in (report.compute_seconds, report.memory_seconds, report.link_seconds)]
@@ -96,7 +97,7 @@ def describe(report: Report) -> str:
             f"{'fits' if report.fits else 'DOES NOT FIT'} (arguments {gb['arguments']:.2f}, "
             f"temporaries {report.temporaries / 1e9:.2f})",
             f"  work                 {report.work / 1e12:.3f} TFLOP per image, "
-            f"{report.flops / 1e12:.3f} with what is computed again",
+            f"{report.flops / 1e12:.3f} with rematerialisation",
             f"  collectives, GB      {links}",
             f"  memory traffic       {gb['traffic']:.1f} GB",
             f"  at published rates   compute {ms[0]:.1f} ms, memory {ms[1]:.1f} ms, "

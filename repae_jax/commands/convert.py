@@ -7,11 +7,11 @@ from repae_jax.commands.options import add_config, add_quiet, add_step, read_con
 from repae_jax.interop.formats import TARGETS
 
 _CHOICES = "\n".join(f"  {name:<12}{what}" for name, what in TARGETS.items())
-SUMMARY = "bring weights from one format into another"
+SUMMARY = "convert weights from one format to another"
 EPILOG = f"""\
-SOURCE is recognised by its content: a work directory, a training checkpoint of the
-original REPA-E or of REPA, a VAE under LDM's or diffusers' names, a teacher, LPIPS.
-What a file holds besides is left out, and named.
+The format of SOURCE is detected from its content: a work directory, a training
+checkpoint of the original REPA-E or of REPA, a VAE under LDM's or diffusers' names, a
+teacher, LPIPS. Other content is left out, and the output lists it.
 The name of TARGET selects the format, or --to does:
 {_CHOICES}
 
@@ -22,7 +22,7 @@ examples:
   convert sdvae-f8d4.pt sdvae                    one VAE file, for diffusers
 
 A run takes its configuration from the checkpoint's arguments, or from --config; keys
-can be set, for example --config.tokenizer.weights=VAE where the checkpoint has none."""
+can be set, for example --config.tokenizer.weights=VAE if the checkpoint has no VAE."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="a file, a folder, or hf://owner/name")
     parser.add_argument("target", metavar="TARGET", type=pathlib.Path, help="a new file or folder")
     parser.add_argument(
-        "--to", choices=list(TARGETS), help="the format, where TARGET's name is ambiguous"
+        "--to", choices=list(TARGETS), help="the format, if TARGET's name is ambiguous"
     )
     add_step(parser)
     add_config(parser, "for a run whose model has no published name", required=False)
@@ -38,7 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Convert the source to the target, and print what was written and what was not; returns 0."""
+    """Convert the source to the target; prints what was written and what was left out. Returns 0.
+
+    Raises:
+      UserError: see `runs.conversion.convert`.
+    """
     from repae_jax.runs.conversion import convert
 
     done = convert(

@@ -14,7 +14,7 @@ from repae_jax.commands.options import (
 from repae_jax.commands.packed import megabytes, print_skipped
 from repae_jax.errors import advise_on_bad_images
 
-SUMMARY = "put a configuration's images through its VAE once, to train on the latents"
+SUMMARY = "encode a configuration's images by its VAE once, to train on the latents"
 EPILOG = """\
 The configuration names the images (config.data), the VAE (config.tokenizer.weights) and the
 teachers. A killed command resumes where it stopped, and ends with the same bytes.
@@ -31,9 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_config(parser)
     parser.add_argument("--output", required=True, type=pathlib.Path, help="a new folder")
-    parser.add_argument("--split", default="train", help="of the data " + DEFAULT)
-    parser.add_argument("--batch-size", type=int, default=64, help="images at a time " + DEFAULT)
-    parser.add_argument("--per-shard", type=int, default=4096, help="images in a shard " + DEFAULT)
+    parser.add_argument("--split", default="train", help="split of the data " + DEFAULT)
+    parser.add_argument("--batch-size", type=int, default=64, help="images per batch " + DEFAULT)
+    parser.add_argument("--per-shard", type=int, default=4096, help="images per shard " + DEFAULT)
     parser.add_argument("--mirrored", action="store_true", help="encode the mirrored images too")
     parser.add_argument("--images", action="store_true", help="keep the images, for the teachers")
     parser.add_argument(
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep the teachers' tokens, which training then uses in place of the teachers",
     )
     parser.add_argument(
-        "--dtype", default="float32", help="as stored; or float16, bfloat16 " + DEFAULT
+        "--dtype", default="float32", help="stored type: float32, float16, bfloat16 " + DEFAULT
     )
     add_processes(parser)
     add_quiet(parser)
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     """Encode the configuration's images to the output folder; returns 0.
 
     Raises:
-      UserError: bad configuration, files, data or output folder.
+      UserError: the configuration, files, data or output folder are wrong.
     """
     config = read_configuration(options)
     from repae_jax.data.manifest import read_manifest

@@ -1,4 +1,4 @@
-"""The `evaluate` command: how near generated images come to real ones."""
+"""The `evaluate` command: generated images measured against real ones."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ examples:
   evaluate runs/x --reference VIRTUAL_imagenet256_labeled.npz --guidance-scale 2.2
   evaluate samples.npz --reference VIRTUAL_imagenet256_labeled.npz
   evaluate samples/ --reference data/mine/heldout --save-reference mine.npz"""
-_PER_DEVICE = 64  # images at a time, unless --batch-size is given;
-_MADE_PER_DEVICE = 32  # where they are made as well
+_PER_DEVICE = 64  # images per batch and device, unless --batch-size is given
+_MADE_PER_DEVICE = 32  # the same for images that are generated during the measurement
 _COUNT = 50_000  # images of a run, unless --count is given
-_FEW = 10_000  # images; with fewer, FID says more of their number than of their quality
+_FEW = 10_000  # with fewer images, FID depends more on their number than on their quality
 _LABELS = {
     "fid": ("FID", "Fréchet distance of Inception's pooled features"),
-    "sfid": ("sFID", "the same of its spatial features"),
+    "sfid": ("sFID", "Fréchet distance of Inception's spatial features"),
     "inception_score": ("Inception Score", "of the samples by themselves"),
     "precision": ("precision", "samples that are near real images"),
     "recall": ("recall", "real images that are near samples"),
@@ -64,15 +64,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--count", type=int, help="measure only the first N samples (default: all; a run's: 50000)"
     )
-    parser.add_argument("--resolution", type=int, help="crop pictures to N pixels a side")
+    parser.add_argument("--resolution", type=int, help="crop pictures to N pixels per side")
     parser.add_argument(
-        "--batch-size", type=int, help="images at a time (default: 64 a device; a run's: 32)"
+        "--batch-size", type=int, help="images per batch (default: 64 per device; a run's: 32)"
     )
-    parser.add_argument("--output", type=pathlib.Path, help="also write the figures there, JSON")
+    parser.add_argument(
+        "--output", type=pathlib.Path, help="also write the figures to this JSON file"
+    )
     parser.add_argument(
         "--save-reference", type=pathlib.Path, help="write the reference's statistics as .npz"
     )
-    sampling = parser.add_argument_group("where SAMPLES is a run", "As `generate` takes them.")
+    sampling = parser.add_argument_group("if SAMPLES is a run", "The options of `generate`.")
     add_step(sampling)
     sampling.add_argument("--labels", help=LABELS_HELP)
     add_sampler(sampling)
@@ -83,11 +85,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure the samples against the reference; returns 0.
 
-    All processes of a job call it alike and see the same images; each computes its part of every
-    batch, and the first one writes.
+    All processes of a job make the same call and read the same images; each computes its part of
+    every batch, and the first one writes.
 
     Raises:
-      UserError: bad options, images, reference or weights; images that cannot be compared.
+      UserError: the options, images, reference or weights are wrong, or the images cannot be
+        compared.
       LostProcess: another process of the job is gone.
     """
     from repae_jax.parallel.multihost import processes
@@ -103,7 +106,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _measured(options: argparse.Namespace, group: Processes) -> tuple[Scores, Reference]:
-    """The figures, and what they compare with, which --save-reference saves."""
+    """Measure the samples; returns the scores and the reference, which --save-reference saves."""
     from repae_jax.evaluation.fid_metrics import (
         check_resolutions,
         compare,
@@ -143,10 +146,10 @@ def _measured(options: argparse.Namespace, group: Processes) -> tuple[Scores, Re
 
 
 def _open_sampled(options: argparse.Namespace, mesh: Mesh) -> ImageSet:
-    """The images that `generate` would make with these options of the run in `options.samples`.
+    """The images that `generate` makes from the run in `options.samples` with the same options.
 
     Raises:
-      UserError: bad options, or no run that can be sampled from.
+      UserError: the options are wrong, or there is no run to sample from.
     """
     from repae_jax.evaluation.generated_images import generated_image_set
     from repae_jax.parallel.mesh import place_key
@@ -209,7 +212,7 @@ def _print_scores(options: argparse.Namespace, scores: Scores, reference: Refere
 
 
 def describe(scores: Scores, reference: Reference) -> str:
-    """The figures as text, and which are missing and why."""
+    """Format the figures as text, and explain the missing ones."""
     from repae_jax.evaluation.precision_recall import NEIGHBOURS
 
     lines = [f"{scores.count} images against {reference.name}"]
@@ -224,6 +227,6 @@ def describe(scores: Scores, reference: Reference) -> str:
             f"  no precision and recall: they need more than {NEIGHBOURS} images of either side"
         )
     if scores.count < _FEW:
-        lines.append(f"  FID falls with the number of images: compare it at equal numbers only, "
-                     f"published ones are of 50000, these of {scores.count}")  # fmt: skip
+        lines.append(f"  FID falls with the number of images: compare it at equal numbers only; "
+                     f"published values have 50000, this one {scores.count}")  # fmt: skip
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The `evaluate-alignment` command: at which depth a backbone's features match its teacher's."""
+"""The `evaluate-alignment` command: alignment of a backbone with its teacher at every depth."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from repae_jax.evaluation.representation import Representation
 
 SUMMARY = (
-    "measure how near a run's backbone is to its teacher, block by block: CKNNA, linear probes"
+    "measure the alignment of a run's backbone with its teacher, by block: CKNNA, linear probes"
 )
 EPILOG = """\
-The averaged backbone sees noisy latents of held-out images, without their classes. Writes
+The averaged backbone gets noisy latents of held-out images and the null condition. Writes
 alignment.png and alignment.json.
 
 example:
@@ -28,13 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_workdir(parser, "a trained run with a teacher")
     add_step(parser)
-    parser.add_argument("--split", default="heldout", help="of the run's data " + DEFAULT)
+    parser.add_argument("--split", default="heldout", help="split of the run's data " + DEFAULT)
     parser.add_argument("--count", type=int, default=1000, help="images, at most " + DEFAULT)
     parser.add_argument(
         "--times", default="0.1,0.3,0.5,0.7,0.9", help="noise levels, 1 is noise " + DEFAULT
     )
-    parser.add_argument("--topk", type=int, default=10, help="neighbours of CKNNA " + DEFAULT)
-    parser.add_argument("--batch-size", type=int, default=50, help="images at a time " + DEFAULT)
+    parser.add_argument("--topk", type=int, default=10, help="neighbours for CKNNA " + DEFAULT)
+    parser.add_argument("--batch-size", type=int, default=50, help="images per batch " + DEFAULT)
     parser.add_argument("--output", type=pathlib.Path, help="a folder (default: WORKDIR/alignment)")
     add_quiet(parser)
 
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     """Measure CKNNA and linear probes of a checkpoint of the run; returns 0.
 
     Raises:
-      UserError: bad options, run or data.
+      UserError: the options, the run or the data are wrong.
     """
     from repae_jax.data.sources import open_source
     from repae_jax.runs.workdir import load_config
@@ -93,10 +93,10 @@ def _measure(
 
 
 def parse_times(text: str) -> tuple[float, ...]:
-    """Noise levels from "0.1,0.5".
+    """Parse noise levels from text such as "0.1,0.5".
 
     Raises:
-      UserError: they are not numbers.
+      UserError: the text holds something else than numbers.
     """
     try:
         return tuple(float(word) for word in text.split(","))
@@ -105,7 +105,7 @@ def parse_times(text: str) -> tuple[float, ...]:
 
 
 def describe(found: Representation, count: int) -> str:
-    """The figures as text: a row a noise level, a column a block."""
+    """Format the figures as text, with a row per noise level and a column per block."""
     lines = [f"{count} images; by row the noise level t, by column the block"]
     for name, table in found.alignment.items():
         lines += [f"CKNNA with {name} (the VAE's latents: {found.latents[name]:.3f})"]

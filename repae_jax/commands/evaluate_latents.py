@@ -6,9 +6,9 @@ import pathlib
 from repae_jax.commands.options import DEFAULT, add_quiet
 from repae_jax.errors import UserError, advise_batch_size
 
-SUMMARY = "show the latent spaces of VAEs side by side: colours, spectra, statistics"
+SUMMARY = "compare the latent spaces of VAEs: colours, spectra, statistics"
 EPILOG = """\
-IMAGES and VAE are what `evaluate-vae` takes; NAME=VAE names one in the pictures. Writes
+IMAGES and VAE are as in `evaluate-vae`; NAME=VAE gives a VAE a name in the pictures. Writes
 report.html and its pictures.
 
 example:
@@ -22,17 +22,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, type=pathlib.Path, help="a folder")
     parser.add_argument("--shown", type=int, default=10, help="images in the pictures " + DEFAULT)
     parser.add_argument("--count", type=int, default=256, help="images, at most " + DEFAULT)
-    parser.add_argument("--resolution", type=int, help="crop pictures to N pixels a side")
-    parser.add_argument("--batch-size", type=int, default=16, help="images at a time " + DEFAULT)
+    parser.add_argument("--resolution", type=int, help="crop pictures to N pixels per side")
+    parser.add_argument("--batch-size", type=int, default=16, help="images per batch " + DEFAULT)
     add_quiet(parser)
 
 
 @advise_batch_size()
 def run(options: argparse.Namespace) -> int:
-    """Encode the images by each of the VAEs, and write a report; returns 0.
+    """Encode the images by each VAE, and write a report; returns 0.
 
     Raises:
-      UserError: bad options, images or VAEs.
+      UserError: the options, images or VAEs are wrong.
     """
     from repae_jax.config.needs import check_nothing_missing, missing_paths, missing_vaes
     from repae_jax.evaluation.image_sets import open_images
@@ -63,10 +63,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def parse_vaes(words: list[str]) -> dict[str, str]:
-    """{name: path} of "NAME=PATH" or "PATH", which is its own name.
+    """Parse words "NAME=PATH" or "PATH" into {name: path}; the default name ends the path.
 
     Raises:
-      UserError: two have one name.
+      UserError: a name or path is empty, or two VAEs have the same name.
     """
     found = {}
     for word in words:

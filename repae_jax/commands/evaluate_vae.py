@@ -1,4 +1,4 @@
-"""The `evaluate-vae` command: what a VAE keeps of images."""
+"""The `evaluate-vae` command: the quality of a VAE's reconstructions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from repae_jax.evaluation.autoencoder import AutoencoderScores, Distance
 
-SUMMARY = "measure what a VAE keeps of images: PSNR, SSIM, rFID, LPIPS, its latents"
+SUMMARY = "measure a VAE's reconstructions and latents: PSNR, SSIM, rFID, LPIPS"
 EPILOG = """\
 VAE is a work directory, a folder that diffusers wrote, a file under LDM's names, or a
 repository of the hub. IMAGES is a folder of pictures, one that `prepare` wrote, or an .npz.
@@ -24,7 +24,7 @@ examples:
   evaluate-vae runs/sdvae data/imagenet256/heldout
   evaluate-vae REPA-E/e2e-sdvae-hf imagenet/val --resolution 256 \\
       --inception pt_inception-2015-12-05-6726825d.pth"""
-_PER_DEVICE = 16  # images at a time, unless --batch-size is given
+_PER_DEVICE = 16  # images per batch and device, unless --batch-size is given
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,21 +35,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lpips", help="LPIPS's heads (vgg.pth), for LPIPS")
     parser.add_argument("--vgg", help="VGG16's weights (vgg16-397923af.pth), for LPIPS")
     parser.add_argument(
-        "--seed", type=int, help="sample the posterior (default: its mean is decoded)"
+        "--seed", type=int, help="decode samples of the posterior (default: its mean)"
     )
     parser.add_argument("--count", type=int, help="measure only the first N images")
-    parser.add_argument("--resolution", type=int, help="crop pictures to N pixels a side")
-    parser.add_argument("--batch-size", type=int, help="images at a time (default: 16 a device)")
-    parser.add_argument("--output", type=pathlib.Path, help="also write the figures there, JSON")
+    parser.add_argument("--resolution", type=int, help="crop pictures to N pixels per side")
+    parser.add_argument("--batch-size", type=int, help="images per batch (default: 16 per device)")
+    parser.add_argument(
+        "--output", type=pathlib.Path, help="also write the figures to this JSON file"
+    )
     add_quiet(parser)
 
 
 @advise_batch_size()
 def run(options: argparse.Namespace) -> int:
-    """Measure how the VAE reconstructs the images; returns 0.
+    """Measure the VAE's reconstructions of the images; returns 0.
 
     Raises:
-      UserError: bad options, images, VAE or weights.
+      UserError: the options, images, VAE or weights are wrong.
     """
     import jax
 
@@ -104,7 +106,7 @@ def _check_options(options: argparse.Namespace) -> None:
 
 
 def describe(scores: AutoencoderScores, name: str) -> str:
-    """The figures as text."""
+    """Format the figures as text."""
     latents = scores.latents
     lines = [
         f"{scores.count} images of {name}",
@@ -131,7 +133,7 @@ def _figures(scores: AutoencoderScores) -> dict[str, Any]:
 
 
 def _read_lpips(heads: str, vgg: str, mesh: Mesh) -> Distance:
-    """LPIPS with the weights of these files, on all devices."""
+    """Load LPIPS from its two files of weights to all devices."""
     import jax
 
     from repae_jax.interop.lpips import load_lpips, read_lpips

@@ -46,10 +46,10 @@ examples:
       --guidance-scale 2.5 --guidance-high 0.75
   generate --distributed --workdir ... --output ...               on every host of a pod
 
-An .npz holds arr_0, uint8 (N, H, W, 3), and arr_1, the classes (-1: of no class), as the evaluator
-of ADM (openai/guided-diffusion) reads them; most tables of FID on ImageNet are made with it:
+An .npz holds arr_0, uint8 (N, H, W, 3), and arr_1, the classes (-1: unconditional), for the
+evaluator of ADM (openai/guided-diffusion), which most published FIDs on ImageNet come from:
   python evaluations/evaluator.py VIRTUAL_imagenet256_labeled.npz samples/x.npz"""
-_PER_DEVICE = 32  # images at a time, unless --batch-size is given
+_PER_DEVICE = 32  # images per batch and device, unless --batch-size is given
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,8 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size",
         type=int,
-        help="images at a time on all devices together, rounded up to a multiple of their number "
-        "(default: 32 a device)",
+        help="images per batch over all devices, rounded up to a multiple of their number "
+        "(default: 32 per device)",
     )
     add_sampler(parser)
     add_processes(parser)
@@ -77,9 +77,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """The requested images: of `labels` (N,), at `output`, `batch_size` at a time.
+    """The requested images.
 
-    `labels_text` identifies the choice of labels in the file beside the images.
+    Attributes:
+      config: the run's configuration.
+      sampler: the sampler.
+      seed: the seed of all images.
+      labels: (N,) integers, the images' classes.
+      labels_text: identifies the choice of labels in the file beside the images.
+      output: the file or folder.
+      mesh: the devices.
+      batch_size: images per batch.
     """
 
     config: ConfigDict
@@ -95,11 +103,11 @@ class Job:
 def run(options: argparse.Namespace) -> int:
     """Generate images from a checkpoint of the run; returns 0.
 
-    All processes of a job call it alike. Each computes its part of every batch; the images, small
-    compared with what they cost, go to all, and the first process writes them.
+    All processes of a job make the same call. Each computes its part of every batch; all processes
+    receive the images, and the first one writes them.
 
     Raises:
-      UserError: bad options, run or output.
+      UserError: the options, the run or the output are wrong.
       LostProcess: another process of the job is gone.
     """
     import numpy as np
@@ -110,7 +118,7 @@ def run(options: argparse.Namespace) -> int:
 
     join_processes(options)
     group = processes()
-    lock = None  # of the first process
+    lock = None  # held by the first process
     with group.translate_device_errors(), contextlib.ExitStack() as held:
         with group.together():
             job = _plan(options)
@@ -127,7 +135,7 @@ def run(options: argparse.Namespace) -> int:
         missing = np.flatnonzero(group.from_first(missing)) * job.batch_size
         models = trained.models
         generate = make_generate(models.backbone, models.tokenizer, job.sampler, mesh=job.mesh)
-        del trained  # only what sampling needs stays on the devices
+        del trained  # only the sampling weights stay on the devices
         if missing.size:
             _write_missing(job, generate, weights, missing, lock, group, progress=not options.quiet)
         with group.together():
@@ -141,7 +149,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> Job:
-    """The requested images, checked before anything large is loaded."""
+    """Check the options before anything large is loaded; returns the job."""
     from repae_jax.parallel.mesh import make_mesh, padded_batch_size
     from repae_jax.sampling.class_labels import choose_labels
     from repae_jax.sampling.outputs import make_output
@@ -159,7 +167,7 @@ def _plan(options: argparse.Namespace) -> Job:
 
 
 def _made(job: Job, run: Run, weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that decides what the images are, for the file beside them."""
+    """The values that determine the images, for the file beside them."""
     from repae_jax.runs.fingerprint import weights_sha256
     from repae_jax.sampling.outputs import Npz
 
@@ -186,7 +194,7 @@ def _write_missing(
     *,
     progress: bool,
 ) -> None:
-    """Make the batches that begin at `starts`; the first process writes them."""
+    """Generate the batches that begin at `starts`; the first process writes them."""
     from tqdm import tqdm
 
     from repae_jax.parallel.mesh import place_key

@@ -5,9 +5,9 @@ import argparse
 from repae_jax.interop.formats import FORMATS
 
 _KNOWN = "\n".join(f"  {what}" for what in FORMATS.values())
-SUMMARY = "describe what a file or folder holds"
+SUMMARY = "describe the content of a file or folder"
 EPILOG = f"""\
-Recognised by its content, not by its name:
+The format is detected from the content; the name does not matter. Known formats:
 {_KNOWN}
 
 Nothing in a file is executed."""
@@ -19,7 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print what the file or folder holds; returns 0."""
+    """Print a description of the file or folder; returns 0.
+
+    Raises:
+      UserError: it does not exist, is damaged, or has an unknown format.
+    """
     from repae_jax.runs.inspection import describe
 
     print(describe(options.path))

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they select."""
+"""Options that several commands share, and their evaluation."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 DEFAULT = "(default: %(default)s)"
 CONFIG_HELP = """\
-Any key of the configuration can be set behind --config, for example
+Any key of the configuration can be set after --config, for example
   --config configs/digits.py --config.run.steps=200 --config.backbone.depth=4
-and a config file may take an argument behind a colon, such as its recipe:
+and a config file may take an argument after a colon, such as its recipe:
   --config configs/digits.py:repa --config.tokenizer.weights=runs/digits
 All keys and their defaults are in repae_jax/config/defaults.py.
 """
 LABELS_HELP = (
-    "balanced (default): all classes in turn; random: drawn by the seed; none: unconditional, by "
+    "balanced (default): all classes in turn; random: chosen by the seed; none: unconditional, by "
     "the null class; or classes such as 3,1,4, or a text file of them, repeated up to the count"
 )
 # The keys of config.sampling that `add_sampler` adds.
@@ -34,17 +34,18 @@ def add_config(
     *,
     required: bool = True,
 ) -> None:
-    """--config FILE[:ARG]; `cli.main` puts the keys behind it into `options.overrides`."""
+    """Add --config FILE[:ARG]; `cli.main` puts the keys after it into `options.overrides`."""
     parser.add_argument("--config", required=required, metavar="FILE[:ARG]", help=what)
 
 
 def read_configuration(
     options: argparse.Namespace, stored: Callable[[], ConfigDict] | None = None
 ) -> ConfigDict:
-    """The configuration of --config, else that of `stored()`, with the keys set behind it.
+    """Read the configuration of --config, or else `stored()`, and apply the keys set after it.
 
     Raises:
-      UserError: no such file, an error in it, an unknown key, or a value of the wrong type.
+      UserError: the file does not exist or has an error, a key is unknown, or a value has the wrong
+        type.
     """
     from repae_jax.config.overrides import apply_overrides, read_config
 
@@ -54,12 +55,12 @@ def read_configuration(
 
 
 def add_workdir(parser: argparse.ArgumentParser, what: str) -> None:
-    """--workdir, which is required."""
+    """Add the required option --workdir with the help `what`."""
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help=what)
 
 
 def add_step(parser: argparse._ActionsContainer) -> None:
-    """--step: which of a run's checkpoints is used."""
+    """Add --step, which selects a checkpoint of a run."""
     parser.add_argument(
         "--step",
         type=int,
@@ -69,10 +70,10 @@ def add_step(parser: argparse._ActionsContainer) -> None:
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:
-    """How this process finds the others of its job, for `join_processes`."""
+    """Add the options by which a process finds the others of its job, for `join_processes`."""
     group = parser.add_argument_group(
         "several processes",
-        "Run the same command on every host (one process a host, or one a GPU).",
+        "Run the same command on every host (one process per host, or one per GPU).",
     )
     group.add_argument(
         "--distributed",
@@ -81,11 +82,13 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
     group.add_argument("--process-count", type=int, metavar="N", help="with --coordinator")
-    group.add_argument("--process-index", type=int, metavar="I", help="of this process, from 0")
+    group.add_argument(
+        "--process-index", type=int, metavar="I", help="number of this process, from 0"
+    )
 
 
 def join_processes(options: argparse.Namespace) -> None:
-    """Join the other processes of the job, if the options of `add_processes` ask for it.
+    """Join the other processes of the job, if the options of `add_processes` request it.
 
     Raises:
       UserError: the options are wrong, or the platform identifies no other processes.
@@ -98,23 +101,23 @@ def join_processes(options: argparse.Namespace) -> None:
 
 
 def add_quiet(parser: argparse.ArgumentParser) -> None:
-    """--quiet."""
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    """Add --quiet."""
+    parser.add_argument("--quiet", action="store_true", help="hide progress bars")
 
 
 def add_sampler(parser: argparse.ArgumentParser) -> None:
-    """The seed, and the sampler's keys of the configuration."""
+    """Add --seed, and options for the sampler's keys of the configuration."""
     parser.add_argument(
         "--seed", type=int, default=0, help="image i depends on (seed, i) alone " + DEFAULT
     )
     parser.add_argument("--method", help="euler, heun or euler-maruyama (default: the config's)")
     parser.add_argument("--steps", type=int, help="integration steps (default: the config's)")
     parser.add_argument("--guidance-scale", type=float, help="0: unconditional, 1: no guidance")
-    parser.add_argument("--guidance-low", type=float, help="guide only at times t from here,")
-    parser.add_argument("--guidance-high", type=float, help="to here; t runs from 1 to 0")
+    parser.add_argument("--guidance-low", type=float, help="lowest time t with guidance, 0 to 1")
+    parser.add_argument("--guidance-high", type=float, help="highest t with guidance; 1 is noise")
 
 
 def check_seed(seed: int) -> None:
-    """Raise UserError unless --seed is one that the random keys distinguish from all others."""
+    """Raise UserError unless --seed fits the 32 bits that random keys use."""
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed is {seed}: give 0 to {2**32 - 1}")

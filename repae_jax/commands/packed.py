@@ -1,4 +1,4 @@
-"""What `prepare` and `encode` print of the packed data set that they wrote."""
+"""The output of `prepare` and `encode` on the packed data set that they wrote."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,9 +10,9 @@ def megabytes(manifest: Mapping[str, Any]) -> str:
 
 
 def print_skipped(manifest: Mapping[str, Any]) -> None:
-    """Print which images were left out, if any were."""
+    """Print the names of images that were left out, if there are any."""
     if skipped := manifest["skipped"]:
         names = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
-        # a name need not be Unicode, and then cannot be printed as it is
+        # a file name that is invalid Unicode cannot be printed as it is
         names = names.encode("utf-8", "backslashreplace").decode()
         print(f"skipped {len(skipped)} that are no readable images (see its manifest): {names}")

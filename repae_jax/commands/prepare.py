@@ -8,7 +8,7 @@ from repae_jax.commands.options import DEFAULT, add_quiet
 from repae_jax.commands.packed import megabytes, print_skipped
 from repae_jax.errors import UserError, advise_on_bad_images
 
-SUMMARY = "pack images into shards: cropped, encoded, ready to be read at random"
+SUMMARY = "pack images into shards: cropped, encoded, for fast random access"
 EPILOG = """\
 SOURCE is a folder of class folders, tfds:NAME, hdf5:FOLDER (the original's images.h5),
 digits, or scenes:COUNT. A killed command resumes where it stopped, and ends with the same
@@ -24,26 +24,24 @@ then train with --config.data.source=packed --config.data.path=data/imagenet256"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("source", metavar="SOURCE", nargs="?", help="where the images are")
+    parser.add_argument("source", metavar="SOURCE", nargs="?", help="the images to pack")
     parser.add_argument(
         "output", metavar="OUTPUT", nargs="?", type=pathlib.Path, help="a new folder"
     )
     parser.add_argument(
         "--verify", metavar="FOLDER", type=pathlib.Path, help="check a packed folder"
     )
-    parser.add_argument(
-        "--resolution", type=int, default=256, help="pixels along a side " + DEFAULT
-    )
+    parser.add_argument("--resolution", type=int, default=256, help="pixels per side " + DEFAULT)
     parser.add_argument("--format", default="raw", help="raw (default), png, webp: lossless; jpeg")
-    parser.add_argument("--quality", type=int, help="1 to 100, for jpeg, or webp with loss")
-    parser.add_argument("--split", default="train", help="of the source " + DEFAULT)
-    parser.add_argument("--path", default="", help="tfds: the data directory, if not its default")
-    parser.add_argument("--per-shard", type=int, default=2048, help="images in a shard " + DEFAULT)
+    parser.add_argument("--quality", type=int, help="1 to 100, for jpeg or lossy webp")
+    parser.add_argument("--split", default="train", help="split of the source " + DEFAULT)
+    parser.add_argument("--path", default="", help="tfds: the data directory (default: its own)")
+    parser.add_argument("--per-shard", type=int, default=2048, help="images per shard " + DEFAULT)
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="processes; 0: in this one " + DEFAULT
+        "--workers", type=int, default=os.cpu_count(), help="processes; 0: only this one " + DEFAULT
     )
     parser.add_argument(
-        "--exif", action="store_true", help="rotate pictures as their EXIF data specify"
+        "--exif", action="store_true", help="rotate images by their EXIF orientation"
     )
     parser.add_argument(
         "--on-bad-image",
@@ -62,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     """Pack the images, or check a packed data set; returns 0.
 
     Raises:
-      UserError: bad options, source, images or output folder, or a data set with a fault.
+      UserError: the options, source, images or output folder are wrong, or `--verify` finds damage.
     """
     if options.verify is not None:
         return _verify(options)

@@ -29,7 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @advise_on_bad_images("or pass over such images with --config.data.on_bad_image=skip")
 def run(options: argparse.Namespace) -> int:
-    """Train the teacher and save it; returns 0."""
+    """Train the teacher and save it; returns 0.
+
+    Raises:
+      UserError: the configuration or the teacher's entry are wrong, or the file exists.
+    """
     config = read_configuration(options)
     name = _chosen_teacher(config, options.teacher)
     from repae_jax.config.validate import validate
@@ -48,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _chosen_teacher(config: ConfigDict, asked: str | None) -> str:
-    """The name given by --teacher, or that of the only teacher."""
+    """The name in --teacher, or else the only teacher's name."""
     names = list(config.teachers)
     name = asked or (names[0] if len(names) == 1 else None)
     if name not in names:

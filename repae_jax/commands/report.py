@@ -15,12 +15,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples", type=int, default=1000, help="generated images to measure " + DEFAULT
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the generated images " + DEFAULT)
+    parser.add_argument("--seed", type=int, default=0, help="seed of these images " + DEFAULT)
     add_quiet(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write `report.html` and its pictures into the work directory; returns 0."""
+    """Write `report.html` and its pictures into the work directory; returns 0.
+
+    Raises:
+      UserError: the options, the run or its data are wrong.
+    """
     from repae_jax.data.source import check_images
     from repae_jax.data.sources import open_source
     from repae_jax.evaluation.run_report import write_run_report

@@ -29,14 +29,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="one image of each of these classes, such as 3,1,4; or none: 64 images of the null "
         "class (default: eight of each class, up to 10 classes)",
     )
-    parser.add_argument("--batch-size", type=int, default=64, help="images at a time " + DEFAULT)
+    parser.add_argument("--batch-size", type=int, default=64, help="images per batch " + DEFAULT)
     add_sampler(parser)
     add_quiet(parser)
 
 
 @advise_batch_size()
 def run(options: argparse.Namespace) -> int:
-    """Generate images from a checkpoint of the run, and save their grid; returns 0."""
+    """Generate images from a checkpoint of the run, and save their grid; returns 0.
+
+    Raises:
+      UserError: the options or the run are wrong.
+    """
     import jax
 
     from repae_jax.runs.open_run import open_run, sampling_weights
@@ -65,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _labels(text: str | None, num_classes: int) -> tuple[np.ndarray, int]:
-    """Labels (N,) int32, and the columns of their grid; by default eight images a class."""
+    """Labels (N,) int32, and the columns of their grid; by default eight images per class."""
     import numpy as np
 
     from repae_jax.sampling.class_labels import NONE, parse_labels, unconditional_labels

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def sampled_config(workdir: pathlib.Path) -> ConfigDict:
-    """The configuration of a run that can be sampled from.
+    """Load the configuration of a run, and check that the run can be sampled from.
 
     Raises:
       UserError: there is no run, or it has no backbone.
@@ -25,8 +25,8 @@ def sampled_config(workdir: pathlib.Path) -> ConfigDict:
 
     if workdir.is_file():
         raise UserError(
-            f"--workdir {workdir} is a file: sampling needs a work directory; of the original's "
-            f"checkpoint `python -m repae_jax convert {workdir} DIRECTORY` makes one"
+            f"--workdir {workdir} is a file: sampling needs a work directory; `python -m repae_jax "
+            f"convert {workdir} DIRECTORY` makes one from a checkpoint of the original"
         )
     if _is_of_diffusers(workdir / CONFIG):
         raise UserError(
@@ -49,10 +49,12 @@ def _is_of_diffusers(path):
 
 
 def chosen_sampler(config: ConfigDict, options: argparse.Namespace) -> Sampler:
-    """The configuration's sampler with the changes of the command line; unguided without classes.
+    """Make the configuration's sampler with the changes of the command line.
+
+    Unconditional sampling (--labels none) turns guidance off.
 
     Raises:
-      UserError: the seed or a change is impossible, or the model lacks the null class.
+      UserError: the seed or a change is out of range, or the model lacks the null class.
     """
     from repae_jax.runs.open_run import make_sampler
     from repae_jax.sampling.class_labels import NONE

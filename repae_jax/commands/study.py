@@ -37,12 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--jobs",
         type=int,
         default=1,
-        help="runs side by side, which share the processor's cores; figures depend on it in their "
-        "last digits; on a GPU leave it at 1 " + DEFAULT,
+        help="number of concurrent runs, which share the processor's cores; it changes the last "
+        "digits of figures; on a GPU leave it at 1 " + DEFAULT,
     )
-    parser.add_argument("--run", metavar="ARM:SEED", help="only this run, as the study starts it")
     parser.add_argument(
-        "--prepare", action="store_true", help="only make what all runs share: teachers, the judge"
+        "--run", metavar="ARM:SEED", help="run only this run, as the study starts it"
+    )
+    parser.add_argument(
+        "--prepare", action="store_true", help="only make the shared parts: teachers, the judge"
     )
     parser.add_argument("--report", action="store_true", help="only compare the finished runs")
     parser.add_argument(
@@ -50,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RESULTS",
         type=pathlib.Path,
         help="another results.jsonl: report which runs have the same figures, bit by bit; the exit "
-        "status is 1 if those of any differ",
+        "status is 1 if the figures of a run differ",
     )
     add_quiet(parser)
 
@@ -60,24 +62,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--config.config.data.on_bad_image=skip to pass over such images"
 )
 def run(options: argparse.Namespace) -> int:
-    """Run what is left of a study, or one of its runs, and write its report.
+    """Run the remaining runs of a study, or one of them, and write the report.
 
     Returns:
-      The exit status: 0, or 1 where runs have other figures than those of `--against`.
+      The exit status: 0, or 1 if a run's figures differ from those in `--against`.
 
     Raises:
-      UserError: a bad study, files, or a run that failed.
+      UserError: the study or its files are wrong, or a run failed.
       TryAgain: the study was interrupted.
     """
-    from repae_jax.study.schedule import keep_to_share
+    from repae_jax.study.schedule import restrict_cores
 
-    keep_to_share()  # before JAX starts threads
+    restrict_cores()  # before JAX starts threads
     from repae_jax.study.agreement import agreement
     from repae_jax.study.plan import check, jobs
     from repae_jax.study.report import write_study
     from repae_jax.study.results import read_results
     from repae_jax.study.run import run_job
-    from repae_jax.study.schedule import shares
+    from repae_jax.study.schedule import divide_cores
     from repae_jax.study.shared import make_shared
     from repae_jax.utils.lock import writing_in
 
@@ -92,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
     if options.run:
         run_job(study, _job(study, options.run), output, progress=progress)
         return 0
-    shares(options.jobs)
+    divide_cores(options.jobs)
     results = _results(study, output)
     if not options.report:
         _run_missing(study, options)
@@ -117,7 +119,7 @@ def _read_study(options: argparse.Namespace) -> ConfigDict:
 
 
 def _check_needs(study: ConfigDict, options: argparse.Namespace) -> None:
-    """Raise UserError for shared files of another study, and for missing files of runs to come."""
+    """Raise UserError for shared files of another study, and for missing files of future runs."""
     from repae_jax.config.needs import check_nothing_missing
     from repae_jax.study.plan import missing_for_runs
     from repae_jax.study.shared import check_shared
@@ -128,7 +130,7 @@ def _check_needs(study: ConfigDict, options: argparse.Namespace) -> None:
 
 
 def _run_missing(study: ConfigDict, options: argparse.Namespace) -> None:
-    """Make what the runs share, and run those that have no result, each in its own process."""
+    """Make the shared parts, and run the runs without a result, each in its own process."""
     from repae_jax.study.run import read_result
     from repae_jax.study.schedule import prepare, run_all
     from repae_jax.utils.lock import writing_in

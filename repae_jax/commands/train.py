@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SUMMARY = "train a configuration in a work directory, or resume the run there"
 EPILOG = f"""\
 {CONFIG_HELP}
-The work directory is the whole run: config.json, checkpoints/, tensorboard/, samples/.
+The work directory holds the complete run: config.json, checkpoints/, tensorboard/, samples/.
 Ctrl-C or SIGTERM saves and exits with status 75; the same command resumes from there.
 Learning rates, their schedules and the dtype may change."""
 
@@ -40,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--from-step",
         type=int,
         metavar="N",
-        help="continue from the checkpoint of step N, or from the beginning (0); what was saved "
-        "after it is set aside in the work directory",
+        help="continue from the checkpoint of step N, or from the beginning (0); later checkpoints "
+        "are set aside in the work directory",
     )
     parser.add_argument(
         "--profile",
@@ -57,7 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "others: a run that has begun refuses them, and names the --config.data.accept=... for them)"
 )
 def run(options: argparse.Namespace) -> int:
-    """Train until the last step or a signal; returns 0, or 75 where a signal came first."""
+    """Train until the last step or a signal; returns 0, or 75 after a signal.
+
+    Raises:
+      UserError: see `training.loop.train`.
+      LostProcess: another process of the job is gone.
+    """
     config = read_configuration(options, lambda: _stored_configuration(options.workdir))
     from repae_jax.training.default_hooks import default_hooks
     from repae_jax.training.loop import train

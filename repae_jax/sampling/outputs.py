@@ -129,7 +129,7 @@ class Output:
         except OSError as error:
             raise UserError(
                 f"{path}: cannot be written ({error.strerror or error}); make room or permit it "
-                "there, and run the same command to go on"
+                "there, and run the same command to resume"
             ) from error
 
 

@@ -91,7 +91,7 @@ def train(
             initial_state, config, run.models, run.data.train, program.shardings, progress=progress
         )
         with processes.together():
-            # A new run loads its weights now, so errors in the files show before it writes anything.
+            # A new run loads its weights now: errors in the files show before it writes anything.
             begun = (workdir / FOLDER).exists() and from_step != 0
             state = None if begun else at_first()
         with processes.together():
