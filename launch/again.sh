@@ -4,10 +4,10 @@
 #   bash launch/again.sh python -m repae_jax train --config ... --workdir runs/mine
 #
 # Status 0 (done) and 2 (bad input, a full disk, a run that diverges: see its message) end the
-# script. After any other status, such as 75 (saved on a signal) or a crash, the command starts again
-# and resumes from its last checkpoint: at most AGAIN_LIMIT times (default 100), AGAIN_PAUSE seconds
-# apart (default 10). Ctrl-C, SIGTERM and the end of the terminal are passed on to the command, and
-# end this script with its status.
+# script. After any other status, such as 75 (saved on a signal) or a crash, the command starts
+# again and resumes from its last checkpoint: at most AGAIN_LIMIT times (default 100), AGAIN_PAUSE
+# seconds apart (default 10). Ctrl-C, SIGTERM and the end of the terminal are passed on to the
+# command, and end this script with its status.
 set -uo pipefail
 
 limit=${AGAIN_LIMIT:-100}
