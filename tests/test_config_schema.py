@@ -115,7 +115,7 @@ EDITS = {
         "config.optimizer.tokenizer.max_grad_norm is nan",
     ),
     "run.data_timeout": (1e300, "config.run.data_timeout is 1e+300: give at most 1e+09"),
-    "sede": (3, "is not of this version, which knows no config.sede"),
+    "sede": (3, "has the key config.sede, which this version does not know"),
 }
 
 

@@ -225,5 +225,5 @@ def _write_missing(
 
 def _print_output(output: Npz | Folder, finished: bool) -> None:
     side = "x".join(map(str, output.shape[:2]))
-    there = "are there already" if finished else "written"
-    print(f"{output.path}: {output.count} images, {side}, {there}; first ones: {output.preview}")
+    state = "exist already" if finished else "written"
+    print(f"{output.path}: {output.count} images, {side}, {state}; first ones: {output.preview}")

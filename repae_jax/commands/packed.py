@@ -15,4 +15,4 @@ def print_skipped(manifest: Mapping[str, Any]) -> None:
         names = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
         # a file name that is invalid Unicode cannot be printed as it is
         names = names.encode("utf-8", "backslashreplace").decode()
-        print(f"skipped {len(skipped)} that are no readable images (see its manifest): {names}")
+        print(f"skipped {len(skipped)} unreadable images (see the manifest): {names}")

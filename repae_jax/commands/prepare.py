@@ -94,7 +94,7 @@ def _verify(options: argparse.Namespace) -> int:
     from repae_jax.data.shards import verify
 
     verify(options.verify, progress=not options.quiet)
-    print(f"{options.verify}: whole, {_summary(read_manifest(options.verify))}")
+    print(f"{options.verify}: intact, {_summary(read_manifest(options.verify))}")
     return 0
 
 

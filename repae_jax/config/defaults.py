@@ -305,7 +305,7 @@ def from_stored(stored: Any, *, source: str) -> ConfigDict:
     stored = upgrade(stored, source=source)
     expected = _defaults(stored)
     if unknown := _apart(expected, stored, "config"):
-        raise UserError(f"{source} is not of this version, which knows no {unknown[0]}")
+        raise UserError(f"{source} has the key {unknown[0]}, which this version does not know")
     check_values(_with_defaults(stored, expected), source=f"{source}: config.")
     config = base()
     for name in stored.keys() & set(SECTIONS):

@@ -154,7 +154,7 @@ def _factor_by_eigenvectors(covariance, which):
     if values[0] < -1e-3 * largest:
         raise UserError(
             f"the {which} covariance has the negative eigenvalue {values[0]:.3g} (the largest is "
-            f"{largest:.3g}), so it is none: compute it anew"
+            f"{largest:.3g}), so it is no covariance: compute it anew"
         )
     kept = values > _rounding(covariance) * largest
     return vectors[:, kept] * np.sqrt(values[kept])

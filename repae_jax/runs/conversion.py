@@ -78,7 +78,8 @@ def convert(
     if to not in _possible(found):
         choices = ", ".join(_possible(found))
         raise UserError(
-            f"{found.path} ({FORMATS[found.format]}) does not become {to!r}; it can: {choices}"
+            f"{found.path} ({FORMATS[found.format]}) cannot be converted to {to!r}: choose one of "
+            f"{choices}"
         )
     _check_suffix(target, to)
     with writing(target):
@@ -225,7 +226,7 @@ def _check_groups(module, target):
     if target.suffix != ".safetensors" and getattr(module, "groups", usual) != usual:
         raise UserError(
             f"{target}: this VAE's norms have {module.groups} groups and not the usual {usual}, "
-            "which such a file cannot tell its readers: write .safetensors, or a diffusers folder"
+            "which such a file cannot store: write .safetensors, or a diffusers folder"
         )
 
 

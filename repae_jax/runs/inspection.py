@@ -104,7 +104,7 @@ def _saved_lines(path, last_step):
         yield "damaged", fault
     if whole is not None:
         of = f"of step {whole}: "
-        yield "files", of + ("as their checksums say" if compared else "without checksums")
+        yield "files", of + ("match their checksums" if compared else "have no checksums")
 
 
 def _checkpoint_lines(found):
@@ -229,7 +229,7 @@ def _vit_text(names: ViTNames) -> str:
     patch_embed = tensors[f"{names.prefix}{format.layers['patch_embed']}.weight"].shape
     positions = tensors[names.prefix + format.tensors[0].theirs].shape
     if len(patch_embed) != 4 or len(positions) < 2:
-        return "damaged: its tensors have not the shapes of a ViT's"
+        return "damaged: its tensors lack the shapes of a ViT"
     block = re.escape(names.prefix + format.layers["blocks_{i}/norm1"])
     size = {"dim": patch_embed[0], "patch_size": patch_embed[-1]}
     size["depth"] = _count(block.replace(r"\{i\}", r"(\d+)"), tensors)

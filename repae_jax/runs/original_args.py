@@ -196,7 +196,7 @@ def _teachers(enc_type, source):
         family, _, size = name.split("-") if name.count("-") == 2 else (None, None, None)
         arch = _TEACHERS.get(family, "").format((size or "").lower())
         if arch not in VIT_CONFIGS:
-            raise UserError(f"{source}: teacher {name!r} is none that is known here: {_choices()}")
+            raise UserError(f"{source}: unknown teacher {name!r}; known are {_choices()}")
         prefix = f"t{number}_" if len(names) > 1 else ""
         teachers[prefix + arch.replace("-", "_")] = configuration.teacher(
             arch, weights=f"pretrained/{arch}.pth"

@@ -365,13 +365,13 @@ def _counters(origin, key, part, steps, config):
 def _parts(models: Models, config: ConfigDict, source: str, *, statistics: bool) -> dict[str, Part]:
     """The trained networks as parts of the original's checkpoint, in its order."""
     if models.backbone is None:
-        raise UserError(f"{source}: trains no SiT, so it is no checkpoint of the original's")
-    steered_by = models.backbone.conditioner
-    if not isinstance(models.backbone, SiT) or not isinstance(steered_by, ClassLabel):
+        raise UserError(f"{source}: trains no SiT, so it cannot become the original's checkpoint")
+    conditioner = models.backbone.conditioner
+    if not isinstance(models.backbone, SiT) or not isinstance(conditioner, ClassLabel):
         raise UserError(
             f"{source}: the original's checkpoint holds a SiT with class labels, this run a "
-            f"{type(models.backbone).__name__} with a {type(steered_by).__name__}: its tokenizer "
-            "goes to diffusers (--to diffusers)"
+            f"{type(models.backbone).__name__} with a {type(conditioner).__name__}: convert its "
+            "tokenizer alone (--to diffusers)"
         )
     parts = {"backbone": original.sit_part(models.backbone, statistics=statistics)}
     if "tokenizer" not in config.train:
@@ -380,8 +380,8 @@ def _parts(models: Models, config: ConfigDict, source: str, *, statistics: bool)
         raise UserError(
             f"{source}: the original's checkpoint holds an AutoencoderKL and its discriminator, "
             f"this run trains a {type(models.tokenizer).__name__} "
-            f"{'without one' if models.discriminator is None else 'and its discriminator'}; a VAE "
-            "that diffusers knows goes there alone (--to diffusers)"
+            f"{'without one' if models.discriminator is None else 'and its discriminator'}: "
+            "convert a VAE that diffusers supports alone (--to diffusers)"
         )
     parts["tokenizer"] = original.vae_part(models.tokenizer)
     parts["discriminator"] = original.discriminator_part(models.discriminator)

@@ -97,7 +97,7 @@ def record(config: ConfigDict, workdir: pathlib.Path, data: RunData) -> str:
     if told:
         return f"accepted changed data: {'; '.join(told)}"
     if before is None and (workdir / "checkpoints").is_dir():
-        return f"{workdir / FILE} is new: the run began without it, and keeps to these data now"
+        return f"{workdir / FILE} is new: the run began without it, and now requires these data"
     return ""
 
 
@@ -120,7 +120,7 @@ def _check(config, workdir, data) -> list[str]:
     fixed = [line for split, line in told if split == "train" and _FIXED.match(line)]
     if fixed:
         raise UserError(
-            f"{workdir}: the latents are not those of the run's own networks any more "
+            f"{workdir}: the latents no longer come from the run's own networks "
             f"({'; '.join(fixed)}): name the cache that the run began with, or encode it again"
         )
     if not lines:

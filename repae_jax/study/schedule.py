@@ -36,7 +36,7 @@ def prepare(words: Sequence[str]) -> None:
     if stop.is_set():
         raise TryAgain("interrupted; run the same command to resume")
     if process.returncode:
-        raise UserError("what the runs share could not be made, see above")
+        raise UserError("the shared parts of the runs could not be made, see above")
 
 
 def run_all(

@@ -88,7 +88,7 @@ def check_shared(study: ConfigDict, output: pathlib.Path) -> None:
 def check_made(study: ConfigDict, output: pathlib.Path) -> None:
     """Raise UserError if a shared network is missing."""
     check_nothing_missing(
-        f"{what} ({path}) is not there: make what the runs share by --prepare"
+        f"{what} ({path}) does not exist: make the shared parts of the runs by --prepare"
         for what, path in _networks(study, output).items()
         if not path.is_file()
     )

@@ -169,9 +169,9 @@ def _run(
     run.checkpoints.wait()
     saved = run.checkpoints.latest_step() == step
     if step >= last:
-        say(f"done: {step} steps{'' if saved else ', which nothing saved'}")
+        say(f"done: {step} steps{'' if saved else ', not saved'}")
         return 0
-    how = "saved" if saved else "which nothing saved"
+    how = "saved" if saved else "not saved"
     say(f"stopped at step {step} of {last}, {how}; run the same command to resume")
     return RUN_AGAIN
 

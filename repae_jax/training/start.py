@@ -116,7 +116,7 @@ def claim(run: RunContext, from_step: int | None) -> str:
         work_directory.claim(workdir, config, step=from_step, **notes)
         if aside:
             print(
-                f"what was saved after step {from_step} is in {workdir / aside}, a work directory"
+                f"the checkpoints after step {from_step} are in {workdir / aside}, a work directory"
             )
     return run_data.record(config, workdir, run.data)
 

@@ -39,9 +39,9 @@ def test_the_command_prepares_and_verifies(pictures, tmp_path, capsys):
     assert prepare.run(told) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{output}: 4 records of 3 classes in 3 shards")
-    assert second == "skipped 1 that are no readable images (see its manifest): cat/1.jpeg"
+    assert second == "skipped 1 unreadable images (see the manifest): cat/1.jpeg"
     assert prepare.run(options(verify=output)) == 0
-    assert capsys.readouterr().out.startswith(f"{output}: whole, 4 records")
+    assert capsys.readouterr().out.startswith(f"{output}: intact, 4 records")
     shard = output / read_manifest(output)["shards"][0]["file"]
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1

@@ -68,8 +68,8 @@ def sources(run, checkpoint, tmp_path_factory):
 def test_the_wrong_family_is_named(source, to, possible, sources, tmp_path, capsys):
     target = tmp_path / ("x.pt" if to in ("vae", "file", "checkpoint") else "x")
     line = refused(["convert", sources[source], target, "--to", to], capsys)
-    assert f"{sources[source]} ({FORMATS[source]}) does not become {to!r}" in line
-    assert line.endswith(f"it can: {possible}\n")
+    assert f"{sources[source]} ({FORMATS[source]}) cannot be converted to {to!r}" in line
+    assert line.endswith(f"choose one of {possible}\n")
     assert tree(tmp_path) == set()
 
 

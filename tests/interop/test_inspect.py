@@ -66,7 +66,7 @@ def test_a_run(run, checkpoint, capsys):
 def test_a_damaged_checkpoint_of_a_run_is_said(random_steps, tmp_path, capsys):
     found = inspect(random_steps, capsys)
     assert (found["step"], found["saved"]) == ("4 of 4", "2, 4")
-    assert found["files"] == "of step 4: as their checksums say"
+    assert found["files"] == "of step 4: match their checksums"
     shutil.copytree(random_steps, tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints"
     for step, left in (("4", "2 of 4"), ("2", "no whole checkpoint")):

@@ -80,7 +80,7 @@ def test_what_is_there_is_not_made_again(run, painted, tmp_path, capsys):
     capsys.readouterr()
     assert main(words(run, tmp_path / "npz" / "x.npz", **options)) == 0
     assert main(words(run, tmp_path / "png" / "x", **options)) == 0
-    assert capsys.readouterr().out.count("are there already") == 2
+    assert capsys.readouterr().out.count("exist already") == 2
     assert not painted
     # of lost and cut files their batches are made again, and no others
     (tmp_path / "png" / "x" / "000009.png").unlink()

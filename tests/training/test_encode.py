@@ -256,7 +256,7 @@ def test_bad_images_are_left_out_of_the_cache(folder, tmp_path, capsys):
     assert main(encode_it) == 2
     assert "class4/b.png" in capsys.readouterr().err
     assert main([*encode_it, "--config.data.on_bad_image=skip"]) == 0
-    assert "skipped 1 that are no readable images" in capsys.readouterr().out
+    assert "skipped 1 unreadable images" in capsys.readouterr().out
     cache = open_latents(tmp_path / "cache")
     assert len(cache) == 10
     assert cache.manifest["skipped"] == ["class4/b.png"]

@@ -36,7 +36,7 @@ def test_without_hooks_the_same_steps_are_made(teacher, tmp_path, capsys):
     config.run.steps = 3
     seen = Recorded()
     assert train(config, tmp_path / "run", make_hooks=lambda run: [seen], progress=False) == 0
-    assert "done: 3 steps, which nothing saved" in capsys.readouterr().out
+    assert "done: 3 steps, not saved" in capsys.readouterr().out
     assert seen.steps == [1, 2, 3, 3]
     assert seen.ends == [(False, False), (False, False), (True, False), (True, True)]
     assert not (tmp_path / "run" / "samples").exists()

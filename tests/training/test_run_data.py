@@ -72,7 +72,7 @@ def refused(run, capsys, *words):
 def test_changed_data_are_refused_until_they_are_accepted(run, capsys):
     assert run.train() == 0
     said = capsys.readouterr().out
-    assert "data.json is new: the run began without it, and keeps to these data now" in said
+    assert "data.json is new: the run began without it, and now requires these data" in said
     (run.pictures / "c0").rename(run.pictures / "z0")
     error, accept = refused(run, capsys)
     assert (
@@ -194,7 +194,7 @@ def test_nobody_may_accept_latents_of_another_vae(tmp_path, capsys):
     accept = f"--config.data.accept={run_data.digest(new.fingerprints)[:12]}"
     assert main(["train", "--workdir", str(tmp_path / "run"), "--quiet", accept]) == 2
     error = capsys.readouterr().err
-    assert "the latents are not those of the run's own networks any more (made.vae: aaa" in error
+    assert "the latents no longer come from the run's own networks (made.vae: aaa" in error
     assert "config.data.accept" not in error
 
 
