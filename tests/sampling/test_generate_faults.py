@@ -88,7 +88,7 @@ def test_what_failed_before_its_first_image_may_be_begun_anew(output, run, tmp_p
     for other in {"x.npz", "x"} | {output}:
         assert main(words(run, tmp_path / other, **options, guidance_scale=1.25)) == 2
         error = capsys.readouterr().err
-        assert ("was begun with" if other == output else "x.json says what") in error
+        assert ("was begun with" if other == output else "x.json already describes") in error
 
 
 def test_another_checkpoint_is_refused(run, painted, opened, tmp_path, capsys, monkeypatch):
