@@ -46,7 +46,7 @@ def test_a_collapsed_run_has_no_cknna(rows, monkeypatch, capsys):
     measured._models = types.SimpleNamespace(backbone=types.SimpleNamespace(encoder_depth=1))
     measured._config = measured._source = measured._count = measured._extract = None
     figures = {}
-    measured._aligned(None, figures)
+    measured._measure_alignment(None, figures)
     assert figures == {}
     assert "CKNNA with the teacher x is left out" in capsys.readouterr().err
 
@@ -62,11 +62,11 @@ def test_figures_end_where_a_state_makes_no_numbers(tmp_path, monkeypatch):
     }.items():
         monkeypatch.setattr(run, name, stand_in)
     study = types.SimpleNamespace(measured_at=[2, 4, 6])
-    figures, diverged = run._measured(study, None, None, tmp_path, tmp_path, "")
+    figures, diverged = run._measure(study, None, None, tmp_path, tmp_path, "")
     assert figures == {"2": {"psnr": 20.0}}
     assert diverged == "step 4: image 3: its latents are NaN or infinite from sampling step 2 on"
     assert drawn == [{"psnr": 20.0}]
-    assert run._measured(study, None, None, tmp_path, tmp_path, "before")[1] == "before"
+    assert run._measure(study, None, None, tmp_path, tmp_path, "before")[1] == "before"
 
 
 # --- a result that is there already ---

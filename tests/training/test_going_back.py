@@ -98,7 +98,7 @@ def test_the_same_steps_give_the_same_state(trained, teacher, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(trained, workdir)
     assert main([*words(workdir, teacher), "--from-step", "2"]) == 0
-    assert "after step 2 is in" in capsys.readouterr().out
+    assert "after step 2 are in" in capsys.readouterr().out
     again, first = restore_latest(workdir), restore_latest(trained)
     jax.tree.map(np.testing.assert_array_equal, again, first)
     assert (workdir / "aside-1" / "samples" / "0000004.png").is_file()

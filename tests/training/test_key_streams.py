@@ -55,7 +55,7 @@ def key_of_studies(config, monkeypatch):
     wanted = types.SimpleNamespace(samples=10)
     measured = types.SimpleNamespace(_config=config, _wanted=wanted, _generate=None)
     with pytest.raises(Sampled) as raised:
-        measures.Measures._sampled(measured, None, {})
+        measures.Measures._measure_samples(measured, None, {})
     return raised.value.args[0]
 
 

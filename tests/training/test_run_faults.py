@@ -198,14 +198,14 @@ def test_a_full_disk_is_said_and_the_run_goes_on_with_room(trained, teacher, tmp
 
 
 def test_a_work_directory_that_is_gone_is_said(teacher, tmp_path, capsys, monkeypatch):
-    workdir, step = tmp_path / "run", Monitor.step
+    workdir, step = tmp_path / "run", Monitor.check_step
 
     def removing(self, number, *skipped):
         if number == 2:
             shutil.rmtree(workdir)
         return step(self, number, *skipped)
 
-    monkeypatch.setattr(Monitor, "step", removing)
+    monkeypatch.setattr(Monitor, "check_step", removing)
     assert main(words(workdir, teacher, steps=6, checkpoint_every=4)) == 2
     error = capsys.readouterr().err
     assert f"{workdir / 'checkpoints'}: the checkpoint of step 4 cannot be written" in error
@@ -317,7 +317,7 @@ def compilations():
 def test_warm_steps_transfer_and_compile_nothing_hidden(
     teacher, tmp_path, monkeypatch, compilations
 ):
-    step, calls, before = Monitor.step, [], []
+    step, calls, before = Monitor.check_step, [], []
 
     def guarded(self, number, *skipped):
         calls.append(number)
@@ -329,7 +329,7 @@ def test_warm_steps_transfer_and_compile_nothing_hidden(
             before.append(len(compilations))
         return step(self, number, *skipped)
 
-    monkeypatch.setattr(Monitor, "step", guarded)
+    monkeypatch.setattr(Monitor, "check_step", guarded)
     try:
         run = dict(steps=58, checkpoint_every=1000, log_every=10)
         assert main(words(tmp_path / "run", teacher, **run)) == 0
