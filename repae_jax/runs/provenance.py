@@ -97,6 +97,6 @@ def read_provenance(workdir: pathlib.Path) -> Provenance | None:
             raise UserError(
                 f"{path}: damaged, it holds {short_repr(name)}; remove it to do without"
             )
-    return Origin(
+    return Provenance(
         **{key: plain[key] for key in _Plain.__annotations__}, counters=counters, slots=slots
     )
