@@ -41,7 +41,7 @@ class Report:
       arguments, temporaries, peak: bytes per device. The peak, which the program reserves, is the
         sum of arguments, temporaries, and results that do not reuse an argument's memory.
       memory: bytes of a chip's memory.
-      flops: operations per image, including those repeated by rematerialisation.
+      flops: operations per image, including those repeated by rematerialization.
       work: operations per image without the repeated ones.
       links: kind of collective -> bytes that a device receives per run.
       traffic: bytes that a device reads and writes per run.
@@ -80,7 +80,7 @@ class Report:
 
     @property
     def mfu(self) -> float:
-        """Model FLOPs utilisation, 0 to 1, if a run takes `seconds`."""
+        """Model FLOPs utilization, 0 to 1, if a run takes `seconds`."""
         return self.compute_seconds * self.work / self.flops / self.seconds
 
 

@@ -97,7 +97,7 @@ def describe(report: Report) -> str:
             f"{'fits' if report.fits else 'DOES NOT FIT'} (arguments {gb['arguments']:.2f}, "
             f"temporaries {report.temporaries / 1e9:.2f})",
             f"  work                 {report.work / 1e12:.3f} TFLOP per image, "
-            f"{report.flops / 1e12:.3f} with rematerialisation",
+            f"{report.flops / 1e12:.3f} with rematerialization",
             f"  collectives, GB      {links}",
             f"  memory traffic       {gb['traffic']:.1f} GB",
             f"  at published rates   compute {ms[0]:.1f} ms, memory {ms[1]:.1f} ms, "

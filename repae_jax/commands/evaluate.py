@@ -213,7 +213,7 @@ def _print_scores(options: argparse.Namespace, scores: Scores, reference: Refere
 
 def describe(scores: Scores, reference: Reference) -> str:
     """Format the figures as text, and explain the missing ones."""
-    from repae_jax.evaluation.precision_recall import NEIGHBOURS
+    from repae_jax.evaluation.precision_recall import NEIGHBORS
 
     lines = [f"{scores.count} images against {reference.name}"]
     for key, (label, what) in _LABELS.items():
@@ -224,7 +224,7 @@ def describe(scores: Scores, reference: Reference) -> str:
         lines.append("  no sFID: the reference has no mu_s and sigma_s")
     if scores.precision is None:
         lines.append(
-            f"  no precision and recall: they need more than {NEIGHBOURS} images of either side"
+            f"  no precision and recall: they need more than {NEIGHBORS} images of either side"
         )
     if scores.count < _FEW:
         lines.append(f"  FID falls with the number of images: compare it at equal numbers only; "

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--times", default="0.1,0.3,0.5,0.7,0.9", help="noise levels, 1 is noise " + DEFAULT
     )
-    parser.add_argument("--topk", type=int, default=10, help="neighbours for CKNNA " + DEFAULT)
+    parser.add_argument("--topk", type=int, default=10, help="neighbors for CKNNA " + DEFAULT)
     parser.add_argument("--batch-size", type=int, default=50, help="images per batch " + DEFAULT)
     parser.add_argument("--output", type=pathlib.Path, help="a folder (default: WORKDIR/alignment)")
     add_quiet(parser)

@@ -6,7 +6,7 @@ import pathlib
 from repae_jax.commands.options import DEFAULT, add_quiet
 from repae_jax.errors import UserError, advise_batch_size
 
-SUMMARY = "compare the latent spaces of VAEs: colours, spectra, statistics"
+SUMMARY = "compare the latent spaces of VAEs: colors, spectra, statistics"
 EPILOG = """\
 IMAGES and VAE are as in `evaluate-vae`; NAME=VAE gives a VAE a name in the pictures. Writes
 report.html and its pictures.

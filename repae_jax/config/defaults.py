@@ -2,7 +2,7 @@
 
 A file in configs/ calls `base()` and changes the keys of its experiment. The keys:
 
-    seed        the seed of initialisation, data order and noise
+    seed        the seed of initialization, data order and noise
     train       the networks to train: any of "backbone", "tokenizer", "discriminator"
     data        the source of the images
     tokenizer, backbone, discriminator, lpips, teachers   the networks
@@ -12,7 +12,7 @@ A file in configs/ calls `base()` and changes the keys of its experiment. The ke
     time        the distribution of the diffusion times
     optimizer   one AdamW per trained network
     mesh        the axes of the devices, and the parts of the state that are sharded over them
-    compute     rematerialisation, loops and micro-batches, which trade time for memory
+    compute     rematerialization, loops and micro-batches, which trade time for memory
     sampling    the sampler
     evaluation  the measures taken during training, and their interval
     run         length and intervals of the run

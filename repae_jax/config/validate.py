@@ -158,7 +158,7 @@ def _check_evaluation(config):
             f"config.evaluation.every is {wanted.every}, but config.train has no 'backbone', which "
             "is measured: set --config.evaluation.every=0"
         )
-    # CKNNA's neighbourhoods have ten images; a covariance needs two.
+    # CKNNA's neighborhoods have ten images; a covariance needs two.
     for key, least in (("samples", 2), ("cknna_images", 12)):
         if wanted[key] and wanted[key] < least:
             raise UserError(

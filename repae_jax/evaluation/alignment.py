@@ -1,4 +1,4 @@
-"""CKNNA: agreement of two networks on the nearest neighbours of the same images.
+"""CKNNA: agreement of two networks on the nearest neighbors of the same images.
 
 Huh et al. 2024, "The Platonic Representation Hypothesis" (arXiv 2405.07987), appendix A.
 """
@@ -25,14 +25,14 @@ def cknna(
     second: np.ndarray,
     topk: int | None = TOP_K,
 ) -> float:
-    """Centred kernel nearest-neighbour alignment (CKNNA) of two networks' features of N images.
+    """Centered kernel nearest-neighbor alignment (CKNNA) of two networks' features of N images.
 
     With kernels K = X X', L = Y Y' and the mask of pairs (i, j) where j is among the `topk` images
     most similar to i in both, it is
 
       HSIC(mask K, mask L) / (sqrt(HSIC(mask_K K, mask_K K) HSIC(mask_L L, mask_L L)) + 1e-6)
 
-    as in platonic-rep's code, here in float64: the kernels are inner products, centred by HSIC
+    as in platonic-rep's code, here in float64: the kernels are inner products, centered by HSIC
     after masking. HSIC is the unbiased estimate (Song et al. 2012, eq. 5), which excludes each
     image's similarity with itself.
 
@@ -45,7 +45,7 @@ def cknna(
     Args:
       first: (N, D) features, one row per image.
       second: (N, E) features of the same images in the same order.
-      topk: neighbours, 2 to N - 1; None takes N - 1. Among equally similar images the first count.
+      topk: neighbors, 2 to N - 1; None takes N - 1. Among equally similar images the first count.
 
     Returns:
       A value of at most 1, up to the sampling error of the unbiased estimate; it can fall below 0.

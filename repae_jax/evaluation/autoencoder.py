@@ -36,7 +36,7 @@ class AutoencoderScores:
       ssim: mean over images of the SSIM, at most 1, on uint8 pixels.
       rfid: Fréchet distance between images and reconstructions, 0 or more.
       lpips: mean perceptual distance, 0 or more.
-      latents: moments of the latents before normalisation.
+      latents: moments of the latents before normalization.
     """
 
     count: int

@@ -1,13 +1,13 @@
 """Curves and heat maps as matplotlib figures, which `figures.save_png` writes.
 
-Curves use the Okabe-Ito colours, which are distinct for all common kinds of colour vision.
+Curves use the Okabe-Ito colors, which are distinct for all common kinds of color vision.
 """
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-CURVE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+CURVE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 FAINT = 0.25
 
 History = Mapping[str, tuple[Sequence[float], Sequence[float]]]
@@ -78,8 +78,8 @@ def depth_figure(
         figure.colorbar(image, ax=axes)
         axes = figure.add_subplot(len(tables), 2, 2 * row + 2)
         for index, (time, values) in enumerate(zip(times, table, strict=True)):
-            colour = CURVE_COLOURS[index % len(CURVE_COLOURS)]
-            axes.plot(blocks, values, color=colour, marker=".", label=f"t = {time:g}")
+            color = CURVE_COLORS[index % len(CURVE_COLORS)]
+            axes.plot(blocks, values, color=color, marker=".", label=f"t = {time:g}")
         for name, value in references.get(title, {}).items():
             axes.axhline(value, color="#888888", linestyle="--", linewidth=1)
             axes.annotate(name, (blocks[0], value), fontsize=8, va="bottom")
@@ -103,8 +103,8 @@ def spectra_figure(spectra: Mapping[str, tuple[np.ndarray, np.ndarray]]):
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.add_subplot()
     for index, (name, (frequencies, power)) in enumerate(spectra.items()):
-        colour = CURVE_COLOURS[index % len(CURVE_COLOURS)]
-        axes.plot(frequencies[1:], power[1:], color=colour, marker=".", label=name)
+        color = CURVE_COLORS[index % len(CURVE_COLORS)]
+        axes.plot(frequencies[1:], power[1:], color=color, marker=".", label=name)
     axes.set_yscale("log")
     axes.set_xlabel("cycles per latent position")
     axes.set_ylabel("power / variance")
@@ -126,8 +126,8 @@ def channels_figure(channels: Mapping[str, tuple[np.ndarray, np.ndarray]]):
     figure = Figure(figsize=(9.6, 2.4 * len(channels)), layout="constrained")
     for row, (name, (mean, std)) in enumerate(channels.items()):
         axes = figure.add_subplot(len(channels), 1, row + 1)
-        colour = CURVE_COLOURS[row % len(CURVE_COLOURS)]
-        axes.errorbar(range(len(mean)), mean, yerr=std, fmt="o", color=colour, capsize=3)
+        color = CURVE_COLORS[row % len(CURVE_COLORS)]
+        axes.errorbar(range(len(mean)), mean, yerr=std, fmt="o", color=color, capsize=3)
         axes.axhline(0, color="#888888", linewidth=0.8)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_title(f"{name}: mean and standard deviation", loc="left", fontsize=11)
@@ -144,13 +144,13 @@ def _curve(name, steps, values):
 
 def _draw_panel(axes, title, curves):
     for index, (name, (steps, values)) in enumerate(curves.items()):
-        colour = CURVE_COLOURS[index % len(CURVE_COLOURS)]
+        color = CURVE_COLORS[index % len(CURVE_COLORS)]
         window = len(values) // 50
         if window > 1:
-            axes.plot(steps, values, color=colour, alpha=FAINT, linewidth=0.8)
+            axes.plot(steps, values, color=color, alpha=FAINT, linewidth=0.8)
             values = _moving_average(values, window)
         marker = "o" if len(values) == 1 else None
-        axes.plot(steps, values, color=colour, linewidth=1.6, marker=marker, label=name)
+        axes.plot(steps, values, color=color, linewidth=1.6, marker=marker, label=name)
     logarithmic = _spans_orders(np.concatenate([values for _, values in curves.values()]))
     axes.set_yscale("log" if logarithmic else "linear")
     axes.set_title(f"{title} (logarithmic)" if logarithmic else title, loc="left", fontsize=11)

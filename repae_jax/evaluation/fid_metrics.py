@@ -18,7 +18,7 @@ from repae_jax.evaluation.frechet import Gaussian, Moments, frechet_distance
 from repae_jax.evaluation.image_sets import ImageSet, has_images, open_images, pad_batch
 from repae_jax.evaluation.inception_features import Features
 from repae_jax.evaluation.inception_score import InceptionScore
-from repae_jax.evaluation.precision_recall import NEIGHBOURS, precision_recall
+from repae_jax.evaluation.precision_recall import NEIGHBORS, precision_recall
 from repae_jax.evaluation.reference import has_statistics, read_statistics
 
 
@@ -196,7 +196,7 @@ def compare(samples: MeasuredImages, reference: Reference, *, progress: bool = F
     """
     check_resolutions(samples, reference)
     balls = None
-    if reference.features is not None and min(samples.count, len(reference.features)) > NEIGHBOURS:
+    if reference.features is not None and min(samples.count, len(reference.features)) > NEIGHBORS:
         balls = precision_recall(reference.features, samples.features, progress=progress)
     return Scores(
         count=samples.count,

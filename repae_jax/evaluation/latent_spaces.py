@@ -12,7 +12,7 @@ from repae_jax.evaluation.image_sets import ImageSet, pad_batch
 from repae_jax.evaluation.latents import (
     LatentStatistics,
     latent_statistics,
-    pca_colours,
+    pca_colors,
     power_spectrum,
 )
 from repae_jax.evaluation.report import Section, write_report
@@ -28,7 +28,7 @@ class LatentSpace:
 
     Attributes:
       name: the VAE's name in the pictures.
-      latents: (N, h, w, c) posterior means before normalisation.
+      latents: (N, h, w, c) posterior means before normalization.
       statistics: the latents' moments.
       frequencies, power: see `power_spectrum`; the power is divided by the variance within
         channels, so that VAEs of different scales can be compared.
@@ -100,8 +100,8 @@ def write_latents_report(
     Returns:
       The page's path.
     """
-    colours = pca_colours([space.latents[: len(shown)] for space in spaces])
-    named = dict(zip((space.name for space in spaces), colours, strict=True))
+    colors = pca_colors([space.latents[: len(shown)] for space in spaces])
+    named = dict(zip((space.name for space in spaces), colors, strict=True))
     spectra = {space.name: (space.frequencies, space.power) for space in spaces}
     pictures = {
         "The latent spaces": (
@@ -120,7 +120,7 @@ def write_latents_report(
         "Channels": (
             "channels",
             channels_figure({s.name: (s.statistics.mean, s.statistics.std) for s in spaces}),
-            "Over all images and positions, not normalised.",
+            "Over all images and positions, not normalized.",
         ),
     }
     sections = []

@@ -1,4 +1,4 @@
-"""Views of a latent space: principal components as colours, statistics, power spectrum."""
+"""Views of a latent space: principal components as colors, statistics, power spectrum."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -50,15 +50,15 @@ def variance_in_common(latents: np.ndarray) -> float:
     return _share(latents.mean(0).var((0, 1)), latents)
 
 
-def pca_colours(latent_sets: Sequence[np.ndarray]) -> list[np.ndarray]:
+def pca_colors(latent_sets: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Show latents as pictures: the first three principal components as red, green, blue.
 
     The REPA-E paper's pictures of latent spaces do the same. Each set is fitted separately, over
-    all images and positions, so colours are comparable only within a set; across sets, compare
+    all images and positions, so colors are comparable only within a set; across sets, compare
     structure (edges, noise, flat areas). Each component is stretched from its 1st to its 99th
     percentile, which makes it robust to outliers; a component whose percentiles coincide becomes
-    mid-grey. With fewer than three channels the last component is repeated, so one channel gives
-    grey levels.
+    mid-gray. With fewer than three channels the last component is repeated, so one channel gives
+    gray levels.
 
     Args:
       latent_sets: arrays (N, h, w, c) of floats; N, h, w and c may differ between sets.
@@ -69,7 +69,7 @@ def pca_colours(latent_sets: Sequence[np.ndarray]) -> list[np.ndarray]:
     Raises:
       ValueError: a set is empty, not four-dimensional, or not finite.
     """
-    return [_colours(_checked(latents)) for latents in latent_sets]
+    return [_colors(_checked(latents)) for latents in latent_sets]
 
 
 def power_spectrum(latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -103,7 +103,7 @@ def _share(variances, latents):
     return float(variances.sum() / whole) if whole else float("nan")
 
 
-def _colours(latents):
+def _colors(latents):
     channels = latents.shape[-1]
     values = latents.reshape(-1, channels)
     values = values - values.mean(0)
@@ -114,9 +114,9 @@ def _colours(latents):
     axes = axes * np.where(axes[largest, np.arange(axes.shape[1])] < 0, -1.0, 1.0)
     components = values @ axes
     scale = np.sqrt(np.square(values).mean())
-    colours = np.stack([_stretched(column, scale) for column in components.T], axis=-1)
-    colours = colours[:, [min(index, channels - 1) for index in range(3)]]
-    return colours.reshape(*latents.shape[:3], 3)
+    colors = np.stack([_stretched(column, scale) for column in components.T], axis=-1)
+    colors = colors[:, [min(index, channels - 1) for index in range(3)]]
+    return colors.reshape(*latents.shape[:3], 3)
 
 
 def _stretched(component, scale):

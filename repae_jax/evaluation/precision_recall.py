@@ -1,7 +1,7 @@
 """Improved precision and recall of generated features (Kynkäänniemi et al. 2019).
 
 arXiv 1904.06991, eqs. 1 and 2: a set's manifold is the union of balls about its points, each
-reaching to the point's k-th nearest neighbour within the set.
+reaching to the point's k-th nearest neighbor within the set.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import numpy as np
 from repae_jax.errors import UserError
 from repae_jax.evaluation.features import check_features, check_same_dimension
 
-NEIGHBOURS = 3
+NEIGHBORS = 3
 _PADDING = -1.0  # the radius of padding rows, smaller than any distance
 
 
@@ -33,7 +33,7 @@ class PrecisionRecall:
 def precision_recall(
     reference: np.ndarray,
     generated: np.ndarray,
-    neighbours: int = NEIGHBOURS,
+    neighbors: int = NEIGHBORS,
     *,
     block: int = 4096,
     progress: bool = False,
@@ -41,7 +41,7 @@ def precision_recall(
     """Precision and recall of `generated` (M, D) against `reference` (N, D).
 
     The definitions are those of ADM's evaluator. k is 3. A point's duplicates count as its
-    neighbours: the radius is the (k + 1)-th smallest distance, with the point itself counted. A
+    neighbors: the radius is the (k + 1)-th smallest distance, with the point itself counted. A
     point on a ball's surface is inside. Distances are |u|^2 + |v|^2 - 2 u.v, at least 0. ADM's
     evaluator computes them in float16 unless that overflows, so its results differ by points near
     a surface. Here they are float32, with the reference's median subtracted first, so that features
@@ -51,34 +51,34 @@ def precision_recall(
 
     Args:
       reference, generated: features, arrays or memory maps (read block by block).
-      neighbours: k.
+      neighbors: k.
       block: maximal number of points in a block; the device holds the float32 features and a few
         arrays (block, block).
       progress: show a bar.
 
     Raises:
-      ValueError: `neighbours` or `block` below 1.
+      ValueError: `neighbors` or `block` below 1.
       UserError: unequal D, k points or fewer in a set, or NaN or infinite values.
     """
-    if neighbours < 1 or block < 1:
-        raise ValueError(f"neighbours = {neighbours} and block = {block} must be at least 1")
+    if neighbors < 1 or block < 1:
+        raise ValueError(f"neighbors = {neighbors} and block = {block} must be at least 1")
     sets = {
         name: _opened(features, name)
         for name, features in (("reference", reference), ("generated", generated))
     }
     check_same_dimension(*(features.shape[1] for features in sets.values()))
     for name, features in sets.items():
-        if len(features) <= neighbours:
+        if len(features) <= neighbors:
             raise UserError(
-                f"{len(features)} {name} features have no {neighbours} neighbours each: give more"
+                f"{len(features)} {name} features have no {neighbors} neighbors each: give more"
             )
     # All blocks have one shape, so each program is compiled once; the blocks need little padding.
     largest = max(map(len, sets.values()))
     size = -(-largest // -(-largest // block))
-    centre = _centre(sets["reference"])
-    blocks = [_blocks(features, name, centre, size) for name, features in sets.items()]
+    center = _center(sets["reference"])
+    blocks = [_blocks(features, name, center, size) for name, features in sets.items()]
     with _bar(blocks, progress) as bar:
-        radii = [_radii(each, neighbours, bar) for each in blocks]
+        radii = [_radii(each, neighbors, bar) for each in blocks]
         inside = _inside(blocks, radii, bar)
     recall, precision = (
         float(flags.reshape(-1)[: len(features)].mean())
@@ -87,20 +87,20 @@ def precision_recall(
     return PrecisionRecall(precision, recall)
 
 
-def _blocks(features, name, centre, size):
+def _blocks(features, name, center, size):
     """(block (size, D) float32 on the device, number of its features); the last is padded."""
     blocks = []
     for start in range(0, len(features), size):
-        rows = check_features(features[start : start + size], f"{name} features", start) - centre
+        rows = check_features(features[start : start + size], f"{name} features", start) - center
         padded = np.pad(rows.astype(np.float32), ((0, size - len(rows)), (0, 0)))
         blocks.append((jnp.asarray(padded), len(rows)))
     return blocks
 
 
-def _radii(blocks, neighbours, bar):
-    """For each block, the points' squared distances to their k-th neighbours, (size,)."""
+def _radii(blocks, neighbors, bar):
+    """For each block, the points' squared distances to their k-th neighbors, (size,)."""
     size = len(blocks[0][0])
-    nearest = [jnp.full((size, neighbours + 1), jnp.inf)] * len(blocks)
+    nearest = [jnp.full((size, neighbors + 1), jnp.inf)] * len(blocks)
     for row, (points, count) in enumerate(blocks):
         for column, (others, other_count) in enumerate(blocks[row:], start=row):
             distances = _squared_distances(points, others)
@@ -153,7 +153,7 @@ def _squared_distances(a, b):
     return jnp.maximum(norms - 2.0 * product, 0.0)
 
 
-def _centre(features):
+def _center(features):
     """The median of each dimension over the first rows, (D,) float64.
 
     The median of an odd number of rows is one of their values, so integers stay integers and

@@ -46,7 +46,7 @@ class Features:
     Attributes:
       labels: (N,) classes.
       backbone: time t -> (depth, N, D) tokens after each block.
-      latents: (N, h w c) normalised posterior means.
+      latents: (N, h w c) normalized posterior means.
       teachers: name -> (N, D_k).
     """
 
@@ -107,7 +107,7 @@ def extract_features(
       config: the run's configuration.
       models: its networks, with a backbone.
       state: its state.
-      source: labelled images; a random subset of `count` is taken, because the first images may
+      source: labeled images; a random subset of `count` is taken, because the first images may
         have few classes.
       times: noise levels in [0, 1].
       count: number of images.
@@ -186,7 +186,7 @@ def measure_representation(
 ) -> Representation:
     """Compute CKNNA and linear probes of extracted features.
 
-    A probe is a ridge classifier on standardised features with the penalty chosen by leave-one-out
+    A probe is a ridge classifier on standardized features with the penalty chosen by leave-one-out
     cross-validation. It is fitted on every other image of each class and tested on the rest.
 
     Raises:

@@ -11,7 +11,7 @@ from repae_jax.config.defaults import to_json
 from repae_jax.data.pipeline import eval_batches
 from repae_jax.data.source import Source
 from repae_jax.evaluation.curves import loss_curves
-from repae_jax.evaluation.latents import latent_statistics, pca_colours
+from repae_jax.evaluation.latents import latent_statistics, pca_colors
 from repae_jax.evaluation.reconstruction import mean_psnr
 from repae_jax.evaluation.report import Section, write_report
 from repae_jax.models.tokenizers.codec import make_codec
@@ -163,10 +163,10 @@ def _reconstructed(run: Run, heldout: Source, page: Page) -> None:
     page.add("Held-out images and their reconstructions", "reconstructions", picture, text)
 
     first = encode(initial_tokenizer(run.config, run.models), images[:SHOWN])
-    before, after = pca_colours([np.asarray(first), np.asarray(latents[:SHOWN])])
+    before, after = pca_colors([np.asarray(first), np.asarray(latents[:SHOWN])])
     text = (
         "The first three principal components of the latents as red, green and blue, with the "
-        "VAE's weights before the first step and now; colours mean the same within a row only."
+        "VAE's weights before the first step and now; colors mean the same within a row only."
     )
     picture = pca_figure(images[:SHOWN], {"before": before, "after": after})
     page.add("The latent space", "latents", picture, text)

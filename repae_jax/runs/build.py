@@ -67,7 +67,7 @@ def build_optimizers(config: ConfigDict) -> dict[str, optax.GradientTransformati
 
 
 def fresh_state(config: ConfigDict, models: Models, key: jax.Array) -> TrainState:
-    """Make the state at step 0 with all networks freshly initialised, including frozen ones."""
+    """Make the state at step 0 with all networks freshly initialized, including frozen ones."""
     keys = dict(
         zip(
             ("tokenizer", "backbone", "discriminator", "rest"),
@@ -126,7 +126,7 @@ def latent_shape(config: ConfigDict, models: Models) -> tuple[int, int, int]:
 
 
 def init_compiler_options() -> dict[str, Any]:
-    """XLA options that compile initialisation fast on a CPU, where it runs once."""
+    """XLA options that compile initialization fast on a CPU, where it runs once."""
     if jax.default_backend() != "cpu":
         return {}
     return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

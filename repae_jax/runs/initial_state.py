@@ -167,7 +167,7 @@ def init_state(
 
 
 def initial_tokenizer(config: ConfigDict, models: Models) -> dict[str, Any]:
-    """The tokenizer's variables at step 0, read from its file or initialised from the seed.
+    """The tokenizer's variables at step 0, read from its file or initialized from the seed.
 
     Raises:
       UserError: the file is missing or damaged, or holds another model.

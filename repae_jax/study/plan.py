@@ -27,7 +27,7 @@ from repae_jax.config.needs import missing_files, missing_for_loading
 from repae_jax.config.validate import validate
 from repae_jax.errors import UserError, first_line
 from repae_jax.evaluation.alignment import TOP_K
-from repae_jax.evaluation.precision_recall import NEIGHBOURS
+from repae_jax.evaluation.precision_recall import NEIGHBORS
 from repae_jax.utils.schema import check_schema, real, whole
 
 DATA = "data"  # in a study's folder: the rendered scenes
@@ -159,9 +159,9 @@ def trained_teachers(config: ConfigDict) -> list[str]:
 def run_config(study: ConfigDict, job: Job, output: pathlib.Path) -> ConfigDict:
     """The configuration of one run.
 
-    Runs with the same seed share initialisation and random draws across arms, so that they can be
+    Runs with the same seed share initialization and random draws across arms, so that they can be
     compared in pairs. A run whose VAE was itself tuned from another arm's VAE gets another seed:
-    otherwise its backbone would start with the initialisation and the data order of the backbone
+    otherwise its backbone would start with the initialization and the data order of the backbone
     with which REPA-E tuned the VAE.
     """
     entry = study.arms[job.arm]
@@ -268,7 +268,7 @@ def _check_judge(study):
 
 
 def _check_measures(study):
-    least = {"samples": NEIGHBOURS + 1, "reference": NEIGHBOURS + 1, "heldout": TOP_K + 1}
+    least = {"samples": NEIGHBORS + 1, "reference": NEIGHBORS + 1, "heldout": TOP_K + 1}
     for name, count in least.items():
         if study.measures[name] < count:
             raise UserError(f"measures.{name} is {study.measures[name]}: give at least {count}")

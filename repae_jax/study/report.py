@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from repae_jax.evaluation.curves import CURVE_COLOURS, FAINT
+from repae_jax.evaluation.curves import CURVE_COLORS, FAINT
 from repae_jax.evaluation.report import Section, write_report
 from repae_jax.study.plan import MEASURES, Job
 from repae_jax.study.results import (
@@ -30,7 +30,7 @@ ARMS = (
     "the error excludes the variation between teachers and between judges."
 )
 CLAIMS = (
-    "Differences are taken seed by seed, in the better arm's favour, over the seeds that have both "
+    "Differences are taken seed by seed, in the better arm's favor, over the seeds that have both "
     "figures. The verdict follows from the 95 % interval (Student's distribution) of that "
     "difference, for each claim separately: of twenty claims without an effect, one is expected "
     "not to be open. At equal work: after the total operations of the cheaper arm, if both start "
@@ -207,9 +207,9 @@ def _curves(study, results, measure):
         errors = np.nan_to_num([value.error for _, value in means])
         positive += list(values)
         style = {
-            "color": CURVE_COLOURS[number % len(CURVE_COLOURS)],
+            "color": CURVE_COLORS[number % len(CURVE_COLORS)],
             "marker": _MARKERS[number % len(_MARKERS)],
-            "linestyle": "-" if number < len(CURVE_COLOURS) else "--",
+            "linestyle": "-" if number < len(CURVE_COLORS) else "--",
             "markersize": 5, "capsize": 2, "linewidth": 1.4, "label": entry.title,
         }  # fmt: skip
         by_steps.errorbar(steps, values, errors, **style)

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from repae_jax.config.defaults import differences, from_stored
 from repae_jax.config.versions import add_version
 from repae_jax.errors import RUN_AGAIN, Diverged, TryAgain, UserError
-from repae_jax.evaluation.latents import pca_colours
+from repae_jax.evaluation.latents import pca_colors
 from repae_jax.parallel.mesh import make_mesh
 from repae_jax.runs.build import build_models
 from repae_jax.runs.checkpoints import saved_steps
@@ -182,5 +182,5 @@ def _draw(measured: StepMeasures, workdir, config):
         classes = min(_CLASSES, config.data.num_classes)
         names = [str(number) for number in range(classes)]
         save_png(workdir / SAMPLES, class_grid(measured.samples, measured.labels, names, _EACH))
-    colours = pca_colours([np.asarray(measured.latents)])[0]
-    save_png(workdir / LATENTS, pca_figure(measured.heldout, {"latents": colours}))
+    colors = pca_colors([np.asarray(measured.latents)])[0]
+    save_png(workdir / LATENTS, pca_figure(measured.heldout, {"latents": colors}))

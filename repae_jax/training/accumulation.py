@@ -14,7 +14,7 @@ def accumulate_gradients(gradients, micro_batches: int):
 
     Gradients, metrics and statistics become means over the micro-batches. They equal the full
     batch's for all terms that treat each image separately, including terms that use running
-    statistics. Where LatentNorm and the discriminator's BatchNorm normalise by batch statistics,
+    statistics. Where LatentNorm and the discriminator's BatchNorm normalize by batch statistics,
     these are the micro-batch's; the running statistics move once per step, towards the means over
     the micro-batches. Micro-batch k of n has the images k, k + n, k + 2 n, ..., so that every
     device holds an equal share of each.

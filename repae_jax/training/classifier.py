@@ -32,9 +32,9 @@ def fit_classifier(
     Args:
       model: preprocessed images (B, H, W, 3) -> logits (B, classes).
       prepare: preprocessing of uint8 images (B, H, W, 3), which are randomly shifted before.
-      source: labelled images.
+      source: labeled images.
       recipe: `steps`, `batch_size`, `learning_rate`, `weight_decay`, and `shift` in pixels.
-      seed: seed of the initialisation, the order of images and the shifts.
+      seed: seed of the initialization, the order of images and the shifts.
       name: the model's name, for the progress bar and errors.
       progress: show a bar.
 

@@ -12,7 +12,7 @@ from repae_jax.sampling.generate import describe_fault
 
 _FIRST = 10  # number of checks whose median is the initial value
 _IN_A_ROW = 3  # number of consecutive low values that raise an alarm
-_ALIKE = 2.0  # samples with a smaller mean standard deviation, in grey levels, are all alike
+_ALIKE = 2.0  # samples with a smaller mean standard deviation, in gray levels, are all alike
 
 
 class Monitor:
@@ -107,7 +107,7 @@ class Monitor:
         if spread < _ALIKE:
             self._raise_alarm(
                 f"step {step}: the samples of all classes look alike, they differ by "
-                f"{spread:.2g} grey levels",
+                f"{spread:.2g} gray levels",
                 since=self._differed + 1 if self._differed else step,
             )
         else:

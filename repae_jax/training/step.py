@@ -159,7 +159,7 @@ class StepContext(NamedTuple):
     images: jax.Array | None  # (B, H, W, 3) in [-1, 1]; None with cached latents
     condition: Arrays  # the backbone's condition; {} without a backbone
     posterior: LatentDistribution
-    latents: jax.Array  # (B, h, w, c) before normalisation
+    latents: jax.Array  # (B, h, w, c) before normalization
     reconstructions: jax.Array | None  # (B, H, W, 3)
     teacher_tokens: tuple[jax.Array, ...]  # (B, N, D_k) each
     frozen: Mapping
@@ -236,7 +236,7 @@ def _tokenizer_alignment(forward: TokenizerPass):
     if models.backbone is None or not context.teacher_tokens:
         return None
     # This term uses running statistics and drops no condition.
-    latents = _normalise(models, forward.batch_stats, context.latents, train=False)[0]
+    latents = _normalize(models, forward.batch_stats, context.latents, train=False)[0]
     interpolant = INTERPOLANTS[forward.objective.interpolant]
     noisy, _ = interpolate(interpolant, latents, context.draws.noise, context.draws.time)
     weights = {
@@ -345,7 +345,7 @@ def backbone_loss(models: Models, objective: Objective):
         # This alone isolates the VAE from the diffusion loss.
         latents = stop_gradient(context.latents) if objective.stop_gradient else context.latents
 
-        latents, batch_stats = _normalise(
+        latents, batch_stats = _normalize(
             models, batch_stats, latents, train=objective.latent_norm == "batch"
         )
         noisy, target = interpolate(interpolant, latents, context.draws.noise, context.draws.time)
@@ -377,7 +377,7 @@ def _discriminate(models: Models, weights, batch_stats, images):
     return logits, {**batch_stats, "discriminator": updated["batch_stats"]}
 
 
-def _normalise(models: Models, batch_stats, latents, *, train: bool):
+def _normalize(models: Models, batch_stats, latents, *, train: bool):
     """The latents after LatentNorm, and the updated statistics."""
     variables = {"batch_stats": batch_stats["latent_norm"]}
     if not train:

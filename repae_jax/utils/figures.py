@@ -98,7 +98,7 @@ def pca_figure(
 
     Args:
       images: (N, H, W, 3) uint8.
-      colors: name -> (N, h, w, 3) uint8, from `latents.pca_colours`; each latent position
+      colors: name -> (N, h, w, 3) uint8, from `latents.pca_colors`; each latent position
         becomes a block with 1 / h of the image's side.
       columns: images a band.
 

@@ -36,7 +36,7 @@ def assert_same_up_to_sign(colours, expected):
 @pytest.mark.parametrize("channels", [3, 4, 16])
 def test_colours_are_the_principal_components_of_sklearn(channels):
     values = mixed(channels)
-    (colours,) = latents.pca_colours([values])
+    (colours,) = latents.pca_colors([values])
     assert colours.dtype == np.uint8
     assert colours.shape == (3, 8, 6, 3)
     assert_same_up_to_sign(colours, reference_colours(values, 3))
@@ -45,28 +45,28 @@ def test_colours_are_the_principal_components_of_sklearn(channels):
 @pytest.mark.parametrize("channels", [1, 2])
 def test_fewer_channels_than_colours_repeat_the_last_component(channels):
     values = mixed(channels)
-    (colours,) = latents.pca_colours([values])
+    (colours,) = latents.pca_colors([values])
     assert_same_up_to_sign(colours[..., :channels], reference_colours(values, channels))
     np.testing.assert_array_equal(colours[..., 2], colours[..., channels - 1])
 
 
 def test_each_set_is_fitted_on_its_own():
     small, large = mixed(4), 1000 * mixed(8, shape=(2, 4, 4), seed=1)
-    together = latents.pca_colours([small, large])
-    np.testing.assert_array_equal(together[0], latents.pca_colours([small])[0])
-    np.testing.assert_array_equal(together[1], latents.pca_colours([large])[0])
+    together = latents.pca_colors([small, large])
+    np.testing.assert_array_equal(together[0], latents.pca_colors([small])[0])
+    np.testing.assert_array_equal(together[1], latents.pca_colors([large])[0])
 
 
 def test_outliers_do_not_wash_the_picture_out():
-    (colours,) = latents.pca_colours([mixed(4, shape=(8, 8, 8))])
+    (colours,) = latents.pca_colors([mixed(4, shape=(8, 8, 8))])
     assert colours.reshape(-1, 3).std(0).min() > 40
 
 
 def test_components_without_variance_are_grey():
-    (flat,) = latents.pca_colours([np.full((2, 4, 4, 4), 7.3)])
+    (flat,) = latents.pca_colors([np.full((2, 4, 4, 4), 7.3)])
     assert (flat == 128).all()
     line = np.linspace(-1, 1, 32).reshape(2, 4, 4, 1) * np.array([3.0, 1.0, -2.0, 0.5])
-    (colours,) = latents.pca_colours([line])
+    (colours,) = latents.pca_colors([line])
     assert colours[..., 0].std() > 40
     assert (colours[..., 1:] == 128).all()
 
@@ -145,4 +145,4 @@ def test_refuses_what_is_not_a_set_of_latents(bad):
         with pytest.raises(ValueError, match="latents must be"):
             function(bad)
     with pytest.raises(ValueError, match="latents must be"):
-        latents.pca_colours([bad])
+        latents.pca_colors([bad])

@@ -105,11 +105,11 @@ def test_bad_features_are_named():
     broken[17, 3] = math.nan
     with pytest.raises(ValueError, match="generated features: row 17"):
         precision_recall(reference, broken, block=5)
-    with pytest.raises(ValueError, match="3 generated features have no 3 neighbours"):
+    with pytest.raises(ValueError, match="3 generated features have no 3 neighbors"):
         precision_recall(reference, generated[:3])
     with pytest.raises(ValueError, match="16 and of 15 dimensions"):
         precision_recall(reference, generated[:, :15])
     with pytest.raises(ValueError, match="reference features must be"):
         precision_recall(reference[:, :, None], generated)
-    with pytest.raises(ValueError, match="neighbours = 0"):
+    with pytest.raises(ValueError, match="neighbors = 0"):
         precision_recall(reference, generated, 0)
