@@ -170,7 +170,7 @@ def backbone(arch: str = "", *, family: str = "", **changes: Any) -> ConfigDict:
 
     Args:
       arch: a preset of any family, or "".
-      family: the family, needed without a preset; "sit" by default.
+      family: needed only without a preset, which brings its own; "sit" by default.
       changes: the family's options, where None stands for the preset's value or the default.
 
     Raises:
@@ -184,7 +184,7 @@ def tokenizer(arch: str = "", *, family: str = "", **changes: Any) -> ConfigDict
 
     Args:
       arch: a preset of any family, or "".
-      family: the family, needed without a preset; "kl" by default.
+      family: needed only without a preset, which brings its own; "kl" by default.
       changes: the family's options, where None stands for the preset's value or the default; and
         weights: "" trains from scratch; otherwise a file under LDM's names, a diffusers folder or
           the file of a variant in it, a work directory, or
@@ -232,7 +232,7 @@ def teacher(arch: str = "", *, family: str = "", **changes: Any) -> ConfigDict:
 
     Args:
       arch: a preset of any family, or "".
-      family: the family, needed without a preset; "vit" by default.
+      family: needed only without a preset, which brings its own; "vit" by default.
       changes: the family's options, where None stands for the preset's value or the default; and
         weights: the file that the authors publish or that `pretrain-teacher` writes;
         pretrain: options of `pretrain-teacher`.

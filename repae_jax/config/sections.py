@@ -107,6 +107,12 @@ def match_family(name: str, section: ConfigDict, made_for: str = "") -> ConfigDi
         return section
     defaults = section_of(name, of)
     changes = {key: section[key] for key in section if section[key] != defaults[key]}
+    if foreign := sorted(changes.keys() - _keys(name, family)):
+        raise UserError(
+            f"config.{name}.family is {family!r}, but config.{name}.{foreign[0]} is set to "
+            f"{section[foreign[0]]!r}, a key of the family {of!r}: set the whole section in the "
+            f"configuration file, config.{name} = {name}({str(section.get('arch', ''))!r}, ...)"
+        )
     return section_of(name, **{**changes, "family": family})
 
 
@@ -157,7 +163,11 @@ def settings_of(
     if missing := row.missing(section):
         keys = ", ".join(f"{path}.{key}" for key in missing)
         are = "is" if len(missing) == 1 else "are"
-        raise UserError(f"{keys} {are} not set, and {path}.arch names no preset")
+        raise UserError(
+            f"{keys} {are} not set, and {path}.arch names no preset: set "
+            f"{'it' if len(missing) == 1 else 'them'}"
+            + (f", or {path}.arch to one of {', '.join(row.presets)}" if row.presets else "")
+        )
     fields = row.settings(section)
     if not section.get("arch"):
         fields |= row.custom(fields, resolution)
@@ -174,7 +184,8 @@ def _check_preset(name, arch, row, path):
             f"{path}.arch is {arch!r}, a preset of the family {family!r}: make the section by "
             f"{path} = {name}({arch!r})"
         )
-    way_out = f"use one of {', '.join(presets)}, or '' and give every dimension"
+    known = [*row.presets, *(preset for preset in presets if preset not in row.presets)]
+    way_out = f"use one of {', '.join(known)}, or '' and give every dimension"
     raise UserError(f"{path}.arch is {arch!r}: {way_out if row.presets else 'leave it empty'}")
 
 

@@ -191,7 +191,10 @@ def check_for_training(
 def check_shape(
     folder: str | pathlib.Path, made: Mapping[str, Any], latent_shape: tuple[int, ...]
 ) -> None:
-    """Raise UserError unless a cache, by `made` of its manifest, has latents of shape (h, w, c)."""
+    """Raise UserError if the latents of the cache in `folder` are not (h, w, c).
+
+    `made` is the entry of this name of its manifest.
+    """
     if tuple(made["latent_shape"]) != tuple(latent_shape):
         raise UserError(
             f"{folder} holds latents of shape {tuple(made['latent_shape'])}, the configuration "

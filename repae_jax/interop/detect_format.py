@@ -96,7 +96,8 @@ def vit_names(content: Mapping[str, Any]) -> ViTNames | None:
     """The naming of a ViT's tensors; None if the content is no ViT.
 
     Candidates are the formats whose position table, patch embedding and first norm are present.
-    The candidates with the fewest unknown names win, preferably in the entry of the format.
+    Of several, the candidate with the fewest unknown names wins; among equals the one whose tensors
+    are in the entry that its format itself names.
     """
     candidates = []
     for format in VIT_FORMATS:

@@ -26,14 +26,17 @@ class Family(NamedTuple):
     Attributes:
       build: makes the network: a Flax module, or for heads and conditions a frozen dataclass. It
         takes the arguments of its role, and by keyword the fields of the options.
-      options: the keys of the section, each with its default. A type in place of a default leaves
-        the key open: its field takes the preset's value, or else the default of `build`.
+      options: the keys of the section besides `arch` and `family`, each with its default. A type in
+        place of a default leaves the key open: its field takes the preset's value, or else the
+        default of `build`.
+        With {"width": int, "qk_norm": False} and the preset {"tiny/2": {"width": 64}}, a section
+        without a preset has to set the width.
       fields: key -> field of `build`, where the two have different names.
       presets: `arch` of the section -> fields.
       custom: (fields, side of the images in pixels) -> further fields where `arch` is "".
       check: (network, section, path such as "config.backbone") raises UserError, naming the key
         and the way out, for values that do not fit together.
-      describe: (network) -> its sizes in words.
+      describe: (network) -> its sizes in words, one line; by default its options and values.
     """
 
     build: Callable[..., Any]
@@ -42,7 +45,7 @@ class Family(NamedTuple):
     presets: Mapping[str, Mapping[str, Any]] = {}
     custom: Callable[[Mapping[str, Any], int], Mapping[str, Any]] = lambda fields, side: {}
     check: Callable[[Any, Section, str], None] = lambda network, section, path: None
-    describe: Callable[[Any], str] = repr
+    describe: Callable[[Any], str] | None = None
 
     def field(self, key: str) -> str:
         """The field of `build` that an option sets."""
@@ -56,6 +59,12 @@ class Family(NamedTuple):
             if section[key] is not None
         }
         return {**self.presets.get(section.get("arch", ""), {}), **explicit}
+
+    def text(self, network: Any) -> str:
+        """A network's sizes in words, one line."""
+        if self.describe is not None:
+            return self.describe(network)
+        return ", ".join(f"{key} {getattr(network, self.field(key))}" for key in self.options)
 
     def missing(self, section: Section) -> list[str]:
         """The keys of the options without a value in the section, its preset, and `build`."""

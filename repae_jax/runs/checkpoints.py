@@ -230,7 +230,7 @@ class Checkpoints:
             step, args=args.Composite(state=state, data=args.JsonRestore())
         )
         fields = names.present(restored["state"])
-        _check_complete(fields)
+        _check_complete(fields, self.folder / str(step))
         fields["opt_state"] = {
             name: to_template_form(fields["opt_state"][name], wanted)
             for name, wanted in template.opt_state.items()
@@ -258,6 +258,8 @@ class Checkpoints:
             self._set_aside(step, group)
             self._unproven = step
             return result
+        if isinstance(damage[0], OtherNetwork):
+            raise damage[0]
         count = len(damage)
         what = "it is the only one" if count == 1 else f"no other of {count} can be read"
         raise UserError(
@@ -328,11 +330,19 @@ def _check_shapes(held, wanted):
                 )
 
 
-def _check_complete(tree):
-    """Raise KeyError for an array that the checkpoint lacks; Orbax returns its template."""
+class OtherNetwork(UserError):
+    """A checkpoint is intact, but its arrays have other names than the network's."""
+
+
+def _check_complete(tree, checkpoint):
+    """Raise OtherNetwork for an array that the checkpoint lacks; Orbax returns its template."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.ShapeDtypeStruct):
-            raise KeyError(f"{jax.tree_util.keystr(path)} is missing")
+            raise OtherNetwork(
+                f"checkpoint {checkpoint} has no array {jax.tree_util.keystr(path)}, which the "
+                "network has: its code has changed since, so train in a new work directory, or "
+                "go back to the code that saved it"
+            )
 
 
 def saved_steps(workdir: str | pathlib.Path) -> list[int]:

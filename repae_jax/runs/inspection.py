@@ -69,7 +69,7 @@ def _run_lines(path):
     if models.backbone is not None:
         yield (
             type(models.backbone).__name__,
-            BACKBONES[config.backbone.family].describe(models.backbone),
+            BACKBONES[config.backbone.family].text(models.backbone),
         )
     yield "VAE", vae_text(models.tokenizer)
     shapes = jax.eval_shape(lambda key: fresh_state(config, models, key), jax.random.key(0))

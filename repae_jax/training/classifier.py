@@ -99,7 +99,7 @@ def accuracy(
 
 
 def shift_images(images: jax.Array, shifts: jax.Array, largest: int) -> jax.Array:
-    """Shift images (B, H, W, C) by `shifts` (B, 2) pixels, at most `largest`; edges repeat."""
+    """Shift images (B, H, W, C) by `shifts` (B, 2) pixels, each at most `largest`; edges repeat."""
     pad = ((largest, largest), (largest, largest), (0, 0))
 
     def one(image, shift):

@@ -142,9 +142,14 @@ def describe(run: RunContext, program: Program) -> None:
     axes = ", ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
     kind = run.mesh.devices.flat[0].device_kind
     run.logger.say(
-        f"{run.mesh.size} devices ({kind}; {axes}), {run.processes.count} processes\n"
+        f"{_amount(run.mesh.size, 'device')} ({kind}; {axes}), "
+        f"{_amount(run.processes.count, 'process', 'processes')}\n"
         + sharding.summary(shapes, shardings)
     )
     if run.processes.first:
         text = sharding.table(shapes, shardings) + "\n"
         write_atomically(run.workdir / SHARDING, text.encode())
+
+
+def _amount(count, one, many=""):
+    return f"{count} {one if count == 1 else many or one + 's'}"

@@ -8,11 +8,13 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import tiny
 from run_fixtures import random_run
 
 from repae_jax.errors import UserError
 from repae_jax.runs import workdir as work_directory
-from repae_jax.runs.checkpoints import restore_latest, saved_steps
+from repae_jax.runs.build import build_models, state_template
+from repae_jax.runs.checkpoints import Checkpoints, restore_latest, saved_steps
 from repae_jax.utils.sealed import seal
 
 __all__ = ["random_run"]
@@ -163,3 +165,19 @@ def test_a_flipped_bit_or_an_edit_of_the_configuration_is_said(random_run, tmp_p
     del edited["sha256"]
     path.write_text(json.dumps(edited))
     assert work_directory.load_config(tmp_path).sampling.steps == 7
+
+
+def test_arrays_of_another_network_are_no_damage(random_run):
+    """As of a backbone whose code has changed since."""
+    config = tiny.get_config()
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    template = state_template(config, build_models(config), sharding)
+    template = template.replace(opt_state={})
+    backbone = {**template.params["backbone"], "new": template.step}
+    changed = template.replace(params={**template.params, "backbone": backbone})
+    checkpoints = Checkpoints(random_run, read_only=True)
+    checkpoints.restore(template)
+    message = r"checkpoints/4 has no array \['params'\]\['backbone'\]\['new'\].*code has changed"
+    with pytest.raises(UserError, match=message):
+        checkpoints.restore(changed)
+    checkpoints.close()

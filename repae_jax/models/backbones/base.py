@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from repae_jax.models.conditioning.base import Arrays, Conditioner
+from repae_jax.models.projectors import Projector
 
 
 class BackboneOutput(NamedTuple):
     """The result of one forward pass."""
 
     prediction: jax.Array  # (B, h, w, c) predicted velocity, float32
-    tokens: jax.Array  # (B, N, D) hidden tokens after the aligned block
+    tokens: jax.Array  # (B, N, D) hidden tokens after the aligned block, of any float type
     projections: tuple[jax.Array, ...]  # one (B, N, D_k) per teacher
     extra: Mapping[str, jax.Array] = {}  # further outputs, such as "log_variance" (B, h, w, c)
 
@@ -21,19 +22,43 @@ class BackboneOutput(NamedTuple):
 class Backbone(Protocol):
     """A Flax module whose methods are applied by name.
 
-    A row of `BACKBONES` builds it from latent_size, latent_channels, conditioner, teacher_dims,
-    projector, dtype, remat, scan, and its own options.
+    A row of `BACKBONES` builds it from the fields below and its own options. A caller applies a
+    method by its name: `backbone.apply(variables, *inputs, method="project")`.
 
-    Training updates the collection "params". Other collections, such as "constants" with a
-    position table, keep their initial values, and checkpoints carry them.
+    Training updates the collection "params", of float32 arrays. Other collections, such as
+    "constants" with a position table, keep their initial values, and checkpoints carry them.
+
+    The parameters have the same names and shapes for every `remat` and `scan`, because both may
+    change when a run resumes.
+
+    Attributes:
+      latent_size: h = w.
+      latent_channels: c.
+      conditioner: the kind of the condition. The backbone makes its module in `setup` by
+        `setattr(self, conditioner.name, conditioner.module(width, dtype))`, so that its parameters
+        have that name, which exports know.
+      teacher_dims: D_k, the width of each teacher's tokens.
+      projector: makes a projection head for each of them, `projector.module(dim, grid, dtype)`.
+      dtype: the type of the matrix products.
+      remat: a policy of `remat.POLICIES`; `rematerialize(Block, remat)` is the block's class.
+      scan: run equal blocks as one loop, by `scan_blocks`; while `self.is_initializing()` they run
+        one by one. A backbone may ignore it.
+      depth: blocks.
+      encoder_depth: blocks up to the aligned one.
+      grid: tokens along a side.
     """
 
-    latent_size: int  # h = w
+    latent_size: int
     latent_channels: int
-    depth: int
-    encoder_depth: int  # blocks up to the aligned one
     conditioner: Conditioner
-    grid: int  # tokens a side
+    teacher_dims: tuple[int, ...]
+    projector: Projector
+    dtype: jnp.dtype
+    remat: str
+    scan: bool
+    depth: int
+    encoder_depth: int
+    grid: int
 
     def __call__(self, x: jax.Array, t: jax.Array, condition: Arrays) -> BackboneOutput:
         """Full pass: noisy latents x (B, h, w, c) at time t (B,) in [0, 1], and the condition."""

@@ -22,8 +22,9 @@ class Conditioner(Protocol):
     """A kind of condition with its sizes; immutable and hashable, without weights.
 
     Attributes:
-      name: the module's name in the backbone, the head of its parameters' names.
-      gives: the fields of `Condition` that the module sets.
+      name: the name that the backbone gives the module, and so its parameters.
+      gives: the fields of `Condition` that the module sets. The `check` of a backbone raises
+        UserError for a conditioner without the field that it reads.
     """
 
     name: str

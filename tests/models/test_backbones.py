@@ -1,0 +1,120 @@
+"""What `Backbone` promises, for every row of `BACKBONES`, at small sizes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from parity import quick_jit
+
+from repae_jax.models.backbones.base import blank_inputs
+from repae_jax.models.backbones.families import BACKBONES
+from repae_jax.models.conditioning.class_label import ClassLabel
+from repae_jax.models.projectors import MLP
+from repae_jax.models.remat import POLICIES
+
+# The options of each family; a new row needs its own.
+SMALL = {"sit": dict(patch_size=2, hidden_size=16, depth=3, num_heads=2, encoder_depth=2)}
+BATCH, SIDE, CHANNELS, CLASSES, TEACHERS = 3, 8, 4, 5, (6, 10)
+
+
+def make(family, **fields):
+    row = BACKBONES[family]
+    given = dict(dtype=jnp.float32, remat="none", scan=False) | fields
+    module = row.build(
+        latent_size=SIDE, latent_channels=CHANNELS, conditioner=ClassLabel(CLASSES),
+        teacher_dims=TEACHERS, projector=MLP(8), **SMALL[family], **given,
+    )  # fmt: skip
+    row.check(module, {"family": family}, "config.backbone")
+    return module
+
+
+def variables_of(module):
+    """Random variables: at initialization many weights are zero."""
+    variables = quick_jit(module.init)(jax.random.key(0), *blank_inputs(module))
+    leaves, tree = jax.tree.flatten(variables["params"])
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    drawn = [a + 0.1 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
+    return {**variables, "params": jax.tree.unflatten(tree, drawn)}
+
+
+@pytest.fixture(scope="module", params=BACKBONES)
+def made(request):
+    module = make(request.param)
+    return request.param, module, variables_of(module)
+
+
+def inputs():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(BATCH, SIDE, SIDE, CHANNELS)).astype(np.float32)
+    return x, np.linspace(0.1, 0.9, BATCH, dtype=np.float32), {"label": np.array([0, 3, CLASSES])}
+
+
+def close(a, b):
+    jax.tree.map(lambda p, q: np.testing.assert_allclose(p, q, rtol=1e-4, atol=1e-5), a, b)
+
+
+def gradients(module, variables):
+    def loss(params):
+        output = module.apply({**variables, "params": params}, *inputs())
+        parts = (output.prediction, *output.projections)
+        return sum(
+            (part * jnp.cos(jnp.arange(part.size)).reshape(part.shape)).sum() for part in parts
+        )
+
+    return quick_jit(jax.grad(loss))(variables["params"])
+
+
+def test_shapes_and_types(made):
+    _, module, variables = made
+    output = quick_jit(module.apply)(variables, *inputs())
+    assert output.prediction.shape == (BATCH, SIDE, SIDE, CHANNELS)
+    assert output.prediction.dtype == jnp.float32
+    tokens = module.grid**2
+    assert output.tokens.shape[:2] == (BATCH, tokens)
+    assert [p.shape for p in output.projections] == [(BATCH, tokens, dim) for dim in TEACHERS]
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables["params"])} == {jnp.dtype("float32")}
+
+
+def test_project_and_hidden_are_of_the_full_pass(made):
+    _, module, variables = made
+    output = quick_jit(module.apply)(variables, *inputs())
+    close(module.apply(variables, *inputs(), method="project"), output.projections)
+    hidden = module.apply(variables, *inputs(), method="hidden")
+    assert hidden.shape == (module.depth, BATCH, output.tokens.shape[-1])
+    assert hidden.dtype == jnp.float32
+    close(hidden[module.encoder_depth - 1], output.tokens.astype(jnp.float32).mean(1))
+
+
+def test_time_and_condition_matter(made):
+    _, module, variables = made
+    x, t, condition = inputs()
+    before = module.apply(variables, x, t, condition).prediction
+    for changed in (
+        (x, t + 0.05, condition),
+        (x, t, {"label": (condition["label"] + 1) % CLASSES}),
+    ):
+        after = module.apply(variables, *changed).prediction
+        assert (np.abs(after - before).max((1, 2, 3)) > 1e-4).all()
+
+
+@pytest.mark.parametrize(
+    "fields", [{"scan": True}, *({"remat": policy} for policy in POLICIES)], ids=str
+)
+def test_scan_and_remat_change_nothing(made, fields):
+    family, module, variables = made
+    other = make(family, **fields)
+    shapes = [
+        jax.tree.map(jnp.shape, jax.eval_shape(m.init, jax.random.key(0), *blank_inputs(m)))
+        for m in (module, other)
+    ]
+    assert shapes[0] == shapes[1]  # so a run may resume with the other
+    ours = quick_jit(module.apply)(variables, *inputs())
+    close(quick_jit(other.apply)(variables, *inputs()), ours)
+    close(gradients(other, variables), gradients(module, variables))
+
+
+def test_its_sizes_fit_a_line(made):
+    family, module, _ = made
+    text = BACKBONES[family].text(module)
+    assert "\n" not in text
+    assert 10 < len(text) < 300
