@@ -49,8 +49,8 @@ GREY = {
     "16-bit TIFF": lambda: written(DEEP, photometric="minisblack"),
     "16-bit TIFF, compressed": lambda: written(DEEP, photometric="minisblack", compression=8),
     "16-bit TIFF, big-endian": lambda: written(DEEP, photometric="minisblack", byteorder=">"),
-    "16-bit TIFF, white is zero": lambda: written(65535 - DEEP, photometric="miniswhite"),
-    "8-bit TIFF, white is zero": lambda: written((255 - RAMP).astype(np.uint8), photometric=0),
+    "16-bit TIFF, white zero": lambda: written(65535 - DEEP, photometric="miniswhite"),
+    "8-bit TIFF, white zero": lambda: written((255 - RAMP).astype(np.uint8), photometric=0),
     "12-bit TIFF": lambda: tiff(16, 16, 12, twelve_bits(DEEP >> 4)),
     "16-bit PGM": lambda: b"P5 16 16 65535\n" + DEEP.astype(">u2").tobytes(),
     "8-bit PGM": lambda: b"P5 16 16 255\n" + RAMP.astype(np.uint8).tobytes(),
@@ -80,7 +80,7 @@ UNKNOWN = {
 def test_samples_without_a_known_white_are_refused_by_name(kind):
     expected = {"f": "floats", "i": "integers"}[kind.removeprefix("u")[0]]
     for decode in (decode_pixels, decode_cropped):
-        with pytest.raises(BadImage, match=f"x.tif: not a readable image .*{expected}.* white is"):
+        with pytest.raises(BadImage, match=f"x.tif: not a readable image .*{expected}.* white"):
             decode(UNKNOWN[kind](), 16, "x.tif")
 
 

@@ -75,7 +75,7 @@ def test_arguments_and_configuration_are_each_others_inverse():
         ({"model": "SiT-H/3"}, "'model' is 'SiT-H/3'"),
         ({"vae": "f4"}, "'vae' is 'f4'"),
         ({"enc_type": "vicreg-vit-b"}, "teacher 'vicreg-vit-b'"),
-        ({"enc_type": "dinov2-vit-b.pth"}, "teacher 'dinov2-vit-b.pth' is none .*, dinov2-vit-b,"),
+        ({"enc_type": "dinov2-vit-b.pth"}, "unknown teacher 'dinov2-vit-b.pth'.*, dinov2-vit-b,"),
     ],
 )
 def test_unknown_architectures_are_named(changes, message):
