@@ -1,6 +1,7 @@
 """What all tests share: settings that must stand before jax and torch are imported."""
 
 import atexit
+import gc
 import importlib.metadata
 import os
 import shutil
@@ -23,6 +24,9 @@ if importlib.metadata.version("jax").startswith("0.10."):
     _FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", _FLAGS)
 process_env.choose_options()  # as the commands do, which tests run in processes of their own, too
+# Programs and traces stay in memory, and a collection of garbage looks through all of them: with
+# Python's own thresholds that is a sixth of the time.
+gc.set_threshold(50_000, 20, 100)
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="repae_jax_tests_")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"

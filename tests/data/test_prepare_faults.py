@@ -114,6 +114,7 @@ def test_nothing_but_bad_images_is_an_error(pictures, tmp_path):
 # --- restarts ---
 
 
+@pytest.mark.slow
 def test_killed_with_9_at_any_moment_and_restarted_it_writes_the_same_bytes(pictures, tmp_path):
     (tmp_path / "out").mkdir()
     script = pathlib.Path(TINY).with_name("killed_runs.py")

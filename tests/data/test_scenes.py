@@ -67,6 +67,7 @@ def test_classes_stay_apart_when_they_are_turned():
             assert both.max() < 0.9, (name, other, both.max())  # intersection over union
 
 
+@pytest.mark.slow
 def test_pixels_do_not_give_the_class_away():
     source = Scenes("train", 1200)
     elements = [source[index] for index in range(len(source))]

@@ -22,6 +22,8 @@ from repae_jax.runs.open_run import make_sampler, open_run, sampling_key, sampli
 from repae_jax.runs.workdir import load_config
 from repae_jax.sampling.generate import generate_all, make_generate
 
+pytestmark = pytest.mark.slow  # its fixtures train
+
 SAMPLES, IMAGES = 90, 40
 WANTED = dict(every=2, network="small", samples=SAMPLES, cknna_images=IMAGES)
 KEYS = [f"--config.evaluation.{key}={value}" for key, value in WANTED.items()]

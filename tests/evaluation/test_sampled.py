@@ -60,6 +60,7 @@ def test_a_run_gives_the_figures_of_what_it_would_write(light, random_run, refer
     assert not list(random_run.glob("*.npz*"))
 
 
+@pytest.mark.slow
 def test_the_seed_the_sampler_and_the_checkpoint_count(light, random_steps, reference, tmp_path):
     words = ["evaluate", str(random_steps), "--reference", str(reference), *OPTIONS]
     found = []

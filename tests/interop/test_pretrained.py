@@ -110,6 +110,7 @@ def json_of(folder):
     return json.loads((folder / "config.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["f8d4", "f16d32"])
 def test_true_dimensions(name, tmp_path):
     model = AutoencoderKL(**VAE_CONFIGS[name])

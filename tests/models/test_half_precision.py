@@ -73,6 +73,7 @@ def test_attention_sums_in_float32(dtype):
     assert (gradient.dtype, bool(jnp.isfinite(gradient).all())) == (q.dtype, True)
 
 
+@pytest.mark.slow
 def test_a_vae_in_float16_encodes_and_decodes(tmp_path):
     params = KL.init(jax.random.key(0), IMAGES, LATENTS)["params"]
     write_diffusers(tmp_path / "vae", PretrainedVAE(KL, params))

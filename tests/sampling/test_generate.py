@@ -26,6 +26,7 @@ def run():
     return models, sampling_weights(state.replace(ema=ema))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["euler", "euler-maruyama"])
 def test_images_do_not_depend_on_their_batch(run, method):
     models, weights = run

@@ -73,6 +73,7 @@ def test_other_options_are_refused_in_the_same_place(run, painted, tmp_path, cap
     assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["x.npz", "x"])
 def test_what_failed_before_its_first_image_may_be_begun_anew(output, run, tmp_path, capsys):
     options = dict(count=2, batch_size=2, steps=2)

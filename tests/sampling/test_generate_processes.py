@@ -20,6 +20,7 @@ from repae_jax.cli import main
 KILLS = int(os.environ.get("REPAE_KILLS", "1"))
 
 
+@pytest.mark.slow
 def test_outputs_survive_a_kill_before_every_file_call(tmp_path):
     script = pathlib.Path(TINY).with_name("killed_outputs.py")
     path = os.pathsep.join([str(script.parents[2]), *sys.path])

@@ -10,6 +10,8 @@ from PIL import Image
 
 from repae_jax.cli import main
 
+pytestmark = pytest.mark.slow  # its fixtures train
+
 
 @pytest.fixture(scope="module")
 def first(random_steps, tmp_path_factory):

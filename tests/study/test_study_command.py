@@ -59,6 +59,7 @@ def test_a_study_runs_measures_and_reports(done):
     assert page.count("<img") >= 5
 
 
+@pytest.mark.slow
 def test_figures_are_of_the_states_that_the_run_has_kept(done):
     """The VAE's last PSNR, from its checkpoint by another way."""
     opened = open_run(Job("vae", 0).workdir(done))
@@ -74,6 +75,7 @@ def test_figures_are_of_the_states_that_the_run_has_kept(done):
     assert results[0]["figures"]["2"]["psnr"] != results[0]["figures"]["4"]["psnr"]
 
 
+@pytest.mark.slow
 def test_frozen_arms_keep_the_vae_that_they_took(done):
     results = {r["arm"]: r for r in read_results(done / "results.jsonl")}
     assert results["sit"]["figures"]["2"]["psnr"] == results["vae"]["figures"]["4"]["psnr"]
@@ -100,6 +102,7 @@ def test_a_run_that_is_gone_is_made_again_to_the_same_figures(done, tmp_path):
         moved.rename(done)
 
 
+@pytest.mark.slow
 def test_a_changed_study_is_refused_where_it_changes_a_run(done, capsys):
     assert run(done, "--config.config.batch_size=16") == 2
     said = capsys.readouterr().err
@@ -107,6 +110,7 @@ def test_a_changed_study_is_refused_where_it_changes_a_run(done, capsys):
     assert "take another --output" in said
 
 
+@pytest.mark.slow
 def test_figures_measured_in_another_way_are_refused(done, capsys):
     assert run(done, "--report", "--config.measures.samples=30") == 2
     assert "config.measures.samples: 20 -> 30" in capsys.readouterr().err
@@ -118,6 +122,7 @@ def copy(done, tmp_path):
     return pathlib.Path(shutil.copytree(done, tmp_path / "copy"))
 
 
+@pytest.mark.slow
 def test_a_study_may_move(done, copy):
     assert run(copy, "--report") == 0
     assert (copy / "results.jsonl").read_text() == (done / "results.jsonl").read_text()
@@ -171,6 +176,7 @@ def test_a_damaged_result_is_named(copy, capsys):
     assert f"{path} is damaged" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_other_figures_than_another_time_are_told(done, tmp_path, capsys):
     others = read_results(done / "results.jsonl")
     others[2]["figures"]["4"]["psnr"] += 1e-12
@@ -183,6 +189,7 @@ def test_other_figures_than_another_time_are_told(done, tmp_path, capsys):
     assert "3 of 3 runs have the same figures" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_more_claims_change_no_run(done, capsys):
     assert run(done, "--report", "--config.claims.ahead.measure=psnr") == 0
     assert "psnr" in capsys.readouterr().out
@@ -224,6 +231,7 @@ def test_a_failed_run_ends_the_study_and_names_its_log(tmp_path):
     assert not Job("sit", 0).workdir(tmp_path).exists()  # nothing was begun on what is missing
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_runs_too_which_are_told_once(tmp_path, monkeypatch):
     script = tmp_path / "run.sh"
     script.write_text(
@@ -269,6 +277,7 @@ def test_the_judge_learns_and_is_read_back(tmp_path):
     assert nearest.score(features[1::2], part.labels[1::2]) > 0.9
 
 
+@pytest.mark.slow
 def test_a_judge_of_another_size_is_refused(done):
     study = tiny_study.get_config()
     study.judge.channels = (8, 16)

@@ -90,6 +90,7 @@ def compile_words(path, *more):
     return ["compile", *words, f"--config.data.path={path}", *more]
 
 
+@pytest.mark.slow
 def test_the_command_says_what_a_cache_is_taken_to_hold(compiled_here, tmp_path, capsys):
     later, there = tmp_path / "later", tmp_path / "there"
     flops = {}

@@ -21,6 +21,8 @@ from repae_jax.runs.build import (
 from repae_jax.training.noise import sample_draws
 from repae_jax.training.step import make_train_step
 
+pytestmark = pytest.mark.slow  # each compiles a whole step, some twice
+
 
 def make(config):
     """(models, a state with weights that are not zero, a batch, draws) of a configuration."""

@@ -134,6 +134,7 @@ def open_element(folder, index, cache={}):  # noqa: B006  (one cache for all cal
     return cache[folder][index]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", ["images", "tokens"])
 def test_training_on_the_cache_is_training_on_the_images(kept, folder, tmp_path):
     config = make_config(folder)
@@ -174,6 +175,7 @@ def shape_of(array):
     return array.shape, array.dtype
 
 
+@pytest.mark.slow
 def test_the_command_trains_on_the_cache(folder, tmp_path):
     workdir = tmp_path / "run"
     words = ["--config", f"{TINY}:repa", "--config.data.source=latents"]

@@ -19,6 +19,8 @@ from repae_jax.runs.build import build_models, state_template
 from repae_jax.runs.checkpoints import Checkpoints, restore_latest
 from repae_jax.training.teacher import pretrain_teacher
 
+pytestmark = pytest.mark.slow  # its fixtures train
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):

@@ -51,6 +51,7 @@ def assert_ordinary(workdir, steps):
         assert (values < 4).all()
 
 
+@pytest.mark.slow
 def test_a_run_that_begins_too_fast_is_begun_again(tmp_path, capsys):
     workdir = tmp_path / "run"
     run = ["--config.run.steps=30", "--config.run.checkpoint_every=2", *FAR]
@@ -66,6 +67,7 @@ def test_a_run_that_begins_too_fast_is_begun_again(tmp_path, capsys):
     assert_ordinary(workdir, 30)
 
 
+@pytest.mark.slow
 def test_a_run_that_becomes_too_fast_goes_back(trained, teacher, tmp_path, capsys):
     workdir = tmp_path / "a run"  # which a shell wants quoted
     shutil.copytree(trained, workdir)
@@ -94,6 +96,7 @@ def test_a_run_that_becomes_too_fast_goes_back(trained, teacher, tmp_path, capsy
     assert "resuming from step 30" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_same_steps_give_the_same_state(trained, teacher, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(trained, workdir)
@@ -108,6 +111,7 @@ def test_the_same_steps_give_the_same_state(trained, teacher, tmp_path, capsys):
     assert saved_steps(workdir) == [2, 4]
 
 
+@pytest.mark.slow
 def test_going_back_to_the_end_changes_nothing(trained, teacher, tmp_path):
     """But a run with steps to train notes it: the same command resumes, after a signal."""
     workdir = tmp_path / "run"
@@ -152,6 +156,7 @@ def test_a_damaged_checkpoint_is_told_before_the_later_ones_are_set_aside(
         going_back.check_step(workdir, 4)
 
 
+@pytest.mark.slow
 def test_a_run_whose_checkpoints_are_all_damaged_may_begin_anew(trained, teacher, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(trained, workdir)

@@ -30,6 +30,7 @@ class Recorded:
         self.params = jax.device_get(getattr(end.state, "params", None))
 
 
+@pytest.mark.slow
 def test_without_hooks_the_same_steps_are_made(teacher, tmp_path, capsys):
     config = tiny.get_config()
     config.teachers.small.weights = str(teacher)

@@ -31,6 +31,7 @@ METRICS = set(
 OWN_METRICS = {"latent_std", "images_per_second", "skipped_steps"}
 
 
+@pytest.mark.slow
 def test_a_work_directory_is_the_whole_run(trained):
     assert json.loads((trained / "config.json").read_text())["name"] == "tiny"
     names = sorted(path.name for path in (trained / "checkpoints").iterdir())
@@ -64,6 +65,7 @@ def test_a_run_past_its_last_step_says_so(trained, teacher, tmp_path, capsys):
     assert restore_latest(workdir)["step"] == 4
 
 
+@pytest.mark.slow
 def test_a_profile_is_of_the_last_steps_of_a_short_run(trained, teacher, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(trained, workdir)
@@ -75,6 +77,7 @@ def test_a_profile_is_of_the_last_steps_of_a_short_run(trained, teacher, tmp_pat
     assert len(read_history(workdir)["vae_loss"][0]) == 11
 
 
+@pytest.mark.slow
 def test_sample_and_report_use_the_run(trained, tmp_path, capsys):
     output = tmp_path / "grid.png"
     options = ["--output", str(output), "--quiet", "--guidance-scale", "2"]

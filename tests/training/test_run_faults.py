@@ -100,6 +100,7 @@ def test_a_grid_of_samples_that_are_not_finite_is_a_warning(trained, tmp_path, c
 # --- damaged checkpoints ---
 
 
+@pytest.mark.slow
 def test_whatever_file_of_the_newest_checkpoint_is_damaged(trained, tmp_path, capsys):
     workdir = tmp_path / "run"
     folder = trained / "checkpoints" / "4"
@@ -123,6 +124,7 @@ def test_whatever_file_of_the_newest_checkpoint_is_damaged(trained, tmp_path, ca
     assert restore_latest(trained)["step"] == expected["step"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["a flipped bit", "cut short, without checksums"])
 def test_a_run_goes_on_from_the_checkpoint_before(damage, trained, teacher, tmp_path, capsys):
     workdir = tmp_path / "run"
@@ -158,6 +160,7 @@ def test_nothing_but_damaged_checkpoints_is_an_error(trained, teacher, tmp_path,
     assert (workdir / "checkpoints" / "4").is_dir()
 
 
+@pytest.mark.slow
 def test_some_checkpoints_are_kept_for_ever(trained, teacher, tmp_path):
     workdir = tmp_path / "run"
     run = dict(steps=8, checkpoint_every=1, keep_checkpoints=1, keep_every=3)
@@ -181,6 +184,7 @@ def small_disk(folder, size):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_and_the_run_goes_on_with_room(trained, teacher, tmp_path, capsys):
     size = sum(path.stat().st_size for path in files_of(trained / "checkpoints" / "4"))
     with small_disk(tmp_path / "disk", f"{int(2.5 * size / 1024) + 600}k") as disk:
@@ -314,6 +318,7 @@ def compilations():
     jax.monitoring.clear_event_listeners()
 
 
+@pytest.mark.slow
 def test_warm_steps_transfer_and_compile_nothing_hidden(
     teacher, tmp_path, monkeypatch, compilations
 ):

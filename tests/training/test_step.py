@@ -78,6 +78,7 @@ def moved(before, after):
     return changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "trained"),
     [
@@ -100,6 +101,7 @@ def test_recipes_train_what_they_say(recipe, trained):
         assert same == (recipe in ("repa", "repae_no_latent_norm"))
 
 
+@pytest.mark.slow
 def test_before_its_start_the_discriminator_is_left_alone():
     state, batch, draws, step = build("repae", discriminator_start=1)
     step = jax.jit(step)

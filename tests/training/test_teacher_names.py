@@ -19,6 +19,7 @@ from repae_jax.runs.checkpoint_names import names_of
 from repae_jax.runs.metrics import read_history
 from repae_jax.runs.open_run import open_run
 
+pytestmark = pytest.mark.slow  # its fixtures train
 NAMES = ("sit", "vae", "backbone", "tokenizer", "teachers", "lpips", "inception", "weights")
 CONFIG = f"""
 import runpy
