@@ -128,6 +128,7 @@ def test_a_study_may_move(done, copy):
     assert (copy / "results.jsonl").read_text() == (done / "results.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_networks_of_another_recipe_are_refused(copy, capsys):
     for change in ("judge.steps=5", "config.teachers.small.pretrain.steps=7"):
         assert run(copy, f"--config.{change}") == 2
@@ -135,6 +136,7 @@ def test_networks_of_another_recipe_are_refused(copy, capsys):
         assert f"{copy} is of another study: config.{change.split('=')[0]}: " in said
 
 
+@pytest.mark.slow
 def test_a_judge_that_is_gone_is_not_made_anew_for_results_that_are_there(copy, capfd):
     judge = copy / "judge.safetensors"
     judge.unlink()
@@ -149,6 +151,7 @@ def test_files_of_who_knows_what_are_refused(tmp_path, capsys):
     assert "holds judge.safetensors, but no study.json" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_on_a_vae_that_diverged_no_run_is_begun(copy):
     path = Job("vae", 0).workdir(copy) / "result.json"
     result = json.loads(path.read_text())
@@ -162,6 +165,7 @@ def test_on_a_vae_that_diverged_no_run_is_begun(copy):
     assert [path.name for path in Job("sit", 0).workdir(copy).iterdir()] == ["result.json"]
 
 
+@pytest.mark.slow
 def test_a_run_whose_vae_is_missing_says_which_to_run_first(copy, capsys):
     for arm in ("vae", "sit"):
         (Job(arm, 0).workdir(copy) / "result.json").unlink()
@@ -169,6 +173,7 @@ def test_a_run_whose_vae_is_missing_says_which_to_run_first(copy, capsys):
     assert "sit:0 takes the VAE of vae:0, which is not done: --run vae:0" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_damaged_result_is_named(copy, capsys):
     path = Job("sit", 0).workdir(copy) / "result.json"
     path.write_text("{")
