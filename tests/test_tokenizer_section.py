@@ -157,7 +157,7 @@ def test_old_runs_have_the_keys_of_their_family(case, version, tmp_path):
     assert build_tokenizer(config) == module
     assert set(config.tokenizer) == set(section_of("tokenizer", config.tokenizer.family))
     assert not [key for key in absent_keys(stored) if "tokenizer" in key]
-    # the same run goes on under today's configuration
+    # today's configuration resumes the same run
     (tmp_path / "config.json").write_text(json.dumps(stored))
     today = base()
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in keys.items()}

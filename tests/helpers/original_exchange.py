@@ -20,6 +20,7 @@ import original_loop as loop
 import original_networks as original
 import pytest
 import torch
+from checkouts import code_of, define, main_of, module_of
 from parity import ORIGINAL, randomise
 
 from repae_jax.config.defaults import apply_recipe, base, teacher
@@ -105,7 +106,7 @@ class RepaTraining:
         path = pathlib.Path(REPA) / "train.py"
         args = repa_args(checkpointing_steps=1)
         scope = {"torch": torch, "OrderedDict": OrderedDict}
-        scope |= _definitions(path, ("update_ema", "requires_grad"), scope)
+        scope |= define(path, ("update_ema", "requires_grad"), scope)
         ema = copy.deepcopy(model)
         scope["requires_grad"](ema, False)
         loss = repa_module("loss.py").SILoss(
@@ -124,10 +125,10 @@ class RepaTraining:
         }
         self.scope["accelerator"].is_main_process = True
         self.scope["update_ema"] = functools.partial(scope["update_ema"], decay=EMA_DECAY)
-        main = _main(path)
+        main = main_of(path)
         optimizer = [node for node in main.body if "torch.optim.AdamW" in ast.unparse(node)]
-        exec(_code(optimizer, path), self.scope)
-        self._step = _code(_repa_step(main), path)
+        exec(code_of(optimizer, path), self.scope)
+        self._step = code_of(_repa_step(main), path)
         self._saves, self._resumes = (_conditional(path, test) for test in (SAVES, RESUMES))
 
     def step(self, latents, labels, zs, draws) -> dict[str, float]:
@@ -227,7 +228,7 @@ class NullClass:
 
 def repa_args(**changes) -> argparse.Namespace:
     """The defaults of REPA's command line, for the published size."""
-    parse = _definitions(pathlib.Path(REPA) / "train.py", ("parse_args",), {"argparse": argparse})
+    parse = define(pathlib.Path(REPA) / "train.py", ("parse_args",), {"argparse": argparse})
     args = parse["parse_args"](["--exp-name", "none", "--model", "SiT-XL/2"])
     return argparse.Namespace(**{**vars(args), **changes})
 
@@ -236,10 +237,7 @@ def repa_args(**changes) -> argparse.Namespace:
 def repa_module(path: str):
     """One file of REPA's checkout as a module."""
     file = pathlib.Path(REPA) / path
-    spec = importlib.util.spec_from_file_location(f"repa_original_{file.stem}", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(file, f"repa_original_{file.stem}")
 
 
 def make_repa_sit(seed: int) -> torch.nn.Module:
@@ -260,7 +258,7 @@ def make_repa_sit(seed: int) -> torch.nn.Module:
 
 def repa_unified(tensors: Mapping[str, torch.Tensor], encoder_depth: int) -> dict:
     """REPA's first names of tensors as those of today, by its own function."""
-    rename = _definitions(pathlib.Path(REPA) / "utils.py", ("load_legacy_checkpoints",), {})
+    rename = define(pathlib.Path(REPA) / "utils.py", ("load_legacy_checkpoints",), {})
     return rename["load_legacy_checkpoints"](tensors, encoder_depth)
 
 
@@ -283,9 +281,9 @@ def _resume(code, scope, args, path, **folders):
 def _conditional(path, test):
     """The script's `if` with this condition, as code."""
     (found,) = (
-        n for n in ast.walk(_main(path)) if isinstance(n, ast.If) and ast.unparse(n.test) == test
+        n for n in ast.walk(main_of(path)) if isinstance(n, ast.If) and ast.unparse(n.test) == test
     )
-    return _code([found], path)
+    return code_of([found], path)
 
 
 def _repa_step(main):
@@ -299,24 +297,3 @@ def _repa_step(main):
     (start,) = (i for i, line in enumerate(text) if line.startswith("with accelerator.accumulate"))
     (end,) = (i for i, line in enumerate(text) if line.startswith("if accelerator.sync_gradients:"))
     return body[start : end + 1]
-
-
-def _definitions(path, names, scope):
-    """The file's top-level functions of these names, defined in `scope`."""
-    found = [node for node in _parsed(path).body if getattr(node, "name", None) in names]
-    exec(_code(found, path), scope)
-    return {name: scope[name] for name in names}
-
-
-def _main(path):
-    (main,) = (node for node in _parsed(path).body if getattr(node, "name", None) == "main")
-    return main
-
-
-@functools.cache
-def _parsed(path):
-    return ast.parse(path.read_text())
-
-
-def _code(nodes, path):
-    return compile(ast.Module(list(nodes), []), str(path), "exec")

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from unittest import mock
 
 import torch
+from checkouts import code_of, define, main_of
 from original_networks import modules
 from parity import ORIGINAL
 
@@ -112,15 +113,13 @@ class Training:
 
 def _functions(script, names, scope):
     """The script's top-level functions of these names; those that it lacks are left out."""
-    path = pathlib.Path(ORIGINAL) / script
-    found = [node for node in _parsed(script).body if getattr(node, "name", None) in names]
-    exec(compile(ast.Module(found, []), str(path), "exec"), scope)
-    return {node.name: scope[node.name] for node in found}
+    return define(pathlib.Path(ORIGINAL) / script, names, scope)
 
 
 def _loop(script):
     """Code of the script's `main`: that which makes the optimizers, and that of one step."""
-    (main,) = (node for node in _parsed(script).body if getattr(node, "name", None) == "main")
+    path = pathlib.Path(ORIGINAL) / script
+    main = main_of(path)
     optimizers = [n for n in main.body if "torch.optim.AdamW" in ast.unparse(n)]
     (body,) = (
         node.body
@@ -131,16 +130,7 @@ def _loop(script):
     # From behind the teachers to the log: forward and backward passes, updates, moving average.
     (start,) = (i for i, line in enumerate(text) if line.startswith("with torch.no_grad()"))
     (end,) = (i for i, line in enumerate(text) if line.startswith("if accelerator.sync_gradients:"))
-    path = str(pathlib.Path(ORIGINAL) / script)
-    return tuple(
-        compile(ast.Module(nodes, []), path, "exec")
-        for nodes in (optimizers, body[start + 1 : end + 1])
-    )
-
-
-@functools.cache
-def _parsed(script):
-    return ast.parse((pathlib.Path(ORIGINAL) / script).read_text())
+    return tuple(code_of(nodes, path) for nodes in (optimizers, body[start + 1 : end + 1]))
 
 
 @contextlib.contextmanager

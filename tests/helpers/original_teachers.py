@@ -17,6 +17,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from checkouts import parsed
 from parity import ORIGINAL, SKIP_REASON, original_module, randomise, state_of
 
 NEEDS_ORIGINAL = pytest.mark.skipif(
@@ -209,7 +210,7 @@ def _extraction():
     """The loop's block that fills `zs`."""
     (block,) = (
         node
-        for node in ast.walk(_parsed("train_repae.py"))
+        for node in ast.walk(parsed(pathlib.Path(ORIGINAL) / "train_repae.py"))
         if isinstance(node, ast.With) and "preprocess_raw_image" in ast.unparse(node)
         and ast.unparse(node.items[0]) == "torch.no_grad()"
     )  # fmt: skip
@@ -218,12 +219,7 @@ def _extraction():
 
 def _execute(script, wanted, scope, into=None):
     """Run the script's top-level statements that are `wanted`."""
-    found = [node for node in _parsed(script).body if wanted(node)]
+    found = [node for node in parsed(pathlib.Path(ORIGINAL) / script).body if wanted(node)]
     exec(compile(ast.Module(found, []), script, "exec"), scope)
     if into is not None:
         into |= scope
-
-
-@functools.cache
-def _parsed(script):
-    return ast.parse((pathlib.Path(ORIGINAL) / script).read_text())

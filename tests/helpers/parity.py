@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 import torch
+from checkouts import module_of
 from torch import library
 
 TOLERANCE = 1e-4
@@ -122,10 +123,7 @@ def as_numpy(x) -> np.ndarray:
 def original_module(path: str):
     """One file of the original implementation's checkout as a module."""
     file = pathlib.Path(ORIGINAL) / path
-    spec = importlib.util.spec_from_file_location(f"repae_original_{file.stem}", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(file, f"repae_original_{file.stem}")
 
 
 def _import_torchvision():

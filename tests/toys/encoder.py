@@ -1,4 +1,4 @@
-"""A teacher of one strided convolution, whose tokens lie beside each other as the backbone's do."""
+"""A teacher of one strided convolution, with its tokens in the order of the backbone's."""
 
 import flax.linen as nn
 import jax.numpy as jnp

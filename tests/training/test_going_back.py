@@ -12,18 +12,16 @@ import optax
 import pytest
 import tiny
 from runs import TINY, words
+from stub_loop import run_stub
 
 from repae_jax.cli import main
 from repae_jax.errors import Diverged, UserError
-from repae_jax.parallel.multihost import ALONE
 from repae_jax.runs import going_back
 from repae_jax.runs import workdir as work_directory
 from repae_jax.runs.checkpoints import Checkpoints, restore_latest, saved_steps
 from repae_jax.runs.metrics import MetricWriter, read_history
 from repae_jax.runs.optimizers import adamw, to_saved_form, to_template_form
 from repae_jax.runs.retention import Record, Retention
-from repae_jax.training.default_hooks import SaveCheckpoints
-from repae_jax.training.loop import _run
 from repae_jax.training.monitor import Monitor
 
 FAR = [
@@ -273,35 +271,15 @@ def test_a_schedule_may_come_and_go(tmp_path):
 
 def run(skipped, steps, every, signal_at=None):
     """Runs the loop with these steps skipped; gives the status, what was saved, what was due."""
-    config = tiny.get_config()
-    config.run.update(steps=steps, checkpoint_every=every)
-    stopping = types.SimpleNamespace(requested=False, note=lambda: None)
-    saved = {}
+    stopping, saved = types.SimpleNamespace(requested=False, note=lambda: None), {}
 
-    def one_step(state, batch, key, requests):
-        number = state.step + 1
-        stopping.requested |= number == signal_at
-        metrics = {"skipped": number in skipped, "stop": 0, "vae_loss": np.nan}
-        return types.SimpleNamespace(step=number), metrics
+    def metrics_of(step):
+        stopping.requested |= step == signal_at
+        return {"skipped": step in skipped, "stop": 0, "vae_loss": np.nan}
 
-    program = types.SimpleNamespace(key=lambda: None, requests=lambda stop: None, step=one_step)
-    checkpoints = types.SimpleNamespace(
-        save=lambda step, state, data, due: saved.update({step: due}),
-        follow=lambda step, metrics: None,
-        latest_step=lambda: max(saved, default=None),
-        wait=lambda: None,
-    )
-    quiet = types.SimpleNamespace(
-        say=lambda line: None, advance=lambda: None, metrics=lambda step, values: None
-    )
-    context = types.SimpleNamespace(
-        config=config, checkpoints=checkpoints, logger=quiet, processes=ALONE,
-        monitor=Monitor(4, "warn", quiet.say, "--from-step {}".format),
-    )  # fmt: skip
-    batches = type("Batches", (), {"state": {}, "__next__": lambda self: {}})()
-    start = types.SimpleNamespace(step=0)
+    monitor = Monitor(4, "warn", lambda line: None, "--from-step {}".format)
     try:
-        status = _run(context, program, start, batches, [SaveCheckpoints(context)], stopping)
+        status = run_stub(saved, monitor, metrics_of, steps=steps, every=every, stopping=stopping)
     except Diverged:
         status = "diverged"
     return status, saved

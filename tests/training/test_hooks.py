@@ -1,19 +1,17 @@
 """What the loop owes its hooks: every step, the end, and nothing that depends on a display."""
 
-import types
-
 import jax
 import numpy as np
 import pytest
 import tiny
 from runs import words
+from stub_loop import run_stub
 
 from repae_jax.cli import main
 from repae_jax.errors import RUN_AGAIN, UserError
 from repae_jax.parallel.multihost import Processes
 from repae_jax.runs.checkpoints import restore_latest
-from repae_jax.training.default_hooks import SaveCheckpoints
-from repae_jax.training.loop import _run, train
+from repae_jax.training.loop import train
 from repae_jax.training.monitor import Monitor
 
 
@@ -65,37 +63,19 @@ def test_what_is_wrong_with_a_hooks_files_shows_before_anything_is_written(teach
 
 def run(monitor, *, processes=1, stop_at=None, steps=8, every=2, hooks=()):
     """Runs the loop; gives the status and the saved steps."""
-    config = tiny.get_config()
-    config.run.update(steps=steps, checkpoint_every=every)
-    saved = []
+    saved = {}
 
-    def one_step(state, batch, key, requests):
-        step = state.step + 1
-        metrics = {"skipped": 0, "stop": int(step == stop_at), "latent_std": 1.0}
-        return types.SimpleNamespace(step=step), metrics
+    def metrics_of(step):
+        return {"skipped": 0, "stop": int(step == stop_at), "latent_std": 1.0}
 
-    checkpoints = types.SimpleNamespace(
-        save=lambda step, state, data, due: saved.append(step),
-        follow=lambda step, metrics: None,
-        latest_step=lambda: max(saved, default=None),
-        wait=lambda: None,
-    )
-    nothing = types.SimpleNamespace(
-        say=lambda line: None, advance=lambda: None, metrics=lambda step, values: None
-    )
-    context = types.SimpleNamespace(
-        config=config, checkpoints=checkpoints, monitor=monitor, logger=nothing,
-        processes=Processes(0, processes),
-    )  # fmt: skip
-    program = types.SimpleNamespace(key=lambda: None, requests=lambda stop: None, step=one_step)
-    batches = type("Batches", (), {"state": {}, "__next__": lambda self: {}})()
-    stopping = types.SimpleNamespace(requested=False, note=lambda: None)
-    start = types.SimpleNamespace(step=0)
-    hooks = [SaveCheckpoints(context), *hooks]
     try:
-        return _run(context, program, start, batches, hooks, stopping), saved
+        status = run_stub(
+            saved, monitor, metrics_of, steps=steps, every=every, hooks=hooks,
+            processes=Processes(0, processes),
+        )  # fmt: skip
     except UserError:
-        return "ended", saved
+        status = "ended"
+    return status, list(saved)
 
 
 def test_several_processes_stop_behind_the_step_that_brings_the_request():
