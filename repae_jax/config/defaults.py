@@ -25,11 +25,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from repae_jax.config.schema import check_values
-from repae_jax.config.sections import (
-    SECTIONS,
-    families_of,
-    section_of,
-)
+from repae_jax.config.sections import SECTIONS, families_of, section_of
 from repae_jax.config.versions import RENAMED_RECIPES, add_version, upgrade
 from repae_jax.errors import UserError
 from repae_jax.utils.schema import parse_json

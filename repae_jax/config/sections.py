@@ -190,4 +190,5 @@ def _check_preset(name, arch, row, path):
 
 
 def _keys(section, family):
-    return set(section_of(section, family))
+    families, shared = families_of(section)
+    return {"family", *shared, *families[family].options}

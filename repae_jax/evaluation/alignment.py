@@ -92,17 +92,24 @@ def alignments(tokens: np.ndarray, teachers: Mapping[str, np.ndarray]) -> dict[s
       tokens: (N, D), one row per image, as the network returns them.
       teachers: name -> features (N, D_k), as the teacher returns them.
     """
-    found = {}
+    found, ours = {}, _normalized(tokens)
     for name, features in teachers.items():
-        try:
-            value = cknna_or_nan(normalize_features(tokens), normalize_features(features))
-        except NotFinite:
-            value = math.nan
+        value, theirs = math.nan, _normalized(features)
+        if ours is not None and theirs is not None:
+            value = cknna_or_nan(ours, theirs)
         if math.isnan(value):
             warn_of_undefined(name)
         else:
             found[name] = value
     return found
+
+
+def _normalized(features):
+    """`normalize_features`, or None if values are NaN or infinite."""
+    try:
+        return normalize_features(features)
+    except NotFinite:
+        return None
 
 
 def warn_of_undefined(name: str, where: str = "") -> None:

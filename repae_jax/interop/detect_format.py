@@ -202,7 +202,7 @@ def _indispensable(format, prefix):
 
 
 def _unexplained(tensors, format, prefix):
-    """The names that belong neither to the network nor to networks known to lie beside it."""
+    """The names that the format does not know: of its network, or of networks stored with it."""
     known = format.first_names(prefix)  # the names of the first block, which stand for all blocks
     beside = re.compile("|".join(format.ignored(prefix)) or "(?!)")
     return [

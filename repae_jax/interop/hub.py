@@ -87,7 +87,7 @@ class _Folder:
         return found[0].parent
 
     def fetch_file(self, file, alternative) -> pathlib.Path:
-        """Fetch a file and the files that may lie beside it: shards, config and statistics."""
+        """Fetch a file, and its shards, config.json and latent statistics where they exist."""
         advice = f"get it another way and put it there: {alternative}"
         path = self._download(file, advice)
         self._fetch_shards(path, advice)
