@@ -5,6 +5,8 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 
+from repae_jax.aot.parts import part_of
+
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
 _SHAPE = re.compile(r"\b(pred|[a-z]+[0-9]+(?:e[0-9]m[0-9]\w*)?)\[([0-9,]*)\](\{[^}]*\})?")
@@ -45,10 +47,12 @@ class Traffic:
     Attributes:
       links: kind of collective -> bytes that a device receives from others.
       memory: bytes read from and written to the device's memory.
+      movers: part of the step (see `part_of`) -> its share of `memory`.
     """
 
     links: Mapping[str, float]
     memory: float
+    movers: Mapping[str, float]
 
 
 def measure_traffic(text: str, devices: int) -> Traffic:
@@ -65,7 +69,7 @@ def measure_traffic(text: str, devices: int) -> Traffic:
     """
     computations, entry = _parse(text)
     links: Counter = Counter()
-    memory = 0.0
+    movers: Counter = Counter()
     for name, runs in _runs(computations, entry).items():
         instructions = {i.name: i for i in computations[name]}
         for instruction in computations[name]:
@@ -76,8 +80,9 @@ def measure_traffic(text: str, devices: int) -> Traffic:
                     kind, instruction, devices, scattered
                 )
             if not runs.fused and instruction.operation not in _FREE:
-                memory += runs.count * _moved(instruction, instructions, computations)
-    return Traffic(dict(links), memory)
+                moved = _moved(instruction, instructions, computations)
+                movers[part_of(instruction.rest)] += runs.count * moved
+    return Traffic(dict(links), sum(movers.values()), dict(movers))
 
 
 @dataclasses.dataclass

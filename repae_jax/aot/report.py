@@ -45,6 +45,9 @@ class Report:
       work: operations per image without the repeated ones.
       links: kind of collective -> bytes that a device receives per run.
       traffic: bytes that a device reads and writes per run.
+      movers: part of the step -> its share of `traffic`, see `aot.parts`.
+      stripes: the most stripes per image, see models/stripes.py.
+      images_at_once: the images that a device has at a time.
       compute_seconds, memory_seconds, link_seconds: time for each resource at the chip's published
         rate.
       compile_seconds: compilation time.
@@ -63,6 +66,9 @@ class Report:
     work: float
     links: dict[str, float]
     traffic: float
+    movers: dict[str, float]
+    stripes: int
+    images_at_once: int
     compute_seconds: float
     memory_seconds: float
     link_seconds: float
@@ -106,7 +112,7 @@ def compile_train(
         print(summary(program.template, program.shardings), flush=True)
     flops = program.flops()
     plain = config.copy_and_resolve_references()
-    plain.compute.update(backbone_remat="none", tokenizer_remat="none")
+    plain.compute.update(backbone_remat="none", tokenizer_remat="none", stripes=1)
     simple = dataclasses.replace(program, config=plain, models=build_models(plain))
     work = simple.flops()
     return _compile("train", program.step, arguments, flops, work, program, topology, chip)
@@ -210,6 +216,9 @@ def _compile(name, function, arguments, flops, work, program: Program, topology,
         work=work,
         links=traffic.links,
         traffic=traffic.memory,
+        movers=traffic.movers,
+        stripes=program.stripes if name == "train" else 1,
+        images_at_once=program.images_at_once,
         compute_seconds=flops * batch_size / count / chip.flops,
         memory_seconds=traffic.memory / chip.bandwidth,
         link_seconds=sum(traffic.links.values()) / chip.links,

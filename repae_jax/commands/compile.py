@@ -12,6 +12,7 @@ from repae_jax.commands.options import CONFIG_HELP, add_config, read_configurati
 if TYPE_CHECKING:
     from repae_jax.aot.report import Report
 
+MOVERS = 6  # parts of the step that the report names
 SUMMARY = "compile a configuration's train step for absent TPUs or GPUs"
 EPILOG = f"""\
 {CONFIG_HELP}
@@ -86,6 +87,7 @@ def describe(report: Report) -> str:
     """Format a report as text."""
     gb = {name: getattr(report, name) / 1e9 for name in ("peak", "memory", "arguments", "traffic")}
     links = ", ".join(f"{k} {v / 1e9:.3f}" for k, v in sorted(report.links.items())) or "none"
+    largest = sorted(report.movers.items(), key=lambda item: -item[1])[:MOVERS]
     ms = [1e3 * s for s in (report.compute_seconds, report.memory_seconds, report.link_seconds)]
     return "\n".join(
         [
@@ -99,11 +101,24 @@ def describe(report: Report) -> str:
             f"  work                 {report.work / 1e12:.3f} TFLOP per image, "
             f"{report.flops / 1e12:.3f} with rematerialization",
             f"  collectives, GB      {links}",
-            f"  memory traffic       {gb['traffic']:.1f} GB",
+            f"  images as            {_form(report)}",
+            f"  memory traffic       {gb['traffic']:.1f} GB, of it "
+            + ", ".join(f"{name} {moved / 1e9:.1f}" for name, moved in largest),
             f"  at published rates   compute {ms[0]:.1f} ms, memory {ms[1]:.1f} ms, "
             f"links {ms[2]:.1f} ms",
             f"  so at best           {1e3 * report.seconds:.1f} ms, "
             f"{report.batch_size / report.seconds:.0f} images/s, "
             f"{100 * report.mfu:.0f} % of the peak",
         ]
+    )
+
+
+def _form(report):
+    """Whether images are whole or in stripes, and why."""
+    images = report.images_at_once
+    if report.stripes == 1:
+        return f"whole images, {images} at a time on a device"
+    return (
+        f"up to {report.stripes} stripes each (models/stripes.py): {images} at a time on a device "
+        "leave a TPU's tiles empty"
     )

@@ -113,6 +113,7 @@ def base() -> ConfigDict:
                 scan_blocks=False,  # compile the blocks of backbone and teachers as one loop each
                 backbone_remat="none",  # "products" or "blocks": see models/remat.py
                 tokenizer_remat="none",
+                stripes=0,  # most stripes per image (models/stripes.py); 0: by device and batch
             ),
             sampling=dict(
                 method="euler-maruyama",  # or "euler", "heun"

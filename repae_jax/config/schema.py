@@ -112,6 +112,7 @@ class _Compute(TypedDict):
     scan_blocks: bool
     backbone_remat: Text
     tokenizer_remat: Text
+    stripes: whole(0, 64)
 
 
 class _Sampling(TypedDict):

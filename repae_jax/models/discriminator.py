@@ -8,6 +8,7 @@ from jax.nn import initializers
 from repae_jax.errors import UserError
 from repae_jax.models.batch_norm import BatchNorm
 from repae_jax.models.layers import conv_of
+from repae_jax.models.stripes import restripe
 
 
 def _scale_init(key, shape, dtype=jnp.float32):
@@ -24,11 +25,13 @@ class PatchDiscriminator(nn.Module):
       num_layers: convolutions of stride 2.
       filters: channels after the first convolution.
       dtype: the type of the convolutions; BatchNorm's statistics and the logits are float32.
+      stripes: the most stripes per image, see models/stripes.py; results are the same.
     """
 
     num_layers: int = 3
     filters: int = 64
     dtype: jnp.dtype = jnp.float32
+    stripes: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -46,10 +49,15 @@ class PatchDiscriminator(nn.Module):
                 f"images of {x.shape[1]} x {x.shape[2]} pixels are too small for a discriminator "
                 f"of {self.num_layers} layers; use at least {smallest} pixels or fewer layers"
             )
-        x = nn.leaky_relu(self._conv(x, 0, self.filters, stride=2, bias=True), 0.2)
+        x, stripes = restripe(x, 1, self.stripes)
+        x = self._conv(x, 0, self.filters, stride=2, bias=True, stripes=stripes)
+        x = nn.leaky_relu(x, 0.2)
         for i in range(1, self.num_layers + 1):
             stride = 2 if i < self.num_layers else 1
-            x = self._conv(x, i, self.filters * min(2**i, 8), stride=stride, bias=False)
+            # Stride 1 takes a row off every image.
+            x, stripes = restripe(x, stripes, self.stripes if stride == 2 else 1)
+            features = self.filters * min(2**i, 8)
+            x = self._conv(x, i, features, stride=stride, bias=False, stripes=stripes)
             x = BatchNorm(scale_init=_scale_init, dtype=self.dtype, name=f"norm_{i}")(
                 x, train=train
             )
@@ -57,7 +65,7 @@ class PatchDiscriminator(nn.Module):
         x = self._conv(x, self.num_layers + 1, 1, stride=1, bias=True)
         return x.astype(jnp.float32)
 
-    def _conv(self, x, index, features, *, stride, bias):
+    def _conv(self, x, index, features, *, stride, bias, stripes=1):
         return conv_of(self)(
             x.shape[-1],
             features,
@@ -66,5 +74,6 @@ class PatchDiscriminator(nn.Module):
             padding=((1, 1), (1, 1)),
             bias=bias,
             kernel_init=initializers.normal(0.02),
+            stripes=stripes,
             name=f"conv_{index}",
         )(x)

@@ -25,6 +25,7 @@ class GroupNorm(nn.Module):
     dtype: jnp.dtype
     activate: bool = True
     epsilon: float = 1e-6
+    stripes: int = 1  # per image, see models/stripes.py
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -32,27 +33,28 @@ class GroupNorm(nn.Module):
         channels = x.shape[-1]
         scale = self.param("scale", initializers.ones, (channels,), jnp.float32)
         bias = self.param("bias", initializers.zeros, (channels,), jnp.float32)
-        settings = (self.groups, self.epsilon, self.activate, jnp.dtype(self.dtype).name)
+        dtype = jnp.dtype(self.dtype).name
+        settings = (self.groups, self.epsilon, self.activate, dtype, self.stripes)
         return _group_norm(x, scale, bias, *settings)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
-def _group_norm(x, scale, bias, groups, epsilon, activate, dtype):
-    return _forward(x, scale, bias, groups, epsilon, activate, dtype)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6, 7))
+def _group_norm(x, scale, bias, groups, epsilon, activate, dtype, stripes):
+    return _forward(x, scale, bias, groups, epsilon, activate, dtype, stripes)[0]
 
 
-def _forward(x, scale, bias, groups, epsilon, activate, dtype):
+def _forward(x, scale, bias, groups, epsilon, activate, dtype, stripes):
     mean, variance = _moments(x)
-    group_mean = _over_group(mean, groups)
+    group_mean = _over_group(mean, groups, stripes)
     # By the law of total variance channels stay innermost: no array is laid out by groups.
-    group_variance = _over_group(variance + jnp.square(mean - group_mean), groups)
+    group_variance = _over_group(variance + jnp.square(mean - group_mean), groups, stripes)
     rate = lax.rsqrt(group_variance + epsilon)
     y = (x.astype(jnp.float32) - group_mean) * (rate * scale) + bias
     y = nn.silu(y) if activate else y
     return y.astype(dtype), (x, scale, bias, group_mean, rate)
 
 
-def _backward(groups, epsilon, activate, dtype, kept, gradient):
+def _backward(groups, epsilon, activate, dtype, stripes, kept, gradient):
     """The gradients by x, scale and bias.
 
     With n = (x - mean) * rate, d the gradient at n * scale + bias, and <.> the mean over a group,
@@ -77,8 +79,8 @@ def _backward(groups, epsilon, activate, dtype, kept, gradient):
     # Recomputed for the second pass: without the barrier the compiler would keep both arrays in
     # float32 from the first pass.
     normalized, d = normalized_and_gradient(*lax.optimization_barrier((x, gradient)))
-    dx = d * scale - _over_group(along * scale, groups)
-    dx = rate * (dx - normalized * _over_group(across * scale, groups))
+    dx = d * scale - _over_group(along * scale, groups, stripes)
+    dx = rate * (dx - normalized * _over_group(across * scale, groups, stripes))
     pixels = x.shape[1] * x.shape[2]
     dscale, dbias = (pixels * part.sum(axis=(0, 1, 2)) for part in (across, along))
     return dx.astype(x.dtype), dscale, dbias
@@ -115,8 +117,11 @@ def _packed_means(d, normalized):
     return both.real, both.imag
 
 
-def _over_group(values, groups):
-    """(B, 1, 1, C) -> the mean over each channel's group, (B, 1, 1, C)."""
-    grouped = values.reshape(values.shape[0], 1, 1, groups, -1)
-    mean = jnp.broadcast_to(grouped.mean(axis=-1, keepdims=True), grouped.shape)
+def _over_group(values, groups, stripes):
+    """(B k, 1, 1, C) -> the mean over an image's stripes and each channel's group, (B k, 1, 1, C).
+
+    The values are means over stripes of equal size.
+    """
+    grouped = values.reshape(-1, stripes, 1, groups, values.shape[-1] // groups)
+    mean = jnp.broadcast_to(grouped.mean(axis=(1, -1), keepdims=True), grouped.shape)
     return mean.reshape(values.shape)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn import initializers
 
+from repae_jax.models.stripes import add_rows
+
 
 def torch_uniform(fan_in: int):
     """PyTorch's default initializer of weights and biases: U(-b, b) with b = 1 / sqrt(fan_in)."""
@@ -31,6 +33,7 @@ def conv(
     bias: bool = True,
     dtype=jnp.float32,
     kernel_init=None,
+    stripes: int = 1,
     name: str | None = None,
 ) -> "Conv":
     """A square 2-D convolution over (B, H, W, C), initialized as in PyTorch.
@@ -44,36 +47,79 @@ def conv(
       bias: whether there is a bias.
       dtype: the type of the convolution.
       kernel_init: overrides the initializer of the weights; the bias keeps PyTorch's.
+      stripes: the stripes per image of the input, see models/stripes.py.
       name: the module's name.
     """
     init = torch_uniform(in_features * kernel * kernel)
     pad = (kernel - 1) // 2
     return Conv(
         features,
-        (kernel, kernel),
+        kernel,
         stride,
         padding=((pad, pad), (pad, pad)) if padding is None else padding,
         biased=bias,
         dtype=dtype,
         kernel_init=init if kernel_init is None else kernel_init,
         bias_init=init,
+        stripes=stripes,
         name=name,
     )
 
 
-class Conv(nn.Conv):
-    """`nn.Conv` whose bias, if `biased`, is added by `add_bias`."""
+class Conv(nn.Module):
+    """A square 2-D convolution over (B, H, W, C); `add_bias` adds the bias, if `biased`.
 
-    use_bias: bool = False
+    Attributes:
+      features: output channels.
+      kernel: the kernel's side.
+      stride: the stride along both axes.
+      padding: ((top, bottom), (left, right)), zeros.
+      biased: whether there is a bias.
+      dtype: the type of the convolution; parameters are float32.
+      kernel_init, bias_init: initializers.
+      stripes: the stripes per image of the input, see models/stripes.py.
+    """
+
+    features: int
+    kernel: int
+    stride: int = 1
+    padding: tuple[tuple[int, int], tuple[int, int]] = ((1, 1), (1, 1))
     biased: bool = True
+    dtype: jnp.dtype = jnp.float32
+    kernel_init: Callable = initializers.lecun_normal()
+    bias_init: Callable = initializers.zeros
+    stripes: int = 1
 
     @nn.compact
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        """(B, H, W, C) -> (B, H', W', features)."""
-        y = super().__call__(inputs)
+    def __call__(self, inputs: jax.Array, stripes: int | None = None) -> jax.Array:
+        """(B, H, W, C) -> (B, H', W', features); `stripes` overrides the field."""
+        shape = (self.kernel, self.kernel, inputs.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        y = convolve(
+            inputs.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding,
+            self.stripes if stripes is None else stripes,
+        )  # fmt: skip
         if not self.biased:
             return y
         return add_bias(y, self.param("bias", self.bias_init, (self.features,), jnp.float32))
+
+
+def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding, stripes: int = 1) -> jax.Array:
+    """Convolve images (B, H, W, C) in `stripes` stripes with a kernel (k, k, C, features).
+
+    Args:
+      x: images.
+      kernel: weights, of the same type.
+      stride: the stride along both axes; it divides the rows of a stripe.
+      padding: ((top, bottom), (left, right)), zeros.
+      stripes: the stripes per image, see models/stripes.py.
+    """
+    rows, columns = padding
+    if stripes > 1 and tuple(rows) != (0, 0):
+        x, rows = add_rows(x, stripes, *rows), (0, 0)
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), (rows, columns), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 @jax.custom_vjp
@@ -95,8 +141,8 @@ add_bias.defvjp(lambda y, bias: (add_bias(y, bias), None), _bias_gradient)
 
 
 def conv_of(module: nn.Module) -> Callable[..., "Conv"]:
-    """`conv` with the `dtype` of `module`."""
-    return functools.partial(conv, dtype=module.dtype)
+    """`conv` with the `dtype` of `module`, and its `stripes` if it has the field."""
+    return functools.partial(conv, dtype=module.dtype, stripes=getattr(module, "stripes", 1))
 
 
 def sincos_position_table(dim: int, grid: int) -> np.ndarray:

@@ -6,6 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn import initializers
 
+from repae_jax.models.layers import Conv
+from repae_jax.models.stripes import restripe, unfold
+
 # VGG16 has this many convolutions in each block; LPIPS taps the last ReLU of each
 BLOCKS = (2, 2, 3, 3, 3)
 SMALLEST = 16  # pixels a side: the last block then sees one pixel
@@ -25,19 +28,19 @@ class LPIPS(nn.Module):
         code does so by mistake, and its published results include the mistake.
       widths: channels of the five VGG blocks; tests use smaller ones.
       dtype: the type of the convolutions; the comparison is float32.
+      stripes: the most stripes per image, see models/stripes.py; results are the same.
     """
 
     rescale_inputs: bool
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)
     dtype: jnp.dtype = jnp.float32
+    stripes: int = 1
 
     def setup(self):
         """Convolutions conv1_1 to conv5_3, heads lin0 to lin4."""
         for block, (depth, width) in enumerate(zip(BLOCKS, self.widths, strict=True), start=1):
             for index in range(1, depth + 1):
-                layer = nn.Conv(
-                    width, (3, 3), dtype=self.dtype, kernel_init=initializers.he_uniform()
-                )
+                layer = Conv(width, 3, dtype=self.dtype, kernel_init=initializers.he_uniform())
                 setattr(self, f"conv{block}_{index}", layer)
             head = nn.Dense(
                 1,
@@ -49,7 +52,9 @@ class LPIPS(nn.Module):
 
     def __call__(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """Images (B, H, W, 3) in [-1, 1], sides at least 16 -> distances (B,), float32."""
-        return self.compare(self.features(a), self.features(b))
+        taps_a, stripes = self._taps(a)
+        taps_b, _ = self._taps(b)
+        return self._compare(taps_a, taps_b, stripes)
 
     def features(self, x: jax.Array) -> tuple[jax.Array, ...]:
         """Images (B, H, W, 3) in [-1, 1] -> five taps (B, H / 2^k, W / 2^k, widths[k]), `dtype`.
@@ -57,28 +62,37 @@ class LPIPS(nn.Module):
         Raises:
           TypeError: the images are not floating point.
         """
+        return tuple(map(unfold, *self._taps(x)))
+
+    def _taps(self, x):
+        """The features of images, and the stripes per image of each."""
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(f"LPIPS takes float images in [-1, 1], got {x.dtype}")
         x = x.astype(jnp.float32)
         if self.rescale_inputs:
             x = 2.0 * x - 1.0
-        x = (x - SHIFT) / SCALE
+        x, stripes = restripe((x - SHIFT) / SCALE, 1, self.stripes)
         taps = []
         for block, depth in enumerate(BLOCKS, start=1):
             if block > 1:
-                x = _max_pool(x)
+                x, stripes = restripe(_max_pool(x), stripes, self.stripes)
             for index in range(1, depth + 1):
-                x = nn.relu(getattr(self, f"conv{block}_{index}")(x))
-            taps.append(x)
-        return tuple(taps)
+                x = nn.relu(getattr(self, f"conv{block}_{index}")(x, stripes))
+            taps.append((x, stripes))
+        return tuple(zip(*taps, strict=True))
 
     def compare(self, taps_a: tuple[jax.Array, ...], taps_b: tuple[jax.Array, ...]) -> jax.Array:
         """The distances (B,), float32, between two batches of images, from their `features`."""
+        return self._compare(taps_a, taps_b, [1] * len(taps_a))
+
+    def _compare(self, taps_a, taps_b, stripes):
         distance = 0.0
-        for k, (a, b) in enumerate(zip(taps_a, taps_b, strict=True)):
+        for k, (a, b, parts) in enumerate(zip(taps_a, taps_b, stripes, strict=True)):
             difference = (_unit(a) - _unit(b)) ** 2
             # the mean over pixels first: the head is linear, and then sees (B, C) only
-            distance = distance + getattr(self, f"lin{k}")(difference.mean((1, 2)))[:, 0]
+            mean = difference.mean((1, 2))
+            mean = mean.reshape(-1, parts, mean.shape[-1]).mean(1) if parts > 1 else mean
+            distance = distance + getattr(self, f"lin{k}")(mean)[:, 0]
         return distance
 
 

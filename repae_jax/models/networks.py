@@ -25,6 +25,23 @@ class Models:
     teachers: Mapping[str, Encoder] = dataclasses.field(default_factory=dict)
 
 
+def with_stripes(models: Models, stripes: int) -> Models:
+    """The networks with at most `stripes` stripes per image, see models/stripes.py.
+
+    Their variables and results stay the same.
+    """
+
+    def one(module):
+        return module.clone(stripes=stripes) if hasattr(module, "stripes") else module
+
+    return dataclasses.replace(
+        models,
+        tokenizer=one(models.tokenizer),
+        discriminator=one(models.discriminator),
+        lpips=one(models.lpips),
+    )
+
+
 def teacher_tokens(models: Models, variables: Mapping, images: jax.Array) -> dict[str, jax.Array]:
     """{teacher: its patch tokens (B, N, D_k)} of uint8 RGB images (B, H, W, 3).
 

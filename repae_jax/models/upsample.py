@@ -10,6 +10,8 @@ dimensions. One convolution with two taps and twice the features computes both f
 p, between x[p - 1] and x[p], it gives y[2p - 1] and y[2p], which are neighbors in the output.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ import numpy as np
 from jax import lax
 
 from repae_jax.models.layers import add_bias, torch_uniform
+from repae_jax.models.stripes import add_rows
 
 # The kernel's taps in the two-tap kernels of y[2p - 1] and y[2p]: (output, tap of 2, tap of 3).
 _TAPS = np.array([[[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]], np.float32)
@@ -33,6 +36,7 @@ class UpsampleConv(nn.Module):
     in_features: int
     features: int
     dtype: jnp.dtype = jnp.float32
+    stripes: int = 1  # per image, see models/stripes.py
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -44,31 +48,32 @@ class UpsampleConv(nn.Module):
         taps = jnp.einsum(
             "ytk,xul,klcd->tucyxd", _TAPS, _TAPS, kernel, precision=lax.Precision.HIGHEST
         )
-        y = _convolve(x.astype(self.dtype), taps.reshape(2, 2, channels, -1).astype(self.dtype))
+        taps = taps.reshape(2, 2, channels, -1).astype(self.dtype)
+        y = _convolve(x.astype(self.dtype), taps, self.stripes)
         y = y.reshape(batch, height + 1, width + 1, 2, 2, self.features).swapaxes(2, 3)
         y = y.reshape(batch, 2 * height + 2, 2 * width + 2, self.features)
         return add_bias(y[:, 1:-1, 1:-1], bias)
 
 
-@jax.custom_vjp
-def _convolve(x, taps):
-    """A 2x2 convolution of the zero-padded image: (B, H + 1, W + 1, features)."""
-    return _valid(_pad_zeros(x), taps)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve(x, taps, stripes):
+    """A 2x2 convolution of the image with a border of zeros: (B, H + 1, W + 1, features)."""
+    return _valid(_add_border(x, stripes), taps)
 
 
-def _convolve_forward(x, taps):
-    return _convolve(x, taps), (x, taps)
+def _convolve_forward(x, taps, stripes):
+    return _convolve(x, taps, stripes), (x, taps)
 
 
-def _convolve_backward(kept, gradient):
+def _convolve_backward(stripes, kept, gradient):
     """The automatic gradients, except that the kernel's gradient reads an explicitly padded image.
 
     Its window has the size of the output and exceeds the image without the border. The compilers
     would otherwise turn the border into padding of the convolution, which they compile badly.
     """
     x, taps = kept
-    (dx,) = jax.linear_transpose(lambda x: _valid(_pad_zeros(x), taps), x)(gradient)
-    bordered = lax.optimization_barrier(_pad_zeros(x))
+    (dx,) = jax.linear_transpose(lambda x: _valid(_add_border(x, stripes), taps), x)(gradient)
+    bordered = lax.optimization_barrier(_add_border(x, stripes))
     (dtaps,) = jax.linear_transpose(lambda taps: _valid(bordered, taps), taps)(gradient)
     return dx, dtaps
 
@@ -76,8 +81,11 @@ def _convolve_backward(kept, gradient):
 _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
-def _pad_zeros(x):
-    return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+def _add_border(x, stripes):
+    """One row and column on each side: zeros, but for the rows of neighboring stripes."""
+    if stripes == 1:
+        return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return jnp.pad(add_rows(x, stripes, 1, 1), ((0, 0), (0, 0), (1, 1), (0, 0)))
 
 
 def _valid(x, taps):

@@ -13,7 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from repae_jax.models.networks import Models
+from repae_jax.models.networks import Models, with_stripes
+from repae_jax.models.stripes import stripes_for
 from repae_jax.parallel.flops import count_flops
 from repae_jax.parallel.mesh import batch_sharding, place_key, replicated
 from repae_jax.parallel.sharding import make_gather, state_shardings
@@ -77,6 +78,17 @@ class Program:
         """The cache of latents that the run trains on; None if it trains on images."""
         return find_cache(self.config, self.models, self.kept)
 
+    @property
+    def images_at_once(self) -> int:
+        """The images that a device has at a time: those of one micro-batch."""
+        return self.config.batch_size // self.config.compute.micro_batches // self.mesh.size
+
+    @property
+    def stripes(self) -> int:
+        """The most stripes per image, see models/stripes.py; 1 for whole images."""
+        platform = self.mesh.devices.flat[0].platform
+        return self.config.compute.stripes or stripes_for(platform, self.images_at_once)
+
     def arguments(self) -> tuple[Any, ...]:
         """The shapes of the arguments of `step`, for ahead-of-time compilation."""
         sharded = batch_sharding(self.mesh)
@@ -117,7 +129,7 @@ class Program:
         """
         config = self.config
         train_step = make_train_step(
-            self.models,
+            with_stripes(self.models, self.stripes),
             build_objective(config),
             build_optimizers(config),
             ema_decay=config.ema_decay,

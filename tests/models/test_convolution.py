@@ -41,7 +41,7 @@ def test_values_and_gradients_are_torchs(case):
         tensor.requires_grad_()
     (top, bottom), (left, right) = layer.padding
     padded = torch.nn.functional.pad(inputs, (left, right, top, bottom))
-    theirs = torch.nn.functional.conv2d(padded, weight, bias, stride=layer.strides)
+    theirs = torch.nn.functional.conv2d(padded, weight, bias, stride=layer.stride)
     theirs.sin().sum().backward()
 
     assert_close(y, to_nhwc(theirs), "values", 1e-5)

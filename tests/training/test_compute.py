@@ -9,6 +9,7 @@ from parity import normal
 
 from repae_jax.config.defaults import tokenizer
 from repae_jax.models.encoders.vit import create_vit
+from repae_jax.models.networks import with_stripes
 from repae_jax.models.remat import POLICIES
 from repae_jax.runs.build import (
     build_models,
@@ -45,8 +46,9 @@ def nonzero(params):
     )
 
 
-def run(config, **options):
+def run(config, *, stripes=1, **options):
     models, state, batch, draws = make(config)
+    models = with_stripes(models, stripes)
     optimizers = build_optimizers(config)
     step = jax.jit(make_train_step(models, build_objective(config), optimizers, **options))
     return step(state, batch, draws)
@@ -76,6 +78,17 @@ def test_micro_batches_give_the_whole_batchs_step():
     # Adam divides by the gradient's own size: compare what it divides, not what it makes of it
     assert_close(state.opt_state["backbone"], whole.opt_state["backbone"], 1e-4)
     assert_close(state.opt_state["tokenizer"], whole.opt_state["tokenizer"], 1e-4)
+
+
+def test_stripes_give_the_same_step():
+    config = tiny.get_config()
+    config.objective.perceptual_weight = 1.0
+    (whole, expected), (state, metrics) = run(config), run(config, stripes=8)
+    assert_close(metrics, expected)
+    assert_close(state.batch_stats, whole.batch_stats)
+    # Adam divides by the gradient's own size: compare what it divides, not what it makes of it
+    for name in config.train:
+        assert_close(state.opt_state[name], whole.opt_state[name], 1e-4)
 
 
 def test_the_scan_and_rematerialisation_of_the_sit_change_nothing():

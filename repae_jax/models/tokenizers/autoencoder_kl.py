@@ -1,5 +1,8 @@
 """AutoencoderKL: the convolutional VAE of latent diffusion (arXiv 2112.10752, appendix G)."""
 
+import functools
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,7 @@ from repae_jax.models.group_norm import GroupNorm
 from repae_jax.models.inputs import check_images, check_latents
 from repae_jax.models.layers import attend, conv_of
 from repae_jax.models.remat import rematerialize
+from repae_jax.models.stripes import restripe, unfold
 from repae_jax.models.tokenizers.distributions import Gaussian
 from repae_jax.models.upsample import UpsampleConv
 from repae_jax.utils.schema import Width, each, whole
@@ -27,20 +31,26 @@ VAE_CONFIGS = {
 }
 
 
+def norm_of(module: nn.Module) -> Callable[..., GroupNorm]:
+    """`GroupNorm` with the groups, type and stripes of `module`."""
+    return functools.partial(GroupNorm, module.groups, module.dtype, stripes=module.stripes)
+
+
 class ResBlock(nn.Module):
     """Norm-SiLU-conv twice, with a 1x1 shortcut where the width changes."""
 
     features: int
     groups: int
     dtype: jnp.dtype
+    stripes: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, C) -> (B, H, W, features)."""
-        width, conv = x.shape[-1], conv_of(self)
-        h = GroupNorm(self.groups, self.dtype, name="norm1")(x)
+        width, conv, norm = x.shape[-1], conv_of(self), norm_of(self)
+        h = norm(name="norm1")(x)
         h = conv(width, self.features, 3, name="conv1")(h)
-        h = GroupNorm(self.groups, self.dtype, name="norm2")(h)
+        h = norm(name="norm2")(h)
         h = conv(self.features, self.features, 3, name="conv2")(h)
         if width != self.features:
             x = conv(width, self.features, 1, name="shortcut")(x)
@@ -52,18 +62,21 @@ class SpatialAttention(nn.Module):
 
     groups: int
     dtype: jnp.dtype
+    stripes: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, C) -> (B, H, W, C)."""
-        batch, height, width, channels = x.shape
-        conv = conv_of(self)
-        h = GroupNorm(self.groups, self.dtype, activate=False, name="norm")(x)
+        channels, conv = x.shape[-1], conv_of(self)
+        h = norm_of(self)(activate=False, name="norm")(x)
 
         def project(name, h):
             return conv(channels, channels, 1, name=name)(h)
 
-        q, k, v = (project(name, h).reshape(batch, height * width, 1, channels) for name in "qkv")
+        def positions(h):  # of whole images, (B, H W, 1, C)
+            return h.reshape(len(x) // self.stripes, -1, 1, channels)
+
+        q, k, v = (positions(project(name, h)) for name in "qkv")
         h = attend(q, k, v).reshape(x.shape)
         return x + project("proj_out", h)
 
@@ -77,12 +90,13 @@ class Level(nn.Module):
     groups: int
     dtype: jnp.dtype
     remat: str
+    stripes: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         block = rematerialize(ResBlock, self.remat)
         attention = rematerialize(SpatialAttention, self.remat)
-        shared = (self.groups, self.dtype)
+        shared = (self.groups, self.dtype, self.stripes)
         for i in range(self.num_blocks):
             x = block(self.features, *shared, name=f"block_{i}")(x)
             if self.attention:
@@ -97,11 +111,12 @@ class Middle(nn.Module):
     dtype: jnp.dtype
     attention: bool
     remat: str
+    stripes: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         block = rematerialize(ResBlock, self.remat)
-        shared = (self.groups, self.dtype)
+        shared = (self.groups, self.dtype, self.stripes)
         x = block(x.shape[-1], *shared, name="block_1")(x)
         if self.attention:
             attention = rematerialize(SpatialAttention, self.remat)
@@ -121,12 +136,13 @@ class Encoder(nn.Module):
     groups: int
     dtype: jnp.dtype
     remat: str
+    stripes: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        conv = conv_of(self)
-        h = conv(x.shape[-1], self.channels, 3, name="conv_in")(x)
-        last = len(self.multipliers) - 1
+        conv, last = conv_of(self), len(self.multipliers) - 1
+        x, stripes = restripe(x, 1, self.stripes)
+        h = conv(x.shape[-1], self.channels, 3, stripes=stripes, name="conv_in")(x)
         for i, multiplier in enumerate(self.multipliers):
             h = Level(
                 self.channels * multiplier,
@@ -135,6 +151,7 @@ class Encoder(nn.Module):
                 self.groups,
                 self.dtype,
                 self.remat,
+                stripes,
                 name=f"down_{i}",
             )(h)
             if i != last:
@@ -145,17 +162,21 @@ class Encoder(nn.Module):
                     3,
                     stride=2,
                     padding=((0, 1), (0, 1)),
+                    stripes=stripes,
                     name=f"downsample_{i}",
                 )(h)
+                h, stripes = restripe(h, stripes, self.stripes)
         h = Middle(
             self.groups,
             self.dtype,
             self.middle_attention,
             self.remat,
+            stripes,
             name="mid",
         )(h)
-        h = GroupNorm(self.groups, self.dtype, name="norm_out")(h)
-        return conv(h.shape[-1], 2 * self.latent_channels, 3, name="conv_out")(h)
+        h = GroupNorm(self.groups, self.dtype, stripes=stripes, name="norm_out")(h)
+        h = conv(h.shape[-1], 2 * self.latent_channels, 3, stripes=stripes, name="conv_out")(h)
+        return unfold(h, stripes)
 
 
 class Decoder(nn.Module):
@@ -170,17 +191,19 @@ class Decoder(nn.Module):
     groups: int
     dtype: jnp.dtype
     remat: str
+    stripes: int = 1
 
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
-        width = self.channels * self.multipliers[-1]
-        conv = conv_of(self)
-        h = conv(z.shape[-1], width, 3, name="conv_in")(z)
+        conv, width = conv_of(self), self.channels * self.multipliers[-1]
+        z, stripes = restripe(z, 1, self.stripes)
+        h = conv(z.shape[-1], width, 3, stripes=stripes, name="conv_in")(z)
         h = Middle(
             self.groups,
             self.dtype,
             self.middle_attention,
             self.remat,
+            stripes,
             name="mid",
         )(h)
         for i in reversed(range(len(self.multipliers))):
@@ -191,13 +214,16 @@ class Decoder(nn.Module):
                 self.groups,
                 self.dtype,
                 self.remat,
+                stripes,
                 name=f"up_{i}",
             )(h)
             if i != 0:
                 width = h.shape[-1]
-                h = UpsampleConv(width, width, dtype=self.dtype, name=f"upsample_{i}")(h)
-        h = GroupNorm(self.groups, self.dtype, name="norm_out")(h)
-        return conv(h.shape[-1], self.image_channels, 3, name="conv_out")(h)
+                h = UpsampleConv(width, width, self.dtype, stripes, name=f"upsample_{i}")(h)
+                h, stripes = restripe(h, stripes, self.stripes)
+        h = GroupNorm(self.groups, self.dtype, stripes=stripes, name="norm_out")(h)
+        h = conv(h.shape[-1], self.image_channels, 3, stripes=stripes, name="conv_out")(h)
+        return unfold(h, stripes)
 
 
 class AutoencoderKL(nn.Module):
@@ -221,6 +247,7 @@ class AutoencoderKL(nn.Module):
       image_channels: channels of the images.
       dtype: the type of the convolutions; norms and softmax are float32.
       remat: the policy of the blocks and attentions, one of `remat.POLICIES`.
+      stripes: the most stripes per image, see models/stripes.py; results are the same.
     """
 
     channels: int
@@ -234,6 +261,7 @@ class AutoencoderKL(nn.Module):
     image_channels: int = 3
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
+    stripes: int = 1
 
     @property
     def factor(self) -> int:
@@ -250,6 +278,7 @@ class AutoencoderKL(nn.Module):
             groups=self.groups,
             dtype=self.dtype,
             remat=self.remat,
+            stripes=self.stripes,
         )
         self.encoder = Encoder(latent_channels=self.latent_channels, **shared)
         self.decoder = Decoder(image_channels=self.image_channels, **shared)

@@ -18,8 +18,9 @@ from jax.nn import initializers
 from repae_jax.errors import UserError
 from repae_jax.models.family import Family, Section
 from repae_jax.models.inputs import check_images, check_latents
-from repae_jax.models.layers import attend, conv, torch_uniform
+from repae_jax.models.layers import attend, conv, convolve, torch_uniform
 from repae_jax.models.remat import rematerialize
+from repae_jax.models.stripes import restripe, unfold
 from repae_jax.models.tokenizers.distributions import Gaussian
 from repae_jax.models.upsample import UpsampleConv
 from repae_jax.utils.schema import Width, each, whole
@@ -45,18 +46,15 @@ class CausalConv(nn.Module):
     features: int
     kernel: int
     dtype: jnp.dtype
+    stripes: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, C) -> (B, H, W, features)."""
         kernel, bias = _kernel_and_bias(self, (self.kernel,) * 3, x.shape[-1], self.features)
-        h = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel[-1].astype(self.dtype),
-            window_strides=(1, 1),
-            padding=[(self.kernel // 2, self.kernel // 2)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        x, kernel = x.astype(self.dtype), kernel[-1].astype(self.dtype)
+        padding = ((self.kernel // 2, self.kernel // 2),) * 2
+        h = convolve(x, kernel, 1, padding, self.stripes)
         return h + bias.astype(self.dtype)
 
 
@@ -108,16 +106,17 @@ class ResBlock(nn.Module):
 
     features: int
     dtype: jnp.dtype
+    stripes: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, C) -> (B, H, W, features)."""
         h = RMSNorm(self.dtype, name="norm1")(x)
-        h = CausalConv(self.features, 3, self.dtype, name="conv1")(h)
+        h = CausalConv(self.features, 3, self.dtype, self.stripes, name="conv1")(h)
         h = RMSNorm(self.dtype, name="norm2")(h)
-        h = CausalConv(self.features, 3, self.dtype, name="conv2")(h)
+        h = CausalConv(self.features, 3, self.dtype, self.stripes, name="conv2")(h)
         if x.shape[-1] != self.features:
-            x = CausalConv(self.features, 1, self.dtype, name="shortcut")(x)
+            x = CausalConv(self.features, 1, self.dtype, self.stripes, name="shortcut")(x)
         return x + h
 
 
@@ -125,14 +124,15 @@ class SpatialAttention(nn.Module):
     """Single-head self-attention over all positions of a frame; softmax in float32."""
 
     dtype: jnp.dtype
+    stripes: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, C) -> (B, H, W, C)."""
-        batch, height, width, channels = x.shape
+        channels = x.shape[-1]
         h = RMSNorm(self.dtype, activate=False, name="norm")(x)
         h = conv(channels, 3 * channels, 1, dtype=self.dtype, name="qkv")(h)
-        q, k, v = jnp.split(h.reshape(batch, height * width, 1, 3 * channels), 3, axis=-1)
+        q, k, v = jnp.split(h.reshape(len(x) // self.stripes, -1, 1, 3 * channels), 3, axis=-1)
         h = attend(q, k, v).reshape(x.shape)
         return x + conv(channels, channels, 1, dtype=self.dtype, name="proj")(h)
 
@@ -145,15 +145,16 @@ class Level(nn.Module):
     attention: bool
     dtype: jnp.dtype
     remat: str
+    stripes: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         block = rematerialize(ResBlock, self.remat)
         attention = rematerialize(SpatialAttention, self.remat)
         for i in range(self.num_blocks):
-            x = block(self.features, self.dtype, name=f"block_{i}")(x)
+            x = block(self.features, self.dtype, self.stripes, name=f"block_{i}")(x)
             if self.attention:
-                x = attention(self.dtype, name=f"attn_{i}")(x)
+                x = attention(self.dtype, self.stripes, name=f"attn_{i}")(x)
         return x
 
 
@@ -162,14 +163,15 @@ class Middle(nn.Module):
 
     dtype: jnp.dtype
     remat: str
+    stripes: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         block = rematerialize(ResBlock, self.remat)
         attention = rematerialize(SpatialAttention, self.remat)
-        x = block(x.shape[-1], self.dtype, name="block_1")(x)
-        x = attention(self.dtype, name="attn_1")(x)
-        return block(x.shape[-1], self.dtype, name="block_2")(x)
+        x = block(x.shape[-1], self.dtype, self.stripes, name="block_1")(x)
+        x = attention(self.dtype, self.stripes, name="attn_1")(x)
+        return block(x.shape[-1], self.dtype, self.stripes, name="block_2")(x)
 
 
 class Encoder(nn.Module):
@@ -183,16 +185,19 @@ class Encoder(nn.Module):
     temporal_downsample: tuple[bool, ...]
     dtype: jnp.dtype
     remat: str
+    stripes: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        h = CausalConv(self.base_dim, 3, self.dtype, name="conv_in")(x)
+        x, stripes = restripe(x, 1, self.stripes)
+        h = CausalConv(self.base_dim, 3, self.dtype, stripes, name="conv_in")(x)
         for i, multiplier in enumerate(self.multipliers):
             width = self.base_dim * multiplier
             attention = i in self.attention_levels
             level = Level(
-                width, self.num_res_blocks, attention, self.dtype, self.remat, name=f"down_{i}"
-            )
+                width, self.num_res_blocks, attention, self.dtype, self.remat, stripes,
+                name=f"down_{i}",
+            )  # fmt: skip
             h = level(h)
             if i + 1 < len(self.multipliers):
                 # One row and column of zeros at the bottom and right only.
@@ -203,13 +208,16 @@ class Encoder(nn.Module):
                     stride=2,
                     padding=((0, 1), (0, 1)),
                     dtype=self.dtype,
+                    stripes=stripes,
                     name=f"downsample_{i}",
                 )(h)
+                h, stripes = restripe(h, stripes, self.stripes)
                 if self.temporal_downsample[i]:
                     TimeConv(width, width, name=f"time_conv_{i}")()
-        h = Middle(self.dtype, self.remat, name="mid")(h)
+        h = Middle(self.dtype, self.remat, stripes, name="mid")(h)
         h = RMSNorm(self.dtype, name="norm_out")(h)
-        return CausalConv(2 * self.latent_channels, 3, self.dtype, name="conv_out")(h)
+        h = CausalConv(2 * self.latent_channels, 3, self.dtype, stripes, name="conv_out")(h)
+        return unfold(h, stripes)
 
 
 class Decoder(nn.Module):
@@ -222,24 +230,32 @@ class Decoder(nn.Module):
     image_channels: int
     dtype: jnp.dtype
     remat: str
+    stripes: int = 1
 
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
-        h = CausalConv(self.base_dim * self.multipliers[-1], 3, self.dtype, name="conv_in")(z)
-        h = Middle(self.dtype, self.remat, name="mid")(h)
+        width = self.base_dim * self.multipliers[-1]
+        z, stripes = restripe(z, 1, self.stripes)
+        h = CausalConv(width, 3, self.dtype, stripes, name="conv_in")(z)
+        h = Middle(self.dtype, self.remat, stripes, name="mid")(h)
         for i in reversed(range(len(self.multipliers))):
             width = self.base_dim * self.multipliers[i]
             level = Level(
-                width, self.num_res_blocks + 1, False, self.dtype, self.remat, name=f"up_{i}"
-            )
+                width, self.num_res_blocks + 1, False, self.dtype, self.remat, stripes,
+                name=f"up_{i}",
+            )  # fmt: skip
             h = level(h)
             if i > 0:
                 # Level i up-samples what level i - 1 of the encoder down-sampled.
                 if self.temporal_downsample[i - 1]:
                     TimeConv(width, 2 * width, name=f"time_conv_{i}")()
-                h = UpsampleConv(width, width // 2, dtype=self.dtype, name=f"upsample_{i}")(h)
+                upsample = UpsampleConv(
+                    width, width // 2, self.dtype, stripes, name=f"upsample_{i}"
+                )
+                h, stripes = restripe(upsample(h), stripes, self.stripes)
         h = RMSNorm(self.dtype, name="norm_out")(h)
-        return CausalConv(self.image_channels, 3, self.dtype, name="conv_out")(h)
+        h = CausalConv(self.image_channels, 3, self.dtype, stripes, name="conv_out")(h)
+        return unfold(h, stripes)
 
 
 class AutoencoderKLQwenImage(nn.Module):
@@ -262,6 +278,7 @@ class AutoencoderKLQwenImage(nn.Module):
       image_channels: channels of the images on both sides.
       dtype: the type of the products.
       remat: the policy of the blocks and attentions, one of `remat.POLICIES`.
+      stripes: the most stripes per image, see models/stripes.py; results are the same.
 
     Raises:
       UserError: on the first call, if the length of `temporal_downsample` is not levels - 1.
@@ -276,6 +293,7 @@ class AutoencoderKLQwenImage(nn.Module):
     image_channels: int = 3
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
+    stripes: int = 1
 
     @property
     def factor(self) -> int:
@@ -301,6 +319,7 @@ class AutoencoderKLQwenImage(nn.Module):
             temporal_downsample=self.temporal_downsample,
             dtype=self.dtype,
             remat=self.remat,
+            stripes=self.stripes,
         )
         self.encoder = Encoder(
             latent_channels=self.latent_channels, attention_levels=self.attention_levels, **shared
