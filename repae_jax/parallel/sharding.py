@@ -100,6 +100,10 @@ def make_gather(mesh: Mesh, shardings, dtype) -> Callable[[Any], Any]:
             return gathered(leaf), None
 
         def backward(_, gradient):
+            if mesh.shape["fsdp"] == mesh.size:
+                # The compiler would otherwise compute each device's part of a gradient apart, and
+                # read all activations for every part (XLA's "windowed einsum").
+                gradient = jax.lax.with_sharding_constraint(gradient, everywhere)
             gradient = jax.lax.with_sharding_constraint(gradient, sharding)
             return (gradient.astype(leaf.dtype),)
 
