@@ -24,7 +24,7 @@ from repae_jax.interop.lpips import load_lpips
 from repae_jax.models.batch_norm import LatentNorm
 from repae_jax.models.discriminator import PatchDiscriminator
 from repae_jax.models.lpips import LPIPS
-from repae_jax.models.networks import Models
+from repae_jax.models.networks import Models, with_stripes
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 from repae_jax.objectives.objective import Objective
 from repae_jax.runs.optimizers import adamw
@@ -81,6 +81,7 @@ class Case:
     """A configuration of the step.
 
     `frozen_vae` is the original's second script; `distinct_rates` are in place of its default.
+    `stripes` are those of our networks (models/stripes.py).
     """
 
     interpolant: str = "linear"
@@ -89,6 +90,7 @@ class Case:
     discriminator_start: int = 0
     frozen_vae: bool = False
     distinct_rates: bool = False
+    stripes: int = 1
 
     @property
     def rates(self):
@@ -102,7 +104,8 @@ class Case:
             self.discriminator_start, f", GAN from step {self.discriminator_start}"
         )
         rates = ", distinct rates" if self.distinct_rates else ""
-        return f"{self.interpolant}, {self.reconstruction.upper()}, {lecam}{start}{rates}"
+        stripes = f", {self.stripes} stripes" if self.stripes > 1 else ""
+        return f"{self.interpolant}, {self.reconstruction.upper()}, {lecam}{start}{rates}{stripes}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +212,8 @@ def run_ours(
         latent_norm="fixed" if case.frozen_vae else "batch",
     )
     optimizers = {name: adamw(case.rates[name]) for name in state.opt_state}
-    train_step = make_train_step(MODELS, objective, optimizers, ema_decay=EMA_DECAY)
+    models = with_stripes(MODELS, case.stripes)
+    train_step = make_train_step(models, objective, optimizers, ema_decay=EMA_DECAY)
     # without LLVM's optimisations: they take half of the compile time and change no operation
     train_step = jax.jit(train_step, compiler_options={"xla_backend_optimization_level": 0})
     metrics = []

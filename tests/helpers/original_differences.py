@@ -16,7 +16,8 @@ _STARTS = [
     Case("cosine", "l1", 0.1, discriminator_start=NEVER),
 ]
 _FROZEN = [Case("linear", frozen_vae=True), Case("cosine", frozen_vae=True)]
-CASES = _RECIPES + _STARTS + _FROZEN
+_STRIPES = [Case(stripes=8)]
+CASES = _RECIPES + _STARTS + _FROZEN + _STRIPES
 
 # Their log holds the epoch and two constants besides.
 UNLOGGED = {"epoch", "discriminator_factor", "d_weight"}
@@ -24,8 +25,8 @@ UNLOGGED = {"epoch", "discriminator_factor", "d_weight"}
 # Parameters are compared by how far they moved, since in three steps they stay near the start.
 MOVED = ("params/backbone", "params/tokenizer", "params/discriminator", "ema/params")
 VALUES = (
-    "moments/sit",
-    "moments/vae",
+    "moments/backbone",
+    "moments/tokenizer",
     "moments/discriminator",
     "ema/latent_norm",
     "batch_stats/latent_norm",
@@ -51,7 +52,7 @@ def moved(comparison: Comparison, group: str) -> tuple[float, float, str]:
     |.| is the L2 norm. Adam's first steps are nearly the gradient's signs, and rounding decides
     the sign of what is near zero: a few elements of a tensor may go the other way.
     """
-    names = _paths(comparison, group)
+    names = paths(comparison, group)
     if not names:
         return 0.0, 0.0, ""
     ours, theirs, before = comparison.ours, comparison.theirs, comparison.before
@@ -65,7 +66,7 @@ def moved(comparison: Comparison, group: str) -> tuple[float, float, str]:
 
 def values(comparison: Comparison, group: str) -> tuple[float, str]:
     """(of the worst tensor, its path): max |a - b| / max |b|."""
-    names = _paths(comparison, group)
+    names = paths(comparison, group)
     if not names:
         return 0.0, ""
     ours, theirs = comparison.ours, comparison.theirs
@@ -76,7 +77,8 @@ def values(comparison: Comparison, group: str) -> tuple[float, str]:
     return float(relative[worst]), names[worst]
 
 
-def _paths(comparison, group):
+def paths(comparison: Comparison, group: str) -> list[str]:
+    """The paths of a group's arrays that have a gradient."""
     # A key bias shifts all logits of a query alike, so no output depends on it, and its gradient
     # is rounding and nothing else. (The SiT's are a third of a tensor each.)
     return [

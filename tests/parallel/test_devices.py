@@ -22,9 +22,10 @@ def teacher(tmp_path_factory):
     return make_teacher(tmp_path_factory.mktemp("teacher"))
 
 
-def words(workdir, teacher, steps=5, **mesh):
+def words(workdir, teacher, steps=5, stripes=1, **mesh):
     mesh = {"smallest": 64, "data": -1, "fsdp": 1, **mesh}
     overrides = [f"--config.mesh.{key}={value}" for key, value in mesh.items()]
+    overrides.append(f"--config.compute.stripes={stripes}")
     run = dict(steps=steps, checkpoint_every=3, log_every=1, sample_every=1000)
     return runs.words(workdir, teacher, *overrides, **run)
 
@@ -74,6 +75,8 @@ CASES = [
     pytest.param(1, 8, dict(data=8), id="data 8"),
     pytest.param(1, 8, dict(data=2, fsdp=4), id="data 2 x fsdp 4"),
     pytest.param(1, 8, dict(fsdp=8, frozen="sharded"), id="fsdp 8"),
+    pytest.param(1, 8, dict(data=2, fsdp=4, stripes=8), id="stripes, data 2 x fsdp 4"),
+    pytest.param(1, 8, dict(fsdp=8, stripes=8), id="stripes, fsdp 8"),
     pytest.param(2, 4, dict(data=2, fsdp=4), id="2 processes of 4"),
 ]
 
