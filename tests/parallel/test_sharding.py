@@ -3,11 +3,14 @@
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from repae_jax.aot.hlo import measure_traffic
+from repae_jax.aot.topologies import absent_devices, compile_for, compiler
 from repae_jax.errors import UserError
+from repae_jax.models.layers import convolve
 from repae_jax.parallel.mesh import axis_sizes, padded_batch_size
-from repae_jax.parallel.sharding import check_rules, state_shardings, summary, table
+from repae_jax.parallel.sharding import check_rules, make_gather, state_shardings, summary, table
 from repae_jax.runs.state import TrainState
 
 RULES = dict(trained="sharded", frozen="replicated", smallest=100)
@@ -30,6 +33,12 @@ def state():
         ema={"params": {"kernel": shape(48, 12)}},
         frozen={"teacher": {"kernel": shape(64, 64)}},
     )  # fmt: skip
+
+
+def with_kernel(kernel):
+    """A state, or its shardings, with one parameter."""
+    rest = {"batch_stats": {}, "opt_state": {}, "ema": {}, "frozen": {}}
+    return TrainState(step=None, params={"kernel": kernel}, **rest)
 
 
 def specs(**rules):
@@ -99,6 +108,30 @@ def test_the_table_tells_every_array_and_its_bytes():
     )
     assert lines[-1].endswith(f"{expected / 1e6:.3f}")
     assert "backbone" in summary(shapes, shardings)
+
+
+def test_a_kernels_gradient_is_computed_whole_and_then_divided():
+    """Computed in parts (XLA's "windowed einsum"), it would read the images for each device."""
+    pytest.importorskip("libtpu")
+    with compiler("quick"):
+        mesh = Mesh(np.reshape(absent_devices("v5e:2x4"), (1, 8)), ("data", "fsdp"))
+        divided = NamedSharding(mesh, PartitionSpec(None, None, "fsdp"))
+        batch = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+        gather = make_gather(mesh, with_kernel(divided), jax.numpy.bfloat16)
+
+        def loss(kernel, images):
+            gathered = gather(with_kernel(kernel)).params["kernel"]
+            y = convolve(images, gathered, 1, ((1, 1), (1, 1)))
+            return jax.numpy.square(y.astype(np.float32)).mean()
+
+        kernel = jax.ShapeDtypeStruct((3, 3, 128, 128), np.float32, sharding=divided)
+        images = jax.ShapeDtypeStruct((64, 128, 128, 128), jax.numpy.bfloat16, sharding=batch)
+        gradient = jax.jit(jax.grad(loss), out_shardings=divided)
+        program = compile_for("v5e:2x4", gradient, (kernel, images)).as_text()
+    traffic = measure_traffic(program, devices=8)
+    assert set(traffic.links) == {"all-gather", "reduce-scatter"}
+    one_pass = images.size * 2 / 8  # bytes of a device's images
+    assert traffic.memory < 5 * one_pass
 
 
 @pytest.mark.parametrize(
