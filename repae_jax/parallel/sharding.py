@@ -84,6 +84,10 @@ def make_gather(mesh: Mesh, shardings, dtype) -> Callable[[Any], Any]:
       dtype: the type of the networks' products.
     """
     everywhere = NamedSharding(mesh, PartitionSpec())
+    # The TPU compiler would compute each device's part of a gradient apart, and read all
+    # activations for every part (XLA's "windowed einsum").
+    tpu = mesh.devices.flat[0].platform == "tpu"
+    windowed = tpu and mesh.shape["fsdp"] == mesh.size
 
     def gather_leaf(leaf, sharding):
         if sharding.is_fully_replicated:
@@ -100,9 +104,7 @@ def make_gather(mesh: Mesh, shardings, dtype) -> Callable[[Any], Any]:
             return gathered(leaf), None
 
         def backward(_, gradient):
-            if mesh.shape["fsdp"] == mesh.size:
-                # The compiler would otherwise compute each device's part of a gradient apart, and
-                # read all activations for every part (XLA's "windowed einsum").
+            if windowed:
                 gradient = jax.lax.with_sharding_constraint(gradient, everywhere)
             gradient = jax.lax.with_sharding_constraint(gradient, sharding)
             return (gradient.astype(leaf.dtype),)
