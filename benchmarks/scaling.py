@@ -19,11 +19,11 @@ from repae_jax.aot.chips import parse_topology
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = {"sdvae": "SiT-XL/2 + f8d4", "vavae": "SiT-XL/1 + f16d32"}
-BATCHES = {  # of each slice: of each chip the smallest and the largest
-    "v4:2x2x2": (256,), "v4:4x8x8": (256, 1024),
+BATCHES = {  # of each slice
     "v5e:2x4": (256,), "v5e:4x8": (128, 256), "v5e:16x16": (256, 1024),
-    "v5p:2x2x2": (256,), "v5p:4x8x8": (256, 1024),
     "v6e:2x4": (256,), "v6e:16x16": (256, 1024),
+    "v5p:2x2x2": (256,), "v5p:4x8x8": (256, 1024),
+    "v4:4x8x8": (256, 1024),
 }  # fmt: skip
 FSDP = 8  # chips that divide the state: enough that it leaves room
 AT_ONCE = {"v4": 16, "v5e": 8, "v5p": 32, "v6e": 16}  # images per chip
