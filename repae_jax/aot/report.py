@@ -45,9 +45,8 @@ class Report:
       work: operations per image without the repeated ones.
       links: kind of collective -> bytes that a device receives per run.
       traffic: bytes that a device reads and writes per run.
-      movers: part of the step -> its share of `traffic`, see `aot.parts`.
-      stripes: the most stripes per image, see models/stripes.py.
-      images_at_once: the images that a device has at a time.
+      movers: part of the train step -> its share of `traffic`, see `aot.parts`; {} for others.
+      form: the form of the images in the convolutional networks, and why, as text.
       compute_seconds, memory_seconds, link_seconds: time for each resource at the chip's published
         rate.
       compile_seconds: compilation time.
@@ -67,8 +66,7 @@ class Report:
     links: dict[str, float]
     traffic: float
     movers: dict[str, float]
-    stripes: int
-    images_at_once: int
+    form: str
     compute_seconds: float
     memory_seconds: float
     link_seconds: float
@@ -216,14 +214,28 @@ def _compile(name, function, arguments, flops, work, program: Program, topology,
         work=work,
         links=traffic.links,
         traffic=traffic.memory,
-        movers=traffic.movers,
-        stripes=program.stripes if name == "train" else 1,
-        images_at_once=program.images_at_once,
+        movers=traffic.movers if name == "train" else {},
+        form=_form(name, program, batch_size // count),
         compute_seconds=flops * batch_size / count / chip.flops,
         memory_seconds=traffic.memory / chip.bandwidth,
         link_seconds=sum(traffic.links.values()) / chip.links,
         compile_seconds=seconds,
     )
+
+
+def _form(name, program, images):
+    """Whether images are whole or in stripes, and why."""
+    if name == "sample":
+        return f"whole, {images} at a time on a device"
+    images, most = program.images_at_once, program.stripes
+    if program.cache is not None:
+        return f"latents, {images} at a time on a device"
+    if most == 1:
+        return f"whole, {images} at a time on a device"
+    why = f"{images} at a time on a device leave a TPU's tiles empty"
+    if program.config.compute.stripes:
+        why = "config.compute.stripes"
+    return f"up to {most} stripes each (models/stripes.py): {why}"
 
 
 def _batches(name, program):

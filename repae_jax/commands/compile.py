@@ -87,7 +87,6 @@ def describe(report: Report) -> str:
     """Format a report as text."""
     gb = {name: getattr(report, name) / 1e9 for name in ("peak", "memory", "arguments", "traffic")}
     links = ", ".join(f"{k} {v / 1e9:.3f}" for k, v in sorted(report.links.items())) or "none"
-    largest = sorted(report.movers.items(), key=lambda item: -item[1])[:MOVERS]
     ms = [1e3 * s for s in (report.compute_seconds, report.memory_seconds, report.link_seconds)]
     return "\n".join(
         [
@@ -101,9 +100,8 @@ def describe(report: Report) -> str:
             f"  work                 {report.work / 1e12:.3f} TFLOP per image, "
             f"{report.flops / 1e12:.3f} with rematerialization",
             f"  collectives, GB      {links}",
-            f"  images as            {_form(report)}",
-            f"  memory traffic       {gb['traffic']:.1f} GB, of it "
-            + ", ".join(f"{name} {moved / 1e9:.1f}" for name, moved in largest),
+            f"  images               {report.form}",
+            f"  memory traffic       {gb['traffic']:.1f} GB{_movers(report)}",
             f"  at published rates   compute {ms[0]:.1f} ms, memory {ms[1]:.1f} ms, "
             f"links {ms[2]:.1f} ms",
             f"  so at best           {1e3 * report.seconds:.1f} ms, "
@@ -113,12 +111,8 @@ def describe(report: Report) -> str:
     )
 
 
-def _form(report):
-    """Whether images are whole or in stripes, and why."""
-    images = report.images_at_once
-    if report.stripes == 1:
-        return f"whole images, {images} at a time on a device"
-    return (
-        f"up to {report.stripes} stripes each (models/stripes.py): {images} at a time on a device "
-        "leave a TPU's tiles empty"
-    )
+def _movers(report):
+    """The parts of the step that move most, in percent of its traffic."""
+    largest = sorted(report.movers.items(), key=lambda item: -item[1])[:MOVERS]
+    shares = [f"{name} {100 * moved / report.traffic:.0f} %" for name, moved in largest]
+    return f", of it {', '.join(shares)}" if shares else ""

@@ -173,6 +173,12 @@ def _check_evaluation(config):
 
 
 def _check_compute(config):
+    stripes = config.compute.stripes
+    if stripes & (stripes - 1):
+        raise UserError(
+            f"config.compute.stripes is {stripes}: give a power of two, or 0 to choose by the "
+            "device and the batch"
+        )
     from repae_jax.models.remat import POLICIES
     from repae_jax.parallel.sharding import check_rules
 

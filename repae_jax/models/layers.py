@@ -73,7 +73,7 @@ class Conv(nn.Module):
       features: output channels.
       kernel: the kernel's side.
       stride: the stride along both axes.
-      padding: ((top, bottom), (left, right)), zeros.
+      padding: ((top, bottom), (left, right)), zeros beyond an image's border.
       biased: whether there is a bias.
       dtype: the type of the convolution; parameters are float32.
       kernel_init, bias_init: initializers.
@@ -110,12 +110,23 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding, stripes: int
     Args:
       x: images.
       kernel: weights, of the same type.
-      stride: the stride along both axes; it divides the rows of a stripe.
-      padding: ((top, bottom), (left, right)), zeros.
-      stripes: the stripes per image, see models/stripes.py.
+      stride: the stride along both axes.
+      padding: ((top, bottom), (left, right)), zeros beyond an image's border.
+      stripes: the stripes per image, see models/stripes.py. More than one take a stride that
+        divides the rows of a stripe, and an output of 1 / stride of the image's rows.
+
+    Raises:
+      ValueError: the convolution does not fit the stripes.
     """
     rows, columns = padding
-    if stripes > 1 and tuple(rows) != (0, 0):
+    if stripes > 1:
+        height, size = x.shape[1], kernel.shape[0]
+        out = (stripes * height + sum(rows) - size) // stride + 1
+        if height % stride or max(rows) > height or out * stride != stripes * height:
+            raise ValueError(
+                f"a kernel of {size} with stride {stride} and padding {tuple(rows)} does not fit "
+                f"{stripes} stripes of {height} rows: convolve whole images"
+            )
         x, rows = add_rows(x, stripes, *rows), (0, 0)
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), (rows, columns), dimension_numbers=("NHWC", "HWIO", "NHWC")

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 
 TILE = 8  # rows of a batch in a tile of a TPU's memory
-SMALLEST = 4  # rows of a stripe; below that the rows of its neighbors cost too much
+SMALLEST = 4  # rows of a stripe; a 3 x 3 convolution adds two of its neighbors'
 
 
 def stripes_for(platform: str, images: int) -> int:
-    """The most stripes per image that pay on a device.
+    """The most stripes per image that a device gains from.
 
     Args:
       platform: as `jax.Device.platform`.
@@ -38,7 +38,7 @@ def unfold(x: jax.Array, stripes: int) -> jax.Array:
 
 
 def restripe(x: jax.Array, stripes: int, most: int) -> tuple[jax.Array, int]:
-    """Images in `stripes` stripes -> the images in the stripes that suit their height, and these.
+    """Images in `stripes` stripes -> in as many as suit their height, and that number.
 
     Args:
       x: (B k, h, W, C).
@@ -50,7 +50,7 @@ def restripe(x: jax.Array, stripes: int, most: int) -> tuple[jax.Array, int]:
 
 
 def choose_stripes(height: int, most: int) -> int:
-    """The largest number of stripes, a power of two up to `most`, for images of `height` rows.
+    """The number of stripes for images of `height` rows: the largest power of two up to `most`.
 
     A stripe has an even number of rows, so that it can be halved, and at least `SMALLEST`.
     """

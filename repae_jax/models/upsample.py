@@ -82,7 +82,7 @@ _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def _add_border(x, stripes):
-    """One row and column on each side: zeros, but for the rows of neighboring stripes."""
+    """Add a row and a column on each side: zeros at an image's border, else the neighbors' rows."""
     if stripes == 1:
         return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return jnp.pad(add_rows(x, stripes, 1, 1), ((0, 0), (0, 0), (1, 1), (0, 0)))

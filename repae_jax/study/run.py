@@ -84,7 +84,7 @@ def _run(study, job, output, config, lock, progress):
         "config": _within(output, add_version(config.to_dict())),
         "made_with": {"jax": jax.__version__, "device": jax.devices()[0].device_kind},
         "accuracies": accuracies(study, output),
-        "gflop_per_image": Program(config, build_models(config), make_mesh(1, 1)).flops() / 1e9,
+        "gflop_per_image": _flops(config) / 1e9,
         "diverged": diverged,
         "figures": figures,
         "seconds": {
@@ -142,6 +142,13 @@ def _within(output, value):
     if isinstance(value, dict):
         return {key: _within(output, item) for key, item in value.items()}
     return value.removeprefix(f"{output}{os.sep}") if isinstance(value, str) else value
+
+
+def _flops(config):
+    """Operations per image of the step on whole images."""
+    whole = config.copy_and_resolve_references()
+    whole.compute.stripes = 1
+    return Program(whole, build_models(whole), make_mesh(1, 1)).flops()
 
 
 def _measure(study, judge, config, workdir, output, diverged):

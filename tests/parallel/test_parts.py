@@ -15,7 +15,7 @@ from repae_jax.aot.parts import part_of
         (
             "jit(step)/transpose(jvp(AutoencoderKL.decode))/decoder/up_1/"
             "jvp(AutoencoderKL.decode)/decoder/up_1/checkpoint/block_0/conv1/transpose",
-            "AutoencoderKL decoder/up_1, backward",
+            "AutoencoderKL decoder/up_1 (backward)",
         ),
         (
             "jit(step)/while/body/jvp(SiT)/SiT._encode/SiT._apply_blocks/blocks_0/attn/q/dot",
@@ -23,12 +23,13 @@ from repae_jax.aot.parts import part_of
         ),
         (
             "jit(step)/transpose(jvp(PatchDiscriminator))/norm_2/mul",
-            "PatchDiscriminator norm_2, backward",
+            "PatchDiscriminator norm_2 (backward)",
         ),
         ("jit(step)/jvp(LPIPS)/add", "LPIPS"),
         ("jit(step)/transpose(jvp())/mul", "losses"),
         ("jit(step)/cond/branch_1_fun/add", "update"),
         ("jit(step)/ViT/blocks_0/dot", "others"),
+        ("jit(step)/while/body/closed_call/second/mul", "others"),
     ],
 )  # fmt: skip
 def test_the_part_of_an_operation(name, expected):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from jax.extend.core import jaxprs_in_params
+from jaxprs import equations
 from velocities import CLASSES, NULL_LABEL, SHAPE, field, velocity
 
 from repae_jax.errors import UserError
@@ -87,13 +88,6 @@ def scans(jaxpr):
             for inner in jaxprs_in_params(eqn.params):
                 found += scans(inner)
     return found
-
-
-def equations(jaxpr):
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for inner in jaxprs_in_params(eqn.params):
-            yield from equations(inner)
 
 
 def program(sampler):

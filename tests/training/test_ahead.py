@@ -100,7 +100,7 @@ def test_the_sweep_finds_the_largest_batch_that_fits(monkeypatch, capsys):
 def report(batch_size, **values):
     fields = dict.fromkeys((field.name for field in dataclasses.fields(aot_report.Report)), 1)
     return aot_report.Report(
-        **{**fields, "links": {}, "movers": {}, "batch_size": batch_size, **values}
+        **{**fields, "links": {}, "movers": {}, "form": "whole", "batch_size": batch_size, **values}
     )
 
 

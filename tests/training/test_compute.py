@@ -1,16 +1,21 @@
 """Micro-batches, rematerialisation and the scan over blocks change memory, not results."""
 
+import functools
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from jaxprs import convolution_batches
 from parity import normal
 
 from repae_jax.config.defaults import tokenizer
 from repae_jax.models.encoders.vit import create_vit
 from repae_jax.models.networks import with_stripes
 from repae_jax.models.remat import POLICIES
+from repae_jax.models.tokenizers.base import encode
 from repae_jax.runs.build import (
     build_models,
     build_objective,
@@ -19,8 +24,11 @@ from repae_jax.runs.build import (
     fresh_state,
     latent_shape,
 )
+from repae_jax.runs.state import tokenizer_variables
 from repae_jax.training.noise import sample_draws
+from repae_jax.training.program import Program
 from repae_jax.training.step import make_train_step
+from repae_jax.utils.images import to_float
 
 pytestmark = pytest.mark.slow  # each compiles a whole step, some twice
 
@@ -83,12 +91,40 @@ def test_micro_batches_give_the_whole_batchs_step():
 def test_stripes_give_the_same_step():
     config = tiny.get_config()
     config.objective.perceptual_weight = 1.0
+    models, state, batch, _ = make(config)
+    variables = tokenizer_variables(state.params, state.frozen)
+    for network, height in ((with_stripes(models, 8), 8), (models, 1)):  # 8 stripes of 32 rows
+        found = convolution_batches(
+            functools.partial(encode, network.tokenizer, variables), to_float(batch["image"])
+        )
+        assert max(found) == len(batch["image"]) * height
     (whole, expected), (state, metrics) = run(config), run(config, stripes=8)
     assert_close(metrics, expected)
     assert_close(state.batch_stats, whole.batch_stats)
     # Adam divides by the gradient's own size: compare what it divides, not what it makes of it
     for name in config.train:
         assert_close(state.opt_state[name], whole.opt_state[name], 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("platform", "batch", "parts", "key", "expected"),
+    [
+        ("tpu", 32, 4, 0, (4, 8)),
+        ("tpu", 64, 4, 0, (8, 1)),
+        ("tpu", 32, 4, 1, (4, 1)),
+        ("tpu", 64, 4, 4, (8, 4)),
+        ("cpu", 32, 4, 0, (4, 1)),
+        ("cuda", 32, 4, 2, (4, 2)),
+    ],
+)
+def test_the_program_chooses_the_stripes(platform, batch, parts, key, expected):
+    config = tiny.get_config()
+    config.batch_size = batch
+    config.compute.update(micro_batches=parts, stripes=key)
+    device = types.SimpleNamespace(platform=platform)
+    mesh = types.SimpleNamespace(devices=np.array([[device, device]]), size=2)
+    program = Program(config, models=None, mesh=mesh)
+    assert (program.images_at_once, program.stripes) == expected
 
 
 def test_the_scan_and_rematerialisation_of_the_sit_change_nothing():

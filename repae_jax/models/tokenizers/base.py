@@ -21,6 +21,9 @@ class Tokenizer(Protocol):
       image_channels: channels of the images; 3 in a run.
       dtype: the type of its matrix products and convolutions.
       remat: the activations that gradients recompute, one of `remat.POLICIES`.
+
+    A convolutional tokenizer may have a field `stripes`, the most stripes per image
+    (models/stripes.py), which a run then sets; its results are the same for every number.
     """
 
     factor: int
