@@ -71,7 +71,7 @@ def _longest(shape, devices, smallest):
     return tuple("fsdp" if axis == longest else None for axis in range(longest + 1))
 
 
-def make_gather(mesh: Mesh, shardings, dtype, *, scan: bool = False) -> Callable[[Any], Any]:
+def make_gather(mesh: Mesh, shardings, dtype) -> Callable[[Any], Any]:
     """Build `gather(state)`: the state with all parameters gathered on every device.
 
     Matrices and kernels are gathered in `dtype`, the type of the networks' products; bfloat16
@@ -82,12 +82,10 @@ def make_gather(mesh: Mesh, shardings, dtype, *, scan: bool = False) -> Callable
       mesh: the devices.
       shardings: the state's shardings (see `state_shardings`).
       dtype: the type of the networks' products.
-      scan: blocks run as one loop (`config.compute.scan_blocks`), which stacks their gradients.
     """
     everywhere = NamedSharding(mesh, PartitionSpec())
     # The TPU compiler would compute each device's part of a gradient apart, and read all
-    # activations for every part (XLA's "windowed einsum"). It leaves the gradients of a loop's
-    # stack whole by itself, and would then send all of the stack.
+    # activations for every part (XLA's "windowed einsum").
     tpu = mesh.devices.flat[0].platform == "tpu"
     windowed = tpu and mesh.shape["fsdp"] == mesh.size
 
@@ -106,7 +104,7 @@ def make_gather(mesh: Mesh, shardings, dtype, *, scan: bool = False) -> Callable
             return gathered(leaf), None
 
         def backward(_, gradient):
-            if windowed and (leaf.ndim == 4 or not scan):
+            if windowed:
                 gradient = jax.lax.with_sharding_constraint(gradient, everywhere)
             gradient = jax.lax.with_sharding_constraint(gradient, sharding)
             return (gradient.astype(leaf.dtype),)

@@ -134,9 +134,7 @@ class Program:
             build_optimizers(config),
             ema_decay=config.ema_decay,
             micro_batches=config.compute.micro_batches,
-            gather=make_gather(
-                self.mesh, self.shardings, config.dtype, scan=config.compute.scan_blocks
-            ),
+            gather=make_gather(self.mesh, self.shardings, config.dtype),
         )
         shape = latent_shape(config, self.models)
         backbone = self.models.backbone

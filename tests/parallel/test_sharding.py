@@ -134,30 +134,6 @@ def test_a_kernels_gradient_is_computed_whole_and_then_divided():
     assert traffic.memory < 5 * one_pass
 
 
-def test_the_gradients_of_a_loop_are_not_sent_whole():
-    pytest.importorskip("libtpu")
-    depth, width, rows = 6, 1024, 8192
-    with compiler("quick"):
-        mesh = Mesh(np.reshape(absent_devices("v5e:2x4"), (1, 8)), ("data", "fsdp"))
-        divided = NamedSharding(mesh, PartitionSpec("fsdp"))
-        batch = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-        shardings = with_kernel([divided] * depth)
-        gather = make_gather(mesh, shardings, jax.numpy.bfloat16, scan=True)
-
-        def loss(kernels, x):
-            stacked = jax.numpy.stack(gather(with_kernel(kernels)).params["kernel"])
-            y, _ = jax.lax.scan(lambda x, kernel: (jax.numpy.tanh(x @ kernel), None), x, stacked)
-            return jax.numpy.square(y.astype(np.float32)).mean()
-
-        kernel = jax.ShapeDtypeStruct((width, width), np.float32, sharding=divided)
-        x = jax.ShapeDtypeStruct((rows, width), jax.numpy.bfloat16, sharding=batch)
-        gradient = jax.jit(jax.grad(loss), out_shardings=[divided] * depth)
-        program = compile_for("v5e:2x4", gradient, ([kernel] * depth, x)).as_text()
-    links = measure_traffic(program, devices=8).links
-    assert links["reduce-scatter"] > 0
-    assert links.get("all-reduce", 0) < depth * width * width  # half of the stack's bytes
-
-
 @pytest.mark.parametrize(
     ("given", "sizes"),
     [((-1, 1), (8, 1)), ((-1, 4), (2, 4)), ((2, -1), (2, 4)), ((2, 4), (2, 4))],
