@@ -23,10 +23,9 @@ BATCHES = {  # of each slice
     "v5e:2x4": (256,), "v5e:4x8": (128, 256), "v5e:16x16": (256, 1024),
     "v6e:2x4": (256,), "v6e:16x16": (256, 1024),
     "v5p:2x2x2": (256,), "v5p:4x8x8": (256, 1024),
-    "v4:4x8x8": (256, 1024),
 }  # fmt: skip
 FSDP = 8  # chips that divide the state: enough that it leaves room
-AT_ONCE = {"v4": 16, "v5e": 8, "v5p": 32, "v6e": 16}  # images per chip
+AT_ONCE = {"v5e": 8, "v5p": 32, "v6e": 16}  # images per chip
 COMPUTE = {"backbone_remat": "products", "tokenizer_remat": "blocks"}
 
 
