@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn import initializers
 
+from repae_jax.models.rotary import rotate
 from repae_jax.models.stripes import add_rows
 
 
@@ -254,14 +255,25 @@ def has_cudnn_attention() -> bool:
 class Attention(nn.Module):
     """Multi-head self-attention over (B, N, D) with one fused projection for q, k and v.
 
-    The softmax always runs in float32. `qk_norm` normalizes queries and keys per head by a
-    LayerNorm with scale and bias (eps 1e-5).
+    The softmax always runs in float32.
+
+    Attributes:
+      num_heads: the heads, which divide D.
+      qk_norm: normalize queries and keys per head, by a LayerNorm with scale and bias (epsilon
+        1e-5).
+      dtype: the type of the matrix products.
+      kernel_init: the initializer of the weights.
+      rms: with `qk_norm`, an RMSNorm with a scale (epsilon 1e-6) in place of the LayerNorm.
+      rotary_grid: rotate queries and keys by their place in a grid of this side (models/rotary.py);
+        0 for none.
     """
 
     num_heads: int
     qk_norm: bool = False
     dtype: jnp.dtype = jnp.float32
     kernel_init: initializers.Initializer = initializers.xavier_uniform()
+    rms: bool = False
+    rotary_grid: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -271,10 +283,16 @@ class Attention(nn.Module):
         parts = jax.lax.split(qkv, (dim, dim, dim), axis=-1)
         q, k, v = (part.reshape(batch, tokens, self.num_heads, -1) for part in parts)
         if self.qk_norm:
-            q = layer_norm(1e-5, affine=True, dtype=self.dtype, name="q_norm")(q)
-            k = layer_norm(1e-5, affine=True, dtype=self.dtype, name="k_norm")(k)
+            q, k = self._norm("q_norm")(q), self._norm("k_norm")(k)
+        if self.rotary_grid:
+            q, k = rotate(q, self.rotary_grid), rotate(k, self.rotary_grid)
         x = attend(q, k, v).reshape(batch, tokens, dim)
         return Dense(dim, dtype=self.dtype, kernel_init=self.kernel_init, name="proj")(x)
+
+    def _norm(self, name):
+        if self.rms:
+            return rms_norm(1e-6, dtype=self.dtype, name=name)
+        return layer_norm(1e-5, affine=True, dtype=self.dtype, name=name)
 
 
 class MLP(nn.Module):
@@ -294,6 +312,26 @@ class MLP(nn.Module):
         return Dense(dim, dtype=self.dtype, kernel_init=self.kernel_init, name="fc2")(x)
 
 
+class SwiGLU(nn.Module):
+    """w3(silu(a) * b) with (a, b) = w12(x), of width D outside and `hidden` inside.
+
+    Source: arXiv 2002.05202, equation 6, with biases.
+    """
+
+    hidden: int
+    dtype: jnp.dtype = jnp.float32
+    kernel_init: initializers.Initializer = initializers.xavier_uniform()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., D) -> (..., D)."""
+        dim = x.shape[-1]
+        x = Dense(2 * self.hidden, dtype=self.dtype, kernel_init=self.kernel_init, name="w12")(x)
+        gate, value = jnp.split(x, 2, axis=-1)
+        x = nn.silu(gate) * value
+        return Dense(dim, dtype=self.dtype, kernel_init=self.kernel_init, name="w3")(x)
+
+
 def layer_norm(epsilon: float, *, affine: bool, dtype=jnp.float32, name: str | None = None):
     """LayerNorm over the last axis, with float32 statistics and PyTorch's two-pass variance."""
     return nn.LayerNorm(
@@ -304,3 +342,8 @@ def layer_norm(epsilon: float, *, affine: bool, dtype=jnp.float32, name: str | N
         dtype=dtype,
         name=name,
     )
+
+
+def rms_norm(epsilon: float, *, dtype=jnp.float32, name: str | None = None):
+    """RMSNorm over the last axis with a learned scale and float32 statistics (arXiv 1910.07467)."""
+    return nn.RMSNorm(epsilon=epsilon, dtype=dtype, name=name)

@@ -13,7 +13,8 @@ from repae_jax.models.projectors import MLP
 from repae_jax.models.remat import POLICIES
 
 # The options of each family; a new row needs its own.
-SMALL = {"sit": dict(patch_size=2, hidden_size=16, depth=3, num_heads=2, encoder_depth=2)}
+_SIZES = dict(patch_size=2, hidden_size=16, depth=3, num_heads=2, encoder_depth=2)
+SMALL = {"sit": _SIZES, "lightningdit": _SIZES}
 BATCH, SIDE, CHANNELS, CLASSES, TEACHERS = 3, 8, 4, 5, (6, 10)
 
 

@@ -18,7 +18,7 @@ from repae_jax.models.encoders.preprocessing import (
     teacher_side,
 )
 from repae_jax.models.family import Family, Section
-from repae_jax.models.layers import MLP, Attention, Dense, gelu, layer_norm, quick_gelu
+from repae_jax.models.layers import MLP, Attention, Dense, SwiGLU, gelu, layer_norm, quick_gelu
 from repae_jax.models.resize import resize_bicubic
 from repae_jax.models.scan_layers import scan_blocks
 
@@ -89,24 +89,9 @@ def create_vit(name: str, **overrides) -> "ViT":
     return ViT(**{**VIT_CONFIGS[name], **overrides})
 
 
-class SwiGLU(nn.Module):
-    """w3(silu(a) * b) with (a, b) = w12(x): the feed-forward network of DINOv2-g.
-
-    The inner width is two thirds of `hidden`, rounded up to a multiple of 8.
-    """
-
-    hidden: int
-    dtype: jnp.dtype = jnp.float32
-    kernel_init: initializers.Initializer = initializers.xavier_uniform()
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(..., D) -> (..., D)."""
-        dim, inner = x.shape[-1], (int(self.hidden * 2 / 3) + 7) // 8 * 8
-        x = Dense(2 * inner, dtype=self.dtype, kernel_init=self.kernel_init, name="w12")(x)
-        gate, value = jnp.split(x, 2, axis=-1)
-        x = nn.silu(gate) * value
-        return Dense(dim, dtype=self.dtype, kernel_init=self.kernel_init, name="w3")(x)
+def swiglu_width(hidden: int) -> int:
+    """The inner width of DINOv2-g's SwiGLU: two thirds of `hidden`, up to a multiple of 8."""
+    return (int(hidden * 2 / 3) + 7) // 8 * 8
 
 
 class LayerScale(nn.Module):
@@ -137,7 +122,7 @@ class ViTBlock(nn.Module):
         settings = {"dtype": self.dtype, "kernel_init": _INIT}
         attention = Attention(self.num_heads, **settings, name="attn")
         if self.swiglu:
-            mlp = SwiGLU(self.hidden, **settings, name="mlp")
+            mlp = SwiGLU(swiglu_width(self.hidden), **settings, name="mlp")
         else:
             activation = quick_gelu if self.quick_gelu else gelu
             mlp = MLP(self.hidden, activation, **settings, name="mlp")

@@ -1,0 +1,80 @@
+"""LightningDiT (arXiv 2501.01423): the SiT with rotary positions, SwiGLU and RMSNorm.
+
+Two other backbones bear the same name, RAE's and diffusion-bench's, with other weights.
+"""
+
+import jax
+
+from repae_jax.errors import UserError
+from repae_jax.models.backbones import transformer
+from repae_jax.models.backbones.base import BackboneOutput
+from repae_jax.models.backbones.transformer import Transformer
+from repae_jax.models.conditioning.base import Arrays
+from repae_jax.models.family import Family, Section
+
+# name -> (hidden_size, depth, num_heads), and the patch sizes that its authors define.
+_SIZES = {
+    "B": (768, 12, 12, (1, 2)),
+    "L": (1024, 24, 16, (2,)),
+    "XL": (1152, 28, 16, (1, 2)),
+    "1p0B": (1536, 24, 24, (1, 2)),
+    "1p6B": (1792, 28, 28, (1, 2)),
+}
+PRESETS = {
+    f"LightningDiT-{size}/{patch}": dict(
+        hidden_size=width, depth=depth, num_heads=heads, patch_size=patch
+    )
+    for size, (width, depth, heads, patches) in _SIZES.items()
+    for patch in patches
+}
+
+
+class LightningDiT(Transformer):
+    """The transformer with its authors' options, and their direction of time.
+
+    The network inside sees the time 1 - t, and predicts the velocity of that direction, which is
+    minus ours. So its weights are those of its authors' code.
+    """
+
+    rotary: bool = True
+    swiglu: bool = True
+    rms_norm: bool = True
+
+    def __call__(self, x: jax.Array, t: jax.Array, condition: Arrays) -> BackboneOutput:
+        """See `Backbone`."""
+        output = super().__call__(x, t, condition)
+        return output._replace(prediction=-output.prediction)
+
+    def _embed(self, x, t, condition):
+        return super()._embed(x, 1.0 - t, condition)
+
+
+def check(network: LightningDiT, section: Section, path: str) -> None:
+    """Raise UserError, naming the key and the way out, for sizes that do not fit together."""
+    transformer.check(network, section, path)
+    head = network.hidden_size // network.num_heads
+    if network.rotary and head % 4:
+        raise UserError(
+            f"{path}: heads of width {head} ({network.hidden_size} / {network.num_heads}) have no "
+            f"rotary positions, which take the features of a head in fours: change "
+            f"{path}.num_heads, or set {path}.rotary=False"
+        )
+
+
+FAMILY = Family(
+    LightningDiT,
+    options=dict(
+        patch_size=int,
+        hidden_size=int,
+        depth=int,
+        num_heads=int,
+        **{
+            name: getattr(LightningDiT, name)
+            for name in (
+                "encoder_depth", "mlp_ratio", "qk_norm", "rotary", "swiglu", "rms_norm", "shift"
+            )
+        },
+    ),
+    presets=PRESETS,
+    check=check,
+)  # fmt: skip

@@ -1,0 +1,45 @@
+"""Rotary position embedding of tokens in a square grid (arXiv 2104.09864; in 2-D as in EVA-02)."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_BASE = 1e4
+
+
+@functools.cache
+def angles(grid: int, width: int) -> np.ndarray:
+    """The angle of each pair of features at each token of the grid, (grid * grid, width / 2).
+
+    The first half of the pairs turns with the row, the second half with the column; in each half,
+    pair i turns by 1e4 ** (-i / (width / 4)) per token.
+
+    Raises:
+      ValueError: `width` is not divisible by 4.
+    """
+    if width % 4:
+        raise ValueError(f"rotary positions in a grid need a width divisible by 4, got {width}")
+    frequencies = _BASE ** (-np.arange(width // 4) / (width / 4))
+    rows, columns = np.divmod(np.arange(grid * grid), grid)
+    turned = [np.outer(position, frequencies) for position in (rows, columns)]
+    return np.concatenate(turned, axis=1)
+
+
+def rotate(x: jax.Array, grid: int) -> jax.Array:
+    """Rotate the pairs (2 i, 2 i + 1) of each head's features by the token's place, in float32.
+
+    Args:
+      x: queries or keys (B, grid * grid, heads, D) in row-major order.
+      grid: tokens along a side.
+
+    Returns:
+      (B, grid * grid, heads, D) in the type of `x`.
+    """
+    turns = angles(grid, x.shape[-1])[:, None]
+    cos, sin = np.cos(turns).astype(np.float32), np.sin(turns).astype(np.float32)
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    a, b = pairs[..., 0], pairs[..., 1]
+    turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return turned.reshape(x.shape).astype(x.dtype)
