@@ -25,7 +25,10 @@ LABELS_HELP = (
     "the null class; or classes such as 3,1,4, or a text file of them, repeated up to the count"
 )
 # The keys of config.sampling that `add_sampler` adds.
-SAMPLER_OPTIONS = ("method", "steps", "guidance_scale", "guidance_low", "guidance_high")
+SAMPLER_OPTIONS = (
+    "method", "steps", "guidance_scale", "guidance_low", "guidance_high", "guidance_channels",
+    "shift",
+)  # fmt: skip
 
 
 def add_config(
@@ -115,6 +118,12 @@ def add_sampler(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance-scale", type=float, help="0: unconditional, 1: no guidance")
     parser.add_argument("--guidance-low", type=float, help="lowest time t with guidance, 0 to 1")
     parser.add_argument("--guidance-high", type=float, help="highest t with guidance; 1 is noise")
+    parser.add_argument(
+        "--guidance-channels", type=int, help="guide the first N channels alone; 0: all"
+    )
+    parser.add_argument(
+        "--shift", type=float, help="factor of the times' odds t / (1 - t): above 1, more at noise"
+    )
 
 
 def check_seed(seed: int) -> None:

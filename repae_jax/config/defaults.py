@@ -98,8 +98,15 @@ def base() -> ConfigDict:
                 discriminator_factor=1.0,
                 lecam_weight=0.0,
                 lecam_decay=0.999,
+                cosine_weight=0.0,
             ),
-            time=dict(weighting="uniform"),  # or "lognormal"
+            time=dict(  # objectives/times.py
+                weighting="uniform",  # or "lognormal", which reads mean and scale
+                mean=0.0,
+                scale=1.0,
+                highest=1.0,  # truncate the distribution above this time
+                shift=1.0,  # multiplies the odds t / (1 - t): above 1, more noise
+            ),
             optimizer={name: dict(adamw) for name in NETWORKS},
             mesh=dict(
                 data=-1,  # devices along the axis that shards only the batch; -1: all remaining
@@ -121,6 +128,8 @@ def base() -> ConfigDict:
                 guidance_scale=1.0,
                 guidance_low=0.0,
                 guidance_high=1.0,
+                guidance_channels=0,  # guide the first N channels of the latents alone; 0: all
+                shift=1.0,  # multiplies the odds t / (1 - t) of the steps' times
             ),
             evaluation=dict(  # see training/online.py
                 every=0,  # steps; 0: never

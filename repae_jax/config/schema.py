@@ -76,10 +76,15 @@ class _Objective(TypedDict):
     discriminator_factor: _FINITE
     lecam_weight: _FINITE
     lecam_decay: _FRACTION
+    cosine_weight: _FINITE
 
 
 class _Time(TypedDict):
     weighting: Text
+    mean: real()
+    scale: _FINITE
+    highest: _FRACTION
+    shift: _FINITE
 
 
 class _AdamW(TypedDict):
@@ -121,6 +126,8 @@ class _Sampling(TypedDict):
     guidance_scale: _FINITE
     guidance_low: _FRACTION
     guidance_high: _FRACTION
+    guidance_channels: whole(0, 4096)
+    shift: _FINITE
 
 
 class _Evaluation(TypedDict):

@@ -26,7 +26,7 @@ def validate(config: ConfigDict) -> None:
     if "backbone" in config.train:
         _check_backbone(config, tokenizer)
     _check_objective(config)
-    _check_sampling(config)
+    _check_sampling(config, tokenizer)
     _check_evaluation(config)
     _check_compute(config)
 
@@ -134,19 +134,18 @@ def _teacher_grid(config, name, entry):
 
 def _check_objective(config):
     from repae_jax.objectives.objective import Objective
+    from repae_jax.objectives.times import Times
 
     Objective(**config.objective)
-    if config.time.weighting not in ("uniform", "lognormal"):
-        raise UserError(
-            f"config.time.weighting is {config.time.weighting!r}: use 'uniform' or 'lognormal'"
-        )
+    Times(**config.time)
 
 
-def _check_sampling(config):
-    from repae_jax.sampling.samplers import Sampler, check_null_class
+def _check_sampling(config, tokenizer):
+    from repae_jax.sampling.samplers import Sampler, check_guidance_channels, check_null_class
 
     sampler = Sampler(interpolant=config.objective.interpolant, **config.sampling)
     check_null_class(sampler, config.condition.drop)
+    check_guidance_channels(sampler, tokenizer.latent_channels)
 
 
 def _check_evaluation(config):

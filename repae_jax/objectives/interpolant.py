@@ -3,12 +3,9 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
-
-from repae_jax.errors import UserError
 
 ScalarFunction = Callable[[jax.Array], jax.Array]
 
@@ -79,34 +76,6 @@ def interpolate(
     x_t = interpolant.alpha(t) * x + interpolant.sigma(t) * noise
     velocity = interpolant.d_alpha(t) * x + interpolant.d_sigma(t) * noise
     return x_t, velocity
-
-
-def sample_time(
-    key: jax.Array,
-    batch: int,
-    *,
-    weighting: Literal["uniform", "lognormal"],
-    interpolant: Interpolant,
-) -> jax.Array:
-    """Random training times (batch,) in [0, 1), float32.
-
-    Args:
-      key: the random key.
-      batch: the number of times B.
-      weighting: "uniform" samples t uniformly. "lognormal" samples the noise level
-        s = sigma / alpha = exp(N(0, 1)), as EDM does (arXiv 2206.00364, section 5), and returns
-        its time: s / (1 + s) on the linear path, 2/pi atan(s) on the cosine path.
-      interpolant: the path.
-
-    Raises:
-      UserError: another weighting.
-    """
-    if weighting == "uniform":
-        return jax.random.uniform(key, (batch,), jnp.float32)
-    if weighting == "lognormal":
-        ratio = jnp.exp(jax.random.normal(key, (batch,), jnp.float32))
-        return interpolant.time_of_ratio(ratio)
-    raise UserError(f"weighting is {weighting!r}: choose 'uniform' or 'lognormal'")
 
 
 def score_from_velocity(

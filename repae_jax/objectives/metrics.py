@@ -31,6 +31,7 @@ METRICS = {
     "lecam_loss": Metric(),
     "d_loss": Metric("Discriminator"),
     "denoising_loss": Metric("Backbone"),
+    "cosine_loss": Metric("Backbone"),
     "proj_loss": Metric("Alignment"),
     "sit_loss": Metric("Backbone"),
     "grad_norm_vae": Metric("Gradient norms", collapsed=1e-3),

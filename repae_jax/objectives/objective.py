@@ -27,6 +27,8 @@ class Objective:
       discriminator_factor: multiplies the hinge loss and the adversarial term from that step on.
       lecam_weight, lecam_decay: weight of LeCam regularization (0 turns it off), and the decay of
         its moving averages.
+      cosine_weight: the weight of the velocity's direction in the backbone's loss (LightningDiT, 1;
+        0 turns it off).
 
     Raises:
       UserError: an unknown interpolant, latent_norm or reconstruction.
@@ -46,6 +48,7 @@ class Objective:
     discriminator_factor: float = 1.0
     lecam_weight: float = 0.0
     lecam_decay: float = 0.999
+    cosine_weight: float = 0.0
 
     def __post_init__(self):
         for field, allowed in (

@@ -17,12 +17,14 @@ class Term(NamedTuple):
         term.
       weight: the field of `Objective` that is the term's weight; "" for a weight of 1.
       logs_weight: whether the log has weight * value instead of the value, as the original's log.
+      optional: with a weight of 0, neither the term nor its metric is computed.
     """
 
     metric: str
     value: Callable[[Any], jax.Array | None]
     weight: str = ""
     logs_weight: bool = False
+    optional: bool = False
 
 
 def weighted_sum(
@@ -37,9 +39,12 @@ def weighted_sum(
     """
     total, metrics = 0.0, {}
     for term in terms:
+        weight = getattr(objective, term.weight) if term.weight else 1.0
+        if term.optional and not weight:
+            continue
         if (value := term.value(shared)) is None:
             continue
-        weighted = getattr(objective, term.weight) * value if term.weight else value
+        weighted = weight * value if term.weight else value
         total += weighted
         metrics[term.metric] = weighted if term.logs_weight else value
     return total, metrics

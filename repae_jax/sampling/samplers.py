@@ -19,6 +19,7 @@ import numpy as np
 from repae_jax.errors import UserError
 from repae_jax.models.conditioning.base import full_like
 from repae_jax.objectives.interpolant import INTERPOLANTS, Interpolant, score_from_velocity
+from repae_jax.objectives.times import check_shift, shift_time
 from repae_jax.utils.finite import finite_rows
 
 Tree = Any
@@ -46,6 +47,10 @@ class Sampler:
       interpolant: the interpolant that the model was trained with.
       guidance_scale: finite, from 0 up.
       guidance_low, guidance_high: the guidance interval, 0 <= low <= high <= 1.
+      guidance_channels: guide only the first channels of the latents, as DiT's and LightningDiT's
+        code does with 3; 0 guides all.
+      shift: multiplies the odds t / (1 - t) of the steps' times: above 1, more steps near noise
+        (see `objectives.times.shift_time`). The guidance interval is one of shifted times.
 
     Raises:
       UserError: an unknown method or interpolant, or a value out of range.
@@ -57,6 +62,8 @@ class Sampler:
     guidance_scale: float = 1.0
     guidance_low: float = 0.0
     guidance_high: float = 1.0
+    guidance_channels: int = 0
+    shift: float = 1.0
 
     def __post_init__(self):
         if self.method not in METHODS:
@@ -81,6 +88,12 @@ class Sampler:
                 f"the guidance interval is [{self.guidance_low}, {self.guidance_high}]: "
                 "give 0 <= guidance_low <= guidance_high <= 1"
             )
+        if self.guidance_channels < 0:
+            raise UserError(
+                f"guidance_channels is {self.guidance_channels}: give a number of channels, or 0 "
+                "for all"
+            )
+        check_shift(self.shift, "shift")
 
     @property
     def stochastic(self) -> bool:
@@ -102,6 +115,15 @@ def check_null_class(sampler: Sampler, drop: float) -> None:
         raise UserError(
             f"the guidance scale is {sampler.guidance_scale}, but a backbone trained with "
             "config.condition.drop 0 has no null condition to guide away from: use 1"
+        )
+
+
+def check_guidance_channels(sampler: Sampler, channels: int) -> None:
+    """Raise UserError if a sampler guides more channels than latents have."""
+    if sampler.guidance_channels > channels:
+        raise UserError(
+            f"guidance_channels is {sampler.guidance_channels}, but the latents have {channels} "
+            "channels: give fewer, or 0 for all"
         )
 
 
@@ -162,6 +184,7 @@ def sample_watched(
         )
     if sampler.stochastic and step_noise is None:
         raise UserError(f"step_noise is None: {sampler.method} needs the noise of every step")
+    check_guidance_channels(sampler, noise.shape[-1])
     condition = jax.tree.map(jnp.asarray, condition)
     drifts = {
         False: functools.partial(_drift, sampler, velocity, condition=condition),
@@ -239,10 +262,15 @@ def _heun(step: np.ndarray, times: np.ndarray) -> Evaluations:
 
 
 def time_grid(sampler: Sampler) -> np.ndarray:
-    """Times (steps + 1,) float64, evenly spaced from 1 to 0; for the SDE from 1 to 0.04, then 0."""
+    """Times (steps + 1,) float64 from 1 to 0, evenly spaced before the shift.
+
+    The SDE's are evenly spaced from 1 to 0.04, and then 0.
+    """
     if sampler.stochastic:
-        return np.append(_linspace(1.0, LAST_SDE_TIME, sampler.steps), 0.0)
-    return _linspace(1.0, 0.0, sampler.steps + 1)
+        times = np.append(_linspace(1.0, LAST_SDE_TIME, sampler.steps), 0.0)
+    else:
+        times = _linspace(1.0, 0.0, sampler.steps + 1)
+    return times if sampler.shift == 1.0 else shift_time(times, sampler.shift)
 
 
 def _linspace(start: float, stop: float, count: int) -> np.ndarray:
@@ -323,10 +351,10 @@ def _guided_drift(
     """The guided drift uncond + scale (cond - uncond), from one batch of twice the size.
 
     The two copies of an image are adjacent, (B, ...) -> (B, 2, ...) -> (2 B, ...), so that each
-    device doubles its own shard of the batch without communication. For a scale of 0 the
-    unconditional velocity suffices.
+    device doubles its own shard of the batch without communication. For a scale of 0 on all
+    channels the unconditional velocity suffices.
     """
-    if sampler.guidance_scale == 0.0:
+    if sampler.guidance_scale == 0.0 and not sampler.guidance_channels:
         return _drift(sampler, velocity, x, time, condition=full_like(condition, null))
 
     def beside(values, nothing):
@@ -336,7 +364,10 @@ def _guided_drift(
     drift = _drift(sampler, velocity, jnp.repeat(x, 2, axis=0), time, condition=both)
     drift = drift.reshape(x.shape[0], 2, *x.shape[1:])
     cond, uncond = drift[:, 0], drift[:, 1]
-    return uncond + sampler.guidance_scale * (cond - uncond)
+    guided = uncond + sampler.guidance_scale * (cond - uncond)
+    if not sampler.guidance_channels:
+        return guided
+    return jnp.where(jnp.arange(x.shape[-1]) < sampler.guidance_channels, guided, cond)
 
 
 def image_noise(key: jax.Array, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:

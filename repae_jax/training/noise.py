@@ -3,7 +3,7 @@
 import flax.struct
 import jax
 
-from repae_jax.objectives.interpolant import INTERPOLANTS, sample_time
+from repae_jax.objectives.times import UNIFORM, Times
 
 
 @flax.struct.dataclass
@@ -22,7 +22,7 @@ def sample_draws(
     latent_shape: tuple[int, int, int],
     *,
     interpolant: str = "linear",
-    weighting: str = "uniform",
+    times: Times = UNIFORM,
     condition_drop: float = 0.1,
 ) -> Draws:
     """Sample the random draws for a batch of latents.
@@ -32,16 +32,14 @@ def sample_draws(
       batch_size: B, the global batch.
       latent_shape: (h, w, c).
       interpolant: "linear" or "cosine"; lognormal times depend on it.
-      weighting: "uniform" or "lognormal" distribution of the times.
+      times: the distribution of the times.
       condition_drop: probability that a condition is dropped, in [0, 1].
     """
     posterior_key, time_key, noise_key, drop_key = jax.random.split(key, 4)
     shape = (batch_size, *latent_shape)
     return Draws(
         posterior_noise=jax.random.normal(posterior_key, shape),
-        time=sample_time(
-            time_key, batch_size, weighting=weighting, interpolant=INTERPOLANTS[interpolant]
-        ),
+        time=times.sample(time_key, batch_size, interpolant),
         noise=jax.random.normal(noise_key, shape),
         condition_drop=jax.random.bernoulli(drop_key, condition_drop, (batch_size,)),
     )

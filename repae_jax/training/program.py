@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from repae_jax.models.networks import Models, with_stripes
 from repae_jax.models.stripes import stripes_for
+from repae_jax.objectives.times import Times
 from repae_jax.parallel.flops import count_flops
 from repae_jax.parallel.mesh import batch_sharding, place_key, replicated
 from repae_jax.parallel.sharding import make_gather, state_shardings
@@ -146,7 +147,7 @@ class Program:
                 config.batch_size,
                 shape,
                 interpolant=config.objective.interpolant,
-                weighting=config.time.weighting,
+                times=Times(**config.time),
                 condition_drop=config.condition.drop,
             )
             draws = jax.lax.with_sharding_constraint(draws, batch_sharding(self.mesh))

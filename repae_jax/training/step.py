@@ -30,7 +30,7 @@ from repae_jax.models.tokenizers.base import decode, encode
 from repae_jax.models.tokenizers.distributions import Gaussian, LatentDistribution
 from repae_jax.objectives.adversarial import generator_loss, hinge_loss, lecam_loss
 from repae_jax.objectives.alignment import alignment_loss
-from repae_jax.objectives.diffusion import denoising_loss
+from repae_jax.objectives.diffusion import cosine_loss, denoising_loss
 from repae_jax.objectives.interpolant import INTERPOLANTS, interpolate
 from repae_jax.objectives.objective import Objective
 from repae_jax.objectives.reconstruction import RECONSTRUCTION
@@ -329,8 +329,12 @@ def _alignment(forward: BackbonePass):
 
 BACKBONE_TERMS = (  # L_DIFF(theta) and L_REPA(theta, omega)
     Term("denoising_loss", lambda it: denoising_loss(it.output.prediction, it.target)),
+    Term(
+        "cosine_loss", lambda it: cosine_loss(it.output.prediction, it.target), "cosine_weight",
+        optional=True,
+    ),
     Term("proj_loss", _alignment, "backbone_alignment"),
-)
+)  # fmt: skip
 
 
 def backbone_loss(models: Models, objective: Objective):

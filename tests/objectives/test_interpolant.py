@@ -2,14 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.stats
 import torch
 
-from repae_jax.errors import UserError
 from repae_jax.objectives.interpolant import (
     INTERPOLANTS,
     interpolate,
-    sample_time,
     score_from_velocity,
 )
 
@@ -75,30 +72,6 @@ def test_the_ends_are_the_data_and_the_noise(name, draws):
     at_one, _ = interpolate(INTERPOLANTS[name], x, noise, jnp.ones(len(x)))
     np.testing.assert_allclose(at_zero, x, atol=1e-6)
     np.testing.assert_allclose(at_one, noise, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", INTERPOLANTS)
-def test_uniform_times_are_uniform(name):
-    t = sample_time(jax.random.key(0), 4096, weighting="uniform", interpolant=INTERPOLANTS[name])
-    assert t.shape == (4096,)
-    assert t.dtype == jnp.float32
-    assert scipy.stats.kstest(t, "uniform").pvalue > 0.01
-
-
-@pytest.mark.parametrize("name", INTERPOLANTS)
-def test_lognormal_times_have_a_lognormal_noise_level(name):
-    t = sample_time(jax.random.key(1), 4096, weighting="lognormal", interpolant=INTERPOLANTS[name])
-    assert t.shape == (4096,)
-    assert t.dtype == jnp.float32
-    alpha, sigma = torch_path(name, torch.tensor(np.asarray(t, np.float64)))
-    assert scipy.stats.kstest((sigma / alpha).numpy(), "lognorm", args=(1.0,)).pvalue > 0.01
-
-
-def test_an_unknown_weighting_is_named():
-    with pytest.raises(UserError, match=r"'logitnormal'.*lognormal"):
-        sample_time(
-            jax.random.key(0), 2, weighting="logitnormal", interpolant=INTERPOLANTS["linear"]
-        )
 
 
 @pytest.mark.parametrize("name", INTERPOLANTS)

@@ -1,5 +1,6 @@
 """Samplers against textbook loops and closed solutions, and the programs that they compile to."""
 
+import dataclasses
 import functools
 
 import jax
@@ -43,6 +44,7 @@ def reference(sampler, noise, labels, step_noises):
     times = np.arange(n, -1, -1) / n
     if sampler.method == "euler-maruyama":
         times = np.append(1 - 0.96 * np.arange(n) / (n - 1), 0)
+    times = sampler.shift * times / (1 - times + sampler.shift * times)
 
     def score(v, x, t):
         if sampler.interpolant == "linear":
@@ -58,7 +60,9 @@ def reference(sampler, noise, labels, step_noises):
         if not sampler.guidance_low <= guided_by <= sampler.guidance_high:
             return cond
         uncond = one_drift(x, t, np.full(len(x), NULL_LABEL))
-        return uncond + sampler.guidance_scale * (cond - uncond)
+        guided = uncond + sampler.guidance_scale * (cond - uncond)
+        some = sampler.guidance_channels or SHAPE[-1]
+        return np.concatenate([guided[..., :some], cond[..., some:]], axis=-1)
 
     x = noise.astype(np.float64)
     for i in range(n):
@@ -114,6 +118,20 @@ def test_matches_the_textbook_loop(method, interpolant, interval):
     assert ours.dtype == jnp.float32
     assert relative_error(ours, reference(sampler, *arguments)) < 3e-6
     assert len(scans(program(sampler))) == INTERVALS[interval]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("scale", [0.0, 1.8])
+def test_the_shift_and_the_guided_channels_of_the_textbook_loop(method, scale):
+    sampler = Sampler(
+        method, 12, "linear", scale, 0.3, 0.9, guidance_channels=SHAPE[-1] - 1, shift=3.0
+    )
+    arguments = inputs(sampler.steps)
+    expected = reference(sampler, *arguments)
+    assert relative_error(run(sampler, *arguments), expected) < 3e-6
+    for change in ({"shift": 1.0}, {"guidance_channels": 0}):
+        other = dataclasses.replace(sampler, **change)
+        assert relative_error(run(other, *arguments), expected) > 1e-3
 
 
 @pytest.mark.parametrize("method", METHODS)
