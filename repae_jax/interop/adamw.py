@@ -83,6 +83,12 @@ def read_adamw(
     return AdamState(next(iter(counts.values()), 0), *moments.values())
 
 
+def steps_taken(state_dict: Mapping[str, Any]) -> int:
+    """The largest number of steps of any parameter in an optimizer's state; 0 for an empty one."""
+    entries = state_dict.get("state", {}).values()
+    return max((_step(entry, "opt") for entry in entries), default=0)
+
+
 def write_adamw(
     adam: AdamState,
     slots: Sequence[str | None],

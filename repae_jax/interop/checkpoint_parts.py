@@ -6,7 +6,14 @@ from typing import Any
 import numpy as np
 
 from repae_jax.errors import UserError
-from repae_jax.interop import autoencoder_kl, discriminator, latent_statistics, sit
+from repae_jax.interop import (
+    autoencoder_kl,
+    discriminator,
+    latent_statistics,
+    lightningdit,
+    sit,
+)
+from repae_jax.interop.adamw import steps_taken
 from repae_jax.interop.checkpoint_schema import arguments_of, check_parts
 from repae_jax.interop.extract import extract
 from repae_jax.interop.original import OPTIMIZERS, WEIGHTS, Kind
@@ -53,14 +60,18 @@ def parts_of(content: Mapping[str, Any], *, source: str) -> dict[str, Any] | Non
             parts[key] = found.tensors if found else parts[key]
             if found and found.left:
                 notes.append(f"left out of {key}: {found.left_text()}")
+    if lightningdit.is_lightningdit(parts[sits[0]]) and "opt" in parts:
+        parts.setdefault("steps", steps_taken(parts["opt"]))
     notes += _make_whole(parts, sits)
-    if sit.has_second_half(parts["ema"]):
+    if kind_of(parts) != "lightningdit" and sit.has_second_half(parts["ema"]):
         notes += _take_velocity(parts, source)
     return {**parts, "notes": tuple(notes)}
 
 
 def kind_of(content: Mapping[str, Any]) -> Kind:
     """The kind of a training checkpoint that `parts_of` returned."""
+    if lightningdit.is_lightningdit(content["model"]):
+        return "lightningdit"
     if "vae" in content:
         return "repae"
     return "ldm" if "bn.running_mean" in content["model"] else "repa"
@@ -110,10 +121,10 @@ def _make_whole(parts, sits):
     notes = []
     if sits == ["ema"]:
         parts["model"] = parts["ema"]
-        notes.append("no SiT: its moving average is taken for both")
+        notes.append("no model: its moving average is taken for both")
     if sits == ["model"]:
         parts["ema"] = parts["model"]
-        notes.append("no moving average: the SiT is taken for both")
+        notes.append("no moving average: the model is taken for both")
     if "steps" not in parts:
         parts["steps"] = 0
         notes.append("no step, so the run begins at 0")

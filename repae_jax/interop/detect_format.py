@@ -15,6 +15,7 @@ from repae_jax.interop import (
     discriminator,
     files,
     hub,
+    lightningdit,
     lpips,
     sit,
     vae_files,
@@ -27,7 +28,7 @@ from repae_jax.interop.vit_names import Format
 
 RUN = "run"
 DIFFUSERS = "diffusers"
-CHECKPOINTS = {"repae", "ldm", "repa"}  # `original.Kind`
+CHECKPOINTS = {"repae", "ldm", "repa", "lightningdit"}  # `original.Kind`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +169,8 @@ def _file(path):
 
 def _network(format, found, content, path):
     judge = None
+    if format == "sit" and lightningdit.is_lightningdit(found.tensors):
+        format = "lightningdit-tensors"
     if format == "vae":
         if autoencoder_kl.detect_naming(found.tensors) != "ldm":
             format = "vae-tensors"

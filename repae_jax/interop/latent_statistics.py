@@ -65,15 +65,19 @@ def as_statistics(
 def read(path: str | pathlib.Path, channels: int | None = None) -> dict[str, np.ndarray]:
     """LatentNorm's {"mean": (c,), "var": (c,)} from `latents_scale` = 1 / std and `latents_bias`.
 
+    LightningDiT's file (latents_stats.pt) has `mean` and `std` in their place.
+
     Raises:
       UserError: a tensor is missing or has invalid values (see `as_statistics`).
     """
-    tensors, keys = files.read_tensors(path), ("latents_bias", "latents_scale")
+    tensors, keys, power = files.read_tensors(path), ("latents_bias", "latents_scale"), -2
+    if {"mean", "std"} <= tensors.keys():
+        keys, power = ("mean", "std"), 2
     for name in keys:
         if name not in tensors:
             raise UserError(f"{path}: tensor {name!r} is missing")
     bias, scale = (tensors[name] for name in keys)
-    return as_statistics(bias, scale, channels, power=-2, source=str(path), keys=keys)
+    return as_statistics(bias, scale, channels, power=power, source=str(path), keys=keys)
 
 
 def write(path: str | pathlib.Path, statistics: Statistics) -> None:

@@ -1,9 +1,11 @@
-"""The parts of the original's training checkpoints, converted to and from our variables.
+"""The parts of the originals' training checkpoints, converted to and from our variables.
 
 model, ema                     the SiT with its projection heads and BatchNorm
 vae, discriminator             REPA-E only; stage two and REPA train the SiT alone
 opt, opt_vae, opt_disc         one AdamW per network
 args, steps                    argparse.Namespace, int
+
+LightningDiT's hold model, ema, opt, and config in place of args.
 """
 
 import dataclasses
@@ -12,17 +14,19 @@ from typing import Any, Literal
 
 import numpy as np
 
-from repae_jax.interop import autoencoder_kl, discriminator, sit, tables
+from repae_jax.errors import UserError
+from repae_jax.interop import autoencoder_kl, discriminator, lightningdit, sit, tables
 from repae_jax.interop.adamw import AdamState, read_adamw, write_adamw
 from repae_jax.interop.tables import Rule
+from repae_jax.models.backbones.lightningdit import LightningDiT
 from repae_jax.models.backbones.sit import SiT
 from repae_jax.models.discriminator import PatchDiscriminator
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 from repae_jax.models.tokenizers.base import parameter_shapes
 
 # "repae": from train_repae.py. "ldm": from train_ldm_only.py, on a frozen VAE. "repa": from REPA's
-# own code, whose SiT has no BatchNorm.
-Kind = Literal["repae", "ldm", "repa"]
+# own code, whose SiT has no BatchNorm. "lightningdit": from LightningDiT's code.
+Kind = Literal["repae", "ldm", "repa", "lightningdit"]
 
 # role -> the part of a checkpoint with its weights, and the part with its optimizer's state
 WEIGHTS = {"backbone": "model", "tokenizer": "vae", "discriminator": "discriminator"}
@@ -42,6 +46,7 @@ class Part:
       slots: the name of each parameter that its optimizer numbers; None for a parameter of another
         network.
       trained: {original name: shape} of the parameters that train here.
+      tables: {original name: array} of its state dict's tables, which its dimensions determine.
     """
 
     rules: Sequence[Rule]
@@ -49,6 +54,7 @@ class Part:
     counters: Sequence[str]
     slots: Sequence[str | None]
     trained: Mapping[str, tuple[int, ...]]
+    tables: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def sit_part(model: SiT, *, statistics: bool = True) -> Part:
@@ -58,6 +64,15 @@ def sit_part(model: SiT, *, statistics: bool = True) -> Part:
     slots = [name for name in shapes if not name.startswith("bn.")]
     trained = {name: shapes[name] for name in slots if name != "pos_embed"}
     return Part(rules, shapes, (sit.BATCH_COUNT,) if statistics else (), slots, trained)
+
+
+def lightningdit_part(model: LightningDiT) -> Part:
+    """The LightningDiT as a `Part`."""
+    rules = lightningdit.lightningdit_rules(model.patch_size)
+    shapes = _their_shapes(rules, lightningdit.lightningdit_shapes(model))
+    trained = {name: shape for name, shape in shapes.items() if name != "pos_embed"}
+    tables = lightningdit.rotary_tables(model)
+    return Part(rules, shapes, (), list(shapes), trained, tables)
 
 
 def vae_part(model: AutoencoderKL) -> Part:
@@ -83,9 +98,11 @@ def import_part(tensors: Mapping[str, np.ndarray], part: Part, *, source: str) -
     """The network's variables from a state dict; counters are left out.
 
     Raises:
-      UserError: a tensor is missing, extra, misshapen or not finite.
+      UserError: a tensor is missing, extra, misshapen or not finite, or a table has other values.
     """
-    tensors = {name: array for name, array in tensors.items() if name not in part.counters}
+    _check_tables(tensors, part, source)
+    apart = (*part.counters, *part.tables)
+    tensors = {name: array for name, array in tensors.items() if name not in apart}
     tables.check(tensors, part.shapes, source=source)
     return tables.unflatten(tables.to_ours(part.rules, tensors, source=source))
 
@@ -97,11 +114,23 @@ def export_part(
     tensors = tables.to_theirs(part.rules, tables.flatten(variables))
     ordered: dict[str, np.ndarray] = {}
     for name, array in tables.in_order(part.rules, tensors).items():
+        if name.startswith("blocks.") and part.tables.keys() - ordered.keys():
+            ordered |= part.tables
         ordered[name] = array
         counter = f"{name.rpartition('.')[0]}.num_batches_tracked"
         if name.endswith(".running_var") and counter in part.counters:
             ordered[counter] = counters[counter]
     return ordered
+
+
+def _check_tables(tensors, part, source):
+    for name, table in part.tables.items():
+        found = tensors.get(name)
+        if found is None or found.shape != table.shape or not np.allclose(found, table, atol=1e-4):
+            raise UserError(
+                f"{source}: the table {name!r} is not that of the model: it is missing, or has "
+                f"other values than rotary positions of shape {table.shape}"
+            )
 
 
 def import_moments(

@@ -15,6 +15,7 @@ from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 from repae_jax.utils.lock import writing
 
 _VAES = (DIFFUSERS, "vae", "vae-tensors")
+_BARE = ("sit", "lightningdit-tensors")  # a backbone's state dict alone
 
 
 # (function that derives the configuration from the source) -> the configuration to use
@@ -112,7 +113,7 @@ def _possible(found: Detected) -> tuple[str, ...]:
         return ("run", "diffusers", "vae") if "vae" in found.content else ("run",)
     if found.format in _VAES:
         return ("diffusers", "vae")
-    return ("run", "file") if found.format == "sit" else ("file",)
+    return ("run", "file") if found.format in _BARE else ("file",)
 
 
 def _infer_format(found, target):
@@ -151,7 +152,7 @@ def _to_run(job: Job) -> str:
     from repae_jax.runs.original_checkpoint import bare_checkpoint, config_of, import_run
 
     content, source = job.found.content, str(job.found.path)
-    if job.found.format == "sit":
+    if job.found.format in _BARE:
         content = bare_checkpoint(content)
     config = job.make_config(lambda: config_of(content, source=source))
     import_run(content, job.target, config, source=source, progress=job.progress)

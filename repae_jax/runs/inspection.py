@@ -12,7 +12,14 @@ import jax
 import numpy as np
 
 from repae_jax.errors import UserError
-from repae_jax.interop import checkpoint_parts, files, latent_statistics, sit, vae_files
+from repae_jax.interop import (
+    checkpoint_parts,
+    files,
+    latent_statistics,
+    lightningdit,
+    sit,
+    vae_files,
+)
 from repae_jax.interop.detect_format import CHECKPOINTS, DIFFUSERS, RUN, Detected, ViTNames, detect
 from repae_jax.interop.formats import FORMATS
 from repae_jax.interop.latent_statistics import Statistics
@@ -110,7 +117,7 @@ def _saved_lines(path, last_step):
 def _checkpoint_lines(found):
     content = found.content
     yield "step", str(content["steps"])
-    yield "SiT", sit.text_of(content["model"])
+    yield _backbone_line(content["model"])
     if "vae" in content:
         yield from _vae_lines(vae_files.read_vae(found.path))
     for key, part in content.items():
@@ -132,9 +139,15 @@ def _statistics_lines(found):
     yield "latents", statistics_text(latent_statistics.read(found.path))
 
 
-def _sit_lines(found):
-    yield "SiT", sit.text_of(found.content)
-    if sit.has_second_half(found.content):
+def _backbone_line(tensors):
+    if lightningdit.is_lightningdit(tensors):
+        return "LightningDiT", lightningdit.text_of(tensors)
+    return "SiT", sit.text_of(tensors)
+
+
+def _backbone_lines(found):
+    yield _backbone_line(found.content)
+    if found.format == "sit" and sit.has_second_half(found.content):
         yield "note", checkpoint_parts.SECOND_HALF
 
 
@@ -178,7 +191,8 @@ def _vit_lines(found):
 
 _OTHER_LINES = {
     "statistics": _statistics_lines,
-    "sit": _sit_lines,
+    "sit": _backbone_lines,
+    "lightningdit-tensors": _backbone_lines,
     "discriminator": _discriminator_lines,
     "lpips": _lpips_lines,
     "teacher": _teacher_lines,

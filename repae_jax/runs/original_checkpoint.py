@@ -1,4 +1,4 @@
-"""Import of the original's training checkpoints as runs, and export of runs as its checkpoints."""
+"""Import of the originals' training checkpoints as runs, and export of runs as such checkpoints."""
 
 import argparse
 import dataclasses
@@ -18,10 +18,12 @@ from repae_jax.errors import UserError
 from repae_jax.interop import checkpoint_parts, files, latent_statistics, original
 from repae_jax.interop.adamw import parameter_groups
 from repae_jax.interop.checkpoint_schema import arguments_of
+from repae_jax.interop.lightningdit import PREFIX
 from repae_jax.interop.original import OPTIMIZERS, WEIGHTS, Part
 from repae_jax.interop.sit import unify_names
 from repae_jax.interop.tables import require_finite
 from repae_jax.interop.vae_files import StoredVAE
+from repae_jax.models.backbones.lightningdit import LightningDiT
 from repae_jax.models.backbones.sit import SiT
 from repae_jax.models.conditioning.class_label import ClassLabel
 from repae_jax.models.networks import Models
@@ -29,6 +31,12 @@ from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 from repae_jax.runs import workdir as work_directory
 from repae_jax.runs.build import build_models, build_optimizers, fresh_state
 from repae_jax.runs.checkpoints import Checkpoints
+from repae_jax.runs.lightningdit_args import (
+    config_of_lightningdit,
+    latent_multiplier,
+    lightningdit_config,
+    plain_config,
+)
 from repae_jax.runs.open_run import load_state
 from repae_jax.runs.original_args import args_from_config, args_from_weights, config_from_args
 from repae_jax.runs.provenance import (
@@ -57,6 +65,8 @@ def config_of(content: Mapping[str, Any], *, source: str) -> ConfigDict:
       UserError: it is no training checkpoint, or has no published architecture.
     """
     content = _checkpoint(content, source)
+    if checkpoint_parts.kind_of(content) == "lightningdit":
+        return config_of_lightningdit(content, source=source)
     args = arguments_of(content, source)
     if "model" not in args:
         args = args_from_weights(content["ema"], source=source) | args
@@ -64,7 +74,7 @@ def config_of(content: Mapping[str, Any], *, source: str) -> ConfigDict:
 
 
 def bare_checkpoint(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Wrap a SiT's bare state dict, such as REPA's published one, as a checkpoint at step 0."""
+    """Wrap a backbone's bare state dict, such as REPA's published one, as a checkpoint at step 0."""
     return {"model": tensors, "ema": tensors, "steps": 0}
 
 
@@ -76,7 +86,7 @@ def import_run(
     source: str,
     progress: bool = True,
 ) -> TrainState:
-    """Turn one of the original's checkpoints into a work directory; returns the state.
+    """Turn one of the originals' checkpoints into a work directory; returns the state.
 
     The run continues where the checkpoint ends: it takes over parameters, moving averages,
     statistics, optimizer moments and counters, and its data order continues after `steps` batches.
@@ -156,7 +166,7 @@ def run_discriminator(
 def export_run(
     workdir: pathlib.Path, path: pathlib.Path, *, step: int | None = None, progress: bool = True
 ) -> None:
-    """Write the newest checkpoint of a run in the original's format, and its args.json.
+    """Write the newest checkpoint of a run in the original's format; a SiT's gets an args.json.
 
     Args:
       workdir: the run's folder.
@@ -165,12 +175,12 @@ def export_run(
       progress: show a bar.
 
     Raises:
-      UserError: there is no run, it trains no SiT, its VAE has no counterpart in the original,
+      UserError: there is no run, no original has its backbone or its trained VAE,
         or the file cannot be written.
     """
     config, models, state = _open_on_host(workdir, step, optimizers=True)
     parts = _parts(models, config, str(workdir), statistics=True)
-    origin = read_provenance(workdir) or _new_provenance(config, parts)
+    origin = read_provenance(workdir) or _new_provenance(config, models, parts)
     if origin.kind == "repa":
         parts["backbone"] = original.sit_part(models.backbone, statistics=False)
     content = _export(state, parts, origin, config)
@@ -178,6 +188,10 @@ def export_run(
         require_finite(content[key], path)
     del state  # so that `_make_contiguous` frees each array once its contiguous copy exists
     _make_contiguous(content, progress)
+    if origin.kind == "lightningdit":
+        content["model"] = {PREFIX + name: array for name, array in content["model"].items()}
+        files.write_torch(path, {**content, "config": dict(origin.args)})
+        return
     files.write_torch(path, content | {"args": argparse.Namespace(**origin.args)})
     # the original keeps args.json beside the folder checkpoints/
     folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
@@ -200,18 +214,20 @@ def _import(content, config, models, source, progress):
     content = _checkpoint(content, source)
     kind = checkpoint_parts.kind_of(content)
     _check_trained(config, kind, source)
-    parts = _parts(models, config, source, statistics=kind != "repa")
+    parts = _parts(models, config, source, statistics=kind in ("repae", "ldm"))
     steps = int(content["steps"])
     keys = {network: key for network, key in (WEIGHTS | {"ema": "ema"}).items() if key in content}
     trained = {network: part for network, part in parts.items() if OPTIMIZERS[network] in content}
     loaded, moments, slots, counters = {}, {}, {}, {}
-    groups = {} if len(trained) == len(parts) else dict(_new_provenance(config, parts).groups)
+    groups = {}
+    if len(trained) < len(parts):
+        groups = dict(_new_provenance(config, models, parts).groups)
     with tqdm(total=len(keys) + len(trained), unit="part", disable=not progress) as bar:
         for network, key in keys.items():
             bar.set_description(key)
             part = parts["backbone" if network == "ema" else network]
             tensors = content[key]
-            if part is parts["backbone"]:
+            if isinstance(models.backbone, SiT) and part is parts["backbone"]:
                 tensors = unify_names(tensors, config.backbone.encoder_depth)
             loaded[network] = original.import_part(tensors, part, source=f"{source}: {key}")
             _check_statistics(loaded[network], f"{source}: {key}")
@@ -227,17 +243,21 @@ def _import(content, config, models, source, progress):
             slots[key] = _frozen_slots(content[key], part)
             groups[key] = content[key]["param_groups"]
             bar.update()
-    state = _assemble(config, models, steps, loaded, moments)
-    args = arguments_of(content, source)
-    if "model" not in args:
-        args = args_from_config(config) | args
+    multiplier = latent_multiplier(content, source) if kind == "lightningdit" else None
+    state = _assemble(config, models, steps, loaded, moments, multiplier)
+    if kind == "lightningdit":
+        args = plain_config(content, source) or lightningdit_config(config)
+    else:
+        args = arguments_of(content, source)
+        if "model" not in args:
+            args = args_from_config(config) | args
     return state, Provenance(kind, steps, args, groups, counters, slots)
 
 
 def _checkpoint(content, source):
     parts = checkpoint_parts.parts_of(content, source=source)
     if parts is None:
-        raise UserError(f"{source}: not a training checkpoint: it holds no SiT")
+        raise UserError(f"{source}: not a training checkpoint: it holds no SiT or LightningDiT")
     return parts
 
 
@@ -248,14 +268,25 @@ def _check_statistics(variables, source):
         latent_statistics.as_statistics(mean, var, source=source, keys=keys)
 
 
-def _assemble(config, models, steps, loaded, moments):
-    """Assemble the TrainState from the loaded networks; its arrays remain views of the file."""
-    constants = {}
+def _assemble(config, models, steps, loaded, moments, multiplier):
+    """Assemble the TrainState from the loaded networks; its arrays remain views of the file.
+
+    A `multiplier` belongs to latents that are normalized by the VAE's statistics.
+    """
+    constants, statistics = {}, None
     if "tokenizer" not in loaded:
-        constants, _ = read_vae(config, models.tokenizer)
+        constants, statistics = read_vae(config, models.tokenizer)
         loaded["tokenizer"] = constants.pop("params")
     channels = models.tokenizer.latent_channels  # REPA scales by one factor and keeps no statistics
     fixed = {"mean": np.zeros(channels), "var": np.full(channels, REPA_SCALE**-2.0)}
+    if multiplier is not None:
+        if statistics is None:
+            raise UserError(
+                f"config.tokenizer.weights {config.tokenizer.weights!r} has no latent statistics, "
+                "by which LightningDiT normalizes latents: name its latents_stats.pt with "
+                "--config.tokenizer.statistics"
+            )
+        fixed = {"mean": statistics["mean"], "var": statistics["var"] / multiplier**2}
     fixed = {name: array.astype(np.float32) for name, array in fixed.items()}
     params = {"tokenizer": loaded["tokenizer"], "backbone": loaded["backbone"]["params"]}
     batch_stats = {"latent_norm": loaded["backbone"].get("batch_stats", fixed)}
@@ -309,8 +340,10 @@ def _export(
 ) -> dict[str, Any]:
     """The checkpoint as a nested dict; its arrays are views of the state's."""
     steps = int(state.step)
-    statistics = {} if origin.kind == "repa" else {"batch_stats": state.batch_stats["latent_norm"]}
-    averaged = {} if origin.kind == "repa" else {"batch_stats": state.ema["latent_norm"]}
+    statistics, averaged = {}, {}
+    if origin.kind in ("repae", "ldm"):
+        statistics = {"batch_stats": state.batch_stats["latent_norm"]}
+        averaged = {"batch_stats": state.ema["latent_norm"]}
     variables = {
         "model": {"params": state.params["backbone"], **state.frozen["backbone"], **statistics},
         "ema": {
@@ -338,7 +371,7 @@ def _export(
         content[key] = original.export_moments(
             int(count), first, second, part, origin.groups[key], origin.slots.get(key, {})
         )
-    return content | {"steps": steps}
+    return content if origin.kind == "lightningdit" else content | {"steps": steps}
 
 
 def _discriminator_variables(state):
@@ -365,17 +398,27 @@ def _counters(origin, key, part, steps, config):
 def _parts(models: Models, config: ConfigDict, source: str, *, statistics: bool) -> dict[str, Part]:
     """The trained networks as parts of the original's checkpoint, in its order."""
     if models.backbone is None:
-        raise UserError(f"{source}: trains no SiT, so it cannot become the original's checkpoint")
-    conditioner = models.backbone.conditioner
-    if not isinstance(models.backbone, SiT) or not isinstance(conditioner, ClassLabel):
         raise UserError(
-            f"{source}: the original's checkpoint holds a SiT with class labels, this run a "
-            f"{type(models.backbone).__name__} with a {type(conditioner).__name__}: convert its "
-            "tokenizer alone (--to diffusers)"
+            f"{source}: trains no backbone, so it cannot become an original's checkpoint"
         )
-    parts = {"backbone": original.sit_part(models.backbone, statistics=statistics)}
+    backbone, conditioner = models.backbone, models.backbone.conditioner
+    if not isinstance(backbone, SiT | LightningDiT) or not isinstance(conditioner, ClassLabel):
+        raise UserError(
+            f"{source}: an original's checkpoint holds a SiT or a LightningDiT with class labels, "
+            f"this run a {type(backbone).__name__} with a {type(conditioner).__name__}: convert "
+            "its tokenizer alone (--to diffusers)"
+        )
+    if isinstance(backbone, LightningDiT):
+        parts = {"backbone": original.lightningdit_part(backbone)}
+    else:
+        parts = {"backbone": original.sit_part(backbone, statistics=statistics)}
     if "tokenizer" not in config.train:
         return parts
+    if isinstance(backbone, LightningDiT):
+        raise UserError(
+            f"{source}: LightningDiT's checkpoint holds no VAE, but this run trains one: convert "
+            "the VAE alone (--to diffusers)"
+        )
     if not isinstance(models.tokenizer, AutoencoderKL) or models.discriminator is None:
         raise UserError(
             f"{source}: the original's checkpoint holds an AutoencoderKL and its discriminator, "
@@ -406,7 +449,7 @@ def _frozen_slots(state_dict, part):
     }
 
 
-def _new_provenance(config, parts):
+def _new_provenance(config, models, parts):
     """The provenance for the export of a run that was not imported."""
     groups = {}
     for network, part in parts.items():
@@ -418,6 +461,9 @@ def _new_provenance(config, parts):
             eps=options.eps,
             weight_decay=options.weight_decay,
         )
+    if isinstance(models.backbone, LightningDiT):
+        blank = blank_provenance("lightningdit")
+        return dataclasses.replace(blank, args=lightningdit_config(config), groups=groups)
     blank = blank_provenance("repae" if "tokenizer" in parts else "ldm")
     return dataclasses.replace(blank, args=args_from_config(config), groups=groups)
 
