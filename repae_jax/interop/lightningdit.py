@@ -50,7 +50,8 @@ def lightningdit_rules(patch_size: int) -> list[Rule]:
 
 
 def lightningdit_shapes(model: LightningDiT) -> dict:
-    """Shapes and types of the variables; allocates nothing."""
+    """Shapes and types of the variables, without projection heads; allocates nothing."""
+    model = model.clone(teacher_dims=())
     return jax.eval_shape(model.init, jax.random.key(0), *blank_inputs(model))
 
 

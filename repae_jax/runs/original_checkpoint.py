@@ -74,7 +74,7 @@ def config_of(content: Mapping[str, Any], *, source: str) -> ConfigDict:
 
 
 def bare_checkpoint(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Wrap a backbone's bare state dict, such as REPA's published one, as a checkpoint at step 0."""
+    """Wrap a backbone's bare state dict, such as REPA's published one, as a step-0 checkpoint."""
     return {"model": tensors, "ema": tensors, "steps": 0}
 
 
@@ -214,6 +214,11 @@ def _import(content, config, models, source, progress):
     content = _checkpoint(content, source)
     kind = checkpoint_parts.kind_of(content)
     _check_trained(config, kind, source)
+    if kind == "lightningdit" and config.teachers:
+        raise UserError(
+            f"{source}: holds no projection heads, but config.teachers has "
+            f"{', '.join(config.teachers)}: choose the recipe vanilla"
+        )
     parts = _parts(models, config, source, statistics=kind in ("repae", "ldm"))
     steps = int(content["steps"])
     keys = {network: key for network, key in (WEIGHTS | {"ema": "ema"}).items() if key in content}
@@ -353,6 +358,9 @@ def _export(
     }  # fmt: skip
     if "discriminator" in parts:
         variables["discriminator"] = _discriminator_variables(state)
+    if origin.kind == "lightningdit":  # whose code has no projection heads
+        for key in ("model", "ema"):
+            variables[key] = {**variables[key], "params": _without_heads(variables[key]["params"])}
     content = {}
     keys = {
         "model": "backbone",
@@ -368,10 +376,16 @@ def _export(
         key, adam = OPTIMIZERS[network], state.opt_state[network]
         count = optax.tree_utils.tree_get_all_with_path(adam, "count")[0][1]
         first, second = (optax.tree_utils.tree_get(adam, name) for name in ("mu", "nu"))
+        if origin.kind == "lightningdit":
+            first, second = _without_heads(first), _without_heads(second)
         content[key] = original.export_moments(
             int(count), first, second, part, origin.groups[key], origin.slots.get(key, {})
         )
     return content if origin.kind == "lightningdit" else content | {"steps": steps}
+
+
+def _without_heads(params):
+    return {name: part for name, part in params.items() if not name.startswith("projectors_")}
 
 
 def _discriminator_variables(state):
