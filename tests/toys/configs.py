@@ -1,4 +1,4 @@
-"""The tiny configuration with the toy that the argument names, and a recipe behind a dash."""
+"""The tiny configuration with the tenant that the argument names, and a recipe behind a dash."""
 
 import pathlib
 import sys
@@ -22,6 +22,13 @@ def get_config(words: str = "backbone"):
     config.optimizer.backbone.learning_rate = 1e-2  # so that four steps show
     if toy == "backbone":
         config.backbone = defaults.backbone(family="mixer")
+    if toy == "lightningdit":
+        config.backbone = defaults.backbone(
+            family=toy, patch_size=2, hidden_size=16, depth=2, num_heads=2, encoder_depth=1
+        )
+        config.objective.cosine_weight = 1.0
+        config.time.update(weighting="lognormal", shift=2.0)
+        config.sampling.update(shift=2.0, guidance_channels=1)
     if toy == "condition":
         config.condition = defaults.condition("caption")
     if toy == "tokenizer":

@@ -1,4 +1,4 @@
-"""Tenants of the roles that the package does not know: each is one short file and one row."""
+"""Tenants of every role, toys that the package does not know among them, in every command."""
 
 import importlib.util
 import json
@@ -21,11 +21,13 @@ pytestmark = pytest.mark.slow  # each toy trains, and compiles every command's p
 
 HERE = pathlib.Path(__file__).parent
 CONFIG = HERE / "configs.py"
-TOYS = ("backbone", "condition", "tokenizer", "encoder")
+TOYS = ("backbone", "condition", "tokenizer", "encoder")  # each is one short file and one row
+TENANTS = (*TOYS, "lightningdit")
 NO_VAE = {"tokenizer": "a Patches has no format of diffusers' or LDM's"}
 NO_CHECKPOINT = {
     "backbone": "a Mixer with a ClassLabel",
     "condition": "a SiT with a Caption",
+    "lightningdit": "LightningDiT's checkpoint holds no VAE",
     "tokenizer": "this run trains a Patches and its discriminator",
 }
 
@@ -41,7 +43,7 @@ def config(toy, recipe, folder, **keys):
     return ["--config", named, *(f"--config.{key}={value}" for key, value in keys.items())]
 
 
-@pytest.fixture(scope="module", params=TOYS)
+@pytest.fixture(scope="module", params=TENANTS)
 def trained(request, tmp_path_factory):
     """(toy, folder): in the folder, a run of four steps with a checkpoint at the second."""
     folder = tmp_path_factory.mktemp(request.param)
