@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import kinks
 import numpy as np
 import optax
+import original_lightning_step as lightning
 import original_loop as loop
 import original_networks as original
 import torch
@@ -70,7 +71,7 @@ OPTIMIZERS = {
     "discriminator": "optimizer_loss_fn",
 }
 LOADERS = {
-    "backbone": lambda arrays, models=MODELS: load_sit(arrays, models.backbone),
+    "backbone": lambda arrays, models=MODELS: _load_backbone(arrays, models.backbone),
     "tokenizer": lambda arrays, models=MODELS: {"params": load_vae(arrays, models.tokenizer)},
     "discriminator": lambda arrays, models=MODELS: load_discriminator(arrays, models.discriminator),
 }
@@ -81,7 +82,8 @@ class Case:
     """A configuration of the step.
 
     `frozen_vae` is the original's second script; `distinct_rates` are in place of its default.
-    `stripes` are those of our networks (models/stripes.py).
+    `stripes` are those of our networks (models/stripes.py). `backbone` is "sit", or
+    "lightningdit" with its loss (see original_lightning_step.py).
     """
 
     interpolant: str = "linear"
@@ -91,6 +93,14 @@ class Case:
     frozen_vae: bool = False
     distinct_rates: bool = False
     stripes: int = 1
+    backbone: str = "sit"
+
+    @property
+    def models(self):
+        models = with_stripes(MODELS, self.stripes)
+        if self.backbone == "sit":
+            return models
+        return dataclasses.replace(models, backbone=lightning.BACKBONE)
 
     @property
     def rates(self):
@@ -104,8 +114,9 @@ class Case:
             self.discriminator_start, f", GAN from step {self.discriminator_start}"
         )
         rates = ", distinct rates" if self.distinct_rates else ""
-        stripes = f", {self.stripes} stripes" if self.stripes > 1 else ""
-        return f"{self.interpolant}, {self.reconstruction.upper()}, {lecam}{start}{rates}{stripes}"
+        own = f", {self.stripes} stripes" if self.stripes > 1 else ""
+        own += f", {self.backbone}" if self.backbone != "sit" else ""
+        return f"{self.interpolant}, {self.reconstruction.upper()}, {lecam}{start}{rates}{own}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +141,7 @@ class Comparison:
 def compare(case: Case) -> Comparison:
     """Three steps of both."""
     networks = make_networks(case)
-    state = our_state(networks)
+    state = our_state(networks, case.models)
     inputs, their_metrics, theirs = run_theirs(networks, case)
     our_metrics, after = run_ours(state, case, inputs)
     return Comparison(our_metrics, their_metrics, our_arrays(state), our_arrays(after), theirs)
@@ -138,7 +149,8 @@ def compare(case: Case) -> Comparison:
 
 def make_networks(case: Case) -> dict[str, torch.nn.Module]:
     """The original's modules with random weights, under the names of its loop."""
-    networks = {"model": original.make_sit(seed=1), "vae": original.make_vae(seed=2)}
+    make = lightning.make_model if case.backbone == "lightningdit" else original.make_sit
+    networks = {"model": make(seed=1), "vae": original.make_vae(seed=2)}
     if case.frozen_vae:
         return networks
     changes = {
@@ -210,10 +222,10 @@ def run_ours(
         lecam_weight=case.lecam_weight,
         discriminator_start=case.discriminator_start,
         latent_norm="fixed" if case.frozen_vae else "batch",
+        cosine_weight=float(case.backbone == "lightningdit"),
     )
     optimizers = {name: adamw(case.rates[name]) for name in state.opt_state}
-    models = with_stripes(MODELS, case.stripes)
-    train_step = make_train_step(models, objective, optimizers, ema_decay=EMA_DECAY)
+    train_step = make_train_step(case.models, objective, optimizers, ema_decay=EMA_DECAY)
     # without LLVM's optimisations: they take half of the compile time and change no operation
     train_step = jax.jit(train_step, compiler_options={"xla_backend_optimization_level": 0})
     metrics = []
@@ -225,6 +237,9 @@ def run_ours(
 
 def in_both_logs(metrics: dict) -> dict[str, float]:
     """Our metrics without those that only we have."""
+    metrics = dict(metrics)
+    if "cosine_loss" in metrics:  # theirs is in the denoising loss
+        metrics["denoising_loss"] += metrics.pop("cosine_loss")
     return {name: float(value) for name, value in metrics.items() if name not in OWN_METRICS}
 
 
@@ -250,7 +265,7 @@ def run_theirs(
     for step in range(STEPS):
         inputs.append(safe_batch(networks, step))
         logs.append(case_step(training, networks["vae"], case, *inputs[-1]))
-    return inputs, logs, their_arrays(networks, training)
+    return inputs, logs, their_arrays(networks, training, case.models)
 
 
 def our_state(networks: Mapping[str, torch.nn.Module], models: Models = MODELS) -> TrainState:
@@ -283,9 +298,12 @@ def our_arrays(state: TrainState) -> dict[str, np.ndarray]:
     return {"/".join(part.key for part in path): np.asarray(leaf) for path, leaf in leaves}
 
 
-def their_arrays(networks: Mapping[str, torch.nn.Module], training) -> dict[str, np.ndarray]:
+def their_arrays(
+    networks: Mapping[str, torch.nn.Module], training, models: Models = MODELS
+) -> dict[str, np.ndarray]:
     """The same of the original, under our paths."""
-    state, ema = our_state(networks), LOADERS["backbone"](state_of(training.ema))
+    state = our_state(networks, models)
+    ema = LOADERS["backbone"](state_of(training.ema), models)
     averages = {"params": ema["params"], "latent_norm": ema["batch_stats"]}
     state = state.replace(ema={**averages, "constants": ema["constants"]})
     arrays = {n: a for n, a in our_arrays(state).items() if not n.startswith("moments/")}
@@ -300,7 +318,7 @@ def their_arrays(networks: Mapping[str, torch.nn.Module], training) -> dict[str,
                 for n, p in part.named_parameters()
                 if p in optimizer.state
             }
-            tree = LOADERS[name](state_of(part) | moments)["params"]
+            tree = LOADERS[name](state_of(part) | moments, models)["params"]
             leaves, _ = jax.tree_util.tree_flatten_with_path({"moments": {name: {ours: tree}}})
             arrays |= {"/".join(key.key for key in path): leaf for path, leaf in leaves}
     return arrays
@@ -332,6 +350,12 @@ def their_step(
         [(posterior, posterior_noise), ("rand", time), ("randn_like", noise), ("rand", keep)],
         **{name: tensor.to(device) for name, tensor in cached.items()},
     )
+
+
+def _load_backbone(arrays, model):
+    if model is lightning.BACKBONE:
+        return lightning.load_lightningdit(arrays, model)
+    return load_sit(arrays, model)
 
 
 def _parts(networks):

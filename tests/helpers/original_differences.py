@@ -16,8 +16,8 @@ _STARTS = [
     Case("cosine", "l1", 0.1, discriminator_start=NEVER),
 ]
 _FROZEN = [Case("linear", frozen_vae=True), Case("cosine", frozen_vae=True)]
-_STRIPES = [Case(stripes=8)]
-CASES = _RECIPES + _STARTS + _FROZEN + _STRIPES
+_OTHERS = [Case(stripes=8), Case(backbone="lightningdit")]
+CASES = _RECIPES + _STARTS + _FROZEN + _OTHERS
 
 # Their log holds the epoch and two constants besides.
 UNLOGGED = {"epoch", "discriminator_factor", "d_weight"}

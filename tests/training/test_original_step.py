@@ -26,6 +26,7 @@ QUICK = (
     Case("cosine", "l2", 0.1, discriminator_start=1, distinct_rates=True),
     Case("linear", frozen_vae=True),
     Case(stripes=8),
+    Case(backbone="lightningdit"),
 )
 CASES = [
     case if case in QUICK else pytest.param(case, marks=pytest.mark.slow)
