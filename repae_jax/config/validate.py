@@ -109,8 +109,18 @@ def _check_decay(config):
 
 def _check_backbone(config, tokenizer):
     from repae_jax.config.modules import build_backbone
+    from repae_jax.objectives.paths import PATHS
 
-    grid = build_backbone(config, tokenizer).grid
+    backbone = build_backbone(config, tokenizer)
+    path = PATHS.get(config.objective.interpolant)
+    if path is not None and path.predicts != backbone.predicts:
+        fitting = " or ".join(repr(k) for k, p in PATHS.items() if p.predicts == backbone.predicts)
+        raise UserError(
+            f"config.backbone.family is {config.backbone.family!r}, which predicts the "
+            f"{backbone.predicts}, but config.objective.interpolant {path.name!r} has the "
+            f"{path.predicts} as its target: use {fitting}"
+        )
+    grid = backbone.grid
     for name, entry in config.teachers.items():
         teacher_grid = _teacher_grid(config, name, entry)
         if teacher_grid != grid:
@@ -134,10 +144,10 @@ def _teacher_grid(config, name, entry):
 
 def _check_objective(config):
     from repae_jax.objectives.objective import Objective
-    from repae_jax.objectives.times import Times
+    from repae_jax.objectives.times import Times, check_times
 
     Objective(**config.objective)
-    Times(**config.time)
+    check_times(Times(**config.time), config.objective.interpolant)
 
 
 def _check_sampling(config, tokenizer):

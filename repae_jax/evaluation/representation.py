@@ -32,7 +32,7 @@ from repae_jax.models.conditioning.base import full_like
 from repae_jax.models.encoders.base import Encoder, patch_tokens
 from repae_jax.models.networks import Models, teacher_tokens
 from repae_jax.models.tokenizers.base import encode
-from repae_jax.objectives.interpolant import INTERPOLANTS, interpolate
+from repae_jax.objectives.paths import PATHS, interpolate
 from repae_jax.parallel.mesh import batch_sharding, place, replicated
 from repae_jax.runs.open_run import sampling_weights
 from repae_jax.runs.state import TrainState
@@ -264,7 +264,7 @@ def make_extract(config: ConfigDict, models: Models, mesh: Mesh | None = None) -
     On a mesh, all processes make the same call with the complete batch, the devices share it, and
     every process receives all features.
     """
-    interpolant = INTERPOLANTS[config.objective.interpolant]
+    path = PATHS[config.objective.interpolant]
 
     @functools.partial(jax.jit, out_shardings=None if mesh is None else replicated(mesh))
     def extract(weights, images, labels, seeds, times):
@@ -283,7 +283,7 @@ def make_extract(config: ConfigDict, models: Models, mesh: Mesh | None = None) -
 
         def hidden(t):
             t = jnp.full(len(images), t)
-            x, _ = interpolate(interpolant, latents, noise, t)
+            x, _ = interpolate(path, latents, noise, t)
             return models.backbone.apply(weights["backbone"], x, t, condition, method="hidden")
 
         tokens = teacher_tokens(models, weights["teachers"], images)

@@ -32,6 +32,13 @@ class Interpolant:
     d_sigma: ScalarFunction
     time_of_ratio: ScalarFunction
 
+    predicts = "velocity"
+    steps = None  # t is continuous
+
+    def target(self, x: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
+        """What the backbone predicts: the velocity alpha'(t) x + sigma'(t) n."""
+        return self.d_alpha(t) * x + self.d_sigma(t) * noise
+
 
 _QUARTER_TURN = math.pi / 2
 
@@ -56,28 +63,6 @@ COSINE = Interpolant(
 INTERPOLANTS = {"linear": LINEAR, "cosine": COSINE}
 
 
-def interpolate(
-    interpolant: Interpolant, x: jax.Array, noise: jax.Array, t: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The noisy latents x_t and their velocity v, the target of the backbone's prediction.
-
-    x_t = alpha(t) x + sigma(t) n and v = alpha'(t) x + sigma'(t) n (arXiv 2401.08740, section 2).
-
-    Args:
-      interpolant: the path.
-      x: latents (B, h, w, c).
-      noise: standard normal (B, h, w, c).
-      t: times (B,) in [0, 1].
-
-    Returns:
-      (x_t, v), each (B, h, w, c).
-    """
-    t = _per_image(t, x)
-    x_t = interpolant.alpha(t) * x + interpolant.sigma(t) * noise
-    velocity = interpolant.d_alpha(t) * x + interpolant.d_sigma(t) * noise
-    return x_t, velocity
-
-
 def score_from_velocity(
     interpolant: Interpolant, velocity: jax.Array, x: jax.Array, t: jax.Array
 ) -> jax.Array:
@@ -100,12 +85,12 @@ def score_from_velocity(
     Returns:
       (B, h, w, c).
     """
-    t = _per_image(t, x)
+    t = per_image(t, x)
     alpha, d_alpha = interpolant.alpha(t), interpolant.d_alpha(t)
     sigma, d_sigma = interpolant.sigma(t), interpolant.d_sigma(t)
     return (alpha * velocity - d_alpha * x) / (sigma * (d_alpha * sigma - alpha * d_sigma))
 
 
-def _per_image(t: jax.Array, x: jax.Array) -> jax.Array:
+def per_image(t: jax.Array, x: jax.Array) -> jax.Array:
     """(B,) -> (B, 1, ..., 1), to broadcast against `x`."""
     return t.reshape(t.shape + (1,) * (x.ndim - 1))

@@ -32,6 +32,7 @@ METRICS = {
     "d_loss": Metric("Discriminator"),
     "denoising_loss": Metric("Backbone"),
     "cosine_loss": Metric("Backbone"),
+    "vlb_loss": Metric("Backbone"),
     "proj_loss": Metric("Alignment"),
     "sit_loss": Metric("Backbone"),
     "grad_norm_vae": Metric("Gradient norms", collapsed=1e-3),

@@ -3,7 +3,7 @@
 import dataclasses
 
 from repae_jax.errors import UserError
-from repae_jax.objectives.interpolant import INTERPOLANTS
+from repae_jax.objectives.paths import PATHS
 from repae_jax.objectives.reconstruction import RECONSTRUCTION
 
 
@@ -12,7 +12,7 @@ class Objective:
     """The weights and variants of the loss terms; the defaults are REPA-E's published values.
 
     Attributes:
-      interpolant: "linear" or "cosine".
+      interpolant: "linear" or "cosine", or "ddpm" for a backbone that predicts the noise.
       backbone_alignment: lambda, the weight of L_REPA in the backbone's loss.
       tokenizer_alignment: the weight of L_REPA in the VAE's loss.
       stop_gradient: keeps gradients of the diffusion loss from the VAE; False is the paper's
@@ -52,7 +52,7 @@ class Objective:
 
     def __post_init__(self):
         for field, allowed in (
-            ("interpolant", tuple(INTERPOLANTS)),
+            ("interpolant", tuple(PATHS)),
             ("latent_norm", ("batch", "fixed")),
             ("reconstruction", tuple(RECONSTRUCTION)),
         ):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from repae_jax.errors import UserError
-from repae_jax.objectives.interpolant import INTERPOLANTS
+from repae_jax.objectives.paths import PATHS
 
 WEIGHTINGS = ("uniform", "lognormal")
 
@@ -52,11 +52,12 @@ class Times:
         check_shift(self.shift, "config.time.shift")
 
     def sample(self, key: jax.Array, batch: int, interpolant: str) -> jax.Array:
-        """Random times (batch,) float32, for a key of `INTERPOLANTS`."""
-        path, shape = INTERPOLANTS[interpolant], (batch,)
+        """Random times (batch,) float32, for a key of `PATHS`; of a chain, those of its steps."""
+        path, shape = PATHS[interpolant], (batch,)
         if self.weighting == "uniform":
             t = jax.random.uniform(key, shape, jnp.float32)
             t = t * self.highest if self.highest < 1.0 else t
+            t = jnp.floor(t * path.steps) / path.steps if path.steps else t
         else:
             if self.highest < 1.0:
                 level = float(path.sigma(self.highest) / path.alpha(self.highest))
@@ -84,6 +85,15 @@ def check_shift(shift: float, name: str) -> None:
     """Raise UserError, with the value's name, unless a shift is a finite number above 0."""
     if not 0.0 < shift < math.inf:
         raise UserError(f"{name} is {shift}: give a finite number above 0 (1 shifts nothing)")
+
+
+def check_times(times: Times, interpolant: str) -> None:
+    """Raise UserError for times that a path does not have."""
+    if PATHS[interpolant].steps and times != UNIFORM:
+        raise UserError(
+            f"config.time is {times}, but the steps of config.objective.interpolant "
+            f"{interpolant!r} are drawn uniformly: leave config.time as it is"
+        )
 
 
 UNIFORM = Times()

@@ -65,12 +65,15 @@ def make_generate(
         if null is not None:
             condition = replace_where(labels == NO_CLASS, condition, null)
 
-        def velocity(x, t, condition):
-            return backbone.apply(weights["backbone"], x, t, condition).prediction
+        def predict(x, t, condition):
+            output = backbone.apply(weights["backbone"], x, t, condition)
+            if "variance" not in output.extra:
+                return output.prediction
+            return jnp.concatenate([output.prediction, output.extra["variance"]], axis=-1)
 
         latents, faults = sample_watched(
             sampler,
-            velocity,
+            predict,
             divided(image_noise(key, indices, shape)),
             condition,
             null=null,

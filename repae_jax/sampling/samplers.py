@@ -19,7 +19,9 @@ import numpy as np
 from repae_jax.errors import UserError
 from repae_jax.models.conditioning.base import full_like
 from repae_jax.objectives.interpolant import INTERPOLANTS, Interpolant, score_from_velocity
+from repae_jax.objectives.paths import PATHS
 from repae_jax.objectives.times import check_shift, shift_time
+from repae_jax.sampling import chain
 from repae_jax.utils.finite import finite_rows
 
 Tree = Any
@@ -41,10 +43,11 @@ class Sampler:
     unconditional velocity, and a scale between 0 and 1 interpolates.
 
     Attributes:
-      method: "euler" or "heun" (probability-flow ODE) or "euler-maruyama" (reverse SDE).
+      method: "euler" or "heun" (probability-flow ODE) or "euler-maruyama" (reverse SDE); for a
+        model of the noise "ddpm" (ancestral sampling) or "ddim" (see chain.py).
       steps: integration steps, 1 (2 for the SDE) to `MOST_STEPS`. Heun evaluates the velocity
-        2 steps - 1 times, the other methods once per step.
-      interpolant: the interpolant that the model was trained with.
+        2 steps - 1 times, the other methods once per step. A chain has 1 to 1,000.
+      interpolant: the path that the model was trained with, a key of `PATHS`.
       guidance_scale: finite, from 0 up.
       guidance_low, guidance_high: the guidance interval, 0 <= low <= high <= 1.
       guidance_channels: guide only the first channels of the latents, as DiT's and LightningDiT's
@@ -56,9 +59,9 @@ class Sampler:
       UserError: an unknown method or interpolant, or a value out of range.
     """
 
-    method: Literal["euler", "heun", "euler-maruyama"]
+    method: Literal["euler", "heun", "euler-maruyama", "ddpm", "ddim"]
     steps: int
-    interpolant: Literal["linear", "cosine"]
+    interpolant: Literal["linear", "cosine", "ddpm"]
     guidance_scale: float = 1.0
     guidance_low: float = 0.0
     guidance_high: float = 1.0
@@ -66,18 +69,26 @@ class Sampler:
     shift: float = 1.0
 
     def __post_init__(self):
-        if self.method not in METHODS:
-            raise UserError(f"method is {self.method!r}: choose one of {', '.join(METHODS)}")
-        if self.interpolant not in INTERPOLANTS:
-            choices = ", ".join(INTERPOLANTS)
+        if self.interpolant not in PATHS:
+            choices = ", ".join(PATHS)
             raise UserError(f"interpolant is {self.interpolant!r}: choose one of {choices}")
-        fewest = 2 if self.stochastic else 1
+        methods = chain.METHODS if self.of_chain else METHODS
+        if self.method not in methods:
+            raise UserError(
+                f"method is {self.method!r}: choose one of {', '.join(methods)}, which sample a "
+                f"model of the {PATHS[self.interpolant].predicts}"
+            )
+        fewest = 2 if self.method == "euler-maruyama" else 1
         whole = isinstance(self.steps, int | np.integer)
         if not whole or not fewest <= self.steps <= MOST_STEPS:
             raise UserError(
                 f"steps is {self.steps!r}: {self.method} takes a whole number from {fewest} to "
                 f"{MOST_STEPS}"
             )
+        if self.of_chain:
+            chain.chain_steps(self.method, self.steps)
+            if self.shift != 1.0:
+                raise UserError(f"shift is {self.shift}: {self.method} has no shift, use 1")
         if not 0.0 <= self.guidance_scale < np.inf:
             raise UserError(
                 f"guidance_scale is {self.guidance_scale}: give a finite number from 0 up (0 is "
@@ -98,7 +109,12 @@ class Sampler:
     @property
     def stochastic(self) -> bool:
         """Whether the steps add noise."""
-        return self.method == "euler-maruyama"
+        return self.method in ("euler-maruyama", "ddpm")
+
+    @property
+    def of_chain(self) -> bool:
+        """Whether the sampler runs through a discrete chain."""
+        return PATHS[self.interpolant].predicts == "noise"
 
     @property
     def guided(self) -> bool:
@@ -161,7 +177,8 @@ def sample_watched(
     Args:
       sampler: the method and its options.
       velocity: `velocity(x, t, condition)` maps (N, h, w, c), (N,) float32 in [0, 1] and a tree of
-        arrays (N, ...), such as {"label": (N,) int32}, to (N, h, w, c) of any float type. N is B;
+        arrays (N, ...), such as {"label": (N,) int32}, to (N, h, w, c) of any float type; for a
+        chain to the noise, or to the noise and its variance fraction (N, h, w, 2 c). N is B;
         in guided steps with a nonzero scale it is 2 B, where each image appears twice, once with
         its condition and once with `null`.
       noise: standard normal.
@@ -190,6 +207,8 @@ def sample_watched(
         False: functools.partial(_drift, sampler, velocity, condition=condition),
         True: functools.partial(_guided_drift, sampler, velocity, condition=condition, null=null),
     }
+    if sampler.of_chain:
+        return _sample_chain(sampler, drifts, noise.astype(jnp.float32), step_noise)
     table, guided = evaluations(sampler)
     x = noise.astype(jnp.float32)
     fault = jnp.zeros(x.shape[0], jnp.int32)
@@ -203,6 +222,31 @@ def sample_watched(
         rows = jax.tree.map(lambda column, segment=segment: jnp.asarray(column[segment]), table)
         state, _ = jax.lax.scan(advance, state, rows)
     return state.x, state.fault
+
+
+def _sample_chain(sampler, drifts, x, step_noise):
+    """`sample_watched` for a chain: latents and faults."""
+    table = chain.chain_rows(sampler.method, sampler.steps)
+    guided = _guided(sampler, table.time.astype(np.float64))
+    noise_of_step = step_noise if sampler.stochastic else None
+
+    def step(carry, row, drift_at):
+        x, fault = carry
+        x = chain.advance(drift_at, noise_of_step, x, row)
+        return (x, jnp.where((fault > 0) | finite_rows(x), fault, row.step + 1)), None
+
+    carry = (x, jnp.zeros(x.shape[0], jnp.int32))
+    for segment in _segments(guided):
+        rows = jax.tree.map(lambda column, segment=segment: jnp.asarray(column[segment]), table)
+        advance = functools.partial(step, drift_at=drifts[bool(guided[segment.start])])
+        carry, _ = jax.lax.scan(advance, carry, rows)
+    return carry
+
+
+def _guided(sampler, times):
+    """Which of the steps that begin at these times are guided."""
+    inside = (sampler.guidance_low <= times) & (times <= sampler.guidance_high)
+    return inside & sampler.guided
 
 
 class Evaluations(NamedTuple):
@@ -235,10 +279,9 @@ def evaluations(sampler: Sampler) -> tuple[Evaluations, np.ndarray]:
     elif sampler.method == "heun":
         table = _heun(step, times)
     # The starting time of a Heun step decides for both of its evaluations whether they are guided.
-    start = times[table.step]
-    inside = (sampler.guidance_low <= start) & (start <= sampler.guidance_high)
+    guided = _guided(sampler, times[table.step])
     as_float32 = [column.astype(np.float32) for column in table[1:]]
-    return Evaluations(table.step.astype(np.int32), *as_float32), inside & sampler.guided
+    return Evaluations(table.step.astype(np.int32), *as_float32), guided
 
 
 def _heun(step: np.ndarray, times: np.ndarray) -> Evaluations:
@@ -333,7 +376,7 @@ def _drift(
     """
     t = jnp.full((x.shape[0],), time, jnp.float32)
     v = velocity(x, t, condition).astype(jnp.float32)
-    if not sampler.stochastic:
+    if not sampler.stochastic or sampler.of_chain:
         return v
     interpolant: Interpolant = INTERPOLANTS[sampler.interpolant]
     return v - time * score_from_velocity(interpolant, v, x, t)
@@ -354,7 +397,7 @@ def _guided_drift(
     device doubles its own shard of the batch without communication. For a scale of 0 on all
     channels the unconditional velocity suffices.
     """
-    if sampler.guidance_scale == 0.0 and not sampler.guidance_channels:
+    if sampler.guidance_scale == 0.0 and not sampler.guidance_channels and not sampler.of_chain:
         return _drift(sampler, velocity, x, time, condition=full_like(condition, null))
 
     def beside(values, nothing):
@@ -362,12 +405,13 @@ def _guided_drift(
 
     both = jax.tree.map(beside, condition, full_like(condition, null))
     drift = _drift(sampler, velocity, jnp.repeat(x, 2, axis=0), time, condition=both)
-    drift = drift.reshape(x.shape[0], 2, *x.shape[1:])
+    drift = drift.reshape(x.shape[0], 2, *drift.shape[1:])
     cond, uncond = drift[:, 0], drift[:, 1]
     guided = uncond + sampler.guidance_scale * (cond - uncond)
-    if not sampler.guidance_channels:
+    channels = sampler.guidance_channels or x.shape[-1]
+    if channels == drift.shape[-1]:
         return guided
-    return jnp.where(jnp.arange(x.shape[-1]) < sampler.guidance_channels, guided, cond)
+    return jnp.where(jnp.arange(drift.shape[-1]) < channels, guided, cond)
 
 
 def image_noise(key: jax.Array, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:

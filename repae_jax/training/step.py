@@ -30,9 +30,10 @@ from repae_jax.models.tokenizers.base import decode, encode
 from repae_jax.models.tokenizers.distributions import Gaussian, LatentDistribution
 from repae_jax.objectives.adversarial import generator_loss, hinge_loss, lecam_loss
 from repae_jax.objectives.alignment import alignment_loss
+from repae_jax.objectives.ddpm import variational_bound
 from repae_jax.objectives.diffusion import cosine_loss, denoising_loss
-from repae_jax.objectives.interpolant import INTERPOLANTS, interpolate
 from repae_jax.objectives.objective import Objective
+from repae_jax.objectives.paths import PATHS, interpolate
 from repae_jax.objectives.reconstruction import RECONSTRUCTION
 from repae_jax.objectives.terms import Term, weighted_sum
 from repae_jax.runs.optimizers import by_leaf, global_norm
@@ -237,8 +238,8 @@ def _tokenizer_alignment(forward: TokenizerPass):
         return None
     # This term uses running statistics and drops no condition.
     latents = _normalize(models, forward.batch_stats, context.latents, train=False)[0]
-    interpolant = INTERPOLANTS[forward.objective.interpolant]
-    noisy, _ = interpolate(interpolant, latents, context.draws.noise, context.draws.time)
+    path = PATHS[forward.objective.interpolant]
+    noisy, _ = interpolate(path, latents, context.draws.noise, context.draws.time)
     weights = {
         "params": stop_gradient(forward.params["backbone"]),
         **context.frozen.get("backbone", {}),
@@ -318,7 +319,9 @@ class BackbonePass(NamedTuple):
     """The inputs shared by the terms of the backbone's loss."""
 
     output: BackboneOutput
-    target: jax.Array  # (B, h, w, c), the interpolant's velocity
+    target: jax.Array  # (B, h, w, c), see `interpolate`
+    latents: jax.Array  # (B, h, w, c), normalized
+    noisy: jax.Array  # (B, h, w, c)
     context: StepContext
 
 
@@ -327,12 +330,22 @@ def _alignment(forward: BackbonePass):
     return alignment_loss(forward.output.projections, teacher_tokens) if teacher_tokens else None
 
 
+def _variational_bound(forward: BackbonePass):
+    """L_vb of a learned variance; latents and predicted noise are fixed in it."""
+    if "variance" not in forward.output.extra:
+        return None
+    fixed = (forward.latents, forward.noisy, forward.output.prediction)
+    variance = forward.output.extra["variance"]
+    return variational_bound(*map(stop_gradient, fixed), variance, forward.context.draws.time)
+
+
 BACKBONE_TERMS = (  # L_DIFF(theta) and L_REPA(theta, omega)
     Term("denoising_loss", lambda it: denoising_loss(it.output.prediction, it.target)),
     Term(
         "cosine_loss", lambda it: cosine_loss(it.output.prediction, it.target), "cosine_weight",
         optional=True,
     ),
+    Term("vlb_loss", _variational_bound),
     Term("proj_loss", _alignment, "backbone_alignment"),
 )  # fmt: skip
 
@@ -342,7 +355,7 @@ def backbone_loss(models: Models, objective: Objective):
 
     With `objective.stop_gradient`, the latents carry no gradient to phi.
     """
-    interpolant = INTERPOLANTS[objective.interpolant]
+    path = PATHS[objective.interpolant]
     backbone, null = models.backbone, models.backbone.conditioner.null()
 
     def loss(params, batch_stats, context: StepContext):
@@ -352,14 +365,14 @@ def backbone_loss(models: Models, objective: Objective):
         latents, batch_stats = _normalize(
             models, batch_stats, latents, train=objective.latent_norm == "batch"
         )
-        noisy, target = interpolate(interpolant, latents, context.draws.noise, context.draws.time)
+        noisy, target = interpolate(path, latents, context.draws.noise, context.draws.time)
         condition = context.condition
         if null is not None:
             condition = replace_where(context.draws.condition_drop, condition, null)
         weights = {"params": params["backbone"], **context.frozen.get("backbone", {})}
         output = backbone.apply(weights, noisy, context.draws.time, condition)
 
-        forward = BackbonePass(output, target, context)
+        forward = BackbonePass(output, target, latents, noisy, context)
         total, metrics = weighted_sum(BACKBONE_TERMS, objective, forward)
         return total, metrics | {"sit_loss": total}, batch_stats
 

@@ -11,10 +11,11 @@ from repae_jax.models.backbones.families import BACKBONES
 from repae_jax.models.conditioning.class_label import ClassLabel
 from repae_jax.models.projectors import MLP
 from repae_jax.models.remat import POLICIES
+from repae_jax.objectives.paths import PATHS
 
 # The options of each family; a new row needs its own.
 _SIZES = dict(patch_size=2, hidden_size=16, depth=3, num_heads=2, encoder_depth=2)
-SMALL = {"sit": _SIZES, "lightningdit": _SIZES}
+SMALL = {"sit": _SIZES, "lightningdit": _SIZES, "dit": _SIZES}
 BATCH, SIDE, CHANNELS, CLASSES, TEACHERS = 3, 8, 4, 5, (6, 10)
 
 
@@ -57,7 +58,7 @@ def close(a, b):
 def gradients(module, variables):
     def loss(params):
         output = module.apply({**variables, "params": params}, *inputs())
-        parts = (output.prediction, *output.projections)
+        parts = (output.prediction, *output.extra.values(), *output.projections)
         return sum(
             (part * jnp.cos(jnp.arange(part.size)).reshape(part.shape)).sum() for part in parts
         )
@@ -70,6 +71,7 @@ def test_shapes_and_types(made):
     output = quick_jit(module.apply)(variables, *inputs())
     assert output.prediction.shape == (BATCH, SIDE, SIDE, CHANNELS)
     assert output.prediction.dtype == jnp.float32
+    assert module.predicts in {path.predicts for path in PATHS.values()}
     tokens = module.grid**2
     assert output.tokens.shape[:2] == (BATCH, tokens)
     assert [p.shape for p in output.projections] == [(BATCH, tokens, dim) for dim in TEACHERS]

@@ -4,11 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from repae_jax.objectives.interpolant import (
-    INTERPOLANTS,
-    interpolate,
-    score_from_velocity,
-)
+from repae_jax.objectives.interpolant import INTERPOLANTS, score_from_velocity
+from repae_jax.objectives.paths import interpolate
 
 SHAPE = (6, 3, 2, 4)
 

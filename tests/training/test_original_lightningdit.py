@@ -11,7 +11,8 @@ if not original_lightningdit.ORIGINAL:
     pytest.skip(original_lightningdit.REASON, allow_module_level=True)
 
 from repae_jax.objectives.diffusion import cosine_loss, denoising_loss
-from repae_jax.objectives.interpolant import LINEAR, interpolate
+from repae_jax.objectives.interpolant import LINEAR
+from repae_jax.objectives.paths import interpolate
 from repae_jax.sampling.samplers import Sampler, evaluations, sample
 
 SHAPE, CLASSES, BATCH = (4, 4, 8), 5, 3

@@ -1,7 +1,7 @@
 """The contract of a backbone, as the training step and the samplers use it."""
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,10 @@ from repae_jax.models.projectors import Projector
 class BackboneOutput(NamedTuple):
     """The result of one forward pass."""
 
-    prediction: jax.Array  # (B, h, w, c) predicted velocity, float32
+    prediction: jax.Array  # (B, h, w, c) predicted velocity or noise, float32
     tokens: jax.Array  # (B, N, D) hidden tokens after the aligned block, of any float type
     projections: tuple[jax.Array, ...]  # one (B, N, D_k) per teacher
-    extra: Mapping[str, jax.Array] = {}  # further outputs, such as "log_variance" (B, h, w, c)
+    extra: Mapping[str, jax.Array] = {}  # further outputs, such as "variance" (B, h, w, c)
 
 
 class Backbone(Protocol):
@@ -46,6 +46,8 @@ class Backbone(Protocol):
       depth: blocks.
       encoder_depth: blocks up to the aligned one.
       grid: tokens along a side.
+      predicts: "velocity", or "noise" for the path "ddpm" of `objectives.paths.PATHS`; a class
+        attribute.
     """
 
     latent_size: int
@@ -59,6 +61,7 @@ class Backbone(Protocol):
     depth: int
     encoder_depth: int
     grid: int
+    predicts: ClassVar[str]
 
     def __call__(self, x: jax.Array, t: jax.Array, condition: Arrays) -> BackboneOutput:
         """Full pass: noisy latents x (B, h, w, c) at time t (B,) in [0, 1], and the condition."""

@@ -1,5 +1,5 @@
 """The table of backbones; `config.backbone.family` names one of them."""
 
-from repae_jax.models.backbones import lightningdit, sit
+from repae_jax.models.backbones import dit, lightningdit, sit
 
-BACKBONES = {"sit": sit.FAMILY, "lightningdit": lightningdit.FAMILY}
+BACKBONES = {"sit": sit.FAMILY, "lightningdit": lightningdit.FAMILY, "dit": dit.FAMILY}

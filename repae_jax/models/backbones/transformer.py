@@ -140,7 +140,7 @@ class FinalLayer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Predicts the velocity of latents, and projects its tokens onto those of the teachers.
+    """Predicts from noisy latents, and projects its tokens onto those of the teachers.
 
     Latents are square, (B, h, h, c), and normalized. The condition's vector is added to the time
     embedding. The caller drops conditions for guidance, so the module uses no randomness.
@@ -173,6 +173,13 @@ class Transformer(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
     scan: bool = False
+
+    predicts = "velocity"
+
+    @property
+    def output_channels(self) -> int:
+        """Channels of the last layer's patches."""
+        return self.latent_channels
 
     @property
     def grid(self) -> int:
@@ -209,7 +216,7 @@ class Transformer(nn.Module):
         self.projectors = [
             self.projector.module(dim, self.grid, self.dtype) for dim in self.teacher_dims
         ]
-        features = self.patch_size**2 * self.latent_channels
+        features = self.patch_size**2 * self.output_channels
         self.final_layer = FinalLayer(features, self.rms_norm, self.dtype)
 
     def __call__(self, x: jax.Array, t: jax.Array, condition: Arrays) -> BackboneOutput:
@@ -217,8 +224,8 @@ class Transformer(nn.Module):
         h, condition = self._embed(x, t, condition)
         tokens = self._encode(h, condition)
         h = self._apply_blocks(self.blocks[self.encoder_depth :], tokens, condition)
-        velocity = self._unpatchify(self.final_layer(h, condition)).astype(jnp.float32)
-        return BackboneOutput(velocity, tokens, self._project(tokens))
+        prediction = self._unpatchify(self.final_layer(h, condition)).astype(jnp.float32)
+        return BackboneOutput(prediction, tokens, self._project(tokens))
 
     def project(self, x: jax.Array, t: jax.Array, condition: Arrays) -> tuple[jax.Array, ...]:
         """The projections alone: runs the first `encoder_depth` blocks and the heads."""
@@ -257,12 +264,11 @@ class Transformer(nn.Module):
         return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, self.grid**2, -1)
 
     def _unpatchify(self, x):
-        """The inverse of `_patchify`."""
-        batch, p = x.shape[0], self.patch_size
-        x = x.reshape(batch, self.grid, self.grid, p, p, self.latent_channels)
-        return x.transpose(0, 1, 3, 2, 4, 5).reshape(
-            batch, self.latent_size, self.latent_size, self.latent_channels
-        )
+        """(B, N, p * p * c) -> (B, h, w, c) for the channels of the output."""
+        batch, p, channels = x.shape[0], self.patch_size, self.output_channels
+        x = x.reshape(batch, self.grid, self.grid, p, p, channels)
+        x = x.transpose(0, 1, 3, 2, 4, 5)
+        return x.reshape(batch, self.latent_size, self.latent_size, channels)
 
 
 _LARGEST_TABLE = 2**26  # values of the position table, 256 MiB
