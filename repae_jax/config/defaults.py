@@ -195,6 +195,21 @@ def lightningdit256() -> ConfigDict:
     return config
 
 
+def dit256() -> ConfigDict:
+    """Make the configuration of the published DiT runs on ImageNet 256 x 256.
+
+    They train DiT-XL/2 on SD-VAE's latents, and sample by 250 ancestral steps that guide three
+    channels (arXiv 2212.09748, section 4, and its code).
+    """
+    config = imagenet256()
+    config.backbone = backbone("DiT-XL/2")
+    config.objective.interpolant = "ddpm"
+    config.optimizer.backbone.max_grad_norm = float("inf")
+    config.run.steps = 7_000_000
+    config.sampling.update(method="ddpm", steps=250, guidance_scale=1.5, guidance_channels=3)
+    return config
+
+
 def backbone(arch: str = "", *, family: str = "", **changes: Any) -> ConfigDict:
     """Make `config.backbone`: a preset of a family (models/backbones), or every option by hand.
 

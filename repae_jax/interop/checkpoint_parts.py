@@ -27,17 +27,22 @@ _SIGNS = {
 }
 _PATHS = {"Linear": "linear", "GVP": "cosine"}  # SiT's name of an interpolant -> ours
 SECOND_HALF = (
-    "the last layer's first half is the velocity; its second half is left out (a DiT has the same "
-    "names and shapes, but predicts noise: it makes no images here)"
+    "taken for a SiT, whose last layer's second half is left out; a DiT has the same names and "
+    "shapes: give --config configs/imagenet256_dit_sdvae.py to take it for one"
 )
 
 
-def parts_of(content: Mapping[str, Any], *, source: str) -> dict[str, Any] | None:
+def parts_of(
+    content: Mapping[str, Any], *, source: str, dit: bool | None = None
+) -> dict[str, Any] | None:
     """A training checkpoint's content with each network under its own names.
 
     Names may be wrapped ("module."), the moving average may be called `model_ema`, and all parts
     but one SiT may be missing or None. A missing `model` or `ema` takes the value of the other;
     missing `steps` become 0.
+
+    A DiT has the names and shapes of its authors' SiT. `dit` says which it is; None decides by the
+    arguments, of which only SiT's have a "prediction", and takes weights without any for a SiT.
 
     Returns:
       the parts, with `notes` on missing and ignored parts; None for other content.
@@ -60,11 +65,15 @@ def parts_of(content: Mapping[str, Any], *, source: str) -> dict[str, Any] | Non
             parts[key] = found.tensors if found else parts[key]
             if found and found.left:
                 notes.append(f"left out of {key}: {found.left_text()}")
-    if lightningdit.is_lightningdit(parts[sits[0]]) and "opt" in parts:
+    if "opt" in parts and (lightningdit.is_lightningdit(parts[sits[0]]) or "steps" not in parts):
         parts.setdefault("steps", steps_taken(parts["opt"]))
     notes += _make_whole(parts, sits)
-    if kind_of(parts) != "lightningdit" and sit.has_second_half(parts["ema"]):
-        notes += _take_velocity(parts, source)
+    if kind_of(parts) == "dit":
+        if dit is None:
+            arguments = arguments_of(parts, source)
+            dit = bool(arguments) and "prediction" not in arguments
+        if not dit:
+            notes += _take_velocity(parts, source)
     return {**parts, "notes": tuple(notes)}
 
 
@@ -72,6 +81,8 @@ def kind_of(content: Mapping[str, Any]) -> Kind:
     """The kind of a training checkpoint that `parts_of` returned."""
     if lightningdit.is_lightningdit(content["model"]):
         return "lightningdit"
+    if sit.has_second_half(content["model"]):
+        return "dit"
     if "vae" in content:
         return "repae"
     return "ldm" if "bn.running_mean" in content["model"] else "repa"
@@ -142,7 +153,7 @@ def _take_velocity(parts, source):
     if arguments and arguments.get("prediction") != "velocity":
         raise UserError(
             f"{source}: its argument 'prediction' is {arguments.get('prediction')!r}: only a SiT "
-            "that predicts the velocity makes images here (a DiT predicts the noise)"
+            "that predicts the velocity makes images here"
         )
     path = arguments.get("path_type", "Linear")
     if path not in _PATHS:

@@ -28,7 +28,7 @@ from repae_jax.interop.vit_names import Format
 
 RUN = "run"
 DIFFUSERS = "diffusers"
-CHECKPOINTS = {"repae", "ldm", "repa", "lightningdit"}  # `original.Kind`
+CHECKPOINTS = {"repae", "ldm", "repa", "lightningdit", "dit"}  # `original.Kind`
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ FORMATS = {
     "ldm": "training checkpoint of the original REPA-E's second stage: SiT on a frozen VAE",
     "repa": "training checkpoint of REPA: SiT on a frozen VAE",
     "lightningdit": "training checkpoint of LightningDiT: LightningDiT on a frozen VAE",
+    "dit": "training checkpoint of DiT: DiT on a frozen VAE",
     "diffusers": "VAE as diffusers writes it",
     "vae": "VAE under LDM's names",
     "vae-tensors": "VAE under diffusers' names, without its config.json",

@@ -5,7 +5,7 @@ vae, discriminator             REPA-E only; stage two and REPA train the SiT alo
 opt, opt_vae, opt_disc         one AdamW per network
 args, steps                    argparse.Namespace, int
 
-LightningDiT's hold model, ema, opt, and config in place of args.
+DiT's hold model, ema, opt and args, LightningDiT's config in place of args.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from repae_jax.errors import UserError
 from repae_jax.interop import autoencoder_kl, discriminator, lightningdit, sit, tables
 from repae_jax.interop.adamw import AdamState, read_adamw, write_adamw
 from repae_jax.interop.tables import Rule
+from repae_jax.models.backbones.dit import DiT
 from repae_jax.models.backbones.lightningdit import LightningDiT
 from repae_jax.models.backbones.sit import SiT
 from repae_jax.models.discriminator import PatchDiscriminator
@@ -26,7 +27,8 @@ from repae_jax.models.tokenizers.base import parameter_shapes
 
 # "repae": from train_repae.py. "ldm": from train_ldm_only.py, on a frozen VAE. "repa": from REPA's
 # own code, whose SiT has no BatchNorm. "lightningdit": from LightningDiT's code.
-Kind = Literal["repae", "ldm", "repa", "lightningdit"]
+# "dit": from DiT's.
+Kind = Literal["repae", "ldm", "repa", "lightningdit", "dit"]
 
 # role -> the part of a checkpoint with its weights, and the part with its optimizer's state
 WEIGHTS = {"backbone": "model", "tokenizer": "vae", "discriminator": "discriminator"}
@@ -73,6 +75,14 @@ def lightningdit_part(model: LightningDiT) -> Part:
     trained = {name: shape for name, shape in shapes.items() if name != "pos_embed"}
     tables = lightningdit.rotary_tables(model)
     return Part(rules, shapes, (), list(shapes), trained, tables)
+
+
+def dit_part(model: DiT) -> Part:
+    """The DiT as a `Part`: the SiT's names without heads and BatchNorm."""
+    rules = sit.sit_rules(model.patch_size)
+    shapes = _their_shapes(rules, sit.sit_shapes(model.clone(teacher_dims=()), statistics=False))
+    trained = {name: shape for name, shape in shapes.items() if name != "pos_embed"}
+    return Part(rules, shapes, (), list(shapes), trained)
 
 
 def vae_part(model: AutoencoderKL) -> Part:

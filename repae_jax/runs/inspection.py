@@ -142,7 +142,8 @@ def _statistics_lines(found):
 def _backbone_line(tensors):
     if lightningdit.is_lightningdit(tensors):
         return "LightningDiT", lightningdit.text_of(tensors)
-    return "SiT", sit.text_of(tensors)
+    name = "SiT or DiT" if sit.has_second_half(tensors) else "SiT"
+    return name, sit.text_of(tensors)
 
 
 def _backbone_lines(found):

@@ -18,12 +18,10 @@ from repae_jax.errors import UserError
 from repae_jax.interop import checkpoint_parts, files, latent_statistics, original
 from repae_jax.interop.adamw import parameter_groups
 from repae_jax.interop.checkpoint_schema import arguments_of
-from repae_jax.interop.lightningdit import PREFIX
 from repae_jax.interop.original import OPTIMIZERS, WEIGHTS, Part
 from repae_jax.interop.sit import unify_names
 from repae_jax.interop.tables import require_finite
 from repae_jax.interop.vae_files import StoredVAE
-from repae_jax.models.backbones.lightningdit import LightningDiT
 from repae_jax.models.backbones.sit import SiT
 from repae_jax.models.conditioning.class_label import ClassLabel
 from repae_jax.models.networks import Models
@@ -31,12 +29,7 @@ from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 from repae_jax.runs import workdir as work_directory
 from repae_jax.runs.build import build_models, build_optimizers, fresh_state
 from repae_jax.runs.checkpoints import Checkpoints
-from repae_jax.runs.lightningdit_args import (
-    config_of_lightningdit,
-    latent_multiplier,
-    lightningdit_config,
-    plain_config,
-)
+from repae_jax.runs.foreign_backbones import FOREIGN, foreign_of, scaled
 from repae_jax.runs.open_run import load_state
 from repae_jax.runs.original_args import args_from_config, args_from_weights, config_from_args
 from repae_jax.runs.provenance import (
@@ -48,8 +41,6 @@ from repae_jax.runs.provenance import (
 from repae_jax.runs.state import TrainState
 from repae_jax.runs.weights import read_vae, statistics_of
 from repae_jax.utils.atomic_files import replacing, write_atomically
-
-REPA_SCALE = 0.18215  # REPA multiplies SD-VAE's latents by this and keeps no statistics
 
 
 def config_of(content: Mapping[str, Any], *, source: str) -> ConfigDict:
@@ -65,8 +56,8 @@ def config_of(content: Mapping[str, Any], *, source: str) -> ConfigDict:
       UserError: it is no training checkpoint, or has no published architecture.
     """
     content = _checkpoint(content, source)
-    if checkpoint_parts.kind_of(content) == "lightningdit":
-        return config_of_lightningdit(content, source=source)
+    if foreign := FOREIGN.get(checkpoint_parts.kind_of(content)):
+        return foreign.config_of(content, source=source)
     args = arguments_of(content, source)
     if "model" not in args:
         args = args_from_weights(content["ema"], source=source) | args
@@ -188,9 +179,13 @@ def export_run(
         require_finite(content[key], path)
     del state  # so that `_make_contiguous` frees each array once its contiguous copy exists
     _make_contiguous(content, progress)
-    if origin.kind == "lightningdit":
-        content["model"] = {PREFIX + name: array for name, array in content["model"].items()}
-        files.write_torch(path, {**content, "config": dict(origin.args)})
+    if foreign := FOREIGN.get(origin.kind):
+        names = content["model"].items()
+        content["model"] = {foreign.prefix + name: array for name, array in names}
+        settings = dict(origin.args)
+        if foreign.settings == "args":
+            settings = argparse.Namespace(**settings)
+        files.write_torch(path, {**content, foreign.settings: settings})
         return
     files.write_torch(path, content | {"args": argparse.Namespace(**origin.args)})
     # the original keeps args.json beside the folder checkpoints/
@@ -211,10 +206,11 @@ def _open_on_host(workdir, step, *, optimizers):
 def _import(content, config, models, source, progress):
     from tqdm import tqdm
 
-    content = _checkpoint(content, source)
+    content = _checkpoint(content, source, dit=foreign_of(models.backbone) == "dit")
     kind = checkpoint_parts.kind_of(content)
+    foreign = FOREIGN.get(kind)
     _check_trained(config, kind, source)
-    if kind == "lightningdit" and config.teachers:
+    if foreign and config.teachers:
         raise UserError(
             f"{source}: holds no projection heads, but config.teachers has "
             f"{', '.join(config.teachers)}: choose the recipe vanilla"
@@ -248,10 +244,9 @@ def _import(content, config, models, source, progress):
             slots[key] = _frozen_slots(content[key], part)
             groups[key] = content[key]["param_groups"]
             bar.update()
-    multiplier = latent_multiplier(content, source) if kind == "lightningdit" else None
-    state = _assemble(config, models, steps, loaded, moments, multiplier)
-    if kind == "lightningdit":
-        args = plain_config(content, source) or lightningdit_config(config)
+    state = _assemble(config, models, steps, loaded, moments, foreign, content, source)
+    if foreign:
+        args = foreign.settings_of(content, source) or foreign.make_settings(config)
     else:
         args = arguments_of(content, source)
         if "model" not in args:
@@ -259,10 +254,10 @@ def _import(content, config, models, source, progress):
     return state, Provenance(kind, steps, args, groups, counters, slots)
 
 
-def _checkpoint(content, source):
-    parts = checkpoint_parts.parts_of(content, source=source)
+def _checkpoint(content, source, *, dit=None):
+    parts = checkpoint_parts.parts_of(content, source=source, dit=dit or None)
     if parts is None:
-        raise UserError(f"{source}: not a training checkpoint: it holds no SiT or LightningDiT")
+        raise UserError(f"{source}: not a training checkpoint: it holds no backbone known here")
     return parts
 
 
@@ -273,25 +268,16 @@ def _check_statistics(variables, source):
         latent_statistics.as_statistics(mean, var, source=source, keys=keys)
 
 
-def _assemble(config, models, steps, loaded, moments, multiplier):
-    """Assemble the TrainState from the loaded networks; its arrays remain views of the file.
-
-    A `multiplier` belongs to latents that are normalized by the VAE's statistics.
-    """
+def _assemble(config, models, steps, loaded, moments, foreign, content, source):
+    """Assemble the TrainState from the loaded networks; its arrays remain views of the file."""
     constants, statistics = {}, None
     if "tokenizer" not in loaded:
         constants, statistics = read_vae(config, models.tokenizer)
         loaded["tokenizer"] = constants.pop("params")
-    channels = models.tokenizer.latent_channels  # REPA scales by one factor and keeps no statistics
-    fixed = {"mean": np.zeros(channels), "var": np.full(channels, REPA_SCALE**-2.0)}
-    if multiplier is not None:
-        if statistics is None:
-            raise UserError(
-                f"config.tokenizer.weights {config.tokenizer.weights!r} has no latent statistics, "
-                "by which LightningDiT normalizes latents: name its latents_stats.pt with "
-                "--config.tokenizer.statistics"
-            )
-        fixed = {"mean": statistics["mean"], "var": statistics["var"] / multiplier**2}
+    channels = models.tokenizer.latent_channels
+    fixed = scaled(channels)
+    if foreign:
+        fixed = foreign.statistics(content, statistics, channels, source)
     fixed = {name: array.astype(np.float32) for name, array in fixed.items()}
     params = {"tokenizer": loaded["tokenizer"], "backbone": loaded["backbone"]["params"]}
     batch_stats = {"latent_norm": loaded["backbone"].get("batch_stats", fixed)}
@@ -358,7 +344,7 @@ def _export(
     }  # fmt: skip
     if "discriminator" in parts:
         variables["discriminator"] = _discriminator_variables(state)
-    if origin.kind == "lightningdit":  # whose code has no projection heads
+    if origin.kind in FOREIGN:  # whose code has no projection heads
         for key in ("model", "ema"):
             variables[key] = {**variables[key], "params": _without_heads(variables[key]["params"])}
     content = {}
@@ -376,12 +362,12 @@ def _export(
         key, adam = OPTIMIZERS[network], state.opt_state[network]
         count = optax.tree_utils.tree_get_all_with_path(adam, "count")[0][1]
         first, second = (optax.tree_utils.tree_get(adam, name) for name in ("mu", "nu"))
-        if origin.kind == "lightningdit":
+        if origin.kind in FOREIGN:
             first, second = _without_heads(first), _without_heads(second)
         content[key] = original.export_moments(
             int(count), first, second, part, origin.groups[key], origin.slots.get(key, {})
         )
-    return content if origin.kind == "lightningdit" else content | {"steps": steps}
+    return content if origin.kind in FOREIGN else content | {"steps": steps}
 
 
 def _without_heads(params):
@@ -416,22 +402,24 @@ def _parts(models: Models, config: ConfigDict, source: str, *, statistics: bool)
             f"{source}: trains no backbone, so it cannot become an original's checkpoint"
         )
     backbone, conditioner = models.backbone, models.backbone.conditioner
-    if not isinstance(backbone, SiT | LightningDiT) or not isinstance(conditioner, ClassLabel):
+    kind = foreign_of(backbone)
+    if (kind is None and type(backbone) is not SiT) or not isinstance(conditioner, ClassLabel):
+        known = ", ".join(["SiT", *(row.network.__name__ for row in FOREIGN.values())])
         raise UserError(
-            f"{source}: an original's checkpoint holds a SiT or a LightningDiT with class labels, "
-            f"this run a {type(backbone).__name__} with a {type(conditioner).__name__}: convert "
-            "its tokenizer alone (--to diffusers)"
+            f"{source}: an original's checkpoint holds one of {known} with class labels, this run "
+            f"a {type(backbone).__name__} with a {type(conditioner).__name__}: convert its "
+            "tokenizer alone (--to diffusers)"
         )
-    if isinstance(backbone, LightningDiT):
-        parts = {"backbone": original.lightningdit_part(backbone)}
+    if kind:
+        parts = {"backbone": FOREIGN[kind].part(backbone)}
     else:
         parts = {"backbone": original.sit_part(backbone, statistics=statistics)}
     if "tokenizer" not in config.train:
         return parts
-    if isinstance(backbone, LightningDiT):
+    if kind:
         raise UserError(
-            f"{source}: LightningDiT's checkpoint holds no VAE, but this run trains one: convert "
-            "the VAE alone (--to diffusers)"
+            f"{source}: a checkpoint of {type(backbone).__name__} holds no VAE, but this run "
+            "trains one: convert the VAE alone (--to diffusers)"
         )
     if not isinstance(models.tokenizer, AutoencoderKL) or models.discriminator is None:
         raise UserError(
@@ -475,9 +463,9 @@ def _new_provenance(config, models, parts):
             eps=options.eps,
             weight_decay=options.weight_decay,
         )
-    if isinstance(models.backbone, LightningDiT):
-        blank = blank_provenance("lightningdit")
-        return dataclasses.replace(blank, args=lightningdit_config(config), groups=groups)
+    if kind := foreign_of(models.backbone):
+        args = FOREIGN[kind].make_settings(config)
+        return dataclasses.replace(blank_provenance(kind), args=args, groups=groups)
     blank = blank_provenance("repae" if "tokenizer" in parts else "ldm")
     return dataclasses.replace(blank, args=args_from_config(config), groups=groups)
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import kinks
 import numpy as np
 import optax
+import original_dit_step as dit
 import original_lightning_step as lightning
 import original_loop as loop
 import original_networks as original
@@ -83,7 +84,7 @@ class Case:
 
     `frozen_vae` is the original's second script; `distinct_rates` are in place of its default.
     `stripes` are those of our networks (models/stripes.py). `backbone` is "sit", or
-    "lightningdit" with its loss (see original_lightning_step.py).
+    "lightningdit" or "dit" with their losses (see original_lightning_step.py and its twin).
     """
 
     interpolant: str = "linear"
@@ -98,9 +99,8 @@ class Case:
     @property
     def models(self):
         models = with_stripes(MODELS, self.stripes)
-        if self.backbone == "sit":
-            return models
-        return dataclasses.replace(models, backbone=lightning.BACKBONE)
+        own = {"lightningdit": lightning.BACKBONE, "dit": dit.BACKBONE}
+        return dataclasses.replace(models, backbone=own.get(self.backbone, models.backbone))
 
     @property
     def rates(self):
@@ -149,7 +149,8 @@ def compare(case: Case) -> Comparison:
 
 def make_networks(case: Case) -> dict[str, torch.nn.Module]:
     """The original's modules with random weights, under the names of its loop."""
-    make = lightning.make_model if case.backbone == "lightningdit" else original.make_sit
+    own = {"lightningdit": lightning.make_model, "dit": dit.make_model}
+    make = own.get(case.backbone, original.make_sit)
     networks = {"model": make(seed=1), "vae": original.make_vae(seed=2)}
     if case.frozen_vae:
         return networks
@@ -217,7 +218,7 @@ def run_ours(
 ) -> tuple[list[dict[str, float]], TrainState]:
     """Metrics of our steps on `inputs`, by the recipe's defaults but for the case's; the state."""
     objective = Objective(
-        interpolant=case.interpolant,
+        interpolant="ddpm" if case.backbone == "dit" else case.interpolant,
         reconstruction=case.reconstruction,
         lecam_weight=case.lecam_weight,
         discriminator_start=case.discriminator_start,
@@ -238,8 +239,9 @@ def run_ours(
 def in_both_logs(metrics: dict) -> dict[str, float]:
     """Our metrics without those that only we have."""
     metrics = dict(metrics)
-    if "cosine_loss" in metrics:  # theirs is in the denoising loss
-        metrics["denoising_loss"] += metrics.pop("cosine_loss")
+    for name in ("cosine_loss", "vlb_loss"):  # theirs are in the denoising loss
+        if name in metrics:
+            metrics["denoising_loss"] += metrics.pop(name)
     return {name: float(value) for name, value in metrics.items() if name not in OWN_METRICS}
 
 
@@ -263,7 +265,8 @@ def run_theirs(
     training = loop.Training(script, args, trained, EMA_DECAY)
     inputs, logs = [], []
     for step in range(STEPS):
-        inputs.append(safe_batch(networks, step))
+        batch, draws = safe_batch(networks, step)
+        inputs.append((batch, dit.on_the_chain(draws) if case.backbone == "dit" else draws))
         logs.append(case_step(training, networks["vae"], case, *inputs[-1]))
     return inputs, logs, their_arrays(networks, training, case.models)
 

@@ -16,7 +16,7 @@ _STARTS = [
     Case("cosine", "l1", 0.1, discriminator_start=NEVER),
 ]
 _FROZEN = [Case("linear", frozen_vae=True), Case("cosine", frozen_vae=True)]
-_OTHERS = [Case(stripes=8), Case(backbone="lightningdit")]
+_OTHERS = [Case(stripes=8), Case(backbone="lightningdit"), Case(backbone="dit")]
 CASES = _RECIPES + _STARTS + _FROZEN + _OTHERS
 
 # Their log holds the epoch and two constants besides.

@@ -52,18 +52,26 @@ def make_model(seed: int) -> torch.nn.Module:
             if isinstance(norm, torch_lightningdit.RMSNorm):
                 norm.weight.data += 1.0
     # Classes in place of instances' methods, since the loop copies the model.
-    model.__class__, model.bn.__class__, model.t_embedder.__class__ = _classes()
+    model.__class__, model.t_embedder.__class__ = _classes()
+    model.bn.__class__ = recording_norm()
     return model
 
 
 @functools.cache
-def _classes():
-    sit = original.modules().sit
+def recording_norm():
+    """The class of a BatchNorm that keeps its last output."""
 
     class RecordingNorm(torch.nn.BatchNorm2d):
         def forward(self, x):
             self.last = super().forward(x)
             return self.last
+
+    return RecordingNorm
+
+
+@functools.cache
+def _classes():
+    sit = original.modules().sit
 
     class ReversedTime(sit.TimestepEmbedder):
         def forward(self, t):
@@ -86,11 +94,11 @@ def _classes():
                 out["denoising_loss"] = out["denoising_loss"] + apart
             return out
 
-    return Model, RecordingNorm, ReversedTime
+    return Model, ReversedTime
 
 
 def load_lightningdit(tensors, model: LightningDiT) -> dict:
-    """The variables of such a model's state dict, its heads and latent statistics included."""
+    """The variables of its state dict, those of heads and latent statistics included."""
     others = ("params/projectors_", "batch_stats/")
     heads = [rule for rule in sit_rules(model.patch_size) if rule.ours.startswith(others)]
     rules = [*lightningdit_rules(model.patch_size), *heads]

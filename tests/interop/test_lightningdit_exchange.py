@@ -289,7 +289,7 @@ def test_a_run_that_trains_its_vae_is_refused(tmp_path):
         family="lightningdit", patch_size=2, hidden_size=32, depth=2, num_heads=2, encoder_depth=1
     )
     models = build_models(config)
-    with pytest.raises(UserError, match="holds no VAE, but this run trains one"):
+    with pytest.raises(UserError, match="a checkpoint of LightningDiT holds no VAE, but"):
         original_checkpoint._parts(models, config, "it", statistics=True)
 
 

@@ -5,8 +5,8 @@ import numpy as np
 import parity
 import pytest
 import torch
-import torch_sit
 from original_dit import ORIGINAL, REASON, original_dit
+from torch_dit import make_dit
 
 from repae_jax.interop import tables
 from repae_jax.interop.sit import sit_rules
@@ -21,26 +21,7 @@ LABELS = np.array([4, CLASSES, 1])
 needs_original = pytest.mark.skipif(not ORIGINAL, reason=REASON)
 
 
-class TorchDiT(torch_sit.SiT):
-    """The tests' SiT with twice the channels at its end, and no heads."""
-
-    def __init__(self, input_size, in_channels, **config):
-        super().__init__(latent_size=input_size, latent_channels=in_channels, **config)
-        features = self.patch_size**2 * 2 * in_channels
-        self.final_layer = torch_sit.FinalLayer(config["hidden_size"], features)
-        del self.bn
-
-    def forward(self, x, t, labels):
-        return super().forward(x, t.float(), labels)[0]
-
-
-def make_torch(**config):
-    model = TorchDiT(**config, encoder_depth=1)
-    model.pos_embed.requires_grad = False
-    return model
-
-
-REFERENCES = {"torch": make_torch, "original": original_dit}
+REFERENCES = {"torch": make_dit, "original": original_dit}
 NAMES = ["torch", pytest.param("original", marks=needs_original)]
 
 

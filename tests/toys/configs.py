@@ -22,6 +22,13 @@ def get_config(words: str = "backbone"):
     config.optimizer.backbone.learning_rate = 1e-2  # so that four steps show
     if toy == "backbone":
         config.backbone = defaults.backbone(family="mixer")
+    if toy == "dit":
+        config.backbone = defaults.backbone(
+            family=toy, patch_size=2, hidden_size=16, depth=2, num_heads=2, encoder_depth=1
+        )
+        config.objective.interpolant = "ddpm"
+        config.sampling.update(method="ddpm", steps=3, guidance_channels=1)
+        config.run.sample_steps = 3
     if toy == "lightningdit":
         config.backbone = defaults.backbone(
             family=toy, patch_size=2, hidden_size=16, depth=2, num_heads=2, encoder_depth=1

@@ -22,12 +22,13 @@ pytestmark = pytest.mark.slow  # each toy trains, and compiles every command's p
 HERE = pathlib.Path(__file__).parent
 CONFIG = HERE / "configs.py"
 TOYS = ("backbone", "condition", "tokenizer", "encoder")  # each is one short file and one row
-TENANTS = (*TOYS, "lightningdit")
+TENANTS = (*TOYS, "lightningdit", "dit")
 NO_VAE = {"tokenizer": "a Patches has no format of diffusers' or LDM's"}
 NO_CHECKPOINT = {
     "backbone": "a Mixer with a ClassLabel",
     "condition": "a SiT with a Caption",
-    "lightningdit": "LightningDiT's checkpoint holds no VAE",
+    "lightningdit": "a checkpoint of LightningDiT holds no VAE",
+    "dit": "a checkpoint of DiT holds no VAE",
     "tokenizer": "this run trains a Patches and its discriminator",
 }
 

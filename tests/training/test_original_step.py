@@ -27,6 +27,7 @@ QUICK = (
     Case("linear", frozen_vae=True),
     Case(stripes=8),
     Case(backbone="lightningdit"),
+    Case(backbone="dit"),
 )
 CASES = [
     case if case in QUICK else pytest.param(case, marks=pytest.mark.slow)

@@ -1,0 +1,94 @@
+"""Training checkpoints that hold a backbone alone, of LightningDiT's code and of DiT's."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from repae_jax.errors import UserError
+from repae_jax.interop import original
+from repae_jax.interop.checkpoint_schema import arguments_of
+from repae_jax.interop.lightningdit import PREFIX
+from repae_jax.interop.original import Kind, Part
+from repae_jax.models.backbones.dit import DiT
+from repae_jax.models.backbones.lightningdit import LightningDiT
+from repae_jax.runs.dit_args import config_of_dit, dit_args
+from repae_jax.runs.lightningdit_args import (
+    config_of_lightningdit,
+    latent_multiplier,
+    lightningdit_config,
+    plain_config,
+)
+
+SD_SCALE = 0.18215  # REPA and DiT multiply SD-VAE's latents by this and keep no statistics
+
+
+class Foreign(NamedTuple):
+    """A kind of training checkpoint: a backbone without heads and latent statistics.
+
+    Attributes:
+      network: the backbone's class.
+      part: makes its `Part`.
+      config_of: (content, source=...) -> the configuration that continues it.
+      settings: its entry with the settings of its training, "config" or "args".
+      settings_of: (content, source) -> the content of that entry as plain values, {} without one.
+      make_settings: a configuration -> the content of that entry.
+      statistics: (content, the VAE's statistics or None, channels, source) -> the mean and variance
+        by which its latents are normalized, (c,) each.
+      prefix: the beginning of the names in "model".
+    """
+
+    network: type
+    part: Callable[[Any], Part]
+    config_of: Callable[..., ConfigDict]
+    settings: str
+    settings_of: Callable[[Mapping[str, Any], str], dict[str, Any]]
+    make_settings: Callable[[ConfigDict], dict[str, Any]]
+    statistics: Callable[..., dict[str, np.ndarray]]
+    prefix: str = ""
+
+
+def scaled(channels: int) -> dict[str, np.ndarray]:
+    """The statistics of latents that are multiplied by `SD_SCALE`."""
+    return {"mean": np.zeros(channels), "var": np.full(channels, SD_SCALE**-2.0)}
+
+
+def _normalized(content, statistics, channels, source):
+    if statistics is None:
+        raise UserError(
+            f"{source}: LightningDiT normalizes latents by statistics, and the VAE of "
+            "config.tokenizer.weights has no latent statistics: name its latents_stats.pt with "
+            "--config.tokenizer.statistics"
+        )
+    multiplier = latent_multiplier(content, source)
+    return {"mean": statistics["mean"], "var": statistics["var"] / multiplier**2}
+
+
+FOREIGN: dict[Kind, Foreign] = {
+    "lightningdit": Foreign(
+        LightningDiT,
+        original.lightningdit_part,
+        config_of_lightningdit,
+        "config",
+        plain_config,
+        lightningdit_config,
+        _normalized,
+        PREFIX,
+    ),
+    "dit": Foreign(
+        DiT,
+        original.dit_part,
+        config_of_dit,
+        "args",
+        arguments_of,
+        dit_args,
+        lambda content, statistics, channels, source: scaled(channels),
+    ),
+}
+
+
+def foreign_of(backbone: Any) -> Kind | None:
+    """The kind of the checkpoints that hold such a backbone alone; None for others."""
+    found = (kind for kind, row in FOREIGN.items() if type(backbone) is row.network)
+    return next(found, None)
