@@ -153,7 +153,7 @@ def _take_velocity(parts, source):
     if arguments and arguments.get("prediction") != "velocity":
         raise UserError(
             f"{source}: its argument 'prediction' is {arguments.get('prediction')!r}: only a SiT "
-            "that predicts the velocity makes images here"
+            "that predicts the velocity makes images here (a DiT predicts the noise)"
         )
     path = arguments.get("path_type", "Linear")
     if path not in _PATHS:

@@ -66,7 +66,7 @@ def test_a_published_sit_becomes_a_run(how, run, tmp_path, capsys):
     words += ["--config.data.resolution=16", "--config.condition.drop=0.1"]
     assert main(["convert", str(tmp_path / "x.pt"), str(tmp_path / "run"), *words]) == 0
     said = capsys.readouterr().out
-    assert "first half is the velocity; its second half is left out (a DiT has the same" in said
+    assert "taken for a SiT, whose last layer's second half is left out; a DiT has the same" in said
     assert ("the moments of its optimizer" in said) == (how == "training")
     state = restore_latest(tmp_path / "run")
     model = {name: tensor.numpy() for name, tensor in tensors.items()}

@@ -18,8 +18,8 @@ STRIPPED = {
         ("model", "ema", "vae", "discriminator", "args", "steps"), "no optimizers: their moments"
     ),
     "no discriminator": (("model", "ema", "vae", "args", "steps"), "no discriminator: a fresh one"),
-    "moving average and VAE": (("ema", "vae", "args"), "no SiT: its moving average"),
-    "no moving average": (("model", "vae", "args", "steps"), "no moving average: the SiT is taken"),
+    "moving average and VAE": (("ema", "vae", "args"), "no model: its moving average"),
+    "no moving average": (("model", "vae", "args", "steps"), "no moving average: the model"),
     "no arguments": (("model", "ema", "vae"), "no step, so the run begins at 0"),
 }  # fmt: skip
 
@@ -82,7 +82,7 @@ def test_inspect_says_what_a_stripped_checkpoint_lacks(checkpoint, tmp_path, cap
     assert main(["inspect", str(tmp_path / "x.pt")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(maxsplit=1)[1] for line in lines if line.startswith("note ")] == [
-        "no SiT: its moving average is taken for both",
+        "no model: its moving average is taken for both",
         "no step, so the run begins at 0",
         "no optimizers: their moments begin at zero",
         "no discriminator: a fresh one takes its place",
