@@ -19,8 +19,7 @@ class Mixer(nn.Module):
     scan: bool
     depth: int = 2
     encoder_depth: int = 1
-    predicts = "velocity"
-    grid = property(lambda self: self.latent_size // 2)
+    predicts, grid = "velocity", property(lambda self: self.latent_size // 2)
 
     @nn.compact
     def __call__(self, x, t, condition):
