@@ -33,7 +33,7 @@ SECOND_HALF = (
 
 
 def parts_of(
-    content: Mapping[str, Any], *, source: str, dit: bool | None = None
+    content: Mapping[str, Any], *, source: str, dit: bool = False
 ) -> dict[str, Any] | None:
     """A training checkpoint's content with each network under its own names.
 
@@ -41,8 +41,9 @@ def parts_of(
     but one SiT may be missing or None. A missing `model` or `ema` takes the value of the other;
     missing `steps` become 0.
 
-    A DiT has the names and shapes of its authors' SiT. `dit` says which it is; None decides by the
-    arguments, of which only SiT's have a "prediction", and takes weights without any for a SiT.
+    A DiT has the names and shapes of the SiT of SiT's authors. The arguments decide which it is, of
+    which only SiT's have a "prediction". Weights without arguments count as a SiT, or with `dit` as
+    a DiT.
 
     Returns:
       the parts, with `notes` on missing and ignored parts; None for other content.
@@ -69,10 +70,8 @@ def parts_of(
         parts.setdefault("steps", steps_taken(parts["opt"]))
     notes += _make_whole(parts, sits)
     if kind_of(parts) == "dit":
-        if dit is None:
-            arguments = arguments_of(parts, source)
-            dit = bool(arguments) and "prediction" not in arguments
-        if not dit:
+        arguments = arguments_of(parts, source)
+        if not (dit or (arguments and "prediction" not in arguments)):
             notes += _take_velocity(parts, source)
     return {**parts, "notes": tuple(notes)}
 

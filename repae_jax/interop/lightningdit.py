@@ -16,6 +16,7 @@ from repae_jax.interop import tables
 from repae_jax.interop.tables import LINEAR, Rule, layer, norm, patch_layout
 from repae_jax.models.backbones.base import blank_inputs
 from repae_jax.models.backbones.lightningdit import PRESETS, LightningDiT
+from repae_jax.models.backbones.transformer import preset_of
 from repae_jax.models.rotary import angles
 
 # The tables of cosines and sines, which the grid and the width of a head determine.
@@ -110,7 +111,6 @@ def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[
             f"{source}: its last layer has twice the latents' {channels} channels (learn_sigma), "
             "whose second half nothing trains: only models without it are read"
         )
-    swiglu = "blocks.0.mlp.w12.weight" in tensors
     return {
         "latent_size": grid * patch,
         "latent_channels": channels,
@@ -121,7 +121,7 @@ def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[
         "num_classes": shape("y_embedder.embedding_table.weight")[0],
         "qk_norm": "blocks.0.attn.q_norm.weight" in tensors,
         "rotary": "feat_rope.freqs_cos" in tensors,
-        "swiglu": swiglu,
+        "swiglu": "blocks.0.mlp.w12.weight" in tensors,
         "rms_norm": "blocks.0.norm1.weight" in tensors,
         "shift": rows == 6 * hidden,
     }
@@ -141,13 +141,6 @@ def _heads(tensors, hidden, source):
     return published[hidden]
 
 
-def preset_of(found: Mapping[str, Any]) -> str:
-    """The published size with these dimensions; "" for another."""
-    keys = ("hidden_size", "depth", "num_heads", "patch_size")
-    shape = {key: found[key] for key in keys}
-    return next((name for name, preset in PRESETS.items() if preset == shape), "")
-
-
 def text_of(tensors: Mapping[str, np.ndarray]) -> str:
     """A LightningDiT's dimensions in words, or the reason why its tensors have none."""
     try:
@@ -159,7 +152,7 @@ def text_of(tensors: Mapping[str, np.ndarray]) -> str:
     side = d["latent_size"]
     options = [name for name in ("qk_norm", "rotary", "swiglu", "rms_norm", "shift") if d[name]]
     return (
-        f"{preset_of(d) or 'own size'}: width {d['hidden_size']}, depth {d['depth']}, "
+        f"{preset_of(d, PRESETS) or 'own size'}: width {d['hidden_size']}, depth {d['depth']}, "
         f"{d['num_heads']} heads, patch {d['patch_size']}, latents {side} x {side} x "
         f"{d['latent_channels']}, {d['num_classes']} rows of labels; with {', '.join(options)}"
     )

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-STEPS = 1000
+from repae_jax.models.backbones.dit import STEPS, step_of
+from repae_jax.objectives.interpolant import per_image
 
 
 class Chain(NamedTuple):
@@ -57,11 +58,6 @@ def make_chain(steps: tuple[int, ...] | None = None) -> Chain:
         from_data=beta * np.sqrt(before) / (1.0 - alpha_bar),
         from_noisy=(1.0 - before) * np.sqrt(1.0 - beta) / (1.0 - alpha_bar),
     )
-
-
-def step_of(t: jax.Array) -> jax.Array:
-    """The step, int32 from 0 to 999, for which a time in [0, 1] stands."""
-    return jnp.clip(jnp.round(t * STEPS), 0, STEPS - 1).astype(jnp.int32)
 
 
 def _at(column, t):
@@ -117,22 +113,20 @@ def variational_bound(
       t: times (B,).
     """
     chain = make_chain()
-    per_image = t.reshape(-1, *[1] * (x.ndim - 1))
+    t = per_image(t, x)
 
     def at(column):
-        return _at(column, per_image)
+        return _at(column, t)
 
     data = at(chain.alpha_bar**-0.5) * noisy - at(np.sqrt(1.0 / chain.alpha_bar - 1.0)) * noise
     true_mean = at(chain.from_data) * x + at(chain.from_noisy) * noisy
     mean = at(chain.from_data) * data + at(chain.from_noisy) * noisy
-    true_log, log = (
-        at(chain.log_posterior),
-        log_variance(fraction, at(chain.log_posterior), at(chain.log_beta)),
-    )
+    true_log = at(chain.log_posterior)
+    log = log_variance(fraction, true_log, at(chain.log_beta))
     kl = 0.5 * (
         -1.0 + log - true_log + jnp.exp(true_log - log) + (true_mean - mean) ** 2 * jnp.exp(-log)
     )
-    bound = jnp.where(step_of(per_image) == 0, -_log_likelihood(x, mean, 0.5 * log), kl)
+    bound = jnp.where(step_of(t) == 0, -_log_likelihood(x, mean, 0.5 * log), kl)
     return bound.mean() / np.log(2.0)
 
 

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from repae_jax.objectives.alignment import unit
+
 
 def denoising_loss(velocity: jax.Array, target: jax.Array) -> jax.Array:
     """Mean squared error of the velocity (B, h, w, c) over all axes; float32 scalar.
@@ -19,9 +21,4 @@ def cosine_loss(velocity: jax.Array, target: jax.Array) -> jax.Array:
     1e-8 count as 1e-8, as PyTorch's do; so the gradient at a velocity of zero, which a new backbone
     predicts, is the target's direction times 1e8.
     """
-    return jnp.mean(1.0 - jnp.sum(_unit(velocity.astype(jnp.float32)) * _unit(target), axis=-1))
-
-
-def _unit(x):
-    squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    return x / jnp.sqrt(jnp.maximum(squared, 1e-16))
+    return jnp.mean(1.0 - jnp.sum(unit(velocity, 1e-8) * unit(target, 1e-8), axis=-1))

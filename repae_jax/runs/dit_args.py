@@ -11,6 +11,8 @@ from repae_jax.errors import UserError
 from repae_jax.interop.checkpoint_schema import arguments_of
 from repae_jax.interop.sit import infer_dimensions
 from repae_jax.models.backbones.dit import PRESETS
+from repae_jax.models.backbones.transformer import preset_of
+from repae_jax.runs.original_args import assign, look_up
 from repae_jax.utils.schema import check_schema, whole
 
 _OURS = "repae_jax"  # the argument that holds the complete configuration of our own runs
@@ -50,7 +52,7 @@ def config_of_dit(content: Mapping[str, Any], *, source: str) -> ConfigDict:
     found = infer_dimensions(content["ema"], source=source)
     keys = ("hidden_size", "depth", "num_heads", "patch_size")
     shape = {key: found[key] for key in keys}
-    arch = next((name for name, preset in PRESETS.items() if preset == shape), None)
+    arch = preset_of(found, PRESETS)
     if arch is None or found["latent_channels"] != 4:
         raise UserError(
             f"{source}: a DiT of {shape} and {found['latent_channels']} latent channels is none of "
@@ -63,20 +65,11 @@ def config_of_dit(content: Mapping[str, Any], *, source: str) -> ConfigDict:
     config.data.num_classes = found["num_classes"] - 1
     for theirs, ours in _SAME.items():
         if theirs in args:
-            *path, last = ours.split(".")
-            section = config
-            for name in path:
-                section = section[name]
-            section[last] = args[theirs]
+            assign(config, (ours,), args[theirs])
     return configuration.apply_recipe(config, "vanilla")
 
 
 def dit_args(config: ConfigDict) -> dict[str, Any]:
     """DiT's arguments for this configuration; "repae_jax" holds all of it as JSON."""
-    args = {"model": config.backbone.arch}
-    for theirs, ours in _SAME.items():
-        value = config
-        for name in ours.split("."):
-            value = value[name]
-        args[theirs] = value
-    return args | {_OURS: configuration.to_json(config)}
+    args = {theirs: look_up(config, ours) for theirs, ours in _SAME.items()}
+    return {"model": config.backbone.arch} | args | {_OURS: configuration.to_json(config)}

@@ -14,7 +14,9 @@ from typing_extensions import TypedDict  # pydantic asks for this one before Pyt
 
 from repae_jax.config import defaults as configuration
 from repae_jax.errors import UserError
-from repae_jax.interop.lightningdit import infer_dimensions, preset_of
+from repae_jax.interop.lightningdit import infer_dimensions
+from repae_jax.models.backbones.lightningdit import PRESETS
+from repae_jax.models.backbones.transformer import preset_of
 from repae_jax.utils.schema import check_schema, real, short_repr, whole
 
 _OURS = "repae_jax"  # the key that holds the complete configuration of our own runs
@@ -188,7 +190,7 @@ def _set_network(config, found, source):
         )
     options = ("qk_norm", "rotary", "swiglu", "rms_norm", "shift")
     changes = {name: found[name] for name in options}
-    if not (arch := preset_of(found)):
+    if not (arch := preset_of(found, PRESETS) or ""):
         sizes = ("hidden_size", "depth", "num_heads", "patch_size")
         changes |= {name: found[name] for name in sizes}
         changes["encoder_depth"] = min(8, found["depth"])

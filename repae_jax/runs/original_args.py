@@ -3,7 +3,7 @@
 The original keeps the arguments in its checkpoints and in args.json.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
@@ -14,6 +14,7 @@ from repae_jax.errors import UserError
 from repae_jax.interop.original import Kind
 from repae_jax.interop.sit import infer_dimensions
 from repae_jax.models.backbones.sit import SIT_CONFIGS
+from repae_jax.models.backbones.transformer import preset_of
 from repae_jax.models.encoders.vit import VIT_CONFIGS
 from repae_jax.models.tokenizers.autoencoder_kl import VAE_CONFIGS
 from repae_jax.utils.schema import Text, check_schema, real
@@ -121,7 +122,7 @@ def config_from_args(args: Mapping[str, Any], kind: Kind, *, source: str) -> Con
     config.dtype = "float32" if args.get("mixed_precision") == "no" else "bfloat16"
     for theirs, ours in _SAME.items():
         if args.get(theirs) is not None:
-            _assign(config, ours, args[theirs])
+            assign(config, ours, args[theirs])
     if kind == "repa":  # REPA's train.py never passes --cfg-prob to the SiT
         config.condition.drop = 0.1
     if kind != "repae":
@@ -144,8 +145,6 @@ def args_from_weights(tensors: Mapping[str, Any], *, source: str) -> dict[str, A
       UserError: the tensors have no published size.
     """
     found = infer_dimensions(tensors, source=source)
-    shape = {key: found[key] for key in ("hidden_size", "depth", "num_heads", "patch_size")}
-    name = next((name for name, preset in SIT_CONFIGS.items() if preset == shape), None)
     vaes = {4: ("f8d4", 8), 32: ("f16d32", 16)}
     vae, factor = vaes.get(found["latent_channels"], (None, 1))
     teachers = {
@@ -155,7 +154,7 @@ def args_from_weights(tensors: Mapping[str, Any], *, source: str) -> dict[str, A
         1536: "dinov2-vit-g",
     }
     return {
-        "model": name,
+        "model": preset_of(found, SIT_CONFIGS),
         "vae": vae,
         "resolution": found["latent_size"] * factor,
         "num_classes": found["num_classes"] - 1,
@@ -170,7 +169,7 @@ def args_from_config(config: ConfigDict) -> dict[str, Any]:
 
     The argument "repae_jax" holds the complete configuration as JSON.
     """
-    args = {theirs: _look_up(config, ours[0]) for theirs, ours in _SAME.items()}
+    args = {theirs: look_up(config, ours[0]) for theirs, ours in _SAME.items()}
     names = [_original_teacher(entry.arch) or name for name, entry in config.teachers.items()]
     return args | {
         "exp_name": config.name,
@@ -227,7 +226,8 @@ def _known(name, presets, argument, source):
     return name
 
 
-def _assign(config, keys, value):
+def assign(config: ConfigDict, keys: Iterable[str], value: Any) -> None:
+    """Set keys such as "data.resolution" to a value, in place."""
     for key in keys:
         *path, last = key.split(".")
         node = config
@@ -236,7 +236,8 @@ def _assign(config, keys, value):
         node[last] = type(node[last])(value) if isinstance(node[last], float) else value
 
 
-def _look_up(config, key):
+def look_up(config: ConfigDict, key: str) -> Any:
+    """The value of a key such as "data.resolution"."""
     for part in key.split("."):
         config = config[part]
     return config

@@ -254,8 +254,8 @@ def _import(content, config, models, source, progress):
     return state, Provenance(kind, steps, args, groups, counters, slots)
 
 
-def _checkpoint(content, source, *, dit=None):
-    parts = checkpoint_parts.parts_of(content, source=source, dit=dit or None)
+def _checkpoint(content, source, *, dit=False):
+    parts = checkpoint_parts.parts_of(content, source=source, dit=dit)
     if parts is None:
         raise UserError(f"{source}: not a training checkpoint: it holds no backbone known here")
     return parts

@@ -31,8 +31,8 @@ def chain_steps(method: str, count: int) -> tuple[int, ...]:
         possible = sorted({len(range(0, STEPS, stride)) for stride in range(1, STEPS)})
         near = min(possible, key=lambda steps: abs(steps - count))
         raise UserError(
-            f"steps is {count}: no whole stride through {STEPS} steps gives so many for ddim; use "
-            f"{near}"
+            f"steps is {count}, but no whole stride of ddim through {STEPS} steps gives that "
+            f"number: use {near}"
         )
     stride = (STEPS - 1) / (count - 1) if count > 1 else 1.0
     place, steps = 0.0, []

@@ -1,8 +1,6 @@
 """DiT's checkpoints become runs, and come back bit by bit."""
 
 import argparse
-import dataclasses
-import pathlib
 
 import jax
 import numpy as np
@@ -10,6 +8,7 @@ import parity
 import pytest
 import tiny
 import torch
+from foreign_trips import Trip, write_vae
 from original_dit import ORIGINAL, REASON, original_dit
 from saved import assert_same_content, saved_content
 from torch_dit import make_dit
@@ -21,7 +20,6 @@ from repae_jax.errors import UserError
 from repae_jax.interop import files
 from repae_jax.interop.checkpoint_parts import SECOND_HALF, kind_of, parts_of
 from repae_jax.interop.detect_format import detect
-from repae_jax.interop.vae_files import StoredVAE, write_ldm
 from repae_jax.runs.build import build_models
 from repae_jax.runs.dit_args import config_of_dit, dit_args
 from repae_jax.runs.open_run import load_state
@@ -54,27 +52,6 @@ def trained(make, folder):
     content = {"model": model.state_dict(), "ema": ema.state_dict(), "opt": opt.state_dict()}
     torch.save(content | {"args": argparse.Namespace(**ARGS)}, path)
     return model, ema, path
-
-
-def write_vae(folder):
-    module = build_models(tiny.get_config("vae")).tokenizer
-    x = np.zeros((1, 32, 32, 3), np.float32)
-    noise = np.zeros((1, SIDE, SIDE, CHANNELS), np.float32)
-    params = jax.device_get(parity.quick_jit(module.init)(jax.random.key(0), x, noise))["params"]
-    write_ldm(folder / "vae.safetensors", StoredVAE(module, params, {}, None))
-    return folder / "vae.safetensors"
-
-
-@dataclasses.dataclass
-class Trip:
-    """Their models, their checkpoint, its run, and the checkpoint that this becomes."""
-
-    model: torch.nn.Module
-    ema: torch.nn.Module
-    checkpoint: pathlib.Path
-    workdir: pathlib.Path
-    exported: pathlib.Path
-    config: object
 
 
 REFERENCES = {"torch": make_dit, "original": original_dit}

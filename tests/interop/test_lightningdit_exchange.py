@@ -1,8 +1,5 @@
 """LightningDiT's checkpoints become runs, and come back bit by bit."""
 
-import dataclasses
-import pathlib
-
 import jax
 import numpy as np
 import parity
@@ -10,6 +7,7 @@ import pytest
 import tiny
 import torch
 import torch_lightningdit
+from foreign_trips import Trip, write_vae
 from original_lightningdit import ORIGINAL, REASON, original_lightningdit
 from saved import assert_same_content, saved_content
 
@@ -18,7 +16,6 @@ from repae_jax.config.defaults import backbone, lightningdit256
 from repae_jax.config.validate import validate
 from repae_jax.errors import UserError
 from repae_jax.interop.detect_format import detect
-from repae_jax.interop.vae_files import StoredVAE, write_ldm
 from repae_jax.runs import original_checkpoint
 from repae_jax.runs.build import build_models, fresh_state
 from repae_jax.runs.lightningdit_args import config_of_lightningdit, lightningdit_config
@@ -72,18 +69,13 @@ def trained(make, folder):
     return model, ema, path
 
 
-def write_vae(folder):
-    """A VAE under LDM's names with LightningDiT's file of statistics: their paths."""
-    module = build_models(tiny.get_config("vae")).tokenizer
-    x = np.zeros((1, 32, 32, 3), np.float32)
-    noise = np.zeros((1, 32 // module.factor, 32 // module.factor, CHANNELS), np.float32)
-    params = jax.device_get(parity.quick_jit(module.init)(jax.random.key(0), x, noise))["params"]
-    write_ldm(folder / "vae.safetensors", StoredVAE(module, params, {}, None))
+def write_statistics(folder):
+    """LightningDiT's file of statistics: its path, mean and deviation."""
     mean, std = parity.normal(CHANNELS, seed=4), 1 + np.arange(CHANNELS, dtype=np.float32)
     shaped = {"mean": mean, "std": std}
     shaped = {name: torch.tensor(a).reshape(1, -1, 1, 1) for name, a in shaped.items()}
     torch.save(shaped, folder / "latents_stats.pt")
-    return folder / "vae.safetensors", folder / "latents_stats.pt", mean, std
+    return folder / "latents_stats.pt", mean, std
 
 
 REFERENCES = {"torch": torch_lightningdit.LightningDiT, "original": original_lightningdit}
@@ -93,24 +85,11 @@ NAMES = [
 ]
 
 
-@dataclasses.dataclass
-class Trip:
-    """Their models, their checkpoint, its run, and the checkpoint that this becomes."""
-
-    model: torch.nn.Module
-    ema: torch.nn.Module
-    checkpoint: pathlib.Path
-    workdir: pathlib.Path
-    exported: pathlib.Path
-    config: object
-    statistics: tuple
-
-
 @pytest.fixture(scope="module", params=NAMES)
 def trip(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     model, ema, path = trained(REFERENCES[request.param], folder)
-    vae, file, *statistics = write_vae(folder)
+    vae, (file, *statistics) = write_vae(folder), write_statistics(folder)
     config = tiny.get_config("vanilla")
     config.backbone = backbone(
         family="lightningdit", patch_size=2, hidden_size=32, depth=2, num_heads=2, encoder_depth=1

@@ -23,6 +23,11 @@ PRESETS = {
 STEPS = 1000  # of the chain; the time embedding sees the step
 
 
+def step_of(t: jax.Array) -> jax.Array:
+    """The step, int32 from 0 to 999, for which a time in [0, 1] stands: round(1000 t)."""
+    return jnp.clip(jnp.round(t * STEPS), 0, STEPS - 1).astype(jnp.int32)
+
+
 class DiT(Transformer):
     """The transformer of SiT, which predicts the noise of the path "ddpm" (objectives/ddpm.py).
 
@@ -48,8 +53,7 @@ class DiT(Transformer):
         return output._replace(prediction=noise, extra={"variance": variance})
 
     def _embed(self, x, t, condition):
-        step = jnp.clip(jnp.round(t * STEPS), 0, STEPS - 1)
-        return super()._embed(x, step, condition)
+        return super()._embed(x, step_of(t), condition)
 
 
 FAMILY = Family(

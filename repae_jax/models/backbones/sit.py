@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from repae_jax.models.backbones.transformer import Transformer, check
+from repae_jax.models.backbones.transformer import Transformer, check, preset_of
 from repae_jax.models.family import Family
 
 # name -> (hidden_size, depth, num_heads); SiT paper (arXiv 2401.08740), table 1.
@@ -31,8 +31,7 @@ def describe(d: Mapping[str, Any]) -> str:
     Args:
       d: the fields of `SiT` and of its conditioner; num_heads is None where it is unknown.
     """
-    shape = {key: d[key] for key in ("hidden_size", "depth", "num_heads", "patch_size")}
-    name = next((name for name, preset in SIT_CONFIGS.items() if preset == shape), "own size")
+    name = preset_of(d, SIT_CONFIGS) or "own size"
     heads = f"{d['num_heads']} heads" if d["num_heads"] else "unknown number of heads"
     teachers = ", ".join(map(str, d["teacher_dims"])) or "none"
     labels = d["num_classes"] + int(d.get("null_class", False))

@@ -4,6 +4,9 @@ A backbone of this kind is a subclass of `Transformer` in a file of its own, wit
 sizes and its options.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -269,6 +272,13 @@ class Transformer(nn.Module):
         x = x.reshape(batch, self.grid, self.grid, p, p, channels)
         x = x.transpose(0, 1, 3, 2, 4, 5)
         return x.reshape(batch, self.latent_size, self.latent_size, channels)
+
+
+def preset_of(found: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The preset with these sizes; None for others."""
+    sizes = ("hidden_size", "depth", "num_heads", "patch_size")
+    shape = {name: found[name] for name in sizes}
+    return next((name for name, preset in presets.items() if preset == shape), None)
 
 
 _LARGEST_TABLE = 2**26  # values of the position table, 256 MiB

@@ -1,0 +1,42 @@
+"""Checkpoints of another code that become runs, and come back: what their tests share."""
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+import parity
+import tiny
+import torch
+
+from repae_jax.interop.vae_files import StoredVAE, write_ldm
+from repae_jax.runs.build import build_models
+
+
+@dataclasses.dataclass
+class Trip:
+    """Their models, their checkpoint, its run, and the checkpoint that this becomes.
+
+    `statistics` are the mean and deviation of the latents, where a file beside the VAE has them.
+    """
+
+    model: torch.nn.Module
+    ema: torch.nn.Module
+    checkpoint: pathlib.Path
+    workdir: pathlib.Path
+    exported: pathlib.Path
+    config: object
+    statistics: tuple = ()
+
+
+def write_vae(folder: pathlib.Path) -> pathlib.Path:
+    """The tiny VAE under LDM's names, without statistics; its path."""
+    module = build_models(tiny.get_config("vae")).tokenizer
+    side = 32 // module.factor
+    x, noise = (
+        np.zeros((1, *shape), np.float32)
+        for shape in ((32, 32, 3), (side, side, module.latent_channels))
+    )
+    params = jax.device_get(parity.quick_jit(module.init)(jax.random.key(0), x, noise))["params"]
+    write_ldm(folder / "vae.safetensors", StoredVAE(module, params, {}, None))
+    return folder / "vae.safetensors"
