@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping
@@ -284,10 +283,14 @@ class Checkpoints:
         """Turn Orbax's errors during reading into a UserError of one line."""
         try:
             yield
-        except (ValueError, KeyError, OSError, TypeError, json.JSONDecodeError) as error:
+        except Exception as error:
+            # Orbax puts the error of a piece of an array into a bare Exception.
+            cause = error.__cause__ if type(error) is Exception else error
+            if not isinstance(cause, (ValueError, KeyError, OSError, TypeError)):
+                raise
             raise UserError(
                 f"checkpoint {self.folder / str(step)} cannot be read "
-                f"({type(error).__name__}: {first_line(error)})"
+                f"({type(cause).__name__}: {first_line(cause)})"
             ) from error
 
     @contextlib.contextmanager
