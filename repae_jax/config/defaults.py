@@ -87,6 +87,8 @@ def base() -> ConfigDict:
                 interpolant="linear",
                 backbone_alignment=0.5,
                 tokenizer_alignment=1.5,
+                alignment_end=0,  # the step at which the backbone's L_REPA ends; 0: never
+                spatial_norm=0.0,  # iREPA's share of the teachers' mean to remove; 0: off
                 stop_gradient=True,
                 latent_norm="batch",
                 reconstruction="l1",

@@ -65,6 +65,8 @@ class _Objective(TypedDict):
     interpolant: Text
     backbone_alignment: _FINITE
     tokenizer_alignment: _FINITE
+    alignment_end: _FROM_ZERO
+    spatial_norm: _FRACTION
     stop_gradient: bool
     latent_norm: Text
     reconstruction: Text

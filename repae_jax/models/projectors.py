@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from repae_jax.models.family import Family
-from repae_jax.models.layers import Dense
+from repae_jax.errors import UserError
+from repae_jax.models.family import Family, Section
+from repae_jax.models.layers import Dense, conv
 
 
 class Projector(Protocol):
@@ -47,4 +48,40 @@ class MLP:
         return MLPHead(self.hidden, features, dtype)
 
 
-PROJECTORS = {"mlp": Family(MLP, {"hidden": MLP.hidden})}
+class ConvHead(nn.Module):
+    """One convolution over the grid of tokens (iREPA, arXiv 2512.10794, section 4)."""
+
+    features: int
+    grid: int
+    kernel: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """(B, N, D) -> (B, N, features)."""
+        batch, _, dim = tokens.shape
+        x = tokens.reshape(batch, self.grid, self.grid, dim)
+        x = conv(dim, self.features, self.kernel, dtype=self.dtype, name="projection_layer")(x)
+        return x.reshape(batch, self.grid**2, self.features)
+
+
+@dataclasses.dataclass(frozen=True)
+class Conv:
+    """A projector that builds `ConvHead`s with a kernel of an odd side, 1 or 3 as published."""
+
+    kernel: int = 3
+
+    def module(self, features: int, grid: int, dtype: jnp.dtype) -> ConvHead:
+        """See `Projector`."""
+        return ConvHead(features, grid, self.kernel, dtype)
+
+
+def _check_conv(projector: Conv, section: Section, path: str) -> None:
+    if projector.kernel < 1 or projector.kernel % 2 == 0:
+        raise UserError(f"{path}.kernel is {projector.kernel}: give an odd number, such as 1 or 3")
+
+
+PROJECTORS = {
+    "mlp": Family(MLP, {"hidden": MLP.hidden}),
+    "conv": Family(Conv, {"kernel": Conv.kernel}, check=_check_conv),
+}

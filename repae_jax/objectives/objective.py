@@ -15,6 +15,10 @@ class Objective:
       interpolant: "linear" or "cosine", or "ddpm" for a backbone that predicts the noise.
       backbone_alignment: lambda, the weight of L_REPA in the backbone's loss.
       tokenizer_alignment: the weight of L_REPA in the VAE's loss.
+      alignment_end: L_REPA of the backbone ends at this step, counted from 0 (HASTE, arXiv
+        2505.16792); 0 for never.
+      spatial_norm: normalize the teachers' tokens over positions before L_REPA (see
+        `alignment.spatial_norm`) with this share of their mean removed; 0 turns it off.
       stop_gradient: keeps gradients of the diffusion loss from the VAE; False is the paper's
         "w/o stopgrad".
       latent_norm: "batch" normalizes latents by batch statistics and updates the running
@@ -37,6 +41,8 @@ class Objective:
     interpolant: str = "linear"
     backbone_alignment: float = 0.5
     tokenizer_alignment: float = 1.5
+    alignment_end: int = 0
+    spatial_norm: float = 0.0
     stop_gradient: bool = True
     latent_norm: str = "batch"
     reconstruction: str = "l1"

@@ -29,7 +29,7 @@ from repae_jax.models.networks import Models, teacher_tokens
 from repae_jax.models.tokenizers.base import decode, encode
 from repae_jax.models.tokenizers.distributions import Gaussian, LatentDistribution
 from repae_jax.objectives.adversarial import generator_loss, hinge_loss, lecam_loss
-from repae_jax.objectives.alignment import alignment_loss
+from repae_jax.objectives.alignment import alignment_loss, spatial_norm
 from repae_jax.objectives.ddpm import variational_bound
 from repae_jax.objectives.diffusion import cosine_loss, denoising_loss
 from repae_jax.objectives.objective import Objective
@@ -134,7 +134,9 @@ def make_loss(
         losses.append(discriminator_loss(models, objective))
     if "backbone" in trained:
         losses.append(backbone_loss(models, objective))
-    shared_forward = make_shared_forward(models, reconstruct="tokenizer" in trained)
+    shared_forward = make_shared_forward(
+        models, reconstruct="tokenizer" in trained, spatial=objective.spatial_norm
+    )
 
     def loss(trained_params, state: TrainState, batch: Batch, draws: Draws):
         state = gather(state.replace(params={**state.params, **trained_params}))
@@ -166,8 +168,11 @@ class StepContext(NamedTuple):
     frozen: Mapping
 
 
-def make_shared_forward(models: Models, *, reconstruct: bool):
-    """Build the shared forward pass: teachers, encoder, and if `reconstruct` the decoder."""
+def make_shared_forward(models: Models, *, reconstruct: bool, spatial: float = 0.0):
+    """Build the shared forward pass: teachers, encoder, and if `reconstruct` the decoder.
+
+    A share `spatial` above 0 normalizes the teachers' tokens, see `alignment.spatial_norm`.
+    """
     tokenizer = models.tokenizer
     condition = models.backbone.conditioner.spec() if models.backbone is not None else ()
 
@@ -177,6 +182,10 @@ def make_shared_forward(models: Models, *, reconstruct: bool):
         if not models.teachers:
             return ()
         return tuple(teacher_tokens(models, frozen["teachers"], batch["image"]).values())
+
+    def teachers(batch, frozen):
+        found = tokens_of(batch, frozen)
+        return tuple(spatial_norm(tokens, spatial) for tokens in found) if spatial else found
 
     def cached_posterior(batch):
         if "latent_mean" not in batch:
@@ -201,7 +210,7 @@ def make_shared_forward(models: Models, *, reconstruct: bool):
             posterior=posterior,
             latents=latents,
             reconstructions=reconstructions,
-            teacher_tokens=tokens_of(batch, state.frozen),
+            teacher_tokens=teachers(batch, state.frozen),
             frozen=state.frozen,
         )
 
@@ -322,12 +331,16 @@ class BackbonePass(NamedTuple):
     target: jax.Array  # (B, h, w, c), see `interpolate`
     latents: jax.Array  # (B, h, w, c), normalized
     noisy: jax.Array  # (B, h, w, c)
+    objective: Objective
     context: StepContext
 
 
 def _alignment(forward: BackbonePass):
-    teacher_tokens = forward.context.teacher_tokens
-    return alignment_loss(forward.output.projections, teacher_tokens) if teacher_tokens else None
+    context, end = forward.context, forward.objective.alignment_end
+    if not context.teacher_tokens:
+        return None
+    loss = alignment_loss(forward.output.projections, context.teacher_tokens)
+    return jnp.where(context.step < end, loss, 0.0) if end else loss
 
 
 def _variational_bound(forward: BackbonePass):
@@ -372,7 +385,7 @@ def backbone_loss(models: Models, objective: Objective):
         weights = {"params": params["backbone"], **context.frozen.get("backbone", {})}
         output = backbone.apply(weights, noisy, context.draws.time, condition)
 
-        forward = BackbonePass(output, target, latents, noisy, context)
+        forward = BackbonePass(output, target, latents, noisy, objective, context)
         total, metrics = weighted_sum(BACKBONE_TERMS, objective, forward)
         return total, metrics | {"sit_loss": total}, batch_stats
 

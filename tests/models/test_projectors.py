@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from parity import quick_jit
+import torch
+from parity import assert_close, normal, quick_jit
 
 from repae_jax.config.defaults import projector
 from repae_jax.config.modules import build_projector
@@ -40,9 +41,9 @@ class Convolution:
 
 
 def test_a_head_may_see_neighbours(monkeypatch):
-    monkeypatch.setitem(PROJECTORS, "conv", Family(Convolution, {"kernel": Convolution.kernel}))
+    monkeypatch.setitem(PROJECTORS, "own", Family(Convolution, {"kernel": Convolution.kernel}))
     config = tiny.get_config()
-    config.projector = projector("conv", kernel=5)
+    config.projector = projector("own", kernel=5)
     validate(config)
     models = build_models(config)
     inputs = blank_inputs(models.backbone)
@@ -64,9 +65,37 @@ def test_options_are_those_of_the_family():
     config.projector.kernel = 3
     with pytest.raises(UserError, match="family is 'mlp', but 'kernel' is a key of another family"):
         validate(config)
-    with pytest.raises(UserError, match="no projector of the family 'conv': use mlp"):
-        projector("conv")
+    with pytest.raises(UserError, match="no projector of the family 'other': use mlp"):
+        projector("other")
     config = tiny.get_config()
-    config.projector.family = "conv"
-    with pytest.raises(UserError, match=r"projector.family is 'conv': it must be 'mlp'"):
+    config.projector.family = "other"
+    with pytest.raises(UserError, match=r"projector.family is 'other': it must be 'mlp' or 'conv'"):
+        validate(config)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_the_convolution_is_torchs(kernel):
+    grid, dim, features = 4, 8, 6
+    head = PROJECTORS["conv"].build(kernel=kernel).module(features, grid, np.float32)
+    theirs = torch.nn.Conv2d(dim, features, kernel, padding=kernel // 2)
+    weights = {
+        "kernel": theirs.weight.detach().numpy().transpose(2, 3, 1, 0),
+        "bias": theirs.bias.detach().numpy(),
+    }
+    tokens = normal(2, grid * grid, dim, seed=0)
+    image = torch.tensor(tokens).transpose(1, 2).reshape(2, dim, grid, grid)
+    expected = theirs(image).flatten(2).transpose(1, 2)
+    found = head.apply({"params": {"projection_layer": weights}}, tokens)
+    assert_close(found, expected, "projection")
+    # PyTorch's own initialization, not the transformer's
+    fresh = head.init(jax.random.key(0), tokens)["params"]["projection_layer"]["kernel"]
+    bound = (dim * kernel * kernel) ** -0.5
+    assert 0.8 * bound < np.abs(fresh).max() <= bound
+
+
+@pytest.mark.parametrize("kernel", [0, 2])
+def test_an_even_kernel_is_named(kernel):
+    config = tiny.get_config()
+    config.projector = projector("conv", kernel=kernel)
+    with pytest.raises(UserError, match=rf"config.projector.kernel is {kernel}"):
         validate(config)

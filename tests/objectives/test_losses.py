@@ -1,14 +1,18 @@
+import os
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import parity
 import pytest
 import torch
+from checkouts import module_of
 from torch.nn import functional
 
 from repae_jax.objectives.adversarial import generator_loss, hinge_loss, lecam_loss
-from repae_jax.objectives.alignment import alignment_loss, unit
-from repae_jax.objectives.diffusion import denoising_loss
+from repae_jax.objectives.alignment import alignment_loss, spatial_norm, unit
+from repae_jax.objectives.diffusion import cosine_loss, denoising_loss
 from repae_jax.objectives.reconstruction import RECONSTRUCTION
 
 
@@ -145,3 +149,38 @@ def test_denoising_equals_torch():
     assert loss.dtype == jnp.float32
     expected = functional.mse_loss(torch.tensor(np.asarray(half, np.float32)), torch.tensor(target))
     parity.assert_close(loss, expected, "in bfloat16", 1e-5)
+
+
+@pytest.mark.parametrize("share", [0.6, 1.0])
+def test_spatial_norm_is_torchs(share):
+    tokens = np.random.default_rng(0).normal(3, 2, size=(2, 16, 8)).astype(np.float32)
+    t = torch.tensor(tokens, dtype=torch.float64)
+    expected = (t - share * t.mean(1, keepdim=True)) / (t.std(1, keepdim=True) + 1e-6)
+    np.testing.assert_allclose(spatial_norm(tokens, share), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_spatial_norm_of_equal_tokens_is_finite():
+    assert np.isfinite(spatial_norm(np.ones((1, 4, 2), np.float32), 1.0)).all()
+
+
+@pytest.mark.skipif(not os.environ.get("IREPA_ORIGINAL"), reason="set IREPA_ORIGINAL to a checkout")
+@pytest.mark.parametrize("share", [0.6, 0.8])
+def test_spatial_norm_is_the_originals(share):
+    file = pathlib.Path(os.environ["IREPA_ORIGINAL"]) / "jit" / "spnorm.py"
+    tokens = np.random.default_rng(0).normal(3, 2, size=(2, 16, 8)).astype(np.float32)
+    expected = module_of(file, "irepa_spnorm").spatial_zscore(torch.tensor(tokens), alpha=share)
+    np.testing.assert_allclose(spatial_norm(tokens, share), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_cosine_loss_is_torchs():
+    velocity, target = (parity.normal(2, 3, 4, 5, seed=seed) for seed in range(2))
+
+    def theirs(v, t):
+        return (1 - functional.cosine_similarity(v, t, dim=-1)).mean()
+
+    assert_equals_torch(cosine_loss, theirs, velocity, target)
+    velocity[0, 0, 0] = 0  # a new model predicts it everywhere
+    leaf = torch.tensor(velocity, requires_grad=True)
+    theirs(leaf, torch.tensor(target)).backward()
+    gradient = jax.grad(cosine_loss)(velocity, target)
+    parity.assert_close(gradient[0, 0, 0], leaf.grad[0, 0, 0], "gradient at zero")

@@ -115,6 +115,36 @@ def test_before_its_start_the_discriminator_is_left_alone():
     assert "discriminator" in moved(first, second)
 
 
+@pytest.mark.slow
+def test_the_alignment_ends():
+    state, batch, draws, step = build("repa", alignment_end=1)
+    step = jax.jit(step)
+    first, metrics = step(state, batch, draws)
+    assert metrics["proj_loss"] != 0
+    assert metrics["sit_loss"] != metrics["denoising_loss"]
+    second, metrics = step(first, batch, draws)
+    assert metrics["proj_loss"] == 0
+    assert metrics["sit_loss"] == metrics["denoising_loss"]
+    heads = [
+        jax.tree.leaves(s.opt_state["backbone"], is_leaf=lambda x: isinstance(x, dict))
+        for s in (first, second)
+    ]
+    mu = [next(part for part in found if isinstance(part, dict)) for found in heads]
+    for a, b in zip(*(jax.tree.leaves(m["projectors_0"]) for m in mu), strict=True):
+        np.testing.assert_allclose(b, 0.9 * a, rtol=1e-5)  # Adam's first moment without a gradient
+
+
+@pytest.mark.slow
+def test_optional_terms_join_the_loss():
+    state, batch, draws, step = build("repa", cosine_weight=0.5, spatial_norm=0.6)
+    _, metrics = jax.jit(step)(state, batch, draws)
+    assert set(metrics) == EXPECTED["repa"] | {"cosine_loss"} | set(OWN_METRICS)
+    parts = metrics["denoising_loss"] + 0.5 * metrics["cosine_loss"] + 0.5 * metrics["proj_loss"]
+    np.testing.assert_allclose(metrics["sit_loss"], parts, rtol=1e-5)
+    plain = build("repa", cosine_weight=0.5)
+    assert jax.jit(plain[-1])(*plain[:-1])[1]["proj_loss"] != metrics["proj_loss"]
+
+
 def test_the_step_is_a_function_of_its_arguments():
     state, batch, draws, step = build("repae")
     step = jax.jit(step)
