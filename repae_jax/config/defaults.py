@@ -85,6 +85,7 @@ def base() -> ConfigDict:
             teachers=dict(),
             objective=dict(
                 interpolant="linear",
+                least_time=0.0,  # the target is (x_t - x) / max(t, this); 0: the velocity
                 backbone_alignment=0.5,
                 tokenizer_alignment=1.5,
                 alignment_end=0,  # the step at which the backbone's L_REPA ends; 0: never

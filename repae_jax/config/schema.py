@@ -63,6 +63,7 @@ class _Pretraining(TypedDict):
 
 class _Objective(TypedDict):
     interpolant: Text
+    least_time: _FRACTION
     backbone_alignment: _FINITE
     tokenizer_alignment: _FINITE
     alignment_end: _FROM_ZERO

@@ -13,6 +13,8 @@ class Objective:
 
     Attributes:
       interpolant: "linear" or "cosine", or "ddpm" for a backbone that predicts the noise.
+      least_time: the velocity's target is (x_t - x) / max(t, least_time), on the linear path (JiT
+        and diffusion-bench, 0.05); 0 for the velocity itself.
       backbone_alignment: lambda, the weight of L_REPA in the backbone's loss.
       tokenizer_alignment: the weight of L_REPA in the VAE's loss.
       alignment_end: L_REPA of the backbone ends at this step, counted from 0 (HASTE, arXiv
@@ -35,10 +37,12 @@ class Objective:
         0 turns it off).
 
     Raises:
-      UserError: an unknown interpolant, latent_norm or reconstruction.
+      UserError: an unknown interpolant, latent_norm or reconstruction, or a least_time that the
+        interpolant does not have.
     """
 
     interpolant: str = "linear"
+    least_time: float = 0.0
     backbone_alignment: float = 0.5
     tokenizer_alignment: float = 1.5
     alignment_end: int = 0
@@ -67,3 +71,8 @@ class Objective:
                 raise UserError(
                     f"config.objective.{field} is {getattr(self, field)!r}: use {choices}"
                 )
+        if self.least_time and self.interpolant != "linear":
+            raise UserError(
+                f"config.objective.least_time is {self.least_time}, which the path "
+                f"{self.interpolant!r} does not have: use 0, or the interpolant 'linear'"
+            )

@@ -1,6 +1,7 @@
 """The table of paths from data to noise; `config.objective.interpolant` names one of them."""
 
 import jax
+import jax.numpy as jnp
 
 from repae_jax.objectives.ddpm import DDPM
 from repae_jax.objectives.interpolant import INTERPOLANTS, Interpolant, per_image
@@ -11,7 +12,7 @@ PATHS: dict[str, Path] = {**INTERPOLANTS, "ddpm": DDPM()}
 
 
 def interpolate(
-    path: Path, x: jax.Array, noise: jax.Array, t: jax.Array
+    path: Path, x: jax.Array, noise: jax.Array, t: jax.Array, *, least_time: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
     """The noisy latents x_t, and the target of the backbone's prediction.
 
@@ -23,9 +24,27 @@ def interpolate(
       x: latents (B, h, w, c).
       noise: standard normal (B, h, w, c).
       t: times (B,) in [0, 1].
+      least_time: above 0, the target on the linear path is (x_t - x) / max(t, least_time), which is
+        the velocity from that time on and shrinks to zero below it (JiT, arXiv 2511.13720).
 
     Returns:
       (x_t, target), each (B, h, w, c).
     """
     t = per_image(t, x)
-    return path.alpha(t) * x + path.sigma(t) * noise, path.target(x, noise, t)
+    noisy = path.alpha(t) * x + path.sigma(t) * noise
+    if least_time:
+        return noisy, velocity_from_data(x, noisy, t, least_time)
+    return noisy, path.target(x, noise, t)
+
+
+def velocity_from_data(
+    x: jax.Array, noisy: jax.Array, t: jax.Array, least_time: float
+) -> jax.Array:
+    """The velocity (x_t - x) / max(t, least_time) on the linear path, of data x or its prediction.
+
+    Args:
+      x, noisy: (B, h, w, c).
+      t: times, (B, 1, 1, 1).
+      least_time: above 0.
+    """
+    return (noisy - x) / jnp.maximum(t, least_time)

@@ -378,12 +378,13 @@ def backbone_loss(models: Models, objective: Objective):
         latents, batch_stats = _normalize(
             models, batch_stats, latents, train=objective.latent_norm == "batch"
         )
-        noisy, target = interpolate(path, latents, context.draws.noise, context.draws.time)
+        noise, time = context.draws.noise, context.draws.time
+        noisy, target = interpolate(path, latents, noise, time, least_time=objective.least_time)
         condition = context.condition
         if null is not None:
             condition = replace_where(context.draws.condition_drop, condition, null)
         weights = {"params": params["backbone"], **context.frozen.get("backbone", {})}
-        output = backbone.apply(weights, noisy, context.draws.time, condition)
+        output = backbone.apply(weights, noisy, time, condition)
 
         forward = BackbonePass(output, target, latents, noisy, objective, context)
         total, metrics = weighted_sum(BACKBONE_TERMS, objective, forward)

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from repae_jax.errors import UserError
 from repae_jax.objectives.interpolant import INTERPOLANTS, score_from_velocity
+from repae_jax.objectives.objective import Objective
 from repae_jax.objectives.paths import interpolate
 
 SHAPE = (6, 3, 2, 4)
@@ -113,3 +115,18 @@ def test_score_follows_the_ratio_formula_for_any_velocity(name):
     ours = score_from_velocity(INTERPOLANTS[name], *single)
     for image in range(SHAPE[0]):
         assert relative_error(ours[image], theirs[image]) < 1e-5
+
+
+def test_a_least_time_bounds_the_denominator(draws):
+    x, noise, _ = draws
+    t = np.resize(np.float32([0.01, 0.05, 0.5, 1.0]), len(x))
+    noisy, target = interpolate(INTERPOLANTS["linear"], x, noise, t, least_time=0.05)
+    plain, velocity = interpolate(INTERPOLANTS["linear"], x, noise, t)
+    np.testing.assert_array_equal(noisy, plain)
+    share = np.minimum(t / 0.05, 1.0).reshape(-1, 1, 1, 1)
+    np.testing.assert_allclose(target, share * velocity, rtol=1e-4, atol=1e-5)
+
+
+def test_a_path_without_a_least_time_is_named():
+    with pytest.raises(UserError, match=r"objective.least_time is 0.05, which the path 'cosine'"):
+        Objective(interpolant="cosine", least_time=0.05)
