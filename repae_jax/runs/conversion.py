@@ -149,7 +149,7 @@ def _check_suffix(target, to):
 
 
 def _to_run(job: Job) -> str:
-    from repae_jax.runs.original_checkpoint import bare_checkpoint, config_of, import_run
+    from repae_jax.runs.original_import import bare_checkpoint, config_of, import_run
 
     content, source = job.found.content, str(job.found.path)
     if job.found.format in _BARE:
@@ -160,7 +160,7 @@ def _to_run(job: Job) -> str:
 
 
 def _to_checkpoint(job: Job) -> str:
-    from repae_jax.runs.original_checkpoint import export_run
+    from repae_jax.runs.original_export import export_run
 
     export_run(job.found.path, job.target, step=job.step, progress=job.progress)
     return TARGETS["checkpoint"]
@@ -201,7 +201,7 @@ def _to_file(job: Job) -> str:
 
 def _vae(found, step):
     if found.format == RUN:
-        from repae_jax.runs.original_checkpoint import run_vae
+        from repae_jax.runs.open_run import run_vae
 
         return run_vae(found.path, step)
     return vae_files.read_vae(found.path)
@@ -210,7 +210,7 @@ def _vae(found, step):
 def _discriminator(found, step):
     """The discriminator's tensors under the original's names; None without a discriminator."""
     if found.format == RUN:
-        from repae_jax.runs.original_checkpoint import run_discriminator
+        from repae_jax.runs.original_export import run_discriminator
 
         return run_discriminator(found.path, step)
     if found.discriminator is not None:

@@ -1,4 +1,4 @@
-"""Opening the work directory of a finished or running run, to sample, measure or report."""
+"""Opening of the work directory of a run: to sample, measure, convert or report."""
 
 import dataclasses
 import pathlib
@@ -6,15 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from repae_jax.errors import UserError
+from repae_jax.interop.vae_files import StoredVAE
 from repae_jax.models.networks import Models
 from repae_jax.parallel.mesh import replicated
 from repae_jax.runs.build import build_models, state_template
 from repae_jax.runs.checkpoints import FOLDER, Checkpoints
 from repae_jax.runs.state import TrainState, tokenizer_variables
+from repae_jax.runs.weights import statistics_of
 from repae_jax.runs.workdir import load_config
 from repae_jax.sampling.samplers import Sampler
 
@@ -49,6 +52,48 @@ def open_run(workdir: pathlib.Path, mesh: Mesh | None = None, *, step: int | Non
     sharding = one if mesh is None else replicated(mesh)
     state = load_state(workdir, config, models, sharding, step=step)
     return Run(workdir, config, models, state)
+
+
+def open_on_host(
+    workdir: pathlib.Path, step: int | None = None, *, optimizers: bool = False
+) -> Run:
+    """Load the newest checkpoint of `workdir`, or the one at `step`, as numpy arrays.
+
+    Args:
+      workdir: the run's folder.
+      step: load only the checkpoint at this step.
+      optimizers: load `opt_state` too; otherwise it is empty.
+
+    Raises:
+      UserError: there is no run or no such checkpoint, or it is damaged.
+    """
+    config = load_config(workdir)
+    models = build_models(config)
+    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    state = load_state(workdir, config, models, host, optimizers=optimizers, step=step)
+    return Run(workdir, config, models, jax.tree.map(np.asarray, state))
+
+
+def run_vae(workdir: pathlib.Path, step: int | None = None) -> StoredVAE:
+    """The VAE of a run's newest checkpoint, with the final statistics of its LatentNorm.
+
+    Args:
+      workdir: the run's folder.
+      step: read only the checkpoint at this step.
+
+    Raises:
+      UserError: there is no run, or its checkpoint is damaged.
+    """
+    run = open_on_host(workdir, step)
+    tokenizer, state = run.models.tokenizer, run.state
+    statistics = statistics_of(state.ema, tokenizer.latent_channels, source=str(workdir))
+    return StoredVAE(
+        tokenizer,
+        state.params["tokenizer"],
+        {},
+        statistics,
+        constants=state.frozen.get("tokenizer", {}),
+    )
 
 
 def load_state(

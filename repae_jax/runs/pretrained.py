@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from repae_jax.errors import UserError, warn
 from repae_jax.interop.vae_files import StoredVAE, read_vae
 from repae_jax.runs.checkpoints import FOLDER
-from repae_jax.runs.original_checkpoint import run_vae
+from repae_jax.runs.open_run import run_vae
 from repae_jax.utils.schema import short_repr
 
 _DTYPES = ("float32", "bfloat16", "float16")

@@ -69,6 +69,12 @@ def tokenizer_variables(params: Mapping[str, Tree], frozen: Mapping[str, Tree]) 
     return {"params": params["tokenizer"], **frozen.get("tokenizer", {})}
 
 
+def discriminator_variables(state: TrainState) -> dict[str, Tree]:
+    """All collections of the discriminator."""
+    name = "discriminator"
+    return {"params": state.params[name], "batch_stats": state.batch_stats[name]}
+
+
 def averaged_variables(state: TrainState) -> dict[str, Tree]:
     """The current values that the moving average follows: backbone and latent statistics."""
     if "backbone" not in state.params:

@@ -57,7 +57,7 @@ def _checkpoint(folder):
     """As the original's train_repae.py writes it, with args.json beside it."""
     import shutil
 
-    from repae_jax.runs.original_checkpoint import export_run
+    from repae_jax.runs.original_export import export_run
 
     make_run(folder / "run")
     export_run(folder / "run", folder / "exp" / "checkpoints" / "0000003.pt", progress=False)
@@ -89,7 +89,7 @@ def _foreign_args_file(folder):
 def _read_foreign_args(folder):
     """The configuration that another's arguments give, checked as `convert` checks it."""
     from repae_jax.config.validate import validate
-    from repae_jax.runs.original_checkpoint import config_of
+    from repae_jax.runs.original_import import config_of
 
     config = config_of(detect(folder / "args.pt").content, source="args.pt")
     validate(config)
@@ -110,7 +110,7 @@ def _second_stage(folder):
 def _read_checkpoint(folder):
     """`inspect`, then everything of `convert` but the writing of the run."""
     from repae_jax.runs.inspection import describe
-    from repae_jax.runs.original_checkpoint import config_of, import_run
+    from repae_jax.runs.original_import import config_of, import_run
 
     path = folder / "exp"
     describe(path)
@@ -124,7 +124,7 @@ def _read_checkpoint(folder):
 
 def _read_second_stage(folder):
     from repae_jax.runs.inspection import describe
-    from repae_jax.runs.original_checkpoint import config_of
+    from repae_jax.runs.original_import import config_of
 
     path = folder / "exp"
     describe(path)

@@ -49,7 +49,7 @@ def _use_run(folder):
 
 def _take_vae(folder):
     """A run in the place of a VAE's weights."""
-    from repae_jax.runs.original_checkpoint import run_vae
+    from repae_jax.runs.open_run import run_vae
 
     vae = run_vae(folder / "run")
     return {"params": vae.params, "statistics": vae.statistics}

@@ -13,7 +13,8 @@ from parity import normal, quick_jit
 from repae_jax.interop import files
 from repae_jax.runs.build import build_models, build_objective, build_optimizers
 from repae_jax.runs.open_run import load_state
-from repae_jax.runs.original_checkpoint import export_run, import_run
+from repae_jax.runs.original_export import export_run
+from repae_jax.runs.original_import import import_run
 from repae_jax.runs.state import TrainState
 from repae_jax.training.step import make_train_step
 

@@ -23,7 +23,7 @@ from repae_jax.interop.detect_format import detect
 from repae_jax.runs.build import build_models
 from repae_jax.runs.dit_args import config_of_dit, dit_args
 from repae_jax.runs.open_run import load_state
-from repae_jax.runs.original_checkpoint import bare_checkpoint, import_run
+from repae_jax.runs.original_import import bare_checkpoint, import_run
 
 SIDE, CHANNELS, CLASSES, STEPS = 8, 2, 10, 3
 MODEL = dict(

@@ -16,11 +16,12 @@ from repae_jax.config.defaults import backbone, lightningdit256
 from repae_jax.config.validate import validate
 from repae_jax.errors import UserError
 from repae_jax.interop.detect_format import detect
-from repae_jax.runs import original_checkpoint
+from repae_jax.runs import original_export
 from repae_jax.runs.build import build_models, fresh_state
 from repae_jax.runs.lightningdit_args import config_of_lightningdit, lightningdit_config
 from repae_jax.runs.open_run import load_state
-from repae_jax.runs.original_checkpoint import bare_checkpoint, import_run
+from repae_jax.runs.original_import import bare_checkpoint, import_run
+from repae_jax.runs.original_parts import new_provenance, trained_parts
 
 SIDE, CHANNELS, CLASSES = 8, 2, 10
 MODEL = dict(
@@ -269,7 +270,7 @@ def test_a_run_that_trains_its_vae_is_refused(tmp_path):
     )
     models = build_models(config)
     with pytest.raises(UserError, match="a checkpoint of LightningDiT holds no VAE, but"):
-        original_checkpoint._parts(models, config, "it", statistics=True)
+        trained_parts(models, config, "it", statistics=True)
 
 
 def test_a_run_with_heads_goes_out_without_them(tmp_path):
@@ -280,9 +281,9 @@ def test_a_run_with_heads_goes_out_without_them(tmp_path):
     config.tokenizer.weights = "somewhere"
     models = build_models(config)
     state = jax.device_get(fresh_state(config, models, jax.random.key(0)))
-    parts = original_checkpoint._parts(models, config, "it", statistics=True)
-    origin = original_checkpoint._new_provenance(config, models, parts)
-    content = original_checkpoint._export(state, parts, origin, config)
+    parts = trained_parts(models, config, "it", statistics=True)
+    origin = new_provenance(config, models, parts)
+    content = original_export._export(state, parts, origin, config)
     assert "projectors_0" in state.params["backbone"]
     for key in ("model", "ema"):
         torch_lightningdit.LightningDiT(**MODEL).load_state_dict(

@@ -17,7 +17,7 @@ from repae_jax.interop.vae_families import FAMILIES
 from repae_jax.interop.vae_files import read_vae, write_diffusers
 from repae_jax.models.tokenizers.base import parameter_shapes
 from repae_jax.runs.build import build_tokenizer
-from repae_jax.runs.original_checkpoint import config_of, import_run
+from repae_jax.runs.original_import import config_of, import_run
 from repae_jax.runs.pretrained import PretrainedVAE
 from repae_jax.runs.weights import read_vae as read_configured
 from repae_jax.runs.weights import statistics_of

@@ -11,7 +11,7 @@ from repae_jax.errors import UserError
 from repae_jax.interop.original import sit_part
 from repae_jax.models.backbones.sit import SIT_CONFIGS
 from repae_jax.runs.original_args import args_from_config, config_from_args
-from repae_jax.runs.original_checkpoint import bare_checkpoint, config_of
+from repae_jax.runs.original_import import bare_checkpoint, config_of
 
 ARGS = dict(  # a run of the original's train_repae.py, as its args.json has it
     output_dir="exps", exp_name="sdvae", model="SiT-XL/2", num_classes=1000, encoder_depth=8,
