@@ -6,7 +6,7 @@
 The argument picks a recipe, e.g. configs/digits.py:repa (needs config.tokenizer.weights).
 """
 
-from repae_jax.config.defaults import apply_recipe, base, teacher
+from repae_jax.config import apply_recipe, base, teacher
 
 
 def get_config(recipe: str = "repae"):

@@ -11,7 +11,7 @@ a converted checkpoint keeps. Needs in pretrained/: the VAE, and for the recipe 
 argument "images" names the images to encode, any other a recipe.
 """
 
-from repae_jax.config.defaults import apply_recipe, dit256, tokenizer
+from repae_jax.config import apply_recipe, dit256, tokenizer
 
 
 def get_config(recipe: str = "vanilla"):

@@ -8,7 +8,7 @@ REPA with a convolution as its head and the teacher's tokens normalized over pos
 The argument picks a recipe, e.g. :repae, which needs LPIPS and the discriminator too.
 """
 
-from repae_jax.config.defaults import apply_recipe, imagenet256, projector, tokenizer
+from repae_jax.config import apply_recipe, imagenet256, projector, tokenizer
 
 
 def get_config(recipe: str = "repa"):

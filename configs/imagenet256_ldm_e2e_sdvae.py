@@ -8,7 +8,7 @@ The VAE is frozen, with the latent statistics that came with it. The argument "i
 images to encode, any other a recipe.
 """
 
-from repae_jax.config.defaults import apply_recipe, imagenet256, tokenizer
+from repae_jax.config import apply_recipe, imagenet256, tokenizer
 
 
 def get_config(recipe: str = "repa"):

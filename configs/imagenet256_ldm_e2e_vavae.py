@@ -9,7 +9,7 @@ images to encode, any other a recipe. Published samples: SDE, 250 steps,
 guidance 2.5 in [0, 0.75].
 """
 
-from repae_jax.config.defaults import apply_recipe, imagenet256, tokenizer
+from repae_jax.config import apply_recipe, imagenet256, tokenizer
 
 
 def get_config(recipe: str = "repa"):

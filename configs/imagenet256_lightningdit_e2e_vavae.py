@@ -9,7 +9,7 @@ Needs in pretrained/: the VAE with its latent statistics, and for the recipe "re
 argument "images" names the images to encode, any other a recipe.
 """
 
-from repae_jax.config.defaults import apply_recipe, lightningdit256, tokenizer
+from repae_jax.config import apply_recipe, lightningdit256, tokenizer
 
 
 def get_config(recipe: str = "vanilla"):

@@ -10,7 +10,7 @@ argument "images" names the images to encode, any other a recipe. The cache hold
 deviation of each image's latents, and each epoch draws new ones; the published run draws them once.
 """
 
-from repae_jax.config.defaults import apply_recipe, lightningdit256, tokenizer
+from repae_jax.config import apply_recipe, lightningdit256, tokenizer
 
 
 def get_config(recipe: str = "vanilla"):

@@ -8,7 +8,7 @@ The argument picks a recipe, e.g. :repa for a frozen VAE. Optimizers and coeffic
 the loss of the velocity and the times are LightningDiT's. Nobody has published this combination.
 """
 
-from repae_jax.config.defaults import apply_recipe, backbone, imagenet256, tokenizer
+from repae_jax.config import apply_recipe, backbone, imagenet256, tokenizer
 
 
 def get_config(recipe: str = "repae"):

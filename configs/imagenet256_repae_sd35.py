@@ -8,7 +8,7 @@ step 20,000, when the VAE has settled under the alignment loss (a choice, not a 
 The argument picks a recipe.
 """
 
-from repae_jax.config.defaults import apply_recipe, imagenet256, tokenizer
+from repae_jax.config import apply_recipe, imagenet256, tokenizer
 
 
 def get_config(recipe: str = "repae"):

@@ -7,7 +7,7 @@ The argument picks a recipe, e.g. :repa for a frozen VAE. Published samples: SDE
 guidance 2.2 in [0, 0.65].
 """
 
-from repae_jax.config.defaults import apply_recipe, imagenet256, tokenizer
+from repae_jax.config import apply_recipe, imagenet256, tokenizer
 
 
 def get_config(recipe: str = "repae"):

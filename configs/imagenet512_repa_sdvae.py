@@ -8,7 +8,7 @@ DINOv2-B sees 448 x 448 pixels, 32 x 32 patches as the SiT does. Hyper-parameter
 REPA's 512 x 512 recipe. The argument "images" names the images to encode, any other a recipe.
 """
 
-from repae_jax.config.defaults import apply_recipe, imagenet256, tokenizer
+from repae_jax.config import apply_recipe, imagenet256, tokenizer
 
 
 def get_config(recipe: str = "repa"):

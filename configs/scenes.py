@@ -7,7 +7,7 @@ The argument picks a recipe, e.g. configs/scenes.py:repa (needs config.tokenizer
 are rendered as they are needed; `prepare scenes:100000 data/scenes/train` renders them once.
 """
 
-from repae_jax.config.defaults import apply_recipe, base, teacher
+from repae_jax.config import apply_recipe, base, teacher
 
 
 def get_config(recipe: str = "repae"):

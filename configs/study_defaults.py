@@ -9,7 +9,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from repae_jax.config.defaults import NETWORKS
+from repae_jax.config import NETWORKS
 from repae_jax.config.overrides import read_config
 from repae_jax.study.plan import arm, claim
 

@@ -8,9 +8,10 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from repae_jax.config import defaults as configuration
+from repae_jax.config import RECIPES, apply_recipe, base
 from repae_jax.config.needs import check_files
 from repae_jax.config.overrides import apply_overrides, read_config
+from repae_jax.config.storage import differences, to_json
 from repae_jax.config.validate import check_devices, validate
 from repae_jax.errors import UserError
 
@@ -20,7 +21,7 @@ CONFIGS = sorted(path for path in FOLDER.glob("*.py") if not path.name.startswit
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-@pytest.mark.parametrize("recipe", configuration.RECIPES)
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_every_config_is_possible_in_every_recipe(path, recipe):
     config = read_config(f"{path}:{recipe}", [])
     if config.data.source == "latents" and "tokenizer" in config.train:
@@ -54,7 +55,7 @@ def test_the_published_recipe_is_the_default():
 
 def test_unknown_recipe_is_named():
     with pytest.raises(UserError, match="no recipe 'repa-e'"):
-        configuration.apply_recipe(configuration.base(), "repa-e")
+        apply_recipe(base(), "repa-e")
 
 
 def set_key(config: ConfigDict, key: str, value) -> None:
@@ -176,9 +177,7 @@ def test_differences_name_the_keys():
     old, new = tiny.get_config(), tiny.get_config()
     new.backbone.depth = 3
     new.teachers.small.weights = "other"
-    lines = configuration.differences(
-        json.loads(configuration.to_json(old)), json.loads(configuration.to_json(new))
-    )
+    lines = differences(json.loads(to_json(old)), json.loads(to_json(new)))
     assert lines == [
         "config.backbone.depth: 2 -> 3",
         "config.teachers.small.weights: 'teacher.safetensors' -> 'other'",

@@ -11,7 +11,7 @@ import tiny
 from typing_extensions import is_typeddict
 
 from repae_jax.cli import main
-from repae_jax.config.defaults import base, teacher
+from repae_jax.config import base, teacher
 from repae_jax.config.schema import SEED, Config, _schema, check_values
 from repae_jax.config.sections import SECTIONS
 from repae_jax.errors import UserError

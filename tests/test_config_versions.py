@@ -7,7 +7,8 @@ import tiny
 from runs import TINY
 
 from repae_jax.cli import main
-from repae_jax.config.defaults import absent_keys, from_stored, teacher
+from repae_jax.config import teacher
+from repae_jax.config.storage import absent_keys, from_stored
 from repae_jax.config.validate import validate
 from repae_jax.config.versions import add_version, current_name
 from repae_jax.errors import UserError

@@ -15,7 +15,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from repae_jax import cli
-from repae_jax.config.defaults import base
+from repae_jax.config import base
 from repae_jax.errors import TryAgain, UserError, describe_error
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 from repae_jax.models.tokenizers.base import parameter_shapes

@@ -11,7 +11,7 @@ from pictures import write_pictures
 from runs import TINY
 
 from repae_jax.cli import main
-from repae_jax.config.defaults import teacher
+from repae_jax.config import teacher
 from repae_jax.config.needs import check_files
 from repae_jax.config.overrides import read_config
 from repae_jax.config.validate import validate

@@ -5,11 +5,12 @@ import json
 import pytest
 import tiny
 
-from repae_jax.config.defaults import absent_keys, base, from_stored, to_json, tokenizer
+from repae_jax.config import base, tokenizer
 from repae_jax.config.modules import build_tokenizer
 from repae_jax.config.overrides import apply_overrides, read_config
 from repae_jax.config.schema import check_values
 from repae_jax.config.sections import section_of
+from repae_jax.config.storage import absent_keys, from_stored, to_json
 from repae_jax.config.validate import validate
 from repae_jax.errors import UserError
 from repae_jax.models.tokenizers.autoencoder_kl import VAE_CONFIGS, AutoencoderKL
@@ -62,7 +63,7 @@ def test_a_preset_of_another_family_brings_its_keys(tmp_path):
     assert build_tokenizer(config) == QWEN
     # as a configuration file may say it
     (tmp_path / "mine.py").write_text(
-        "from repae_jax.config.defaults import base\n\n\ndef get_config():\n    config = base()\n"
+        "from repae_jax.config import base\n\n\ndef get_config():\n    config = base()\n"
         "    config.tokenizer.update(arch='qwenimage', weights='x')\n    return config\n"
     )
     assert read_config(str(tmp_path / "mine.py"), []).tokenizer == config.tokenizer

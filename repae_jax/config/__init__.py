@@ -1,0 +1,28 @@
+"""What a file in configs/ imports: `from repae_jax.config import apply_recipe, base, tokenizer`."""
+
+from repae_jax.config.defaults import (
+    NETWORKS,
+    backbone,
+    base,
+    condition,
+    projector,
+    teacher,
+    tokenizer,
+)
+from repae_jax.config.published import dit256, imagenet256, lightningdit256
+from repae_jax.config.recipes import RECIPES, apply_recipe
+
+__all__ = [
+    "NETWORKS",
+    "RECIPES",
+    "apply_recipe",
+    "backbone",
+    "base",
+    "condition",
+    "dit256",
+    "imagenet256",
+    "lightningdit256",
+    "projector",
+    "teacher",
+    "tokenizer",
+]

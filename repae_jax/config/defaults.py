@@ -1,4 +1,4 @@
-"""Configurations: the default of every key, the recipes, and the JSON form.
+"""The default of every key of a configuration, and functions that make its sections.
 
 A file in configs/ calls `base()` and changes the keys of its experiment. The keys:
 
@@ -18,29 +18,13 @@ A file in configs/ calls `base()` and changes the keys of its experiment. The ke
     run         length and intervals of the run
 """
 
-import json
-from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from repae_jax.config.schema import check_values
-from repae_jax.config.sections import SECTIONS, families_of, section_of
-from repae_jax.config.versions import RENAMED_RECIPES, add_version, upgrade
-from repae_jax.errors import UserError
-from repae_jax.utils.schema import parse_json
-from repae_jax.utils.sealed import seal, unseal_if_sealed
+from repae_jax.config.sections import section_of
 
 NETWORKS = ("backbone", "tokenizer", "discriminator")
-RECIPES = {
-    "repae": "the tokenizer and the backbone jointly (REPA-E)",
-    "repa": "the backbone with alignment, on a frozen tokenizer (REPA)",
-    "vanilla": "the backbone without alignment, on a frozen tokenizer",
-    "vae": "the tokenizer alone, with its discriminator",
-    "repae_no_stop_gradient": "ablation: the backbone's whole loss trains the tokenizer as well",
-    "repae_no_latent_norm": "ablation: fixed latent statistics in place of LatentNorm",
-    "repae_no_regularisation": "ablation: L_REG = 0, the tokenizer learns from the alignment alone",
-}
 
 
 def base() -> ConfigDict:
@@ -159,60 +143,6 @@ def base() -> ConfigDict:
     )
 
 
-def imagenet256() -> ConfigDict:
-    """Make the configuration that the published ImageNet 256 x 256 runs share.
-
-    They train 400,000 steps in bfloat16 with a DINOv2 teacher and LPIPS. Weights are read from
-    pretrained/; docs/weights.md and the errors of `check_files` list them.
-    """
-    config = base()
-    config.dtype = "bfloat16"
-    config.data.update(source="tfds", name="imagenet2012", resolution=256, num_classes=1000)
-    config.teachers.dinov2 = teacher("dinov2-b", weights="pretrained/dinov2_vitb14_pretrain.pth")
-    config.lpips.weights = "pretrained/lpips/vgg.pth"
-    config.lpips.vgg_weights = "pretrained/lpips/vgg16-397923af.pth"
-    return config
-
-
-def lightningdit256() -> ConfigDict:
-    """Make the configuration of the published LightningDiT runs on ImageNet 256 x 256.
-
-    They train 64 epochs on cached latents, by velocity and its direction at logit-normal times, and
-    sample by 249 Euler steps with guidance of three channels (arXiv 2501.01423, and its code).
-    """
-    config = imagenet256()
-    config.backbone = backbone("LightningDiT-XL/1")
-    config.batch_size = 1024
-    config.run.update(steps=80_000, checkpoint_every=20_000)
-    config.optimizer.backbone.update(learning_rate=2e-4, b2=0.95, max_grad_norm=float("inf"))
-    config.objective.cosine_weight = 1.0
-    config.time.weighting = "lognormal"
-    config.sampling.update(
-        method="euler",
-        steps=249,  # between 250 points
-        shift=1 / 0.3,  # 0.3 in the code's direction of time
-        guidance_scale=10.0,
-        guidance_high=0.9,
-        guidance_channels=3,
-    )
-    return config
-
-
-def dit256() -> ConfigDict:
-    """Make the configuration of the published DiT runs on ImageNet 256 x 256.
-
-    They train DiT-XL/2 on SD-VAE's latents, and sample by 250 ancestral steps that guide three
-    channels (arXiv 2212.09748, section 4, and its code).
-    """
-    config = imagenet256()
-    config.backbone = backbone("DiT-XL/2")
-    config.objective.interpolant = "ddpm"
-    config.optimizer.backbone.max_grad_norm = float("inf")
-    config.run.steps = 7_000_000
-    config.sampling.update(method="ddpm", steps=250, guidance_scale=1.5, guidance_channels=3)
-    return config
-
-
 def backbone(arch: str = "", *, family: str = "", **changes: Any) -> ConfigDict:
     """Make `config.backbone`: a preset of a family (models/backbones), or every option by hand.
 
@@ -289,145 +219,3 @@ def teacher(arch: str = "", *, family: str = "", **changes: Any) -> ConfigDict:
       UserError: there is no such family or key.
     """
     return section_of("teacher", family, arch, **changes)
-
-
-def apply_recipe(config: ConfigDict, recipe: str) -> ConfigDict:
-    """Turn a REPA-E configuration into that of a recipe (a key of `RECIPES`), in place.
-
-    Returns the same configuration.
-
-    Raises:
-      UserError: there is no such recipe.
-    """
-    if recipe not in RECIPES:
-        choices = "; ".join(f"{name}: {what}" for name, what in RECIPES.items())
-        if recipe in RENAMED_RECIPES:
-            raise UserError(f"the recipe {recipe!r} is now {RENAMED_RECIPES[recipe]!r}")
-        raise UserError(f"no recipe {recipe!r}; choose from {choices}")
-    if recipe in ("repa", "vanilla"):
-        config.train = ("backbone",)
-        config.objective.latent_norm = "fixed"
-    if recipe == "vanilla":
-        config.teachers = ConfigDict()
-        config.evaluation.cknna_images = 0
-    if recipe == "vae":
-        config.train = tuple(name for name in config.train if name != "backbone")
-        config.teachers = ConfigDict()
-        config.evaluation.every = 0
-    if recipe == "repae_no_stop_gradient":
-        config.objective.stop_gradient = False
-    if recipe == "repae_no_latent_norm":
-        config.objective.latent_norm = "fixed"
-    if recipe == "repae_no_regularisation":
-        for term in ("reconstruction", "perceptual", "kl", "adversarial"):
-            config.objective[f"{term}_weight"] = 0.0
-    config.name = f"{config.name}_{recipe}" if recipe != "repae" else config.name
-    return config
-
-
-def to_json(config: ConfigDict, *, sealed: bool = False) -> str:
-    """The configuration as readable JSON, with a checksum if `sealed`."""
-    content = add_version(config.to_dict())
-    content = seal(content) if sealed else content
-    return json.dumps(content, indent=2, sort_keys=True) + "\n"
-
-
-def from_json(text: str, *, source: str) -> ConfigDict:
-    """Read a configuration from the JSON text that `to_json` wrote.
-
-    Raises:
-      UserError: the text is damaged, or a later version wrote it.
-    """
-    return from_stored(parse_json(text, dict[str, Any], source=source), source=source)
-
-
-def from_stored(stored: Any, *, source: str) -> ConfigDict:
-    """Make a configuration from the parsed JSON of `to_json`; upgrades earlier versions.
-
-    Raises:
-      UserError: a later version wrote it, or it is damaged. (`validate` checks how values combine.)
-    """
-    if isinstance(stored, dict):
-        way_out = "set keys on the command line"
-        stored = unseal_if_sealed(stored, source=source, way_out=way_out)
-    stored = upgrade(stored, source=source)
-    expected = _defaults(stored)
-    if unknown := _apart(expected, stored, "config"):
-        raise UserError(f"{source} has the key {unknown[0]}, which this version does not know")
-    check_values(_with_defaults(stored, expected), source=f"{source}: config.")
-    config = base()
-    for name in stored.keys() & set(SECTIONS):
-        config[name] = section_of(name, expected[name]["family"])
-    for name, entry in stored.get("teachers", {}).items():
-        config.teachers[name] = teacher(**_tuples(entry))
-    config.update(_tuples({k: v for k, v in stored.items() if k != "teachers"}))
-    return config
-
-
-def absent_keys(stored: Mapping[str, Any]) -> list[str]:
-    """The configuration keys that are missing in `stored`, a parsed JSON configuration."""
-    stored = upgrade(stored, source="config")
-    return _apart(stored, _defaults(stored), "config")
-
-
-def _defaults(stored):
-    names = stored.get("teachers") if isinstance(stored.get("teachers"), dict) else {}
-    sections = {
-        name: section_of(name, stored[name]["family"]).to_dict()
-        for name in SECTIONS
-        if isinstance(stored.get(name), dict)
-        and str(stored[name].get("family")) in families_of(name)[0]
-    }
-    teachers = {name: _defaults_of_teacher(names[name]) for name in names}
-    return {**base().to_dict(), **sections, "teachers": teachers}
-
-
-def _defaults_of_teacher(entry):
-    """The defaults of a teacher's family; `check_values` rejects an entry without a known one."""
-    if not isinstance(entry, dict):
-        return teacher().to_dict()
-    known = str(entry.get("family")) in families_of("teacher")[0]
-    return teacher(family=entry["family"]).to_dict() if known else entry
-
-
-def _apart(one, other, path):
-    """The keys of nested dicts that `other` has and `one` lacks."""
-    lines = [f"{path}.{key}" for key in other if key not in one]
-    for key in one.keys() & other.keys():
-        if isinstance(one[key], dict) and isinstance(other[key], dict):
-            lines += _apart(one[key], other[key], f"{path}.{key}")
-    return sorted(lines)
-
-
-def _with_defaults(stored, expected):
-    """Complete the nested dict `stored` with the values of `expected` for absent keys."""
-    both = {
-        key: _with_defaults(stored[key], value)
-        for key, value in expected.items()
-        if isinstance(value, dict) and isinstance(stored.get(key), dict)
-    }
-    return {**expected, **stored, **both}
-
-
-def differences(old: dict, new: dict, prefix: str = "config") -> list[str]:
-    """`key: old -> new` for every key in which two configurations (as plain dicts) differ."""
-    lines = []
-    for key in sorted(set(old) | set(new)):
-        a, b = old.get(key), new.get(key)
-        path = f"{prefix}.{key}"
-        if isinstance(a, dict) and isinstance(b, dict):
-            lines += differences(a, b, path)
-        elif _plain(a) != _plain(b):
-            lines.append(f"{path}: {a!r} -> {b!r}")
-    return lines
-
-
-def _tuples(value):
-    """Turn the lists of JSON into the tuples of configurations, recursively."""
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _plain(value):
-    return list(value) if isinstance(value, tuple) else value

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from repae_jax.config.defaults import to_json
+from repae_jax.config.storage import to_json
 from repae_jax.data.pipeline import eval_batches
 from repae_jax.data.source import Source
 from repae_jax.evaluation.curves import loss_curves

@@ -6,7 +6,10 @@ from typing import Any
 from ml_collections import ConfigDict
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
-from repae_jax.config import defaults as configuration
+from repae_jax.config import defaults
+from repae_jax.config.published import dit256
+from repae_jax.config.recipes import apply_recipe
+from repae_jax.config.storage import from_json, to_json
 from repae_jax.errors import UserError
 from repae_jax.interop.checkpoint_schema import arguments_of
 from repae_jax.interop.sit import infer_dimensions
@@ -48,7 +51,7 @@ def config_of_dit(content: Mapping[str, Any], *, source: str) -> ConfigDict:
     args = arguments_of(content, source)
     check_schema(args, _Arguments, source=f"{source}: its argument ")
     if _OURS in args:
-        return configuration.from_json(args[_OURS], source=source)
+        return from_json(args[_OURS], source=source)
     found = infer_dimensions(content["ema"], source=source)
     keys = ("hidden_size", "depth", "num_heads", "patch_size")
     shape = {key: found[key] for key in keys}
@@ -58,18 +61,18 @@ def config_of_dit(content: Mapping[str, Any], *, source: str) -> ConfigDict:
             f"{source}: a DiT of {shape} and {found['latent_channels']} latent channels is none of "
             "the published: give a configuration with --config"
         )
-    config = configuration.dit256()
+    config = dit256()
     config.name = "dit"
-    config.backbone = configuration.backbone(arch)
+    config.backbone = defaults.backbone(arch)
     config.data.resolution = found["latent_size"] * _FACTOR
     config.data.num_classes = found["num_classes"] - 1
     for theirs, ours in _SAME.items():
         if theirs in args:
             assign(config, (ours,), args[theirs])
-    return configuration.apply_recipe(config, "vanilla")
+    return apply_recipe(config, "vanilla")
 
 
 def dit_args(config: ConfigDict) -> dict[str, Any]:
     """DiT's arguments for this configuration; "repae_jax" holds all of it as JSON."""
     args = {theirs: look_up(config, ours) for theirs, ours in _SAME.items()}
-    return {"model": config.backbone.arch} | args | {_OURS: configuration.to_json(config)}
+    return {"model": config.backbone.arch} | args | {_OURS: to_json(config)}

@@ -12,7 +12,10 @@ import numpy as np
 from ml_collections import ConfigDict
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
-from repae_jax.config import defaults as configuration
+from repae_jax.config import defaults
+from repae_jax.config.published import lightningdit256
+from repae_jax.config.recipes import apply_recipe
+from repae_jax.config.storage import from_json, to_json
 from repae_jax.errors import UserError
 from repae_jax.interop.lightningdit import infer_dimensions
 from repae_jax.models.backbones.lightningdit import PRESETS
@@ -80,8 +83,8 @@ def config_of_lightningdit(content: Mapping[str, Any], *, source: str) -> Config
     theirs = plain_config(content, source)
     check_schema(theirs, _Config, source=f"{source}: config.")
     if _OURS in theirs:
-        return configuration.from_json(theirs[_OURS], source=source)
-    config = configuration.lightningdit256()
+        return from_json(theirs[_OURS], source=source)
+    config = lightningdit256()
     config.name = "lightningdit"
     _set_network(config, infer_dimensions(content["ema"], source=source), source)
     data, train, optimizer, transport, sample = (
@@ -109,13 +112,13 @@ def config_of_lightningdit(content: Mapping[str, Any], *, source: str) -> Config
         config.time.weighting = "lognormal" if transport.get("use_lognorm") else "uniform"
     _set_sampling(config.sampling, sample)
     config.data.num_classes = data.get("num_classes", config.data.num_classes)
-    return configuration.apply_recipe(config, "vanilla")
+    return apply_recipe(config, "vanilla")
 
 
 def lightningdit_config(config: ConfigDict) -> dict[str, Any]:
     """LightningDiT's "config" for this configuration; "repae_jax" holds all of it as JSON."""
     adamw, sampling = config.optimizer.backbone, config.sampling
-    backbone = configuration.backbone(**config.backbone)
+    backbone = defaults.backbone(**config.backbone)
     optimizer = {"lr": adamw.learning_rate, "beta2": adamw.b2}
     if math.isfinite(adamw.max_grad_norm):
         optimizer["max_grad_norm"] = adamw.max_grad_norm
@@ -155,7 +158,7 @@ def lightningdit_config(config: ConfigDict) -> dict[str, Any]:
             "cfg_interval_start": 1.0 - sampling.guidance_high,
             "timestep_shift": 1.0 / sampling.shift,
         },
-        _OURS: configuration.to_json(config),
+        _OURS: to_json(config),
     }
 
 
@@ -195,8 +198,8 @@ def _set_network(config, found, source):
         changes |= {name: found[name] for name in sizes}
         changes["encoder_depth"] = min(8, found["depth"])
     family = "" if arch else "lightningdit"
-    config.backbone = configuration.backbone(arch, family=family, **changes)
-    config.tokenizer = configuration.tokenizer(vae)
+    config.backbone = defaults.backbone(arch, family=family, **changes)
+    config.tokenizer = defaults.tokenizer(vae)
     config.data.resolution = found["latent_size"] * factor
     config.data.num_classes = found["num_classes"] - 1
 

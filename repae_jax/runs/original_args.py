@@ -9,7 +9,10 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
-from repae_jax.config import defaults as configuration
+from repae_jax.config.defaults import NETWORKS, teacher
+from repae_jax.config.published import imagenet256
+from repae_jax.config.recipes import apply_recipe
+from repae_jax.config.storage import from_json, to_json
 from repae_jax.errors import UserError
 from repae_jax.interop.original import Kind
 from repae_jax.interop.sit import infer_dimensions
@@ -49,7 +52,7 @@ _OPTIMIZER = {
     "max_grad_norm": "max_grad_norm",
 }
 _SAME |= {
-    theirs: tuple(f"optimizer.{network}.{ours}" for network in configuration.NETWORKS)
+    theirs: tuple(f"optimizer.{network}.{ours}" for network in NETWORKS)
     for theirs, ours in _OPTIMIZER.items()
 }
 # the original's name of a teacher's family -> our preset; "-vit-" and the size follow the former
@@ -117,8 +120,8 @@ def config_from_args(args: Mapping[str, Any], kind: Kind, *, source: str) -> Con
     """
     check_schema(args, _Arguments, source=f"{source}: its argument ")
     if _OURS in args:
-        return configuration.from_json(args[_OURS], source=source)
-    config = configuration.imagenet256()
+        return from_json(args[_OURS], source=source)
+    config = imagenet256()
     config.dtype = "float32" if args.get("mixed_precision") == "no" else "bfloat16"
     for theirs, ours in _SAME.items():
         if args.get(theirs) is not None:
@@ -131,7 +134,7 @@ def config_from_args(args: Mapping[str, Any], kind: Kind, *, source: str) -> Con
     vae = "f8d4" if kind == "repa" else args.get("vae")
     config.tokenizer.arch = _known(vae, VAE_CONFIGS, "vae", source)
     config.teachers = _teachers(args.get("enc_type", "None"), source)
-    config = configuration.apply_recipe(config, "repae" if kind == "repae" else "repa")
+    config = apply_recipe(config, "repae" if kind == "repae" else "repa")
     config.name = str(args.get("exp_name", ""))
     return config
 
@@ -179,7 +182,7 @@ def args_from_config(config: ConfigDict) -> dict[str, Any]:
         "enc_type": ",".join(names) or "None",
         "mixed_precision": "no" if config.dtype == "float32" else "bf16",
         "prediction": "v",
-        _OURS: configuration.to_json(config),
+        _OURS: to_json(config),
     }
 
 
@@ -197,9 +200,7 @@ def _teachers(enc_type, source):
         if arch not in VIT_CONFIGS:
             raise UserError(f"{source}: unknown teacher {name!r}; known are {_choices()}")
         prefix = f"t{number}_" if len(names) > 1 else ""
-        teachers[prefix + arch.replace("-", "_")] = configuration.teacher(
-            arch, weights=f"pretrained/{arch}.pth"
-        )
+        teachers[prefix + arch.replace("-", "_")] = teacher(arch, weights=f"pretrained/{arch}.pth")
     return teachers
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from repae_jax.config.defaults import absent_keys, differences, from_stored, to_json
+from repae_jax.config.storage import absent_keys, differences, from_stored, to_json
 from repae_jax.config.validate import validate
 from repae_jax.errors import UserError, warn
 from repae_jax.runs.checkpoints import FOLDER, saved_steps

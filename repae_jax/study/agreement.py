@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from repae_jax.config.defaults import differences
+from repae_jax.config.storage import differences
 from repae_jax.study.results import Result
 
 _SAME = ("figures", "accuracies", "diverged")  # fields that a repeated run reproduces

@@ -22,8 +22,8 @@ from typing import Any
 from ml_collections import ConfigDict
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
-from repae_jax.config.defaults import apply_recipe
 from repae_jax.config.needs import missing_files, missing_for_loading
+from repae_jax.config.recipes import apply_recipe
 from repae_jax.config.validate import validate
 from repae_jax.errors import UserError, first_line
 from repae_jax.evaluation.alignment import TOP_K
@@ -89,7 +89,7 @@ def arm(
 
     Args:
       title: the arm's title in reports.
-      recipe: a key of `config.defaults.RECIPES`.
+      recipe: a key of `config.recipes.RECIPES`.
       vae: the arm whose VAE, of the same seed, this arm starts from; "": none.
       changes: further changed keys, nested as in the configuration.
     """

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from repae_jax.config.defaults import differences, from_stored
+from repae_jax.config.storage import differences, from_stored
 from repae_jax.config.versions import add_version
 from repae_jax.errors import RUN_AGAIN, Diverged, TryAgain, UserError
 from repae_jax.evaluation.latents import pca_colors

@@ -10,8 +10,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from repae_jax.config.defaults import differences
 from repae_jax.config.needs import check_nothing_missing
+from repae_jax.config.storage import differences
 from repae_jax.config.versions import complete_teacher
 from repae_jax.data.identity import FILE, as_recorded, changes_since, write_fingerprints
 from repae_jax.data.sources import open_source

@@ -9,8 +9,8 @@ from runs import words
 from safetensors.numpy import load_file, save_file
 
 from repae_jax.cli import main
-from repae_jax.config.defaults import differences
 from repae_jax.config.needs import check_files
+from repae_jax.config.storage import differences
 from repae_jax.config.validate import validate
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError

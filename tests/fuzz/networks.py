@@ -74,7 +74,7 @@ def _transformers_teacher(folder):
 
 def _read_teacher(model, name):
     def read(folder):
-        from repae_jax.config.defaults import teacher
+        from repae_jax.config import teacher
         from repae_jax.runs.weights import load_teacher
 
         path = folder / name

@@ -23,7 +23,7 @@ import torch
 from checkouts import code_of, define, main_of, module_of
 from parity import ORIGINAL, randomise
 
-from repae_jax.config.defaults import apply_recipe, base, teacher
+from repae_jax.config import apply_recipe, base, teacher
 from repae_jax.models.networks import Models
 
 REPA = os.environ.get("REPA_ORIGINAL")

@@ -1,6 +1,6 @@
 """A configuration of seconds: every part of the digits recipe, as small as it goes."""
 
-from repae_jax.config.defaults import apply_recipe, base, teacher
+from repae_jax.config import apply_recipe, base, teacher
 
 
 def get_config(recipe: str = "repae"):

@@ -14,7 +14,7 @@ from saved import assert_same_content, saved_content
 from torch_dit import make_dit
 
 from repae_jax.cli import main
-from repae_jax.config.defaults import backbone, dit256
+from repae_jax.config import backbone, dit256
 from repae_jax.config.validate import validate
 from repae_jax.errors import UserError
 from repae_jax.interop import files

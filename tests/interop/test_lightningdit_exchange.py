@@ -12,7 +12,7 @@ from original_lightningdit import ORIGINAL, REASON, original_lightningdit
 from saved import assert_same_content, saved_content
 
 from repae_jax.cli import main
-from repae_jax.config.defaults import backbone, lightningdit256
+from repae_jax.config import backbone, lightningdit256
 from repae_jax.config.validate import validate
 from repae_jax.errors import UserError
 from repae_jax.interop.detect_format import detect

@@ -8,7 +8,7 @@ import torch
 from exported import export_vit
 from torch_vits import DIM, GRID, HEADS, PATCH, saved_by, small, transformers_reference
 
-from repae_jax.config.defaults import teacher
+from repae_jax.config import teacher
 from repae_jax.errors import UserError
 from repae_jax.interop import tables
 from repae_jax.interop.files import write_safetensors, write_torch

@@ -16,7 +16,7 @@ from weight_files import VAE, inspect, ldm_tensors, refused, write_statistics
 
 from repae_jax import AutoencoderKL
 from repae_jax.cli import main
-from repae_jax.config.defaults import teacher
+from repae_jax.config import teacher
 from repae_jax.errors import UserError
 from repae_jax.interop.detect_format import detect
 from repae_jax.interop.files import read_tensors

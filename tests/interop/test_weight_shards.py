@@ -12,7 +12,7 @@ from test_vit_names import timm_names
 from torch_vits import small
 from weight_files import VAE, assert_same_trees, inspect, refused
 
-from repae_jax.config.defaults import teacher
+from repae_jax.config import teacher
 from repae_jax.interop.autoencoder_kl import load_vae
 from repae_jax.interop.detect_format import detect
 from repae_jax.interop.vae_files import read_vae

@@ -10,7 +10,7 @@ import tiny
 import torch
 from parity import assert_close, normal, quick_jit
 
-from repae_jax.config.defaults import projector
+from repae_jax.config import projector
 from repae_jax.config.modules import build_projector
 from repae_jax.config.validate import validate
 from repae_jax.errors import UserError

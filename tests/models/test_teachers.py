@@ -18,7 +18,7 @@ from original_teachers import (
 from parity import assert_close, quick_jit, state_of, to_nhwc
 from torch_vits import openai_names, timm_reference
 
-from repae_jax.config.defaults import teacher
+from repae_jax.config import teacher
 from repae_jax.config.validate import validate
 from repae_jax.errors import UserError
 from repae_jax.interop.files import write_torch

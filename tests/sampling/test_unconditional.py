@@ -11,7 +11,7 @@ from painting import words
 from velocities import CLASSES, NULL_LABEL, SHAPE, field, velocity
 
 from repae_jax.cli import main
-from repae_jax.config.defaults import from_json, to_json
+from repae_jax.config.storage import from_json, to_json
 from repae_jax.runs.open_run import sampling_weights
 from repae_jax.sampling.class_labels import NO_CLASS
 from repae_jax.sampling.generate import generate_all, make_generate

@@ -4,8 +4,8 @@ import pathlib
 
 import pytest
 
-from repae_jax.config.defaults import differences
 from repae_jax.config.overrides import read_config
+from repae_jax.config.storage import differences
 from repae_jax.config.versions import upgrade
 from repae_jax.study.plan import Job, run_config
 from repae_jax.study.report import tables

@@ -3,7 +3,7 @@
 import pathlib
 import sys
 
-from repae_jax.config import defaults
+from repae_jax.config import backbone, condition, teacher, tokenizer
 
 _TESTS = pathlib.Path(__file__).parents[1]
 sys.path += [path for path in (str(_TESTS), str(_TESTS / "helpers")) if path not in sys.path]
@@ -21,26 +21,26 @@ def get_config(words: str = "backbone"):
     config = tiny.get_config(recipe or "repae")
     config.optimizer.backbone.learning_rate = 1e-2  # so that four steps show
     if toy == "backbone":
-        config.backbone = defaults.backbone(family="mixer")
+        config.backbone = backbone(family="mixer")
     if toy == "dit":
-        config.backbone = defaults.backbone(
+        config.backbone = backbone(
             family=toy, patch_size=2, hidden_size=16, depth=2, num_heads=2, encoder_depth=1
         )
         config.objective.interpolant = "ddpm"
         config.sampling.update(method="ddpm", steps=3, guidance_channels=1)
         config.run.sample_steps = 3
     if toy == "lightningdit":
-        config.backbone = defaults.backbone(
+        config.backbone = backbone(
             family=toy, patch_size=2, hidden_size=16, depth=2, num_heads=2, encoder_depth=1
         )
         config.objective.cosine_weight = 1.0
         config.time.update(weighting="lognormal", shift=2.0)
         config.sampling.update(shift=2.0, guidance_channels=1)
     if toy == "condition":
-        config.condition = defaults.condition("caption")
+        config.condition = condition("caption")
     if toy == "tokenizer":
-        config.tokenizer = defaults.tokenizer(family="patches", width=16)
+        config.tokenizer = tokenizer(family="patches", width=16)
     if toy == "encoder" and config.teachers:
         pretrain = config.teachers.small.pretrain
-        config.teachers.small = defaults.teacher(family="strided", patch=8, pretrain=pretrain)
+        config.teachers.small = teacher(family="strided", patch=8, pretrain=pretrain)
     return config

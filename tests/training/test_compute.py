@@ -11,7 +11,7 @@ import tiny
 from jaxprs import convolution_batches
 from parity import normal
 
-from repae_jax.config.defaults import tokenizer
+from repae_jax.config import tokenizer
 from repae_jax.models.encoders.vit import create_vit
 from repae_jax.models.networks import with_stripes
 from repae_jax.models.remat import POLICIES

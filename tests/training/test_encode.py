@@ -21,8 +21,8 @@ from runs import TINY
 from safetensors.numpy import load_file, save_file
 
 from repae_jax.cli import main
-from repae_jax.config.defaults import to_json
 from repae_jax.config.modules import build_encoder
+from repae_jax.config.storage import to_json
 from repae_jax.data.latents import open_latents
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError

@@ -6,7 +6,7 @@ import tiny
 from ml_collections import ConfigDict
 from sits import sit_of
 
-from repae_jax.config.defaults import base
+from repae_jax.config import base
 from repae_jax.errors import UserError
 from repae_jax.interop.original import sit_part
 from repae_jax.models.backbones.sit import SIT_CONFIGS

@@ -13,7 +13,7 @@ from original_exchange import (
     NEEDS_REPA,
 )
 
-from repae_jax.config.defaults import base, teacher
+from repae_jax.config import base, teacher
 from repae_jax.interop.original import sit_part, vae_part
 from repae_jax.runs.build import build_models
 from repae_jax.runs.original_args import args_from_config, config_from_args

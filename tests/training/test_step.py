@@ -8,7 +8,7 @@ import tiny
 from ml_collections import ConfigDict
 from parity import OWN_METRICS
 
-from repae_jax.config.defaults import RECIPES
+from repae_jax.config import RECIPES
 from repae_jax.runs.build import (
     build_models,
     build_objective,

@@ -7,8 +7,9 @@ import parity
 import pytest
 import tiny
 
-from repae_jax.config.defaults import to_json, tokenizer
+from repae_jax.config import tokenizer
 from repae_jax.config.modules import build_encoder
+from repae_jax.config.storage import to_json
 from repae_jax.config.validate import validate
 from repae_jax.runs.build import (
     build_models,
@@ -158,7 +159,7 @@ def test_the_family_trains(family, tmp_path):
 
 @pytest.mark.parametrize("family", ["flux", "qwen"])
 def test_the_configuration_survives_its_file(family, tmp_path):
-    from repae_jax.config.defaults import from_json
+    from repae_jax.config.storage import from_json
 
     config = make_config(family, tmp_path)
     assert to_json(from_json(to_json(config), source="X")) == to_json(config)
