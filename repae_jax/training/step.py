@@ -3,9 +3,10 @@
     L = L_DIFF(theta) + lambda * L_REPA(theta, phi, omega) + eta * L_REG(phi)
 
 theta is the backbone, omega its projection heads, phi the VAE, psi its discriminator (REPA-E,
-arXiv 2504.10483, equation 3). The file reads from top to bottom: the step, the loss, the forward
-pass shared by its terms, and for each network its terms and their sum. `stop_gradient` selects the
-networks that a term trains. The optimizers given to the builder fix the trained networks:
+arXiv 2504.10483, equation 3). The file reads from top to bottom: the step, the loss, and for phi
+and theta the terms and their sum. The terms share one forward pass (forward.py), and psi has its
+loss in adversarial.py. `stop_gradient` selects the networks that a term trains. The optimizers
+given to the builder fix the trained networks:
 
     repae   optimizers for "backbone", "tokenizer" and "discriminator"
     repa    an optimizer for "backbone" alone, objective.latent_norm = "fixed"
@@ -24,12 +25,9 @@ import optax
 from jax.lax import stop_gradient
 
 from repae_jax.models.backbones.base import BackboneOutput
-from repae_jax.models.conditioning.base import Arrays, replace_where
-from repae_jax.models.networks import Models, teacher_tokens
-from repae_jax.models.tokenizers.base import decode, encode
-from repae_jax.models.tokenizers.distributions import Gaussian, LatentDistribution
-from repae_jax.objectives.adversarial import generator_loss, hinge_loss, lecam_loss
-from repae_jax.objectives.alignment import alignment_loss, spatial_norm
+from repae_jax.models.conditioning.base import replace_where
+from repae_jax.models.networks import Models
+from repae_jax.objectives.alignment import alignment_loss
 from repae_jax.objectives.ddpm import variational_bound
 from repae_jax.objectives.diffusion import cosine_loss, denoising_loss
 from repae_jax.objectives.objective import Objective
@@ -37,13 +35,13 @@ from repae_jax.objectives.paths import PATHS, interpolate
 from repae_jax.objectives.reconstruction import RECONSTRUCTION
 from repae_jax.objectives.terms import Term, weighted_sum
 from repae_jax.runs.optimizers import by_leaf, global_norm
-from repae_jax.runs.state import TrainState, averaged_variables, tokenizer_variables
+from repae_jax.runs.state import TrainState, averaged_variables
 from repae_jax.training.accumulation import accumulate_gradients
+from repae_jax.training.adversarial import adversarial_term, discriminator_loss
+from repae_jax.training.forward import Batch, StepContext, make_shared_forward
 from repae_jax.training.noise import Draws
-from repae_jax.utils.images import to_float
 
 Metrics = dict[str, jax.Array]
-Batch = Mapping[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch, Draws], tuple[TrainState, Metrics]]
 
 GRAD_NORM = {
@@ -154,69 +152,6 @@ def make_loss(
     return loss
 
 
-class StepContext(NamedTuple):
-    """The inputs and forward results shared by the terms of one step."""
-
-    step: jax.Array  # completed steps
-    draws: Draws
-    images: jax.Array | None  # (B, H, W, 3) in [-1, 1]; None with cached latents
-    condition: Arrays  # the backbone's condition; {} without a backbone
-    posterior: LatentDistribution
-    latents: jax.Array  # (B, h, w, c) before normalization
-    reconstructions: jax.Array | None  # (B, H, W, 3)
-    teacher_tokens: tuple[jax.Array, ...]  # (B, N, D_k) each
-    frozen: Mapping
-
-
-def make_shared_forward(models: Models, *, reconstruct: bool, spatial: float = 0.0):
-    """Build the shared forward pass: teachers, encoder, and if `reconstruct` the decoder.
-
-    A share `spatial` above 0 normalizes the teachers' tokens, see `alignment.spatial_norm`.
-    """
-    tokenizer = models.tokenizer
-    condition = models.backbone.conditioner.spec() if models.backbone is not None else ()
-
-    def tokens_of(batch, frozen):
-        if "teacher_tokens" in batch:
-            return tuple(batch["teacher_tokens"])
-        if not models.teachers:
-            return ()
-        return tuple(teacher_tokens(models, frozen["teachers"], batch["image"]).values())
-
-    def teachers(batch, frozen):
-        found = tokens_of(batch, frozen)
-        return tuple(spatial_norm(tokens, spatial) for tokens in found) if spatial else found
-
-    def cached_posterior(batch):
-        if "latent_mean" not in batch:
-            return None
-        return Gaussian.from_std(batch["latent_mean"], batch["latent_std"])
-
-    def shared_forward(params, state: TrainState, batch: Batch, draws: Draws) -> StepContext:
-        variables = tokenizer_variables(params, state.frozen)
-        images, posterior = None, cached_posterior(batch)
-        if posterior is None:
-            images = to_float(batch["image"])
-            posterior = encode(tokenizer, variables, images)
-        latents = posterior.sample(draws.posterior_noise)
-        reconstructions = None
-        if reconstruct:
-            reconstructions = decode(tokenizer, variables, latents)
-        return StepContext(
-            step=state.step,
-            draws=draws,
-            images=images,
-            condition={name: batch[name] for name in condition},
-            posterior=posterior,
-            latents=latents,
-            reconstructions=reconstructions,
-            teacher_tokens=teachers(batch, state.frozen),
-            frozen=state.frozen,
-        )
-
-    return shared_forward
-
-
 class TokenizerPass(NamedTuple):
     """The inputs shared by the terms of the tokenizer's loss."""
 
@@ -269,57 +204,13 @@ TOKENIZER_TERMS = (  # L_REG(phi), and L_REPA with gradients to phi alone
 
 def tokenizer_loss(models: Models, objective: Objective):
     """Build the tokenizer's loss, of phi; theta, omega and psi are fixed."""
-
-    def adversarial(params, batch_stats, context: StepContext):
-        if models.discriminator is None:
-            return None, {}, batch_stats
-        if not objective.adversarial_weight * objective.discriminator_factor:
-            return jnp.zeros(()), {"gan_loss": jnp.zeros(())}, batch_stats
-        started, factor = _started(objective, context.step)
-        weights = stop_gradient(params["discriminator"])
-        logits, updated = _discriminate(models, weights, batch_stats, context.reconstructions)
-        gan_loss = jnp.where(started, generator_loss(logits), 0.0)
-        weighted = objective.adversarial_weight * factor * gan_loss
-        # Before the discriminator's start this call must leave its statistics unchanged.
-        batch_stats = jax.tree.map(lambda a, b: jnp.where(started, a, b), updated, batch_stats)
-        return weighted, {"gan_loss": gan_loss}, batch_stats
+    adversarial = adversarial_term(models, objective)
 
     def loss(params, batch_stats, context: StepContext):
         weighted, gan_metrics, new_stats = adversarial(params, batch_stats, context)
         forward = TokenizerPass(models, objective, params, batch_stats, context, weighted)
         total, metrics = weighted_sum(TOKENIZER_TERMS, objective, forward)
         return total, metrics | gan_metrics | {"vae_loss": total}, new_stats
-
-    return loss
-
-
-def discriminator_loss(models: Models, objective: Objective):
-    """Build the discriminator's loss: hinge loss of psi, optionally with LeCam; phi is fixed."""
-
-    def lecam(batch_stats, logits_real, logits_fake):
-        if not objective.lecam_weight:
-            return jnp.zeros(()), batch_stats
-        means = {"real": logits_real.mean(), "fake": logits_fake.mean()}
-        ema = batch_stats["lecam"]
-        loss = lecam_loss(means["real"], means["fake"], ema["real"], ema["fake"])
-        ema = optax.incremental_update(stop_gradient(means), ema, 1.0 - objective.lecam_decay)
-        return objective.lecam_weight * loss, {**batch_stats, "lecam": ema}
-
-    def loss(params, batch_stats, context: StepContext):
-        weights = params["discriminator"]
-        fake = stop_gradient(context.reconstructions)
-        logits_real, batch_stats = _discriminate(models, weights, batch_stats, context.images)
-        logits_fake, batch_stats = _discriminate(models, weights, batch_stats, fake)
-        _, factor = _started(objective, context.step)
-        lecam_value, batch_stats = lecam(batch_stats, logits_real, logits_fake)
-        total = factor * hinge_loss(logits_real, logits_fake) + lecam_value
-        metrics = {
-            "d_loss": total,
-            "lecam_loss": lecam_value,
-            "logits_real": logits_real.mean(),
-            "logits_fake": logits_fake.mean(),
-        }
-        return total, metrics, batch_stats
 
     return loss
 
@@ -391,21 +282,6 @@ def backbone_loss(models: Models, objective: Objective):
         return total, metrics | {"sit_loss": total}, batch_stats
 
     return loss
-
-
-def _started(objective: Objective, step: jax.Array):
-    """Whether the GAN terms are active at this step, and the factor of the hinge loss."""
-    started = step >= objective.discriminator_start
-    return started, jnp.where(started, objective.discriminator_factor, 0.0)
-
-
-def _discriminate(models: Models, weights, batch_stats, images):
-    """The discriminator's logits in train mode, and the updated statistics."""
-    variables = {"params": weights, "batch_stats": batch_stats["discriminator"]}
-    logits, updated = models.discriminator.apply(
-        variables, images, train=True, mutable=["batch_stats"]
-    )
-    return logits, {**batch_stats, "discriminator": updated["batch_stats"]}
 
 
 def _normalize(models: Models, batch_stats, latents, *, train: bool):

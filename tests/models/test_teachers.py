@@ -30,8 +30,8 @@ from repae_jax.models.encoders.vit import VIT_CONFIGS, ViT, create_vit
 from repae_jax.models.family import Family
 from repae_jax.runs.build import build_models, latent_shape
 from repae_jax.runs.weights import load_teacher
+from repae_jax.training.forward import make_shared_forward
 from repae_jax.training.noise import sample_draws
-from repae_jax.training.step import make_shared_forward
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])

@@ -1,0 +1,80 @@
+"""The forward pass that the terms of a step share: teachers, encoder, decoder."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+
+from repae_jax.models.conditioning.base import Arrays
+from repae_jax.models.networks import Models, teacher_tokens
+from repae_jax.models.tokenizers.base import decode, encode
+from repae_jax.models.tokenizers.distributions import Gaussian, LatentDistribution
+from repae_jax.objectives.alignment import spatial_norm
+from repae_jax.runs.state import TrainState, tokenizer_variables
+from repae_jax.training.noise import Draws
+from repae_jax.utils.images import to_float
+
+Batch = Mapping[str, jax.Array]
+
+
+class StepContext(NamedTuple):
+    """The inputs and forward results shared by the terms of one step."""
+
+    step: jax.Array  # completed steps
+    draws: Draws
+    images: jax.Array | None  # (B, H, W, 3) in [-1, 1]; None with cached latents
+    condition: Arrays  # the backbone's condition; {} without a backbone
+    posterior: LatentDistribution
+    latents: jax.Array  # (B, h, w, c) before normalization
+    reconstructions: jax.Array | None  # (B, H, W, 3)
+    teacher_tokens: tuple[jax.Array, ...]  # (B, N, D_k) each
+    frozen: Mapping
+
+
+def make_shared_forward(models: Models, *, reconstruct: bool, spatial: float = 0.0):
+    """Build the shared forward pass: teachers, encoder, and if `reconstruct` the decoder.
+
+    A share `spatial` above 0 normalizes the teachers' tokens, see `alignment.spatial_norm`.
+    """
+    tokenizer = models.tokenizer
+    condition = models.backbone.conditioner.spec() if models.backbone is not None else ()
+
+    def tokens_of(batch, frozen):
+        if "teacher_tokens" in batch:
+            return tuple(batch["teacher_tokens"])
+        if not models.teachers:
+            return ()
+        return tuple(teacher_tokens(models, frozen["teachers"], batch["image"]).values())
+
+    def teachers(batch, frozen):
+        found = tokens_of(batch, frozen)
+        return tuple(spatial_norm(tokens, spatial) for tokens in found) if spatial else found
+
+    def cached_posterior(batch):
+        if "latent_mean" not in batch:
+            return None
+        return Gaussian.from_std(batch["latent_mean"], batch["latent_std"])
+
+    def shared_forward(params, state: TrainState, batch: Batch, draws: Draws) -> StepContext:
+        variables = tokenizer_variables(params, state.frozen)
+        images, posterior = None, cached_posterior(batch)
+        if posterior is None:
+            images = to_float(batch["image"])
+            posterior = encode(tokenizer, variables, images)
+        latents = posterior.sample(draws.posterior_noise)
+        reconstructions = None
+        if reconstruct:
+            reconstructions = decode(tokenizer, variables, latents)
+        return StepContext(
+            step=state.step,
+            draws=draws,
+            images=images,
+            condition={name: batch[name] for name in condition},
+            posterior=posterior,
+            latents=latents,
+            reconstructions=reconstructions,
+            teacher_tokens=teachers(batch, state.frozen),
+            frozen=state.frozen,
+        )
+
+    return shared_forward
