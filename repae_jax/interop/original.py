@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from repae_jax.errors import UserError
 from repae_jax.interop import autoencoder_kl, discriminator, lightningdit, sit, tables
 from repae_jax.interop.adamw import AdamState, read_adamw, write_adamw
 from repae_jax.interop.tables import Rule
@@ -110,9 +109,8 @@ def import_part(tensors: Mapping[str, np.ndarray], part: Part, *, source: str) -
     Raises:
       UserError: a tensor is missing, extra, misshapen or not finite, or a table has other values.
     """
-    _check_tables(tensors, part, source)
-    apart = (*part.counters, *part.tables)
-    tensors = {name: array for name, array in tensors.items() if name not in apart}
+    tensors = tables.without_tables(tensors, part.tables, source=source)
+    tensors = {name: array for name, array in tensors.items() if name not in part.counters}
     tables.check(tensors, part.shapes, source=source)
     return tables.unflatten(tables.to_ours(part.rules, tensors, source=source))
 
@@ -131,16 +129,6 @@ def export_part(
         if name.endswith(".running_var") and counter in part.counters:
             ordered[counter] = counters[counter]
     return ordered
-
-
-def _check_tables(tensors, part, source):
-    for name, table in part.tables.items():
-        found = tensors.get(name)
-        if found is None or found.shape != table.shape or not np.allclose(found, table, atol=1e-4):
-            raise UserError(
-                f"{source}: the table {name!r} is not that of the model: it is missing, or has "
-                f"other values than rotary positions of shape {table.shape}"
-            )
 
 
 def import_moments(

@@ -222,6 +222,24 @@ def without(tensors: Mapping[str, np.ndarray], ignore: Iterable[str]) -> dict[st
     return {n: a for n, a in tensors.items() if not any(re.fullmatch(e, str(n)) for e in ignore)}
 
 
+def without_tables(
+    tensors: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], *, source: str
+) -> dict[str, np.ndarray]:
+    """The tensors without tables that a model's dimensions determine.
+
+    Raises:
+      UserError: a table is missing, or has other values than expected.
+    """
+    for name, table in expected.items():
+        found = tensors.get(name)
+        if found is None or found.shape != table.shape or not np.allclose(found, table, atol=1e-4):
+            raise UserError(
+                f"{source}: the table {name!r} is not that of the model: it is missing, or has "
+                f"other values than rotary positions of shape {table.shape}"
+            )
+    return {name: array for name, array in tensors.items() if name not in expected}
+
+
 def exported_shapes(
     export: Callable[[Mapping], Mapping[str, np.ndarray]], shapes: Mapping
 ) -> dict[str, tuple[int, ...]]:

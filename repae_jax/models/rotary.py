@@ -31,13 +31,15 @@ def rotate(x: jax.Array, grid: int) -> jax.Array:
     """Rotate the pairs (2 i, 2 i + 1) of each head's features by the token's place, in float32.
 
     Args:
-      x: queries or keys (B, grid * grid, heads, D) in row-major order.
+      x: queries or keys (B, N, heads, D): the grid's tokens in row-major order, and behind them
+        tokens without a place, which stay as they are.
       grid: tokens along a side.
 
     Returns:
-      (B, grid * grid, heads, D) in the type of `x`.
+      (B, N, heads, D) in the type of `x`.
     """
-    turns = angles(grid, x.shape[-1])[:, None]
+    without_place = x.shape[1] - grid * grid
+    turns = np.pad(angles(grid, x.shape[-1]), ((0, without_place), (0, 0)))[:, None]
     cos, sin = np.cos(turns).astype(np.float32), np.sin(turns).astype(np.float32)
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
     a, b = pairs[..., 0], pairs[..., 1]

@@ -1,5 +1,11 @@
 """The table of backbones; `config.backbone.family` names one of them."""
 
-from repae_jax.models.backbones import dit, lightningdit, sit
+from repae_jax.models.backbones import ddt, dit, lightningdit, sit
 
-BACKBONES = {"sit": sit.FAMILY, "lightningdit": lightningdit.FAMILY, "dit": dit.FAMILY}
+BACKBONES = {
+    "sit": sit.FAMILY,
+    "lightningdit": lightningdit.FAMILY,
+    "dit": dit.FAMILY,
+    "ditdh": ddt.DITDH_FAMILY,
+    "ddt": ddt.DDT_FAMILY,
+}

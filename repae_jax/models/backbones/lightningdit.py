@@ -5,12 +5,10 @@ Two other backbones bear the same name, RAE's and diffusion-bench's, with other 
 
 import jax
 
-from repae_jax.errors import UserError
-from repae_jax.models.backbones import transformer
 from repae_jax.models.backbones.base import BackboneOutput
-from repae_jax.models.backbones.transformer import Transformer
+from repae_jax.models.backbones.transformer import Transformer, check
 from repae_jax.models.conditioning.base import Arrays
-from repae_jax.models.family import Family, Section
+from repae_jax.models.family import Family
 
 # name -> (hidden_size, depth, num_heads), and the patch sizes that its authors define.
 _SIZES = {
@@ -47,18 +45,6 @@ class LightningDiT(Transformer):
 
     def _embed(self, x, t, condition):
         return super()._embed(x, 1.0 - t, condition)
-
-
-def check(network: LightningDiT, section: Section, path: str) -> None:
-    """Raise UserError, naming the key and the way out, for sizes that do not fit together."""
-    transformer.check(network, section, path)
-    head = network.hidden_size // network.num_heads
-    if network.rotary and head % 4:
-        raise UserError(
-            f"{path}: heads of width {head} ({network.hidden_size} / {network.num_heads}) have no "
-            f"rotary positions, which take the features of a head in fours: change "
-            f"{path}.num_heads, or set {path}.rotary=False"
-        )
 
 
 FAMILY = Family(

@@ -57,9 +57,14 @@ class TimeEmbedding(nn.Module):
 
 
 def modulate(x: jax.Array, shift: jax.Array | None, scale: jax.Array) -> jax.Array:
-    """x * (1 + scale) + shift for tokens x (B, N, D); shift and scale are (B, D)."""
-    scaled = x * (1 + scale[:, None])
-    return scaled if shift is None else scaled + shift[:, None]
+    """x * (1 + scale) + shift for tokens x (B, N, D); shift and scale are (B, 1 or N, D)."""
+    scaled = x * (1 + scale)
+    return scaled if shift is None else scaled + shift
+
+
+def per_token(condition: jax.Array) -> jax.Array:
+    """A condition of all tokens (B, D) as (B, 1, D); one of each token (B, N, D) stays."""
+    return condition if condition.ndim == 3 else condition[:, None]
 
 
 def block_norm(rms: bool, dtype: jnp.dtype, name: str) -> nn.Module:
@@ -81,6 +86,7 @@ class Block(nn.Module):
       rms: RMSNorm with a learned scale in place of LayerNorm.
       shift: modulate by a shift besides scale and gate.
       dtype: the type of the matrix products.
+      kernel_init: the initializer of the weights of attention and MLP.
     """
 
     num_heads: int
@@ -91,35 +97,41 @@ class Block(nn.Module):
     rms: bool
     shift: bool
     dtype: jnp.dtype
+    kernel_init: initializers.Initializer = xavier
 
     @nn.compact
-    def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
-        """x (B, N, D), condition (B, D) -> (B, N, D)."""
+    def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
+        """x (B, N, D), condition (B, D) or (B, N, D) -> (B, N, D).
+
+        Without a condition, the block modulates nothing and has no weights for it.
+        """
         dim = x.shape[-1]
+        options = dict(dtype=self.dtype, kernel_init=self.kernel_init)
+        attention = Attention(
+            self.num_heads, self.qk_norm, rms=self.rms, rotary_grid=self.rotary_grid, name="attn",
+            **options,
+        )  # fmt: skip
+        hidden = int(dim * self.mlp_ratio)
+        if self.swiglu:
+            mlp = SwiGLU(int(2 / 3 * hidden), name="mlp", **options)
+        else:
+            mlp = MLP(hidden, activation=tanh_gelu, name="mlp", **options)
+        norm1, norm2 = (block_norm(self.rms, self.dtype, f"norm{i}") for i in (1, 2))
+        if condition is None:
+            x = x + attention(norm1(x))
+            return x + mlp(norm2(x))
+
         parts = 6 if self.shift else 4
         modulation = Dense(
             parts * dim, dtype=self.dtype, kernel_init=zeros, bias_init=zeros, name="modulation"
-        )(nn.silu(condition))
+        )(nn.silu(per_token(condition)))
         if self.shift:
             shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(modulation, 6, axis=-1)
         else:
             scale_a, gate_a, scale_m, gate_m = jnp.split(modulation, 4, axis=-1)
             shift_a = shift_m = None
-
-        h = block_norm(self.rms, self.dtype, "norm1")(x)
-        attention = Attention(
-            self.num_heads, self.qk_norm, self.dtype, rms=self.rms, rotary_grid=self.rotary_grid,
-            name="attn",
-        )  # fmt: skip
-        x = x + gate_a[:, None] * attention(modulate(h, shift_a, scale_a))
-
-        h = block_norm(self.rms, self.dtype, "norm2")(x)
-        hidden = int(dim * self.mlp_ratio)
-        if self.swiglu:
-            mlp = SwiGLU(int(2 / 3 * hidden), dtype=self.dtype, name="mlp")
-        else:
-            mlp = MLP(hidden, activation=tanh_gelu, dtype=self.dtype, name="mlp")
-        return x + gate_m[:, None] * mlp(modulate(h, shift_m, scale_m))
+        x = x + gate_a * attention(modulate(norm1(x), shift_a, scale_a))
+        return x + gate_m * mlp(modulate(norm2(x), shift_m, scale_m))
 
 
 class FinalLayer(nn.Module):
@@ -131,10 +143,10 @@ class FinalLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
-        """x (B, N, D), condition (B, D) -> (B, N, features)."""
+        """x (B, N, D), condition (B, D) or (B, N, D) -> (B, N, features)."""
         modulation = Dense(
             2 * x.shape[-1], dtype=self.dtype, kernel_init=zeros, bias_init=zeros, name="modulation"
-        )(nn.silu(condition))
+        )(nn.silu(per_token(condition)))
         shift, scale = jnp.split(modulation, 2, axis=-1)
         x = modulate(block_norm(self.rms, self.dtype, "norm")(x), shift, scale)
         return Dense(
@@ -202,20 +214,7 @@ class Transformer(nn.Module):
             "position_table",
             lambda: jnp.asarray(sincos_position_table(self.hidden_size, self.grid))[None],
         )
-        block = rematerialize(Block, self.remat)
-        self.blocks = [
-            block(
-                self.num_heads,
-                self.mlp_ratio,
-                self.qk_norm,
-                self.grid if self.rotary else 0,
-                self.swiglu,
-                self.rms_norm,
-                self.shift,
-                self.dtype,
-            )
-            for _ in range(self.depth)
-        ]
+        self.blocks = self._make_blocks(self.depth, self.num_heads)
         self.projectors = [
             self.projector.module(dim, self.grid, self.dtype) for dim in self.teacher_dims
         ]
@@ -228,7 +227,7 @@ class Transformer(nn.Module):
         tokens = self._encode(h, condition)
         h = self._apply_blocks(self.blocks[self.encoder_depth :], tokens, condition)
         prediction = self._unpatchify(self.final_layer(h, condition)).astype(jnp.float32)
-        return BackboneOutput(prediction, tokens, self._project(tokens))
+        return BackboneOutput(prediction, self._patches(tokens), self._project(tokens))
 
     def project(self, x: jax.Array, t: jax.Array, condition: Arrays) -> tuple[jax.Array, ...]:
         """The projections alone: runs the first `encoder_depth` blocks and the heads."""
@@ -238,10 +237,27 @@ class Transformer(nn.Module):
         """The tokens after every block, averaged over positions: (depth, B, D), float32."""
         h, condition = self._embed(x, t, condition)
         pooled = []
-        for block in self.blocks:
+        for block in self.blocks[: self.depth]:
             h = block(h, condition)
-            pooled.append(h.astype(jnp.float32).mean(1))
+            pooled.append(self._patches(h).astype(jnp.float32).mean(1))
         return jnp.stack(pooled)
+
+    def _make_blocks(self, depth, num_heads, **options):
+        block = rematerialize(Block, self.remat)
+        return [
+            block(
+                num_heads,
+                self.mlp_ratio,
+                self.qk_norm,
+                self.grid if self.rotary else 0,
+                self.swiglu,
+                self.rms_norm,
+                self.shift,
+                self.dtype,
+                **options,
+            )
+            for _ in range(depth)
+        ]
 
     def _embed(self, x, t, condition):
         h = self.patch_embed(self._patchify(x)) + self.position_table.value.astype(self.dtype)
@@ -257,8 +273,12 @@ class Transformer(nn.Module):
             return h
         return scan_blocks(blocks, h, condition, dtype=self.dtype)
 
+    def _patches(self, tokens):
+        """The tokens of the patches, of a sequence (B, N, D) that may hold others behind them."""
+        return tokens[:, : self.grid**2]
+
     def _project(self, tokens):
-        return tuple(head(tokens) for head in self.projectors)
+        return tuple(head(self._patches(tokens)) for head in self.projectors)
 
     def _patchify(self, x):
         """(B, h, w, c) -> (B, N, p * p * c), patches in row-major order."""
@@ -307,9 +327,21 @@ def check(network: Transformer, section: Section, path: str) -> None:
             f"{path}.hidden_size is {width}: it must be divisible by the "
             f"{network.num_heads} heads and by 4"
         )
+    if network.rotary:
+        way_out = f", or set {path}.rotary=False" if "rotary" in section else ""
+        check_rotary(width, network.num_heads, path, "num_heads", way_out)
     if network.grid**2 * width > _LARGEST_TABLE:
         raise UserError(
             f"the backbone would see {network.grid} x {network.grid} tokens of width {width}, "
             "whose table of positions no memory holds: lower --config.data.resolution, or raise "
             "--config.backbone.patch_size"
+        )
+
+
+def check_rotary(width: int, heads: int, path: str, key: str, way_out: str = "") -> None:
+    """Raise UserError, naming the key of the heads, for heads that have no rotary positions."""
+    if width // heads % 4:
+        raise UserError(
+            f"{path}: heads of width {width // heads} ({width} / {heads}) have no rotary "
+            f"positions, which take the features of a head in fours: change {path}.{key}{way_out}"
         )

@@ -1,0 +1,244 @@
+"""The DiT^DH under RAE's names (bytetriper/RAE), and the DDT under diffusion-bench's.
+
+Both call the encoder's patch embedding s_embedder and the head's x_embedder, and number the head's
+blocks after the encoder's. diffusion-bench keeps queries, keys and values apart, and the two halves
+of SwiGLU.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from repae_jax.errors import UserError
+from repae_jax.interop import tables
+from repae_jax.interop.tables import LINEAR, Rule, layer, patch_layout
+from repae_jax.models.backbones.base import blank_inputs
+from repae_jax.models.backbones.ddt import DDT, Decoupled
+from repae_jax.models.rotary import angles
+
+# A layer here -> the layers of diffusion-bench whose outputs it concatenates, in order.
+_FUSED = {"attn.qkv": ("attn.q", "attn.k", "attn.v"), "mlp.w12": ("mlp.w1", "mlp.w2")}
+_PARTS = {name: whole for whole, parts in _FUSED.items() for name in parts}
+
+
+def ditdh_rules(patch_size: int) -> list[Rule]:
+    """Rules for RAE's names, in the order of PyTorch's parameters."""
+    return [
+        Rule("pos_embed", "params/position_table"),
+        *layer("x_embedder.proj", "params/head_patch_embed", patch_layout(patch_size)),
+        *layer("s_embedder.proj", "params/patch_embed", patch_layout(patch_size)),
+        *layer("s_projector", "params/head_condition", LINEAR),
+        *_time_rules(),
+        Rule("y_embedder.embedding_table.weight", "params/label_embed/embedding"),
+        *_final_rules("norm_final", "adaLN_modulation"),
+        *_block_rules("adaLN_modulation"),
+        *layer("blocks.{i}.mlp.fc1", "params/blocks_{i}/mlp/fc1", LINEAR),
+        *layer("blocks.{i}.mlp.fc2", "params/blocks_{i}/mlp/fc2", LINEAR),
+    ]
+
+
+def ddt_rules(patch_size: int) -> list[Rule]:
+    """Rules for diffusion-bench's names after `fuse`, in the order of PyTorch's parameters."""
+    return [
+        *layer("s_embedder.proj", "params/patch_embed", patch_layout(patch_size)),
+        *layer("x_embedder.proj", "params/head_patch_embed", patch_layout(patch_size)),
+        *layer("s_projector", "params/head_condition", LINEAR),
+        *_time_rules(),
+        Rule("t_embedder.learnable_tokens", "params/learned_time_tokens"),
+        Rule("ctx_embedder.learnable_tokens", "params/learned_class_tokens"),
+        Rule("ctx_embedder.embedding_table.weight", "params/label_embed/embedding"),
+        *_block_rules("adaln_modulation"),
+        *_final_rules("norm", "adaln_modulation"),
+    ]
+
+
+def _time_rules():
+    return [
+        Rule("t_embedder.W", "params/time_embed/frequencies"),
+        *layer("t_embedder.mlp.0", "params/time_embed/fc1", LINEAR),
+        *layer("t_embedder.mlp.2", "params/time_embed/fc2", LINEAR),
+    ]
+
+
+def _block_rules(modulation):
+    theirs, ours = "blocks.{i}", "params/blocks_{i}"
+    return [
+        Rule(f"{theirs}.norm1.weight", f"{ours}/norm1/scale"),
+        Rule(f"{theirs}.norm2.weight", f"{ours}/norm2/scale"),
+        *layer(f"{theirs}.attn.qkv", f"{ours}/attn/qkv", LINEAR),
+        *tables.norm(f"{theirs}.attn.q_norm", f"{ours}/attn/q_norm"),
+        *tables.norm(f"{theirs}.attn.k_norm", f"{ours}/attn/k_norm"),
+        *layer(f"{theirs}.attn.proj", f"{ours}/attn/proj", LINEAR),
+        *layer(f"{theirs}.mlp.w12", f"{ours}/mlp/w12", LINEAR),
+        *layer(f"{theirs}.mlp.w3", f"{ours}/mlp/w3", LINEAR),
+        *layer(f"{theirs}.{modulation}.1", f"{ours}/modulation", LINEAR),
+    ]
+
+
+def _final_rules(norm, modulation):
+    theirs, ours = "final_layer", "params/final_layer"
+    return [
+        Rule(f"{theirs}.{norm}.weight", f"{ours}/norm/scale"),
+        *layer(f"{theirs}.linear", f"{ours}/linear", LINEAR),
+        *layer(f"{theirs}.{modulation}.1", f"{ours}/modulation", LINEAR),
+    ]
+
+
+def fuse(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Concatenate the layers that diffusion-bench keeps apart; other tensors stay."""
+    fused, pieces = {}, {}
+    for name, array in tensors.items():
+        block, layer_name, leaf = _parsed(name)
+        if layer_name in _PARTS:
+            whole = f"{block}.{_PARTS[layer_name]}.{leaf}"
+            pieces.setdefault(whole, {})[layer_name] = array
+        else:
+            fused[name] = array
+    for whole, found in pieces.items():
+        parts = _FUSED[_parsed(whole)[1]]
+        if set(parts) == set(found):
+            fused[whole] = np.concatenate([found[part] for part in parts])
+        else:  # a tensor is missing, which the check of names will say
+            block, _, leaf = _parsed(whole)
+            fused |= {f"{block}.{part}.{leaf}": array for part, array in found.items()}
+    return fused
+
+
+def split(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inverse of `fuse`."""
+    apart = {}
+    for name, array in tensors.items():
+        block, layer_name, leaf = _parsed(name)
+        parts = _FUSED.get(layer_name, ())
+        if parts:
+            pieces = np.split(array, len(parts))
+            apart |= {f"{block}.{part}.{leaf}": p for part, p in zip(parts, pieces, strict=True)}
+        else:
+            apart[name] = array
+    return apart
+
+
+def _parsed(name):
+    """("blocks.3", "attn.q", "weight") of a block's tensor, else three empty strings."""
+    match = re.fullmatch(r"(blocks\.\d+)\.(\w+\.\w+)\.(weight|bias)", name)
+    return match.groups() if match else ("", "", "")
+
+
+def rotary_tables(model: Decoupled) -> dict[str, np.ndarray]:
+    """The tables of cosines and sines in the authors' state dict, (tokens, head width) each."""
+    if not model.rotary:
+        return {}
+    in_context = isinstance(model, DDT)
+    prefix = {False: ("enc_feat_rope", "dec_feat_rope"), True: ("enc_rope", "dec_rope")}[in_context]
+    extra = model.time_tokens + model.class_tokens if in_context else 0
+    found = {}
+    for name, width, heads, more in (
+        (prefix[0], model.hidden_size, model.num_heads, extra),
+        (prefix[1], model.head_size, model.head_heads, 0),
+    ):
+        turns = np.pad(angles(model.grid, width // heads), ((0, more), (0, 0)))
+        for function in (np.cos, np.sin):
+            table = function(turns).repeat(2, axis=1).astype(np.float32)
+            found[f"{name}.freqs_{function.__name__}"] = table
+    return found
+
+
+def is_ddt(tensors: Mapping[str, Any]) -> bool:
+    """Whether tensors are those of a backbone with an encoder and a head, of any code."""
+    return any(name.endswith("s_embedder.proj.weight") for name in tensors)
+
+
+def load_ddt(tensors: Mapping[str, np.ndarray], model: Decoupled, *, source: str) -> dict:
+    """The variables {"params"} of `model`, without heads, from tensors under its authors' names.
+
+    Raises:
+      UserError: a tensor is missing, unexpected, misshapen or not finite, or a table of rotary
+        positions has other values.
+    """
+    tensors = tables.without_tables(tensors, rotary_tables(model), source=source)
+    bare = model.clone(teacher_dims=())
+    shapes = jax.eval_shape(bare.init, jax.random.key(0), *blank_inputs(bare))
+    expected = tables.exported_shapes(lambda variables: _named(variables, model), shapes)
+    tables.check(tensors, expected, source=source)
+    return tables.unflatten(tables.to_ours(_rules(model), _fused(tensors, model), source=source))
+
+
+def export_ddt(variables: Mapping, model: Decoupled) -> dict[str, np.ndarray]:
+    """The inverse of `load_ddt`, with the tables of rotary positions; projection heads stay here."""
+    params = {k: v for k, v in variables["params"].items() if not k.startswith("projectors_")}
+    return _named({"params": params}, model) | rotary_tables(model)
+
+
+def _rules(model):
+    rules = ddt_rules if isinstance(model, DDT) else ditdh_rules
+    return rules(model.patch_size)
+
+
+def _named(variables, model):
+    named = tables.to_theirs(_rules(model), tables.flatten(variables))
+    return split(named) if isinstance(model, DDT) else named
+
+
+def _fused(tensors, model):
+    return fuse(tensors) if isinstance(model, DDT) else tensors
+
+
+def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[str, Any]:
+    """The family, "ddt" or "ditdh", and the fields that follow from its tensors.
+
+    All but `encoder_depth` follow. `num_classes` counts every row of the label table.
+
+    Raises:
+      UserError: the tensors are those of another code's DDT, or one that determines a dimension is
+        missing.
+    """
+    tables.check_filled(tensors, source=source)
+    if any(".s_embedder." in name for name in tensors):
+        raise UserError(
+            f"{source}: the tensors are of the DDT of its authors (MCG-NJU/DDT), whose rotary "
+            "positions, norms and modulations differ: only RAE's DiT^DH and diffusion-bench's DDT "
+            "are read"
+        )
+    in_context = "ctx_embedder.learnable_tokens" in tensors
+
+    def shape(name):
+        if name not in tensors:
+            what = "DDT of diffusion-bench" if in_context else "DiT^DH of RAE"
+            raise UserError(f"{source}: not the weights of a {what}: tensor {name!r} is missing")
+        return tensors[name].shape
+
+    width, channels, patch, _ = shape("s_embedder.proj.weight")
+    head_size = shape("x_embedder.proj.weight")[0]
+    names = ("enc_rope", "dec_rope") if in_context else ("enc_feat_rope", "dec_feat_rope")
+    (_, head), (patches, wide) = (shape(f"{name}.freqs_cos") for name in names)
+    blocks = {int(m[1]) for name in tensors if (m := re.match(r"blocks\.(\d+)\.", name))}
+    of_head = [i for i in blocks if shape(f"blocks.{i}.norm1.weight")[0] == head_size]
+    label = "ctx_embedder" if in_context else "y_embedder"
+    found = {
+        "family": "ddt" if in_context else "ditdh",
+        "latent_size": math.isqrt(patches) * patch,
+        "latent_channels": channels,
+        "patch_size": patch,
+        "hidden_size": width,
+        "num_heads": width // head,
+        "head_size": head_size,
+        "head_heads": head_size // wide,
+        "num_classes": shape(f"{label}.embedding_table.weight")[0],
+    }
+    if in_context:
+        found["time_tokens"] = shape("t_embedder.learnable_tokens")[0]
+        found["class_tokens"] = shape("ctx_embedder.learnable_tokens")[0]
+        modulated = {i for i in blocks if f"blocks.{i}.adaln_modulation.1.weight" in tensors}
+        of_head = modulated
+    else:
+        found["qk_norm"] = "blocks.0.attn.q_norm.weight" in tensors
+        if width == head_size:
+            raise UserError(
+                f"{source}: encoder and head have the same width {width}, so the weights do not "
+                "determine the number of blocks of each: give a configuration"
+            )
+    return found | {"depth": len(blocks) - len(of_head), "head_depth": len(of_head)}

@@ -1,0 +1,195 @@
+"""DDT (arXiv 2504.05741): an encoder of the noisy latents, and a head conditioned by its tokens.
+
+Three backbones share this idea and not their weights. Two are here: `DiTDH`, the DiT^DH of RAE
+(arXiv 2510.11690), and `DDT`, that of diffusion-bench. The third, of DDT's authors (MCG-NJU), has
+other rotary positions, times, norms and modulations.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.nn import initializers
+
+from repae_jax.errors import UserError
+from repae_jax.models.backbones import transformer
+from repae_jax.models.backbones.base import BackboneOutput
+from repae_jax.models.backbones.transformer import FinalLayer, Transformer, normal_002, xavier
+from repae_jax.models.conditioning.base import Arrays
+from repae_jax.models.family import Family, Section
+from repae_jax.models.layers import TORCH_KERNEL, Dense, sincos_position_table, torch_uniform
+
+
+class FourierTimeEmbedding(nn.Module):
+    """Random Fourier features of t, then Linear-SiLU-Linear.
+
+    The features are sin and cos of 2 pi w t for `features` frequencies w from N(0, 1), which train
+    like the weights (arXiv 2006.10739, section 4; that they train is RAE's and diffusion-bench's).
+    """
+
+    hidden_size: int
+    features: int = 256
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, t: jax.Array) -> jax.Array:
+        """(B,) -> (B, D)."""
+        frequencies = self.param("frequencies", initializers.normal(1.0), (self.features,))
+        angles = t.astype(jnp.float32)[:, None] * frequencies * np.float32(2.0) * np.float32(np.pi)
+        x = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+        return self._linear(nn.silu(self._linear(x, "fc1")), "fc2")
+
+    def _linear(self, x, name):
+        bias = torch_uniform(x.shape[-1])
+        return Dense(
+            self.hidden_size, dtype=self.dtype, kernel_init=normal_002, bias_init=bias, name=name
+        )(x)
+
+
+class Decoupled(Transformer):
+    """What both have: `depth` blocks that encode, and a wider head of `head_depth` blocks.
+
+    The head sees the noisy latents through a patch embedding of its own. Its modulations differ
+    from token to token: they come from silu(time + encoder's token), mapped to the head's width.
+
+    `depth`, `hidden_size`, `num_heads`, the aligned block and `hidden` concern the encoder.
+    """
+
+    rotary: bool = True
+    swiglu: bool = True
+    rms_norm: bool = True
+    head_size: int = 2048
+    head_depth: int = 2
+    head_heads: int = 16
+
+    def setup(self):
+        self.patch_embed = Dense(self.hidden_size, dtype=self.dtype, kernel_init=xavier)
+        self.time_embed = FourierTimeEmbedding(self.hidden_size, dtype=self.dtype)
+        setattr(self, self.conditioner.name, self.conditioner.module(self.hidden_size, self.dtype))
+        self.blocks = [  # of the encoder, then of the head, as the originals number them
+            *self._make_blocks(self.depth, self.num_heads, kernel_init=TORCH_KERNEL),
+            *self._make_blocks(self.head_depth, self.head_heads, kernel_init=TORCH_KERNEL),
+        ]
+        self.projectors = [
+            self.projector.module(dim, self.grid, self.dtype) for dim in self.teacher_dims
+        ]
+        self.head_patch_embed = Dense(self.head_size, dtype=self.dtype, kernel_init=xavier)
+        if self.head_size != self.hidden_size:
+            self.head_condition = Dense(self.head_size, dtype=self.dtype, kernel_init=TORCH_KERNEL)
+        features = self.patch_size**2 * self.output_channels
+        self.final_layer = FinalLayer(features, self.rms_norm, self.dtype)
+        self._setup_encoder()
+
+    def __call__(self, x: jax.Array, t: jax.Array, condition: Arrays) -> BackboneOutput:
+        """See `Backbone`."""
+        h, vector = self._embed(x, t, condition)
+        tokens = self._encode(h, vector)
+        encoded = self._apply_blocks(self.blocks[self.encoder_depth : self.depth], tokens, vector)
+
+        per_token = nn.silu(self.time_embed(t)[:, None] + self._patches(encoded))
+        if self.head_size != self.hidden_size:
+            per_token = self.head_condition(per_token)
+        h = self.head_patch_embed(self._patchify(x))
+        h = self._apply_blocks(self.blocks[self.depth :], h, per_token)
+        prediction = self._unpatchify(self.final_layer(h, per_token)).astype(jnp.float32)
+        return BackboneOutput(prediction, self._patches(tokens), self._project(tokens))
+
+
+class DiTDH(Decoupled):
+    """RAE's DiT^DH: the encoder is a LightningDiT whose position table trains.
+
+    Its blocks are modulated by silu(time + class), to which each applies silu again.
+    """
+
+    def _setup_encoder(self):
+        table = sincos_position_table(self.hidden_size, self.grid)[None]
+        self.position_table = self.param("position_table", lambda _: jnp.asarray(table))
+
+    def _embed(self, x, t, condition):
+        h = self.patch_embed(self._patchify(x)) + self.position_table.astype(self.dtype)
+        label = getattr(self, self.conditioner.name)(condition).vector
+        return h, nn.silu(self.time_embed(t) + label)
+
+
+class DDT(Decoupled):
+    """diffusion-bench's: time and class are tokens of the encoder, which nothing modulates.
+
+    The sequence is the patches, then `time_tokens` and `class_tokens` learned tokens, to which the
+    embedding of the time or the class is added. There is no position table; rotary positions turn
+    the patches alone.
+    """
+
+    qk_norm: bool = True
+    time_tokens: int = 4
+    class_tokens: int = 8
+
+    def _setup_encoder(self):
+        init = initializers.normal(self.hidden_size**-0.5)
+        for of, count in (("time", self.time_tokens), ("class", self.class_tokens)):
+            name = f"learned_{of}_tokens"
+            setattr(self, name, self.param(name, init, (count, self.hidden_size)))
+
+    def _embed(self, x, t, condition):
+        label = getattr(self, self.conditioner.name)(condition).vector
+        patches = self.patch_embed(self._patchify(x))
+        of_time = self.learned_time_tokens.astype(self.dtype) + self.time_embed(t)[:, None]
+        of_class = self.learned_class_tokens.astype(self.dtype) + label[:, None]
+        return jnp.concatenate([patches, of_time, of_class], axis=1), None
+
+
+# name -> (hidden_size, depth, num_heads) of the encoder; the head is the default's.
+_SIZES = {"S": (384, 12, 6), "XL": (1152, 28, 16)}
+
+
+def _presets(prefix, sizes, patches):
+    return {
+        f"{prefix}-{size}/{patch}": dict(
+            zip(("hidden_size", "depth", "num_heads"), _SIZES[size], strict=True), patch_size=patch
+        )
+        for size in sizes
+        for patch in patches
+    }
+
+
+def check(network: Decoupled, section: Section, path: str) -> None:
+    """Raise UserError, naming the key and the way out, for sizes that do not fit together."""
+    transformer.check(network, section, path)
+    for key in ("time_tokens", "class_tokens"):
+        if getattr(network, key, 0) < 0:
+            raise UserError(f"{path}.{key} is {getattr(network, key)}: give 0 or more")
+    if min(network.head_size, network.head_depth, network.head_heads) < 1:
+        raise UserError(
+            f"{path} has a head of head_depth {network.head_depth}, head_size {network.head_size} "
+            f"and head_heads {network.head_heads}: give 1 or more of each"
+        )
+    if network.head_size % network.head_heads:
+        raise UserError(
+            f"{path}.head_size is {network.head_size}: it must be divisible by the "
+            f"{network.head_heads} heads of {path}.head_heads"
+        )
+    if network.rotary:
+        transformer.check_rotary(network.head_size, network.head_heads, path, "head_heads")
+
+
+def _family(network, presets, options):
+    sizes = ("encoder_depth", "head_size", "head_depth", "head_heads", "mlp_ratio", *options)
+    return Family(
+        network,
+        options=dict(
+            patch_size=int,
+            hidden_size=int,
+            depth=int,
+            num_heads=int,
+            **{name: getattr(network, name) for name in sizes},
+        ),
+        presets=presets,
+        check=check,
+    )
+
+
+DITDH_FAMILY = _family(
+    DiTDH,
+    _presets("DiTDH", ("S", "XL"), (1,)),
+    ("qk_norm", "rotary", "swiglu", "rms_norm", "shift"),
+)
+DDT_FAMILY = _family(DDT, _presets("DDT", ("XL",), (1, 2)), ("time_tokens", "class_tokens"))
