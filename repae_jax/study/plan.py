@@ -24,6 +24,7 @@ from typing_extensions import TypedDict  # pydantic asks for this one before Pyt
 
 from repae_jax.config.needs import missing_files, missing_for_loading
 from repae_jax.config.recipes import apply_recipe
+from repae_jax.config.sections import SECTIONS
 from repae_jax.config.validate import validate
 from repae_jax.errors import UserError, first_line
 from repae_jax.evaluation.alignment import TOP_K
@@ -91,7 +92,8 @@ def arm(
       title: the arm's title in reports.
       recipe: a key of `config.recipes.RECIPES`.
       vae: the arm whose VAE, of the same seed, this arm starts from; "": none.
-      changes: further changed keys, nested as in the configuration.
+      changes: further changed keys, nested as in the configuration; a section with its "family"
+        replaces the whole section.
     """
     return ConfigDict(dict(title=title, recipe=recipe, vae=vae, changes=dict(changes or {})))
 
@@ -166,7 +168,10 @@ def run_config(study: ConfigDict, job: Job, output: pathlib.Path) -> ConfigDict:
     """
     entry = study.arms[job.arm]
     config = apply_recipe(study_config(study, output), entry.recipe)
-    config.update(entry.changes)
+    sections = {name: c for name, c in entry.changes.items() if name in SECTIONS and "family" in c}
+    for name, section in sections.items():  # the keys of another family
+        config[name] = section.copy_and_resolve_references()
+    config.update({name: c for name, c in entry.changes.items() if name not in sections})
     config.name = f"{study.name} {job.arm}"
     config.seed = job.seed + _APART * max(0, len(_before(study, job.arm)) - 1)
     if entry.vae:
