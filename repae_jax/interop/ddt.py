@@ -21,8 +21,7 @@ from repae_jax.models.backbones.ddt import DDT, Decoupled
 from repae_jax.models.rotary import angles
 
 # A layer here -> the layers of diffusion-bench whose outputs it concatenates, in order.
-_FUSED = {"attn.qkv": ("attn.q", "attn.k", "attn.v"), "mlp.w12": ("mlp.w1", "mlp.w2")}
-_PARTS = {name: whole for whole, parts in _FUSED.items() for name in parts}
+FUSED = {"attn/qkv": ("attn/q", "attn/k", "attn/v"), "mlp/w12": ("mlp/w1", "mlp/w2")}
 
 
 def ditdh_rules(patch_size: int) -> list[Rule]:
@@ -35,47 +34,59 @@ def ditdh_rules(patch_size: int) -> list[Rule]:
         *_time_rules(),
         Rule("y_embedder.embedding_table.weight", "params/label_embed/embedding"),
         *_final_rules("norm_final", "adaLN_modulation"),
-        *_block_rules("adaLN_modulation"),
-        *layer("blocks.{i}.mlp.fc1", "params/blocks_{i}/mlp/fc1", LINEAR),
-        *layer("blocks.{i}.mlp.fc2", "params/blocks_{i}/mlp/fc2", LINEAR),
+        *_block_rules(
+            "adaLN_modulation", ("qkv", "q_norm", "k_norm", "proj"), ("w12", "w3", "fc1", "fc2")
+        ),
     ]
 
 
 def ddt_rules(patch_size: int) -> list[Rule]:
-    """Rules for diffusion-bench's names after `fuse`, in the order of PyTorch's parameters."""
+    """Rules for diffusion-bench's names, in the order of PyTorch's parameters; see `FUSED`."""
     return [
         *layer("s_embedder.proj", "params/patch_embed", patch_layout(patch_size)),
         *layer("x_embedder.proj", "params/head_patch_embed", patch_layout(patch_size)),
         *layer("s_projector", "params/head_condition", LINEAR),
-        *_time_rules(),
-        Rule("t_embedder.learnable_tokens", "params/learned_time_tokens"),
+        *_time_rules(Rule("t_embedder.learnable_tokens", "params/learned_time_tokens")),
         Rule("ctx_embedder.learnable_tokens", "params/learned_class_tokens"),
         Rule("ctx_embedder.embedding_table.weight", "params/label_embed/embedding"),
-        *_block_rules("adaln_modulation"),
+        *_block_rules(
+            "adaln_modulation", ("q", "k", "v", "proj", "q_norm", "k_norm"), ("w1", "w2", "w3")
+        ),
         *_final_rules("norm", "adaln_modulation"),
     ]
 
 
-def _time_rules():
+def _time_rules(*learned):
     return [
         Rule("t_embedder.W", "params/time_embed/frequencies"),
+        *learned,
         *layer("t_embedder.mlp.0", "params/time_embed/fc1", LINEAR),
         *layer("t_embedder.mlp.2", "params/time_embed/fc2", LINEAR),
     ]
 
 
-def _block_rules(modulation):
+def _block_rules(modulation, attention, mlp):
+    """Rules of all blocks; `attention` and `mlp` are the layers' names in the file."""
     theirs, ours = "blocks.{i}", "params/blocks_{i}"
     return [
         Rule(f"{theirs}.norm1.weight", f"{ours}/norm1/scale"),
         Rule(f"{theirs}.norm2.weight", f"{ours}/norm2/scale"),
-        *layer(f"{theirs}.attn.qkv", f"{ours}/attn/qkv", LINEAR),
-        *tables.norm(f"{theirs}.attn.q_norm", f"{ours}/attn/q_norm"),
-        *tables.norm(f"{theirs}.attn.k_norm", f"{ours}/attn/k_norm"),
-        *layer(f"{theirs}.attn.proj", f"{ours}/attn/proj", LINEAR),
-        *layer(f"{theirs}.mlp.w12", f"{ours}/mlp/w12", LINEAR),
-        *layer(f"{theirs}.mlp.w3", f"{ours}/mlp/w3", LINEAR),
+        *_same_names("attn", attention),
+        *_same_names("mlp", mlp),
         *layer(f"{theirs}.{modulation}.1", f"{ours}/modulation", LINEAR),
+    ]
+
+
+def _same_names(module, layers):
+    pairs = ((f"blocks.{{i}}.{module}.{n}", f"params/blocks_{{i}}/{module}/{n}") for n in layers)
+    return [
+        rule
+        for theirs, ours in pairs
+        for rule in (
+            [Rule(f"{theirs}.weight", f"{ours}/scale")]
+            if theirs.endswith("_norm")
+            else layer(theirs, ours, LINEAR)
+        )
     ]
 
 
@@ -86,46 +97,6 @@ def _final_rules(norm, modulation):
         *layer(f"{theirs}.linear", f"{ours}/linear", LINEAR),
         *layer(f"{theirs}.{modulation}.1", f"{ours}/modulation", LINEAR),
     ]
-
-
-def fuse(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Concatenate the layers that diffusion-bench keeps apart; other tensors stay."""
-    fused, pieces = {}, {}
-    for name, array in tensors.items():
-        block, layer_name, leaf = _parsed(name)
-        if layer_name in _PARTS:
-            whole = f"{block}.{_PARTS[layer_name]}.{leaf}"
-            pieces.setdefault(whole, {})[layer_name] = array
-        else:
-            fused[name] = array
-    for whole, found in pieces.items():
-        parts = _FUSED[_parsed(whole)[1]]
-        if set(parts) == set(found):
-            fused[whole] = np.concatenate([found[part] for part in parts])
-        else:  # a tensor is missing, which the check of names will say
-            block, _, leaf = _parsed(whole)
-            fused |= {f"{block}.{part}.{leaf}": array for part, array in found.items()}
-    return fused
-
-
-def split(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The inverse of `fuse`."""
-    apart = {}
-    for name, array in tensors.items():
-        block, layer_name, leaf = _parsed(name)
-        parts = _FUSED.get(layer_name, ())
-        if parts:
-            pieces = np.split(array, len(parts))
-            apart |= {f"{block}.{part}.{leaf}": p for part, p in zip(parts, pieces, strict=True)}
-        else:
-            apart[name] = array
-    return apart
-
-
-def _parsed(name):
-    """("blocks.3", "attn.q", "weight") of a block's tensor, else three empty strings."""
-    match = re.fullmatch(r"(blocks\.\d+)\.(\w+\.\w+)\.(weight|bias)", name)
-    return match.groups() if match else ("", "", "")
 
 
 def rotary_tables(model: Decoupled) -> dict[str, np.ndarray]:
@@ -147,44 +118,15 @@ def rotary_tables(model: Decoupled) -> dict[str, np.ndarray]:
     return found
 
 
+def ddt_shapes(model: Decoupled) -> dict:
+    """Shapes and types of the variables, without projection heads; allocates nothing."""
+    model = model.clone(teacher_dims=())
+    return jax.eval_shape(model.init, jax.random.key(0), *blank_inputs(model))
+
+
 def is_ddt(tensors: Mapping[str, Any]) -> bool:
     """Whether tensors are those of a backbone with an encoder and a head, of any code."""
     return any(name.endswith("s_embedder.proj.weight") for name in tensors)
-
-
-def load_ddt(tensors: Mapping[str, np.ndarray], model: Decoupled, *, source: str) -> dict:
-    """The variables {"params"} of `model`, without heads, from tensors under its authors' names.
-
-    Raises:
-      UserError: a tensor is missing, unexpected, misshapen or not finite, or a table of rotary
-        positions has other values.
-    """
-    tensors = tables.without_tables(tensors, rotary_tables(model), source=source)
-    bare = model.clone(teacher_dims=())
-    shapes = jax.eval_shape(bare.init, jax.random.key(0), *blank_inputs(bare))
-    expected = tables.exported_shapes(lambda variables: _named(variables, model), shapes)
-    tables.check(tensors, expected, source=source)
-    return tables.unflatten(tables.to_ours(_rules(model), _fused(tensors, model), source=source))
-
-
-def export_ddt(variables: Mapping, model: Decoupled) -> dict[str, np.ndarray]:
-    """The inverse of `load_ddt`, with the tables of rotary positions; projection heads stay here."""
-    params = {k: v for k, v in variables["params"].items() if not k.startswith("projectors_")}
-    return _named({"params": params}, model) | rotary_tables(model)
-
-
-def _rules(model):
-    rules = ddt_rules if isinstance(model, DDT) else ditdh_rules
-    return rules(model.patch_size)
-
-
-def _named(variables, model):
-    named = tables.to_theirs(_rules(model), tables.flatten(variables))
-    return split(named) if isinstance(model, DDT) else named
-
-
-def _fused(tensors, model):
-    return fuse(tensors) if isinstance(model, DDT) else tensors
 
 
 def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from repae_jax.interop import autoencoder_kl, discriminator, lightningdit, sit, tables
+from repae_jax.interop import autoencoder_kl, ddt, discriminator, lightningdit, sit, tables
 from repae_jax.interop.adamw import AdamState, read_adamw, write_adamw
 from repae_jax.interop.tables import Rule
+from repae_jax.models.backbones.ddt import DDT, Decoupled
 from repae_jax.models.backbones.dit import DiT
 from repae_jax.models.backbones.lightningdit import LightningDiT
 from repae_jax.models.backbones.sit import SiT
@@ -48,6 +49,7 @@ class Part:
         network.
       trained: {original name: shape} of the parameters that train here.
       tables: {original name: array} of its state dict's tables, which its dimensions determine.
+      fused: the layers here that join some of the rules', see `tables.fuse`.
     """
 
     rules: Sequence[Rule]
@@ -56,6 +58,7 @@ class Part:
     slots: Sequence[str | None]
     trained: Mapping[str, tuple[int, ...]]
     tables: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    fused: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
 
 def sit_part(model: SiT, *, statistics: bool = True) -> Part:
@@ -82,6 +85,14 @@ def dit_part(model: DiT) -> Part:
     shapes = _their_shapes(rules, sit.sit_shapes(model.clone(teacher_dims=()), statistics=False))
     trained = {name: shape for name, shape in shapes.items() if name != "pos_embed"}
     return Part(rules, shapes, (), list(shapes), trained)
+
+
+def ddt_part(model: Decoupled) -> Part:
+    """The DiT^DH or the DDT as a `Part`; all its parameters train, the position table too."""
+    fused = ddt.FUSED if isinstance(model, DDT) else {}
+    rules = (ddt.ddt_rules if fused else ddt.ditdh_rules)(model.patch_size)
+    shapes = _their_shapes(rules, ddt.ddt_shapes(model), fused)
+    return Part(rules, shapes, (), list(shapes), shapes, ddt.rotary_tables(model), fused)
 
 
 def vae_part(model: AutoencoderKL) -> Part:
@@ -112,14 +123,15 @@ def import_part(tensors: Mapping[str, np.ndarray], part: Part, *, source: str) -
     tensors = tables.without_tables(tensors, part.tables, source=source)
     tensors = {name: array for name, array in tensors.items() if name not in part.counters}
     tables.check(tensors, part.shapes, source=source)
-    return tables.unflatten(tables.to_ours(part.rules, tensors, source=source))
+    ours = tables.to_ours(part.rules, tensors, source=source)
+    return tables.unflatten(tables.fuse(ours, part.fused))
 
 
 def export_part(
     variables: Mapping, part: Part, counters: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """The inverse of `import_part`, in the original's order."""
-    tensors = tables.to_theirs(part.rules, tables.flatten(variables))
+    tensors = tables.to_theirs(part.rules, tables.split(tables.flatten(variables), part.fused))
     ordered: dict[str, np.ndarray] = {}
     for name, array in tables.in_order(part.rules, tensors).items():
         if name.startswith("blocks.") and part.tables.keys() - ordered.keys():
@@ -141,7 +153,9 @@ def import_moments(
     """
     adam = read_adamw(state_dict, part.slots, part.trained, source=source)
     trees = [
-        tables.unflatten(tables.to_ours(part.rules, tensors, source=source))
+        tables.unflatten(
+            tables.fuse(tables.to_ours(part.rules, tensors, source=source), part.fused)
+        )
         for tensors in (adam.exp_avg, adam.exp_avg_sq)
     ]
     return adam.count, *(tree.get("params", tree) for tree in trees)
@@ -158,11 +172,15 @@ def export_moments(
     """The inverse of `import_moments`; `groups` and `carried` as in `write_adamw`."""
     prefix = "params/" if part.rules[0].ours.partition("/")[0] in _COLLECTIONS else ""
     moments = [
-        tables.to_theirs(part.rules, tables.flatten(tree, prefix)) for tree in (first, second)
+        tables.to_theirs(part.rules, tables.split(tables.flatten(tree, prefix), part.fused))
+        for tree in (first, second)
     ]
     return write_adamw(AdamState(count, *moments), part.slots, groups, carried)
 
 
-def _their_shapes(rules, shapes):
-    theirs = tables.exported_shapes(lambda v: tables.to_theirs(rules, tables.flatten(v)), shapes)
+def _their_shapes(rules, shapes, fused=None):
+    def export(variables):
+        return tables.to_theirs(rules, tables.split(tables.flatten(variables), fused or {}))
+
+    theirs = tables.exported_shapes(export, shapes)
     return tables.in_order(rules, theirs)

@@ -222,6 +222,38 @@ def without(tensors: Mapping[str, np.ndarray], ignore: Iterable[str]) -> dict[st
     return {n: a for n, a in tensors.items() if not any(re.fullmatch(e, str(n)) for e in ignore)}
 
 
+def fuse(tensors: Mapping[str, np.ndarray], fused: Mapping[str, Sequence[str]]) -> dict:
+    """Concatenate, along their outputs, layers that a file keeps apart.
+
+    Args:
+      tensors: our paths -> arrays, whose last axis are the outputs.
+      fused: the end of a layer's path -> those of the layers in the file, in order, such as
+        {"attn/qkv": ("attn/q", "attn/k", "attn/v")}.
+    """
+    joined = dict(tensors)
+    for path in tensors:
+        layer_path, _, leaf = path.rpartition("/")
+        for whole, parts in fused.items():
+            if layer_path.endswith(f"/{parts[0]}"):
+                block = layer_path.removesuffix(parts[0])
+                pieces = [joined.pop(f"{block}{part}/{leaf}") for part in parts]
+                joined[f"{block}{whole}/{leaf}"] = np.concatenate(pieces, axis=-1)
+    return joined
+
+
+def split(tensors: Mapping[str, np.ndarray], fused: Mapping[str, Sequence[str]]) -> dict:
+    """The inverse of `fuse`."""
+    apart = dict(tensors)
+    for path in tensors:
+        layer_path, _, leaf = path.rpartition("/")
+        for whole, parts in fused.items():
+            if layer_path.endswith(f"/{whole}"):
+                block = layer_path.removesuffix(whole)
+                pieces = np.split(apart.pop(path), len(parts), axis=-1)
+                apart |= {f"{block}{p}/{leaf}": a for p, a in zip(parts, pieces, strict=True)}
+    return apart
+
+
 def without_tables(
     tensors: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], *, source: str
 ) -> dict[str, np.ndarray]:

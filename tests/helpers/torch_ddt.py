@@ -45,8 +45,10 @@ class PaddedRotary(Rotary):
 class SplitAttention(Attention):
     def __init__(self, dim, heads):
         super().__init__(dim, heads, True, True)
-        del self.qkv
-        self.q, self.k, self.v = (nn.Linear(dim, dim) for _ in range(3))
+        norms = self.q_norm, self.k_norm
+        del self.qkv, self.proj, self.q_norm, self.k_norm
+        self.q, self.k, self.v, self.proj = (nn.Linear(dim, dim) for _ in range(4))
+        self.q_norm, self.k_norm = norms  # in their order
 
     def qkv(self, x):
         return torch.cat([self.q(x), self.k(x), self.v(x)], dim=-1)
@@ -113,13 +115,14 @@ class TokenFinal(FinalLayer):
 
 
 class WideHead(nn.Module):
-    def __init__(self, input_size, patch_size, in_channels, hidden_size, num_heads):
+    def __init__(self, first, input_size, patch_size, in_channels, hidden_size, num_heads):
         super().__init__()
         self.patch_size, self.grid = patch_size, input_size // patch_size
-        for name, dim in zip(("s_embedder", "x_embedder"), hidden_size, strict=True):
+        for name in sorted("sx", reverse=first == "x"):
             embedder = nn.Module()
+            dim = hidden_size["sx".index(name)]
             embedder.proj = nn.Conv2d(in_channels, dim, patch_size, patch_size)
-            setattr(self, name, embedder)
+            setattr(self, f"{name}_embedder", embedder)
         self.s_projector = nn.Linear(*hidden_size)
         self.features = patch_size**2 * in_channels
         self.widths = [d // n for d, n in zip(hidden_size, num_heads, strict=True)]
@@ -138,13 +141,14 @@ class DiTDH(WideHead):
         self, *, input_size, patch_size, in_channels, hidden_size, depth, num_heads, num_classes,
         qk_norm=False,
     ):  # fmt: skip
-        super().__init__(input_size, patch_size, in_channels, hidden_size, num_heads)
+        super().__init__("x", input_size, patch_size, in_channels, hidden_size, num_heads)
         self.t_embedder = FourierTime(hidden_size[0])
         self.y_embedder = Labels(num_classes + 1, hidden_size[0])
         self.pos_embed = nn.Parameter(
             torch.zeros(1, self.grid**2, hidden_size[0]), requires_grad=False
         )
         self.enc_feat_rope, self.dec_feat_rope = (Rotary(self.grid, w) for w in self.widths)
+        self.final_layer = TokenFinal(hidden_size[1], self.features, True)
         self.depth = depth[0]
         self.blocks = nn.ModuleList(
             kind(dim, heads, qk_norm, True, True, True)
@@ -153,7 +157,6 @@ class DiTDH(WideHead):
             )
             for _ in range(count)
         )
-        self.final_layer = TokenFinal(hidden_size[1], self.features, True)
 
     def forward(self, x, t, labels):
         time = self.t_embedder(t)
@@ -173,7 +176,7 @@ class DDT(WideHead):
         self, *, input_size, patch_size, in_channels, hidden_size, depth, num_heads, num_classes,
         time_tokens, class_tokens,
     ):  # fmt: skip
-        super().__init__(input_size, patch_size, in_channels, hidden_size, num_heads)
+        super().__init__("s", input_size, patch_size, in_channels, hidden_size, num_heads)
         self.t_embedder = FourierTime(hidden_size[0], time_tokens)
         self.ctx_embedder = Labels(num_classes + 1, hidden_size[0], class_tokens)
         self.depth = depth[0]

@@ -50,10 +50,10 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
         make = RMSNorm if rms else nn.LayerNorm
         self.q_norm = make(dim // heads) if qk_norm else nn.Identity()
         self.k_norm = make(dim // heads) if qk_norm else nn.Identity()
+        self.proj = nn.Linear(dim, dim)
 
     def forward(self, x, rotary):
         q, k, v = (
