@@ -27,7 +27,7 @@ LABELS_HELP = (
 # The keys of config.sampling that `add_sampler` adds.
 SAMPLER_OPTIONS = (
     "method", "steps", "guidance_scale", "guidance_low", "guidance_high", "guidance_channels",
-    "shift",
+    "shift", "last_time",
 )  # fmt: skip
 
 
@@ -123,6 +123,9 @@ def add_sampler(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--shift", type=float, help="factor of the times' odds t / (1 - t): above 1, more at noise"
+    )
+    parser.add_argument(
+        "--last-time", type=float, help="time before the shift at which an ODE ends (0: the data)"
     )
 
 

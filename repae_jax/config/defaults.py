@@ -37,7 +37,10 @@ def base() -> ConfigDict:
         weight_decay=0.0,
         max_grad_norm=1.0,  # inf: no clipping
         warmup_steps=0,
-        decay_steps=0,  # 0: a constant rate, as published; N: a cosine to zero at step N
+        decay="cosine",  # or "linear": how the rate falls
+        decay_start=0,  # the step at which it begins to fall
+        decay_steps=0,  # the step at which it has fallen; 0: a constant rate, as published
+        final_rate=0.0,  # the rate from there on
     )
     return ConfigDict(
         dict(
@@ -75,6 +78,7 @@ def base() -> ConfigDict:
                 alignment_end=0,  # the step at which the backbone's L_REPA ends; 0: never
                 spatial_norm=0.0,  # iREPA's share of the teachers' mean to remove; 0: off
                 stop_gradient=True,
+                posterior="sample",  # or "mean": the latents of the encoder's posterior
                 latent_norm="batch",
                 reconstruction="l1",
                 reconstruction_weight=1.0,
@@ -117,6 +121,7 @@ def base() -> ConfigDict:
                 guidance_high=1.0,
                 guidance_channels=0,  # guide the first N channels of the latents alone; 0: all
                 shift=1.0,  # multiplies the odds t / (1 - t) of the steps' times
+                last_time=0.0,  # the time before the shift at which an ODE ends
             ),
             evaluation=dict(  # see training/online.py
                 every=0,  # steps; 0: never

@@ -69,6 +69,7 @@ class _Objective(TypedDict):
     alignment_end: _FROM_ZERO
     spatial_norm: _FRACTION
     stop_gradient: bool
+    posterior: Text
     latent_norm: Text
     reconstruction: Text
     reconstruction_weight: _FINITE
@@ -98,7 +99,10 @@ class _AdamW(TypedDict):
     weight_decay: _FINITE
     max_grad_norm: real(0, finite=False)  # infinity: no clipping
     warmup_steps: _FROM_ZERO
+    decay: Literal["cosine", "linear"]
+    decay_start: _FROM_ZERO
     decay_steps: _FROM_ZERO
+    final_rate: _FINITE
 
 
 class _Optimizers(TypedDict):
@@ -131,6 +135,7 @@ class _Sampling(TypedDict):
     guidance_high: _FRACTION
     guidance_channels: whole(0, 4096)
     shift: _FINITE
+    last_time: _FRACTION
 
 
 class _Evaluation(TypedDict):

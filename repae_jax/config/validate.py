@@ -83,19 +83,29 @@ def _check_optimizer(name, optimizer):
     for field in ("learning_rate", "max_grad_norm"):
         if not optimizer[field] > 0:
             raise UserError(f"{key}.{field} is {optimizer[field]}: it must be positive")
-    decay = optimizer.decay_steps
-    if 0 < decay <= optimizer.warmup_steps:
+    if not 0 <= optimizer.final_rate <= optimizer.learning_rate:
         raise UserError(
-            f"{key}.decay_steps is {decay}: it must be 0 (a constant rate) or lie beyond "
-            f"warmup_steps {optimizer.warmup_steps}"
+            f"{key}.final_rate is {optimizer.final_rate}: give 0 to the learning rate "
+            f"{optimizer.learning_rate}"
         )
+    decay = optimizer.decay_steps
+    for name in ("warmup_steps", "decay_start"):
+        if 0 < decay <= optimizer[name]:
+            raise UserError(
+                f"{key}.decay_steps is {decay}: it must be 0 (a constant rate) or lie beyond "
+                f"{name} {optimizer[name]}"
+            )
 
 
 def _check_decay(config):
     """Check that every learning rate stays positive until the last step."""
     steps = config.run.steps
     ends = {name: config.optimizer[name].decay_steps for name in config.train}
-    ends = {name: end for name, end in ends.items() if 0 < end < steps}
+    ends = {
+        name: end
+        for name, end in ends.items()
+        if 0 < end < steps and not config.optimizer[name].final_rate
+    }
     if not ends:
         return
     rates = ", ".join(f"the {name}'s at step {end}" for name, end in ends.items())

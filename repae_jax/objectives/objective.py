@@ -23,6 +23,8 @@ class Objective:
         `alignment.spatial_norm`) with this share of their mean removed; 0 turns it off.
       stop_gradient: keeps gradients of the diffusion loss from the VAE; False is the paper's
         "w/o stopgrad".
+      posterior: the latents are a "sample" of the encoder's posterior, or its "mean" (as in
+        diffusion-bench).
       latent_norm: "batch" normalizes latents by batch statistics and updates the running
         statistics; "fixed" uses the statistics at the start of the run (frozen VAE; the paper's
         "w/o batch-norm").
@@ -37,8 +39,8 @@ class Objective:
         0 turns it off).
 
     Raises:
-      UserError: an unknown interpolant, latent_norm or reconstruction, or a least_time that the
-        interpolant does not have.
+      UserError: an unknown interpolant, posterior, latent_norm or reconstruction, or a least_time
+        that the interpolant does not have.
     """
 
     interpolant: str = "linear"
@@ -48,6 +50,7 @@ class Objective:
     alignment_end: int = 0
     spatial_norm: float = 0.0
     stop_gradient: bool = True
+    posterior: str = "sample"
     latent_norm: str = "batch"
     reconstruction: str = "l1"
     reconstruction_weight: float = 1.0
@@ -63,6 +66,7 @@ class Objective:
     def __post_init__(self):
         for field, allowed in (
             ("interpolant", tuple(PATHS)),
+            ("posterior", ("sample", "mean")),
             ("latent_norm", ("batch", "fixed")),
             ("reconstruction", tuple(RECONSTRUCTION)),
         ):

@@ -29,6 +29,13 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArg
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
+# name -> (first rate, last rate, steps) -> the rate of a step
+DECAYS = {
+    "cosine": lambda first, last, steps: optax.cosine_decay_schedule(first, steps, last / first),
+    "linear": optax.linear_schedule,
+}
+
+
 def adamw(
     learning_rate: float,
     *,
@@ -38,18 +45,25 @@ def adamw(
     weight_decay: float = 0.0,
     max_grad_norm: float = 1.0,
     warmup_steps: int = 0,
+    decay: str = "cosine",
+    decay_start: int = 0,
     decay_steps: int = 0,
+    final_rate: float = 0.0,
 ) -> optax.GradientTransformation:
     """Make AdamW with clipping to a global norm of `max_grad_norm`.
 
     The rate rises linearly over `warmup_steps`. Then it stays constant, or with `decay_steps` > 0
-    falls as a cosine to zero at step `decay_steps`, counted from step 0.
+    it falls from step `decay_start` to `final_rate` at step `decay_steps`, both counted from step
+    0, by a law of `DECAYS`.
     """
     rate = learning_rate
-    if decay_steps:
-        rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, decay_steps)
-    elif warmup_steps:
+    if warmup_steps:
         rate = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    if decay_steps:
+        start = max(decay_start, warmup_steps)
+        rise = rate if callable(rate) else optax.constant_schedule(rate)
+        fall = DECAYS[decay](learning_rate, final_rate, decay_steps - start)
+        rate = optax.join_schedules([rise, fall], [start])
     return leafwise(
         optax.chain(
             clip_by_global_norm(max_grad_norm),

@@ -24,7 +24,7 @@ HISTORY = "config_history.jsonl"  # the changes of the configuration, with their
 FREE_KEYS = (
     r"config\.(run|sampling|evaluation|mesh)\..*|config\.data\.(workers|path|accept|on_bad_image)|config\.dtype"
     r"|config\.optimizer\.[^.]+\."
-    r"(learning_rate|warmup_steps|decay_steps|weight_decay|max_grad_norm)"
+    r"(learning_rate|warmup_steps|decay|decay_start|decay_steps|final_rate|weight_decay|max_grad_norm)"
     r"|config\.compute\.(scan_blocks|backbone_remat|tokenizer_remat|stripes)"
     r"|config\.teachers\.[^.]+\.(weights|pretrain\..*)"
     r"|config\.(tokenizer|discriminator|lpips)\.(weights|vgg_weights|statistics)"

@@ -54,6 +54,8 @@ class Sampler:
         code does with 3; 0 guides all.
       shift: multiplies the odds t / (1 - t) of the steps' times: above 1, more steps near noise
         (see `objectives.times.shift_time`). The guidance interval is one of shifted times.
+      last_time: the time before the shift at which the ODE ends, as RAE's code does with 0.001; the
+        latents keep the noise of that time.
 
     Raises:
       UserError: an unknown method or interpolant, or a value out of range.
@@ -67,6 +69,7 @@ class Sampler:
     guidance_high: float = 1.0
     guidance_channels: int = 0
     shift: float = 1.0
+    last_time: float = 0.0
 
     def __post_init__(self):
         if self.interpolant not in PATHS:
@@ -105,6 +108,12 @@ class Sampler:
                 "for all"
             )
         check_shift(self.shift, "shift")
+        if not 0.0 <= self.last_time < 1.0:
+            raise UserError(f"last_time is {self.last_time}: give a time from 0 to below 1")
+        if self.last_time and self.method not in ("euler", "heun"):
+            raise UserError(
+                f"last_time is {self.last_time}: {self.method} ends at 0, so leave it at 0"
+            )
 
     @property
     def stochastic(self) -> bool:
@@ -287,7 +296,7 @@ def evaluations(sampler: Sampler) -> tuple[Evaluations, np.ndarray]:
 def _heun(step: np.ndarray, times: np.ndarray) -> Evaluations:
     """Heun's table. A step has two rows: query a full step ahead, then move by the mean drift.
 
-    The step that arrives at t = 0 is a plain Euler step with one row.
+    The last step, which arrives at t = 0, is a plain Euler step with one row.
     """
     dt = np.diff(times)
     first, second = np.array([1.0, 0.0]), np.array([0.0, 1.0])
@@ -305,14 +314,14 @@ def _heun(step: np.ndarray, times: np.ndarray) -> Evaluations:
 
 
 def time_grid(sampler: Sampler) -> np.ndarray:
-    """Times (steps + 1,) float64 from 1 to 0, evenly spaced before the shift.
+    """Times (steps + 1,) float64 from 1 to `last_time`, evenly spaced before the shift.
 
     The SDE's are evenly spaced from 1 to 0.04, and then 0.
     """
     if sampler.stochastic:
         times = np.append(_linspace(1.0, LAST_SDE_TIME, sampler.steps), 0.0)
     else:
-        times = _linspace(1.0, 0.0, sampler.steps + 1)
+        times = _linspace(1.0, sampler.last_time, sampler.steps + 1)
     return times if sampler.shift == 1.0 else shift_time(times, sampler.shift)
 
 

@@ -10,6 +10,7 @@ from repae_jax.models.networks import Models, teacher_tokens
 from repae_jax.models.tokenizers.base import decode, encode
 from repae_jax.models.tokenizers.distributions import Gaussian, LatentDistribution
 from repae_jax.objectives.alignment import spatial_norm
+from repae_jax.objectives.objective import Objective
 from repae_jax.runs.state import TrainState, tokenizer_variables
 from repae_jax.training.noise import Draws
 from repae_jax.utils.images import to_float
@@ -31,12 +32,10 @@ class StepContext(NamedTuple):
     frozen: Mapping
 
 
-def make_shared_forward(models: Models, *, reconstruct: bool, spatial: float = 0.0):
-    """Build the shared forward pass: teachers, encoder, and if `reconstruct` the decoder.
-
-    A share `spatial` above 0 normalizes the teachers' tokens, see `alignment.spatial_norm`.
-    """
-    tokenizer = models.tokenizer
+def make_shared_forward(models: Models, objective: Objective, *, reconstruct: bool):
+    """Build the shared forward pass: teachers, encoder, and if `reconstruct` the decoder."""
+    tokenizer, of_mean = models.tokenizer, objective.posterior == "mean"
+    share = objective.spatial_norm
     condition = models.backbone.conditioner.spec() if models.backbone is not None else ()
 
     def tokens_of(batch, frozen):
@@ -48,7 +47,7 @@ def make_shared_forward(models: Models, *, reconstruct: bool, spatial: float = 0
 
     def teachers(batch, frozen):
         found = tokens_of(batch, frozen)
-        return tuple(spatial_norm(tokens, spatial) for tokens in found) if spatial else found
+        return tuple(spatial_norm(tokens, share) for tokens in found) if share else found
 
     def cached_posterior(batch):
         if "latent_mean" not in batch:
@@ -61,7 +60,7 @@ def make_shared_forward(models: Models, *, reconstruct: bool, spatial: float = 0
         if posterior is None:
             images = to_float(batch["image"])
             posterior = encode(tokenizer, variables, images)
-        latents = posterior.sample(draws.posterior_noise)
+        latents = posterior.mean if of_mean else posterior.sample(draws.posterior_noise)
         reconstructions = None
         if reconstruct:
             reconstructions = decode(tokenizer, variables, latents)

@@ -132,9 +132,7 @@ def make_loss(
         losses.append(discriminator_loss(models, objective))
     if "backbone" in trained:
         losses.append(backbone_loss(models, objective))
-    shared_forward = make_shared_forward(
-        models, reconstruct="tokenizer" in trained, spatial=objective.spatial_norm
-    )
+    shared_forward = make_shared_forward(models, objective, reconstruct="tokenizer" in trained)
 
     def loss(trained_params, state: TrainState, batch: Batch, draws: Draws):
         state = gather(state.replace(params={**state.params, **trained_params}))

@@ -41,7 +41,7 @@ def run(sampler, noise, labels, step_noises, velocity=velocity):
 def reference(sampler, noise, labels, step_noises):
     """The three methods as textbook loops in float64, each evaluation guided on its own."""
     n = sampler.steps
-    times = np.arange(n, -1, -1) / n
+    times = np.linspace(1, sampler.last_time, n + 1)
     if sampler.method == "euler-maruyama":
         times = np.append(1 - 0.96 * np.arange(n) / (n - 1), 0)
     times = sampler.shift * times / (1 - times + sampler.shift * times)
@@ -132,6 +132,24 @@ def test_the_shift_and_the_guided_channels_of_the_textbook_loop(method, scale):
     for change in ({"shift": 1.0}, {"guidance_channels": 0}):
         other = dataclasses.replace(sampler, **change)
         assert relative_error(run(other, *arguments), expected) > 1e-3
+
+
+@pytest.mark.parametrize("method", ["euler", "heun"])
+def test_an_ode_may_end_before_the_data(method):
+    """As RAE's, whose last time 0.001 becomes 0.0069 by its shift of 6.93."""
+    sampler = Sampler(method, 12, "linear", shift=48**0.5, last_time=0.001)
+    assert time_grid(sampler)[-1] == pytest.approx(0.0068871, rel=1e-4)
+    arguments = inputs(sampler.steps)
+    expected = reference(sampler, *arguments)
+    assert relative_error(run(sampler, *arguments), expected) < 3e-6
+    to_the_data = dataclasses.replace(sampler, last_time=0.0)
+    assert relative_error(run(to_the_data, *arguments), expected) > 1e-3
+
+
+@pytest.mark.parametrize(("method", "time"), [("euler-maruyama", 0.1), ("heun", 1.0)])
+def test_a_last_time_that_a_method_lacks_is_named(method, time):
+    with pytest.raises(UserError, match=f"last_time is {time}"):
+        Sampler(method, 12, "linear", last_time=time)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -36,6 +36,14 @@ def get_config(words: str = "backbone"):
         config.objective.cosine_weight = 1.0
         config.time.update(weighting="lognormal", shift=2.0)
         config.sampling.update(shift=2.0, guidance_channels=1)
+    if toy in ("ditdh", "ddt"):
+        config.backbone = defaults.backbone(
+            family=toy, patch_size=2, hidden_size=16, depth=2, num_heads=2, encoder_depth=1,
+            head_size=24, head_depth=1, head_heads=2,
+        )  # fmt: skip
+        config.objective.least_time = 0.05
+        config.time.update(weighting="lognormal", shift=2.0)
+        config.sampling.update(method="euler", shift=2.0, last_time=0.001)
     if toy == "condition":
         config.condition = condition("caption")
     if toy == "tokenizer":

@@ -22,13 +22,15 @@ pytestmark = pytest.mark.slow  # each toy trains, and compiles every command's p
 HERE = pathlib.Path(__file__).parent
 CONFIG = HERE / "configs.py"
 TOYS = ("backbone", "condition", "tokenizer", "encoder")  # each is one short file and one row
-TENANTS = (*TOYS, "lightningdit", "dit")
+TENANTS = (*TOYS, "lightningdit", "dit", "ditdh", "ddt")
 NO_VAE = {"tokenizer": "a Patches has no format of diffusers' or LDM's"}
 NO_CHECKPOINT = {
     "backbone": "a Mixer with a ClassLabel",
     "condition": "a SiT with a Caption",
     "lightningdit": "a checkpoint of LightningDiT holds no VAE",
     "dit": "a checkpoint of DiT holds no VAE",
+    "ditdh": "a checkpoint of DiTDH holds no VAE",
+    "ddt": "a checkpoint of DDT holds no VAE",
     "tokenizer": "this run trains a Patches and its discriminator",
 }
 
@@ -70,7 +72,7 @@ def test_a_killed_run_continues_bit_by_bit(trained, tmp_path):
 
 def test_it_samples_with_guidance(trained, tmp_path):
     _, folder = trained
-    for name, scale in {"plain": 1, "guided": 3}.items():
+    for name, scale in {"plain": 1, "guided": 30}.items():
         words = ["--output", tmp_path / f"{name}.npz", "--count", 4, "--guidance-scale", scale]
         run("generate", "--workdir", folder / "run", *words, "--quiet")
     plain, guided = (np.load(tmp_path / f"{name}.npz")["arr_0"] for name in ("plain", "guided"))

@@ -105,15 +105,41 @@ def test_clipping_leaves_zero_gradients_at_zero():
     assert not any(leaf.any() for leaf in jax.tree.leaves(clipped))
 
 
-def test_warm_up_starts_at_zero_and_ends_at_the_rate():
-    optimizer = adamw(RATE, warmup_steps=4)
+def rates(steps, **options):
+    """The learning rate of every step over `RATE`."""
+    optimizer = adamw(RATE, **options)
     params = {"a": jnp.ones(3)}
     state, sizes = optimizer.init(params), []
-    for _ in range(7):
+    for _ in range(steps):
         # a constant gradient: AdamW moves every entry by the rate itself
         updates, state = optimizer.update({"a": jnp.full(3, 0.1)}, state, params)
         sizes.append(float(-updates["a"][0]))
-    np.testing.assert_allclose(sizes, RATE * np.array([0, 0.25, 0.5, 0.75, 1, 1, 1]), rtol=1e-4)
+    return np.array(sizes) / RATE
+
+
+def test_warm_up_starts_at_zero_and_ends_at_the_rate():
+    np.testing.assert_allclose(rates(7, warmup_steps=4), [0, 0.25, 0.5, 0.75, 1, 1, 1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("law", ["linear", "cosine"])
+def test_a_decay_that_begins_later_is_that_of_rae(law):
+    """bytetriper/RAE, src/utils/optim_utils.py: constant, then a fall that ends before the run."""
+    start, end, last = 3, 8, 0.1
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        torch.optim.SGD([torch.zeros(1)], lr=1.0),
+        lambda step: last + (1 - last) * fallen(law, min(max(step - start, 0) / (end - start), 1)),
+    )
+    expected = []
+    for _ in range(11):
+        expected.append(scheduler.get_last_lr()[0])
+        scheduler.optimizer.step()
+        scheduler.step()
+    found = rates(11, decay=law, decay_start=start, decay_steps=end, final_rate=last * RATE)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def fallen(law, progress):
+    return 1 - progress if law == "linear" else 0.5 * (1 + np.cos(np.pi * progress))
 
 
 def nested():

@@ -134,6 +134,16 @@ def test_the_alignment_ends():
         np.testing.assert_allclose(b, 0.9 * a, rtol=1e-5)  # Adam's first moment without a gradient
 
 
+def test_the_latents_may_be_the_posteriors_mean():
+    """Then the noise of the posterior changes nothing."""
+    for posterior, same in (("mean", True), ("sample", False)):
+        state, batch, draws, step = build("vanilla", posterior=posterior)
+        step = jax.jit(step)
+        other = draws.replace(posterior_noise=draws.posterior_noise + 1.0)
+        losses = [step(state, batch, noise)[1]["denoising_loss"] for noise in (draws, other)]
+        assert (losses[0] == losses[1]) == same
+
+
 @pytest.mark.slow
 def test_optional_terms_join_the_loss():
     state, batch, draws, step = build("repa", cosine_weight=0.5, spatial_norm=0.6)
