@@ -10,7 +10,7 @@ the sizes but for DDT's, which give it the same number of operations.
 
 import pathlib
 
-from repae_jax.config.defaults import backbone
+from repae_jax.config import backbone
 from repae_jax.config.overrides import read_config
 from repae_jax.errors import UserError
 from repae_jax.study.plan import arm, base, claim

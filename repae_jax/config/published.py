@@ -1,5 +1,7 @@
 """The configurations that published runs on ImageNet 256 x 256 share."""
 
+import math
+
 from ml_collections import ConfigDict
 
 from repae_jax.config.defaults import backbone, base, teacher
@@ -56,4 +58,38 @@ def dit256() -> ConfigDict:
     config.optimizer.backbone.max_grad_norm = float("inf")
     config.run.steps = 7_000_000
     config.sampling.update(method="ddpm", steps=250, guidance_scale=1.5, guidance_channels=3)
+    return config
+
+
+def ddt256(latent_values: int) -> ConfigDict:
+    """Make the configuration of diffusion-bench's published DDT runs on ImageNet 256 x 256.
+
+    They train DDT-XL 80 epochs on the means of frozen VAEs, at logit-normal times shifted by the
+    size of the latents, and sample by 50 Euler steps. The rate falls from epoch 40 as if to epoch
+    800.
+
+    Args:
+      latent_values: h w c of the latents, whose root over 64 is the shift (RAE, arXiv 2510.11690,
+        section 4).
+    """
+    config = imagenet256()
+    config.backbone = backbone("DDT-XL/1")
+    config.batch_size = 1024
+    config.ema_decay = 0.9995
+    epoch = 1251  # steps
+    config.run.update(steps=80 * epoch, checkpoint_every=5 * epoch, sample_every=25_000)
+    config.optimizer.backbone.update(
+        learning_rate=2e-4,
+        b2=0.95,
+        decay="linear",
+        decay_start=40 * epoch,
+        decay_steps=800 * epoch,
+        final_rate=2e-5,
+    )
+    config.objective.update(least_time=0.05, posterior="mean")
+    shift = math.sqrt(latent_values / 4096)
+    config.time.update(weighting="lognormal", shift=shift)
+    config.sampling.update(
+        method="euler", steps=50, shift=shift, guidance_scale=1.8, guidance_high=0.9
+    )
     return config

@@ -8,6 +8,7 @@ import numpy as np
 from repae_jax.errors import UserError
 from repae_jax.interop import (
     autoencoder_kl,
+    ddt,
     discriminator,
     latent_statistics,
     lightningdit,
@@ -19,6 +20,7 @@ from repae_jax.interop.extract import extract
 from repae_jax.interop.original import OPTIMIZERS, WEIGHTS, Kind
 
 _OTHER_NAMES = {"model_ema": "ema"}
+_NAMES_OF_DDT = {"optimizer": "opt", "step": "steps"}  # RAE and diffusion-bench
 _SIGNS = {
     "model": sit.SIGN,
     "ema": sit.SIGN,
@@ -53,6 +55,8 @@ def parts_of(
     """
     parts = {_OTHER_NAMES.get(key, key): value for key, value in content.items()}
     parts = {key: value for key, value in parts.items() if value is not None}
+    if any(isinstance(parts.get(k), Mapping) and ddt.is_ddt(parts[k]) for k in ("model", "ema")):
+        parts = {_NAMES_OF_DDT.get(key, key): value for key, value in parts.items()}
     sits = [key for key in ("model", "ema") if _holds(parts.get(key), sit.SIGN, source)]
     if "opt" in parts and {"model", "ema"} & parts.keys():
         _check_optimizers(parts, sits, source)
@@ -78,6 +82,8 @@ def parts_of(
 
 def kind_of(content: Mapping[str, Any]) -> Kind:
     """The kind of a training checkpoint that `parts_of` returned."""
+    if ddt.is_ddt(content["model"]):
+        return ddt.family_of(content["model"])
     if lightningdit.is_lightningdit(content["model"]):
         return "lightningdit"
     if sit.has_second_half(content["model"]):

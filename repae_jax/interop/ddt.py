@@ -8,7 +8,7 @@ of SwiGLU.
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -129,6 +129,11 @@ def is_ddt(tensors: Mapping[str, Any]) -> bool:
     return any(name.endswith("s_embedder.proj.weight") for name in tensors)
 
 
+def family_of(tensors: Mapping[str, Any]) -> Literal["ddt", "ditdh"]:
+    """The family of the backbone whose tensors these are, if it is a DDT."""
+    return "ddt" if "ctx_embedder.learnable_tokens" in tensors else "ditdh"
+
+
 def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[str, Any]:
     """The family, "ddt" or "ditdh", and the fields that follow from its tensors.
 
@@ -139,13 +144,14 @@ def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[
         missing.
     """
     tables.check_filled(tensors, source=source)
-    if any(".s_embedder." in name for name in tensors):
+    if "t_embedder.W" not in tensors:
         raise UserError(
-            f"{source}: the tensors are of the DDT of its authors (MCG-NJU/DDT), whose rotary "
+            f"{source}: without 't_embedder.W' the tensors are of the DDT of its authors "
+            "(MCG-NJU/DDT), whose rotary "
             "positions, norms and modulations differ: only RAE's DiT^DH and diffusion-bench's DDT "
             "are read"
         )
-    in_context = "ctx_embedder.learnable_tokens" in tensors
+    in_context = family_of(tensors) == "ddt"
 
     def shape(name):
         if name not in tensors:
@@ -161,7 +167,7 @@ def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[
     of_head = [i for i in blocks if shape(f"blocks.{i}.norm1.weight")[0] == head_size]
     label = "ctx_embedder" if in_context else "y_embedder"
     found = {
-        "family": "ddt" if in_context else "ditdh",
+        "family": family_of(tensors),
         "latent_size": math.isqrt(patches) * patch,
         "latent_channels": channels,
         "patch_size": patch,
@@ -184,3 +190,21 @@ def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[
                 "determine the number of blocks of each: give a configuration"
             )
     return found | {"depth": len(blocks) - len(of_head), "head_depth": len(of_head)}
+
+
+def text_of(tensors: Mapping[str, np.ndarray]) -> str:
+    """A DDT's dimensions in words, or the reason why its tensors have none."""
+    try:
+        d = infer_dimensions(tensors, source="DDT")
+    except UserError as error:
+        return str(error).removeprefix("DDT: ")
+    except (KeyError, IndexError, ValueError, AttributeError, ZeroDivisionError):
+        return "damaged: its tensors have not the shapes of a DDT's"
+    name = {"ddt": "diffusion-bench's DDT", "ditdh": "RAE's DiT^DH"}[d["family"]]
+    side = d["latent_size"]
+    return (
+        f"{name}: encoder of width {d['hidden_size']}, depth {d['depth']}, {d['num_heads']} heads; "
+        f"head of width {d['head_size']}, depth {d['head_depth']}, {d['head_heads']} heads; patch "
+        f"{d['patch_size']}, latents {side} x {side} x {d['latent_channels']}, "
+        f"{d['num_classes']} rows of labels"
+    )

@@ -12,6 +12,7 @@ from repae_jax.errors import UserError
 from repae_jax.interop import (
     autoencoder_kl,
     checkpoint_parts,
+    ddt,
     discriminator,
     files,
     hub,
@@ -28,7 +29,7 @@ from repae_jax.interop.vit_names import Format
 
 RUN = "run"
 DIFFUSERS = "diffusers"
-CHECKPOINTS = {"repae", "ldm", "repa", "lightningdit", "dit"}  # `original.Kind`
+CHECKPOINTS = {"repae", "ldm", "repa", "lightningdit", "dit", "ditdh", "ddt"}  # `original.Kind`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +170,8 @@ def _file(path):
 
 def _network(format, found, content, path):
     judge = None
+    if format == "sit" and ddt.is_ddt(found.tensors):
+        format = "ddt-tensors"
     if format == "sit" and lightningdit.is_lightningdit(found.tensors):
         format = "lightningdit-tensors"
     if format == "vae":
@@ -181,7 +184,7 @@ def _network(format, found, content, path):
 def _is_whole(format, tensors):
     """Whether a further tensor confirms a format whose sign other files share."""
     beside = {"statistics": "latents_bias", "sit": "pos_embed"}
-    return format not in beside or beside[format] in tensors
+    return format not in beside or beside[format] in tensors or ddt.is_ddt(tensors)
 
 
 def _arrays(content):

@@ -5,7 +5,8 @@ vae, discriminator             REPA-E only; stage two and REPA train the SiT alo
 opt, opt_vae, opt_disc         one AdamW per network
 args, steps                    argparse.Namespace, int
 
-DiT's hold model, ema, opt and args, LightningDiT's config in place of args.
+DiT's hold model, ema, opt and args, LightningDiT's config in place of args. RAE's and
+diffusion-bench's hold model, ema, optimizer, scheduler, step and epoch.
 """
 
 import dataclasses
@@ -27,8 +28,8 @@ from repae_jax.models.tokenizers.base import parameter_shapes
 
 # "repae": from train_repae.py. "ldm": from train_ldm_only.py, on a frozen VAE. "repa": from REPA's
 # own code, whose SiT has no BatchNorm. "lightningdit": from LightningDiT's code.
-# "dit": from DiT's.
-Kind = Literal["repae", "ldm", "repa", "lightningdit", "dit"]
+# "dit": from DiT's. "ditdh": from RAE's. "ddt": from diffusion-bench's.
+Kind = Literal["repae", "ldm", "repa", "lightningdit", "dit", "ditdh", "ddt"]
 
 # role -> the part of a checkpoint with its weights, and the part with its optimizer's state
 WEIGHTS = {"backbone": "model", "tokenizer": "vae", "discriminator": "discriminator"}

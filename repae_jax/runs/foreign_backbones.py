@@ -1,5 +1,6 @@
-"""Training checkpoints that hold a backbone alone, of LightningDiT's code and of DiT's."""
+"""Training checkpoints that hold a backbone alone, of LightningDiT's code, DiT's and DDT's."""
 
+import argparse
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,8 +12,10 @@ from repae_jax.interop import original
 from repae_jax.interop.checkpoint_schema import arguments_of
 from repae_jax.interop.lightningdit import PREFIX
 from repae_jax.interop.original import Kind, Part
+from repae_jax.models.backbones.ddt import DDT, DiTDH
 from repae_jax.models.backbones.dit import DiT
 from repae_jax.models.backbones.lightningdit import LightningDiT
+from repae_jax.runs.ddt_args import config_of_ddt, ddt_entries, ddt_settings
 from repae_jax.runs.dit_args import config_of_dit, dit_args
 from repae_jax.runs.lightningdit_args import (
     config_of_lightningdit,
@@ -21,6 +24,7 @@ from repae_jax.runs.lightningdit_args import (
     plain_config,
 )
 
+_SD_CHANNELS = 4
 SD_SCALE = 0.18215  # REPA and DiT multiply SD-VAE's latents by this and keep no statistics
 
 
@@ -31,12 +35,13 @@ class Foreign(NamedTuple):
       network: the backbone's class.
       part: makes its `Part`.
       config_of: (content, source=...) -> the configuration that continues it.
-      settings: its entry with the settings of its training, "config" or "args".
+      settings: its entry with the settings of its training, such as "config" or "args".
       settings_of: (content, source) -> the content of that entry as plain values, {} without one.
       make_settings: a configuration -> the content of that entry.
       statistics: (content, the VAE's statistics or None, channels, source) -> the mean and variance
         by which its latents are normalized, (c,) each.
       prefix: the beginning of the names in "model".
+      entries: (content, configuration, steps) -> the file's entries without the settings.
     """
 
     network: type
@@ -47,6 +52,13 @@ class Foreign(NamedTuple):
     make_settings: Callable[[ConfigDict], dict[str, Any]]
     statistics: Callable[..., dict[str, np.ndarray]]
     prefix: str = ""
+    entries: Callable[..., dict[str, Any]] = lambda content, config, steps: dict(content)
+
+    def stored(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The entry of the settings, as the code stores it."""
+        if self.settings == "args":
+            return {"args": argparse.Namespace(**settings)}
+        return {self.settings: dict(settings)}
 
 
 def scaled(channels: int) -> dict[str, np.ndarray]:
@@ -54,13 +66,24 @@ def scaled(channels: int) -> dict[str, np.ndarray]:
     return {"mean": np.zeros(channels), "var": np.full(channels, SD_SCALE**-2.0)}
 
 
-def _normalized(content, statistics, channels, source):
+def _require(statistics, name, source):
     if statistics is None:
         raise UserError(
-            f"{source}: LightningDiT normalizes latents by statistics, and the VAE of "
+            f"{source}: {name} normalizes latents by statistics, and the VAE of "
             "config.tokenizer.weights has no latent statistics: name its latents_stats.pt with "
             "--config.tokenizer.statistics"
         )
+
+
+def _normalized_or_scaled(content, statistics, channels, source):
+    if statistics is None and channels == _SD_CHANNELS:
+        return scaled(channels)
+    _require(statistics, "a DDT", source)
+    return statistics
+
+
+def _normalized(content, statistics, channels, source):
+    _require(statistics, "LightningDiT", source)
     multiplier = latent_multiplier(content, source)
     return {"mean": statistics["mean"], "var": statistics["var"] / multiplier**2}
 
@@ -85,6 +108,19 @@ FOREIGN: dict[Kind, Foreign] = {
         dit_args,
         lambda content, statistics, channels, source: scaled(channels),
     ),
+    **{
+        kind: Foreign(
+            network,
+            original.ddt_part,
+            config_of_ddt,
+            "config",
+            plain_config,
+            ddt_settings,
+            _normalized_or_scaled,
+            entries=ddt_entries,
+        )
+        for kind, network in (("ditdh", DiTDH), ("ddt", DDT))
+    },
 }
 
 

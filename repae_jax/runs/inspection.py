@@ -14,6 +14,7 @@ import numpy as np
 from repae_jax.errors import UserError
 from repae_jax.interop import (
     checkpoint_parts,
+    ddt,
     files,
     latent_statistics,
     lightningdit,
@@ -140,6 +141,8 @@ def _statistics_lines(found):
 
 
 def _backbone_line(tensors):
+    if ddt.is_ddt(tensors):
+        return "DDT", ddt.text_of(tensors)
     if lightningdit.is_lightningdit(tensors):
         return "LightningDiT", lightningdit.text_of(tensors)
     name = "SiT or DiT" if sit.has_second_half(tensors) else "SiT"
@@ -194,6 +197,7 @@ _OTHER_LINES = {
     "statistics": _statistics_lines,
     "sit": _backbone_lines,
     "lightningdit-tensors": _backbone_lines,
+    "ddt-tensors": _backbone_lines,
     "discriminator": _discriminator_lines,
     "lpips": _lpips_lines,
     "teacher": _teacher_lines,

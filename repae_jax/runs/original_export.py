@@ -44,15 +44,14 @@ def export_run(
     content = _export(run.state, parts, origin, config)
     for key in ("model", "ema", *OPTIMIZERS.keys() & content.keys()):
         require_finite(content[key], path)
+    steps = int(run.state.step)
     del run  # so that `_make_contiguous` frees each array once its contiguous copy exists
     _make_contiguous(content, progress)
     if foreign := FOREIGN.get(origin.kind):
         names = content["model"].items()
         content["model"] = {foreign.prefix + name: array for name, array in names}
-        settings = dict(origin.args)
-        if foreign.settings == "args":
-            settings = argparse.Namespace(**settings)
-        files.write_torch(path, {**content, foreign.settings: settings})
+        settings = foreign.stored(origin.args)
+        files.write_torch(path, {**foreign.entries(content, config, steps), **settings})
         return
     files.write_torch(path, content | {"args": argparse.Namespace(**origin.args)})
     # the original keeps args.json beside the folder checkpoints/
@@ -92,9 +91,13 @@ def _export(
         statistics = {"batch_stats": state.batch_stats["latent_norm"]}
         averaged = {"batch_stats": state.ema["latent_norm"]}
     variables = {
-        "model": {"params": state.params["backbone"], **state.frozen["backbone"], **statistics},
+        "model": {
+            "params": state.params["backbone"], **state.frozen.get("backbone", {}), **statistics
+        },
         "ema": {
-            "params": state.ema["params"], "constants": state.ema["constants"], **averaged
+            "params": state.ema["params"],
+            **{k: v for k, v in state.ema.items() if k == "constants"},
+            **averaged,
         },
         "vae": state.params["tokenizer"],
     }  # fmt: skip

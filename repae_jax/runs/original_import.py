@@ -211,21 +211,23 @@ def _assemble(config, models, steps, loaded, moments, foreign, content, source):
             blank, count=np.asarray(count, np.int32), mu=first, nu=second
         )
     ema = loaded["ema"]
+    tables = {k: v for k, v in _weights(loaded["backbone"]).items() if k != "params"}
     return TrainState(
         step=np.asarray(steps, np.int32),
         params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
-        ema={
-            "params": ema["params"],
-            "constants": ema["constants"],
-            "latent_norm": ema.get("batch_stats", fixed),
-        },
+        ema={**_weights(ema), "latent_norm": ema.get("batch_stats", fixed)},
         frozen={
-            "backbone": {"constants": loaded["backbone"]["constants"]},
+            **({"backbone": tables} if tables else {}),
             **({"tokenizer": constants} if constants else {}),
         },
     )
+
+
+def _weights(variables):
+    """The collections of a backbone without its latent statistics."""
+    return {name: part for name, part in variables.items() if name != "batch_stats"}
 
 
 def _fresh_discriminator(config, models):

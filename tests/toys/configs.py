@@ -37,7 +37,7 @@ def get_config(words: str = "backbone"):
         config.time.update(weighting="lognormal", shift=2.0)
         config.sampling.update(shift=2.0, guidance_channels=1)
     if toy in ("ditdh", "ddt"):
-        config.backbone = defaults.backbone(
+        config.backbone = backbone(
             family=toy, patch_size=2, hidden_size=16, depth=2, num_heads=2, encoder_depth=1,
             head_size=24, head_depth=1, head_heads=2,
         )  # fmt: skip

@@ -1,0 +1,108 @@
+"""Conversion between the checkpoints of RAE's and diffusion-bench's trainings and configurations.
+
+Both hold step, epoch, model, ema, optimizer and scheduler, and no settings: those are in a YAML
+file beside them. Our own files keep the configuration under "config", which they ignore.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from repae_jax.config.defaults import backbone, tokenizer
+from repae_jax.config.published import ddt256
+from repae_jax.config.recipes import apply_recipe
+from repae_jax.config.storage import from_json, to_json
+from repae_jax.errors import UserError
+from repae_jax.interop.ddt import infer_dimensions
+from repae_jax.models.backbones.families import BACKBONES
+from repae_jax.runs.lightningdit_args import plain_config
+from repae_jax.utils.schema import check_schema
+
+_OURS = "repae_jax"  # the key that holds the complete configuration of our own runs
+_VAES = {4: ("f8d4", 8), 16: ("f8d16", 8), 32: ("f16d32", 16)}  # channels -> (VAE, factor)
+_SIZES = (
+    "patch_size", "hidden_size", "depth", "num_heads", "head_size", "head_depth", "head_heads",
+)  # fmt: skip
+_OPTIONS = {"ddt": ("time_tokens", "class_tokens"), "ditdh": ("qk_norm",)}
+_IMAGES = 1_281_167  # of ImageNet's training split, for the number of an epoch
+
+
+def config_of_ddt(content: Mapping[str, Any], *, source: str) -> ConfigDict:
+    """Make the configuration that continues a training of RAE's or diffusion-bench's.
+
+    Its network follows from the weights, its training is diffusion-bench's published one. The
+    tokenizer's weights are no part of it.
+
+    Args:
+      content: the parts of the checkpoint.
+      source: the checkpoint's name, for errors.
+
+    Raises:
+      UserError: the weights are of another backbone, or of latents without a VAE known here.
+    """
+    ours = plain_config(content, source).get(_OURS)
+    if ours is not None:
+        check_schema({_OURS: ours}, dict[str, str], source=f"{source}: config.")
+        return from_json(ours, source=source)
+    found = infer_dimensions(content["ema"], source=source)
+    vae, factor = _VAES.get(found["latent_channels"], ("", 0))
+    if not vae:
+        raise UserError(
+            f"{source}: its latents have {found['latent_channels']} channels, as those of no VAE "
+            f"of a DDT ({', '.join(map(str, _VAES))}): give a configuration with --config"
+        )
+    family = found["family"]
+    resolution = found["latent_size"] * factor
+    config = ddt256(found["latent_channels"] * found["latent_size"] ** 2)
+    config.name = family
+    sizes = {name: found[name] for name in (*_SIZES, *_OPTIONS[family])}
+    row = BACKBONES[family]
+    arch = next((a for a, preset in row.presets.items() if _is(row, preset, sizes)), "")
+    if arch:
+        config.backbone = backbone(arch)
+    else:
+        sizes["encoder_depth"] = min(8, found["depth"])
+        config.backbone = backbone(family=family, **sizes)
+    config.tokenizer = tokenizer(vae)
+    config.data.resolution = resolution
+    config.data.num_classes = found["num_classes"] - 1
+    return apply_recipe(config, "vanilla")
+
+
+def ddt_settings(config: ConfigDict) -> dict[str, str]:
+    """The "config" of our own files: the configuration as JSON."""
+    return {_OURS: to_json(config)}
+
+
+def ddt_entries(content: Mapping[str, Any], config: ConfigDict, step: int) -> dict[str, Any]:
+    """The entries of their checkpoint: the networks, and the states of optimizer and schedule.
+
+    The epoch counts ImageNet's images; the schedule's state is that of PyTorch's LambdaLR.
+
+    Args:
+      content: "model", "ema" and "opt".
+      config: the run's configuration.
+      step: steps taken.
+    """
+    rate = config.optimizer.backbone.learning_rate
+    return {
+        "step": step,
+        "epoch": step * config.batch_size // _IMAGES,
+        "model": content["model"],
+        "ema": content["ema"],
+        "optimizer": content["opt"],
+        "scheduler": {
+            "base_lrs": [rate],
+            "last_epoch": step,
+            "_step_count": step + 1,
+            "_last_lr": [rate],
+            "lr_lambdas": [None],
+        },
+    }
+
+
+def _is(row, preset, sizes):
+    """Whether sizes are a preset's, with the defaults of its family."""
+    whole = {key: default for key, default in row.options.items() if key in sizes} | preset
+    return all(whole[key] == value for key, value in sizes.items())
