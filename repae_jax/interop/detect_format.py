@@ -14,6 +14,7 @@ from repae_jax.interop import (
     checkpoint_parts,
     ddt,
     discriminator,
+    dit_folder,
     files,
     hub,
     lightningdit,
@@ -29,6 +30,7 @@ from repae_jax.interop.vit_names import Format
 
 RUN = "run"
 DIFFUSERS = "diffusers"
+DIT_FOLDER = "diffusers-dit"
 CHECKPOINTS = {"repae", "ldm", "repa", "lightningdit", "dit", "ditdh", "ddt"}  # `original.Kind`
 
 
@@ -86,12 +88,17 @@ def detect(name: str | pathlib.Path) -> Detected:
     """
     path = hub.locate(name, (vae_files.CONFIG,))
     if str(name).startswith(hub.PREFIX) and path.is_dir():  # its config names the weights' file
-        diffusers = vae_files.read_config(path).get("_class_name") in FAMILIES
+        diffusers = vae_files.read_config(path).get("_class_name") in (
+            *FAMILIES,
+            *dit_folder.CLASSES,
+        )
         naming = weight_files.DIFFUSERS if diffusers else weight_files.TRANSFORMERS
         path = hub.locate(name, (vae_files.CONFIG,), naming)
     if path.is_dir():
         return _folder(path)
-    return Detected(DIFFUSERS, path) if vae_files.of_a_folder(path) else _file(path)
+    if vae_files.of_a_folder(path):
+        return Detected(DIT_FOLDER if dit_folder.is_dit_folder(path.parent) else DIFFUSERS, path)
+    return _file(path)
 
 
 def vit_names(content: Mapping[str, Any]) -> ViTNames | None:
@@ -126,6 +133,8 @@ def _folder(path):
             return Detected(RUN, path)
         if saved := sorted((path / "checkpoints").glob("*.pt")):
             return _file(saved[-1])
+    if (path / dit_folder.PIPELINE).is_file():
+        path = dit_folder.transformer_in(path)
     if not (path / vae_files.CONFIG).is_file():
         raise UserError(
             f"{path}: neither {vae_files.CONFIG} (diffusers, transformers, a run) nor "
@@ -134,6 +143,8 @@ def _folder(path):
     config = vae_files.read_config(path)
     if config.get("_class_name") in FAMILIES:
         return Detected(DIFFUSERS, path)
+    if config.get("_class_name") in dit_folder.CLASSES:
+        return Detected(DIT_FOLDER, path)
     if weights := weight_files.find_weights(path, weight_files.TRANSFORMERS):
         return _file(weights)
     kind = config.get("_class_name", config.get("model_type"))
@@ -143,8 +154,9 @@ def _folder(path):
             "(transformers), and there is no folder checkpoints/ (a run) beside it"
         )
     raise UserError(
-        f"{path}: {vae_files.CONFIG} is of a {kind!r}, which is no VAE of diffusers "
-        f"({', '.join(FAMILIES)}), and model.safetensors is missing beside it"
+        f"{path}: {vae_files.CONFIG} is of a {kind!r}, which is neither a VAE nor a DiT of "
+        f"diffusers ({', '.join((*FAMILIES, dit_folder.CLASS))}), and model.safetensors is missing "
+        "beside it: name a folder of one of these"
     )
 
 

@@ -50,9 +50,27 @@ class _AutoencoderKLQwenImage(TypedDict, total=False):
     latents_std: _Numbers | None
 
 
+class _DiT(TypedDict, total=False):
+    num_attention_heads: whole(1, 1024)
+    attention_head_dim: whole(1, 1024)
+    in_channels: _Channels
+    out_channels: _Channels | None
+    num_layers: whole(1, 256)
+    attention_bias: bool
+    sample_size: whole(1, 4096)
+    patch_size: whole(1, 64)
+    activation_fn: Text
+    num_embeds_ada_norm: whole(1, 2**20)
+    norm_type: Text
+    norm_elementwise_affine: bool
+    norm_eps: real(0, 1)
+
+
 _CLASSES = {
     "AutoencoderKL": _AutoencoderKL,
     "AutoencoderKLQwenImage": _AutoencoderKLQwenImage,
+    "DiTTransformer2DModel": _DiT,
+    "Transformer2DModel": _DiT,
 }
 
 

@@ -10,6 +10,7 @@ FORMATS = {
     "ditdh": "training checkpoint of RAE: DiT^DH on a frozen tokenizer",
     "ddt": "training checkpoint of diffusion-bench: DDT on a frozen VAE",
     "diffusers": "VAE as diffusers writes it",
+    "diffusers-dit": "DiT as diffusers writes it",
     "vae": "VAE under LDM's names",
     "vae-tensors": "VAE under diffusers' names, without its config.json",
     "statistics": "latent statistics of a VAE (-latents-stats.pt)",
@@ -25,7 +26,9 @@ FORMATS = {
 TARGETS = {
     "run": "a work directory that resumes training, samples, reports",
     "checkpoint": "the original's training checkpoint (.pt) with its args.json",
-    "diffusers": "a folder that diffusers opens",
+    "diffusers": "the VAE as a folder that diffusers opens",
+    "transformer": "a DiT as a folder that diffusers opens (DiTTransformer2DModel)",
+    "pipeline": "a DiT and its VAE as a folder that diffusers opens (DiTPipeline)",
     "vae": "the VAE under LDM's names (.pt or .safetensors), with its -latents-stats.pt",
     "file": "the same tensors in the other container, .safetensors or .pt",
 }

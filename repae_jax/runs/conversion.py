@@ -7,8 +7,22 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from repae_jax.errors import UserError
-from repae_jax.interop import checkpoint_parts, files, latent_statistics, sit, vae_files
-from repae_jax.interop.detect_format import CHECKPOINTS, DIFFUSERS, RUN, Detected, detect
+from repae_jax.interop import (
+    checkpoint_parts,
+    dit_folder,
+    files,
+    latent_statistics,
+    sit,
+    vae_files,
+)
+from repae_jax.interop.detect_format import (
+    CHECKPOINTS,
+    DIFFUSERS,
+    DIT_FOLDER,
+    RUN,
+    Detected,
+    detect,
+)
 from repae_jax.interop.formats import FORMATS, TARGETS
 from repae_jax.interop.vae_files import StoredVAE
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
@@ -87,7 +101,7 @@ def convert(
         if target.is_file() or (target.is_dir() and any(target.iterdir())):
             raise UserError(f"{target} exists already: choose another name, or remove it")
         job = Job(found, target, make_config, progress, step)
-        if to in ("diffusers", "vae"):
+        if to in ("diffusers", "vae", "pipeline"):
             job = dataclasses.replace(job, vae=_vae(found, step))
         lines = [f"{target}: {_WRITERS[to](job)}"]
     return "\n".join([*lines, *(f"{found.path}: {note}" for note in _notes(job, to))])
@@ -108,9 +122,15 @@ def _notes(job, to):
 
 def _possible(found: Detected) -> tuple[str, ...]:
     if found.format == RUN:
-        return ("checkpoint", "diffusers", "vae")
+        return ("checkpoint", "diffusers", "vae", "transformer", "pipeline")
     if found.format in CHECKPOINTS:
+        if found.format == "dit":
+            return ("run", "transformer")
         return ("run", "diffusers", "vae") if "vae" in found.content else ("run",)
+    if found.format == DIT_FOLDER:
+        return ("run", "file")
+    if found.format == "sit" and sit.has_second_half(found.content):
+        return ("run", "file", "transformer")
     if found.format in _VAES:
         return ("diffusers", "vae")
     return ("run", "file") if found.format in _BARE else ("file",)
@@ -133,6 +153,8 @@ def _check_suffix(target, to):
     suffixes = {
         "run": (),
         "diffusers": (),
+        "transformer": (),
+        "pipeline": (),
         "checkpoint": (".pt", ".pth"),
         "vae": (".pt", ".pth", ".safetensors"),
         "file": (".pt", ".pth", ".safetensors"),
@@ -149,12 +171,19 @@ def _check_suffix(target, to):
 
 
 def _to_run(job: Job) -> str:
+    from repae_jax.runs import dit_conversion
     from repae_jax.runs.original_import import bare_checkpoint, config_of, import_run
 
     content, source = job.found.content, str(job.found.path)
-    if job.found.format in _BARE:
-        content = bare_checkpoint(content)
-    config = job.make_config(lambda: config_of(content, source=source))
+    if job.found.format == DIT_FOLDER:
+        dit = dit_folder.read_dit(job.found.path)
+        content = bare_checkpoint(dit.tensors)
+        config = job.make_config(lambda: dit_conversion.config_of(dit, job.found.path))
+        dit_conversion.check_same(dit, config)
+    else:
+        if job.found.format in _BARE:
+            content = bare_checkpoint(content)
+        config = job.make_config(lambda: config_of(content, source=source))
     import_run(content, job.target, config, source=source, progress=job.progress)
     return TARGETS["run"]
 
@@ -169,6 +198,23 @@ def _to_checkpoint(job: Job) -> str:
 def _to_diffusers(job: Job) -> str:
     vae_files.write_diffusers(job.target, job.vae)
     return TARGETS["diffusers"]
+
+
+def _to_transformer(job: Job) -> str:
+    from repae_jax.runs import dit_conversion
+
+    dit_folder.write_dit(job.target, dit_conversion.dit_of(job.found, job.step))
+    return f"{TARGETS['transformer']}; {dit_folder.FREQUENCIES}"
+
+
+def _to_pipeline(job: Job) -> str:
+    from repae_jax.runs import dit_conversion
+
+    dit = dit_conversion.dit_of(job.found, job.step)
+    dit_folder.write_pipeline(job.target, dit, job.vae)
+    null = dit.dimensions["num_classes"] - 1
+    apart = f"; its null class is {null}, DiTPipeline guides by 1000: use guidance_scale=1"
+    return f"{TARGETS['pipeline']}; {dit_folder.FREQUENCIES}{apart if null != 1000 else ''}"
 
 
 def _to_vae(job: Job) -> str:
@@ -192,6 +238,9 @@ def _to_vae(job: Job) -> str:
 
 def _to_file(job: Job) -> str:
     source, tensors = job.found.path, job.found.content
+    if job.found.format == DIT_FOLDER:
+        files.write_flat(job.target, dit_folder.read_dit(source).tensors, {"format": "pt"})
+        return "the DiT under its authors' names"
     in_safetensors = source.suffix == ".safetensors"
     # transformers reads only files whose metadata name the framework
     metadata = files.read_metadata(source) if in_safetensors else {"format": "pt"}
@@ -235,6 +284,8 @@ _WRITERS = {
     "run": _to_run,
     "checkpoint": _to_checkpoint,
     "diffusers": _to_diffusers,
+    "transformer": _to_transformer,
+    "pipeline": _to_pipeline,
     "vae": _to_vae,
     "file": _to_file,
 }

@@ -15,13 +15,22 @@ from repae_jax.errors import UserError
 from repae_jax.interop import (
     checkpoint_parts,
     ddt,
+    dit_folder,
     files,
     latent_statistics,
     lightningdit,
     sit,
     vae_files,
 )
-from repae_jax.interop.detect_format import CHECKPOINTS, DIFFUSERS, RUN, Detected, ViTNames, detect
+from repae_jax.interop.detect_format import (
+    CHECKPOINTS,
+    DIFFUSERS,
+    DIT_FOLDER,
+    RUN,
+    Detected,
+    ViTNames,
+    detect,
+)
 from repae_jax.interop.formats import FORMATS
 from repae_jax.interop.latent_statistics import Statistics
 from repae_jax.interop.vit_names import FAMILIES
@@ -50,6 +59,10 @@ def _lines(found: Detected) -> Lines:
         yield from _run_lines(found.path)
     elif found.format in CHECKPOINTS:
         yield from _checkpoint_lines(found)
+    elif found.format == DIT_FOLDER:
+        dit = dit_folder.read_dit(found.path)
+        yield "DiT", dit.describe()
+        yield "weights", weights_text(dit.tensors)
     elif found.format in (DIFFUSERS, "vae", "vae-tensors"):
         vae = vae_files.read_vae(found.path)
         if found.extract and found.extract.where:
