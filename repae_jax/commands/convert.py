@@ -3,15 +3,23 @@
 import argparse
 import pathlib
 
-from repae_jax.commands.options import add_config, add_quiet, add_step, read_configuration
+from repae_jax.commands.options import (
+    DEFAULT,
+    add_config,
+    add_quiet,
+    add_step,
+    check_seed,
+    read_configuration,
+)
 from repae_jax.interop.formats import TARGETS
 
-_CHOICES = "\n".join(f"  {name:<12}{what}" for name, what in TARGETS.items())
-SUMMARY = "convert weights from one format to another"
+_CHOICES = "\n".join(f"  {name:<22}{what}" for name, what in TARGETS.items())
+SUMMARY = "convert weights or cached latents from one format to another"
 EPILOG = f"""\
 The format of SOURCE is detected from its content: a work directory, a training
-checkpoint of the original REPA-E or of REPA, a VAE under LDM's or diffusers' names, a
-teacher, LPIPS. Other content is left out, and the output lists it.
+checkpoint of the original REPA-E, of REPA, LightningDiT or DiT, a VAE under LDM's or
+diffusers' names, diffusers' DiT, a teacher, LPIPS, cached latents. Other content is left
+out, and the output lists it.
 The name of TARGET selects the format, or --to does:
 {_CHOICES}
 
@@ -20,6 +28,9 @@ examples:
   convert runs/digits exps/digits/0001450.pt     all of it, for the original
   convert exps/sdvae/checkpoints/0400000.pt runs/sdvae    and back, to train on
   convert sdvae-f8d4.pt sdvae                    one VAE file, for diffusers
+  convert DiT-XL-2-256 runs/dit                  diffusers' DiT and its VAE, to train on
+  convert imagenet_train_256 data/vavae \
+      --config configs/imagenet256_lightningdit_vavae.py    LightningDiT's cached latents
 
 A run takes its configuration from the checkpoint's arguments, or from --config; keys
 can be set, for example --config.tokenizer.weights=VAE if the checkpoint has no VAE."""
@@ -33,7 +44,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--to", choices=list(TARGETS), help="the format, if TARGET's name is ambiguous"
     )
     add_step(parser)
-    add_config(parser, "for a run whose model has no published name", required=False)
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the samples in LightningDiT's latents " + DEFAULT
+    )
+    parser.add_argument(
+        "--multiplier",
+        type=float,
+        default=1.0,
+        help="data.latent_multiplier of the configuration of LightningDiT's latents " + DEFAULT,
+    )
+    add_config(
+        parser,
+        "for a run whose model has no published name, and for cached latents: their VAE",
+        required=False,
+    )
     add_quiet(parser)
 
 
@@ -45,12 +69,15 @@ def run(options: argparse.Namespace) -> int:
     """
     from repae_jax.runs.conversion import convert
 
+    check_seed(options.seed)
     done = convert(
         options.source,
         options.target,
         options.to,
         lambda derived: read_configuration(options, derived),
         step=options.step,
+        seed=options.seed,
+        multiplier=options.multiplier,
         progress=not options.quiet,
     )
     print(done)

@@ -2,7 +2,8 @@
 
 Beside its label, an element has the posterior of a frozen VAE in place of the image:
 
-    latent_mean, latent_std    float32 (h, w, c), unnormalized
+    latent_mean, latent_std    float32 (h, w, c), unnormalized; of latents that another code has
+                               sampled, the sample and 0
     image                      uint8 (H, W, 3), if the cache keeps images for the teachers
     teacher_tokens             a tuple of (N, D) arrays, if the cache keeps the teachers' tokens
 
@@ -225,9 +226,11 @@ def missing_for_teachers(
 
 def _element(record, side, name, prefix=""):
     """The element of one image in a record; keys of the mirror image begin with MIRRORED."""
+    mean = np.asarray(record[f"{prefix}mean"], np.float32)
+    std = record.get(f"{prefix}std")
     element = {
-        "latent_mean": np.asarray(record[f"{prefix}mean"], np.float32),
-        "latent_std": np.asarray(record[f"{prefix}std"], np.float32),
+        "latent_mean": mean,
+        "latent_std": np.zeros_like(mean) if std is None else np.asarray(std, np.float32),
     }
     if f"{prefix}image" in record:
         element["image"] = decode_pixels(record[f"{prefix}image"], side, name)

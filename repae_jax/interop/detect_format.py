@@ -17,6 +17,7 @@ from repae_jax.interop import (
     dit_folder,
     files,
     hub,
+    latent_shards,
     lightningdit,
     lpips,
     sit,
@@ -27,10 +28,13 @@ from repae_jax.interop.extract import Extract, extract
 from repae_jax.interop.vae_families import FAMILIES
 from repae_jax.interop.vit_names import FORMATS as VIT_FORMATS
 from repae_jax.interop.vit_names import Format
+from repae_jax.utils.schema import read_json
 
 RUN = "run"
 DIFFUSERS = "diffusers"
 DIT_FOLDER = "diffusers-dit"
+LATENTS, LATENT_SHARDS = "latents", "lightningdit-latents"
+_MANIFEST = "manifest.json"  # of packed data
 CHECKPOINTS = {"repae", "ldm", "repa", "lightningdit", "dit", "ditdh", "ddt"}  # `original.Kind`
 
 
@@ -133,6 +137,11 @@ def _folder(path):
             return Detected(RUN, path)
         if saved := sorted((path / "checkpoints").glob("*.pt")):
             return _file(saved[-1])
+    if (path / _MANIFEST).is_file():
+        if read_json(path / _MANIFEST, dict[str, Any]).get("kind") == LATENTS:
+            return Detected(LATENTS, path)
+    elif latent_shards.files_in(path):
+        return Detected(LATENT_SHARDS, path)
     if (path / dit_folder.PIPELINE).is_file():
         path = dit_folder.transformer_in(path)
     if not (path / vae_files.CONFIG).is_file():

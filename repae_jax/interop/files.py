@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -82,7 +82,7 @@ def read_metadata(path: str | pathlib.Path) -> dict[str, str]:
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"no file {path}")
-    with _open_safetensors(path) as handle:
+    with open_safetensors(path) as handle:
         return plain_notes(handle.metadata())
 
 
@@ -159,7 +159,7 @@ def _usual_mode():
 
 def _read_safetensors(path):
     tensors, float8 = {}, {}
-    with _open_safetensors(path) as handle:
+    with open_safetensors(path) as handle:
         for name in handle.keys():  # noqa: SIM118
             kind = handle.get_slice(name).get_dtype()
             if kind in _FLOAT8:
@@ -216,7 +216,12 @@ def _read_shards(index):
 
 
 @contextlib.contextmanager
-def _open_safetensors(path):
+def open_safetensors(path: str | pathlib.Path) -> Iterator[Any]:
+    """Open a .safetensors file for the block, to read parts of its tensors as numpy arrays.
+
+    Raises:
+      UserError: the file is missing or damaged; also for damage found within the block.
+    """
     import ml_dtypes  # noqa: F401  (teaches numpy bfloat16)
     from safetensors import SafetensorError, safe_open
 

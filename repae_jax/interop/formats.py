@@ -13,6 +13,8 @@ FORMATS = {
     "diffusers-dit": "DiT as diffusers writes it",
     "vae": "VAE under LDM's names",
     "vae-tensors": "VAE under diffusers' names, without its config.json",
+    "latents": "cached latents of repae_jax",
+    "lightningdit-latents": "cached latents of LightningDiT (latents_rank*_shard*.safetensors)",
     "statistics": "latent statistics of a VAE (-latents-stats.pt)",
     "sit": "weights of a SiT",
     "lightningdit-tensors": "weights of a LightningDiT",
@@ -30,5 +32,7 @@ TARGETS = {
     "transformer": "a DiT as a folder that diffusers opens (DiTTransformer2DModel)",
     "pipeline": "a DiT and its VAE as a folder that diffusers opens (DiTPipeline)",
     "vae": "the VAE under LDM's names (.pt or .safetensors), with its -latents-stats.pt",
+    "latents": "a folder of cached latents to train on (config.data.source=latents)",
+    "lightningdit-latents": "a folder of cached latents as LightningDiT reads it",
     "file": "the same tensors in the other container, .safetensors or .pt",
 }

@@ -19,6 +19,8 @@ from repae_jax.interop.detect_format import (
     CHECKPOINTS,
     DIFFUSERS,
     DIT_FOLDER,
+    LATENT_SHARDS,
+    LATENTS,
     RUN,
     Detected,
     detect,
@@ -46,6 +48,7 @@ class Job:
       make_config, progress: see `convert`.
       step: for a run, the step of the checkpoint; None: the newest.
       vae: the source's VAE, if the conversion writes one.
+      seed, multiplier: see `convert`.
     """
 
     found: Detected
@@ -54,6 +57,8 @@ class Job:
     progress: bool
     step: int | None
     vae: StoredVAE | None = None
+    seed: int = 0
+    multiplier: float = 1.0
 
 
 def convert(
@@ -63,6 +68,8 @@ def convert(
     make_config: MakeConfig,
     *,
     step: int | None = None,
+    seed: int = 0,
+    multiplier: float = 1.0,
     progress: bool = True,
 ) -> str:
     """Convert `source` to `target`.
@@ -71,9 +78,11 @@ def convert(
       source: a file, a folder, or a repository on the hub.
       target: a file or folder that does not exist.
       to: a key of `TARGETS`, or None to infer it from the target's name.
-      make_config: for the target "run": takes a function that derives the configuration from the
-        source, and returns the configuration to use.
+      make_config: for the targets "run" and "latents": takes a function that derives the
+        configuration from the source, and returns the configuration to use.
       step: for a run, the step of the checkpoint to convert; None: the newest.
+      seed: of the samples of cached latents that "lightningdit-latents" draws.
+      multiplier: for "latents", `data.latent_multiplier` of LightningDiT's configuration.
       progress: show a bar.
 
     Returns:
@@ -98,9 +107,10 @@ def convert(
         )
     _check_suffix(target, to)
     with writing(target):
-        if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        begun = to == LATENTS and target.is_dir()  # which checks its content, and resumes
+        if target.is_file() or (target.is_dir() and not begun and any(target.iterdir())):
             raise UserError(f"{target} exists already: choose another name, or remove it")
-        job = Job(found, target, make_config, progress, step)
+        job = Job(found, target, make_config, progress, step, None, seed, multiplier)
         if to in ("diffusers", "vae", "pipeline"):
             job = dataclasses.replace(job, vae=_vae(found, step))
         lines = [f"{target}: {_WRITERS[to](job)}"]
@@ -129,6 +139,8 @@ def _possible(found: Detected) -> tuple[str, ...]:
         return ("run", "diffusers", "vae") if "vae" in found.content else ("run",)
     if found.format == DIT_FOLDER:
         return ("run", "file")
+    if found.format in (LATENTS, LATENT_SHARDS):
+        return (LATENT_SHARDS,) if found.format == LATENTS else (LATENTS,)
     if found.format == "sit" and sit.has_second_half(found.content):
         return ("run", "file", "transformer")
     if found.format in _VAES:
@@ -140,7 +152,8 @@ def _infer_format(found, target):
     """Infer the target format from the name: a file has a suffix, a folder has none."""
     possible = _possible(found)
     if not _suffix(target):
-        return next((to for to in ("run", "diffusers") if to in possible), "diffusers")
+        folders = ("run", "diffusers", LATENTS, LATENT_SHARDS)
+        return next((to for to in folders if to in possible), "diffusers")
     return next((to for to in ("checkpoint", "vae", "file") if to in possible), "checkpoint")
 
 
@@ -155,6 +168,8 @@ def _check_suffix(target, to):
         "diffusers": (),
         "transformer": (),
         "pipeline": (),
+        LATENTS: (),
+        LATENT_SHARDS: (),
         "checkpoint": (".pt", ".pth"),
         "vae": (".pt", ".pth", ".safetensors"),
         "file": (".pt", ".pth", ".safetensors"),
@@ -236,6 +251,32 @@ def _to_vae(job: Job) -> str:
     return "the VAE under LDM's names" + (f", beside it {names}" if names else "")
 
 
+def _to_latents(job: Job) -> str:
+    from repae_jax.runs.latent_conversion import import_latents
+
+    def no_config():
+        raise UserError(
+            f"{job.found.path}: nothing in cached latents names the VAE that made them: give a "
+            "configuration with it, such as --config configs/imagenet256_lightningdit_vavae.py"
+        )
+
+    manifest = import_latents(
+        job.found.path,
+        job.target,
+        job.make_config(no_config),
+        multiplier=job.multiplier,
+        progress=job.progress,
+    )
+    return f"{manifest['count']} latents, train with --config.data.source=latents"
+
+
+def _to_latent_shards(job: Job) -> str:
+    from repae_jax.runs.latent_conversion import export_latents
+
+    count = export_latents(job.found.path, job.target, seed=job.seed, progress=job.progress)
+    return f"{count} latents and their mirror images, a sample of each"
+
+
 def _to_file(job: Job) -> str:
     source, tensors = job.found.path, job.found.content
     if job.found.format == DIT_FOLDER:
@@ -287,5 +328,7 @@ _WRITERS = {
     "transformer": _to_transformer,
     "pipeline": _to_pipeline,
     "vae": _to_vae,
+    LATENTS: _to_latents,
+    LATENT_SHARDS: _to_latent_shards,
     "file": _to_file,
 }

@@ -11,12 +11,14 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from repae_jax.data import latents
 from repae_jax.errors import UserError
 from repae_jax.interop import (
     checkpoint_parts,
     ddt,
     dit_folder,
     files,
+    latent_shards,
     latent_statistics,
     lightningdit,
     sit,
@@ -26,6 +28,8 @@ from repae_jax.interop.detect_format import (
     CHECKPOINTS,
     DIFFUSERS,
     DIT_FOLDER,
+    LATENT_SHARDS,
+    LATENTS,
     RUN,
     Detected,
     ViTNames,
@@ -63,6 +67,14 @@ def _lines(found: Detected) -> Lines:
         dit = dit_folder.read_dit(found.path)
         yield "DiT", dit.describe()
         yield "weights", weights_text(dit.tensors)
+    elif found.format == LATENTS:
+        source = latents.open_latents(found.path)
+        yield "latents", _latents_text(len(source), source.manifest["made"]["latent_shape"])
+        yield "statistics", statistics_text(latents.statistics_of(source))
+    elif found.format == LATENT_SHARDS:
+        shards = latent_shards.open_shards(found.path)
+        yield "latents", _latents_text(len(shards), shards.shape)
+        yield "files", f"{len(shards.counts)}, of {shards.dtype}"
     elif found.format in (DIFFUSERS, "vae", "vae-tensors"):
         vae = vae_files.read_vae(found.path)
         if found.extract and found.extract.where:
@@ -234,6 +246,10 @@ def vae_text(module: nn.Module) -> str:
         f"{type(module).__name__}, {name}{module.factor} x {module.factor} pixels -> "
         f"{module.latent_channels} channels{widths}{groups}"
     )
+
+
+def _latents_text(count, shape):
+    return f"{count} images, {shape[0]} x {shape[1]} x {shape[2]}"
 
 
 def weights_text(tensors: Mapping[str, Any]) -> str:
