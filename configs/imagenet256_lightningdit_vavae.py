@@ -4,6 +4,8 @@ r"""LightningDiT-XL/1 on VA-VAE (f16d32) as published: 64 epochs on cached laten
         --output data/vavae --mirrored --dtype float16
     python -m repae_jax train --config configs/imagenet256_lightningdit_vavae.py \
         --workdir runs/lightningdit
+    python -m repae_jax convert imagenet_train_256 data/vavae \
+        --config configs/imagenet256_lightningdit_vavae.py    # the published latents, to train on
 
 Needs in pretrained/: the VAE with its latent statistics, and for the recipe "repa" DINOv2-B. The
 argument "images" names the images to encode, any other a recipe. The cache holds mean and standard

@@ -83,6 +83,9 @@ RUNS = {
     "train --config ...": None,
     "train --distributed ...": None,
     "compile": None,
+    # tests/interop/test_dit_folder.py runs them
+    "convert DiT-XL-2-256 runs/dit": None,
+    "convert runs/dit my-dit": None,
 }
 
 

@@ -11,6 +11,7 @@ from repae_jax.data.manifest import BEGUN, MANIFEST
 from repae_jax.data.source import setting
 from repae_jax.data.walk import SUFFIXES
 from repae_jax.errors import UserError
+from repae_jax.interop import latent_shards
 from repae_jax.utils.atomic_files import entries
 from repae_jax.utils.schema import read_json
 
@@ -49,6 +50,12 @@ def refuse_other(data_config: typing.Any, folder: pathlib.Path, wanted: str) -> 
       folder: the folder, which does not hold `wanted`.
       wanted: a value of config.data.source.
     """
+    if wanted == "latents" and latent_shards.files_in(folder):
+        raise UserError(
+            f"{folder} holds LightningDiT's cached latents: make a cache of them by "
+            f"`python -m repae_jax convert {folder} CACHE --config FILE`, and set "
+            f"{setting(data_config, 'path', 'CACHE')}"
+        )
     places = (folder, *(folder / name for name in sorted(entries(folder))[:_LOOKED_AT]))
     for place in places:
         found = source_of(place) if place.is_dir() else None

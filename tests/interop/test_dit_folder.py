@@ -237,6 +237,22 @@ def test_the_class_of_the_published_folder_is_read(trip, tmp_path):
     assert read_dit(tmp_path / "it").dimensions == read_dit(trip[1]).dimensions
 
 
+def test_the_hub_gives_a_folder_of_a_pipeline(trip, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    shutil.copytree(trip[1], tmp_path / "owner" / "name" / "transformer")
+
+    def download(repository, file):
+        if not (tmp_path / repository / file).is_file():
+            raise huggingface_hub.errors.EntryNotFoundError(file)
+        return str(tmp_path / repository / file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    found = detect("hf://owner/name/transformer")
+    assert found.format == "diffusers-dit"
+    assert read_dit(found.path).dimensions == read_dit(trip[1]).dimensions
+
+
 def edited(trip, folder, tensors=None, config=None):
     """A copy of their folder with other tensors (None: removed) and keys."""
     shutil.copytree(trip[1], folder)

@@ -351,6 +351,14 @@ def test_a_cache_without_mirrors_is_refused(tmp_path, capsys):
     assert not (tmp_path / "theirs").exists()
 
 
+def test_training_on_their_folder_names_the_conversion(made, tmp_path, capsys):
+    config = made[2].copy_and_resolve_references()
+    config.data.update(source="latents", path=str(made[0]))
+    words = ["train", "--config", config_file(tmp_path, config), "--workdir", tmp_path / "run"]
+    line = refused(words, capsys)
+    assert f"{made[0]} holds LightningDiT's cached latents: make a cache of them by" in line
+
+
 def test_packed_images_are_no_latents(tmp_path, capsys):
     (tmp_path / "manifest.json").write_text('{"kind": "images"}')
     assert "neither config.json" in refused(["inspect", tmp_path], capsys)
