@@ -105,6 +105,12 @@ def convert(
             f"{found.path} ({FORMATS[found.format]}) cannot be converted to {to!r}: choose one of "
             f"{choices}"
         )
+    for option, value, default, wanted in (
+        ("--seed", seed, 0, LATENT_SHARDS),
+        ("--multiplier", multiplier, 1.0, LATENTS),
+    ):
+        if value != default and to != wanted:
+            raise UserError(f"{option} is {value}, but {to!r} takes none: leave it out")
     _check_suffix(target, to)
     with writing(target):
         begun = to == LATENTS and target.is_dir()  # which checks its content, and resumes

@@ -343,6 +343,14 @@ def test_a_wrong_multiplier_is_named(multiplier, made, tmp_path, capsys):
     assert "--multiplier is" in refused([*words, f"--multiplier={multiplier}"], capsys)
 
 
+@pytest.mark.parametrize("option", ["--seed", "--multiplier"])
+def test_options_of_other_targets_are_refused(option, made, tmp_path, capsys):
+    (vae,) = made[0].parent.glob("vae.safetensors")
+    line = refused(["convert", vae, tmp_path / "vae", option, "3"], capsys)
+    assert f"{option} is 3" in line
+    assert "'diffusers' takes none: leave it out" in line
+
+
 def test_a_cache_without_mirrors_is_refused(tmp_path, capsys):
     write_cache(tmp_path / "cache")
     line = refused(["convert", tmp_path / "cache", tmp_path / "theirs"], capsys)
