@@ -4,8 +4,6 @@ import json
 import math
 import pathlib
 
-import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from repae_jax.errors import UserError
@@ -16,11 +14,10 @@ from repae_jax.interop.sit import infer_dimensions
 from repae_jax.interop.vae_files import read_config
 from repae_jax.models.backbones.dit import DiT
 from repae_jax.models.conditioning.class_label import ClassLabel
-from repae_jax.runs import workdir as work_directory
 from repae_jax.runs.build import build_models
 from repae_jax.runs.dit_args import config_of_dit
 from repae_jax.runs.foreign_backbones import SD_SCALE
-from repae_jax.runs.open_run import load_state
+from repae_jax.runs.open_run import open_on_host
 
 
 def dit_of(found: Detected, step: int | None = None) -> StoredDiT:
@@ -76,20 +73,16 @@ def check_same(dit: StoredDiT, config: ConfigDict) -> None:
 
 
 def _run_dit(workdir, step):
-    config = work_directory.load_config(workdir)
-    models = build_models(config)
-    backbone = models.backbone
+    run = open_on_host(workdir, step)
+    backbone = run.models.backbone
     if type(backbone) is not DiT or not isinstance(backbone.conditioner, ClassLabel):
         held = "no backbone" if backbone is None else f"a {type(backbone).__name__}"
         raise UserError(
             f"{workdir}: diffusers has a class for a DiT with class labels ({CLASS}), but this run "
             f"has {held}: write its checkpoint (--to checkpoint), or its VAE (--to diffusers)"
         )
-    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    state = load_state(workdir, config, models, host, step=step)
-    params = {n: p for n, p in state.ema["params"].items() if not n.startswith("projectors_")}
-    variables = {"params": params, "constants": state.ema["constants"]}
-    tensors = original.export_part(
-        jax.tree.map(np.asarray, variables), original.dit_part(backbone), {}
-    )
+    ema = run.state.ema
+    params = {n: p for n, p in ema["params"].items() if not n.startswith("projectors_")}
+    variables = {"params": params, "constants": ema["constants"]}
+    tensors = original.export_part(variables, original.dit_part(backbone), {})
     return StoredDiT(tensors, backbone.num_heads, str(workdir))

@@ -17,7 +17,7 @@ from torch_dit import make_dit
 from weight_files import refused
 
 from repae_jax.cli import main
-from repae_jax.config.defaults import backbone
+from repae_jax.config import backbone
 from repae_jax.errors import UserError
 from repae_jax.interop import files
 from repae_jax.interop.detect_format import detect
@@ -82,7 +82,7 @@ def config_file(tmp_path_factory):
     path = folder / "own.py"
     config = run_of(folder).to_json_best_effort()
     path.write_text(
-        "import json\nfrom repae_jax.config.defaults import from_json\n\n\n"
+        "import json\nfrom repae_jax.config.storage import from_json\n\n\n"
         f"def get_config():\n    return from_json({config!r}, source='it')\n"
     )
     return path
@@ -356,16 +356,16 @@ def test_what_diffusers_lacks_is_refused(changes, message, trip, tmp_path):
 
 
 def test_statistics_by_channel_are_no_pipeline(trip, tmp_path, monkeypatch, capsys):
-    from repae_jax.runs import original_checkpoint
+    from repae_jax.runs import open_run
 
-    own = original_checkpoint.run_vae
+    own = open_run.run_vae
 
     def by_channel(workdir, step):
         vae = own(workdir, step)
         vae.statistics["var"][0] *= 2
         return vae
 
-    monkeypatch.setattr(original_checkpoint, "run_vae", by_channel)
+    monkeypatch.setattr(open_run, "run_vae", by_channel)
     line = refused(["convert", trip[2], tmp_path / "pipe", "--to", "pipeline"], capsys)
     assert "DiTPipeline knows one factor" in line
     assert "--to transformer" in line

@@ -19,7 +19,7 @@ from saved import saved_content
 from weight_files import inspect, refused
 
 from repae_jax.cli import main
-from repae_jax.config.defaults import to_json
+from repae_jax.config.storage import to_json
 from repae_jax.data.latents import open_latents, statistics_of
 from repae_jax.data.manifest import read_manifest
 from repae_jax.data.pipeline import train_batches
@@ -66,7 +66,7 @@ def made(tmp_path_factory):
 
 def config_file(folder, config):
     (folder / "own.py").write_text(
-        "from repae_jax.config.defaults import from_json\n\n\n"
+        "from repae_jax.config.storage import from_json\n\n\n"
         f"def get_config():\n    return from_json({to_json(config)!r}, source='it')\n"
     )
     return folder / "own.py"
