@@ -4,8 +4,9 @@
 
 What the program does beyond the arithmetic is wasted. GFLOP per image at full size, without
 rematerialisation; nothing is compiled or allocated. Without arguments: the paper's main recipe
-(SiT-XL/2, f8d4, DINOv2-B, 256 x 256), REPA and SiT on its VAE, and SiT-XL/1 with f16d32. On cached
-latents the encoder does not run, and where the cache holds the teachers' tokens, neither do they.
+(SiT-XL/2, f8d4, DINOv2-B, 256 x 256), REPA and SiT on its VAE, SiT-XL/1 with f16d32, and
+LightningDiT-XL/1. On cached latents the encoder does not run, and where the cache holds the
+teachers' tokens, neither do they.
 """
 
 import argparse
@@ -19,6 +20,7 @@ DEFAULT = [
     "imagenet256_repae_sdvae.py:repa",
     "imagenet256_repae_sdvae.py:vanilla",
     "imagenet256_repae_vavae.py",
+    "imagenet256_lightningdit_vavae.py",
 ]
 
 
@@ -73,18 +75,33 @@ def vae(sizes, side: int) -> tuple[int, int]:
     return encoder + quant[0] * sizes.quant_conv, decoder + quant[1] * sizes.quant_conv
 
 
-def transformer_block(tokens: int, dim: int, hidden: int) -> int:
-    """Attention with its four projections, and the MLP."""
-    return linear(tokens, dim, 4 * dim) + 4 * tokens**2 * dim + 2 * linear(tokens, dim, hidden)
+def attention(tokens: int, dim: int) -> int:
+    """Four projections, and two products between all tokens."""
+    return linear(tokens, dim, 4 * dim) + 4 * tokens**2 * dim
 
 
-def sit(model) -> tuple[int, int, int]:
-    """A SiT's forward pass without heads, its first `encoder_depth` blocks, and its heads."""
+def mlp(tokens: int, dim: int, hidden: int, *, gated: bool = False) -> int:
+    """Two linear layers, or SwiGLU's three of two thirds of the hidden width."""
+    if gated:
+        return 3 * linear(tokens, dim, int(2 / 3 * hidden))
+    return 2 * linear(tokens, dim, hidden)
+
+
+def transformer(model) -> tuple[int, int, int]:
+    """A backbone's forward pass without heads, its first `encoder_depth` blocks, and its heads.
+
+    The backbone is a SiT, a DiT or a LightningDiT.
+    """
     tokens, dim = model.grid**2, model.hidden_size
-    each = transformer_block(tokens, dim, int(model.mlp_ratio * dim)) + linear(1, dim, 6 * dim)
-    patches = model.patch_size**2 * model.latent_channels
-    embedding = linear(tokens, patches, dim) + linear(1, 256, dim) + linear(1, dim, dim)
-    final = linear(tokens, dim, patches) + linear(1, dim, 2 * dim)
+    hidden = int(dim * model.mlp_ratio)
+    each = attention(tokens, dim) + mlp(tokens, dim, hidden, gated=model.swiglu)
+    each += linear(1, dim, (6 if model.shift else 4) * dim)
+    inputs, outputs = (
+        model.patch_size**2 * channels
+        for channels in (model.latent_channels, model.output_channels)
+    )
+    embedding = linear(tokens, inputs, dim) + linear(1, 256, dim) + linear(1, dim, dim)
+    final = linear(tokens, dim, outputs) + linear(1, dim, 2 * dim)
     hidden = model.projector.hidden
     heads = sum(
         linear(tokens, dim, hidden) + linear(tokens, hidden, hidden) + linear(tokens, hidden, width)
@@ -99,7 +116,8 @@ def vit(model, side: int) -> int:
     tokens = (side // 16) ** 2
     patch = linear(tokens, 3 * model.patch_size**2, model.dim)
     rows = tokens + 1
-    return patch + model.depth * transformer_block(rows, model.dim, 4 * model.dim)
+    each = attention(rows, model.dim) + mlp(rows, model.dim, 4 * model.dim)
+    return patch + model.depth * each
 
 
 def vgg(side: int) -> int:
@@ -137,8 +155,8 @@ def arithmetic(config, models, *, latents: bool = False, teachers: bool = True) 
     elif not latents:
         parts["VAE"] = encoder
     if "backbone" in trained:
-        whole, front, heads = sit(models.backbone)
-        parts["SiT with heads"] = 3 * (whole + heads)
+        whole, front, heads = transformer(models.backbone)
+        parts[f"{type(models.backbone).__name__} with heads"] = 3 * (whole + heads)
         if "tokenizer" in trained and models.teachers:
             parts["alignment for the VAE"] = 2 * (front + heads)
     if models.lpips is not None:

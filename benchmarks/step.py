@@ -222,7 +222,7 @@ def work(options: argparse.Namespace) -> float:
     )
     models = make_models(options)
     if options.recipe == "ldm":
-        whole, _, heads = flops.sit(models.backbone)
+        whole, _, heads = flops.transformer(models.backbone)
         return 3 * (whole + heads) / 1e9
     models = dataclasses.replace(models, teachers={"given": None})
     parts = flops.arithmetic(config, models, teachers=False)

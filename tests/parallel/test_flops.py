@@ -11,10 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from checkouts import module_of
 from torch.utils.flop_counter import FlopCounterMode
 
+from repae_jax.config.defaults import apply_recipe, backbone, imagenet256, tokenizer
 from repae_jax.models.layers import conv
 from repae_jax.parallel.flops import count_flops
+from repae_jax.parallel.mesh import make_mesh
+from repae_jax.runs.build import build_models
+from repae_jax.training.program import Program
+
+FLOPS = pathlib.Path(__file__).parents[2] / "benchmarks" / "flops.py"
 
 
 def shape(*dims):
@@ -85,13 +92,33 @@ def test_what_is_recomputed_counts_again():
     assert again >= plain + one
 
 
+@pytest.mark.parametrize(
+    ("arch", "vae"), [("SiT-B/2", "f8d4"), ("DiT-B/2", "f8d4"), ("LightningDiT-B/1", "f16d32")]
+)
+def test_every_backbones_step_computes_what_arithmetic_says(arch, vae):
+    """On cached latents, three blocks deep, by XLA's own count of the program besides ours."""
+    config = apply_recipe(imagenet256(), "vanilla")
+    config.update(batch_size=4, dtype="float32")
+    config.data.update(source="latents", path="none yet")
+    config.backbone, config.tokenizer = backbone(arch), tokenizer(vae)
+    config.backbone.update(depth=3, encoder_depth=1)
+    config.objective.interpolant = "ddpm" if arch.startswith("DiT") else "linear"
+    config.objective.cosine_weight = float(arch.startswith("LightningDiT"))
+    program = Program(config, build_models(config), make_mesh())
+    parts = module_of(FLOPS, "flops").arithmetic(config, program.models, latents=True)
+    expected = sum(parts.values())
+    assert program.flops() == pytest.approx(expected, rel=1e-3)
+    counted = program.step.lower(*program.arguments()).cost_analysis()["flops"]
+    # Beyond the products, it counts what is computed between them.
+    assert counted / config.batch_size == pytest.approx(expected, rel=0.03)
+
+
 @pytest.mark.slow  # traces the full-size step three times, eight seconds each
 def test_the_full_size_step_computes_what_arithmetic_says():
     """Nothing is wasted: REPA-E, REPA and SiT at 256 x 256, by benchmarks/flops.py."""
-    script = pathlib.Path(__file__).parents[2] / "benchmarks" / "flops.py"
     name = "imagenet256_repae_sdvae.py"
-    command = [sys.executable, str(script), "--json", name, f"{name}:repa", f"{name}:vanilla"]
-    environment = {**os.environ, "PYTHONPATH": str(script.parents[1])}
+    command = [sys.executable, str(FLOPS), "--json", name, f"{name}:repa", f"{name}:vanilla"]
+    environment = {**os.environ, "PYTHONPATH": str(FLOPS.parents[1])}
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(found) == 3
