@@ -26,10 +26,10 @@ def code_of(nodes: Iterable[ast.stmt], file: pathlib.Path):
     return compile(ast.Module(list(nodes), []), str(file), "exec")
 
 
-def main_of(file: pathlib.Path) -> ast.FunctionDef:
-    """The script's function `main`."""
-    (main,) = (node for node in parsed(file).body if getattr(node, "name", None) == "main")
-    return main
+def function_of(file: pathlib.Path, name: str) -> ast.FunctionDef:
+    """The script's top-level function of that name."""
+    (found,) = (node for node in parsed(file).body if getattr(node, "name", None) == name)
+    return found
 
 
 def define(file: pathlib.Path, names: Iterable[str], scope: dict) -> dict:

@@ -20,7 +20,7 @@ import original_loop as loop
 import original_networks as original
 import pytest
 import torch
-from checkouts import code_of, define, main_of, module_of
+from checkouts import code_of, define, function_of, module_of
 from parity import ORIGINAL, randomise
 
 from repae_jax.config import apply_recipe, base, teacher
@@ -125,7 +125,7 @@ class RepaTraining:
         }
         self.scope["accelerator"].is_main_process = True
         self.scope["update_ema"] = functools.partial(scope["update_ema"], decay=EMA_DECAY)
-        main = main_of(path)
+        main = function_of(path, "main")
         optimizer = [node for node in main.body if "torch.optim.AdamW" in ast.unparse(node)]
         exec(code_of(optimizer, path), self.scope)
         self._step = code_of(_repa_step(main), path)
@@ -281,7 +281,9 @@ def _resume(code, scope, args, path, **folders):
 def _conditional(path, test):
     """The script's `if` with this condition, as code."""
     (found,) = (
-        n for n in ast.walk(main_of(path)) if isinstance(n, ast.If) and ast.unparse(n.test) == test
+        n
+        for n in ast.walk(function_of(path, "main"))
+        if isinstance(n, ast.If) and ast.unparse(n.test) == test
     )
     return code_of([found], path)
 

@@ -24,10 +24,10 @@ _UNUSED = {
 }  # fmt: skip
 
 
-def original_lightningdit(**config):
-    """Their model with the published options, without compilation."""
+def original_lightningdit(*, compiled: bool = False, **config):
+    """Their model with the published options; `compiled` keeps its functions' torch.compile."""
     options = dict(use_rope=True, use_swiglu=True, use_rmsnorm=True) | config
-    return _module("models.lightningdit").LightningDiT(**options).eval()
+    return _module("models.lightningdit", compiled).LightningDiT(**options).eval()
 
 
 def original_transport():
@@ -43,28 +43,31 @@ def euler(f, y, t, **_):
     return torch.stack(states)
 
 
-def _module(name):
+def _module(name, compiled=False):
     """A module of the checkout, imported apart from the packages of the same names."""
     stubs = {key: types.ModuleType(key) for key in (*_UNUSED, "torchdiffeq")}
     for key, names in _UNUSED.items():
         for attribute in names:
             setattr(stubs[key], attribute, object)
     stubs["torchdiffeq"].odeint = euler
-    with _patched(stubs):
+    with _patched(stubs, compiled):
         return importlib.import_module(name)
 
 
 @contextlib.contextmanager
-def _patched(stubs):
-    before, path, compiled = dict(sys.modules), list(sys.path), torch.compile
+def _patched(stubs, compiled):
+    before, path, decorator = dict(sys.modules), list(sys.path), torch.compile
     sys.modules.update(stubs)
     sys.path.insert(0, str(pathlib.Path(ORIGINAL)))
-    torch.compile = lambda function: function
+    if not compiled:
+        torch.compile = lambda function: function
     try:
         yield
     finally:
-        torch.compile, sys.path[:] = compiled, path
-        for name in sys.modules.keys() - before.keys():
-            if name.partition(".")[0] in ("models", "transport", "fairscale", "torchdiffeq"):
-                del sys.modules[name]
-        sys.modules.update(before)
+        torch.compile = decorator
+        if not compiled:  # torch's compiler looks up modules by name when a function is called
+            sys.path[:] = path
+            for name in sys.modules.keys() - before.keys():
+                if name.partition(".")[0] in ("models", "transport", "fairscale", "torchdiffeq"):
+                    del sys.modules[name]
+            sys.modules.update(before)

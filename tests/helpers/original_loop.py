@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from unittest import mock
 
 import torch
-from checkouts import code_of, define, main_of
+from checkouts import code_of, define, function_of
 from original_networks import modules
 from parity import ORIGINAL
 
@@ -119,7 +119,7 @@ def _functions(script, names, scope):
 def _loop(script):
     """Code of the script's `main`: that which makes the optimizers, and that of one step."""
     path = pathlib.Path(ORIGINAL) / script
-    main = main_of(path)
+    main = function_of(path, "main")
     optimizers = [n for n in main.body if "torch.optim.AdamW" in ast.unparse(n)]
     (body,) = (
         node.body

@@ -1,4 +1,4 @@
-"""LightningDiT's loss and guided samples against its authors' code."""
+"""LightningDiT's loss, train steps and guided samples against its authors' code."""
 
 import jax
 import numpy as np
@@ -10,10 +10,17 @@ import torch
 if not original_lightningdit.ORIGINAL:
     pytest.skip(original_lightningdit.REASON, allow_module_level=True)
 
+import original_lightningdit_loop as loop
+
+from repae_jax.config.defaults import apply_recipe, backbone, lightningdit256, tokenizer
+from repae_jax.interop import tables
+from repae_jax.interop.lightningdit import ROTARY, lightningdit_rules
 from repae_jax.objectives.diffusion import cosine_loss, denoising_loss
 from repae_jax.objectives.interpolant import LINEAR
 from repae_jax.objectives.paths import interpolate
+from repae_jax.runs.build import build_models, build_objective, build_optimizers
 from repae_jax.sampling.samplers import Sampler, evaluations, sample
+from repae_jax.training.step import make_train_step
 
 SHAPE, CLASSES, BATCH = (4, 4, 8), 5, 3
 
@@ -47,6 +54,41 @@ def test_the_loss_and_its_gradient():
     rest = np.arange(BATCH * SHAPE[0] * SHAPE[1]).reshape(BATCH, *SHAPE[:2]) > 0
     parity.assert_close(gradient[rest], theirs[rest], "gradient", 1e-5)
     parity.assert_close(gradient[0, 0, 0], theirs[0, 0, 0], "gradient at zero", 1e-5)
+
+
+def test_train_steps():
+    """Three steps of their loop: metrics, gradient norm, weights and their average."""
+    config = apply_recipe(lightningdit256(), "vanilla")
+    config.update(dtype="float32", batch_size=BATCH, ema_decay=0.5)
+    config.data.update(resolution=16 * SHAPE[0], num_classes=CLASSES)
+    config.tokenizer = tokenizer("f16d32")
+    sizes = dict(patch_size=1, hidden_size=32, depth=2, num_heads=4)
+    config.backbone = backbone(family="lightningdit", encoder_depth=1, **sizes)
+    models = build_models(config)
+    theirs = parity.randomise(
+        original_lightningdit.original_lightningdit(
+            input_size=SHAPE[0], in_channels=32, num_classes=CLASSES, **sizes
+        )
+    )
+    state = loop.our_state(theirs, config, models)
+    training = loop.Training(theirs, ema_decay=config.ema_decay)
+    step = make_train_step(
+        models, build_objective(config), build_optimizers(config), ema_decay=config.ema_decay
+    )
+    step = parity.quick_jit(step)
+    for index in range(3):
+        batch, draws = loop.make_batch(config, models, seed=index)
+        statistics = loop.latent_statistics(models)
+        expected = training.step(*loop.their_inputs(batch, draws, statistics, CLASSES))
+        expected["grad_norm_sit"] = training.gradient_norm()
+        state, metrics = step(state, batch, draws)
+        for name, value in expected.items():
+            parity.assert_close(metrics[name], value, f"{name}, step {index}", 1e-5)
+    for ours, model in ((state.params["backbone"], theirs), (state.ema["params"], training.ema)):
+        arrays = {n: a for n, a in parity.state_of(model).items() if n not in ROTARY}
+        constants = {"constants": state.frozen["backbone"]["constants"]}
+        found = tables.flatten({"params": ours, **constants})
+        parity.assert_tensors_close(tables.to_theirs(lightningdit_rules(1), found), arrays)
 
 
 @pytest.fixture(scope="module")
