@@ -1,7 +1,7 @@
-"""The original implementation from a checkout of it, at full size, for benchmarks beside ours.
+"""The original implementations from checkouts, at full size, for benchmarks beside ours.
 
-Its modules, and the statements of its loops, are run as they stand there, by the same code as the
-parity tests use.
+Their modules, and the statements of their loops, are run as they stand there, by the same code as
+the parity tests use.
 """
 
 import argparse
@@ -15,20 +15,15 @@ HELPERS = pathlib.Path(__file__).parents[1] / "tests" / "helpers"
 
 def add_original(parser: argparse.ArgumentParser) -> None:
     """The option that names the checkout."""
-    parser.add_argument("--original", required=True, help="a checkout of the original REPA-E")
+    parser.add_argument("--original", required=True, help="a checkout of the original code")
 
 
 def load(checkout: str) -> types.SimpleNamespace:
-    """The tests' modules that run it: `networks`, `loop`, `comparison` and `parity`.
+    """The tests' modules that run REPA-E's: `networks`, `loop`, `comparison` and `parity`.
 
     To be called before anything else imports torch: an old torchvision is made to import, too.
     """
-    if not (pathlib.Path(checkout) / "train_repae.py").exists():
-        sys.exit(
-            f"--original {checkout}: there is no train_repae.py; clone End2End-Diffusion/REPA-E"
-        )
-    os.environ["REPAE_ORIGINAL"] = checkout
-    sys.path[:0] = [str(HELPERS)]
+    _prepare(checkout, "train_repae.py", "End2End-Diffusion/REPA-E", "REPAE_ORIGINAL")
     import original_comparison
     import original_loop
     import original_networks
@@ -40,6 +35,26 @@ def load(checkout: str) -> types.SimpleNamespace:
         comparison=original_comparison,
         parity=parity,
     )
+
+
+def load_lightningdit(checkout: str) -> types.SimpleNamespace:
+    """The same for LightningDiT's: `lightningdit`, `loop` and `parity`."""
+    _prepare(checkout, "models/lightningdit.py", "hustvl/LightningDiT", "LIGHTNINGDIT_ORIGINAL")
+    import original_lightningdit
+    import original_lightningdit_loop
+    import parity
+
+    return types.SimpleNamespace(
+        lightningdit=original_lightningdit, loop=original_lightningdit_loop, parity=parity
+    )
+
+
+def _prepare(checkout: str, file: str, repository: str, variable: str) -> None:
+    """Check that it is a checkout of that repository, and show it to the tests' modules."""
+    if not (pathlib.Path(checkout) / file).exists():
+        sys.exit(f"--original {checkout}: there is no {file}; clone {repository}")
+    os.environ[variable] = checkout
+    sys.path[:0] = [str(HELPERS)]
 
 
 def sit(original, arch: str, *, latent_size: int, latent_channels: int, teacher_dims=(768,)):

@@ -24,7 +24,9 @@ LARGE = (
     "loop_overhead.py", "reproduce.py", "sampler_precision.py", "sampling.py", "step.py",
     "upsample.py",
 )  # fmt: skip
-PARTS = ("numerics_table.py", "original.py", "side_by_side.py")  # of others, or without options
+PARTS = (  # of others, or without options
+    "lightningdit.py", "numerics_table.py", "original.py", "repae.py", "side_by_side.py"
+)  # fmt: skip
 
 
 def call(command, tmp_path):
