@@ -1,7 +1,7 @@
 """What fits which TPU slice and how fast it could be at best: the table of docs/scaling.md.
 
     python benchmarks/scaling.py runs/scaling.jsonl            compile what is missing there
-    python benchmarks/scaling.py runs/scaling.jsonl --only "v5e:4x8 sdvae 256"
+    python benchmarks/scaling.py runs/scaling.jsonl --only "v5e:4x8 repae_sdvae 256"
     python benchmarks/scaling.py runs/scaling.jsonl --table    print the tables
 
 Every row is a `python -m repae_jax compile` in a process of its own, two to ten minutes of a
@@ -16,9 +16,22 @@ import subprocess
 import sys
 
 from repae_jax.aot.chips import parse_topology
+from repae_jax.config.overrides import read_config
 
 ROOT = pathlib.Path(__file__).parents[1]
-CONFIGS = {"sdvae": "SiT-XL/2 + f8d4", "vavae": "SiT-XL/1 + f16d32"}
+# part of the configuration's file name -> title, for the tables over slices
+CONFIGS = {"repae_sdvae": "SiT-XL/2 + f8d4", "repae_vavae": "SiT-XL/1 + f16d32"}
+RECIPES = {  # the same, for the table of the other recipes, each with its own batch on one slice
+    "repae_lightningdit_vavae": "REPA-E, LightningDiT-XL/1 + f16d32",
+    "repae_dit_sdvae": "REPA-E, DiT-XL/2 + f8d4",
+    "irepa_sdvae": "iREPA, SiT-XL/2 + f8d4",
+    "dit_sdvae": "DiT-XL/2 + f8d4",
+    "lightningdit_e2e_vavae": "LightningDiT-XL/1, cached latents",
+    "ddt_e2e_vavae": "DDT-XL/1, cached latents",
+    "ddt_e2e_flux": "DDT-XL/2, cached latents",
+    "jit": "JiT-B/16, pixels",
+}
+RECIPES_ON = "v5e:4x8"
 BATCHES = {  # of each slice
     "v5e:2x4": (256,), "v5e:4x8": (128, 256), "v5e:16x16": (256, 1024),
     "v6e:2x4": (256,), "v6e:16x16": (256, 1024),
@@ -31,12 +44,21 @@ COMPUTE = {"backbone_remat": "products", "tokenizer_remat": "blocks"}
 
 def rows() -> list[tuple[str, str, int]]:
     """(slice, configuration, batch) of every row."""
+    own = ((config, read_config(str(file_of(config)), []).batch_size) for config in RECIPES)
     return [
-        (topology, config, batch)
-        for config in CONFIGS
-        for topology, batches in BATCHES.items()
-        for batch in batches
+        *(
+            (topology, config, batch)
+            for config in CONFIGS
+            for topology, batches in BATCHES.items()
+            for batch in batches
+        ),
+        *((RECIPES_ON, config, batch) for config, batch in own),
     ]
+
+
+def file_of(config: str) -> pathlib.Path:
+    """The file of a key of `CONFIGS` or `RECIPES`."""
+    return pathlib.Path("configs") / f"imagenet256_{config}.py"
 
 
 def micro_batches(topology: str, batch: int) -> int:
@@ -47,7 +69,7 @@ def micro_batches(topology: str, batch: int) -> int:
 
 def command(topology: str, config: str, batch: int, effort: str) -> list[str]:
     """The command of one row."""
-    words = ["compile", "--config", f"configs/imagenet256_repae_{config}.py", "--json"]
+    words = ["compile", "--config", str(file_of(config)), "--json"]
     words += ["--topology", topology, "--effort", effort, f"--config.batch_size={batch}"]
     words += [f"--config.mesh.fsdp={FSDP}"]
     compute = {**COMPUTE, "micro_batches": micro_batches(topology, batch)}
@@ -87,11 +109,18 @@ def print_tables(found: list[dict]) -> None:
     head = ["slice", "chips", "batch", "at once", "arguments, GB", "temporaries, GB", "peak, GB",
             "of, GB", "links, GB", "traffic, GB", "best step, ms", "images/s", "MFU",
             "limit"]  # fmt: skip
+    found = sorted(found, key=lambda r: (order(r["topology"]), r["batch_size"]))
     for config, title in CONFIGS.items():
         print(f"\n### {title}\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
-        for r in sorted(found, key=lambda r: (order(r["topology"]), r["batch_size"])):
+        for r in found:
             if r["config"] == config:
                 print(f"| {' | '.join(cells(r))} |")
+    head = ["recipe", *head[2:]]
+    print(f"\n### Other recipes on {RECIPES_ON}\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    for config, title in RECIPES.items():
+        for r in found:
+            if r["config"] == config:
+                print(f"| {' | '.join([title, *cells(r)[2:]])} |")
 
 
 def order(topology: str) -> tuple[str, int]:

@@ -84,7 +84,7 @@ def _run(study, job, output, config, lock, progress):
         "config": _within(output, add_version(config.to_dict())),
         "made_with": {"jax": jax.__version__, "device": jax.devices()[0].device_kind},
         "accuracies": accuracies(study, output),
-        "gflop_per_image": _flops(config) / 1e9,
+        "gflop_per_image": step_flops(config) / 1e9,
         "diverged": diverged,
         "figures": figures,
         "seconds": {
@@ -144,7 +144,7 @@ def _within(output, value):
     return value.removeprefix(f"{output}{os.sep}") if isinstance(value, str) else value
 
 
-def _flops(config):
+def step_flops(config):
     """Operations per image of the step on whole images."""
     whole = config.copy_and_resolve_references()
     whole.compute.stripes = 1

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -332,9 +333,10 @@ def test_a_configuration_without_a_dit_is_refused(trip, tmp_path, capsys):
 def test_a_run_of_another_backbone_is_refused(tmp_path, monkeypatch):
     from repae_jax.runs import dit_conversion
 
-    monkeypatch.setattr(
-        dit_conversion.work_directory, "load_config", lambda path: tiny.get_config("vanilla")
-    )
+    def opened(workdir, step):
+        return types.SimpleNamespace(models=build_models(tiny.get_config("vanilla")))
+
+    monkeypatch.setattr(dit_conversion, "open_on_host", opened)
     with pytest.raises(UserError, match=r"this run has a SiT: write its checkpoint"):
         dit_conversion._run_dit(tmp_path, None)
 
