@@ -90,6 +90,7 @@ def base() -> ConfigDict:
                 lecam_weight=0.0,
                 lecam_decay=0.999,
                 cosine_weight=0.0,
+                dispersive_weight=0.0,
             ),
             time=dict(  # objectives/times.py
                 weighting="uniform",  # or "lognormal", which reads mean and scale

@@ -81,6 +81,7 @@ class _Objective(TypedDict):
     lecam_weight: _FINITE
     lecam_decay: _FRACTION
     cosine_weight: _FINITE
+    dispersive_weight: _FINITE
 
 
 class _Time(TypedDict):

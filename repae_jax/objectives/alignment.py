@@ -53,3 +53,17 @@ def spatial_norm(tokens: jax.Array, share: float) -> jax.Array:
     mean = tokens.mean(1, keepdims=True)
     deviation = jnp.std(tokens, axis=1, keepdims=True, ddof=1)
     return (tokens - share * mean) / (deviation + 1e-6)
+
+
+def dispersive_loss(tokens: jax.Array) -> jax.Array:
+    """Dispersive Loss of tokens (B, N, D): log mean_ij exp(-|z_i - z_j|^2 / (N D)); scalar <= 0.
+
+    z_i holds all tokens of image i, and the mean runs over all B^2 pairs, each image with itself
+    among them (arXiv 2506.09027, section 3, with the scale of its authors' code).
+    """
+    z = tokens.astype(jnp.float32).reshape(tokens.shape[0], -1)
+    z = z - z.mean(0)  # distances stay, and the products below cancel less
+    squares = jnp.sum(z * z, axis=1)
+    distances = squares[:, None] + squares - 2.0 * (z @ z.T)
+    distances = jnp.where(jnp.eye(len(z), dtype=bool), 0.0, jnp.maximum(distances, 0.0))
+    return jax.nn.logsumexp(-distances / z.shape[1]) - 2.0 * jnp.log(len(z))

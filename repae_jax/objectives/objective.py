@@ -37,6 +37,8 @@ class Objective:
         its moving averages.
       cosine_weight: the weight of the velocity's direction in the backbone's loss (LightningDiT, 1;
         0 turns it off).
+      dispersive_weight: the weight of Dispersive Loss of the tokens after the aligned block (its
+        authors' code: 0.25, after the last block; 0 turns it off).
 
     Raises:
       UserError: an unknown interpolant, posterior, latent_norm or reconstruction, or a least_time
@@ -62,6 +64,7 @@ class Objective:
     lecam_weight: float = 0.0
     lecam_decay: float = 0.999
     cosine_weight: float = 0.0
+    dispersive_weight: float = 0.0
 
     def __post_init__(self):
         for field, allowed in (

@@ -27,7 +27,7 @@ from jax.lax import stop_gradient
 from repae_jax.models.backbones.base import BackboneOutput
 from repae_jax.models.conditioning.base import replace_where
 from repae_jax.models.networks import Models
-from repae_jax.objectives.alignment import alignment_loss
+from repae_jax.objectives.alignment import alignment_loss, dispersive_loss
 from repae_jax.objectives.ddpm import variational_bound
 from repae_jax.objectives.diffusion import cosine_loss, denoising_loss
 from repae_jax.objectives.objective import Objective
@@ -248,6 +248,10 @@ BACKBONE_TERMS = (  # L_DIFF(theta) and L_REPA(theta, omega)
         optional=True,
     ),
     Term("vlb_loss", _variational_bound),
+    Term(
+        "dispersive_loss", lambda it: dispersive_loss(it.output.tokens), "dispersive_weight",
+        optional=True,
+    ),
     Term("proj_loss", _alignment, "backbone_alignment"),
 )  # fmt: skip
 

@@ -11,7 +11,7 @@ from checkouts import module_of
 from torch.nn import functional
 
 from repae_jax.objectives.adversarial import generator_loss, hinge_loss, lecam_loss
-from repae_jax.objectives.alignment import alignment_loss, spatial_norm, unit
+from repae_jax.objectives.alignment import alignment_loss, dispersive_loss, spatial_norm, unit
 from repae_jax.objectives.diffusion import cosine_loss, denoising_loss
 from repae_jax.objectives.reconstruction import RECONSTRUCTION
 
@@ -184,3 +184,16 @@ def test_the_cosine_loss_is_torchs():
     theirs(leaf, torch.tensor(target)).backward()
     gradient = jax.grad(cosine_loss)(velocity, target)
     parity.assert_close(gradient[0, 0, 0], leaf.grad[0, 0, 0], "gradient at zero")
+
+
+def test_the_dispersive_loss_is_its_authors():
+    """As the code of arXiv 2506.09027: all pairs, each image with itself, over the width."""
+
+    def theirs(tokens):
+        z = tokens.flatten(1)
+        pairs = functional.pdist(z).square() / z.shape[1]
+        return torch.cat([pairs, pairs, torch.zeros(len(z))]).neg().exp().mean().log()
+
+    tokens = parity.normal(5, 4, 6, seed=0) + 10.0  # far from zero, where products would cancel
+    assert_equals_torch(dispersive_loss, theirs, tokens)
+    np.testing.assert_allclose(dispersive_loss(np.ones((3, 4, 6), np.float32)), 0.0, atol=1e-6)

@@ -146,12 +146,15 @@ def test_the_latents_may_be_the_posteriors_mean():
 
 @pytest.mark.slow
 def test_optional_terms_join_the_loss():
-    state, batch, draws, step = build("repa", cosine_weight=0.5, spatial_norm=0.6)
+    weights = dict(cosine_weight=0.5, dispersive_weight=0.25)
+    state, batch, draws, step = build("repa", spatial_norm=0.6, **weights)
     _, metrics = jax.jit(step)(state, batch, draws)
-    assert set(metrics) == EXPECTED["repa"] | {"cosine_loss"} | set(OWN_METRICS)
+    assert set(metrics) == EXPECTED["repa"] | {"cosine_loss", "dispersive_loss"} | set(OWN_METRICS)
     parts = metrics["denoising_loss"] + 0.5 * metrics["cosine_loss"] + 0.5 * metrics["proj_loss"]
+    parts += 0.25 * metrics["dispersive_loss"]
+    assert metrics["dispersive_loss"] < 0
     np.testing.assert_allclose(metrics["sit_loss"], parts, rtol=1e-5)
-    plain = build("repa", cosine_weight=0.5)
+    plain = build("repa", **weights)
     assert jax.jit(plain[-1])(*plain[:-1])[1]["proj_loss"] != metrics["proj_loss"]
 
 
