@@ -28,7 +28,12 @@ def test_every_config_is_possible_in_every_recipe(path, recipe):
         with pytest.raises(UserError, match=r"config\.data\.source is 'latents'"):
             validate(config)
         return
-    if "tokenizer" not in config.train and not config.tokenizer.weights:
+    if config.tokenizer.family == "pixels" and "tokenizer" in config.train:
+        with pytest.raises(UserError, match=r"family is 'pixels', which has nothing to train"):
+            validate(config)
+        return
+    weightless = config.tokenizer.family != "pixels" and not config.tokenizer.weights
+    if "tokenizer" not in config.train and weightless:
         with pytest.raises(UserError, match=r"config\.tokenizer\.weights is empty"):
             validate(config)
         config.tokenizer.weights = "somewhere"
@@ -51,6 +56,21 @@ def test_the_published_recipe_is_the_default():
     assert (config.objective.backbone_alignment, config.objective.tokenizer_alignment) == (0.5, 1.5)
     assert (config.objective.kl_weight, config.objective.adversarial_weight) == (1e-6, 0.1)
     assert config.lpips.rescale_inputs
+
+
+def test_the_published_recipe_of_jit():
+    # Figures of its command line (main_jit.py), whose time is one minus ours, and of its models.
+    config = read_config(str(FOLDER / "imagenet256_jit.py"), [])
+    adamw, sampling = config.optimizer.backbone, config.sampling
+    assert (config.train, config.batch_size, config.ema_decay) == (("backbone",), 1024, 0.9999)
+    assert adamw.learning_rate == 5e-5 * config.batch_size / 256
+    assert (adamw.b1, adamw.b2, adamw.weight_decay) == (0.9, 0.95, 0.0)
+    epoch = 1_281_167 // 8 // 128  # batches of 128 on each of 8 GPUs
+    assert (config.run.steps, adamw.warmup_steps) == (200 * epoch, 5 * epoch)
+    assert (config.time.weighting, config.time.mean, config.time.scale) == ("lognormal", 0.8, 0.8)
+    assert config.objective.least_time == config.backbone.least_time == 0.05
+    assert (sampling.method, sampling.steps, sampling.guidance_scale) == ("heun", 50, 3.0)
+    assert (sampling.guidance_low, sampling.guidance_high) == (0.0, 1 - 0.1)
 
 
 def test_unknown_recipe_is_named():

@@ -95,7 +95,7 @@ def tiny_on_qwen():
         (["tokenizer.family=qwenimage"], "arch is 'f8d4', a preset of the family 'kl'"),
         (
             ["tokenizer.family=x", "tokenizer.arch="],
-            "config.tokenizer.family is 'x': it must be 'kl' or",
+            "config.tokenizer.family is 'x': it must be 'kl', 'qwen",
         ),
         (["tokenizer.arch=x"], "config.tokenizer.arch is 'x': use one of f8d4, .*, qwenimage, or"),
         (["tokenizer.temporal_downsample=(True,)"], "unknown key config.tokenizer.temporal_down"),

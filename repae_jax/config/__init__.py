@@ -9,7 +9,7 @@ from repae_jax.config.defaults import (
     teacher,
     tokenizer,
 )
-from repae_jax.config.published import ddt256, dit256, imagenet256, lightningdit256
+from repae_jax.config.published import ddt256, dit256, imagenet256, jit256, lightningdit256
 from repae_jax.config.recipes import RECIPES, apply_recipe
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "ddt256",
     "dit256",
     "imagenet256",
+    "jit256",
     "lightningdit256",
     "projector",
     "teacher",

@@ -73,6 +73,7 @@ def base() -> ConfigDict:
             objective=dict(
                 interpolant="linear",
                 least_time=0.0,  # the target is (x_t - x) / max(t, this); 0: the velocity
+                noise_scale=1.0,  # standard deviation of the noise at t = 1
                 backbone_alignment=0.5,
                 tokenizer_alignment=1.5,
                 alignment_end=0,  # the step at which the backbone's L_REPA ends; 0: never
@@ -121,6 +122,7 @@ def base() -> ConfigDict:
                 guidance_low=0.0,
                 guidance_high=1.0,
                 guidance_channels=0,  # guide the first N channels of the latents alone; 0: all
+                guidance_rule="step",  # or "evaluation": each by its own time, without the ends
                 shift=1.0,  # multiplies the odds t / (1 - t) of the steps' times
                 last_time=0.0,  # the time before the shift at which an ODE ends
             ),

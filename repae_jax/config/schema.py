@@ -64,6 +64,7 @@ class _Pretraining(TypedDict):
 class _Objective(TypedDict):
     interpolant: Text
     least_time: _FRACTION
+    noise_scale: _FINITE
     backbone_alignment: _FINITE
     tokenizer_alignment: _FINITE
     alignment_end: _FROM_ZERO
@@ -135,6 +136,7 @@ class _Sampling(TypedDict):
     guidance_low: _FRACTION
     guidance_high: _FRACTION
     guidance_channels: whole(0, 4096)
+    guidance_rule: Text
     shift: _FINITE
     last_time: _FRACTION
 

@@ -23,6 +23,7 @@ def validate(config: ConfigDict) -> None:
         _check_optimizer(name, config.optimizer[name])
     _check_decay(config)
     tokenizer = build_tokenizer(config)
+    _check_tokenizer(config, tokenizer)
     if "backbone" in config.train:
         _check_backbone(config, tokenizer)
     _check_objective(config)
@@ -62,18 +63,51 @@ def _check_train(config):
             "config.data.source is 'latents', of a frozen tokenizer, but config.train has "
             "'tokenizer': choose the recipe repa or vanilla, or train on images"
         )
-    if "tokenizer" not in train and not config.tokenizer.weights:
-        raise UserError(
-            "the tokenizer is frozen (config.train has no 'tokenizer') and "
-            "config.tokenizer.weights is empty: name its file or the work directory that trained "
-            "it (--config.tokenizer.weights=PATH)"
-        )
     adversarial = config.objective.adversarial_weight > 0
     if "tokenizer" in train and adversarial and "discriminator" not in train:
         raise UserError(
             "config.objective.adversarial_weight is "
             f"{config.objective.adversarial_weight} without a discriminator: "
             "add 'discriminator' to config.train, or set --config.objective.adversarial_weight=0.0"
+        )
+
+
+def _check_tokenizer(config, tokenizer):
+    from repae_jax.models.tokenizers.base import is_identity
+
+    if is_identity(tokenizer):
+        _check_identity(config)
+    elif "tokenizer" not in config.train and not config.tokenizer.weights:
+        raise UserError(
+            "the tokenizer is frozen (config.train has no 'tokenizer') and "
+            "config.tokenizer.weights is empty: name its file or the work directory that trained "
+            "it (--config.tokenizer.weights=PATH)"
+        )
+
+
+def _check_identity(config):
+    """Check a configuration whose latents are the images."""
+    given = f"config.tokenizer.family is {config.tokenizer.family!r}"
+    if "tokenizer" in config.train:
+        raise UserError(
+            f"{given}, which has nothing to train, but config.train has 'tokenizer': choose the "
+            "recipe repa or vanilla"
+        )
+    for key in ("weights", "statistics"):
+        if config.tokenizer[key]:
+            raise UserError(
+                f"{given}, which has no {key}, but config.tokenizer.{key} is "
+                f"{config.tokenizer[key]!r}: leave it empty"
+            )
+    if config.data.source == "latents":
+        raise UserError(
+            f"{given}, whose latents are the images, but config.data.source is 'latents': name the "
+            "images' source"
+        )
+    if config.objective.latent_norm != "fixed":
+        raise UserError(
+            f"{given}, whose latents are not normalized, but config.objective.latent_norm is "
+            f"{config.objective.latent_norm!r}: set --config.objective.latent_norm=fixed"
         )
 
 
@@ -130,6 +164,13 @@ def _check_backbone(config, tokenizer):
             f"{backbone.predicts}, but config.objective.interpolant {path.name!r} has the "
             f"{path.predicts} as its target: use {fitting}"
         )
+    least = getattr(backbone, "least_time", config.objective.least_time)
+    if config.objective.least_time != least:
+        raise UserError(
+            f"config.objective.least_time is {config.objective.least_time}, but config.backbone of "
+            f"the family {config.backbone.family!r} divides by max(t, {least}), and the target of "
+            f"its loss must too: set --config.objective.least_time={least}"
+        )
     grid = backbone.grid
     for name, entry in config.teachers.items():
         teacher_grid = _teacher_grid(config, name, entry)
@@ -163,7 +204,9 @@ def _check_objective(config):
 def _check_sampling(config, tokenizer):
     from repae_jax.sampling.samplers import Sampler, check_guidance_channels, check_null_class
 
-    sampler = Sampler(interpolant=config.objective.interpolant, **config.sampling)
+    objective = config.objective
+    training = {"interpolant": objective.interpolant, "noise_scale": objective.noise_scale}
+    sampler = Sampler(**training, **config.sampling)
     check_null_class(sampler, config.condition.drop)
     check_guidance_channels(sampler, tokenizer.latent_channels)
 

@@ -27,7 +27,6 @@ from repae_jax.evaluation.alignment import (
     warn_of_undefined,
 )
 from repae_jax.evaluation.image_sets import pad_batch
-from repae_jax.models.batch_norm import normalize
 from repae_jax.models.conditioning.base import full_like
 from repae_jax.models.encoders.base import Encoder, patch_tokens
 from repae_jax.models.networks import Models, teacher_tokens
@@ -273,10 +272,11 @@ def make_extract(config: ConfigDict, models: Models, mesh: Mesh | None = None) -
                 (images, labels), batch_sharding(mesh)
             )
         posterior = encode(models.tokenizer, weights["tokenizer"], to_float(images))
-        norm = weights["latent_norm"]
-        latents = normalize(posterior.mean, norm["mean"], norm["var"])
+        norm = {"batch_stats": weights["latent_norm"]}
+        latents = models.latent_norm.apply(norm, posterior.mean, train=False)
         key = jax.random.fold_in(jax.random.key(seeds[0]), seeds[1])
         noise = jax.random.normal(key, latents.shape, latents.dtype)
+        noise = config.objective.noise_scale * noise
         conditioner = models.backbone.conditioner
         condition, null = conditioner.from_labels(labels), conditioner.null()
         condition = condition if null is None else full_like(condition, null)

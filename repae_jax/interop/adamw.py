@@ -121,10 +121,18 @@ def parameter_groups(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float = 1e-2,
+    undecayed: int = 0,
 ) -> list[dict[str, Any]]:
-    """ "param_groups" as torch.optim.AdamW itself writes them, for `count` parameters."""
+    """ "param_groups" as torch.optim.AdamW itself writes them, for `count` parameters.
+
+    With `undecayed`, the first parameters are a group of their own without weight decay.
+    """
     options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-    return [{**options, **_UNUSED_OPTIONS, "params": list(range(count))}]
+    options |= _UNUSED_OPTIONS
+    rest = {**options, "params": list(range(undecayed, count))}
+    if not undecayed:
+        return [rest]
+    return [{**options, "weight_decay": 0.0, "params": list(range(undecayed))}, rest]
 
 
 def _step(entry, what):

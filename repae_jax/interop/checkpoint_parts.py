@@ -10,6 +10,7 @@ from repae_jax.interop import (
     autoencoder_kl,
     ddt,
     discriminator,
+    jit,
     latent_statistics,
     lightningdit,
     sit,
@@ -21,9 +22,10 @@ from repae_jax.interop.original import OPTIMIZERS, WEIGHTS, Kind
 
 _OTHER_NAMES = {"model_ema": "ema"}
 _NAMES_OF_DDT = {"optimizer": "opt", "step": "steps"}  # RAE and diffusion-bench
+_BACKBONE = f"{sit.SIGN}|{jit.SIGN}"
 _SIGNS = {
-    "model": sit.SIGN,
-    "ema": sit.SIGN,
+    "model": _BACKBONE,
+    "ema": _BACKBONE,
     "vae": autoencoder_kl.SIGN,
     "discriminator": discriminator.SIGN,
 }
@@ -53,11 +55,12 @@ def parts_of(
     Raises:
       UserError: the checkpoint is damaged.
     """
+    content = jit.parts_in(content)
     parts = {_OTHER_NAMES.get(key, key): value for key, value in content.items()}
     parts = {key: value for key, value in parts.items() if value is not None}
     if any(isinstance(parts.get(k), Mapping) and ddt.is_ddt(parts[k]) for k in ("model", "ema")):
         parts = {_NAMES_OF_DDT.get(key, key): value for key, value in parts.items()}
-    sits = [key for key in ("model", "ema") if _holds(parts.get(key), sit.SIGN, source)]
+    sits = [key for key in ("model", "ema") if _holds(parts.get(key), _BACKBONE, source)]
     if "opt" in parts and {"model", "ema"} & parts.keys():
         _check_optimizers(parts, sits, source)
     if not sits or not (len(sits) > 1 or parts.keys() & {"vae", "opt", "args", "steps"}):
@@ -84,6 +87,8 @@ def kind_of(content: Mapping[str, Any]) -> Kind:
     """The kind of a training checkpoint that `parts_of` returned."""
     if ddt.is_ddt(content["model"]):
         return ddt.family_of(content["model"])
+    if jit.is_jit(content["model"]):
+        return "jit"
     if lightningdit.is_lightningdit(content["model"]):
         return "lightningdit"
     if sit.has_second_half(content["model"]):

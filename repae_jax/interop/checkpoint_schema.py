@@ -26,6 +26,7 @@ class _Optimizer(TypedDict):
 
 class _Parts(TypedDict, total=False):
     steps: whole(0, 2**31 - 1)
+    epoch: whole(0, 2**31 - 1)  # JiT's
     model: dict[str, Any]
     ema: dict[str, Any]
     vae: dict[str, Any]

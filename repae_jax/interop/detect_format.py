@@ -17,6 +17,7 @@ from repae_jax.interop import (
     dit_folder,
     files,
     hub,
+    jit,
     latent_shards,
     lightningdit,
     lpips,
@@ -35,7 +36,9 @@ DIFFUSERS = "diffusers"
 DIT_FOLDER = "diffusers-dit"
 LATENTS, LATENT_SHARDS = "latents", "lightningdit-latents"
 _MANIFEST = "manifest.json"  # of packed data
-CHECKPOINTS = {"repae", "ldm", "repa", "lightningdit", "dit", "ditdh", "ddt"}  # `original.Kind`
+CHECKPOINTS = {  # `original.Kind`
+    "repae", "ldm", "repa", "lightningdit", "dit", "ditdh", "ddt", "jit",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +220,7 @@ _SIGNS = {
     "statistics": (r"latents_scale$", ()),
     "vae": (autoencoder_kl.SIGN, autoencoder_kl.BESIDE),
     "sit": (sit.SIGN, ()),
+    "jit-tensors": (jit.SIGN, (r"projectors\..*",)),
     "discriminator": (discriminator.SIGN, ()),
     "lpips": (lpips.SIGN, ()),
     "teacher": (r"^params/", ()),

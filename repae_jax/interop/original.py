@@ -7,6 +7,7 @@ args, steps                    argparse.Namespace, int
 
 DiT's hold model, ema, opt and args, LightningDiT's config in place of args. RAE's and
 diffusion-bench's hold model, ema, optimizer, scheduler, step and epoch.
+JiT's have other keys too (interop/jit.py).
 """
 
 import dataclasses
@@ -15,11 +16,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from repae_jax.interop import autoencoder_kl, ddt, discriminator, lightningdit, sit, tables
+from repae_jax.interop import autoencoder_kl, ddt, discriminator, jit, lightningdit, sit, tables
 from repae_jax.interop.adamw import AdamState, read_adamw, write_adamw
 from repae_jax.interop.tables import Rule
 from repae_jax.models.backbones.ddt import DDT, Decoupled
 from repae_jax.models.backbones.dit import DiT
+from repae_jax.models.backbones.jit import JiT
 from repae_jax.models.backbones.lightningdit import LightningDiT
 from repae_jax.models.backbones.sit import SiT
 from repae_jax.models.discriminator import PatchDiscriminator
@@ -29,7 +31,8 @@ from repae_jax.models.tokenizers.base import parameter_shapes
 # "repae": from train_repae.py. "ldm": from train_ldm_only.py, on a frozen VAE. "repa": from REPA's
 # own code, whose SiT has no BatchNorm. "lightningdit": from LightningDiT's code.
 # "dit": from DiT's. "ditdh": from RAE's. "ddt": from diffusion-bench's.
-Kind = Literal["repae", "ldm", "repa", "lightningdit", "dit", "ditdh", "ddt"]
+# "jit": from JiT's.
+Kind = Literal["repae", "ldm", "repa", "lightningdit", "dit", "ditdh", "ddt", "jit"]
 
 # role -> the part of a checkpoint with its weights, and the part with its optimizer's state
 WEIGHTS = {"backbone": "model", "tokenizer": "vae", "discriminator": "discriminator"}
@@ -49,6 +52,7 @@ class Part:
       slots: the name of each parameter that its optimizer numbers; None for a parameter of another
         network.
       trained: {original name: shape} of the parameters that train here.
+      undecayed: the first slots, which are a group without weight decay of its optimizer.
       tables: {original name: array} of its state dict's tables, which its dimensions determine.
       fused: the layers here that join some of the rules', see `tables.fuse`.
     """
@@ -58,6 +62,7 @@ class Part:
     counters: Sequence[str]
     slots: Sequence[str | None]
     trained: Mapping[str, tuple[int, ...]]
+    undecayed: int = 0
     tables: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     fused: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
@@ -77,7 +82,7 @@ def lightningdit_part(model: LightningDiT) -> Part:
     shapes = _their_shapes(rules, lightningdit.lightningdit_shapes(model))
     trained = {name: shape for name, shape in shapes.items() if name != "pos_embed"}
     tables = lightningdit.rotary_tables(model)
-    return Part(rules, shapes, (), list(shapes), trained, tables)
+    return Part(rules, shapes, (), list(shapes), trained, tables=tables)
 
 
 def dit_part(model: DiT) -> Part:
@@ -93,7 +98,17 @@ def ddt_part(model: Decoupled) -> Part:
     fused = ddt.FUSED if isinstance(model, DDT) else {}
     rules = (ddt.ddt_rules if fused else ddt.ditdh_rules)(model.patch_size)
     shapes = _their_shapes(rules, ddt.ddt_shapes(model), fused)
-    return Part(rules, shapes, (), list(shapes), shapes, ddt.rotary_tables(model), fused)
+    rotary = ddt.rotary_tables(model)
+    return Part(rules, shapes, (), list(shapes), shapes, tables=rotary, fused=fused)
+
+
+def jit_part(model: JiT) -> Part:
+    """The JiT as a `Part`; its optimizer does not number the position table."""
+    rules = jit.jit_rules(model.patch_size)
+    shapes = _their_shapes(rules, jit.jit_shapes(model))
+    vectors, others = jit.optimizer_order(shapes)
+    trained = {name: shape for name, shape in shapes.items() if name != "pos_embed"}
+    return Part(rules, shapes, (), [*vectors, *others], trained, undecayed=len(vectors))
 
 
 def vae_part(model: AutoencoderKL) -> Part:

@@ -1,6 +1,7 @@
 """The training objective: the weights and variants of the loss terms."""
 
 import dataclasses
+import math
 
 from repae_jax.errors import UserError
 from repae_jax.objectives.paths import PATHS
@@ -15,6 +16,7 @@ class Objective:
       interpolant: "linear" or "cosine", or "ddpm" for a backbone that predicts the noise.
       least_time: the velocity's target is (x_t - x) / max(t, least_time), on the linear path (JiT
         and diffusion-bench, 0.05); 0 for the velocity itself.
+      noise_scale: the standard deviation of the noise at t = 1 (JiT, 2 for images of 512 x 512).
       backbone_alignment: lambda, the weight of L_REPA in the backbone's loss.
       tokenizer_alignment: the weight of L_REPA in the VAE's loss.
       alignment_end: L_REPA of the backbone ends at this step, counted from 0 (HASTE, arXiv
@@ -42,11 +44,12 @@ class Objective:
 
     Raises:
       UserError: an unknown interpolant, posterior, latent_norm or reconstruction, or a least_time
-        that the interpolant does not have.
+        or noise_scale that the interpolant does not have.
     """
 
     interpolant: str = "linear"
     least_time: float = 0.0
+    noise_scale: float = 1.0
     backbone_alignment: float = 0.5
     tokenizer_alignment: float = 1.5
     alignment_end: int = 0
@@ -83,3 +86,12 @@ class Objective:
                 f"config.objective.least_time is {self.least_time}, which the path "
                 f"{self.interpolant!r} does not have: use 0, or the interpolant 'linear'"
             )
+        check_noise_scale(self.noise_scale, self.interpolant, "config.objective.noise_scale")
+
+
+def check_noise_scale(scale: float, interpolant: str, name: str) -> None:
+    """Raise UserError, with the value's name, unless the path has noise of this deviation."""
+    if not 0.0 < scale < math.inf:
+        raise UserError(f"{name} is {scale}: give a finite number above 0")
+    if scale != 1.0 and PATHS[interpolant].predicts == "noise":
+        raise UserError(f"{name} is {scale}, but the path {interpolant!r} has unit noise: use 1")

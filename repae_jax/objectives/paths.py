@@ -1,8 +1,8 @@
 """The table of paths from data to noise; `config.objective.interpolant` names one of them."""
 
 import jax
-import jax.numpy as jnp
 
+from repae_jax.models.backbones.base import velocity_from_data
 from repae_jax.objectives.ddpm import DDPM
 from repae_jax.objectives.interpolant import INTERPOLANTS, Interpolant, per_image
 
@@ -35,16 +35,3 @@ def interpolate(
     if least_time:
         return noisy, velocity_from_data(x, noisy, t, least_time)
     return noisy, path.target(x, noise, t)
-
-
-def velocity_from_data(
-    x: jax.Array, noisy: jax.Array, t: jax.Array, least_time: float
-) -> jax.Array:
-    """The velocity (x_t - x) / max(t, least_time) on the linear path, of data x or its prediction.
-
-    Args:
-      x, noisy: (B, h, w, c).
-      t: times, (B, 1, 1, 1).
-      least_time: above 0.
-    """
-    return (noisy - x) / jnp.maximum(t, least_time)

@@ -17,6 +17,7 @@ from repae_jax.models.discriminator import PatchDiscriminator
 from repae_jax.models.encoders.base import initial_variables
 from repae_jax.models.lpips import LPIPS
 from repae_jax.models.networks import Models
+from repae_jax.models.tokenizers.base import Tokenizer, is_identity
 from repae_jax.objectives.objective import Objective
 from repae_jax.runs.optimizers import adamw
 from repae_jax.runs.state import TrainState, create_state
@@ -39,7 +40,7 @@ def build_models(config: ConfigDict) -> Models:
             backbone=build_backbone(
                 config, tokenizer, tuple(teacher.dim for teacher in teachers.values()), dtype
             ),
-            latent_norm=LatentNorm(momentum=config.latent_norm.momentum),
+            latent_norm=build_latent_norm(config, tokenizer),
             teachers=teachers,
         )
     if "discriminator" in config.train:
@@ -54,6 +55,14 @@ def build_models(config: ConfigDict) -> Models:
         lpips = LPIPS(rescale_inputs=config.lpips.rescale_inputs, dtype=dtype)
         models = dataclasses.replace(models, lpips=lpips)
     return models
+
+
+def build_latent_norm(config: ConfigDict, tokenizer: Tokenizer) -> LatentNorm:
+    """Build the normalization of the tokenizer's latents; for pixels it is the identity."""
+    momentum = config.latent_norm.momentum
+    if is_identity(tokenizer):
+        return LatentNorm(momentum=momentum, epsilon=0.0)
+    return LatentNorm(momentum=momentum)
 
 
 def build_objective(config: ConfigDict) -> Objective:
@@ -80,7 +89,7 @@ def fresh_state(config: ConfigDict, models: Models, key: jax.Array) -> TrainStat
     latent = jnp.zeros((1, *latent_shape(config, models)))
     params, batch_stats, frozen = {}, {}, {}
     variables = models.tokenizer.init(keys["tokenizer"], image, latent)
-    params["tokenizer"] = variables.pop("params")
+    params["tokenizer"] = variables.pop("params", {})
     if variables:  # collections that no step changes
         frozen["tokenizer"] = variables
     if models.backbone is not None:

@@ -31,7 +31,7 @@ from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 from repae_jax.utils.lock import writing
 
 _VAES = (DIFFUSERS, "vae", "vae-tensors")
-_BARE = ("sit", "lightningdit-tensors", "ddt-tensors")  # a backbone's state dict alone
+_BARE = ("sit", "lightningdit-tensors", "ddt-tensors", "jit-tensors")  # a backbone alone
 
 
 # (function that derives the configuration from the source) -> the configuration to use

@@ -25,7 +25,6 @@ _SIZES = (
     "patch_size", "hidden_size", "depth", "num_heads", "head_size", "head_depth", "head_heads",
 )  # fmt: skip
 _OPTIONS = {"ddt": ("time_tokens", "class_tokens"), "ditdh": ("qk_norm",)}
-_IMAGES = 1_281_167  # of ImageNet's training split, for the number of an epoch
 
 
 def config_of_ddt(content: Mapping[str, Any], *, source: str) -> ConfigDict:
@@ -75,20 +74,23 @@ def ddt_settings(config: ConfigDict) -> dict[str, str]:
     return {_OURS: to_json(config)}
 
 
-def ddt_entries(content: Mapping[str, Any], config: ConfigDict, step: int) -> dict[str, Any]:
+def ddt_entries(
+    content: Mapping[str, Any], config: ConfigDict, step: int, epoch: int
+) -> dict[str, Any]:
     """The entries of their checkpoint: the networks, and the states of optimizer and schedule.
 
-    The epoch counts ImageNet's images; the schedule's state is that of PyTorch's LambdaLR.
+    The schedule's state is that of PyTorch's LambdaLR.
 
     Args:
       content: "model", "ema" and "opt".
       config: the run's configuration.
       step: steps taken.
+      epoch: finished epochs.
     """
     rate = config.optimizer.backbone.learning_rate
     return {
         "step": step,
-        "epoch": step * config.batch_size // _IMAGES,
+        "epoch": epoch,
         "model": content["model"],
         "ema": content["ema"],
         "optimizer": content["opt"],

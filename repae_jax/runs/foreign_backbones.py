@@ -1,4 +1,4 @@
-"""Training checkpoints that hold a backbone alone, of LightningDiT's code, DiT's and DDT's."""
+"""Training checkpoints that hold a backbone alone: LightningDiT's, DiT's, DDT's, JiT's."""
 
 import argparse
 from collections.abc import Callable, Mapping
@@ -14,9 +14,11 @@ from repae_jax.interop.lightningdit import PREFIX
 from repae_jax.interop.original import Kind, Part
 from repae_jax.models.backbones.ddt import DDT, DiTDH
 from repae_jax.models.backbones.dit import DiT
+from repae_jax.models.backbones.jit import JiT
 from repae_jax.models.backbones.lightningdit import LightningDiT
 from repae_jax.runs.ddt_args import config_of_ddt, ddt_entries, ddt_settings
 from repae_jax.runs.dit_args import config_of_dit, dit_args
+from repae_jax.runs.jit_args import as_theirs, config_of_jit, jit_args
 from repae_jax.runs.lightningdit_args import (
     config_of_lightningdit,
     latent_multiplier,
@@ -41,7 +43,8 @@ class Foreign(NamedTuple):
       statistics: (content, the VAE's statistics or None, channels, source) -> the mean and variance
         by which its latents are normalized, (c,) each.
       prefix: the beginning of the names in "model".
-      entries: (content, configuration, steps) -> the file's entries without the settings.
+      arrange: (content, configuration, steps, finished epochs) -> the file's entries without the
+        settings.
     """
 
     network: type
@@ -52,7 +55,7 @@ class Foreign(NamedTuple):
     make_settings: Callable[[ConfigDict], dict[str, Any]]
     statistics: Callable[..., dict[str, np.ndarray]]
     prefix: str = ""
-    entries: Callable[..., dict[str, Any]] = lambda content, config, steps: dict(content)
+    arrange: Callable[..., dict[str, Any]] = lambda content, config, steps, epochs: dict(content)
 
     def stored(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """The entry of the settings, as the code stores it."""
@@ -64,6 +67,10 @@ class Foreign(NamedTuple):
 def scaled(channels: int) -> dict[str, np.ndarray]:
     """The statistics of latents that are multiplied by `SD_SCALE`."""
     return {"mean": np.zeros(channels), "var": np.full(channels, SD_SCALE**-2.0)}
+
+
+def _unscaled(channels):
+    return {"mean": np.zeros(channels), "var": np.ones(channels)}
 
 
 def _require(statistics, name, source):
@@ -117,10 +124,20 @@ FOREIGN: dict[Kind, Foreign] = {
             plain_config,
             ddt_settings,
             _normalized_or_scaled,
-            entries=ddt_entries,
+            arrange=ddt_entries,
         )
         for kind, network in (("ditdh", DiTDH), ("ddt", DDT))
     },
+    "jit": Foreign(
+        JiT,
+        original.jit_part,
+        config_of_jit,
+        "args",
+        arguments_of,
+        jit_args,
+        lambda content, statistics, channels, source: _unscaled(channels),
+        arrange=as_theirs,
+    ),
 }
 
 

@@ -18,6 +18,7 @@ from repae_jax.interop import (
     ddt,
     dit_folder,
     files,
+    jit,
     latent_shards,
     latent_statistics,
     lightningdit,
@@ -168,6 +169,8 @@ def _statistics_lines(found):
 def _backbone_line(tensors):
     if ddt.is_ddt(tensors):
         return "DDT", ddt.text_of(tensors)
+    if jit.is_jit(tensors):
+        return "JiT", jit.text_of(tensors)
     if lightningdit.is_lightningdit(tensors):
         return "LightningDiT", lightningdit.text_of(tensors)
     name = "SiT or DiT" if sit.has_second_half(tensors) else "SiT"
@@ -223,6 +226,7 @@ _OTHER_LINES = {
     "sit": _backbone_lines,
     "lightningdit-tensors": _backbone_lines,
     "ddt-tensors": _backbone_lines,
+    "jit-tensors": _backbone_lines,
     "discriminator": _discriminator_lines,
     "lpips": _lpips_lines,
     "teacher": _teacher_lines,

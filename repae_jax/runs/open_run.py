@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from repae_jax.errors import UserError
 from repae_jax.interop.vae_files import StoredVAE
 from repae_jax.models.networks import Models
+from repae_jax.models.tokenizers.base import is_identity
 from repae_jax.parallel.mesh import replicated
 from repae_jax.runs.build import build_models, state_template
 from repae_jax.runs.checkpoints import FOLDER, Checkpoints
@@ -86,6 +87,8 @@ def run_vae(workdir: pathlib.Path, step: int | None = None) -> StoredVAE:
     """
     run = open_on_host(workdir, step)
     tokenizer, state = run.models.tokenizer, run.state
+    if is_identity(tokenizer):
+        raise UserError(f"{workdir}: is trained on pixels, so it has no VAE")
     statistics = statistics_of(state.ema, tokenizer.latent_channels, source=str(workdir))
     return StoredVAE(
         tokenizer,
@@ -155,4 +158,6 @@ def make_sampler(config: ConfigDict, **changes: Any) -> Sampler:
       UserError: a value is out of range.
     """
     given = {name: value for name, value in changes.items() if value is not None}
-    return Sampler(interpolant=config.objective.interpolant, **{**config.sampling, **given})
+    objective = config.objective
+    training = {"interpolant": objective.interpolant, "noise_scale": objective.noise_scale}
+    return Sampler(**training, **{**config.sampling, **given})

@@ -13,6 +13,7 @@ from repae_jax.interop import files, original
 from repae_jax.interop.original import OPTIMIZERS, Part
 from repae_jax.interop.tables import require_finite
 from repae_jax.runs.foreign_backbones import FOREIGN
+from repae_jax.runs.jit_args import IMAGES
 from repae_jax.runs.open_run import open_on_host
 from repae_jax.runs.original_parts import new_provenance, trained_parts
 from repae_jax.runs.provenance import Provenance, blank_provenance, read_provenance
@@ -50,8 +51,9 @@ def export_run(
     if foreign := FOREIGN.get(origin.kind):
         names = content["model"].items()
         content["model"] = {foreign.prefix + name: array for name, array in names}
+        content = foreign.arrange(content, config, steps, _epochs(origin, steps, config))
         settings = foreign.stored(origin.args)
-        files.write_torch(path, {**foreign.entries(content, config, steps), **settings})
+        files.write_torch(path, {**content, **settings})
         return
     files.write_torch(path, content | {"args": argparse.Namespace(**origin.args)})
     # the original keeps args.json beside the folder checkpoints/
@@ -147,6 +149,13 @@ def _counters(origin, key, part, steps, config):
         name: np.asarray(origin.counters.get(f"{key}/{name}", zero) + updates, np.int64)
         for name in part.counters
     }
+
+
+def _epochs(origin, steps, config):
+    """Finished epochs: the imported ones in proportion to the steps, or else those of ImageNet."""
+    if "epoch" in origin.counters and origin.steps:
+        return round(int(origin.counters["epoch"]) * steps / origin.steps)
+    return round(steps * config.batch_size / IMAGES)
 
 
 def _make_contiguous(content: dict[str, Any], progress: bool) -> None:

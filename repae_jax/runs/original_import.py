@@ -17,6 +17,7 @@ from repae_jax.interop.checkpoint_schema import arguments_of
 from repae_jax.interop.original import OPTIMIZERS, WEIGHTS
 from repae_jax.interop.sit import unify_names
 from repae_jax.models.backbones.sit import SiT
+from repae_jax.models.tokenizers.base import is_identity
 from repae_jax.runs import workdir as work_directory
 from repae_jax.runs.build import build_models, build_optimizers, fresh_state
 from repae_jax.runs.checkpoints import Checkpoints
@@ -129,6 +130,8 @@ def _import(content, config, models, source, progress):
             found = [name for name in part.counters if name in tensors]
             counters |= {f"{key}/{name}": tensors[name] for name in found}
             bar.update()
+        if "epoch" in content:
+            counters["epoch"] = np.asarray(content["epoch"], np.int64)
         for network, part in trained.items():
             key = OPTIMIZERS[network]
             bar.set_description(key)
@@ -183,7 +186,9 @@ def _frozen_slots(state_dict, part):
 def _assemble(config, models, steps, loaded, moments, foreign, content, source):
     """Assemble the TrainState from the loaded networks; its arrays remain views of the file."""
     constants, statistics = {}, None
-    if "tokenizer" not in loaded:
+    if is_identity(models.tokenizer):
+        loaded["tokenizer"] = {}
+    elif "tokenizer" not in loaded:
         constants, statistics = read_vae(config, models.tokenizer)
         loaded["tokenizer"] = constants.pop("params")
     channels = models.tokenizer.latent_channels

@@ -78,6 +78,7 @@ def new_provenance(config: ConfigDict, models: Models, parts: dict[str, Part]) -
             betas=(options.b1, options.b2),
             eps=options.eps,
             weight_decay=options.weight_decay,
+            undecayed=part.undecayed,
         )
     if kind := foreign_of(models.backbone):
         args = FOREIGN[kind].make_settings(config)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from repae_jax.models.backbones.base import Backbone
 from repae_jax.models.batch_norm import denormalize_samples
 from repae_jax.models.conditioning.base import replace_where
-from repae_jax.models.tokenizers.base import Tokenizer, decode
+from repae_jax.models.tokenizers.base import Tokenizer, decode, is_identity
 from repae_jax.parallel.mesh import batch_sharding, place, replicated
 from repae_jax.sampling.class_labels import NO_CLASS
 from repae_jax.sampling.samplers import Sampler, image_noise, sample_watched, step_noise
@@ -83,7 +83,8 @@ def make_generate(
         latents = denormalize_samples(latents, norm["mean"], norm["var"])
         images = decode(tokenizer, weights["tokenizer"], latents)
         decoded = jnp.where(finite_rows(images), 0, _DECODING)
-        return Generated(to_uint8(images), jnp.where(faults > 0, faults, decoded))
+        pixels = to_uint8(images, rounded=is_identity(tokenizer))
+        return Generated(pixels, jnp.where(faults > 0, faults, decoded))
 
     return generate
 

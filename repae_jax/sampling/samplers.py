@@ -19,6 +19,7 @@ import numpy as np
 from repae_jax.errors import UserError
 from repae_jax.models.conditioning.base import full_like
 from repae_jax.objectives.interpolant import INTERPOLANTS, Interpolant, score_from_velocity
+from repae_jax.objectives.objective import check_noise_scale
 from repae_jax.objectives.paths import PATHS
 from repae_jax.objectives.times import check_shift, shift_time
 from repae_jax.sampling import chain
@@ -29,6 +30,7 @@ Velocity = Callable[[jax.Array, jax.Array, Tree], jax.Array]
 StepNoise = Callable[[jax.Array], jax.Array]
 
 METHODS = ("euler", "heun", "euler-maruyama")
+RULES = ("step", "evaluation")
 MOST_STEPS = 100_000
 LAST_SDE_TIME = 0.04  # The score grows as 1/t; the last step, from here to 0, adds no noise.
 
@@ -38,9 +40,9 @@ class Sampler:
     """The integration method and its options; immutable, hashable, and checked when made.
 
     Classifier-free guidance follows uncond + guidance_scale (cond - uncond) while
-    guidance_low <= t <= guidance_high, and the conditional velocity elsewhere ("guidance interval",
-    arXiv 2404.07724; t = 1 is noise). A scale of 1 turns guidance off, a scale of 0 follows the
-    unconditional velocity, and a scale between 0 and 1 interpolates.
+    guidance_low <= t <= guidance_high (see `guidance_rule`), and the conditional velocity elsewhere
+    ("guidance interval", arXiv 2404.07724; t = 1 is noise). A scale of 1 turns guidance off, a
+    scale of 0 follows the unconditional velocity, and a scale between 0 and 1 interpolates.
 
     Attributes:
       method: "euler" or "heun" (probability-flow ODE) or "euler-maruyama" (reverse SDE); for a
@@ -52,6 +54,11 @@ class Sampler:
       guidance_low, guidance_high: the guidance interval, 0 <= low <= high <= 1.
       guidance_channels: guide only the first channels of the latents, as DiT's and LightningDiT's
         code does with 3; 0 guides all.
+      guidance_rule: what the interval decides about. "step": all evaluations of a step, by its
+        first time (REPA). "evaluation": each evaluation by its own time, and the ends are no part
+        of the interval, but for 0 and 1 (JiT).
+      noise_scale: the standard deviation of the noise at t = 1, see `Objective`; the SDE and chains
+        have 1.
       shift: multiplies the odds t / (1 - t) of the steps' times: above 1, more steps near noise
         (see `objectives.times.shift_time`). The guidance interval is one of shifted times.
       last_time: the time before the shift at which the ODE ends, as RAE's code does with 0.001; the
@@ -68,6 +75,8 @@ class Sampler:
     guidance_low: float = 0.0
     guidance_high: float = 1.0
     guidance_channels: int = 0
+    guidance_rule: Literal["step", "evaluation"] = "step"
+    noise_scale: float = 1.0
     shift: float = 1.0
     last_time: float = 0.0
 
@@ -102,6 +111,10 @@ class Sampler:
                 f"the guidance interval is [{self.guidance_low}, {self.guidance_high}]: "
                 "give 0 <= guidance_low <= guidance_high <= 1"
             )
+        if self.guidance_rule not in RULES:
+            raise UserError(
+                f"guidance_rule is {self.guidance_rule!r}: use {' or '.join(map(repr, RULES))}"
+            )
         if self.guidance_channels < 0:
             raise UserError(
                 f"guidance_channels is {self.guidance_channels}: give a number of channels, or 0 "
@@ -113,6 +126,12 @@ class Sampler:
         if self.last_time and self.method not in ("euler", "heun"):
             raise UserError(
                 f"last_time is {self.last_time}: {self.method} ends at 0, so leave it at 0"
+            )
+        check_noise_scale(self.noise_scale, self.interpolant, "noise_scale")
+        if self.noise_scale != 1.0 and self.stochastic:
+            raise UserError(
+                f"noise_scale is {self.noise_scale}, but {self.method} adds unit noise: use "
+                "'euler' or 'heun'"
             )
 
     @property
@@ -190,7 +209,7 @@ def sample_watched(
         chain to the noise, or to the noise and its variance fraction (N, h, w, 2 c). N is B;
         in guided steps with a nonzero scale it is 2 B, where each image appears twice, once with
         its condition and once with `null`.
-      noise: standard normal.
+      noise: standard normal; the sampler scales it.
       condition: a tree of arrays (B, ...).
       null: the null condition of one image; guidance needs it.
       step_noise: `step_noise(i)` is the standard normal noise (B, h, w, c) of step i, a traced
@@ -219,7 +238,7 @@ def sample_watched(
     if sampler.of_chain:
         return _sample_chain(sampler, drifts, noise.astype(jnp.float32), step_noise)
     table, guided = evaluations(sampler)
-    x = noise.astype(jnp.float32)
+    x = sampler.noise_scale * noise.astype(jnp.float32)
     fault = jnp.zeros(x.shape[0], jnp.int32)
     state = _State(x, jnp.zeros_like(x), x, jnp.zeros_like(x), fault)
     for segment in _segments(guided):
@@ -253,8 +272,12 @@ def _sample_chain(sampler, drifts, x, step_noise):
 
 
 def _guided(sampler, times):
-    """Which of the steps that begin at these times are guided."""
-    inside = (sampler.guidance_low <= times) & (times <= sampler.guidance_high)
+    """Which of the steps that begin, or evaluations that lie, at these times are guided."""
+    low, high = sampler.guidance_low, sampler.guidance_high
+    if sampler.guidance_rule == "evaluation":
+        inside = ((low < times) | (low == 0.0)) & ((times < high) | (high == 1.0))
+    else:
+        inside = (low <= times) & (times <= high)
     return inside & sampler.guided
 
 
@@ -287,8 +310,9 @@ def evaluations(sampler: Sampler) -> tuple[Evaluations, np.ndarray]:
         table = table._replace(noise_scale=scale)
     elif sampler.method == "heun":
         table = _heun(step, times)
-    # The starting time of a Heun step decides for both of its evaluations whether they are guided.
-    guided = _guided(sampler, times[table.step])
+    # By the rule "step", the time at which a Heun step starts decides for both of its evaluations.
+    by_step = sampler.guidance_rule == "step"
+    guided = _guided(sampler, times[table.step] if by_step else table.time)
     as_float32 = [column.astype(np.float32) for column in table[1:]]
     return Evaluations(table.step.astype(np.int32), *as_float32), guided
 

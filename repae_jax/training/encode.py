@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from repae_jax.config.modules import build_tokenizer
 from repae_jax.config.needs import check_files
 from repae_jax.config.validate import validate
 from repae_jax.data import latents
@@ -248,6 +249,11 @@ def _check(config, dtype, batch_size):
         raise UserError(
             "config.data.source is 'latents' already: name the images to encode, as the argument "
             ":images of the second stage's configurations does"
+        )
+    if base.is_identity(build_tokenizer(config)):
+        raise UserError(
+            f"config.tokenizer.family is {config.tokenizer.family!r}, whose latents are the "
+            "images: pack these with `prepare`, and train on them"
         )
     if not config.tokenizer.weights:
         raise UserError(

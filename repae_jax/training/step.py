@@ -181,7 +181,8 @@ def _tokenizer_alignment(forward: TokenizerPass):
     # This term uses running statistics and drops no condition.
     latents = _normalize(models, forward.batch_stats, context.latents, train=False)[0]
     path = PATHS[forward.objective.interpolant]
-    noisy, _ = interpolate(path, latents, context.draws.noise, context.draws.time)
+    noise = forward.objective.noise_scale * context.draws.noise
+    noisy, _ = interpolate(path, latents, noise, context.draws.time)
     weights = {
         "params": stop_gradient(forward.params["backbone"]),
         **context.frozen.get("backbone", {}),
@@ -271,7 +272,7 @@ def backbone_loss(models: Models, objective: Objective):
         latents, batch_stats = _normalize(
             models, batch_stats, latents, train=objective.latent_norm == "batch"
         )
-        noise, time = context.draws.noise, context.draws.time
+        noise, time = objective.noise_scale * context.draws.noise, context.draws.time
         noisy, target = interpolate(path, latents, noise, time, least_time=objective.least_time)
         condition = context.condition
         if null is not None:

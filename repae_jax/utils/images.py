@@ -50,12 +50,13 @@ def as_float(images: jax.Array) -> jax.Array:
     return images
 
 
-def to_uint8(images: jax.Array) -> jax.Array:
+def to_uint8(images: jax.Array, *, rounded: bool = False) -> jax.Array:
     """Float images of any shape, nominally in [-1, 1] -> uint8 pixels.
 
     clamp(255 (x + 1) / 2, 0, 255), then *truncated*, as the original's generate.py writes its
     samples; rounding would brighten them by half a level on average. So `to_uint8(to_float(x))`
-    loses one level where float32 rounds to just below an integer.
+    loses one level where float32 rounds to just below an integer. With `rounded`, as JiT writes its
+    samples, it loses none.
 
     The values are checked outside of compiled functions. A compiled function cannot raise, and
     turns NaN into black (see `utils.finite.finite_rows`).
@@ -73,4 +74,5 @@ def to_uint8(images: jax.Array) -> jax.Array:
             "latents, the weights, or a type too narrow for them"
         )
     scaled = 255.0 * ((images.astype(jnp.float32) + 1.0) / 2.0)
+    scaled = jnp.round(scaled) if rounded else scaled
     return jnp.clip(scaled, 0.0, 255.0).astype(jnp.uint8)

@@ -226,6 +226,6 @@ def test_a_configuration_goes_out_and_comes_back():
 
 def test_the_schedule_is_the_rate_of_the_step():
     config = ddt256(4096)
-    entries = ddt_entries({"model": {}, "ema": {}, "opt": {}}, config, 80 * 1251)
-    assert entries["epoch"] == 79  # 1,251 batches of 1,024 are 143 images short of an epoch
+    entries = ddt_entries({"model": {}, "ema": {}, "opt": {}}, config, 80 * 1251, 80)
+    assert entries["epoch"] == 80
     assert entries["scheduler"]["last_epoch"] == 80 * 1251

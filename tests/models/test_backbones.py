@@ -15,7 +15,14 @@ from repae_jax.objectives.paths import PATHS
 
 # The options of each family; a new row needs its own.
 _SIZES = dict(patch_size=2, hidden_size=16, depth=3, num_heads=2, encoder_depth=2)
-SMALL = {"sit": _SIZES, "lightningdit": _SIZES, "dit": _SIZES}
+SMALL = {
+    "sit": _SIZES,
+    "lightningdit": _SIZES,
+    "dit": _SIZES,
+    "ditdh": dict(**_SIZES, head_size=24, head_depth=2, head_heads=2),
+    "ddt": dict(**_SIZES, head_size=24, head_depth=2, head_heads=2, time_tokens=1, class_tokens=2),
+    "jit": dict(**_SIZES, bottleneck=6, context_tokens=3, context_start=1),
+}
 BATCH, SIDE, CHANNELS, CLASSES, TEACHERS = 3, 8, 4, 5, (6, 10)
 
 

@@ -30,6 +30,7 @@ CASES = {
 }  # fmt: skip
 TIME = np.array([0.0, 0.37, 1.0], np.float32)
 LABELS = np.array([4, 5, 1])
+SECTION = {"family": "lightningdit", **FAMILY.options}
 
 
 REFERENCES = {"torch": torch_lightningdit.LightningDiT, "original": original_lightningdit}
@@ -149,5 +150,5 @@ def test_every_size_is_the_originals(arch):
 def test_heads_that_cannot_be_rotated_are_named():
     model = ours_of(SMALL | CASES["published options"] | dict(hidden_size=40, num_heads=4))
     with pytest.raises(UserError, match=r"heads of width 10 .*config.backbone.rotary=False"):
-        FAMILY.check(model, {"family": "lightningdit"}, "config.backbone")
-    FAMILY.check(model.clone(rotary=False), {"family": "lightningdit"}, "config.backbone")
+        FAMILY.check(model, SECTION, "config.backbone")
+    FAMILY.check(model.clone(rotary=False), SECTION, "config.backbone")

@@ -13,7 +13,15 @@ from jaxprs import equations
 from velocities import CLASSES, NULL_LABEL, SHAPE, field, velocity
 
 from repae_jax.errors import UserError
-from repae_jax.sampling.samplers import METHODS, Sampler, image_noise, sample, step_noise, time_grid
+from repae_jax.sampling.samplers import (
+    METHODS,
+    Sampler,
+    evaluations,
+    image_noise,
+    sample,
+    step_noise,
+    time_grid,
+)
 
 BATCH = 4
 
@@ -57,7 +65,12 @@ def reference(sampler, noise, labels, step_noises):
 
     def drift(x, t, guided_by):
         cond = one_drift(x, t, labels)
-        if not sampler.guidance_low <= guided_by <= sampler.guidance_high:
+        low, high = sampler.guidance_low, sampler.guidance_high
+        if sampler.guidance_rule == "evaluation":
+            inside = (t > low or low == 0) and (t < high or high == 1)
+        else:
+            inside = low <= guided_by <= high
+        if not inside:
             return cond
         uncond = one_drift(x, t, np.full(len(x), NULL_LABEL))
         guided = uncond + sampler.guidance_scale * (cond - uncond)
@@ -150,6 +163,28 @@ def test_an_ode_may_end_before_the_data(method):
 def test_a_last_time_that_a_method_lacks_is_named(method, time):
     with pytest.raises(UserError, match=f"last_time is {time}"):
         Sampler(method, 12, "linear", last_time=time)
+
+
+# 0.25 and 0.75 are times of the grid, at which the rules differ for every method of the ODE
+@pytest.mark.parametrize("method", ["euler", "heun"])
+@pytest.mark.parametrize("interval", [(0.0, 0.75), (0.25, 1.0), (0.25, 0.75), (0.3, 0.7)])
+def test_each_evaluation_decides_about_its_guidance(method, interval):
+    sampler = Sampler(method, 12, "linear", 1.8, *interval, guidance_rule="evaluation")
+    arguments = inputs(sampler.steps)
+    assert relative_error(run(sampler, *arguments), reference(sampler, *arguments)) < 3e-6
+    assert len(scans(program(sampler))) <= 3
+    other = run(dataclasses.replace(sampler, guidance_rule="step"), *arguments)
+    same = method == "euler" and interval == (0.3, 0.7)
+    assert (relative_error(other, reference(sampler, *arguments)) < 1e-4) == same
+
+
+def test_the_published_interval_of_jit_is_guided_as_in_torch():
+    """t < high and (low == 0 or t > low) of float32 times toward the data, for Heun's 99."""
+    ours = Sampler("heun", 50, "linear", 3.0, 0.0, 0.9, guidance_rule="evaluation")
+    times = torch.linspace(0.0, 1.0, 51)[:-1].repeat_interleave(2)[1:]
+    expected = [t < 1.0 and bool(t > 0.1) for t in times]
+    assert evaluations(ours)[1].tolist() == expected
+    assert sum(expected) == 88
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -344,11 +379,32 @@ def test_time_grids_are_torchs(steps):
         (("euler", 10, "linear", 2.0, -0.1, 1.0), r"\[-0\.1, 1\.0\]"),
         (("euler", 10, "linear", 2.0, 0.0, 1.1), r"\[0\.0, 1\.1\]"),
         (("euler", 10, "linear", 2.0, 0.6, 0.5), r"\[0\.6, 0\.5\]"),
+        (("euler", 10, "linear", 2.0, 0.5, 0.6, 0, "t"), "guidance_rule is 't': use 'step' or"),
     ],
 )
 def test_impossible_samplers_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         Sampler(*arguments)
+
+
+def test_the_noise_is_scaled():
+    noise, labels, step_noises = inputs(6)
+    scaled = run(Sampler("heun", 6, "linear", noise_scale=2.0), noise, labels, step_noises)
+    plain = run(Sampler("heun", 6, "linear"), 2 * noise, labels, step_noises)
+    np.testing.assert_array_equal(scaled, plain)
+
+
+@pytest.mark.parametrize(
+    ("method", "interpolant", "scale", "message"),
+    [
+        ("euler", "linear", 0.0, "noise_scale is 0.0: give a finite number above 0"),
+        ("euler-maruyama", "linear", 2.0, "noise_scale is 2.0, but euler-maruyama adds unit noise"),
+        ("ddim", "ddpm", 2.0, "noise_scale is 2.0, but the path 'ddpm' has unit noise: use 1"),
+    ],
+)
+def test_noise_that_cannot_be_scaled_is_named(method, interpolant, scale, message):
+    with pytest.raises(UserError, match=message):
+        Sampler(method, 10, interpolant, noise_scale=scale)
 
 
 def test_guidance_without_a_null_label_is_refused():

@@ -44,6 +44,13 @@ def get_config(words: str = "backbone"):
         config.objective.least_time = 0.05
         config.time.update(weighting="lognormal", shift=2.0)
         config.sampling.update(method="euler", shift=2.0, last_time=0.001)
+    if toy == "jit":
+        config.backbone = backbone(
+            family=toy, patch_size=2, hidden_size=16, depth=2, num_heads=2, encoder_depth=2,
+            bottleneck=6, context_tokens=3, context_start=1,
+        )  # fmt: skip
+        config.objective.least_time = 0.05
+        config.time.update(weighting="lognormal", mean=0.8, scale=0.8)
     if toy == "condition":
         config.condition = condition("caption")
     if toy == "tokenizer":

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow  # each toy trains, and compiles every command's p
 HERE = pathlib.Path(__file__).parent
 CONFIG = HERE / "configs.py"
 TOYS = ("backbone", "condition", "tokenizer", "encoder")  # each is one short file and one row
-TENANTS = (*TOYS, "lightningdit", "dit", "ditdh", "ddt")
+TENANTS = (*TOYS, "lightningdit", "dit", "ditdh", "ddt", "jit")
 NO_VAE = {"tokenizer": "a Patches has no format of diffusers' or LDM's"}
 NO_CHECKPOINT = {
     "backbone": "a Mixer with a ClassLabel",
@@ -31,6 +31,7 @@ NO_CHECKPOINT = {
     "dit": "a checkpoint of DiT holds no VAE",
     "ditdh": "a checkpoint of DiTDH holds no VAE",
     "ddt": "a checkpoint of DDT holds no VAE",
+    "jit": "a checkpoint of JiT holds no VAE",
     "tokenizer": "this run trains a Patches and its discriminator",
 }
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 from ml_collections import ConfigDict
-from parity import OWN_METRICS
+from parity import OWN_METRICS, quick_jit
 
 from repae_jax.config import RECIPES
 from repae_jax.runs.build import (
@@ -165,6 +165,20 @@ def test_the_step_is_a_function_of_its_arguments():
     jax.tree.map(np.testing.assert_array_equal, first, again)
     other = sample_draws(jax.random.key(2), len(draws.time), draws.noise.shape[1:])
     assert step(state, batch, other)[1]["denoising_loss"] != first[1]["denoising_loss"]
+
+
+@pytest.mark.slow
+def test_the_noise_is_scaled_in_every_term():
+    state, batch, draws, scaled = build("repae", noise_scale=2.0)
+    *_, plain = build("repae")
+    doubled = draws.replace(noise=2.0 * draws.noise)
+    ours, expected, other = (
+        quick_jit(step)(state, batch, with_draws)[1]
+        for step, with_draws in ((scaled, draws), (plain, doubled), (plain, draws))
+    )
+    for name in ("denoising_loss", "proj_loss", "vae_align_loss"):
+        np.testing.assert_allclose(ours[name], expected[name], rtol=1e-6)
+        assert abs(ours[name] - other[name]) > 1e-4 * abs(other[name])
 
 
 def test_given_teacher_tokens_replace_the_teachers():

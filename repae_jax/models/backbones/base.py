@@ -28,6 +28,9 @@ class Backbone(Protocol):
     Training updates the collection "params", of float32 arrays. Other collections, such as
     "constants" with a position table, keep their initial values, and checkpoints carry them.
 
+    A backbone that predicts the data inside, and returns their velocity by `velocity_from_data`,
+    has the field `least_time`; its objective needs the same.
+
     The parameters have the same names and shapes for every `remat` and `scan`, because both may
     change when a run resumes.
 
@@ -71,6 +74,19 @@ class Backbone(Protocol):
 
     def hidden(self, x: jax.Array, t: jax.Array, condition: Arrays) -> jax.Array:
         """The tokens after every block, averaged over positions: (depth, B, D), float32."""
+
+
+def velocity_from_data(
+    x: jax.Array, noisy: jax.Array, t: jax.Array, least_time: float
+) -> jax.Array:
+    """The velocity (x_t - x) / max(t, least_time) on the linear path, of data x or its prediction.
+
+    Args:
+      x, noisy: (B, h, w, c).
+      t: times, (B, 1, 1, 1).
+      least_time: above 0.
+    """
+    return (noisy - x) / jnp.maximum(t, least_time)
 
 
 def blank_inputs(backbone: Backbone) -> tuple[jax.Array, jax.Array, Arrays]:

@@ -83,16 +83,17 @@ class Decoupled(Transformer):
     def __call__(self, x: jax.Array, t: jax.Array, condition: Arrays) -> BackboneOutput:
         """See `Backbone`."""
         h, vector = self._embed(x, t, condition)
-        tokens = self._encode(h, vector)
-        encoded = self._apply_blocks(self.blocks[self.encoder_depth : self.depth], tokens, vector)
+        h = self._apply_blocks(0, self.encoder_depth, h, vector)
+        tokens = self._patches(h)
+        h = self._apply_blocks(self.encoder_depth, self.depth, h, vector)
 
-        per_token = nn.silu(self.time_embed(t)[:, None] + self._patches(encoded))
+        per_token = nn.silu(self.time_embed(t)[:, None] + self._patches(h))
         if self.head_size != self.hidden_size:
             per_token = self.head_condition(per_token)
         h = self.head_patch_embed(self._patchify(x))
-        h = self._apply_blocks(self.blocks[self.depth :], h, per_token)
+        h = self._apply_blocks(self.depth, self.depth + self.head_depth, h, per_token)
         prediction = self._unpatchify(self.final_layer(h, per_token)).astype(jnp.float32)
-        return BackboneOutput(prediction, self._patches(tokens), self._project(tokens))
+        return BackboneOutput(prediction, tokens, self._project(tokens))
 
 
 class DiTDH(Decoupled):

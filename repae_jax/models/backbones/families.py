@@ -1,6 +1,6 @@
 """The table of backbones; `config.backbone.family` names one of them."""
 
-from repae_jax.models.backbones import ddt, dit, lightningdit, sit
+from repae_jax.models.backbones import ddt, dit, jit, lightningdit, sit
 
 BACKBONES = {
     "sit": sit.FAMILY,
@@ -8,4 +8,5 @@ BACKBONES = {
     "dit": dit.FAMILY,
     "ditdh": ddt.DITDH_FAMILY,
     "ddt": ddt.DDT_FAMILY,
+    "jit": jit.FAMILY,
 }

@@ -202,10 +202,7 @@ class Transformer(nn.Module):
         return self.latent_size // self.patch_size
 
     def setup(self):
-        def dense(features, kernel_init):
-            return Dense(features, dtype=self.dtype, kernel_init=kernel_init)
-
-        self.patch_embed = dense(self.hidden_size, xavier)
+        self.patch_embed = self._patch_embedding()
         self.time_embed = TimeEmbedding(self.hidden_size, dtype=self.dtype)
         # The attribute's name, here the conditioner's, is the head of its parameters' names.
         setattr(self, self.conditioner.name, self.conditioner.module(self.hidden_size, self.dtype))
@@ -224,23 +221,30 @@ class Transformer(nn.Module):
     def __call__(self, x: jax.Array, t: jax.Array, condition: Arrays) -> BackboneOutput:
         """See `Backbone`."""
         h, condition = self._embed(x, t, condition)
-        tokens = self._encode(h, condition)
-        h = self._apply_blocks(self.blocks[self.encoder_depth :], tokens, condition)
-        prediction = self._unpatchify(self.final_layer(h, condition)).astype(jnp.float32)
-        return BackboneOutput(prediction, self._patches(tokens), self._project(tokens))
+        h = self._apply_blocks(0, self.encoder_depth, h, condition)
+        tokens = self._patches(h)
+        h = self._apply_blocks(self.encoder_depth, self.depth, h, condition)
+        prediction = self._unpatchify(self._predict(self._patches(h), condition))
+        return BackboneOutput(prediction.astype(jnp.float32), tokens, self._project(tokens))
 
     def project(self, x: jax.Array, t: jax.Array, condition: Arrays) -> tuple[jax.Array, ...]:
         """The projections alone: runs the first `encoder_depth` blocks and the heads."""
-        return self._project(self._encode(*self._embed(x, t, condition)))
+        h, condition = self._embed(x, t, condition)
+        h = self._apply_blocks(0, self.encoder_depth, h, condition)
+        return self._project(self._patches(h))
 
     def hidden(self, x: jax.Array, t: jax.Array, condition: Arrays) -> jax.Array:
         """The tokens after every block, averaged over positions: (depth, B, D), float32."""
         h, condition = self._embed(x, t, condition)
         pooled = []
-        for block in self.blocks[: self.depth]:
-            h = block(h, condition)
+        for i in range(self.depth):
+            h = self._apply_blocks(i, i + 1, h, condition)
             pooled.append(self._patches(h).astype(jnp.float32).mean(1))
         return jnp.stack(pooled)
+
+    def _patch_embedding(self):
+        """The module from patches (B, N, p * p * c) to tokens (B, N, D)."""
+        return Dense(self.hidden_size, dtype=self.dtype, kernel_init=xavier)
 
     def _make_blocks(self, depth, num_heads, **options):
         block = rematerialize(Block, self.remat)
@@ -260,25 +264,28 @@ class Transformer(nn.Module):
         ]
 
     def _embed(self, x, t, condition):
+        """The tokens before the first block (B, N, D), and what steers the blocks (B, D)."""
         h = self.patch_embed(self._patchify(x)) + self.position_table.value.astype(self.dtype)
         return h, self.time_embed(t) + getattr(self, self.conditioner.name)(condition).vector
 
-    def _encode(self, h, condition):
-        return self._apply_blocks(self.blocks[: self.encoder_depth], h, condition)
-
-    def _apply_blocks(self, blocks, h, condition):
+    def _apply_blocks(self, start, stop, h, condition):
+        """The tokens after the blocks from `start` up to `stop`."""
+        blocks = self.blocks[start:stop]
         if not self.scan or self.is_initializing() or len(blocks) < 2:
             for block in blocks:
                 h = block(h, condition)
             return h
         return scan_blocks(blocks, h, condition, dtype=self.dtype)
 
-    def _patches(self, tokens):
-        """The tokens of the patches, of a sequence (B, N, D) that may hold others behind them."""
-        return tokens[:, : self.grid**2]
+    def _patches(self, h):
+        """The tokens of the patches, (B, N, D), of those that the blocks see: the first N."""
+        return h[:, : self.grid**2]
+
+    def _predict(self, tokens, condition):
+        return self.final_layer(tokens, condition)
 
     def _project(self, tokens):
-        return tuple(head(self._patches(tokens)) for head in self.projectors)
+        return tuple(head(tokens) for head in self.projectors)
 
     def _patchify(self, x):
         """(B, h, w, c) -> (B, N, p * p * c), patches in row-major order."""
@@ -297,8 +304,10 @@ class Transformer(nn.Module):
 def preset_of(found: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]]) -> str | None:
     """The preset with these sizes; None for others."""
     sizes = ("hidden_size", "depth", "num_heads", "patch_size")
-    shape = {name: found[name] for name in sizes}
-    return next((name for name, preset in presets.items() if preset == shape), None)
+    for name, preset in presets.items():
+        if all(preset[size] == found[size] for size in sizes):
+            return name
+    return None
 
 
 _LARGEST_TABLE = 2**26  # values of the position table, 256 MiB

@@ -24,6 +24,8 @@ class Tokenizer(Protocol):
 
     A convolutional tokenizer may have a field `stripes`, the most stripes per image
     (models/stripes.py), which a run then sets; its results are the same for every number.
+
+    A tokenizer whose latents are the images has `identity`, which is True: see `is_identity`.
     """
 
     factor: int
@@ -43,6 +45,15 @@ class Tokenizer(Protocol):
     def __call__(self, images: jax.Array, noise: jax.Array) -> tuple[LatentDistribution, jax.Array]:
         """Distribution and reconstruction; `init` calls it, so it uses every parameter."""
         ...
+
+
+def is_identity(tokenizer: Tokenizer) -> bool:
+    """Whether the latents are the images themselves.
+
+    Then the tokenizer has no parameters, LatentNorm is the identity as well, and pixels are rounded
+    to bytes, so that uint8 images come back as they were.
+    """
+    return getattr(tokenizer, "identity", False)
 
 
 def encode(
@@ -72,4 +83,4 @@ def variable_shapes(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def parameter_shapes(tokenizer: Tokenizer) -> dict[str, Any]:
     """The shapes and types of a tokenizer's parameters; allocates nothing."""
-    return variable_shapes(tokenizer)["params"]
+    return variable_shapes(tokenizer).get("params", {})

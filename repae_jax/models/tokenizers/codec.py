@@ -28,6 +28,6 @@ def make_codec(tokenizer: Tokenizer) -> tuple[Encode, Decode]:
     @jax.jit
     def decode(variables, latents):
         images = base.decode(tokenizer, variables, latents)
-        return to_uint8(images), finite_rows(images)
+        return to_uint8(images, rounded=base.is_identity(tokenizer)), finite_rows(images)
 
     return encode, decode

@@ -1,0 +1,150 @@
+"""JiT, "just image transformers" (arXiv 2511.13720): large patches of pixels, predicting the image.
+
+With pixels as latents (`tokenizer(family="pixels")`) it is the published model.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from repae_jax.errors import UserError
+from repae_jax.models.backbones import transformer
+from repae_jax.models.backbones.base import BackboneOutput, velocity_from_data
+from repae_jax.models.backbones.transformer import Transformer, normal_002, xavier
+from repae_jax.models.conditioning.base import Arrays
+from repae_jax.models.family import Family, Section
+from repae_jax.models.layers import Dense
+from repae_jax.utils.schema import whole
+
+# name -> (hidden_size, depth, num_heads, bottleneck, context_start)
+_SIZES = {
+    "B": (768, 12, 12, 128, 4),
+    "L": (1024, 24, 16, 128, 8),
+    "H": (1280, 32, 16, 256, 10),
+}
+PRESETS = {
+    f"JiT-{size}/{patch}": dict(
+        hidden_size=width, depth=depth, num_heads=heads, patch_size=patch, bottleneck=bottleneck,
+        context_start=start,
+    )
+    for size, (width, depth, heads, bottleneck, start) in _SIZES.items()
+    for patch in (16, 32)
+}  # fmt: skip
+
+
+class PatchEmbedding(nn.Module):
+    """A linear map from patches to `bottleneck` features without a bias, and one to D features."""
+
+    bottleneck: int
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, patches: jax.Array) -> jax.Array:
+        """(B, N, p * p * c) -> (B, N, D)."""
+        options = dict(dtype=self.dtype, kernel_init=xavier)
+        h = Dense(self.bottleneck, biased=False, name="proj1", **options)(patches)
+        return Dense(self.features, name="proj2", **options)(h)
+
+
+class Steering(NamedTuple):
+    """What the condition gives to the blocks."""
+
+    vector: jax.Array  # (B, D), which modulates them
+    context: jax.Array  # (B, context_tokens, D), which stand behind the patches' tokens
+
+
+class JiT(Transformer):
+    """The transformer of LightningDiT on patches of pixels, which predicts the clean image.
+
+    `context_tokens` tokens of the condition, its vector plus a learned table, join the patches'
+    tokens before the block `context_start`, counted from 0, and leave after the last one. They are
+    not rotated, so that it changes nothing that they stand behind the patches, and the original's
+    in front. `tokens`, `projections` and `hidden` are of the patches alone.
+
+    The network inside sees the time 1 - t and predicts the data x. The module returns the velocity
+    (x_t - x) / max(t, least_time), by which samplers and losses stay those of other backbones;
+    `config.objective.least_time` bounds the target's denominator in the same way.
+
+    JiT-H was published with a dropout of 0.2 in the middle half of its blocks. This module has
+    none, because it uses no randomness: evaluation is the same, and training is that of B and L.
+    """
+
+    qk_norm: bool = True
+    rotary: bool = True
+    swiglu: bool = True
+    rms_norm: bool = True
+    bottleneck: int = 128
+    context_tokens: int = 32
+    context_start: int = 4
+    least_time: float = 0.05
+
+    def setup(self):
+        shape = (self.context_tokens, self.hidden_size)
+        self.context_table = self.param("context_table", normal_002, shape)
+        super().setup()
+
+    def __call__(self, x: jax.Array, t: jax.Array, condition: Arrays) -> BackboneOutput:
+        """See `Backbone`."""
+        output = super().__call__(x, t, condition)
+        time = t[:, None, None, None]
+        velocity = velocity_from_data(output.prediction, x, time, self.least_time)
+        return output._replace(prediction=velocity.astype(jnp.float32))
+
+    def _patch_embedding(self):
+        return PatchEmbedding(self.bottleneck, self.hidden_size, self.dtype)
+
+    def _embed(self, x, t, condition):
+        h = self.patch_embed(self._patchify(x)) + self.position_table.value.astype(self.dtype)
+        vector = getattr(self, self.conditioner.name)(condition).vector
+        context = vector[:, None] + self.context_table.astype(self.dtype)
+        return h, Steering(self.time_embed(1.0 - t) + vector, context)
+
+    def _apply_blocks(self, start, stop, h, condition):
+        if start <= self.context_start < stop:
+            h = super()._apply_blocks(start, self.context_start, h, condition.vector)
+            h = jnp.concatenate([h, condition.context.astype(h.dtype)], axis=1)
+            start = self.context_start
+        return super()._apply_blocks(start, stop, h, condition.vector)
+
+    def _predict(self, tokens, condition):
+        return self.final_layer(tokens, condition.vector)
+
+
+def check(network: JiT, section: Section, path: str) -> None:
+    """Raise UserError, naming the key and the way out, for sizes that do not fit together."""
+    if section.get("arch") and network.latent_channels != 3:
+        raise UserError(
+            f"{path}.arch is {section['arch']!r}, which takes pixels, but the latents have "
+            f"{network.latent_channels} channels: set config.tokenizer = "
+            "tokenizer(family='pixels'), or leave arch empty and give every size"
+        )
+    transformer.check(network, section, path)
+    if network.context_start >= network.depth:
+        raise UserError(
+            f"{path}.context_start is {network.context_start}: it must lie below the backbone's "
+            f"depth {network.depth}"
+        )
+    if not 0.0 < network.least_time <= 1.0:
+        raise UserError(f"{path}.least_time is {network.least_time}: give a time in (0, 1]")
+
+
+FAMILY = Family(
+    JiT,
+    options=dict(
+        patch_size=int,
+        hidden_size=int,
+        depth=int,
+        num_heads=int,
+        bottleneck=int,
+        context_start=whole(0, 255),
+        context_tokens=whole(0, 4096),
+        encoder_depth=JiT.encoder_depth,
+        mlp_ratio=JiT.mlp_ratio,
+        least_time=JiT.least_time,
+    ),
+    presets=PRESETS,
+    check=check,
+)
