@@ -11,7 +11,7 @@ DEFAULTS = {"arch": "LightningDiT-B/1", "vae": "f16d32", "resolution": 256, "bat
 
 def make_config(options: argparse.Namespace):
     """The published configuration at the size that is asked for."""
-    from repae_jax.config.defaults import apply_recipe, backbone, lightningdit256, tokenizer
+    from repae_jax.config import apply_recipe, backbone, lightningdit256, tokenizer
 
     config = apply_recipe(lightningdit256(), "vanilla")
     config.update(dtype=options.dtype, batch_size=options.batch_size)

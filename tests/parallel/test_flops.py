@@ -14,7 +14,7 @@ import torch
 from checkouts import module_of
 from torch.utils.flop_counter import FlopCounterMode
 
-from repae_jax.config.defaults import apply_recipe, backbone, imagenet256, tokenizer
+from repae_jax.config import apply_recipe, backbone, imagenet256, tokenizer
 from repae_jax.models.layers import conv
 from repae_jax.parallel.flops import count_flops
 from repae_jax.parallel.mesh import make_mesh

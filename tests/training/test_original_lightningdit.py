@@ -12,7 +12,7 @@ if not original_lightningdit.ORIGINAL:
 
 import original_lightningdit_loop as loop
 
-from repae_jax.config.defaults import apply_recipe, backbone, lightningdit256, tokenizer
+from repae_jax.config import apply_recipe, backbone, lightningdit256, tokenizer
 from repae_jax.interop import tables
 from repae_jax.interop.lightningdit import ROTARY, lightningdit_rules
 from repae_jax.objectives.diffusion import cosine_loss, denoising_loss
