@@ -208,7 +208,9 @@ def _network(format, found, content, path):
 def _is_whole(format, tensors):
     """Whether a further tensor confirms a format whose sign other files share."""
     beside = {"statistics": "latents_bias", "sit": "pos_embed"}
-    return format not in beside or beside[format] in tensors or ddt.is_ddt(tensors)
+    if format == "sit" and ("t_embedder.W" in tensors or ddt.is_ddt(tensors)):
+        return True  # without a table of positions
+    return format not in beside or beside[format] in tensors
 
 
 def _arrays(content):

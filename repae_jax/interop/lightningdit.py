@@ -72,10 +72,10 @@ def is_lightningdit(tensors: Mapping[str, Any]) -> bool:
 
 # A tensor's name -> the backbone of the same name, or relative of it, that has it.
 _OTHERS = {
-    "t_embedder.W": "LightningDiT or DDT of RAE (bytetriper/RAE)",
-    "s_embedder.proj.weight": "DDT of RAE (bytetriper/RAE)",
-    "blocks.0.attn.q_proj.weight": "DiT of diffusion-bench (End2End-Diffusion/diffusion-bench)",
-    "denoiser.s_embedder.proj.weight": "DDT of MCG-NJU (MCG-NJU/DDT)",
+    "t_embedder.learnable_tokens": (
+        "LightningDiT of diffusion-bench (End2End-Diffusion/diffusion-bench)"
+    ),
+    "t_embedder.W": "LightningDiT of RAE (bytetriper/RAE)",
 }
 
 

@@ -31,12 +31,16 @@ def original_ddt(family, *, time_tokens=0, class_tokens=0, qk_norm=None, **confi
     return module_of(family, "stage2.models.DDT").DiTwDDTHead(**config, **options).eval()
 
 
-def module_of(family, name):
-    """A module of the checkout, imported apart from the packages of the same names."""
-    stubs = {key: types.ModuleType(key) for key in _UNUSED if family == "ditdh"}
+def module_of(family, name, further=None):
+    """A module of the checkout, imported apart from the packages of the same names.
+
+    `further` are modules to put in the place of theirs, with their attributes.
+    """
+    contents = {key: dict.fromkeys(names, object) for key, names in _UNUSED.items()}
+    contents = (contents if family == "ditdh" else {}) | (further or {})
+    stubs = {key: types.ModuleType(key) for key in contents}
     for key, stub in stubs.items():
-        for attribute in _UNUSED[key]:
-            setattr(stub, attribute, object)
+        vars(stub).update(contents[key])
     before, path = dict(sys.modules), list(sys.path)
     sys.modules.update(stubs)
     folder = pathlib.Path(CHECKOUTS[family]) / "src"
@@ -51,7 +55,7 @@ def module_of(family, name):
     finally:
         sys.path[:] = path
         for key in sys.modules.keys() - before.keys():
-            if key.partition(".")[0] in ("stage2", "utils", *_UNUSED):
+            if key.partition(".")[0] in ("stage2", "utils", "configs", *stubs):
                 del sys.modules[key]
         with contextlib.suppress(KeyError):
             sys.modules.update({key: before[key] for key in stubs if key in before})

@@ -216,17 +216,22 @@ def test_another_config_is_named(published, change, message):
 
 
 @pytest.mark.parametrize(
-    ("name", "owner"),
+    ("names", "owner"),
     [
-        ("t_embedder.W", "RAE"),
-        ("s_embedder.proj.weight", "DDT of RAE"),
-        ("blocks.0.attn.q_proj.weight", "diffusion-bench"),
+        (["t_embedder.W"], "LightningDiT of RAE"),
+        (["t_embedder.W", "t_embedder.learnable_tokens"], "LightningDiT of diffusion-bench"),
     ],
 )
-def test_another_backbone_of_the_name_is_named(published, name, owner):
-    tensors = published | {name: np.zeros((2, 2), np.float32)}
-    with pytest.raises(UserError, match=f"{name}.* is of the .*{owner}"):
+def test_another_backbone_of_the_name_is_named(published, names, owner, tmp_path, capsys):
+    tensors = published | {name: np.zeros((2, 2), np.float32) for name in names}
+    with pytest.raises(UserError, match=f"{names[-1]}.* is of the {owner}"):
         config_of_lightningdit({"ema": tensors}, source="it")
+    if len(names) == 2:  # which has no table of positions
+        del tensors["pos_embed"]
+    small = {name: torch.zeros(1 if a.ndim == 1 else [1] * a.ndim) for name, a in tensors.items()}
+    torch.save(small, tmp_path / "bare.pt")
+    assert main(["inspect", str(tmp_path / "bare.pt")]) == 0
+    assert f"is of the {owner}" in capsys.readouterr().out
 
 
 def test_a_model_with_a_variance_is_named(published):
