@@ -202,3 +202,25 @@ def test_differences_name_the_keys():
         "config.backbone.depth: 2 -> 3",
         "config.teachers.small.weights: 'teacher.safetensors' -> 'other'",
     ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("decay", "linear"), ("decay_start", 3), ("final_rate", 1e-5)]
+)
+def test_a_decay_that_nothing_reads_is_named(key, value):
+    config = tiny.get_config()
+    config.optimizer.backbone[key] = value
+    with pytest.raises(UserError, match=rf"backbone\.{key} is .*set .*backbone\.decay_steps"):
+        validate(config)
+    config.optimizer.backbone.decay_steps = config.run.steps
+    validate(config)
+
+
+def test_one_image_has_no_other_to_differ_from():
+    config = tiny.get_config("repa")
+    config.tokenizer.weights = "somewhere"
+    config.objective.dispersive_weight = 0.25
+    validate(config)
+    config.compute.micro_batches = config.batch_size
+    with pytest.raises(UserError, match=r"dispersive_weight is .* a micro-batch has 1 image"):
+        validate(config)

@@ -123,11 +123,17 @@ def _check_optimizer(name, optimizer):
             f"{optimizer.learning_rate}"
         )
     decay = optimizer.decay_steps
-    for name in ("warmup_steps", "decay_start"):
-        if 0 < decay <= optimizer[name]:
+    for field in ("warmup_steps", "decay_start"):
+        if 0 < decay <= optimizer[field]:
             raise UserError(
                 f"{key}.decay_steps is {decay}: it must be 0 (a constant rate) or lie beyond "
-                f"{name} {optimizer[name]}"
+                f"{field} {optimizer[field]}"
+            )
+    for field, unused in (("decay", "cosine"), ("decay_start", 0), ("final_rate", 0.0)):
+        if not decay and optimizer[field] != unused:
+            raise UserError(
+                f"{key}.{field} is {optimizer[field]!r}, but without a decay nothing reads it: set "
+                f"{key}.decay_steps, or leave it at {unused!r}"
             )
 
 
@@ -198,6 +204,13 @@ def _check_objective(config):
     from repae_jax.objectives.times import Times, check_times
 
     Objective(**config.objective)
+    at_once = config.batch_size // config.compute.micro_batches
+    if config.objective.dispersive_weight and at_once < 2:
+        raise UserError(
+            f"config.objective.dispersive_weight is {config.objective.dispersive_weight}, but a "
+            f"micro-batch has {at_once} image, which has no other to differ from: take fewer "
+            "with --config.compute.micro_batches"
+        )
     check_times(Times(**config.time), config.objective.interpolant)
 
 

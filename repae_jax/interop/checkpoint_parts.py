@@ -16,7 +16,7 @@ from repae_jax.interop import (
     sit,
 )
 from repae_jax.interop.adamw import steps_taken
-from repae_jax.interop.checkpoint_schema import arguments_of, check_parts
+from repae_jax.interop.checkpoint_schema import arguments_of, check_parts, notes_of
 from repae_jax.interop.extract import extract
 from repae_jax.interop.original import OPTIMIZERS, WEIGHTS, Kind
 
@@ -66,7 +66,7 @@ def parts_of(
     if not sits or not (len(sits) > 1 or parts.keys() & {"vae", "opt", "args", "steps"}):
         return None
     check_parts(parts, source)
-    notes = list(parts.get("notes", ()))
+    notes = list(notes_of(parts))
     for key, sign in _SIGNS.items():
         if key in parts:
             found = extract(parts[key], sign, source=f"{source}: {key}")

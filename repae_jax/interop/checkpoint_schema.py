@@ -44,6 +44,13 @@ def check_parts(content: Mapping[str, Any], source: str) -> None:
             check_schema(content[key], _Optimizer, source=f"{source}: {key}.")
 
 
+def notes_of(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """The notes of an earlier step of reading; an entry of that name in a file is none."""
+    notes = content.get("notes", ())
+    whole = isinstance(notes, tuple) and all(isinstance(note, str) for note in notes)
+    return notes if whole else ()
+
+
 def arguments_of(content: Mapping[str, Any], source: str) -> dict[str, Any]:
     """The arguments of a checkpoint by name, as values that JSON can hold; {} if it has none.
 

@@ -5,6 +5,7 @@ blocks after the encoder's. diffusion-bench keeps queries, keys and values apart
 of SwiGLU.
 """
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -79,15 +80,11 @@ def _block_rules(modulation, attention, mlp):
 
 def _same_names(module, layers):
     pairs = ((f"blocks.{{i}}.{module}.{n}", f"params/blocks_{{i}}/{module}/{n}") for n in layers)
-    return [
-        rule
+    rules = (
+        tables.norm(theirs, ours) if theirs.endswith("_norm") else layer(theirs, ours, LINEAR)
         for theirs, ours in pairs
-        for rule in (
-            [Rule(f"{theirs}.weight", f"{ours}/scale")]
-            if theirs.endswith("_norm")
-            else layer(theirs, ours, LINEAR)
-        )
-    ]
+    )
+    return [rule for found in rules for rule in found]
 
 
 def _final_rules(norm, modulation):
@@ -126,7 +123,7 @@ def ddt_shapes(model: Decoupled) -> dict:
 
 def is_ddt(tensors: Mapping[str, Any]) -> bool:
     """Whether tensors are those of a backbone with an encoder and a head, of any code."""
-    return any(name.endswith("s_embedder.proj.weight") for name in tensors)
+    return any(str(name).endswith("s_embedder.proj.weight") for name in tensors)
 
 
 def family_of(tensors: Mapping[str, Any]) -> Literal["ddt", "ditdh"]:
@@ -153,18 +150,15 @@ def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[
         )
     in_context = family_of(tensors) == "ddt"
 
-    def shape(name):
-        if name not in tensors:
-            what = "DDT of diffusion-bench" if in_context else "DiT^DH of RAE"
-            raise UserError(f"{source}: not the weights of a {what}: tensor {name!r} is missing")
-        return tensors[name].shape
+    what = "a DDT of diffusion-bench" if in_context else "a DiT^DH of RAE"
+    shape = functools.partial(tables.shape_of, tensors, what=what, source=source)
 
-    width, channels, patch, _ = shape("s_embedder.proj.weight")
-    head_size = shape("x_embedder.proj.weight")[0]
+    width, channels, patch, _ = shape("s_embedder.proj.weight", 4)
+    head_size = shape("x_embedder.proj.weight", 4)[0]
     names = ("enc_rope", "dec_rope") if in_context else ("enc_feat_rope", "dec_feat_rope")
-    (_, head), (patches, wide) = (shape(f"{name}.freqs_cos") for name in names)
+    (_, head), (patches, wide) = (shape(f"{name}.freqs_cos", 2) for name in names)
     blocks = {int(m[1]) for name in tensors if (m := re.match(r"blocks\.(\d+)\.", name))}
-    of_head = [i for i in blocks if shape(f"blocks.{i}.norm1.weight")[0] == head_size]
+    of_head = [i for i in blocks if shape(f"blocks.{i}.attn.proj.weight", 2)[0] == head_size]
     label = "ctx_embedder" if in_context else "y_embedder"
     found = {
         "family": family_of(tensors),
@@ -175,11 +169,11 @@ def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[
         "num_heads": width // head,
         "head_size": head_size,
         "head_heads": head_size // wide,
-        "num_classes": shape(f"{label}.embedding_table.weight")[0],
+        "num_classes": shape(f"{label}.embedding_table.weight", 2)[0],
     }
     if in_context:
-        found["time_tokens"] = shape("t_embedder.learnable_tokens")[0]
-        found["class_tokens"] = shape("ctx_embedder.learnable_tokens")[0]
+        found["time_tokens"] = shape("t_embedder.learnable_tokens", 2)[0]
+        found["class_tokens"] = shape("ctx_embedder.learnable_tokens", 2)[0]
         modulated = {i for i in blocks if f"blocks.{i}.adaln_modulation.1.weight" in tensors}
         of_head = modulated
     else:

@@ -233,7 +233,8 @@ def write_pipeline(folder: pathlib.Path, dit: StoredDiT, vae: vae_files.StoredVA
             f"{dit.source}: its VAE is of {name}, and DiTPipeline takes an AutoencoderKL: write "
             "the DiT alone (--to transformer)"
         )
-    mean, var = (np.asarray((vae.statistics or {}).get(key, [1])) for key in ("mean", "var"))
+    unscaled = {"mean": [0], "var": [1]}
+    mean, var = (np.asarray((vae.statistics or unscaled)[key]) for key in ("mean", "var"))
     if mean.any() or (var != var[0]).any():
         raise UserError(
             f"{dit.source}: its latents are normalized by channel, and DiTPipeline knows one "

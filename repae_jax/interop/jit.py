@@ -4,6 +4,7 @@ A training checkpoint holds "model", "model_ema1" and "model_ema2", whose names 
 "optimizer" (AdamW, the parameters without weight decay first), "epoch" and "args".
 """
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ import numpy as np
 
 from repae_jax.errors import UserError
 from repae_jax.interop import tables
+from repae_jax.interop.checkpoint_schema import notes_of
 from repae_jax.interop.tables import CONV1X1, LINEAR, Layout, Rule, layer, patch_layout
 from repae_jax.models.backbones.base import blank_inputs
 from repae_jax.models.backbones.jit import PRESETS, JiT
@@ -78,7 +80,7 @@ def parts_in(content: Mapping[str, Any]) -> Mapping[str, Any]:
     ]
     if not held or (held == ["model"] and "optimizer" not in content):
         return content
-    parts, notes = dict(content), list(content.get("notes", ()))
+    parts, notes = dict(content), list(notes_of(content))
     second = parts.pop(_SECOND, None)
     if second is not None and "model_ema1" in parts:
         notes.append(f"left out: {_SECOND}, a second moving average")
@@ -122,22 +124,19 @@ def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[
     """
     tables.check_filled(tensors, source=source)
 
-    def shape(name):
-        if name not in tensors:
-            raise UserError(f"{source}: not the weights of a JiT: tensor {name!r} is missing")
-        return tensors[name].shape
+    shape = functools.partial(tables.shape_of, tensors, what="a JiT", source=source)
 
-    bottleneck, channels, patch, _ = shape("x_embedder.proj1.weight")
-    hidden = shape("x_embedder.proj2.weight")[0]
-    context = shape("in_context_posemb")[1] if "in_context_posemb" in tensors else 0
+    bottleneck, channels, patch, _ = shape("x_embedder.proj1.weight", 4)
+    hidden = shape("x_embedder.proj2.weight", 4)[0]
+    context = shape("in_context_posemb", 3)[1] if "in_context_posemb" in tensors else 0
     return {
-        "latent_size": math.isqrt(shape("pos_embed")[1]) * patch,
+        "latent_size": math.isqrt(shape("pos_embed", 3)[1]) * patch,
         "latent_channels": channels,
         "patch_size": patch,
         "hidden_size": hidden,
         "depth": len({name.split(".")[1] for name in tensors if name.startswith("blocks.")}),
-        "num_heads": hidden // shape("blocks.0.attn.q_norm.weight")[0],
-        "num_classes": shape("y_embedder.embedding_table.weight")[0],
+        "num_heads": hidden // shape("blocks.0.attn.q_norm.weight", 1)[0],
+        "num_classes": shape("y_embedder.embedding_table.weight", 2)[0],
         "bottleneck": bottleneck,
         "context_tokens": context,
     }

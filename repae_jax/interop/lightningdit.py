@@ -4,6 +4,7 @@ A training checkpoint holds "model" and "ema", "opt" (AdamW) and "config". The n
 begin with "module."; those of "ema" do not.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -96,17 +97,12 @@ def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[
                 "LightningDiT of its authors (hustvl/LightningDiT)"
             )
 
-    def shape(name):
-        if name not in tensors:
-            raise UserError(
-                f"{source}: not the weights of a LightningDiT: tensor {name!r} is missing"
-            )
-        return tensors[name].shape
+    shape = functools.partial(tables.shape_of, tensors, what="a LightningDiT", source=source)
 
-    hidden, channels, patch, _ = shape("x_embedder.proj.weight")
-    grid = math.isqrt(shape("pos_embed")[1])
-    rows = shape("blocks.0.adaLN_modulation.1.weight")[0]
-    if shape("final_layer.linear.weight")[0] == 2 * patch**2 * channels:
+    hidden, channels, patch, _ = shape("x_embedder.proj.weight", 4)
+    grid = math.isqrt(shape("pos_embed", 3)[1])
+    rows = shape("blocks.0.adaLN_modulation.1.weight", 2)[0]
+    if shape("final_layer.linear.weight", 2)[0] == 2 * patch**2 * channels:
         raise UserError(
             f"{source}: its last layer has twice the latents' {channels} channels (learn_sigma), "
             "whose second half nothing trains: only models without it are read"
@@ -118,7 +114,7 @@ def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[
         "hidden_size": hidden,
         "depth": len({name.split(".")[1] for name in tensors if name.startswith("blocks.")}),
         "num_heads": _heads(tensors, hidden, source),
-        "num_classes": shape("y_embedder.embedding_table.weight")[0],
+        "num_classes": shape("y_embedder.embedding_table.weight", 2)[0],
         "qk_norm": "blocks.0.attn.q_norm.weight" in tensors,
         "rotary": "feat_rope.freqs_cos" in tensors,
         "swiglu": "blocks.0.mlp.w12.weight" in tensors,

@@ -1,5 +1,6 @@
 """The SiT under the names of the original REPA-E and of REPA."""
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -123,19 +124,16 @@ def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[
     """
     tables.check_filled(tensors, source=source)
 
-    def shape(name):
-        if name not in tensors:
-            raise UserError(f"{source}: not the weights of a SiT: tensor {name!r} is missing")
-        return tensors[name].shape
+    shape = functools.partial(tables.shape_of, tensors, what="a SiT", source=source)
 
     def count(prefix):
         return len({n.split(".")[1] for n in tensors if n.startswith(f"{prefix}.")})
 
-    hidden, channels, patch, _ = shape("x_embedder.proj.weight")
-    grid = round(shape("pos_embed")[1] ** 0.5)
+    hidden, channels, patch, _ = shape("x_embedder.proj.weight", 4)
+    grid = round(shape("pos_embed", 3)[1] ** 0.5)
     qk_norm = "blocks.0.attn.q_norm.weight" in tensors
     if qk_norm:
-        heads = hidden // shape("blocks.0.attn.q_norm.weight")[0]
+        heads = hidden // shape("blocks.0.attn.q_norm.weight", 1)[0]
     else:
         published = {c["hidden_size"]: c["num_heads"] for c in SIT_CONFIGS.values()}
         if hidden not in published:
@@ -152,9 +150,9 @@ def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[
         "hidden_size": hidden,
         "depth": count("blocks"),
         "num_heads": heads,
-        "num_classes": shape("y_embedder.embedding_table.weight")[0],
-        "teacher_dims": tuple(shape(f"projectors.{k}.4.weight")[0] for k in projectors),
-        "mlp_ratio": shape("blocks.0.mlp.fc1.weight")[0] / hidden,
+        "num_classes": shape("y_embedder.embedding_table.weight", 2)[0],
+        "teacher_dims": tuple(shape(f"projectors.{k}.4.weight", 2)[0] for k in projectors),
+        "mlp_ratio": shape("blocks.0.mlp.fc1.weight", 2)[0] / hidden,
         "qk_norm": qk_norm,
     }
 

@@ -222,6 +222,25 @@ def without(tensors: Mapping[str, np.ndarray], ignore: Iterable[str]) -> dict[st
     return {n: a for n, a in tensors.items() if not any(re.fullmatch(e, str(n)) for e in ignore)}
 
 
+def shape_of(
+    tensors: Mapping[str, Any], name: str, rank: int, *, what: str, source: str
+) -> tuple[int, ...]:
+    """The shape of a tensor that determines dimensions of a network.
+
+    Raises:
+      UserError: it is missing, or has another rank; the error names `what` the tensors are not.
+    """
+    if name not in tensors:
+        raise UserError(f"{source}: not the weights of {what}: tensor {name!r} is missing")
+    shape = np.shape(tensors[name])
+    if len(shape) != rank:
+        raise UserError(
+            f"{source}: not the weights of {what}: tensor {name!r} has the shape {shape}, not "
+            f"{rank} axes"
+        )
+    return shape
+
+
 def fuse(tensors: Mapping[str, np.ndarray], fused: Mapping[str, Sequence[str]]) -> dict:
     """Concatenate, along their outputs, layers that a file keeps apart.
 

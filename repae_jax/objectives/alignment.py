@@ -39,20 +39,20 @@ def alignment_loss(projections: Sequence[jax.Array], teachers: Sequence[jax.Arra
     return jnp.stack(losses).mean()
 
 
-def spatial_norm(tokens: jax.Array, share: float) -> jax.Array:
-    """Tokens (B, N, D) without a share of their mean over positions, divided by their deviation.
+def spatial_norm(tokens: jax.Array, gamma: float) -> jax.Array:
+    """Tokens (B, N, D) without gamma times their mean over positions, divided by their deviation.
 
-    (f - share mean_N f) / (std_N f + 1e-6) for each image and feature, with the unbiased deviation
+    (f - gamma mean_N f) / (std_N f + 1e-6) for each image and feature, with the unbiased deviation
     over the N positions (iREPA, arXiv 2512.10794, section 4).
 
     Args:
       tokens: a teacher's patch tokens.
-      share: gamma, in [0, 1].
+      gamma: in [0, 1].
     """
     tokens = tokens.astype(jnp.float32)
     mean = tokens.mean(1, keepdims=True)
     deviation = jnp.std(tokens, axis=1, keepdims=True, ddof=1)
-    return (tokens - share * mean) / (deviation + 1e-6)
+    return (tokens - gamma * mean) / (deviation + 1e-6)
 
 
 def dispersive_loss(tokens: jax.Array) -> jax.Array:

@@ -40,7 +40,8 @@ class Objective:
       cosine_weight: the weight of the velocity's direction in the backbone's loss (LightningDiT, 1;
         0 turns it off).
       dispersive_weight: the weight of Dispersive Loss of the tokens after the aligned block (its
-        authors' code: 0.25, after the last block; 0 turns it off).
+        authors' code: 0.25, after the last block; 0 turns it off). It compares the images of a
+        micro-batch with each other.
 
     Raises:
       UserError: an unknown interpolant, posterior, latent_norm or reconstruction, or a least_time

@@ -17,6 +17,7 @@ from repae_jax.errors import UserError
 from repae_jax.interop.ddt import infer_dimensions
 from repae_jax.models.backbones.families import BACKBONES
 from repae_jax.runs.lightningdit_args import plain_config
+from repae_jax.runs.optimizers import rate_at
 from repae_jax.utils.schema import check_schema
 
 _OURS = "repae_jax"  # the key that holds the complete configuration of our own runs
@@ -30,7 +31,7 @@ _OPTIONS = {"ddt": ("time_tokens", "class_tokens"), "ditdh": ("qk_norm",)}
 def config_of_ddt(content: Mapping[str, Any], *, source: str) -> ConfigDict:
     """Make the configuration that continues a training of RAE's or diffusion-bench's.
 
-    Its network follows from the weights, its training is diffusion-bench's published one. The
+    Its network follows from the weights, its training is the published one of its family. The
     tokenizer's weights are no part of it.
 
     Args:
@@ -49,7 +50,8 @@ def config_of_ddt(content: Mapping[str, Any], *, source: str) -> ConfigDict:
     if not vae:
         raise UserError(
             f"{source}: its latents have {found['latent_channels']} channels, as those of no VAE "
-            f"of a DDT ({', '.join(map(str, _VAES))}): give a configuration with --config"
+            f"here ({', '.join(map(str, _VAES))}); those of RAE's published weights are the "
+            "features of an encoder, which no tokenizer here decodes"
         )
     family = found["family"]
     resolution = found["latent_size"] * factor
@@ -65,6 +67,10 @@ def config_of_ddt(content: Mapping[str, Any], *, source: str) -> ConfigDict:
         config.backbone = backbone(family=family, **sizes)
     config.tokenizer = tokenizer(vae)
     config.data.resolution = resolution
+    if family == "ditdh":  # RAE's training and samples
+        config.objective.least_time = 0.0
+        config.time.highest = 0.999
+        config.sampling.update(steps=49, last_time=0.001)
     config.data.num_classes = found["num_classes"] - 1
     return apply_recipe(config, "vanilla")
 
@@ -87,15 +93,19 @@ def ddt_entries(
       step: steps taken.
       epoch: finished epochs.
     """
-    rate = config.optimizer.backbone.learning_rate
+    first = config.optimizer.backbone.learning_rate
+    rate = rate_at(step, config.optimizer.backbone)
+    groups = [
+        {**group, "lr": rate, "initial_lr": first} for group in content["opt"]["param_groups"]
+    ]
     return {
         "step": step,
         "epoch": epoch,
         "model": content["model"],
         "ema": content["ema"],
-        "optimizer": content["opt"],
+        "optimizer": {**content["opt"], "param_groups": groups},
         "scheduler": {
-            "base_lrs": [rate],
+            "base_lrs": [first],
             "last_epoch": step,
             "_step_count": step + 1,
             "_last_lr": [rate],

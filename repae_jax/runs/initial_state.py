@@ -206,6 +206,7 @@ def _measured(config, models, source, loaded, progress):
     """Measure the statistics of the first images' latents; all processes get the same bits."""
     variables = tokenizer_variables(loaded.params, loaded.frozen)
     moments = latent_moments(
-        models.tokenizer, variables, source, config.batch_size, progress=progress
-    )
+        models.tokenizer, variables, source, config.batch_size,
+        posterior=config.objective.posterior, progress=progress,
+    )  # fmt: skip
     return {name: processes().from_first(value) for name, value in moments.items()}

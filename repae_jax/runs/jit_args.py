@@ -42,6 +42,8 @@ class _Arguments(TypedDict, total=False):
     t_eps: real(0, 1)
     noise_scale: real(0)
     lr: real(0) | None
+    blr: real(0)
+    min_lr: real(0)
     weight_decay: real(0)
     lr_schedule: str
     batch_size: whole(1, 2**20)
@@ -88,6 +90,14 @@ def config_of_jit(content: Mapping[str, Any], *, source: str) -> ConfigDict:
     for theirs, ours in _SAME.items():
         if theirs in args:
             assign(config, (ours,), args[theirs])
+    if "noise_scale" not in args:  # published are 1 at 256 pixels and 2 at 512
+        config.objective.noise_scale = max(1.0, found["latent_size"] / 256)
+    if args.get("weight_decay"):
+        raise UserError(
+            f"{source}: its argument 'weight_decay' is {args['weight_decay']}, which its authors' "
+            "code applies to matrices alone: give a configuration with --config, whose optimizer "
+            "decays all parameters or none"
+        )
     config.backbone.least_time = config.objective.least_time
     if "P_mean" in args:
         config.time.mean = -float(args["P_mean"])
@@ -104,7 +114,8 @@ def _set_length(config, args, content):
     adamw = config.optimizer.backbone
     if "batch_size" in args:
         config.batch_size = args["batch_size"] * max(1, args.get("world_size", 1))
-    adamw.learning_rate = float(args.get("lr") or 5e-5 * config.batch_size / 256)
+    rate = args.get("blr", 5e-5) * config.batch_size / 256
+    adamw.learning_rate = float(args.get("lr") or rate)
     steps, epochs = content.get("steps", 0), content.get("epoch", 0)
     each = steps / epochs if steps and epochs else max(1, IMAGES // config.batch_size)
     if "epochs" in args:
@@ -112,7 +123,7 @@ def _set_length(config, args, content):
     if "warmup_epochs" in args:
         adamw.warmup_steps = round(args["warmup_epochs"] * each)
     if args.get("lr_schedule") == "cosine":
-        adamw.decay_steps = config.run.steps
+        adamw.update(decay_steps=config.run.steps, final_rate=float(args.get("min_lr", 0.0)))
 
 
 def jit_args(config: ConfigDict) -> dict[str, Any]:
@@ -129,6 +140,7 @@ def jit_args(config: ConfigDict) -> dict[str, Any]:
         "interval_max": 1.0 - config.sampling.guidance_low,
         "lr": adamw.learning_rate,
         "lr_schedule": "cosine" if adamw.decay_steps else "constant",
+        "min_lr": adamw.final_rate,
         "batch_size": config.batch_size,
         "world_size": 1,
         "epochs": max(1, round(config.run.steps / each)),

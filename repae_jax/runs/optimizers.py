@@ -5,7 +5,7 @@ are traced once per shape, which saves a seventh of the time to trace the comple
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -52,9 +52,34 @@ def adamw(
 ) -> optax.GradientTransformation:
     """Make AdamW with clipping to a global norm of `max_grad_norm`.
 
-    The rate rises linearly over `warmup_steps`. Then it stays constant, or with `decay_steps` > 0
-    it falls from step `decay_start` to `final_rate` at step `decay_steps`, both counted from step
-    0, by a law of `DECAYS`.
+    The rate is that of `schedule`.
+    """
+    rate = schedule(
+        learning_rate, warmup_steps=warmup_steps, decay=decay, decay_start=decay_start,
+        decay_steps=decay_steps, final_rate=final_rate,
+    )  # fmt: skip
+    return leafwise(
+        optax.chain(
+            clip_by_global_norm(max_grad_norm),
+            optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay),
+        )
+    )
+
+
+def schedule(
+    learning_rate: float,
+    *,
+    warmup_steps: int,
+    decay: str,
+    decay_start: int,
+    decay_steps: int,
+    final_rate: float,
+) -> float | optax.Schedule:
+    """Make the learning rate: a number, or a function of the step.
+
+    It rises linearly over `warmup_steps`. Then it stays constant, or with `decay_steps` > 0 it
+    falls from step `decay_start`, or the end of the warm-up if that is later, to `final_rate` at
+    step `decay_steps`, both counted from step 0, by a law of `DECAYS`.
     """
     rate = learning_rate
     if warmup_steps:
@@ -64,12 +89,14 @@ def adamw(
         rise = rate if callable(rate) else optax.constant_schedule(rate)
         fall = DECAYS[decay](learning_rate, final_rate, decay_steps - start)
         rate = optax.join_schedules([rise, fall], [start])
-    return leafwise(
-        optax.chain(
-            clip_by_global_norm(max_grad_norm),
-            optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay),
-        )
-    )
+    return rate
+
+
+def rate_at(step: int, options: Mapping[str, Any]) -> float:
+    """The learning rate after `step` steps, of the options of `adamw`."""
+    names = ("warmup_steps", "decay", "decay_start", "decay_steps", "final_rate")
+    rate = schedule(options["learning_rate"], **{name: options[name] for name in names})
+    return float(rate(step)) if callable(rate) else rate
 
 
 def leafwise(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

@@ -23,11 +23,12 @@ def latent_moments(
     batch_size: int,
     images: int = IMAGES,
     *,
+    posterior: str = "sample",
     progress: bool = True,
 ) -> dict[str, np.ndarray]:
-    """Measure {"mean": (c,), "var": (c,)} of the latents z = mean + std * noise, float32.
+    """Measure {"mean": (c,), "var": (c,)} of the latents, float32, over images and positions.
 
-    The moments are over images and positions, with the noise integrated out:
+    Samples of the posterior are z = mean + std * noise. Their noise is integrated out:
     var z = var mean + E std^2.
 
     Args:
@@ -36,6 +37,7 @@ def latent_moments(
       source: the images.
       batch_size: images per batch.
       images: number of images, rounded down to full batches.
+      posterior: the latents are a "sample" of the posterior, or its "mean".
       progress: show a bar.
 
     Raises:
@@ -45,10 +47,10 @@ def latent_moments(
 
     @jax.jit
     def sums(variables, batch):
-        posterior = encode(tokenizer, variables, to_float(batch))
+        found = encode(tokenizer, variables, to_float(batch))
         axes = (0, 1, 2)
-        second = posterior.mean**2 + posterior.std**2
-        return posterior.mean.mean(axes), second.mean(axes)
+        spread = found.std if posterior == "sample" else 0.0
+        return found.mean.mean(axes), (found.mean**2 + spread**2).mean(axes)
 
     count, first, second = 0, 0.0, 0.0
     batches = itertools.islice(eval_batches(source, batch_size), max(1, images // batch_size))

@@ -55,8 +55,8 @@ class Sampler:
       guidance_channels: guide only the first channels of the latents, as DiT's and LightningDiT's
         code does with 3; 0 guides all.
       guidance_rule: what the interval decides about. "step": all evaluations of a step, by its
-        first time (REPA). "evaluation": each evaluation by its own time, and the ends are no part
-        of the interval, but for 0 and 1 (JiT).
+        first time (REPA). "evaluation": each evaluation by its own time, and the interval is open,
+        except at 0 and 1 (JiT).
       noise_scale: the standard deviation of the noise at t = 1, see `Objective`; the SDE and chains
         have 1.
       shift: multiplies the odds t / (1 - t) of the steps' times: above 1, more steps near noise

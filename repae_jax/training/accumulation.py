@@ -16,8 +16,9 @@ def accumulate_gradients(gradients, micro_batches: int):
     batch's for all terms that treat each image separately, including terms that use running
     statistics. Where LatentNorm and the discriminator's BatchNorm normalize by batch statistics,
     these are the micro-batch's; the running statistics move once per step, towards the means over
-    the micro-batches. Micro-batch k of n has the images k, k + n, k + 2 n, ..., so that every
-    device holds an equal share of each.
+    the micro-batches. Dispersive Loss compares the images of a micro-batch with each other.
+    Micro-batch k of n has the images k, k + n, k + 2 n, ..., so that every device holds an equal
+    share of each.
 
     Args:
       gradients: (trained, state, batch, draws) -> (grads, (metrics, batch_stats)).

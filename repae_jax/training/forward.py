@@ -35,7 +35,7 @@ class StepContext(NamedTuple):
 def make_shared_forward(models: Models, objective: Objective, *, reconstruct: bool):
     """Build the shared forward pass: teachers, encoder, and if `reconstruct` the decoder."""
     tokenizer, of_mean = models.tokenizer, objective.posterior == "mean"
-    share = objective.spatial_norm
+    gamma = objective.spatial_norm
     condition = models.backbone.conditioner.spec() if models.backbone is not None else ()
 
     def tokens_of(batch, frozen):
@@ -47,7 +47,7 @@ def make_shared_forward(models: Models, objective: Objective, *, reconstruct: bo
 
     def teachers(batch, frozen):
         found = tokens_of(batch, frozen)
-        return tuple(spatial_norm(tokens, share) for tokens in found) if share else found
+        return tuple(spatial_norm(tokens, gamma) for tokens in found) if gamma else found
 
     def cached_posterior(batch):
         if "latent_mean" not in batch:

@@ -41,12 +41,12 @@ def random_state(config):
     return state.replace(step=count, opt_state=adam)
 
 
-def make_run(folder, recipe="repae"):
+def make_run(folder, recipe="repae", *, config=None):
     """A work directory of step 3."""
     from repae_jax.runs.checkpoints import Checkpoints
     from repae_jax.runs.workdir import claim
 
-    config = small_config(recipe)
+    config = small_config(recipe) if config is None else config
     claim(folder, config)
     checkpoints = Checkpoints(folder)
     checkpoints.save(3, random_state(config), {"global_next_index": 24})
@@ -138,6 +138,67 @@ def _read_second_stage(folder):
     }
 
 
+_BACKBONES = {
+    "lightningdit": {},
+    "ditdh": dict(head_size=16, head_depth=1, head_heads=2),
+    "ddt": dict(head_size=16, head_depth=1, head_heads=2, time_tokens=1, class_tokens=1),
+    "jit": dict(bottleneck=4, context_tokens=1, context_start=0),
+}
+
+
+def _other_config(family):
+    """As few arrays as a backbone of another code can have."""
+    from repae_jax.config import backbone, tokenizer
+
+    config = small_config("vanilla")
+    config.backbone = backbone(
+        family=family, patch_size=8, hidden_size=16, depth=1, num_heads=2, encoder_depth=1,
+        **_BACKBONES[family],
+    )  # fmt: skip
+    if family == "jit":
+        config.tokenizer = tokenizer(family="pixels")
+        config.objective.update(latent_norm="fixed", least_time=0.05)
+    return config
+
+
+def _other_checkpoint(family):
+    """A checkpoint of another code, as that code writes it."""
+
+    def make(folder):
+        import shutil
+
+        from repae_jax.runs.original_export import export_run
+
+        make_run(folder / "run", config=_other_config(family))
+        export_run(folder / "run", folder / "x.pt", progress=False)
+        shutil.rmtree(folder / "run")
+
+    return make
+
+
+def _read_other_checkpoint(family):
+    def read(folder):
+        from repae_jax.interop.original import import_part
+        from repae_jax.runs.build import build_models
+        from repae_jax.runs.foreign_backbones import FOREIGN
+        from repae_jax.runs.inspection import describe
+        from repae_jax.runs.original_import import config_of
+
+        path = folder / "x.pt"
+        describe(path)
+        found = detect(path)
+        config = config_of(found.content, source=str(path))
+        part = FOREIGN[family].part(build_models(_other_config(family)).backbone)
+        networks = {key: found.content[key] for key in ("model", "ema")}
+        return {
+            "format": found.format,
+            "classes": config.data.num_classes,
+            **{key: import_part(a, part, source=str(path)) for key, a in networks.items()},
+        }
+
+    return read
+
+
 _FOLLOWS_ARGS = r"args/.*"
 CHECKPOINT = "exp/checkpoints/0000003.pt"
 
@@ -149,4 +210,10 @@ TARGETS = (
            follows=_FOLLOWS_ARGS, words=convert("exp", "run", "--quiet")),
     Target("arguments of the original", _foreign_args_file, _read_foreign_args,
            follows=_FOLLOWS_ARGS, names="args/(exp_name|vae_ckpt|max_grad_norm)"),
+    *(
+        Target(f"checkpoint of {family}", _other_checkpoint(family),
+               _read_other_checkpoint(family), files=r".*\.pt", follows=r"(args|config)/.*",
+               words=inspect("x.pt"))
+        for family in _BACKBONES
+    ),
 )  # fmt: skip

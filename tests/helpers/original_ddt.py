@@ -20,10 +20,10 @@ CHECKOUTS = {"ditdh": RAE, "ddt": BENCH}
 _UNUSED = {"regex": ["B"], "transformers": ["SwinModel"]}
 
 
-def original_ddt(family, *, time_tokens=0, class_tokens=0, qk_norm=None, **config):
+def original_ddt(family, *, time_tokens=0, class_tokens=0, qk_norm=False, rms_norm=True, **config):
     """Their model: `family` is "ditdh" (RAE) or "ddt" (diffusion-bench)."""
     if family == "ditdh":
-        options = dict(use_qknorm=bool(qk_norm), class_dropout_prob=0.1)
+        options = dict(use_qknorm=qk_norm, use_rmsnorm=rms_norm, class_dropout_prob=0.1)
     else:
         arch = types.SimpleNamespace(num_t_tokens=time_tokens, num_c_tokens=class_tokens)
         options = dict(cond_arch=arch)

@@ -139,7 +139,7 @@ class WideHead(nn.Module):
 class DiTDH(WideHead):
     def __init__(
         self, *, input_size, patch_size, in_channels, hidden_size, depth, num_heads, num_classes,
-        qk_norm=False,
+        qk_norm=False, rms_norm=True,
     ):  # fmt: skip
         super().__init__("x", input_size, patch_size, in_channels, hidden_size, num_heads)
         self.t_embedder = FourierTime(hidden_size[0])
@@ -148,10 +148,10 @@ class DiTDH(WideHead):
             torch.zeros(1, self.grid**2, hidden_size[0]), requires_grad=False
         )
         self.enc_feat_rope, self.dec_feat_rope = (Rotary(self.grid, w) for w in self.widths)
-        self.final_layer = TokenFinal(hidden_size[1], self.features, True)
+        self.final_layer = TokenFinal(hidden_size[1], self.features, rms_norm)
         self.depth = depth[0]
         self.blocks = nn.ModuleList(
-            kind(dim, heads, qk_norm, True, True, True)
+            kind(dim, heads, qk_norm, True, rms_norm, True)
             for kind, dim, heads, count in zip(
                 (Block, TokenBlock), hidden_size, num_heads, depth, strict=True
             )

@@ -27,7 +27,9 @@ class JiT(nn.Module):
         self.patch_size, self.start, dim = patch_size, in_context_start, hidden_size
         self.grid = input_size // patch_size
         self.pos_embed = nn.Parameter(torch.zeros(1, self.grid**2, dim), requires_grad=False)
-        self.in_context_posemb = nn.Parameter(torch.zeros(1, in_context_len, dim))
+        self.context = in_context_len
+        if in_context_len:
+            self.in_context_posemb = nn.Parameter(torch.zeros(1, in_context_len, dim))
         self.t_embedder = TimeEmbedder(dim)
         self.y_embedder = nn.Module()
         self.y_embedder.embedding_table = nn.Embedding(num_classes + 1, dim)
@@ -56,7 +58,7 @@ class JiT(nn.Module):
         label = self.y_embedder.embedding_table(labels)
         condition, found = self.t_embedder(t) + label, []
         for number, block in enumerate(self.blocks):
-            if number == self.start:
+            if self.context and number == self.start:
                 h = torch.cat([label[:, None] + self.in_context_posemb, h], dim=1)
             h = block(h, condition, self.rotary)
             found.append(h[:, -(self.grid**2) :])

@@ -209,10 +209,16 @@ def zeros(family, sizes, **tokens):
     return {n: np.broadcast_to(np.float32(0), tuple(t.shape)) for n, t in shapes.items()}
 
 
-def test_raes_latents_need_a_configuration():
+def test_raes_latents_have_no_tokenizer():
     sizes = MODEL | dict(in_channels=768)
-    with pytest.raises(UserError, match=r"768 channels.*give a configuration with --config"):
+    with pytest.raises(UserError, match=r"768 channels.*no tokenizer here decodes"):
         config_of_ddt({"ema": zeros("ditdh", sizes)}, source="it")
+
+
+def test_raes_training_is_its_own():
+    config = config_of_ddt({"ema": zeros("ditdh", MODEL | dict(in_channels=4))}, source="it")
+    assert (config.objective.least_time, config.time.highest) == (0.0, 0.999)
+    assert (config.sampling.steps, config.sampling.last_time) == (49, 0.001)
 
 
 def test_a_configuration_goes_out_and_comes_back():
@@ -224,8 +230,22 @@ def test_a_configuration_goes_out_and_comes_back():
         config_of_ddt({"ema": {}, "config": {"repae_jax": 3}}, source="it")
 
 
-def test_the_schedule_is_the_rate_of_the_step():
-    config = ddt256(4096)
-    entries = ddt_entries({"model": {}, "ema": {}, "opt": {}}, config, 80 * 1251, 80)
-    assert entries["epoch"] == 80
-    assert entries["scheduler"]["last_epoch"] == 80 * 1251
+@pytest.mark.parametrize("step", [0, 40 * 1251, 400 * 1251, 900 * 1251])
+def test_the_rate_of_the_step_goes_out(step):
+    """Constant for 40 epochs, then a line to a tenth at epoch 800."""
+    config, epoch = ddt256(4096), step // 1251
+    content = {"model": {}, "ema": {}, "opt": {"state": {}, "param_groups": [{"lr": 1.0}]}}
+    entries = ddt_entries(content, config, step, epoch)
+    rate = 2e-4 * (1 - 0.9 * min(max(epoch - 40, 0) / 760, 1))
+    assert entries["scheduler"]["last_epoch"] == step
+    assert entries["scheduler"]["base_lrs"] == [2e-4]
+    np.testing.assert_allclose(entries["scheduler"]["_last_lr"], [rate], rtol=1e-5)
+    np.testing.assert_allclose(entries["optimizer"]["param_groups"][0]["lr"], rate, rtol=1e-5)
+    assert entries["epoch"] == epoch
+
+
+def test_names_that_are_no_text_are_refused(tmp_path, capsys):
+    tensor = torch.zeros(1)
+    torch.save({"model": {0: tensor}, "ema": {0: tensor}, "steps": 1}, tmp_path / "x.pt")
+    assert main(["inspect", str(tmp_path / "x.pt")]) == 2
+    assert "where the name of a tensor belongs" in capsys.readouterr().err

@@ -199,6 +199,17 @@ def test_the_configuration_follows_from_the_checkpoint():
     validate(config)
 
 
+def test_what_the_arguments_leave_out_is_the_published():
+    larger = published(input_size=512, patch_size=32)
+    assert config_of_jit({"ema": published()}, source="it").objective.noise_scale == 1.0
+    assert config_of_jit({"ema": larger}, source="it").objective.noise_scale == 2.0
+    args = {"batch_size": 512, "blr": 1e-4, "lr": None, "lr_schedule": "cosine", "min_lr": 1e-5}
+    adamw = config_of_jit({"ema": published(), "args": args}, source="it").optimizer.backbone
+    assert (adamw.learning_rate, adamw.final_rate) == (2e-4, 1e-5)
+    with pytest.raises(UserError, match=r"'weight_decay' is 0\.1, .* matrices alone"):
+        config_of_jit({"ema": published(), "args": {"weight_decay": 0.1}}, source="it")
+
+
 def test_arguments_go_out_and_come_back():
     config = jit256()
     config.seed = 11

@@ -23,6 +23,7 @@ CONTEXT = dict(time_tokens=2, class_tokens=3)
 CASES = {
     "RAE": ("ditdh", {}),
     "RAE with qk-norm": ("ditdh", dict(qk_norm=True)),
+    "RAE with LayerNorm": ("ditdh", dict(qk_norm=True, rms_norm=False)),
     "diffusion-bench": ("ddt", CONTEXT),
     "diffusion-bench, patches of 2": (
         "ddt", CONTEXT | dict(input_size=8, patch_size=2, in_channels=3)
@@ -37,7 +38,9 @@ def ours_of(family, config):
     (width, head_size), (depth, head_depth), (heads, head_heads) = (
         config[key] for key in ("hidden_size", "depth", "num_heads")
     )
-    options = {k: config[k] for k in ("qk_norm", "time_tokens", "class_tokens") if k in config}
+    options = {
+        k: config[k] for k in ("qk_norm", "rms_norm", "time_tokens", "class_tokens") if k in config
+    }
     return BACKBONES[family].build(
         latent_size=config["input_size"],
         latent_channels=config["in_channels"],
@@ -192,7 +195,6 @@ def test_the_table_of_positions_trains_with_rae_and_is_none_of_diffusion_benchs(
         ("ddt", dict(head_heads=32), r"heads of width 2 \(64 / 32\).*config.backbone.head_heads"),
         ("ddt", dict(num_heads=8), r"heads of width 6 \(48 / 8\).*config.backbone.num_heads$"),
         ("ditdh", dict(num_heads=8), r"config.backbone.num_heads, or set config.backbone.rotary"),
-        ("ddt", dict(class_tokens=-1), r"config.backbone.class_tokens is -1"),
         ("ditdh", dict(head_depth=0), r"a head of head_depth 0"),
     ],
 )
@@ -215,3 +217,19 @@ def test_a_lost_part_of_a_layer_is_named():
     del state["blocks.0.attn.k.bias"]
     with pytest.raises(UserError, match=r"tensor 'blocks\.0\.attn\.k\.bias' is missing"):
         import_part(state, ddt_part(ours_of(family, config)), source="it")
+
+
+@pytest.mark.parametrize(
+    ("case", "names"),
+    [
+        ("RAE", ["s_embedder.proj.weight", "dec_feat_rope.freqs_cos", "blocks.0.attn.proj.weight"]),
+        ("diffusion-bench", ["x_embedder.proj.weight", "t_embedder.learnable_tokens"]),
+    ],
+)
+def test_a_tensor_of_another_rank_is_named(case, names):
+    *_, reference = reference_of("torch", case)
+    state = parity.state_of(reference)
+    for name in names:
+        for other in (state[name][None], state[name].reshape(-1)[0]):
+            with pytest.raises(UserError, match=f"tensor '{name}' has the shape"):
+                infer_dimensions(state | {name: np.asarray(other)}, source="it")

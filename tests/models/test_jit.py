@@ -35,6 +35,7 @@ CASES = {
     # an odd number of context tokens, from the first block on
     "context from the first block": SMALL
     | dict(input_size=16, patch_size=4, depth=2, in_context_start=0, in_context_len=3),
+    "no context": SMALL | dict(depth=2, in_context_start=1, in_context_len=0),
 }
 TIME = np.array([0.0, 0.03, 0.7, 1.0], np.float32)  # the first two below the least time
 LABELS = np.array([4, 5, 1, 0])

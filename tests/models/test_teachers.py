@@ -28,6 +28,7 @@ from repae_jax.models.encoders.families import ENCODERS
 from repae_jax.models.encoders.preprocessing import TEACHER_KINDS, preprocess
 from repae_jax.models.encoders.vit import VIT_CONFIGS, ViT, create_vit
 from repae_jax.models.family import Family
+from repae_jax.objectives.objective import Objective
 from repae_jax.runs.build import build_models, latent_shape
 from repae_jax.runs.weights import load_teacher
 from repae_jax.training.forward import make_shared_forward
@@ -265,7 +266,7 @@ def test_two_teachers_are_prepared_and_read_each_in_its_own_way(tmp_path):
     )
     state = SimpleNamespace(step=0, frozen={"teachers": frozen})
     draws = sample_draws(jax.random.key(1), 1, latent_shape(config, models))
-    shared_forward = make_shared_forward(models, reconstruct=False)
+    shared_forward = make_shared_forward(models, Objective(), reconstruct=False)
 
     def observed_tokens(pixels):
         batch = {"image": pixels, "label": np.zeros(1, np.int32)}

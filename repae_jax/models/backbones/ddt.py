@@ -23,8 +23,8 @@ from repae_jax.models.layers import TORCH_KERNEL, Dense, sincos_position_table, 
 class FourierTimeEmbedding(nn.Module):
     """Random Fourier features of t, then Linear-SiLU-Linear.
 
-    The features are sin and cos of 2 pi w t for `features` frequencies w from N(0, 1), which train
-    like the weights (arXiv 2006.10739, section 4; that they train is RAE's and diffusion-bench's).
+    The features are sin and cos of 2 pi w t for `features` frequencies w from N(0, 1) (arXiv
+    2006.10739, section 4). The frequencies train like the weights, as in RAE and diffusion-bench.
     """
 
     hidden_size: int
@@ -47,7 +47,7 @@ class FourierTimeEmbedding(nn.Module):
 
 
 class Decoupled(Transformer):
-    """What both have: `depth` blocks that encode, and a wider head of `head_depth` blocks.
+    """A backbone of two parts: `depth` blocks that encode, and a wider head of `head_depth` blocks.
 
     The head sees the noisy latents through a patch embedding of its own. Its modulations differ
     from token to token: they come from silu(time + encoder's token), mapped to the head's width.
@@ -155,9 +155,6 @@ def _presets(prefix, sizes, patches):
 def check(network: Decoupled, section: Section, path: str) -> None:
     """Raise UserError, naming the key and the way out, for sizes that do not fit together."""
     transformer.check(network, section, path)
-    for key in ("time_tokens", "class_tokens"):
-        if getattr(network, key, 0) < 0:
-            raise UserError(f"{path}.{key} is {getattr(network, key)}: give 0 or more")
     if min(network.head_size, network.head_depth, network.head_heads) < 1:
         raise UserError(
             f"{path} has a head of head_depth {network.head_depth}, head_size {network.head_size} "

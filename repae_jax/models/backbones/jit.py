@@ -49,20 +49,20 @@ class PatchEmbedding(nn.Module):
         return Dense(self.features, name="proj2", **options)(h)
 
 
-class Steering(NamedTuple):
+class BlockCondition(NamedTuple):
     """What the condition gives to the blocks."""
 
     vector: jax.Array  # (B, D), which modulates them
-    context: jax.Array  # (B, context_tokens, D), which stand behind the patches' tokens
+    context: jax.Array | None  # (B, context_tokens, D), which stand behind the patches' tokens
 
 
 class JiT(Transformer):
     """The transformer of LightningDiT on patches of pixels, which predicts the clean image.
 
     `context_tokens` tokens of the condition, its vector plus a learned table, join the patches'
-    tokens before the block `context_start`, counted from 0, and leave after the last one. They are
-    not rotated, so that it changes nothing that they stand behind the patches, and the original's
-    in front. `tokens`, `projections` and `hidden` are of the patches alone.
+    tokens before the block `context_start`, counted from 0, and leave after the last one. They have
+    no rotary position, so their order does not matter: here they follow the patches, and in the
+    original they precede them. `tokens`, `projections` and `hidden` are of the patches alone.
 
     The network inside sees the time 1 - t and predicts the data x. The module returns the velocity
     (x_t - x) / max(t, least_time), by which samplers and losses stay those of other backbones;
@@ -82,8 +82,9 @@ class JiT(Transformer):
     least_time: float = 0.05
 
     def setup(self):
-        shape = (self.context_tokens, self.hidden_size)
-        self.context_table = self.param("context_table", normal_002, shape)
+        if self.context_tokens:
+            shape = (self.context_tokens, self.hidden_size)
+            self.context_table = self.param("context_table", normal_002, shape)
         super().setup()
 
     def __call__(self, x: jax.Array, t: jax.Array, condition: Arrays) -> BackboneOutput:
@@ -99,11 +100,13 @@ class JiT(Transformer):
     def _embed(self, x, t, condition):
         h = self.patch_embed(self._patchify(x)) + self.position_table.value.astype(self.dtype)
         vector = getattr(self, self.conditioner.name)(condition).vector
-        context = vector[:, None] + self.context_table.astype(self.dtype)
-        return h, Steering(self.time_embed(1.0 - t) + vector, context)
+        context = None
+        if self.context_tokens:
+            context = vector[:, None] + self.context_table.astype(self.dtype)
+        return h, BlockCondition(self.time_embed(1.0 - t) + vector, context)
 
     def _apply_blocks(self, start, stop, h, condition):
-        if start <= self.context_start < stop:
+        if condition.context is not None and start <= self.context_start < stop:
             h = super()._apply_blocks(start, self.context_start, h, condition.vector)
             h = jnp.concatenate([h, condition.context.astype(h.dtype)], axis=1)
             start = self.context_start
@@ -118,8 +121,8 @@ def check(network: JiT, section: Section, path: str) -> None:
     if section.get("arch") and network.latent_channels != 3:
         raise UserError(
             f"{path}.arch is {section['arch']!r}, which takes pixels, but the latents have "
-            f"{network.latent_channels} channels: set config.tokenizer = "
-            "tokenizer(family='pixels'), or leave arch empty and give every size"
+            f"{network.latent_channels} channels: set "
+            "--config.tokenizer.family=pixels, or leave arch empty and give every size"
         )
     transformer.check(network, section, path)
     if network.context_start >= network.depth:
