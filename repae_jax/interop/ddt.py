@@ -16,6 +16,7 @@ import numpy as np
 
 from repae_jax.errors import UserError
 from repae_jax.interop import tables
+from repae_jax.interop.lightningdit import block_rules
 from repae_jax.interop.tables import LINEAR, Rule, layer, patch_layout
 from repae_jax.models.backbones.base import blank_inputs
 from repae_jax.models.backbones.ddt import DDT, Decoupled
@@ -35,7 +36,7 @@ def ditdh_rules(patch_size: int) -> list[Rule]:
         *_time_rules(),
         Rule("y_embedder.embedding_table.weight", "params/label_embed/embedding"),
         *_final_rules("norm_final", "adaLN_modulation"),
-        *_block_rules(
+        *block_rules(
             "adaLN_modulation", ("qkv", "q_norm", "k_norm", "proj"), ("w12", "w3", "fc1", "fc2")
         ),
     ]
@@ -50,7 +51,7 @@ def ddt_rules(patch_size: int) -> list[Rule]:
         *_time_rules(Rule("t_embedder.learnable_tokens", "params/learned_time_tokens")),
         Rule("ctx_embedder.learnable_tokens", "params/learned_class_tokens"),
         Rule("ctx_embedder.embedding_table.weight", "params/label_embed/embedding"),
-        *_block_rules(
+        *block_rules(
             "adaln_modulation", ("q", "k", "v", "proj", "q_norm", "k_norm"), ("w1", "w2", "w3")
         ),
         *_final_rules("norm", "adaln_modulation"),
@@ -64,27 +65,6 @@ def _time_rules(*learned):
         *layer("t_embedder.mlp.0", "params/time_embed/fc1", LINEAR),
         *layer("t_embedder.mlp.2", "params/time_embed/fc2", LINEAR),
     ]
-
-
-def _block_rules(modulation, attention, mlp):
-    """Rules of all blocks; `attention` and `mlp` are the layers' names in the file."""
-    theirs, ours = "blocks.{i}", "params/blocks_{i}"
-    return [
-        Rule(f"{theirs}.norm1.weight", f"{ours}/norm1/scale"),
-        Rule(f"{theirs}.norm2.weight", f"{ours}/norm2/scale"),
-        *_same_names("attn", attention),
-        *_same_names("mlp", mlp),
-        *layer(f"{theirs}.{modulation}.1", f"{ours}/modulation", LINEAR),
-    ]
-
-
-def _same_names(module, layers):
-    pairs = ((f"blocks.{{i}}.{module}.{n}", f"params/blocks_{{i}}/{module}/{n}") for n in layers)
-    rules = (
-        tables.norm(theirs, ours) if theirs.endswith("_norm") else layer(theirs, ours, LINEAR)
-        for theirs, ours in pairs
-    )
-    return [rule for found in rules for rule in found]
 
 
 def _final_rules(norm, modulation):

@@ -6,7 +6,7 @@ begin with "module."; those of "ema" do not.
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,28 +27,45 @@ PREFIX = "module."  # of the names in "model"
 
 def lightningdit_rules(patch_size: int) -> list[Rule]:
     """Rules for the parameters and the position table, in the order of PyTorch's parameters."""
-    block = ("blocks.{i}", "params/blocks_{i}")
     return [
         Rule("pos_embed", "constants/position_table"),
         *layer("x_embedder.proj", "params/patch_embed", patch_layout(patch_size)),
         *layer("t_embedder.mlp.0", "params/time_embed/fc1", LINEAR),
         *layer("t_embedder.mlp.2", "params/time_embed/fc2", LINEAR),
         Rule("y_embedder.embedding_table.weight", "params/label_embed/embedding"),
-        Rule(f"{block[0]}.norm1.weight", f"{block[1]}/norm1/scale"),
-        Rule(f"{block[0]}.norm2.weight", f"{block[1]}/norm2/scale"),
-        *layer(f"{block[0]}.attn.qkv", f"{block[1]}/attn/qkv", LINEAR),
-        *norm(f"{block[0]}.attn.q_norm", f"{block[1]}/attn/q_norm"),
-        *norm(f"{block[0]}.attn.k_norm", f"{block[1]}/attn/k_norm"),
-        *layer(f"{block[0]}.attn.proj", f"{block[1]}/attn/proj", LINEAR),
-        *layer(f"{block[0]}.mlp.w12", f"{block[1]}/mlp/w12", LINEAR),
-        *layer(f"{block[0]}.mlp.w3", f"{block[1]}/mlp/w3", LINEAR),
-        *layer(f"{block[0]}.mlp.fc1", f"{block[1]}/mlp/fc1", LINEAR),
-        *layer(f"{block[0]}.mlp.fc2", f"{block[1]}/mlp/fc2", LINEAR),
-        *layer(f"{block[0]}.adaLN_modulation.1", f"{block[1]}/modulation", LINEAR),
+        *block_rules(
+            "adaLN_modulation", ("qkv", "q_norm", "k_norm", "proj"), ("w12", "w3", "fc1", "fc2")
+        ),
         Rule("final_layer.norm_final.weight", "params/final_layer/norm/scale"),
         *layer("final_layer.linear", "params/final_layer/linear", LINEAR),
         *layer("final_layer.adaLN_modulation.1", "params/final_layer/modulation", LINEAR),
     ]
+
+
+def block_rules(modulation: str, attention: Sequence[str], mlp: Sequence[str]) -> list[Rule]:
+    """Rules of all blocks, in the order of PyTorch's parameters.
+
+    Args:
+      modulation: the name of the block's modulation in the file.
+      attention, mlp: the names of the layers, in the file as here.
+    """
+    theirs, ours = "blocks.{i}", "params/blocks_{i}"
+    return [
+        Rule(f"{theirs}.norm1.weight", f"{ours}/norm1/scale"),
+        Rule(f"{theirs}.norm2.weight", f"{ours}/norm2/scale"),
+        *_same_names("attn", attention),
+        *_same_names("mlp", mlp),
+        *layer(f"{theirs}.{modulation}.1", f"{ours}/modulation", LINEAR),
+    ]
+
+
+def _same_names(module, layers):
+    pairs = ((f"blocks.{{i}}.{module}.{n}", f"params/blocks_{{i}}/{module}/{n}") for n in layers)
+    rules = (
+        norm(theirs, ours) if theirs.endswith("_norm") else layer(theirs, ours, LINEAR)
+        for theirs, ours in pairs
+    )
+    return [rule for found in rules for rule in found]
 
 
 def lightningdit_shapes(model: LightningDiT) -> dict:
