@@ -34,7 +34,7 @@ BACKBONES = {
 }
 SIZES = {"digits": 400, "scenes": 10_000}  # -> steps
 # DDT's sizes, chosen by the operations alone: a plain step has those of the other three within 1 %,
-# one of REPA-E 3 % less (tests/study/test_backbones.py).
+# one of REPA-E 3 % less (tests/study/test_backbone_study.py).
 DDT = {
     "digits": dict(
         hidden_size=160, depth=4, num_heads=5, head_size=208, head_depth=1, head_heads=4
