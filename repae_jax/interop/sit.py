@@ -112,11 +112,18 @@ def from_published_sit(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
     return changed
 
 
-def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[str, Any]:
+def infer_dimensions(
+    tensors: Mapping[str, np.ndarray], *, source: str, num_heads: int | None = None
+) -> dict[str, Any]:
     """The fields of SiT that follow from its tensors: all but `encoder_depth` and `null_class`.
 
     `num_classes` counts every row of the label table, also the null class. `num_heads` follows
     from the width of the qk-norm, or else from the published size of this hidden width.
+
+    Args:
+      tensors: the names of REPA -> arrays.
+      source: the name of the tensors, for errors.
+      num_heads: the heads, where they are known.
 
     Raises:
       UserError: a tensor that determines a dimension is missing, or the number of heads is
@@ -134,6 +141,8 @@ def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[
     qk_norm = "blocks.0.attn.q_norm.weight" in tensors
     if qk_norm:
         heads = hidden // shape("blocks.0.attn.q_norm.weight", 1)[0]
+    elif num_heads is not None:
+        heads = num_heads
     else:
         published = {c["hidden_size"]: c["num_heads"] for c in SIT_CONFIGS.values()}
         if hidden not in published:

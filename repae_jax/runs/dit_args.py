@@ -39,11 +39,18 @@ class _Arguments(TypedDict, total=False):
     repae_jax: str
 
 
-def config_of_dit(content: Mapping[str, Any], *, source: str) -> ConfigDict:
+def config_of_dit(
+    content: Mapping[str, Any], *, source: str, num_heads: int | None = None
+) -> ConfigDict:
     """Make the configuration that continues a DiT's training.
 
     Its network follows from the weights, its training from the arguments, where they are there. The
     VAE's weights are no part of it.
+
+    Args:
+      content: the parts of the checkpoint.
+      source: the checkpoint's name, for errors.
+      num_heads: the heads, where they are known; the weights tell them of published widths alone.
 
     Raises:
       UserError: the weights are of no published DiT, or an argument has a wrong type.
@@ -52,7 +59,7 @@ def config_of_dit(content: Mapping[str, Any], *, source: str) -> ConfigDict:
     check_schema(args, _Arguments, source=f"{source}: its argument ")
     if _OURS in args:
         return from_json(args[_OURS], source=source)
-    found = infer_dimensions(content["ema"], source=source)
+    found = infer_dimensions(content["ema"], source=source, num_heads=num_heads)
     keys = ("hidden_size", "depth", "num_heads", "patch_size")
     shape = {key: found[key] for key in keys}
     arch = preset_of(found, PRESETS)

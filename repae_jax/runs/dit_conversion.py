@@ -12,8 +12,7 @@ from repae_jax.interop.detect_format import RUN, Detected
 from repae_jax.interop.dit_folder import CLASS, StoredDiT, vae_beside
 from repae_jax.interop.sit import infer_dimensions
 from repae_jax.interop.vae_files import read_config
-from repae_jax.models.backbones.dit import PRESETS, DiT
-from repae_jax.models.backbones.transformer import preset_of
+from repae_jax.models.backbones.dit import DiT
 from repae_jax.models.conditioning.class_label import ClassLabel
 from repae_jax.runs.build import build_models
 from repae_jax.runs.dit_args import config_of_dit
@@ -45,13 +44,7 @@ def config_of(dit: StoredDiT, path: pathlib.Path) -> ConfigDict:
       UserError: the DiT is of no published size, or its pipeline scales latents by another factor
         than DiT's.
     """
-    sizes = dit.dimensions | {"num_heads": dit.num_heads}
-    if preset_of(sizes, PRESETS) is None:
-        raise UserError(
-            f"{dit.source}: a DiT of {sizes} is none of the published: give a configuration with "
-            "--config"
-        )
-    config = config_of_dit({"ema": dit.tensors}, source=dit.source)
+    config = config_of_dit({"ema": dit.tensors}, source=dit.source, num_heads=dit.num_heads)
     if vae := vae_beside(path):
         factor = read_config(vae).get("scaling_factor", SD_SCALE)
         if factor is None or not math.isclose(factor, SD_SCALE, rel_tol=1e-5):

@@ -209,7 +209,7 @@ def test_a_pipeline_brings_its_vae(tmp_path, trip, monkeypatch):
 
     config = run_of(tmp_path)
     config.tokenizer.weights = ""
-    monkeypatch.setattr(dit_conversion, "config_of_dit", lambda content, source: config)
+    monkeypatch.setattr(dit_conversion, "config_of_dit", lambda content, **_: config)
     assert convert(tmp_path / "pipe", tmp_path / "run") == 0
     assert config.tokenizer.weights == str(tmp_path / "pipe" / "vae")
     path = tmp_path / "pipe" / "vae" / "config.json"

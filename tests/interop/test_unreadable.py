@@ -97,7 +97,10 @@ def test_damaged_networks_are_no_tracebacks(tmp_path, capsys):
     """Names as they should be, shapes as they cannot be."""
     names = ("x_embedder.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight")
     torch.save({name: torch.ones(2) for name in names}, tmp_path / "sit.pt")
-    assert inspect(tmp_path / "sit.pt", capsys)["SiT"].startswith("damaged")
+    said = inspect(tmp_path / "sit.pt", capsys)["SiT"]
+    assert said.startswith(
+        "not the weights of a SiT: tensor 'x_embedder.proj.weight' has the shape"
+    )
     torch.save({"x_embedder.proj.weight": torch.ones(2, 3, 2, 2), "pos_embed": torch.ones(1, 4, 2)},
                tmp_path / "short.pt")  # fmt: skip
     assert (
