@@ -330,6 +330,12 @@ def test_a_configuration_without_a_dit_is_refused(trip, tmp_path, capsys):
     assert "is a DiT, but config.backbone.family is 'sit'" in refused(words, capsys)
 
 
+def test_a_size_that_nobody_published_is_named(trip, tmp_path, capsys):
+    line = refused(["convert", trip[1], tmp_path / "run"], capsys)
+    assert "a DiT of {'hidden_size': 32, 'depth': 2, 'num_heads': 2, 'patch_size': 2}" in line
+    assert "--config" in line
+
+
 def test_a_run_of_another_backbone_is_refused(tmp_path, monkeypatch):
     from repae_jax.runs import dit_conversion
 
