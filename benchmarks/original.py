@@ -1,7 +1,6 @@
 """The original implementations from checkouts, at full size, for benchmarks beside ours.
 
-Their modules, and the statements of their loops, are run as they stand there, by the same code as
-the parity tests use.
+The code of the parity tests runs their modules and the statements of their loops, unchanged.
 """
 
 import argparse

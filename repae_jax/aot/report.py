@@ -17,13 +17,14 @@ from ml_collections import ConfigDict
 from repae_jax.aot.chips import Chip, parse_topology
 from repae_jax.aot.hlo import measure_traffic
 from repae_jax.aot.topologies import absent_devices, compile_for
+from repae_jax.config.modules import build_sampler
 from repae_jax.config.validate import check_devices, validate
 from repae_jax.errors import UserError, first_line, out_of_memory
 from repae_jax.parallel.flops import count_flops
 from repae_jax.parallel.mesh import batch_sharding, make_mesh
 from repae_jax.parallel.sharding import summary
 from repae_jax.runs.build import build_models
-from repae_jax.runs.open_run import make_sampler, sampling_weights
+from repae_jax.runs.open_run import sampling_weights
 from repae_jax.sampling.generate import make_generate
 from repae_jax.training.program import Program, gc_disabled
 
@@ -122,7 +123,7 @@ def compile_sampler(config: ConfigDict, topology: str) -> Report:
     models, mesh = program.models, program.mesh
     if models.backbone is None:
         raise UserError("config.train has no 'backbone': there is nothing to sample")
-    generate = make_generate(models.backbone, models.tokenizer, make_sampler(config), mesh=mesh)
+    generate = make_generate(models.backbone, models.tokenizer, build_sampler(config), mesh=mesh)
     ids = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32, sharding=batch_sharding(mesh))
     arguments = (sampling_weights(program.template), program.key_shape(), ids, ids)
     flops = count_flops(generate, *arguments) / config.batch_size

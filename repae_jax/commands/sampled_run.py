@@ -56,7 +56,7 @@ def chosen_sampler(config: ConfigDict, options: argparse.Namespace) -> Sampler:
     Raises:
       UserError: the seed or a change is out of range, or the model lacks the null class.
     """
-    from repae_jax.runs.open_run import make_sampler
+    from repae_jax.config.modules import build_sampler
     from repae_jax.sampling.class_labels import NONE
     from repae_jax.sampling.samplers import check_null_class
 
@@ -65,7 +65,7 @@ def chosen_sampler(config: ConfigDict, options: argparse.Namespace) -> Sampler:
     if options.labels == NONE:
         _check_unconditional(config, options)
         changes["guidance_scale"] = 1.0
-    sampler = make_sampler(config, **changes)
+    sampler = build_sampler(config, **changes)
     check_null_class(sampler, config.condition.drop)
     return sampler
 

@@ -1,4 +1,4 @@
-"""Flax modules from the sections of a configuration, without weights."""
+"""Flax modules and the sampler from the sections of a configuration, without weights."""
 
 from typing import Any
 
@@ -12,6 +12,7 @@ from repae_jax.models.conditioning.base import Conditioner
 from repae_jax.models.encoders.base import Encoder
 from repae_jax.models.projectors import Projector
 from repae_jax.models.tokenizers.base import Tokenizer
+from repae_jax.sampling.samplers import Sampler
 
 
 def build_tokenizer(config: ConfigDict, dtype: Any = jnp.float32) -> Tokenizer:
@@ -106,3 +107,15 @@ def build_encoder(
     encoder = row.build(**fields, dtype=dtype, scan=scan)
     row.check(encoder, entry, path)
     return encoder
+
+
+def build_sampler(config: ConfigDict, **changes: Any) -> Sampler:
+    """Build the sampler of `config.sampling`; entries of `changes` other than None override it.
+
+    Raises:
+      UserError: a value is out of range.
+    """
+    given = {name: value for name, value in changes.items() if value is not None}
+    objective = config.objective
+    training = {"interpolant": objective.interpolant, "noise_scale": objective.noise_scale}
+    return Sampler(**training, **{**config.sampling, **given})

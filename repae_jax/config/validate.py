@@ -215,11 +215,10 @@ def _check_objective(config):
 
 
 def _check_sampling(config, tokenizer):
-    from repae_jax.sampling.samplers import Sampler, check_guidance_channels, check_null_class
+    from repae_jax.config.modules import build_sampler
+    from repae_jax.sampling.samplers import check_guidance_channels, check_null_class
 
-    objective = config.objective
-    training = {"interpolant": objective.interpolant, "noise_scale": objective.noise_scale}
-    sampler = Sampler(**training, **config.sampling)
+    sampler = build_sampler(config)
     check_null_class(sampler, config.condition.drop)
     check_guidance_channels(sampler, tokenizer.latent_channels)
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from repae_jax.config.modules import build_sampler
 from repae_jax.config.storage import to_json
 from repae_jax.data.pipeline import eval_batches
 from repae_jax.data.source import Source
@@ -18,7 +19,7 @@ from repae_jax.models.tokenizers.codec import make_codec
 from repae_jax.objectives.metrics import CURVES
 from repae_jax.runs.initial_state import initial_tokenizer
 from repae_jax.runs.metrics import read_history
-from repae_jax.runs.open_run import Run, make_sampler, sampling_weights
+from repae_jax.runs.open_run import Run, sampling_weights
 from repae_jax.runs.state import tokenizer_variables
 from repae_jax.sampling.class_labels import balanced_labels
 from repae_jax.sampling.generate import generate_all, make_generate
@@ -98,7 +99,7 @@ def _generated(run: Run, page: Page, samples: int, seed: int, progress: bool) ->
     config = run.config
     classes = config.data.num_classes
     labels = balanced_labels(samples, classes)
-    sampler = make_sampler(config, guidance_scale=1.0)
+    sampler = build_sampler(config, guidance_scale=1.0)
     images = generate_all(
         make_generate(run.models.backbone, run.models.tokenizer, sampler),
         sampling_weights(run.state),

@@ -11,19 +11,23 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from repae_jax.errors import UserError
 from repae_jax.interop import tables
-from repae_jax.interop.lightningdit import block_rules
+from repae_jax.interop.lightningdit import BLOCK
+from repae_jax.interop.sit import block_rules, final_rules
 from repae_jax.interop.tables import LINEAR, Rule, layer, patch_layout
-from repae_jax.models.backbones.base import blank_inputs
 from repae_jax.models.backbones.ddt import DDT, Decoupled
 from repae_jax.models.rotary import angles
 
 # A layer here -> the layers of diffusion-bench whose outputs it concatenates, in order.
 FUSED = {"attn/qkv": ("attn/q", "attn/k", "attn/v"), "mlp/w12": ("mlp/w1", "mlp/w2")}
+# The layers of its blocks, in the order of PyTorch's parameters.
+_SPLIT_BLOCK = (
+    "norm1", "norm2", "attn.q", "attn.k", "attn.v", "attn.proj", "attn.q_norm", "attn.k_norm",
+    "mlp.w1", "mlp.w2", "mlp.w3",
+)  # fmt: skip
 
 
 def ditdh_rules(patch_size: int) -> list[Rule]:
@@ -35,10 +39,8 @@ def ditdh_rules(patch_size: int) -> list[Rule]:
         *layer("s_projector", "params/head_condition", LINEAR),
         *_time_rules(),
         Rule("y_embedder.embedding_table.weight", "params/label_embed/embedding"),
-        *_final_rules("norm_final", "adaLN_modulation"),
-        *block_rules(
-            "adaLN_modulation", ("qkv", "q_norm", "k_norm", "proj"), ("w12", "w3", "fc1", "fc2")
-        ),
+        *final_rules(),
+        *block_rules(BLOCK),
     ]
 
 
@@ -51,10 +53,8 @@ def ddt_rules(patch_size: int) -> list[Rule]:
         *_time_rules(Rule("t_embedder.learnable_tokens", "params/learned_time_tokens")),
         Rule("ctx_embedder.learnable_tokens", "params/learned_class_tokens"),
         Rule("ctx_embedder.embedding_table.weight", "params/label_embed/embedding"),
-        *block_rules(
-            "adaln_modulation", ("q", "k", "v", "proj", "q_norm", "k_norm"), ("w1", "w2", "w3")
-        ),
-        *_final_rules("norm", "adaln_modulation"),
+        *block_rules(_SPLIT_BLOCK, "adaln_modulation"),
+        *final_rules("norm", "adaln_modulation"),
     ]
 
 
@@ -64,15 +64,6 @@ def _time_rules(*learned):
         *learned,
         *layer("t_embedder.mlp.0", "params/time_embed/fc1", LINEAR),
         *layer("t_embedder.mlp.2", "params/time_embed/fc2", LINEAR),
-    ]
-
-
-def _final_rules(norm, modulation):
-    theirs, ours = "final_layer", "params/final_layer"
-    return [
-        Rule(f"{theirs}.{norm}.weight", f"{ours}/norm/scale"),
-        *layer(f"{theirs}.linear", f"{ours}/linear", LINEAR),
-        *layer(f"{theirs}.{modulation}.1", f"{ours}/modulation", LINEAR),
     ]
 
 
@@ -93,12 +84,6 @@ def rotary_tables(model: Decoupled) -> dict[str, np.ndarray]:
             table = function(turns).repeat(2, axis=1).astype(np.float32)
             found[f"{name}.freqs_{function.__name__}"] = table
     return found
-
-
-def ddt_shapes(model: Decoupled) -> dict:
-    """Shapes and types of the variables, without projection heads; allocates nothing."""
-    model = model.clone(teacher_dims=())
-    return jax.eval_shape(model.init, jax.random.key(0), *blank_inputs(model))
 
 
 def is_ddt(tensors: Mapping[str, Any]) -> bool:

@@ -10,15 +10,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from repae_jax.errors import UserError
 from repae_jax.interop import tables
 from repae_jax.interop.checkpoint_schema import notes_of
+from repae_jax.interop.sit import block_rules, final_rules
 from repae_jax.interop.tables import CONV1X1, LINEAR, Layout, Rule, layer, patch_layout
-from repae_jax.models.backbones.base import blank_inputs
-from repae_jax.models.backbones.jit import PRESETS, JiT
+from repae_jax.models.backbones.jit import PRESETS
 from repae_jax.models.backbones.transformer import preset_of
 
 PREFIX = "net."  # of the names in all state dicts
@@ -27,9 +26,14 @@ _HEAD = re.compile(r"(?:^|\.)projectors\.\d+\.")
 _CONTEXT = Layout(lambda a: a[0], lambda a: a[None])  # (1, L, D) <-> (L, D)
 
 
+# The layers of a block, in the order of PyTorch's parameters.
+_BLOCK = (
+    "norm1", "attn.q_norm", "attn.k_norm", "attn.qkv", "attn.proj", "norm2", "mlp.w12", "mlp.w3",
+)  # fmt: skip
+
+
 def jit_rules(patch_size: int) -> list[Rule]:
     """Rules for the parameters and the position table, in the order of PyTorch's parameters."""
-    block = ("blocks.{i}", "params/blocks_{i}")
     return [
         Rule("pos_embed", "constants/position_table"),
         Rule("in_context_posemb", "params/context_table", _CONTEXT),
@@ -40,25 +44,9 @@ def jit_rules(patch_size: int) -> list[Rule]:
             "x_embedder.proj1", "params/patch_embed/proj1", patch_layout(patch_size), bias=False
         ),
         *layer("x_embedder.proj2", "params/patch_embed/proj2", CONV1X1),
-        Rule(f"{block[0]}.norm1.weight", f"{block[1]}/norm1/scale"),
-        Rule(f"{block[0]}.attn.q_norm.weight", f"{block[1]}/attn/q_norm/scale"),
-        Rule(f"{block[0]}.attn.k_norm.weight", f"{block[1]}/attn/k_norm/scale"),
-        *layer(f"{block[0]}.attn.qkv", f"{block[1]}/attn/qkv", LINEAR),
-        *layer(f"{block[0]}.attn.proj", f"{block[1]}/attn/proj", LINEAR),
-        Rule(f"{block[0]}.norm2.weight", f"{block[1]}/norm2/scale"),
-        *layer(f"{block[0]}.mlp.w12", f"{block[1]}/mlp/w12", LINEAR),
-        *layer(f"{block[0]}.mlp.w3", f"{block[1]}/mlp/w3", LINEAR),
-        *layer(f"{block[0]}.adaLN_modulation.1", f"{block[1]}/modulation", LINEAR),
-        Rule("final_layer.norm_final.weight", "params/final_layer/norm/scale"),
-        *layer("final_layer.linear", "params/final_layer/linear", LINEAR),
-        *layer("final_layer.adaLN_modulation.1", "params/final_layer/modulation", LINEAR),
+        *block_rules(_BLOCK),
+        *final_rules(),
     ]
-
-
-def jit_shapes(model: JiT) -> dict:
-    """Shapes and types of the variables, without projection heads; allocates nothing."""
-    model = model.clone(teacher_dims=())
-    return jax.eval_shape(model.init, jax.random.key(0), *blank_inputs(model))
 
 
 # Their key -> that of other checkpoints.

@@ -6,16 +6,15 @@ begin with "module."; those of "ema" do not.
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from repae_jax.errors import UserError
 from repae_jax.interop import tables
-from repae_jax.interop.tables import LINEAR, Rule, layer, norm, patch_layout
-from repae_jax.models.backbones.base import blank_inputs
+from repae_jax.interop.sit import block_rules, final_rules
+from repae_jax.interop.tables import LINEAR, Rule, layer, patch_layout
 from repae_jax.models.backbones.lightningdit import PRESETS, LightningDiT
 from repae_jax.models.backbones.transformer import preset_of
 from repae_jax.models.rotary import angles
@@ -23,6 +22,13 @@ from repae_jax.models.rotary import angles
 # The tables of cosines and sines, which the grid and the width of a head determine.
 ROTARY = {"feat_rope.freqs_cos": np.cos, "feat_rope.freqs_sin": np.sin}
 PREFIX = "module."  # of the names in "model"
+
+
+# The layers of a block, in the order of PyTorch's parameters.
+BLOCK = (
+    "norm1", "norm2", "attn.qkv", "attn.q_norm", "attn.k_norm", "attn.proj",
+    "mlp.w12", "mlp.w3", "mlp.fc1", "mlp.fc2",
+)  # fmt: skip
 
 
 def lightningdit_rules(patch_size: int) -> list[Rule]:
@@ -33,45 +39,9 @@ def lightningdit_rules(patch_size: int) -> list[Rule]:
         *layer("t_embedder.mlp.0", "params/time_embed/fc1", LINEAR),
         *layer("t_embedder.mlp.2", "params/time_embed/fc2", LINEAR),
         Rule("y_embedder.embedding_table.weight", "params/label_embed/embedding"),
-        *block_rules(
-            "adaLN_modulation", ("qkv", "q_norm", "k_norm", "proj"), ("w12", "w3", "fc1", "fc2")
-        ),
-        Rule("final_layer.norm_final.weight", "params/final_layer/norm/scale"),
-        *layer("final_layer.linear", "params/final_layer/linear", LINEAR),
-        *layer("final_layer.adaLN_modulation.1", "params/final_layer/modulation", LINEAR),
+        *block_rules(BLOCK),
+        *final_rules(),
     ]
-
-
-def block_rules(modulation: str, attention: Sequence[str], mlp: Sequence[str]) -> list[Rule]:
-    """Rules of all blocks, in the order of PyTorch's parameters.
-
-    Args:
-      modulation: the name of the block's modulation in the file.
-      attention, mlp: the names of the layers, in the file as here.
-    """
-    theirs, ours = "blocks.{i}", "params/blocks_{i}"
-    return [
-        Rule(f"{theirs}.norm1.weight", f"{ours}/norm1/scale"),
-        Rule(f"{theirs}.norm2.weight", f"{ours}/norm2/scale"),
-        *_same_names("attn", attention),
-        *_same_names("mlp", mlp),
-        *layer(f"{theirs}.{modulation}.1", f"{ours}/modulation", LINEAR),
-    ]
-
-
-def _same_names(module, layers):
-    pairs = ((f"blocks.{{i}}.{module}.{n}", f"params/blocks_{{i}}/{module}/{n}") for n in layers)
-    rules = (
-        norm(theirs, ours) if theirs.endswith("_norm") else layer(theirs, ours, LINEAR)
-        for theirs, ours in pairs
-    )
-    return [rule for found in rules for rule in found]
-
-
-def lightningdit_shapes(model: LightningDiT) -> dict:
-    """Shapes and types of the variables, without projection heads; allocates nothing."""
-    model = model.clone(teacher_dims=())
-    return jax.eval_shape(model.init, jax.random.key(0), *blank_inputs(model))
 
 
 def rotary_tables(model: LightningDiT) -> dict[str, np.ndarray]:

@@ -19,6 +19,7 @@ import numpy as np
 from repae_jax.interop import autoencoder_kl, ddt, discriminator, jit, lightningdit, sit, tables
 from repae_jax.interop.adamw import AdamState, read_adamw, write_adamw
 from repae_jax.interop.tables import Rule
+from repae_jax.models.backbones.base import headless_shapes
 from repae_jax.models.backbones.ddt import DDT, Decoupled
 from repae_jax.models.backbones.dit import DiT
 from repae_jax.models.backbones.jit import JiT
@@ -79,7 +80,7 @@ def sit_part(model: SiT, *, statistics: bool = True) -> Part:
 def lightningdit_part(model: LightningDiT) -> Part:
     """The LightningDiT as a `Part`."""
     rules = lightningdit.lightningdit_rules(model.patch_size)
-    shapes = _their_shapes(rules, lightningdit.lightningdit_shapes(model))
+    shapes = _their_shapes(rules, headless_shapes(model))
     trained = {name: shape for name, shape in shapes.items() if name != "pos_embed"}
     tables = lightningdit.rotary_tables(model)
     return Part(rules, shapes, (), list(shapes), trained, tables=tables)
@@ -88,7 +89,7 @@ def lightningdit_part(model: LightningDiT) -> Part:
 def dit_part(model: DiT) -> Part:
     """The DiT as a `Part`: the SiT's names without heads and BatchNorm."""
     rules = sit.sit_rules(model.patch_size)
-    shapes = _their_shapes(rules, sit.sit_shapes(model.clone(teacher_dims=()), statistics=False))
+    shapes = _their_shapes(rules, headless_shapes(model))
     trained = {name: shape for name, shape in shapes.items() if name != "pos_embed"}
     return Part(rules, shapes, (), list(shapes), trained)
 
@@ -97,7 +98,7 @@ def ddt_part(model: Decoupled) -> Part:
     """The DiT^DH or the DDT as a `Part`; all its parameters train, the position table too."""
     fused = ddt.FUSED if isinstance(model, DDT) else {}
     rules = (ddt.ddt_rules if fused else ddt.ditdh_rules)(model.patch_size)
-    shapes = _their_shapes(rules, ddt.ddt_shapes(model), fused)
+    shapes = _their_shapes(rules, headless_shapes(model), fused)
     rotary = ddt.rotary_tables(model)
     return Part(rules, shapes, (), list(shapes), shapes, tables=rotary, fused=fused)
 
@@ -105,7 +106,7 @@ def ddt_part(model: Decoupled) -> Part:
 def jit_part(model: JiT) -> Part:
     """The JiT as a `Part`; its optimizer does not number the position table."""
     rules = jit.jit_rules(model.patch_size)
-    shapes = _their_shapes(rules, jit.jit_shapes(model))
+    shapes = _their_shapes(rules, headless_shapes(model))
     vectors, others = jit.optimizer_order(shapes)
     trained = {name: shape for name, shape in shapes.items() if name != "pos_embed"}
     return Part(rules, shapes, (), [*vectors, *others], trained, undecayed=len(vectors))

@@ -3,7 +3,7 @@
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,12 +22,15 @@ SIGN = r"x_embedder\.proj\.weight$"  # a name that every file has
 BATCH_COUNT = "bn.num_batches_tracked"
 
 
+# The layers of a block, in the order of PyTorch's parameters.
+_BLOCK = ("attn.qkv", "attn.q_norm", "attn.k_norm", "attn.proj", "mlp.fc1", "mlp.fc2")
+
+
 def sit_rules(patch_size: int) -> list[Rule]:
     """Rules for parameters, position table and latent statistics (`bn`), in module order.
 
     REPA's own SiT has the same tensors, but no `bn`.
     """
-    block = ("blocks.{i}", "params/blocks_{i}")
     head = ("projectors.{k}", "params/projectors_{k}")
     return [
         Rule("pos_embed", "constants/position_table"),
@@ -35,20 +38,37 @@ def sit_rules(patch_size: int) -> list[Rule]:
         *layer("t_embedder.mlp.0", "params/time_embed/fc1", LINEAR),
         *layer("t_embedder.mlp.2", "params/time_embed/fc2", LINEAR),
         Rule("y_embedder.embedding_table.weight", "params/label_embed/embedding"),
-        *layer(f"{block[0]}.attn.qkv", f"{block[1]}/attn/qkv", LINEAR),
-        *norm(f"{block[0]}.attn.q_norm", f"{block[1]}/attn/q_norm"),
-        *norm(f"{block[0]}.attn.k_norm", f"{block[1]}/attn/k_norm"),
-        *layer(f"{block[0]}.attn.proj", f"{block[1]}/attn/proj", LINEAR),
-        *layer(f"{block[0]}.mlp.fc1", f"{block[1]}/mlp/fc1", LINEAR),
-        *layer(f"{block[0]}.mlp.fc2", f"{block[1]}/mlp/fc2", LINEAR),
-        *layer(f"{block[0]}.adaLN_modulation.1", f"{block[1]}/modulation", LINEAR),
+        *block_rules(_BLOCK),
         *layer(f"{head[0]}.0", f"{head[1]}/fc1", LINEAR),
         *layer(f"{head[0]}.2", f"{head[1]}/fc2", LINEAR),
         *layer(f"{head[0]}.4", f"{head[1]}/fc3", LINEAR),
-        *layer("final_layer.linear", "params/final_layer/linear", LINEAR),
-        *layer("final_layer.adaLN_modulation.1", "params/final_layer/modulation", LINEAR),
+        *final_rules(),
         Rule("bn.running_mean", "batch_stats/mean"),
         Rule("bn.running_var", "batch_stats/var"),
+    ]
+
+
+def block_rules(layers: Sequence[str], modulation: str = "adaLN_modulation") -> list[Rule]:
+    """Rules of all blocks: of layers that have the same name here, and of the modulation.
+
+    Args:
+      layers: their names in a block, in the order of PyTorch's parameters.
+      modulation: the name of the block's modulation.
+    """
+    block = ("blocks.{i}", "params/blocks_{i}")
+    names = ((f"{block[0]}.{name}", f"{block[1]}/{name.replace('.', '/')}") for name in layers)
+    rules = (norm(*pair) if "norm" in pair[0] else layer(*pair, LINEAR) for pair in names)
+    own = [rule for found in rules for rule in found]
+    return [*own, *layer(f"{block[0]}.{modulation}.1", f"{block[1]}/modulation", LINEAR)]
+
+
+def final_rules(norm_name: str = "norm_final", modulation: str = "adaLN_modulation") -> list[Rule]:
+    """Rules of the last layer: its norm's scale, where it has one, the layer, its modulation."""
+    theirs, ours = "final_layer", "params/final_layer"
+    return [
+        Rule(f"{theirs}.{norm_name}.weight", f"{ours}/norm/scale"),
+        *layer(f"{theirs}.linear", f"{ours}/linear", LINEAR),
+        *layer(f"{theirs}.{modulation}.1", f"{ours}/modulation", LINEAR),
     ]
 
 

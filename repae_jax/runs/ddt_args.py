@@ -9,22 +9,19 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from repae_jax.config.defaults import backbone, tokenizer
+from repae_jax.config.defaults import tokenizer
 from repae_jax.config.published import ddt256
 from repae_jax.config.recipes import apply_recipe
 from repae_jax.config.storage import from_json, to_json
 from repae_jax.errors import UserError
 from repae_jax.interop.ddt import infer_dimensions
-from repae_jax.models.backbones.families import BACKBONES
 from repae_jax.runs.lightningdit_args import plain_config
 from repae_jax.runs.optimizers import rate_at
+from repae_jax.runs.original_args import OURS, backbone_of
 from repae_jax.utils.schema import check_schema
 
-_OURS = "repae_jax"  # the key that holds the complete configuration of our own runs
 _VAES = {4: ("f8d4", 8), 16: ("f8d16", 8), 32: ("f16d32", 16)}  # channels -> (VAE, factor)
-_SIZES = (
-    "patch_size", "hidden_size", "depth", "num_heads", "head_size", "head_depth", "head_heads",
-)  # fmt: skip
+_HEAD = ("head_size", "head_depth", "head_heads")
 _OPTIONS = {"ddt": ("time_tokens", "class_tokens"), "ditdh": ("qk_norm",)}
 
 
@@ -41,9 +38,9 @@ def config_of_ddt(content: Mapping[str, Any], *, source: str) -> ConfigDict:
     Raises:
       UserError: the weights are of another backbone, or of latents without a VAE known here.
     """
-    ours = plain_config(content, source).get(_OURS)
+    ours = plain_config(content, source).get(OURS)
     if ours is not None:
-        check_schema({_OURS: ours}, dict[str, str], source=f"{source}: config.")
+        check_schema({OURS: ours}, dict[str, str], source=f"{source}: config.")
         return from_json(ours, source=source)
     found = infer_dimensions(content["ema"], source=source)
     vae, factor = _VAES.get(found["latent_channels"], ("", 0))
@@ -57,14 +54,7 @@ def config_of_ddt(content: Mapping[str, Any], *, source: str) -> ConfigDict:
     resolution = found["latent_size"] * factor
     config = ddt256(found["latent_channels"] * found["latent_size"] ** 2)
     config.name = family
-    sizes = {name: found[name] for name in (*_SIZES, *_OPTIONS[family])}
-    row = BACKBONES[family]
-    arch = next((a for a, preset in row.presets.items() if _is(row, preset, sizes)), "")
-    if arch:
-        config.backbone = backbone(arch)
-    else:
-        sizes["encoder_depth"] = min(8, found["depth"])
-        config.backbone = backbone(family=family, **sizes)
+    config.backbone = backbone_of(found, family, (*_HEAD, *_OPTIONS[family]))
     config.tokenizer = tokenizer(vae)
     config.data.resolution = resolution
     if family == "ditdh":  # RAE's training and samples
@@ -77,7 +67,7 @@ def config_of_ddt(content: Mapping[str, Any], *, source: str) -> ConfigDict:
 
 def ddt_settings(config: ConfigDict) -> dict[str, str]:
     """The "config" of our own files: the configuration as JSON."""
-    return {_OURS: to_json(config)}
+    return {OURS: to_json(config)}
 
 
 def ddt_entries(
@@ -112,9 +102,3 @@ def ddt_entries(
             "lr_lambdas": [None],
         },
     }
-
-
-def _is(row, preset, sizes):
-    """Whether sizes are a preset's, with the defaults of its family."""
-    whole = {key: default for key, default in row.options.items() if key in sizes} | preset
-    return all(whole[key] == value for key, value in sizes.items())

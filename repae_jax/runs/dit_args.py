@@ -15,10 +15,9 @@ from repae_jax.interop.checkpoint_schema import arguments_of
 from repae_jax.interop.sit import infer_dimensions
 from repae_jax.models.backbones.dit import PRESETS
 from repae_jax.models.backbones.transformer import preset_of
-from repae_jax.runs.original_args import assign, look_up
+from repae_jax.runs.original_args import OURS, assign, look_up
 from repae_jax.utils.schema import check_schema, whole
 
-_OURS = "repae_jax"  # the argument that holds the complete configuration of our own runs
 _FACTOR = 8  # of SD-VAE, the one VAE of DiT's code
 # their argument -> our key with the same value
 _SAME = {
@@ -57,8 +56,8 @@ def config_of_dit(
     """
     args = arguments_of(content, source)
     check_schema(args, _Arguments, source=f"{source}: its argument ")
-    if _OURS in args:
-        return from_json(args[_OURS], source=source)
+    if OURS in args:
+        return from_json(args[OURS], source=source)
     found = infer_dimensions(content["ema"], source=source, num_heads=num_heads)
     keys = ("hidden_size", "depth", "num_heads", "patch_size")
     shape = {key: found[key] for key in keys}
@@ -82,4 +81,4 @@ def config_of_dit(
 def dit_args(config: ConfigDict) -> dict[str, Any]:
     """DiT's arguments for this configuration; "repae_jax" holds all of it as JSON."""
     args = {theirs: look_up(config, ours) for theirs, ours in _SAME.items()}
-    return {"model": config.backbone.arch} | args | {_OURS: to_json(config)}
+    return {"model": config.backbone.arch} | args | {OURS: to_json(config)}

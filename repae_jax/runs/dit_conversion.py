@@ -18,6 +18,7 @@ from repae_jax.runs.build import build_models
 from repae_jax.runs.dit_args import config_of_dit
 from repae_jax.runs.foreign_backbones import SD_SCALE
 from repae_jax.runs.open_run import open_on_host
+from repae_jax.runs.state import without_heads
 
 
 def dit_of(found: Detected, step: int | None = None) -> StoredDiT:
@@ -82,7 +83,6 @@ def _run_dit(workdir, step):
             f"has {held}: write its checkpoint (--to checkpoint), or its VAE (--to diffusers)"
         )
     ema = run.state.ema
-    params = {n: p for n, p in ema["params"].items() if not n.startswith("projectors_")}
-    variables = {"params": params, "constants": ema["constants"]}
+    variables = {"params": without_heads(ema["params"]), "constants": ema["constants"]}
     tensors = original.export_part(variables, original.dit_part(backbone), {})
     return StoredDiT(tensors, backbone.num_heads, str(workdir))

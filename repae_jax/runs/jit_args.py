@@ -13,10 +13,9 @@ from repae_jax.config.storage import from_json, to_json
 from repae_jax.errors import UserError
 from repae_jax.interop.checkpoint_schema import arguments_of
 from repae_jax.interop.jit import PREFIX, infer_dimensions, published
-from repae_jax.runs.original_args import assign, look_up
+from repae_jax.runs.original_args import OURS, assign, look_up
 from repae_jax.utils.schema import check_schema, real, whole
 
-_OURS = "repae_jax"  # the argument that holds the complete configuration of our own runs
 IMAGES = 1_281_167  # of ImageNet's training set, whose epochs their arguments count
 # their argument -> our key with the same value
 _SAME = {
@@ -72,8 +71,8 @@ def config_of_jit(content: Mapping[str, Any], *, source: str) -> ConfigDict:
     """
     args = arguments_of(content, source)
     check_schema(args, _Arguments, source=f"{source}: its argument ")
-    if _OURS in args:
-        return from_json(args[_OURS], source=source)
+    if OURS in args:
+        return from_json(args[OURS], source=source)
     found = infer_dimensions(content["ema"], source=source)
     if (arch := published(found)) is None or found["latent_channels"] != 3:
         sizes = ("hidden_size", "depth", "num_heads", "patch_size", "latent_channels")
@@ -147,7 +146,7 @@ def jit_args(config: ConfigDict) -> dict[str, Any]:
         "warmup_epochs": round(adamw.warmup_steps / each),
         "attn_dropout": 0.0,
         "proj_dropout": 0.0,
-        _OURS: to_json(config),
+        OURS: to_json(config),
     }
 
 

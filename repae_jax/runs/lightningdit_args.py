@@ -18,11 +18,9 @@ from repae_jax.config.recipes import apply_recipe
 from repae_jax.config.storage import from_json, to_json
 from repae_jax.errors import UserError
 from repae_jax.interop.lightningdit import infer_dimensions
-from repae_jax.models.backbones.lightningdit import PRESETS
-from repae_jax.models.backbones.transformer import preset_of
+from repae_jax.runs.original_args import OURS, backbone_of
 from repae_jax.utils.schema import check_schema, real, short_repr, whole
 
-_OURS = "repae_jax"  # the key that holds the complete configuration of our own runs
 _VAES = {4: ("f8d4", 8), 32: ("f16d32", 16)}  # latent channels -> (VAE, factor)
 
 
@@ -82,8 +80,8 @@ def config_of_lightningdit(content: Mapping[str, Any], *, source: str) -> Config
     """
     theirs = plain_config(content, source)
     check_schema(theirs, _Config, source=f"{source}: config.")
-    if _OURS in theirs:
-        return from_json(theirs[_OURS], source=source)
+    if OURS in theirs:
+        return from_json(theirs[OURS], source=source)
     config = lightningdit256()
     config.name = "lightningdit"
     _set_network(config, infer_dimensions(content["ema"], source=source), source)
@@ -158,7 +156,7 @@ def lightningdit_config(config: ConfigDict) -> dict[str, Any]:
             "cfg_interval_start": 1.0 - sampling.guidance_high,
             "timestep_shift": 1.0 / sampling.shift,
         },
-        _OURS: to_json(config),
+        OURS: to_json(config),
     }
 
 
@@ -192,13 +190,7 @@ def _set_network(config, found, source):
             f"of LightningDiT ({', '.join(map(str, _VAES))}): give a configuration with --config"
         )
     options = ("qk_norm", "rotary", "swiglu", "rms_norm", "shift")
-    changes = {name: found[name] for name in options}
-    if not (arch := preset_of(found, PRESETS) or ""):
-        sizes = ("hidden_size", "depth", "num_heads", "patch_size")
-        changes |= {name: found[name] for name in sizes}
-        changes["encoder_depth"] = min(8, found["depth"])
-    family = "" if arch else "lightningdit"
-    config.backbone = defaults.backbone(arch, family=family, **changes)
+    config.backbone = backbone_of(found, "lightningdit", options)
     config.tokenizer = defaults.tokenizer(vae)
     config.data.resolution = found["latent_size"] * factor
     config.data.num_classes = found["num_classes"] - 1

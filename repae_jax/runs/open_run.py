@@ -20,7 +20,6 @@ from repae_jax.runs.checkpoints import FOLDER, Checkpoints
 from repae_jax.runs.state import TrainState, tokenizer_variables
 from repae_jax.runs.weights import statistics_of
 from repae_jax.runs.workdir import load_config
-from repae_jax.sampling.samplers import Sampler
 
 _SAMPLES = 2**32 - 2  # folded into the seed's key; steps stay below this number
 
@@ -149,15 +148,3 @@ def sampling_key(config: ConfigDict) -> jax.Array:
     image numbers into its own, so one key for both would repeat random numbers.
     """
     return jax.random.fold_in(jax.random.key(config.seed), _SAMPLES)
-
-
-def make_sampler(config: ConfigDict, **changes: Any) -> Sampler:
-    """Make the sampler of `config.sampling`; entries of `changes` other than None override it.
-
-    Raises:
-      UserError: a value is out of range.
-    """
-    given = {name: value for name, value in changes.items() if value is not None}
-    objective = config.objective
-    training = {"interpolant": objective.interpolant, "noise_scale": objective.noise_scale}
-    return Sampler(**training, **{**config.sampling, **given})

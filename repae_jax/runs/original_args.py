@@ -9,15 +9,16 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
-from repae_jax.config.defaults import NETWORKS, teacher
+from repae_jax.config.defaults import NETWORKS, backbone, teacher
 from repae_jax.config.published import imagenet256
 from repae_jax.config.recipes import apply_recipe
 from repae_jax.config.storage import from_json, to_json
 from repae_jax.errors import UserError
 from repae_jax.interop.original import Kind
 from repae_jax.interop.sit import infer_dimensions
+from repae_jax.models.backbones.families import BACKBONES
 from repae_jax.models.backbones.sit import SIT_CONFIGS
-from repae_jax.models.backbones.transformer import preset_of
+from repae_jax.models.backbones.transformer import SIZES, preset_of
 from repae_jax.models.encoders.vit import VIT_CONFIGS
 from repae_jax.models.tokenizers.autoencoder_kl import VAE_CONFIGS
 from repae_jax.utils.schema import Text, check_schema, real
@@ -65,7 +66,23 @@ _TEACHERS = {
     "jepa": "ijepa-{}",
     "clip": "clip-{}",
 }
-_OURS = "repae_jax"  # the argument that holds the complete configuration of our own runs
+OURS = "repae_jax"  # the argument that holds the complete configuration of our own runs
+
+
+def backbone_of(found: Mapping[str, Any], family: str, options: Iterable[str]) -> ConfigDict:
+    """Make `config.backbone` of the dimensions of another code's weights.
+
+    Args:
+      found: the family's fields.
+      family: the backbone's family.
+      options: the keys to set besides a preset's sizes.
+    """
+    changes = {name: found[name] for name in options}
+    arch = preset_of(found, BACKBONES[family].presets) or ""
+    if not arch:
+        changes |= {name: found[name] for name in SIZES}
+        changes["encoder_depth"] = min(8, found["depth"])
+    return backbone(arch, family="" if arch else family, **changes)
 
 
 class _Arguments(TypedDict, total=False):
@@ -119,8 +136,8 @@ def config_from_args(args: Mapping[str, Any], kind: Kind, *, source: str) -> Con
       UserError: a model or teacher has no published name, or an argument has a wrong type.
     """
     check_schema(args, _Arguments, source=f"{source}: its argument ")
-    if _OURS in args:
-        return from_json(args[_OURS], source=source)
+    if OURS in args:
+        return from_json(args[OURS], source=source)
     config = imagenet256()
     config.dtype = "float32" if args.get("mixed_precision") == "no" else "bfloat16"
     for theirs, ours in _SAME.items():
@@ -182,7 +199,7 @@ def args_from_config(config: ConfigDict) -> dict[str, Any]:
         "enc_type": ",".join(names) or "None",
         "mixed_precision": "no" if config.dtype == "float32" else "bf16",
         "prediction": "v",
-        _OURS: to_json(config),
+        OURS: to_json(config),
     }
 
 

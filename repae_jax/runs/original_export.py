@@ -17,7 +17,7 @@ from repae_jax.runs.jit_args import IMAGES
 from repae_jax.runs.open_run import open_on_host
 from repae_jax.runs.original_parts import new_provenance, trained_parts
 from repae_jax.runs.provenance import Provenance, blank_provenance, read_provenance
-from repae_jax.runs.state import TrainState, discriminator_variables
+from repae_jax.runs.state import TrainState, discriminator_variables, without_heads
 from repae_jax.utils.atomic_files import write_atomically
 
 
@@ -107,7 +107,7 @@ def _export(
         variables["discriminator"] = discriminator_variables(state)
     if origin.kind in FOREIGN:  # whose code has no projection heads
         for key in ("model", "ema"):
-            variables[key] = {**variables[key], "params": _without_heads(variables[key]["params"])}
+            variables[key] = {**variables[key], "params": without_heads(variables[key]["params"])}
     content = {}
     keys = {
         "model": "backbone",
@@ -124,15 +124,11 @@ def _export(
         count = optax.tree_utils.tree_get_all_with_path(adam, "count")[0][1]
         first, second = (optax.tree_utils.tree_get(adam, name) for name in ("mu", "nu"))
         if origin.kind in FOREIGN:
-            first, second = _without_heads(first), _without_heads(second)
+            first, second = without_heads(first), without_heads(second)
         content[key] = original.export_moments(
             int(count), first, second, part, origin.groups[key], origin.slots.get(key, {})
         )
     return content if origin.kind in FOREIGN else content | {"steps": steps}
-
-
-def _without_heads(params):
-    return {name: part for name, part in params.items() if not name.startswith("projectors_")}
 
 
 def _counters(origin, key, part, steps, config):

@@ -75,6 +75,11 @@ def discriminator_variables(state: TrainState) -> dict[str, Tree]:
     return {"params": state.params[name], "batch_stats": state.batch_stats[name]}
 
 
+def without_heads(params: Mapping[str, Tree]) -> dict[str, Tree]:
+    """A backbone's parameters, or their moments, without projection heads."""
+    return {name: part for name, part in params.items() if not name.startswith("projectors_")}
+
+
 def averaged_variables(state: TrainState) -> dict[str, Tree]:
     """The current values that the moving average follows: backbone and latent statistics."""
     if "backbone" not in state.params:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from repae_jax.config.modules import build_sampler
 from repae_jax.data.pipeline import eval_batches
 from repae_jax.data.sources import open_source
 from repae_jax.evaluation.alignment import alignments
@@ -22,7 +23,7 @@ from repae_jax.evaluation.reconstruction import mean_psnr
 from repae_jax.evaluation.representation import extract_features, make_extract, random_subset
 from repae_jax.models.networks import Models
 from repae_jax.models.tokenizers.codec import make_codec
-from repae_jax.runs.open_run import make_sampler, sampling_key, sampling_weights
+from repae_jax.runs.open_run import sampling_key, sampling_weights
 from repae_jax.runs.state import TrainState, tokenizer_variables
 from repae_jax.sampling.class_labels import balanced_labels
 from repae_jax.sampling.generate import generate_all, make_generate
@@ -71,7 +72,7 @@ class Measures:
         self._heldout = _images(random_subset(self._source, self._count, 0))
         self._encode, self._decode = make_codec(models.tokenizer)
         if models.backbone is not None:
-            self._generate = make_generate(models.backbone, models.tokenizer, make_sampler(config))
+            self._generate = make_generate(models.backbone, models.tokenizer, build_sampler(config))
             self._extract = make_extract(config, models)
             train = open_source(config.data, "train")
             reference = random_subset(train, min(self._wanted.reference, len(train)), 0)

@@ -3,9 +3,10 @@
 import jax
 import numpy as np
 
+from repae_jax.config.modules import build_sampler
 from repae_jax.parallel.mesh import place, place_key, replicated
 from repae_jax.runs.going_back import SAMPLES
-from repae_jax.runs.open_run import make_sampler, sampling_key, sampling_weights
+from repae_jax.runs.open_run import sampling_key, sampling_weights
 from repae_jax.sampling.generate import Generate, make_generate
 from repae_jax.training.hooks import Hook, RunContext, StepEnd, StepMetrics
 from repae_jax.training.online import OnlineEvaluation
@@ -24,7 +25,7 @@ def default_hooks(run: RunContext) -> list[Hook]:
     config, models, mesh = run.config, run.models, run.mesh
     if models.backbone is None:
         return hooks
-    sampler = make_sampler(config, steps=config.run.sample_steps)
+    sampler = build_sampler(config, steps=config.run.sample_steps)
     generate = make_generate(models.backbone, models.tokenizer, sampler, mesh=mesh)
     key = place_key(mesh, sampling_key(config))
     hooks.append(DrawSamples(run, generate, key))

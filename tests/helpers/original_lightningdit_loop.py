@@ -24,7 +24,8 @@ from original_lightningdit import ORIGINAL, original_transport
 from parity import state_of, to_nchw
 
 from repae_jax.interop import tables
-from repae_jax.interop.lightningdit import ROTARY, lightningdit_rules, lightningdit_shapes
+from repae_jax.interop.lightningdit import ROTARY, lightningdit_rules
+from repae_jax.models.backbones.base import headless_shapes
 from repae_jax.models.batch_norm import normalize
 from repae_jax.models.networks import Models
 from repae_jax.runs.build import build_optimizers, latent_shape
@@ -129,7 +130,7 @@ def _loop(script):
 def our_state(model: torch.nn.Module, config: ConfigDict, models: Models) -> TrainState:
     """The state of our `models` at their model's weights."""
     rules = lightningdit_rules(models.backbone.patch_size)
-    shapes = lightningdit_shapes(models.backbone)
+    shapes = headless_shapes(models.backbone)
     variables = tables.load(rules, state_of(model), shapes, ignore=ROTARY)
     state = create_state(
         {"backbone": variables["params"], "tokenizer": {}},  # of which cached latents use nothing

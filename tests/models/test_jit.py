@@ -17,8 +17,8 @@ from original_jit import (
 
 from repae_jax.errors import UserError
 from repae_jax.interop import tables
-from repae_jax.interop.jit import jit_rules, jit_shapes
-from repae_jax.models.backbones.base import blank_inputs
+from repae_jax.interop.jit import jit_rules
+from repae_jax.models.backbones.base import blank_inputs, headless_shapes
 from repae_jax.models.backbones.jit import FAMILY, PRESETS, JiT
 from repae_jax.models.conditioning.class_label import ClassLabel
 from repae_jax.models.layers import rms_norm
@@ -72,7 +72,9 @@ def random_reference(name, case):
 
 
 def variables_of(reference, model):
-    return tables.load(jit_rules(model.patch_size), parity.state_of(reference), jit_shapes(model))
+    return tables.load(
+        jit_rules(model.patch_size), parity.state_of(reference), headless_shapes(model)
+    )
 
 
 def images(config, seed=1):
@@ -147,7 +149,7 @@ def test_the_original_aligns_the_same_tokens(depth):
     model = ours_of(SMALL, encoder_depth=depth)
     state = parity.state_of(reference)
     own = {name: a for name, a in state.items() if not name.startswith("projectors.")}
-    variables = tables.load(jit_rules(model.patch_size), own, jit_shapes(model))
+    variables = tables.load(jit_rules(model.patch_size), own, headless_shapes(model))
     x = images(SMALL)
     with torch.no_grad():
         _, _, (expected,) = reference(

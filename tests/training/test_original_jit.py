@@ -8,7 +8,8 @@ import torch
 from original_jit import ORIGINAL, REASON, original_denoiser, original_jit_with_heads
 
 from repae_jax.interop import tables
-from repae_jax.interop.jit import jit_rules, jit_shapes
+from repae_jax.interop.jit import jit_rules
+from repae_jax.models.backbones.base import headless_shapes
 from repae_jax.models.backbones.jit import JiT
 from repae_jax.models.conditioning.class_label import ClassLabel
 from repae_jax.objectives.diffusion import denoising_loss
@@ -43,7 +44,7 @@ def both():
         context_start=2,
     )  # fmt: skip
     rules = jit_rules(model.patch_size)
-    return net, model, tables.load(rules, parity.state_of(net), jit_shapes(model))
+    return net, model, tables.load(rules, parity.state_of(net), headless_shapes(model))
 
 
 def images(seed):

@@ -89,6 +89,12 @@ def velocity_from_data(
     return (noisy - x) / jnp.maximum(t, least_time)
 
 
+def headless_shapes(backbone: Backbone) -> dict:
+    """Shapes and types of a backbone's variables without projection heads; allocates nothing."""
+    bare = backbone.clone(teacher_dims=())
+    return jax.eval_shape(bare.init, jax.random.key(0), *blank_inputs(bare))
+
+
 def blank_inputs(backbone: Backbone) -> tuple[jax.Array, jax.Array, Arrays]:
     """Zeros (x, t, condition) with a batch of one, to initialize a backbone."""
     side = backbone.latent_size

@@ -13,9 +13,13 @@ from jax.nn import initializers
 
 from repae_jax.errors import UserError
 from repae_jax.models.backbones import transformer
-from repae_jax.models.backbones.base import BackboneOutput
-from repae_jax.models.backbones.transformer import FinalLayer, Transformer, normal_002, xavier
-from repae_jax.models.conditioning.base import Arrays
+from repae_jax.models.backbones.transformer import (
+    SIZES,
+    Transformer,
+    defaults_of,
+    normal_002,
+    xavier,
+)
 from repae_jax.models.family import Family, Section
 from repae_jax.models.layers import TORCH_KERNEL, Dense, sincos_position_table, torch_uniform
 
@@ -63,37 +67,28 @@ class Decoupled(Transformer):
     head_heads: int = 16
 
     def setup(self):
-        self.patch_embed = Dense(self.hidden_size, dtype=self.dtype, kernel_init=xavier)
-        self.time_embed = FourierTimeEmbedding(self.hidden_size, dtype=self.dtype)
-        setattr(self, self.conditioner.name, self.conditioner.module(self.hidden_size, self.dtype))
-        self.blocks = [  # of the encoder, then of the head, as the originals number them
-            *self._make_blocks(self.depth, self.num_heads, kernel_init=TORCH_KERNEL),
-            *self._make_blocks(self.head_depth, self.head_heads, kernel_init=TORCH_KERNEL),
-        ]
-        self.projectors = [
-            self.projector.module(dim, self.grid, self.dtype) for dim in self.teacher_dims
-        ]
+        super().setup()
         self.head_patch_embed = Dense(self.head_size, dtype=self.dtype, kernel_init=xavier)
         if self.head_size != self.hidden_size:
             self.head_condition = Dense(self.head_size, dtype=self.dtype, kernel_init=TORCH_KERNEL)
-        features = self.patch_size**2 * self.output_channels
-        self.final_layer = FinalLayer(features, self.rms_norm, self.dtype)
-        self._setup_encoder()
 
-    def __call__(self, x: jax.Array, t: jax.Array, condition: Arrays) -> BackboneOutput:
-        """See `Backbone`."""
-        h, vector = self._embed(x, t, condition)
-        h = self._apply_blocks(0, self.encoder_depth, h, vector)
-        tokens = self._patches(h)
-        h = self._apply_blocks(self.encoder_depth, self.depth, h, vector)
+    def _time_embedding(self):
+        return FourierTimeEmbedding(self.hidden_size, dtype=self.dtype)
 
-        per_token = nn.silu(self.time_embed(t)[:, None] + self._patches(h))
+    def _all_blocks(self):
+        """Those of the encoder, then those of the head, as the originals number them."""
+        return [
+            *self._make_blocks(self.depth, self.num_heads, kernel_init=TORCH_KERNEL),
+            *self._make_blocks(self.head_depth, self.head_heads, kernel_init=TORCH_KERNEL),
+        ]
+
+    def _predict(self, x, t, tokens, condition):
+        per_token = nn.silu(self.time_embed(t)[:, None] + tokens)
         if self.head_size != self.hidden_size:
             per_token = self.head_condition(per_token)
         h = self.head_patch_embed(self._patchify(x))
         h = self._apply_blocks(self.depth, self.depth + self.head_depth, h, per_token)
-        prediction = self._unpatchify(self.final_layer(h, per_token)).astype(jnp.float32)
-        return BackboneOutput(prediction, tokens, self._project(tokens))
+        return self.final_layer(h, per_token)
 
 
 class DiTDH(Decoupled):
@@ -102,7 +97,7 @@ class DiTDH(Decoupled):
     Its blocks are modulated by silu(time + class), to which each applies silu again.
     """
 
-    def _setup_encoder(self):
+    def _setup_tokens(self):
         table = sincos_position_table(self.hidden_size, self.grid)[None]
         self.position_table = self.param("position_table", lambda _: jnp.asarray(table))
 
@@ -124,7 +119,7 @@ class DDT(Decoupled):
     time_tokens: int = 4
     class_tokens: int = 8
 
-    def _setup_encoder(self):
+    def _setup_tokens(self):
         init = initializers.normal(self.hidden_size**-0.5)
         for of, count in (("time", self.time_tokens), ("class", self.class_tokens)):
             name = f"learned_{of}_tokens"
@@ -170,18 +165,9 @@ def check(network: Decoupled, section: Section, path: str) -> None:
 
 
 def _family(network, presets, options):
-    sizes = ("encoder_depth", "head_size", "head_depth", "head_heads", "mlp_ratio", *options)
+    own = ("encoder_depth", "head_size", "head_depth", "head_heads", "mlp_ratio", *options)
     return Family(
-        network,
-        options=dict(
-            patch_size=int,
-            hidden_size=int,
-            depth=int,
-            num_heads=int,
-            **{name: getattr(network, name) for name in sizes},
-        ),
-        presets=presets,
-        check=check,
+        network, options={**SIZES, **defaults_of(network, *own)}, presets=presets, check=check
     )
 
 

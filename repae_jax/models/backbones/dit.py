@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from repae_jax.models.backbones.base import BackboneOutput
-from repae_jax.models.backbones.transformer import Transformer, check
+from repae_jax.models.backbones.transformer import SIZES, Transformer, check, defaults_of
 from repae_jax.models.conditioning.base import Arrays
 from repae_jax.models.family import Family
 
@@ -58,16 +58,10 @@ class DiT(Transformer):
 
 FAMILY = Family(
     DiT,
-    options=dict(
-        patch_size=int,
-        hidden_size=int,
-        depth=int,
-        num_heads=int,
-        **{
-            name: getattr(DiT, name)
-            for name in ("encoder_depth", "mlp_ratio", "qk_norm", "learn_sigma")
-        },
-    ),
+    options={
+        **SIZES,
+        **defaults_of(DiT, "encoder_depth", "mlp_ratio", "qk_norm", "learn_sigma"),
+    },
     presets=PRESETS,
     check=check,
 )

@@ -12,7 +12,13 @@ import jax.numpy as jnp
 from repae_jax.errors import UserError
 from repae_jax.models.backbones import transformer
 from repae_jax.models.backbones.base import BackboneOutput, velocity_from_data
-from repae_jax.models.backbones.transformer import Transformer, normal_002, xavier
+from repae_jax.models.backbones.transformer import (
+    SIZES,
+    Transformer,
+    defaults_of,
+    normal_002,
+    xavier,
+)
 from repae_jax.models.conditioning.base import Arrays
 from repae_jax.models.family import Family, Section
 from repae_jax.models.layers import Dense
@@ -81,11 +87,11 @@ class JiT(Transformer):
     context_start: int = 4
     least_time: float = 0.05
 
-    def setup(self):
+    def _setup_tokens(self):
+        super()._setup_tokens()
         if self.context_tokens:
             shape = (self.context_tokens, self.hidden_size)
             self.context_table = self.param("context_table", normal_002, shape)
-        super().setup()
 
     def __call__(self, x: jax.Array, t: jax.Array, condition: Arrays) -> BackboneOutput:
         """See `Backbone`."""
@@ -112,7 +118,7 @@ class JiT(Transformer):
             start = self.context_start
         return super()._apply_blocks(start, stop, h, condition.vector)
 
-    def _predict(self, tokens, condition):
+    def _predict(self, x, t, tokens, condition):
         return self.final_layer(tokens, condition.vector)
 
 
@@ -136,18 +142,13 @@ def check(network: JiT, section: Section, path: str) -> None:
 
 FAMILY = Family(
     JiT,
-    options=dict(
-        patch_size=int,
-        hidden_size=int,
-        depth=int,
-        num_heads=int,
-        bottleneck=int,
-        context_start=whole(0, 255),
-        context_tokens=whole(0, 4096),
-        encoder_depth=JiT.encoder_depth,
-        mlp_ratio=JiT.mlp_ratio,
-        least_time=JiT.least_time,
-    ),
+    options={
+        **SIZES,
+        "bottleneck": int,
+        "context_start": whole(0, 255),
+        "context_tokens": whole(0, 4096),
+        **defaults_of(JiT, "encoder_depth", "mlp_ratio", "least_time"),
+    },
     presets=PRESETS,
     check=check,
 )

@@ -6,7 +6,7 @@ Two other backbones bear the same name, RAE's and diffusion-bench's, with other 
 import jax
 
 from repae_jax.models.backbones.base import BackboneOutput
-from repae_jax.models.backbones.transformer import Transformer, check
+from repae_jax.models.backbones.transformer import SIZES, Transformer, check, defaults_of
 from repae_jax.models.conditioning.base import Arrays
 from repae_jax.models.family import Family
 
@@ -49,18 +49,13 @@ class LightningDiT(Transformer):
 
 FAMILY = Family(
     LightningDiT,
-    options=dict(
-        patch_size=int,
-        hidden_size=int,
-        depth=int,
-        num_heads=int,
-        **{
-            name: getattr(LightningDiT, name)
-            for name in (
-                "encoder_depth", "mlp_ratio", "qk_norm", "rotary", "swiglu", "rms_norm", "shift"
-            )
-        },
-    ),
+    options={
+        **SIZES,
+        **defaults_of(
+            LightningDiT,
+            "encoder_depth", "mlp_ratio", "qk_norm", "rotary", "swiglu", "rms_norm", "shift",
+        ),
+    },
     presets=PRESETS,
     check=check,
 )  # fmt: skip

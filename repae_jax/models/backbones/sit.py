@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from repae_jax.models.backbones.transformer import Transformer, check, preset_of
+from repae_jax.models.backbones.transformer import SIZES, Transformer, check, defaults_of, preset_of
 from repae_jax.models.family import Family
 
 # name -> (hidden_size, depth, num_heads); SiT paper (arXiv 2401.08740), table 1.
@@ -44,13 +44,10 @@ def describe(d: Mapping[str, Any]) -> str:
 
 FAMILY = Family(
     SiT,
-    options=dict(
-        patch_size=int,
-        hidden_size=int,
-        depth=int,
-        num_heads=int,
-        **{name: getattr(SiT, name) for name in ("encoder_depth", "mlp_ratio", "qk_norm")},
-    ),
+    options={
+        **SIZES,
+        **defaults_of(SiT, "encoder_depth", "mlp_ratio", "qk_norm"),
+    },
     presets=SIT_CONFIGS,
     check=check,
     describe=lambda sit: describe(vars(sit) | vars(sit.conditioner)),

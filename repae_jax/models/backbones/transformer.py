@@ -203,15 +203,11 @@ class Transformer(nn.Module):
 
     def setup(self):
         self.patch_embed = self._patch_embedding()
-        self.time_embed = TimeEmbedding(self.hidden_size, dtype=self.dtype)
+        self.time_embed = self._time_embedding()
         # The attribute's name, here the conditioner's, is the head of its parameters' names.
         setattr(self, self.conditioner.name, self.conditioner.module(self.hidden_size, self.dtype))
-        self.position_table = self.variable(
-            "constants",
-            "position_table",
-            lambda: jnp.asarray(sincos_position_table(self.hidden_size, self.grid))[None],
-        )
-        self.blocks = self._make_blocks(self.depth, self.num_heads)
+        self._setup_tokens()
+        self.blocks = self._all_blocks()
         self.projectors = [
             self.projector.module(dim, self.grid, self.dtype) for dim in self.teacher_dims
         ]
@@ -224,7 +220,7 @@ class Transformer(nn.Module):
         h = self._apply_blocks(0, self.encoder_depth, h, condition)
         tokens = self._patches(h)
         h = self._apply_blocks(self.encoder_depth, self.depth, h, condition)
-        prediction = self._unpatchify(self._predict(self._patches(h), condition))
+        prediction = self._unpatchify(self._predict(x, t, self._patches(h), condition))
         return BackboneOutput(prediction.astype(jnp.float32), tokens, self._project(tokens))
 
     def project(self, x: jax.Array, t: jax.Array, condition: Arrays) -> tuple[jax.Array, ...]:
@@ -245,6 +241,21 @@ class Transformer(nn.Module):
     def _patch_embedding(self):
         """The module from patches (B, N, p * p * c) to tokens (B, N, D)."""
         return Dense(self.hidden_size, dtype=self.dtype, kernel_init=xavier)
+
+    def _time_embedding(self):
+        """The module from times (B,) to vectors (B, D)."""
+        return TimeEmbedding(self.hidden_size, dtype=self.dtype)
+
+    def _setup_tokens(self):
+        """Make what `_embed` adds to the patches."""
+        self.position_table = self.variable(
+            "constants",
+            "position_table",
+            lambda: jnp.asarray(sincos_position_table(self.hidden_size, self.grid))[None],
+        )
+
+    def _all_blocks(self):
+        return self._make_blocks(self.depth, self.num_heads)
 
     def _make_blocks(self, depth, num_heads, **options):
         block = rematerialize(Block, self.remat)
@@ -281,7 +292,8 @@ class Transformer(nn.Module):
         """The tokens of the patches, (B, N, D), of those that the blocks see: the first N."""
         return h[:, : self.grid**2]
 
-    def _predict(self, tokens, condition):
+    def _predict(self, x, t, tokens, condition):
+        """The patches of the prediction from the tokens after the last block."""
         return self.final_layer(tokens, condition)
 
     def _project(self, tokens):
@@ -301,11 +313,19 @@ class Transformer(nn.Module):
         return x.reshape(batch, self.latent_size, self.latent_size, channels)
 
 
+# The options that a preset sets.
+SIZES = dict.fromkeys(("patch_size", "hidden_size", "depth", "num_heads"), int)
+
+
+def defaults_of(network: type[Transformer], *names: str) -> dict[str, Any]:
+    """Options of a family and their defaults, which are those of the network's fields."""
+    return {name: getattr(network, name) for name in names}
+
+
 def preset_of(found: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]]) -> str | None:
     """The preset with these sizes; None for others."""
-    sizes = ("hidden_size", "depth", "num_heads", "patch_size")
     for name, preset in presets.items():
-        if all(preset[size] == found[size] for size in sizes):
+        if all(preset[size] == found[size] for size in SIZES):
             return name
     return None
 
