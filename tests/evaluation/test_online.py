@@ -9,6 +9,7 @@ from runs import words
 from safetensors.numpy import load_file, save_file
 
 from repae_jax.cli import main
+from repae_jax.config.modules import build_sampler
 from repae_jax.config.needs import check_files
 from repae_jax.config.storage import differences
 from repae_jax.config.validate import validate
@@ -18,7 +19,7 @@ from repae_jax.evaluation.alignment import cknna, normalize_features
 from repae_jax.evaluation.representation import extract_features, pooled_tokens
 from repae_jax.runs.checkpoints import restore_latest
 from repae_jax.runs.metrics import read_history
-from repae_jax.runs.open_run import make_sampler, open_run, sampling_key, sampling_weights
+from repae_jax.runs.open_run import open_run, sampling_key, sampling_weights
 from repae_jax.runs.workdir import load_config
 from repae_jax.sampling.generate import generate_all, make_generate
 
@@ -55,7 +56,7 @@ def test_the_report_draws_them(measured):
 def test_the_distance_is_that_of_generated_and_training_images(measured):
     run = open_run(measured)
     labels = (np.arange(SAMPLES) % 10).astype(np.int32)
-    sampler = make_sampler(run.config, steps=run.config.run.sample_steps)
+    sampler = build_sampler(run.config, steps=run.config.run.sample_steps)
     generate = make_generate(run.models.backbone, run.models.tokenizer, sampler)
     made = generate_all(
         generate, sampling_weights(run.state), sampling_key(run.config), labels, batch_size=SAMPLES,

@@ -38,12 +38,13 @@ def _read_run(folder):
 
 def _use_run(folder):
     """What `sample`, `generate`, `evaluate` and `report` begin with, and `inspect`."""
+    from repae_jax.config.modules import build_sampler
     from repae_jax.runs.inspection import describe
-    from repae_jax.runs.open_run import make_sampler, open_run
+    from repae_jax.runs.open_run import open_run
 
     describe(folder / "run")
     run = open_run(folder / "run")
-    make_sampler(run.config)
+    build_sampler(run.config)
     return {"state": run.state}
 
 

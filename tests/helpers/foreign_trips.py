@@ -9,8 +9,11 @@ import parity
 import tiny
 import torch
 
+from repae_jax.cli import main
+from repae_jax.interop.detect_format import detect
 from repae_jax.interop.vae_files import StoredVAE, write_ldm
 from repae_jax.runs.build import build_models
+from repae_jax.runs.original_import import import_run
 
 
 @dataclasses.dataclass
@@ -27,6 +30,16 @@ class Trip:
     exported: pathlib.Path
     config: object
     statistics: tuple = ()
+
+
+def make_trip(model, ema, checkpoint, config, statistics=()) -> Trip:
+    """Import a checkpoint as a run, and export this again, in the checkpoint's folder."""
+    folder = checkpoint.parent
+    content = detect(checkpoint).content
+    import_run(content, folder / "run", config, source=str(checkpoint), progress=False)
+    exported = folder / "exported" / checkpoint.name
+    assert main(["convert", str(folder / "run"), str(exported), "--quiet"]) == 0
+    return Trip(model, ema, checkpoint, folder / "run", exported, config, statistics)
 
 
 def write_vae(folder: pathlib.Path) -> pathlib.Path:

@@ -63,6 +63,32 @@ def assert_tensors_close(
             assert np.abs(as_numpy(actual[name])).max() <= bound, name
 
 
+def assert_backbones_equal(model, variables, x, time, labels, x_torch, expected):
+    """The prediction, and the gradients of a random weighting of it by x and by torch's parameters.
+
+    Args:
+      model, variables: ours.
+      x, time, labels: its inputs.
+      x_torch: x as a leaf (B, C, h, w).
+      expected: torch's prediction (B, C, h, w) from `x_torch`, toward the noise.
+
+    Returns:
+      Our gradients by the parameters, and our output; torch's parameters hold their gradients.
+    """
+    weight = normal(*x.shape, seed=2)
+    (expected * torch.tensor(weight.transpose(0, 3, 1, 2))).sum().backward()
+
+    def weighted(params, x):
+        output = model.apply({**variables, "params": params}, x, time, {"label": labels})
+        return (output.prediction * weight).sum(), output
+
+    gradients = quick_jit(jax.grad(weighted, argnums=(0, 1), has_aux=True))
+    (by_params, by_x), output = gradients(variables["params"], x)
+    assert_close(output.prediction, to_nhwc(expected), "velocity")
+    assert_close(by_x, to_nhwc(x_torch.grad), "gradient by x")
+    return by_params, output
+
+
 def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """`module` with every parameter random: also norm scales and what is initialised as zero.
 

@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 import torch_ddt
-from foreign_trips import Trip, write_vae
+from foreign_trips import make_trip, write_vae
 from original_ddt import CHECKOUTS, REASONS, labelled, original_ddt
 from saved import assert_same_content, saved_content
 
@@ -93,10 +93,7 @@ def trip(request, tmp_path_factory):
     file = folder / "latents_stats.pt"
     torch.save(dict(zip(("mean", "std"), shaped, strict=True)), file)
     config.tokenizer.statistics = str(file)
-    import_run(detect(path).content, folder / "run", config, source=str(path), progress=False)
-    exported = folder / "exported" / path.name
-    assert main(["convert", str(folder / "run"), str(exported), "--quiet"]) == 0
-    return Trip(model, ema, path, folder / "run", exported, config, (family, *statistics))
+    return make_trip(model, ema, path, config, (family, *statistics))
 
 
 def test_a_checkpoint_comes_back_bit_by_bit(trip):

@@ -8,7 +8,7 @@ import parity
 import pytest
 import tiny
 import torch
-from foreign_trips import Trip, write_vae
+from foreign_trips import make_trip, write_vae
 from original_dit import ORIGINAL, REASON, original_dit
 from saved import assert_same_content, saved_content
 from torch_dit import make_dit
@@ -69,11 +69,7 @@ def trip(request, tmp_path_factory):
     config.objective.interpolant = "ddpm"
     config.sampling.update(method="ddpm", steps=3)
     config.tokenizer.weights = str(write_vae(folder))
-    content = detect(path).content
-    import_run(content, folder / "run", config, source=str(path), progress=False)
-    exported = folder / "exported" / path.name
-    assert main(["convert", str(folder / "run"), str(exported), "--quiet"]) == 0
-    return Trip(model, ema, path, folder / "run", exported, config)
+    return make_trip(model, ema, path, config)
 
 
 def test_a_checkpoint_comes_back_bit_by_bit(trip):

@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 import torch_jit
-from foreign_trips import Trip
+from foreign_trips import make_trip
 from original_jit import ORIGINAL, REASON, original_jit
 from saved import assert_same_content, saved_content
 
@@ -90,11 +90,7 @@ def trip(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     model, ema, path = trained(REFERENCES[request.param], folder)
     config = on_pixels()
-    content = detect(path).content
-    import_run(content, folder / "run", config, source=str(path), progress=False)
-    exported = folder / "exported" / path.name
-    assert main(["convert", str(folder / "run"), str(exported), "--quiet"]) == 0
-    return Trip(model, ema, path, folder / "run", exported, config)
+    return make_trip(model, ema, path, config)
 
 
 def test_a_checkpoint_comes_back_bit_by_bit(trip):

@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 import torch_lightningdit
-from foreign_trips import Trip, write_vae
+from foreign_trips import make_trip, write_vae
 from original_lightningdit import ORIGINAL, REASON, original_lightningdit
 from saved import assert_same_content, saved_content
 
@@ -96,11 +96,7 @@ def trip(request, tmp_path_factory):
         family="lightningdit", patch_size=2, hidden_size=32, depth=2, num_heads=2, encoder_depth=1
     )
     config.tokenizer.update(weights=str(vae), statistics=str(file))
-    content = detect(path).content
-    import_run(content, folder / "run", config, source=str(path), progress=False)
-    exported = folder / "exported" / path.name
-    assert main(["convert", str(folder / "run"), str(exported), "--quiet"]) == 0
-    return Trip(model, ema, path, folder / "run", exported, config, tuple(statistics))
+    return make_trip(model, ema, path, config, tuple(statistics))
 
 
 def state_of(trip):

@@ -83,19 +83,10 @@ def test_values_and_gradients_equal(case, source):
     x = parity.normal(3, side, side, config["in_channels"], seed=1)
     x_torch = parity.to_nchw(x).requires_grad_()
     expected = labelled(family, reference, x_torch, torch.tensor(TIME), LABELS)
-    weight = parity.normal(*x.shape, seed=2)
-    (expected * torch.tensor(weight.transpose(0, 3, 1, 2))).sum().backward()
-
-    def weighted(params, x):
-        output = model.apply({"params": params}, x, TIME, {"label": LABELS})
-        return (output.prediction * weight).sum(), output
-
-    (by_params, by_x), output = parity.quick_jit(jax.grad(weighted, argnums=(0, 1), has_aux=True))(
-        variables["params"], x
+    by_params, output = parity.assert_backbones_equal(
+        model, variables, x, TIME, LABELS, x_torch, expected
     )
-    parity.assert_close(output.prediction, parity.to_nhwc(expected), "velocity")
     assert output.tokens.shape == (3, model.grid**2, model.hidden_size)
-    parity.assert_close(by_x, parity.to_nhwc(x_torch.grad), "gradient by x")
     by_name = export_part({"params": by_params}, ddt_part(model), {})
     by_name = {name: array for name, array in by_name.items() if "rope" not in name}
 

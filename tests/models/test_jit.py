@@ -93,18 +93,9 @@ def test_values_and_gradients_equal(case, name):
     # their velocity points to the data
     denominator = torch.tensor(TIME).clamp_min(0.05)[:, None, None, None]
     expected = -(data - x_torch) / denominator
-    weight = parity.normal(*x.shape, seed=2)
-    (expected * torch.tensor(weight.transpose(0, 3, 1, 2))).sum().backward()
-
-    def weighted(params, x):
-        output = model.apply({**variables, "params": params}, x, TIME, {"label": LABELS})
-        return (output.prediction * weight).sum(), output.prediction
-
-    (by_params, by_x), velocity = parity.quick_jit(
-        jax.grad(weighted, argnums=(0, 1), has_aux=True)
-    )(variables["params"], x)
-    parity.assert_close(velocity, parity.to_nhwc(expected), "velocity")
-    parity.assert_close(by_x, parity.to_nhwc(x_torch.grad), "gradient by x")
+    by_params, _ = parity.assert_backbones_equal(
+        model, variables, x, TIME, LABELS, x_torch, expected
+    )
     by_name = tables.to_theirs(
         jit_rules(config["patch_size"]), tables.flatten({"params": by_params})
     )

@@ -90,18 +90,9 @@ def test_values_and_gradients_equal(case, name):
     x_torch = parity.to_nchw(x).requires_grad_()
     # their time runs the other way, and so does their velocity
     expected = -reference(x_torch, torch.tensor(1 - TIME), torch.tensor(LABELS))
-    weight = parity.normal(*x.shape, seed=2)
-    (expected * torch.tensor(weight.transpose(0, 3, 1, 2))).sum().backward()
-
-    def weighted(params, x):
-        output = model.apply({**variables, "params": params}, x, TIME, {"label": LABELS})
-        return (output.prediction * weight).sum(), output.prediction
-
-    (by_params, by_x), velocity = parity.quick_jit(
-        jax.grad(weighted, argnums=(0, 1), has_aux=True)
-    )(variables["params"], x)
-    parity.assert_close(velocity, parity.to_nhwc(expected), "velocity")
-    parity.assert_close(by_x, parity.to_nhwc(x_torch.grad), "gradient by x")
+    by_params, _ = parity.assert_backbones_equal(
+        model, variables, x, TIME, LABELS, x_torch, expected
+    )
     by_name = tables.to_theirs(
         lightningdit_rules(config["patch_size"]), tables.flatten({"params": by_params})
     )
