@@ -17,7 +17,9 @@ import numpy as np
 
 from repae_jax.models.backbones.sit import SIT_CONFIGS, SiT
 from repae_jax.models.conditioning.class_label import ClassLabel
-from repae_jax.sampling.samplers import METHODS, Sampler, sample, time_grid
+from repae_jax.sampling.integrate import sample
+from repae_jax.sampling.sampler import METHODS, Sampler
+from repae_jax.sampling.steps import time_grid
 
 LATENT = (16, 16, 4)
 CLASSES = 10

@@ -60,7 +60,7 @@ def make_ours(original, model, vae, noise_key, labels: np.ndarray, options):
     from repae_jax.models.conditioning.class_label import ClassLabel
     from repae_jax.models.tokenizers.autoencoder_kl import VAE_CONFIGS, AutoencoderKL
     from repae_jax.sampling.generate import make_generate
-    from repae_jax.sampling.samplers import Sampler
+    from repae_jax.sampling.sampler import Sampler
 
     dtype = jnp.dtype(options.dtype)
     sit = SiT(
@@ -90,7 +90,7 @@ def make_side(name: str, options: argparse.Namespace):
     original = originals.load(options.original)
     import jax
 
-    from repae_jax.sampling.samplers import image_noise
+    from repae_jax.sampling.noise import image_noise
 
     side = options.resolution // 8
     model = originals.sit(original, options.arch, latent_size=side, latent_channels=4).eval()

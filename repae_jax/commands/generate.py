@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from repae_jax.parallel.multihost import Processes
     from repae_jax.runs.open_run import Run
     from repae_jax.sampling.outputs import Folder, Npz
-    from repae_jax.sampling.samplers import Sampler
+    from repae_jax.sampling.sampler import Sampler
     from repae_jax.utils.lock import Lock
 
 SUMMARY = "generate many images from a trained run, on all devices"

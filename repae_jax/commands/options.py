@@ -27,6 +27,7 @@ LABELS_HELP = (
 # The keys of config.sampling that `add_sampler` adds.
 SAMPLER_OPTIONS = (
     "method", "steps", "guidance_scale", "guidance_low", "guidance_high", "guidance_channels",
+    "class_token_guidance",
     "guidance_rule", "shift", "last_time",
 )  # fmt: skip
 
@@ -120,6 +121,11 @@ def add_sampler(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance-high", type=float, help="highest t with guidance; 1 is noise")
     parser.add_argument(
         "--guidance-channels", type=int, help="guide the first N channels alone; 0: all"
+    )
+    parser.add_argument(
+        "--class-token-guidance",
+        type=float,
+        help="the scale for a class token that the model denoises; 0: that of the latents",
     )
     parser.add_argument(
         "--guidance-rule", help="step or evaluation: what the interval decides about"

@@ -12,7 +12,7 @@ from repae_jax.errors import UserError
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from repae_jax.sampling.samplers import Sampler
+    from repae_jax.sampling.sampler import Sampler
 
 
 def sampled_config(workdir: pathlib.Path) -> ConfigDict:
@@ -58,7 +58,7 @@ def chosen_sampler(config: ConfigDict, options: argparse.Namespace) -> Sampler:
     """
     from repae_jax.config.modules import build_sampler
     from repae_jax.sampling.class_labels import NONE
-    from repae_jax.sampling.samplers import check_null_class
+    from repae_jax.sampling.sampler import check_null_class
 
     check_seed(options.seed)
     changes = {name: getattr(options, name) for name in SAMPLER_OPTIONS}

@@ -92,6 +92,7 @@ def base() -> ConfigDict:
                 lecam_decay=0.999,
                 cosine_weight=0.0,
                 dispersive_weight=0.0,
+                class_token_weight=0.03,  # of a class token that the backbone denoises (REG)
             ),
             time=dict(  # objectives/times.py
                 weighting="uniform",  # or "lognormal", which reads mean and scale
@@ -122,6 +123,7 @@ def base() -> ConfigDict:
                 guidance_low=0.0,
                 guidance_high=1.0,
                 guidance_channels=0,  # guide the first N channels of the latents alone; 0: all
+                class_token_guidance=0.0,  # its scale for a denoised class token; 0: guidance_scale
                 guidance_rule="step",  # or "evaluation": each by its own time, without the ends
                 shift=1.0,  # multiplies the odds t / (1 - t) of the steps' times
                 last_time=0.0,  # the time before the shift at which an ODE ends

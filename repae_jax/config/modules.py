@@ -12,7 +12,7 @@ from repae_jax.models.conditioning.base import Conditioner
 from repae_jax.models.encoders.base import Encoder
 from repae_jax.models.projectors import Projector
 from repae_jax.models.tokenizers.base import Tokenizer
-from repae_jax.sampling.samplers import Sampler
+from repae_jax.sampling.sampler import Sampler
 
 
 def build_tokenizer(config: ConfigDict, dtype: Any = jnp.float32) -> Tokenizer:

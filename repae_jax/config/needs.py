@@ -166,7 +166,8 @@ def _cache(config: ConfigDict) -> Iterator[str]:
         return
     folder, made = _made(config, "train")
     teachers = list(config.teachers) if "backbone" in config.train else []
-    yield from latents.missing_for_teachers(folder, made, teachers)
+    class_token = bool(config.backbone.get("class_token_dim"))
+    yield from latents.missing_for_teachers(folder, made, teachers, class_token=class_token)
     measured = config.evaluation
     if not measured.every:
         return

@@ -83,6 +83,7 @@ class _Objective(TypedDict):
     lecam_decay: _FRACTION
     cosine_weight: _FINITE
     dispersive_weight: _FINITE
+    class_token_weight: _FINITE
 
 
 class _Time(TypedDict):
@@ -136,6 +137,7 @@ class _Sampling(TypedDict):
     guidance_low: _FRACTION
     guidance_high: _FRACTION
     guidance_channels: whole(0, 4096)
+    class_token_guidance: _FINITE
     guidance_rule: Text
     shift: _FINITE
     last_time: _FRACTION
@@ -218,6 +220,7 @@ _OPTIONS = {
     "patch_size": whole(1, 256),
     "depth": _DEPTH,
     "encoder_depth": _DEPTH,
+    "class_token_dim": whole(0, 2**16),
     "mlp_ratio": real(1 / 64, 64),
     "stem": each(Width, 0, 8),
     "pretrain": _Pretraining,

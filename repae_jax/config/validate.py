@@ -159,6 +159,7 @@ def _check_decay(config):
 
 def _check_backbone(config, tokenizer):
     from repae_jax.config.modules import build_backbone
+    from repae_jax.models.backbones.base import class_token_dim
     from repae_jax.objectives.paths import PATHS
 
     backbone = build_backbone(config, tokenizer)
@@ -177,24 +178,49 @@ def _check_backbone(config, tokenizer):
             f"the family {config.backbone.family!r} divides by max(t, {least}), and the target of "
             f"its loss must too: set --config.objective.least_time={least}"
         )
-    grid = backbone.grid
+    grid, encoders = backbone.grid, {}
     for name, entry in config.teachers.items():
-        teacher_grid = _teacher_grid(config, name, entry)
+        encoders[name], teacher_grid = _teacher_and_grid(config, name, entry)
         if teacher_grid != grid:
             raise UserError(
                 f"teacher {name!r} gives {teacher_grid} x {teacher_grid} tokens, the backbone "
                 f"{grid} x {grid}: they must match, so change the patch size of one of them"
             )
 
+    if dim := class_token_dim(backbone):
+        _check_class_token(dim, encoders)
 
-def _teacher_grid(config, name, entry):
-    """Check one teacher; returns the side of its grid of tokens."""
+
+def _check_class_token(dim, teachers):
+    """Check that the teachers give the class token that the backbone denoises."""
+    given = f"config.backbone.class_token_dim is {dim}"
+    if not teachers:
+        raise UserError(
+            f"{given}, the width of a teacher's class token, but config.teachers is empty: choose "
+            "the recipe repa or repae, or set --config.backbone.class_token_dim=0"
+        )
+    name, first = next(iter(teachers.items()))
+    if first.dim != dim:
+        raise UserError(
+            f"{given}, but the class token of the teacher {name!r} has width {first.dim}: set "
+            f"--config.backbone.class_token_dim={first.dim}"
+        )
+    for name, teacher in teachers.items():
+        if not teacher.class_token:
+            raise UserError(
+                f"{given}, but the teacher {name!r} has no class token: choose another teacher, or "
+                "set --config.backbone.class_token_dim=0"
+            )
+
+
+def _teacher_and_grid(config, name, entry):
+    """Check one teacher; returns it, and the side of its grid of tokens."""
     from repae_jax.config.modules import build_encoder
 
     path, resolution = f"config.teachers.{name}", config.data.resolution
     encoder = build_encoder(entry, resolution, path=path)
     try:
-        return encoder.grid(resolution)
+        return encoder, encoder.grid(resolution)
     except UserError as error:
         raise UserError(f"config.data.resolution is {resolution}, {path}: {error}") from error
 
@@ -216,7 +242,7 @@ def _check_objective(config):
 
 def _check_sampling(config, tokenizer):
     from repae_jax.config.modules import build_sampler
-    from repae_jax.sampling.samplers import check_guidance_channels, check_null_class
+    from repae_jax.sampling.sampler import check_guidance_channels, check_null_class
 
     sampler = build_sampler(config)
     check_null_class(sampler, config.condition.drop)

@@ -5,7 +5,8 @@ Beside its label, an element has the posterior of a frozen VAE in place of the i
     latent_mean, latent_std    float32 (h, w, c), unnormalized; of latents that another code has
                                sampled, the sample and 0
     image                      uint8 (H, W, 3), if the cache keeps images for the teachers
-    teacher_tokens             a tuple of (N, D) arrays, if the cache keeps the teachers' tokens
+    teacher_tokens             a tuple of (N, D) arrays, if the cache keeps the teachers' tokens; of
+                               N patches, and behind them the class token if the cache keeps it
 
 If the cache has mirrored images, their values lie under "mirrored", and the pipeline chooses
 between the two (`choose_mirrored`).
@@ -14,7 +15,7 @@ between the two (`choose_mirrored`).
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
@@ -35,6 +36,7 @@ class _Made(TypedDict):
     mirrored: bool
     images: bool
     teachers: dict[Text, Text]
+    class_tokens: NotRequired[bool]
     vae: Text
     latent_shape: each(whole(1, 2**20), 3, 3)
     resolution: Side
@@ -161,6 +163,8 @@ def check_for_training(
     fingerprint: str,
     teachers: Mapping[str, str],
     latent_shape: tuple[int, ...],
+    *,
+    class_token: bool = False,
 ) -> None:
     """Raise UserError unless a run of this configuration can train on the cache.
 
@@ -169,6 +173,7 @@ def check_for_training(
       fingerprint: the fingerprint of the configuration's VAE.
       teachers: {name: fingerprint} of the configuration's teachers.
       latent_shape: (h, w, c) of the configuration's latents.
+      class_token: whether the configuration's backbone denoises a class token.
     """
     made = source.manifest["made"]
     if made["vae"] != fingerprint:
@@ -178,7 +183,7 @@ def check_for_training(
             "made it"
         )
     check_shape(source.name, made, latent_shape)
-    for missing in missing_for_teachers(source.name, made, list(teachers)):
+    for missing in missing_for_teachers(source.name, made, list(teachers), class_token=class_token):
         raise UserError(missing)
     for name in teachers if made["teachers"] else ():
         if made["teachers"][name] != teachers[name]:
@@ -204,7 +209,11 @@ def check_shape(
 
 
 def missing_for_teachers(
-    folder: str | pathlib.Path, made: Mapping[str, Any], teachers: Sequence[str]
+    folder: str | pathlib.Path,
+    made: Mapping[str, Any],
+    teachers: Sequence[str],
+    *,
+    class_token: bool = False,
 ) -> list[str]:
     """[] if a cache has images, or tokens of all these teachers; else [the message that it lacks].
 
@@ -212,11 +221,17 @@ def missing_for_teachers(
       folder: the cache.
       made: the entry "made" of its manifest.
       teachers: the names of the configuration's teachers, in its order.
+      class_token: whether the tokens have to include the class token.
     """
     if not teachers or (made["images"] and not made["teachers"]):
         return []
     if list(made["teachers"]) == list(teachers):
-        return []
+        if not class_token or made.get("class_tokens"):
+            return []
+        return [
+            f"{folder} keeps the teachers' tokens without their class tokens, which a backbone "
+            "with config.backbone.class_token_dim needs: encode anew with this configuration"
+        ]
     kept = ", ".join(made["teachers"]) or "none"
     return [
         f"{folder} keeps neither images nor the tokens of the teachers {', '.join(teachers)} "

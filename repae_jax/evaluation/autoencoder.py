@@ -18,7 +18,7 @@ from repae_jax.evaluation.reconstruction import SSIM_WINDOW, psnr, ssim
 from repae_jax.interop.vae_files import StoredVAE
 from repae_jax.models.lpips import SMALLEST
 from repae_jax.parallel.mesh import batch_sharding, place, replicated
-from repae_jax.sampling.samplers import image_noise
+from repae_jax.sampling.noise import image_noise
 from repae_jax.utils.finite import NotFinite, finite_rows
 from repae_jax.utils.images import to_float, to_uint8
 

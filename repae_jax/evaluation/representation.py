@@ -27,6 +27,7 @@ from repae_jax.evaluation.alignment import (
     warn_of_undefined,
 )
 from repae_jax.evaluation.image_sets import pad_batch
+from repae_jax.models.backbones.base import class_token_dim
 from repae_jax.models.conditioning.base import full_like
 from repae_jax.models.encoders.base import Encoder, patch_tokens
 from repae_jax.models.networks import Models, teacher_tokens
@@ -264,6 +265,7 @@ def make_extract(config: ConfigDict, models: Models, mesh: Mesh | None = None) -
     every process receives all features.
     """
     path = PATHS[config.objective.interpolant]
+    class_dim, patches = class_token_dim(models.backbone), models.backbone.grid**2
 
     @functools.partial(jax.jit, out_shardings=None if mesh is None else replicated(mesh))
     def extract(weights, images, labels, seeds, times):
@@ -277,6 +279,8 @@ def make_extract(config: ConfigDict, models: Models, mesh: Mesh | None = None) -
         key = jax.random.fold_in(jax.random.key(seeds[0]), seeds[1])
         noise = jax.random.normal(key, latents.shape, latents.dtype)
         noise = config.objective.noise_scale * noise
+        tokens = teacher_tokens(models, weights["teachers"], images)
+        of_class = jax.random.normal(jax.random.fold_in(key, 1), (len(images), class_dim))
         conditioner = models.backbone.conditioner
         condition, null = conditioner.from_labels(labels), conditioner.null()
         condition = condition if null is None else full_like(condition, null)
@@ -284,13 +288,16 @@ def make_extract(config: ConfigDict, models: Models, mesh: Mesh | None = None) -
         def hidden(t):
             t = jnp.full(len(images), t)
             x, _ = interpolate(path, latents, noise, t)
-            return models.backbone.apply(weights["backbone"], x, t, condition, method="hidden")
+            inputs = [x, t, condition]
+            if class_dim:  # of the first teacher
+                clean = next(iter(tokens.values()))[:, -1]
+                inputs.append(interpolate(path, clean, of_class, t)[0])
+            return models.backbone.apply(weights["backbone"], *inputs, method="hidden")
 
-        tokens = teacher_tokens(models, weights["teachers"], images)
         return {
             "backbone": jax.lax.map(hidden, times),
             "latents": latents.reshape(len(images), -1),
-            "teachers": {name: _pooled(array) for name, array in tokens.items()},
+            "teachers": {name: _pooled(array[:, :patches]) for name, array in tokens.items()},
         }
 
     def call(weights, *inputs):

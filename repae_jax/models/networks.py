@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import jax
 
-from repae_jax.models.backbones.base import Backbone
+from repae_jax.models.backbones.base import Backbone, class_token_dim
 from repae_jax.models.batch_norm import LatentNorm
 from repae_jax.models.discriminator import PatchDiscriminator
 from repae_jax.models.encoders.base import Encoder, patch_tokens
@@ -45,12 +45,17 @@ def with_stripes(models: Models, stripes: int) -> Models:
 def teacher_tokens(models: Models, variables: Mapping, images: jax.Array) -> dict[str, jax.Array]:
     """{teacher: its patch tokens (B, N, D_k)} of uint8 RGB images (B, H, W, 3).
 
+    If the backbone denoises a class token, they are (B, N + 1, D_k), and the last is the teacher's
+    class token.
+
     Args:
       models: the networks.
       variables: {teacher: its variables}.
       images: uint8 RGB (B, H, W, 3).
     """
     return {
-        name: patch_tokens(teacher, variables[name], images)
+        name: patch_tokens(
+            teacher, variables[name], images, class_token=class_token_dim(models.backbone) > 0
+        )
         for name, teacher in models.teachers.items()
     }

@@ -42,6 +42,8 @@ class Objective:
       dispersive_weight: the weight of Dispersive Loss of the tokens after the aligned block (its
         authors' code: 0.25, after the last block; 0 turns it off). It compares the images of a
         micro-batch with each other.
+      class_token_weight: the weight of the velocity's loss of a class token that the backbone
+        denoises (REG, arXiv 2507.01467: 0.03).
 
     Raises:
       UserError: an unknown interpolant, posterior, latent_norm or reconstruction, or a least_time
@@ -69,6 +71,7 @@ class Objective:
     lecam_decay: float = 0.999
     cosine_weight: float = 0.0
     dispersive_weight: float = 0.0
+    class_token_weight: float = 0.03
 
     def __post_init__(self):
         for field, allowed in (

@@ -14,6 +14,7 @@ from repae_jax.interop.discriminator import load_discriminator
 from repae_jax.interop.files import read_tensors
 from repae_jax.interop.latent_statistics import Statistics
 from repae_jax.interop.lpips import load_lpips, read_lpips
+from repae_jax.models.backbones.base import class_token_dim
 from repae_jax.models.networks import Models
 from repae_jax.parallel.multihost import processes
 from repae_jax.runs.build import fresh_state, init_compiler_options, latent_shape
@@ -199,7 +200,8 @@ def _check_cache(config, models, source, loaded):
     teachers = {name: weights_sha256(held[name]["params"]) for name in models.teachers}
     shape = latent_shape(config, models)
     tokenizer = tokenizer_sha256(tokenizer_variables(loaded.params, loaded.frozen))
-    latents.check_for_training(source, tokenizer, teachers, shape)
+    class_token = class_token_dim(models.backbone) > 0
+    latents.check_for_training(source, tokenizer, teachers, shape, class_token=class_token)
 
 
 def _measured(config, models, source, loaded, progress):

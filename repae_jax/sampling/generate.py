@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from repae_jax.models.backbones.base import Backbone
+from repae_jax.models.backbones.base import Backbone, class_token_dim
 from repae_jax.models.batch_norm import denormalize_samples
 from repae_jax.models.conditioning.base import replace_where
 from repae_jax.models.tokenizers.base import Tokenizer, decode, is_identity
 from repae_jax.parallel.mesh import batch_sharding, place, replicated
 from repae_jax.sampling.class_labels import NO_CLASS
-from repae_jax.sampling.samplers import Sampler, image_noise, sample_watched, step_noise
+from repae_jax.sampling.integrate import sample_watched
+from repae_jax.sampling.noise import image_noise, step_noise
+from repae_jax.sampling.sampler import Sampler
 from repae_jax.utils.finite import NotFinite, finite_rows
 from repae_jax.utils.images import to_uint8
 
@@ -52,6 +54,7 @@ def make_generate(
     """
     null = backbone.conditioner.null()
     shape = (backbone.latent_size, backbone.latent_size, backbone.latent_channels)
+    class_dim = class_token_dim(backbone)
 
     def divided(tree):
         return (
@@ -66,7 +69,10 @@ def make_generate(
             condition = replace_where(labels == NO_CLASS, condition, null)
 
         def predict(x, t, condition):
-            output = backbone.apply(weights["backbone"], x, t, condition)
+            x, *class_token = x if class_dim else (x,)
+            output = backbone.apply(weights["backbone"], x, t, condition, *class_token)
+            if class_dim:
+                return output.prediction, output.extra["class_token"]
             if "variance" not in output.extra:
                 return output.prediction
             return jnp.concatenate([output.prediction, output.extra["variance"]], axis=-1)
@@ -74,11 +80,12 @@ def make_generate(
         latents, faults = sample_watched(
             sampler,
             predict,
-            divided(image_noise(key, indices, shape)),
+            divided(image_noise(key, indices, shape, class_dim)),
             condition,
             null=null,
-            step_noise=step_noise(key, indices, shape) if sampler.stochastic else None,
+            step_noise=step_noise(key, indices, shape, class_dim) if sampler.stochastic else None,
         )
+        latents = latents[0] if class_dim else latents
         norm = weights["latent_norm"]
         latents = denormalize_samples(latents, norm["mean"], norm["var"])
         images = decode(tokenizer, weights["tokenizer"], latents)

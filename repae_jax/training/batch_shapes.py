@@ -13,6 +13,7 @@ from repae_jax.data import latents
 from repae_jax.data.manifest import MANIFEST
 from repae_jax.data.packed import packed_folder
 from repae_jax.errors import UserError
+from repae_jax.models.backbones.base import class_token_dim
 from repae_jax.models.networks import Models, teacher_tokens
 from repae_jax.runs.build import latent_shape
 
@@ -61,7 +62,10 @@ def find_cache(config: ConfigDict, models: Models, kept: str = "tokens") -> Cach
         return Cache(teachers and kept == "images", teachers and kept == "tokens", None)
     made = latents.read_cache(folder)["made"]
     latents.check_shape(folder, made, latent_shape(config, models))
-    for missing in latents.missing_for_teachers(folder, made, list(models.teachers)):
+    class_token = class_token_dim(models.backbone) > 0
+    for missing in latents.missing_for_teachers(
+        folder, made, list(models.teachers), class_token=class_token
+    ):
         raise UserError(missing)
     return Cache(made["images"], bool(made["teachers"]), folder / MANIFEST)
 

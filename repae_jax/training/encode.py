@@ -20,6 +20,7 @@ from repae_jax.data.prepare import identity_of, relative_name
 from repae_jax.data.shard_writer import ShardWriter, write_shards
 from repae_jax.data.sources import Source, open_source
 from repae_jax.errors import BadImage, UserError
+from repae_jax.models.backbones.base import class_token_dim
 from repae_jax.models.networks import Models, teacher_tokens
 from repae_jax.models.tokenizers import base
 from repae_jax.parallel.mesh import batch_sharding, make_mesh, place_batch, replicated
@@ -91,6 +92,8 @@ def encode(
         "compute_dtype": config.dtype,
         "batch_size": batch_size,
     }
+    if encoder.teachers and class_token_dim(models.backbone):
+        made["class_tokens"] = True
 
     def write(indexes: range, writer: ShardWriter) -> dict[str, Any]:
         sums, skipped = Sums(models.tokenizer.latent_channels), []

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
+from repae_jax.models.backbones.base import class_token_dim
 from repae_jax.models.conditioning.base import Arrays
 from repae_jax.models.networks import Models, teacher_tokens
 from repae_jax.models.tokenizers.base import decode, encode
@@ -28,7 +30,8 @@ class StepContext(NamedTuple):
     posterior: LatentDistribution
     latents: jax.Array  # (B, h, w, c) before normalization
     reconstructions: jax.Array | None  # (B, H, W, 3)
-    teacher_tokens: tuple[jax.Array, ...]  # (B, N, D_k) each
+    teacher_tokens: tuple[jax.Array, ...]  # (B, N, D_k) each; N + 1 with a class token
+    class_token: jax.Array | None  # (B, D) of the first teacher, if the backbone denoises it
     frozen: Mapping
 
 
@@ -37,17 +40,26 @@ def make_shared_forward(models: Models, objective: Objective, *, reconstruct: bo
     tokenizer, of_mean = models.tokenizer, objective.posterior == "mean"
     gamma = objective.spatial_norm
     condition = models.backbone.conditioner.spec() if models.backbone is not None else ()
+    patches = models.backbone.grid**2 if models.backbone is not None else 0
+    with_class = class_token_dim(models.backbone) > 0
+
+    def needed(tokens):
+        """A teacher's cached tokens, without a class token that this backbone has no use for."""
+        unused = not with_class and tokens.shape[1] == patches + 1
+        return tokens[:, :patches] if unused else tokens
 
     def tokens_of(batch, frozen):
         if "teacher_tokens" in batch:
-            return tuple(batch["teacher_tokens"])
+            return tuple(map(needed, batch["teacher_tokens"]))
         if not models.teachers:
             return ()
         return tuple(teacher_tokens(models, frozen["teachers"], batch["image"]).values())
 
-    def teachers(batch, frozen):
-        found = tokens_of(batch, frozen)
-        return tuple(spatial_norm(tokens, gamma) for tokens in found) if gamma else found
+    def normalized(tokens):
+        if not gamma:
+            return tokens
+        of_patches = spatial_norm(tokens[:, :patches], gamma)
+        return jnp.concatenate([of_patches, tokens[:, patches:]], axis=1)
 
     def cached_posterior(batch):
         if "latent_mean" not in batch:
@@ -55,6 +67,7 @@ def make_shared_forward(models: Models, objective: Objective, *, reconstruct: bo
         return Gaussian.from_std(batch["latent_mean"], batch["latent_std"])
 
     def shared_forward(params, state: TrainState, batch: Batch, draws: Draws) -> StepContext:
+        tokens = tokens_of(batch, state.frozen)
         variables = tokenizer_variables(params, state.frozen)
         images, posterior = None, cached_posterior(batch)
         if posterior is None:
@@ -72,7 +85,8 @@ def make_shared_forward(models: Models, objective: Objective, *, reconstruct: bo
             posterior=posterior,
             latents=latents,
             reconstructions=reconstructions,
-            teacher_tokens=teachers(batch, state.frozen),
+            teacher_tokens=tuple(map(normalized, tokens)),
+            class_token=tokens[0][:, -1] if with_class else None,
             frozen=state.frozen,
         )
 

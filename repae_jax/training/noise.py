@@ -14,6 +14,7 @@ class Draws:
     time: jax.Array  # (B,) in [0, 1]
     noise: jax.Array  # (B, h, w, c) standard normal, the interpolant at t = 1
     condition_drop: jax.Array  # (B,) bool, True where the null condition replaces the condition
+    class_noise: jax.Array | None = None  # (B, D), the noise of the class token (REG)
 
 
 def sample_draws(
@@ -24,6 +25,7 @@ def sample_draws(
     interpolant: str = "linear",
     times: Times = UNIFORM,
     condition_drop: float = 0.1,
+    class_token_dim: int = 0,
 ) -> Draws:
     """Sample the random draws for a batch of latents.
 
@@ -34,12 +36,15 @@ def sample_draws(
       interpolant: "linear" or "cosine"; lognormal times depend on it.
       times: the distribution of the times.
       condition_drop: probability that a condition is dropped, in [0, 1].
+      class_token_dim: the width of the class token that the backbone denoises; 0 for none.
     """
     posterior_key, time_key, noise_key, drop_key = jax.random.split(key, 4)
-    shape = (batch_size, *latent_shape)
+    shape, of_class = (batch_size, *latent_shape), (batch_size, class_token_dim)
+    class_key = jax.random.fold_in(key, 4)  # another than the four above
     return Draws(
         posterior_noise=jax.random.normal(posterior_key, shape),
         time=times.sample(time_key, batch_size, interpolant),
         noise=jax.random.normal(noise_key, shape),
         condition_drop=jax.random.bernoulli(drop_key, condition_drop, (batch_size,)),
+        class_noise=jax.random.normal(class_key, of_class) if class_token_dim else None,
     )

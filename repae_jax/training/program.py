@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from repae_jax.models.backbones.base import class_token_dim
 from repae_jax.models.networks import Models, with_stripes
 from repae_jax.models.stripes import stripes_for
 from repae_jax.objectives.times import Times
@@ -149,6 +150,7 @@ class Program:
                 interpolant=config.objective.interpolant,
                 times=Times(**config.time),
                 condition_drop=config.condition.drop,
+                class_token_dim=class_token_dim(backbone),
             )
             draws = jax.lax.with_sharding_constraint(draws, batch_sharding(self.mesh))
             if conditioner is not None:

@@ -17,7 +17,7 @@ The paper's ablations are fields of `Objective`.
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -150,6 +150,35 @@ def make_loss(
     return loss
 
 
+class Noisy(NamedTuple):
+    """The noisy latents and class token of the draws, with their targets; see `interpolate`."""
+
+    latents: jax.Array  # (B, h, w, c)
+    target: jax.Array  # (B, h, w, c)
+    time: jax.Array  # (B,)
+    class_token: jax.Array | None  # (B, D), of a backbone that denoises one
+    class_target: jax.Array | None  # (B, D)
+
+    def inputs(self, condition) -> tuple[Any, ...]:
+        """The backbone's arguments."""
+        class_token = () if self.class_token is None else (self.class_token,)
+        return self.latents, self.time, condition, *class_token
+
+
+def _add_noise(objective: Objective, latents, context: StepContext) -> Noisy:
+    """Add the draws' noise to normalized latents, and to the class token if there is one."""
+    path, draws = PATHS[objective.interpolant], context.draws
+
+    def noised(x, noise):
+        noise = objective.noise_scale * noise
+        return interpolate(path, x, noise, draws.time, least_time=objective.least_time)
+
+    of_class = (None, None)
+    if context.class_token is not None:
+        of_class = noised(context.class_token, draws.class_noise)
+    return Noisy(*noised(latents, draws.noise), draws.time, *of_class)
+
+
 class TokenizerPass(NamedTuple):
     """The inputs shared by the terms of the tokenizer's loss."""
 
@@ -180,14 +209,11 @@ def _tokenizer_alignment(forward: TokenizerPass):
         return None
     # This term uses running statistics and drops no condition.
     latents = _normalize(models, forward.batch_stats, context.latents, train=False)[0]
-    path = PATHS[forward.objective.interpolant]
-    noise = forward.objective.noise_scale * context.draws.noise
-    noisy, _ = interpolate(path, latents, noise, context.draws.time)
     weights = {
         "params": stop_gradient(forward.params["backbone"]),
         **context.frozen.get("backbone", {}),
     }
-    inputs = (noisy, context.draws.time, context.condition)
+    inputs = _add_noise(forward.objective, latents, context).inputs(context.condition)
     projections = models.backbone.apply(weights, *inputs, method="project")
     return alignment_loss(projections, context.teacher_tokens)
 
@@ -218,9 +244,8 @@ class BackbonePass(NamedTuple):
     """The inputs shared by the terms of the backbone's loss."""
 
     output: BackboneOutput
-    target: jax.Array  # (B, h, w, c), see `interpolate`
     latents: jax.Array  # (B, h, w, c), normalized
-    noisy: jax.Array  # (B, h, w, c)
+    noisy: Noisy
     objective: Objective
     context: StepContext
 
@@ -237,16 +262,23 @@ def _variational_bound(forward: BackbonePass):
     """L_vb of a learned variance; latents and predicted noise are fixed in it."""
     if "variance" not in forward.output.extra:
         return None
-    fixed = (forward.latents, forward.noisy, forward.output.prediction)
+    fixed = (forward.latents, forward.noisy.latents, forward.output.prediction)
     variance = forward.output.extra["variance"]
     return variational_bound(*map(stop_gradient, fixed), variance, forward.context.draws.time)
 
 
+def _class_token(forward: BackbonePass):
+    """The loss of the class token's velocity (REG, arXiv 2507.01467, section 3)."""
+    if forward.noisy.class_target is None:
+        return None
+    return denoising_loss(forward.output.extra["class_token"], forward.noisy.class_target)
+
+
 BACKBONE_TERMS = (  # L_DIFF(theta) and L_REPA(theta, omega)
-    Term("denoising_loss", lambda it: denoising_loss(it.output.prediction, it.target)),
+    Term("denoising_loss", lambda it: denoising_loss(it.output.prediction, it.noisy.target)),
     Term(
-        "cosine_loss", lambda it: cosine_loss(it.output.prediction, it.target), "cosine_weight",
-        optional=True,
+        "cosine_loss", lambda it: cosine_loss(it.output.prediction, it.noisy.target),
+        "cosine_weight", optional=True,
     ),
     Term("vlb_loss", _variational_bound),
     Term(
@@ -254,6 +286,7 @@ BACKBONE_TERMS = (  # L_DIFF(theta) and L_REPA(theta, omega)
         optional=True,
     ),
     Term("proj_loss", _alignment, "backbone_alignment"),
+    Term("class_token_loss", _class_token, "class_token_weight"),
 )  # fmt: skip
 
 
@@ -262,7 +295,6 @@ def backbone_loss(models: Models, objective: Objective):
 
     With `objective.stop_gradient`, the latents carry no gradient to phi.
     """
-    path = PATHS[objective.interpolant]
     backbone, null = models.backbone, models.backbone.conditioner.null()
 
     def loss(params, batch_stats, context: StepContext):
@@ -272,15 +304,14 @@ def backbone_loss(models: Models, objective: Objective):
         latents, batch_stats = _normalize(
             models, batch_stats, latents, train=objective.latent_norm == "batch"
         )
-        noise, time = objective.noise_scale * context.draws.noise, context.draws.time
-        noisy, target = interpolate(path, latents, noise, time, least_time=objective.least_time)
+        noisy = _add_noise(objective, latents, context)
         condition = context.condition
         if null is not None:
             condition = replace_where(context.draws.condition_drop, condition, null)
         weights = {"params": params["backbone"], **context.frozen.get("backbone", {})}
-        output = backbone.apply(weights, noisy, time, condition)
+        output = backbone.apply(weights, *noisy.inputs(condition))
 
-        forward = BackbonePass(output, target, latents, noisy, objective, context)
+        forward = BackbonePass(output, latents, noisy, objective, context)
         total, metrics = weighted_sum(BACKBONE_TERMS, objective, forward)
         return total, metrics | {"sit_loss": total}, batch_stats
 

@@ -15,7 +15,8 @@ from repae_jax.objectives.ddpm import make_chain, variational_bound
 from repae_jax.objectives.paths import PATHS, interpolate
 from repae_jax.objectives.times import Times
 from repae_jax.sampling.chain import chain_steps
-from repae_jax.sampling.samplers import Sampler, sample
+from repae_jax.sampling.integrate import sample
+from repae_jax.sampling.sampler import Sampler
 
 SHAPE, BATCH, NULL = (3, 2, 4), 3, 7
 LINEAR = dict(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False)

@@ -10,7 +10,9 @@ from repae_jax.cli import main
 from repae_jax.runs.open_run import sampling_weights
 from repae_jax.runs.pretrained import PretrainedVAE
 from repae_jax.sampling.generate import generate_all, make_generate
-from repae_jax.sampling.samplers import METHODS, Sampler, sample_watched, time_grid
+from repae_jax.sampling.integrate import sample_watched
+from repae_jax.sampling.sampler import METHODS, Sampler
+from repae_jax.sampling.steps import time_grid
 from repae_jax.utils.finite import NotFinite
 
 STEPS = 6

@@ -8,7 +8,7 @@ import tiny
 from repae_jax.runs.build import build_models, fresh_state
 from repae_jax.runs.open_run import sampling_weights
 from repae_jax.sampling.generate import generate_all, make_generate
-from repae_jax.sampling.samplers import Sampler
+from repae_jax.sampling.sampler import Sampler
 
 LABELS = np.array([3, 1, 4, 1, 5, 9, 2, 6, 5, 0], np.int32)
 

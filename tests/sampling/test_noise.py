@@ -12,7 +12,9 @@ import pytest
 from velocities import NULL_LABEL, SHAPE, velocity
 
 from repae_jax.errors import UserError
-from repae_jax.sampling.samplers import Sampler, image_noise, sample, step_noise
+from repae_jax.sampling.integrate import sample
+from repae_jax.sampling.noise import image_noise, step_noise
+from repae_jax.sampling.sampler import Sampler
 
 
 def test_noise_of_an_image_does_not_depend_on_its_batch():
@@ -70,7 +72,9 @@ def test_a_generator_that_mixes_the_batch_is_refused():
 SHARDED = """
     import jax, jax.numpy as jnp
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
-    from repae_jax.sampling.samplers import Sampler, image_noise, sample, step_noise
+    from repae_jax.sampling.integrate import sample
+    from repae_jax.sampling.noise import image_noise, step_noise
+    from repae_jax.sampling.sampler import Sampler
 
     shape, key = (2, 2, 4), jax.random.key(0)
     table = jnp.linspace(-1.0, 1.0, 11)

@@ -13,15 +13,10 @@ from jaxprs import equations
 from velocities import CLASSES, NULL_LABEL, SHAPE, field, velocity
 
 from repae_jax.errors import UserError
-from repae_jax.sampling.samplers import (
-    METHODS,
-    Sampler,
-    evaluations,
-    image_noise,
-    sample,
-    step_noise,
-    time_grid,
-)
+from repae_jax.sampling.integrate import sample
+from repae_jax.sampling.noise import image_noise, step_noise
+from repae_jax.sampling.sampler import METHODS, Sampler
+from repae_jax.sampling.steps import evaluations, time_grid
 
 BATCH = 4
 

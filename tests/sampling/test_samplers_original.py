@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from repae_jax.sampling.samplers import Sampler, sample
+from repae_jax.sampling.integrate import sample
+from repae_jax.sampling.sampler import Sampler
 
 ORIGINAL = os.environ.get("REPAE_ORIGINAL")
 

@@ -15,7 +15,9 @@ from repae_jax.config.storage import from_json, to_json
 from repae_jax.runs.open_run import sampling_weights
 from repae_jax.sampling.class_labels import NO_CLASS
 from repae_jax.sampling.generate import generate_all, make_generate
-from repae_jax.sampling.samplers import Sampler, sample, time_grid
+from repae_jax.sampling.integrate import sample
+from repae_jax.sampling.sampler import Sampler
+from repae_jax.sampling.steps import time_grid
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.4, 1.0, 2.5])

@@ -12,7 +12,7 @@ import tiny
 from repae_jax.parallel.mesh import make_mesh
 from repae_jax.parallel.multihost import ALONE
 from repae_jax.runs.build import build_models
-from repae_jax.sampling.samplers import image_noise, step_noise
+from repae_jax.sampling.noise import image_noise, step_noise
 from repae_jax.study import measures
 from repae_jax.training import default_hooks
 from repae_jax.training.hooks import StepEnd

@@ -19,7 +19,8 @@ from repae_jax.objectives.diffusion import denoising_loss
 from repae_jax.objectives.interpolant import LINEAR
 from repae_jax.objectives.paths import interpolate
 from repae_jax.objectives.times import Times
-from repae_jax.sampling.samplers import Sampler, sample
+from repae_jax.sampling.integrate import sample
+from repae_jax.sampling.sampler import Sampler
 
 SIDE, CHANNELS, CLASSES, SHIFT = 4, 8, 5, 48**0.5
 LABELS = np.array([4, 0, 2])

@@ -14,7 +14,8 @@ from repae_jax.objectives.ddpm import variational_bound
 from repae_jax.objectives.diffusion import denoising_loss
 from repae_jax.objectives.paths import PATHS, interpolate
 from repae_jax.sampling.chain import chain_steps
-from repae_jax.sampling.samplers import Sampler, sample
+from repae_jax.sampling.integrate import sample
+from repae_jax.sampling.sampler import Sampler
 
 SHAPE, CLASSES, BATCH = (4, 4, 4), 5, 4
 STEPS = np.array([0, 1, 500, 999])

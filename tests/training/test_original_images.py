@@ -20,7 +20,8 @@ from repae_jax.config.overrides import read_config
 from repae_jax.runs.open_run import open_run, sampling_weights
 from repae_jax.runs.weights import save_teacher
 from repae_jax.sampling import generate
-from repae_jax.sampling.samplers import Sampler, image_noise, step_noise
+from repae_jax.sampling.noise import image_noise, step_noise
+from repae_jax.sampling.sampler import Sampler
 from repae_jax.utils.images import to_uint8
 
 DIGITS = pathlib.Path(__file__).parents[2] / "configs" / "digits.py"

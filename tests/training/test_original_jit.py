@@ -15,7 +15,8 @@ from repae_jax.models.conditioning.class_label import ClassLabel
 from repae_jax.objectives.diffusion import denoising_loss
 from repae_jax.objectives.interpolant import LINEAR
 from repae_jax.objectives.paths import interpolate
-from repae_jax.sampling.samplers import Sampler, sample
+from repae_jax.sampling.integrate import sample
+from repae_jax.sampling.sampler import Sampler
 
 pytestmark = pytest.mark.skipif(not ORIGINAL, reason=REASON)
 

@@ -19,7 +19,9 @@ from repae_jax.objectives.diffusion import cosine_loss, denoising_loss
 from repae_jax.objectives.interpolant import LINEAR
 from repae_jax.objectives.paths import interpolate
 from repae_jax.runs.build import build_models, build_objective, build_optimizers
-from repae_jax.sampling.samplers import Sampler, evaluations, sample
+from repae_jax.sampling.integrate import sample
+from repae_jax.sampling.sampler import Sampler
+from repae_jax.sampling.steps import evaluations
 from repae_jax.training.step import make_train_step
 
 SHAPE, CLASSES, BATCH = (4, 4, 8), 5, 3

@@ -1,7 +1,7 @@
 """The contract of a backbone, as the training step and the samplers use it."""
 
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,8 @@ class BackboneOutput(NamedTuple):
     prediction: jax.Array  # (B, h, w, c) predicted velocity or noise, float32
     tokens: jax.Array  # (B, N, D) hidden tokens after the aligned block, of any float type
     projections: tuple[jax.Array, ...]  # one (B, N, D_k) per teacher
-    extra: Mapping[str, jax.Array] = {}  # further outputs, such as "variance" (B, h, w, c)
+    # further outputs, such as "variance" (B, h, w, c), and "class_token" (B, class_token_dim)
+    extra: Mapping[str, jax.Array] = {}
 
 
 class Backbone(Protocol):
@@ -30,6 +31,11 @@ class Backbone(Protocol):
 
     A backbone that predicts the data inside, and returns their velocity by `velocity_from_data`,
     has the field `least_time`; its objective needs the same.
+
+    A backbone that denoises a class token beside the latents (REG, arXiv 2507.01467) has the field
+    `class_token_dim`, its width. Its methods take the noisy class token (B, class_token_dim) as a
+    fourth argument, `extra["class_token"]` is the token's velocity, and the class token follows the
+    patches among `tokens` and in every projection.
 
     The parameters have the same names and shapes for every `remat` and `scan`, because both may
     change when a run resumes.
@@ -95,11 +101,20 @@ def headless_shapes(backbone: Backbone) -> dict:
     return jax.eval_shape(bare.init, jax.random.key(0), *blank_inputs(bare))
 
 
-def blank_inputs(backbone: Backbone) -> tuple[jax.Array, jax.Array, Arrays]:
-    """Zeros (x, t, condition) with a batch of one, to initialize a backbone."""
-    side = backbone.latent_size
+def class_token_dim(backbone: Backbone | None) -> int:
+    """The width of the class token that a backbone denoises; 0 for none."""
+    return getattr(backbone, "class_token_dim", 0)
+
+
+def blank_inputs(backbone: Backbone) -> tuple[Any, ...]:
+    """Zeros (x, t, condition) with a batch of one, to initialize a backbone.
+
+    A fourth array is the class token of a backbone that denoises one.
+    """
+    side, dim = backbone.latent_size, class_token_dim(backbone)
     condition = {
         name: jnp.zeros((1, *leaf.shape), leaf.dtype)
         for name, leaf in backbone.conditioner.spec().items()
     }
-    return jnp.zeros((1, side, side, backbone.latent_channels)), jnp.zeros((1,)), condition
+    inputs = jnp.zeros((1, side, side, backbone.latent_channels)), jnp.zeros((1,)), condition
+    return (*inputs, jnp.zeros((1, dim))) if dim else inputs

@@ -13,12 +13,11 @@ from jax.nn import initializers
 
 from repae_jax.errors import UserError
 from repae_jax.models.backbones import transformer
+from repae_jax.models.backbones.blocks import ClassTokenEmbedding, normal_002, xavier
 from repae_jax.models.backbones.transformer import (
     SIZES,
     Transformer,
     defaults_of,
-    normal_002,
-    xavier,
 )
 from repae_jax.models.family import Family, Section
 from repae_jax.models.layers import TORCH_KERNEL, Dense, sincos_position_table, torch_uniform
@@ -71,6 +70,11 @@ class Decoupled(Transformer):
         self.head_patch_embed = Dense(self.head_size, dtype=self.dtype, kernel_init=xavier)
         if self.head_size != self.hidden_size:
             self.head_condition = Dense(self.head_size, dtype=self.dtype, kernel_init=TORCH_KERNEL)
+        if self.class_token_dim:
+            self.head_class_token_embed = self._class_token_embedding(self.head_size)
+
+    def _class_token_embedding(self, width):
+        return ClassTokenEmbedding(width, self.rms_norm, self.dtype, TORCH_KERNEL)
 
     def _time_embedding(self):
         return FourierTimeEmbedding(self.hidden_size, dtype=self.dtype)
@@ -82,11 +86,13 @@ class Decoupled(Transformer):
             *self._make_blocks(self.head_depth, self.head_heads, kernel_init=TORCH_KERNEL),
         ]
 
-    def _predict(self, x, t, tokens, condition):
+    def _predict(self, x, t, tokens, condition, class_token):
         per_token = nn.silu(self.time_embed(t)[:, None] + tokens)
         if self.head_size != self.hidden_size:
             per_token = self.head_condition(per_token)
         h = self.head_patch_embed(self._patchify(x))
+        if self.class_token_dim:
+            h = jnp.concatenate([h, self.head_class_token_embed(class_token)], axis=1)
         h = self._apply_blocks(self.depth, self.depth + self.head_depth, h, per_token)
         return self.final_layer(h, per_token)
 
@@ -164,11 +170,10 @@ def check(network: Decoupled, section: Section, path: str) -> None:
         transformer.check_rotary(network.head_size, network.head_heads, path, "head_heads")
 
 
-def _family(network, presets, options):
-    own = ("encoder_depth", "head_size", "head_depth", "head_heads", "mlp_ratio", *options)
-    return Family(
-        network, options={**SIZES, **defaults_of(network, *own)}, presets=presets, check=check
-    )
+def _family(network, presets, names):
+    names = ("encoder_depth", "head_size", "head_depth", "head_heads", "mlp_ratio", *names)
+    options = {**SIZES, **defaults_of(network, *names)}
+    return Family(network, options=options, presets=presets, check=check)
 
 
 DITDH_FAMILY = _family(
@@ -176,4 +181,6 @@ DITDH_FAMILY = _family(
     _presets("DiTDH", ("S", "XL"), (1,)),
     ("qk_norm", "rotary", "swiglu", "rms_norm", "shift"),
 )
-DDT_FAMILY = _family(DDT, _presets("DDT", ("XL",), (1, 2)), ("time_tokens", "class_tokens"))
+DDT_FAMILY = _family(
+    DDT, _presets("DDT", ("XL",), (1, 2)), ("time_tokens", "class_tokens", "class_token_dim")
+)

@@ -12,12 +12,11 @@ import jax.numpy as jnp
 from repae_jax.errors import UserError
 from repae_jax.models.backbones import transformer
 from repae_jax.models.backbones.base import BackboneOutput, velocity_from_data
+from repae_jax.models.backbones.blocks import normal_002, xavier
 from repae_jax.models.backbones.transformer import (
     SIZES,
     Transformer,
     defaults_of,
-    normal_002,
-    xavier,
 )
 from repae_jax.models.conditioning.base import Arrays
 from repae_jax.models.family import Family, Section
@@ -118,7 +117,7 @@ class JiT(Transformer):
             start = self.context_start
         return super()._apply_blocks(start, stop, h, condition.vector)
 
-    def _predict(self, x, t, tokens, condition):
+    def _predict(self, x, t, tokens, condition, class_token):
         return self.final_layer(tokens, condition.vector)
 
 

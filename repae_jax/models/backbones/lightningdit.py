@@ -6,7 +6,12 @@ Two other backbones bear the same name, RAE's and diffusion-bench's, with other 
 import jax
 
 from repae_jax.models.backbones.base import BackboneOutput
-from repae_jax.models.backbones.transformer import SIZES, Transformer, check, defaults_of
+from repae_jax.models.backbones.transformer import (
+    SIZES,
+    Transformer,
+    check,
+    defaults_of,
+)
 from repae_jax.models.conditioning.base import Arrays
 from repae_jax.models.family import Family
 
@@ -38,10 +43,13 @@ class LightningDiT(Transformer):
     swiglu: bool = True
     rms_norm: bool = True
 
-    def __call__(self, x: jax.Array, t: jax.Array, condition: Arrays) -> BackboneOutput:
+    def __call__(
+        self, x: jax.Array, t: jax.Array, condition: Arrays, class_token: jax.Array | None = None
+    ) -> BackboneOutput:
         """See `Backbone`."""
-        output = super().__call__(x, t, condition)
-        return output._replace(prediction=-output.prediction)
+        output = super().__call__(x, t, condition, class_token)
+        extra = {name: -velocity for name, velocity in output.extra.items()}
+        return output._replace(prediction=-output.prediction, extra=extra)
 
     def _embed(self, x, t, condition):
         return super()._embed(x, 1.0 - t, condition)
@@ -54,6 +62,7 @@ FAMILY = Family(
         **defaults_of(
             LightningDiT,
             "encoder_depth", "mlp_ratio", "qk_norm", "rotary", "swiglu", "rms_norm", "shift",
+            "class_token_dim",
         ),
     },
     presets=PRESETS,

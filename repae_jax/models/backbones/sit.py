@@ -3,7 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from repae_jax.models.backbones.transformer import SIZES, Transformer, check, defaults_of, preset_of
+from repae_jax.models.backbones.transformer import (
+    SIZES,
+    Transformer,
+    check,
+    defaults_of,
+    preset_of,
+)
 from repae_jax.models.family import Family
 
 # name -> (hidden_size, depth, num_heads); SiT paper (arXiv 2401.08740), table 1.
@@ -46,7 +52,7 @@ FAMILY = Family(
     SiT,
     options={
         **SIZES,
-        **defaults_of(SiT, "encoder_depth", "mlp_ratio", "qk_norm"),
+        **defaults_of(SiT, "encoder_depth", "mlp_ratio", "qk_norm", "class_token_dim"),
     },
     presets=SIT_CONFIGS,
     check=check,

@@ -10,148 +10,24 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.nn import initializers
 
 from repae_jax.errors import UserError
 from repae_jax.models.backbones.base import BackboneOutput
+from repae_jax.models.backbones.blocks import (
+    Block,
+    ClassTokenEmbedding,
+    FinalLayer,
+    TimeEmbedding,
+    xavier,
+)
 from repae_jax.models.conditioning.base import Arrays, Conditioner
 from repae_jax.models.family import Section
-from repae_jax.models.layers import (
-    MLP,
-    Attention,
-    Dense,
-    SwiGLU,
-    layer_norm,
-    rms_norm,
-    sincos_position_table,
-    tanh_gelu,
-)
+from repae_jax.models.layers import Dense, sincos_position_table
 from repae_jax.models.projectors import MLP as MLPProjector
+from repae_jax.models.projectors import Conv as ConvProjector
 from repae_jax.models.projectors import Projector
 from repae_jax.models.remat import rematerialize
 from repae_jax.models.scan_layers import scan_blocks
-
-zeros = initializers.zeros
-normal_002 = initializers.normal(0.02)
-xavier = initializers.xavier_uniform()
-
-
-class TimeEmbedding(nn.Module):
-    """256 sinusoidal features of t in [0, 1], then Linear-SiLU-Linear; t is not rescaled."""
-
-    hidden_size: int
-    features: int = 256
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, t: jax.Array) -> jax.Array:
-        """(B,) -> (B, D)."""
-        half = self.features // 2
-        frequencies = np.exp(-np.log(1e4) * np.arange(half, dtype=np.float32) / half)
-        angles = t.astype(jnp.float32)[:, None] * frequencies
-        x = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-        x = Dense(self.hidden_size, dtype=self.dtype, kernel_init=normal_002, name="fc1")(x)
-        x = nn.silu(x)
-        return Dense(self.hidden_size, dtype=self.dtype, kernel_init=normal_002, name="fc2")(x)
-
-
-def modulate(x: jax.Array, shift: jax.Array | None, scale: jax.Array) -> jax.Array:
-    """x * (1 + scale) + shift for tokens x (B, N, D); shift and scale are (B, 1 or N, D)."""
-    scaled = x * (1 + scale)
-    return scaled if shift is None else scaled + shift
-
-
-def per_token(condition: jax.Array) -> jax.Array:
-    """A condition of all tokens (B, D) as (B, 1, D); one of each token (B, N, D) stays."""
-    return condition if condition.ndim == 3 else condition[:, None]
-
-
-def block_norm(rms: bool, dtype: jnp.dtype, name: str) -> nn.Module:
-    """RMSNorm with a learned scale, or LayerNorm without scale and bias; epsilon 1e-6."""
-    if rms:
-        return rms_norm(1e-6, dtype=dtype, name=name)
-    return layer_norm(1e-6, affine=False, dtype=dtype, name=name)
-
-
-class Block(nn.Module):
-    """Transformer block with adaLN-Zero conditioning (DiT, arXiv 2212.09748, section 3.2).
-
-    Attributes:
-      num_heads: the heads of the attention.
-      mlp_ratio: the hidden width of the MLP over D; SwiGLU takes two thirds of it.
-      qk_norm: normalize queries and keys per head.
-      rotary_grid: rotate queries and keys by their place in a grid of this side; 0 for none.
-      swiglu: SwiGLU in place of the GELU MLP.
-      rms: RMSNorm with a learned scale in place of LayerNorm.
-      shift: modulate by a shift besides scale and gate.
-      dtype: the type of the matrix products.
-      kernel_init: the initializer of the weights of attention and MLP.
-    """
-
-    num_heads: int
-    mlp_ratio: float
-    qk_norm: bool
-    rotary_grid: int
-    swiglu: bool
-    rms: bool
-    shift: bool
-    dtype: jnp.dtype
-    kernel_init: initializers.Initializer = xavier
-
-    @nn.compact
-    def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
-        """x (B, N, D), condition (B, D) or (B, N, D) -> (B, N, D).
-
-        Without a condition, the block modulates nothing and has no weights for it.
-        """
-        dim = x.shape[-1]
-        options = dict(dtype=self.dtype, kernel_init=self.kernel_init)
-        attention = Attention(
-            self.num_heads, self.qk_norm, rms=self.rms, rotary_grid=self.rotary_grid, name="attn",
-            **options,
-        )  # fmt: skip
-        hidden = int(dim * self.mlp_ratio)
-        if self.swiglu:
-            mlp = SwiGLU(int(2 / 3 * hidden), name="mlp", **options)
-        else:
-            mlp = MLP(hidden, activation=tanh_gelu, name="mlp", **options)
-        norm1, norm2 = (block_norm(self.rms, self.dtype, f"norm{i}") for i in (1, 2))
-        if condition is None:
-            x = x + attention(norm1(x))
-            return x + mlp(norm2(x))
-
-        parts = 6 if self.shift else 4
-        modulation = Dense(
-            parts * dim, dtype=self.dtype, kernel_init=zeros, bias_init=zeros, name="modulation"
-        )(nn.silu(per_token(condition)))
-        if self.shift:
-            shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(modulation, 6, axis=-1)
-        else:
-            scale_a, gate_a, scale_m, gate_m = jnp.split(modulation, 4, axis=-1)
-            shift_a = shift_m = None
-        x = x + gate_a * attention(modulate(norm1(x), shift_a, scale_a))
-        return x + gate_m * mlp(modulate(norm2(x), shift_m, scale_m))
-
-
-class FinalLayer(nn.Module):
-    """A modulated norm, then a linear layer from tokens to patches of the prediction."""
-
-    features: int
-    rms: bool
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
-        """x (B, N, D), condition (B, D) or (B, N, D) -> (B, N, features)."""
-        modulation = Dense(
-            2 * x.shape[-1], dtype=self.dtype, kernel_init=zeros, bias_init=zeros, name="modulation"
-        )(nn.silu(per_token(condition)))
-        shift, scale = jnp.split(modulation, 2, axis=-1)
-        x = modulate(block_norm(self.rms, self.dtype, "norm")(x), shift, scale)
-        return Dense(
-            self.features, dtype=self.dtype, kernel_init=zeros, bias_init=zeros, name="linear"
-        )(x)
 
 
 class Transformer(nn.Module):
@@ -164,6 +40,10 @@ class Transformer(nn.Module):
     faster; both leave the parameters and the results unchanged.
 
     `rotary`, `swiglu`, `rms_norm` and `shift` are the options of `Block`.
+
+    With `class_token_dim`, the module also denoises a class token of this width (REG, arXiv
+    2507.01467): it is one more token behind the patches, without a position, and it is projected
+    like them.
 
     Collections: "params", and "constants" with the fixed position table (1, N, D), which
     checkpoints carry and training leaves unchanged.
@@ -185,6 +65,7 @@ class Transformer(nn.Module):
     swiglu: bool = False
     rms_norm: bool = False
     shift: bool = True
+    class_token_dim: int = 0
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
     scan: bool = False
@@ -207,35 +88,45 @@ class Transformer(nn.Module):
         # The attribute's name, here the conditioner's, is the head of its parameters' names.
         setattr(self, self.conditioner.name, self.conditioner.module(self.hidden_size, self.dtype))
         self._setup_tokens()
+        if self.class_token_dim:
+            self.class_token_embed = self._class_token_embedding(self.hidden_size)
         self.blocks = self._all_blocks()
         self.projectors = [
             self.projector.module(dim, self.grid, self.dtype) for dim in self.teacher_dims
         ]
         features = self.patch_size**2 * self.output_channels
-        self.final_layer = FinalLayer(features, self.rms_norm, self.dtype)
+        self.final_layer = FinalLayer(features, self.rms_norm, self.dtype, self.class_token_dim)
 
-    def __call__(self, x: jax.Array, t: jax.Array, condition: Arrays) -> BackboneOutput:
+    def __call__(
+        self, x: jax.Array, t: jax.Array, condition: Arrays, class_token: jax.Array | None = None
+    ) -> BackboneOutput:
         """See `Backbone`."""
-        h, condition = self._embed(x, t, condition)
+        h, condition = self._sequence(x, t, condition, class_token)
         h = self._apply_blocks(0, self.encoder_depth, h, condition)
-        tokens = self._patches(h)
+        tokens = self._denoised(h)
         h = self._apply_blocks(self.encoder_depth, self.depth, h, condition)
-        prediction = self._unpatchify(self._predict(x, t, self._patches(h), condition))
-        return BackboneOutput(prediction.astype(jnp.float32), tokens, self._project(tokens))
+        patches, class_token = self._predict(x, t, self._denoised(h), condition, class_token)
+        prediction = self._unpatchify(patches).astype(jnp.float32)
+        extra = {} if class_token is None else {"class_token": class_token.astype(jnp.float32)}
+        return BackboneOutput(prediction, tokens, self._project(tokens), extra)
 
-    def project(self, x: jax.Array, t: jax.Array, condition: Arrays) -> tuple[jax.Array, ...]:
+    def project(
+        self, x: jax.Array, t: jax.Array, condition: Arrays, class_token: jax.Array | None = None
+    ) -> tuple[jax.Array, ...]:
         """The projections alone: runs the first `encoder_depth` blocks and the heads."""
-        h, condition = self._embed(x, t, condition)
+        h, condition = self._sequence(x, t, condition, class_token)
         h = self._apply_blocks(0, self.encoder_depth, h, condition)
-        return self._project(self._patches(h))
+        return self._project(self._denoised(h))
 
-    def hidden(self, x: jax.Array, t: jax.Array, condition: Arrays) -> jax.Array:
-        """The tokens after every block, averaged over positions: (depth, B, D), float32."""
-        h, condition = self._embed(x, t, condition)
+    def hidden(
+        self, x: jax.Array, t: jax.Array, condition: Arrays, class_token: jax.Array | None = None
+    ) -> jax.Array:
+        """The patches' tokens after every block, averaged over them: (depth, B, D), float32."""
+        h, condition = self._sequence(x, t, condition, class_token)
         pooled = []
         for i in range(self.depth):
             h = self._apply_blocks(i, i + 1, h, condition)
-            pooled.append(self._patches(h).astype(jnp.float32).mean(1))
+            pooled.append(h[:, : self.grid**2].astype(jnp.float32).mean(1))
         return jnp.stack(pooled)
 
     def _patch_embedding(self):
@@ -245,6 +136,10 @@ class Transformer(nn.Module):
     def _time_embedding(self):
         """The module from times (B,) to vectors (B, D)."""
         return TimeEmbedding(self.hidden_size, dtype=self.dtype)
+
+    def _class_token_embedding(self, width):
+        """The module from class tokens (B, D_c) to tokens (B, 1, width)."""
+        return ClassTokenEmbedding(width, self.rms_norm, self.dtype)
 
     def _setup_tokens(self):
         """Make what `_embed` adds to the patches."""
@@ -279,6 +174,14 @@ class Transformer(nn.Module):
         h = self.patch_embed(self._patchify(x)) + self.position_table.value.astype(self.dtype)
         return h, self.time_embed(t) + getattr(self, self.conditioner.name)(condition).vector
 
+    def _sequence(self, x, t, condition, class_token):
+        """The result of `_embed`, with the class token behind the patches."""
+        h, condition = self._embed(x, t, condition)
+        if self.class_token_dim:
+            n = self.grid**2
+            h = jnp.concatenate([h[:, :n], self.class_token_embed(class_token), h[:, n:]], axis=1)
+        return h, condition
+
     def _apply_blocks(self, start, stop, h, condition):
         """The tokens after the blocks from `start` up to `stop`."""
         blocks = self.blocks[start:stop]
@@ -288,12 +191,12 @@ class Transformer(nn.Module):
             return h
         return scan_blocks(blocks, h, condition, dtype=self.dtype)
 
-    def _patches(self, h):
-        """The tokens of the patches, (B, N, D), of those that the blocks see: the first N."""
-        return h[:, : self.grid**2]
+    def _denoised(self, h):
+        """The tokens of the patches and of the class token, the first that the blocks see."""
+        return h[:, : self.grid**2 + bool(self.class_token_dim)]
 
-    def _predict(self, x, t, tokens, condition):
-        """The patches of the prediction from the tokens after the last block."""
+    def _predict(self, x, t, tokens, condition, class_token):
+        """The patches and the class token that are predicted, from the tokens after all blocks."""
         return self.final_layer(tokens, condition)
 
     def _project(self, tokens):
@@ -359,6 +262,11 @@ def check(network: Transformer, section: Section, path: str) -> None:
     if network.rotary:
         way_out = f", or set {path}.rotary=False" if "rotary" in section else ""
         check_rotary(width, network.num_heads, path, "num_heads", way_out)
+    if network.class_token_dim and isinstance(network.projector, ConvProjector):
+        raise UserError(
+            f"{path}.class_token_dim is {network.class_token_dim}, but a class token has no place "
+            "in the grid of config.projector.family 'conv': use 'mlp'"
+        )
     if network.grid**2 * width > _LARGEST_TABLE:
         raise UserError(
             f"the backbone would see {network.grid} x {network.grid} tokens of width {width}, "

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
+from repae_jax.errors import UserError
+
 
 class ViTTokens(NamedTuple):
     """The features of a batch of images, float32."""
@@ -23,9 +25,11 @@ class Encoder(Protocol):
 
     Attributes:
       dim: width D of a token.
+      class_token: whether it gives a class token.
     """
 
     dim: int
+    class_token: bool
 
     def grid(self, resolution: int) -> int:
         """Tokens along a side for images of `resolution` pixels along a side.
@@ -44,9 +48,23 @@ class Encoder(Protocol):
         ...
 
 
-def patch_tokens(encoder: Encoder, variables: Mapping, images: jax.Array) -> jax.Array:
-    """The tokens (B, N, D) of uint8 images (B, H, W, 3), behind a stop-gradient."""
-    return stop_gradient(encoder.apply(variables, encoder.prepare(images)).patch_tokens)
+def patch_tokens(
+    encoder: Encoder, variables: Mapping, images: jax.Array, *, class_token: bool = False
+) -> jax.Array:
+    """The tokens (B, N, D) of uint8 images (B, H, W, 3), behind a stop-gradient.
+
+    With `class_token` they are (B, N + 1, D), and the last one is the class token.
+
+    Raises:
+      UserError: the encoder has no class token, but `class_token` is set.
+    """
+    tokens = encoder.apply(variables, encoder.prepare(images))
+    if not class_token:
+        return stop_gradient(tokens.patch_tokens)
+    if tokens.class_token is None:
+        raise UserError("the teacher has no class token, which the backbone would denoise")
+    both = [tokens.patch_tokens, tokens.class_token[:, None]]
+    return stop_gradient(jnp.concatenate(both, axis=1))
 
 
 def initial_variables(encoder: Encoder, key: jax.Array, resolution: int) -> dict:

@@ -1,0 +1,238 @@
+"""ODE and SDE samplers: from noise at t = 1 to latents at t = 0 along the learned velocity.
+
+One loop body runs the table of every method (steps.py). The program holds one loop for each stretch
+of steps with or without guidance: at most three copies of the model for any number of steps, and
+only guided steps pay for guidance.
+"""
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from repae_jax.errors import UserError
+from repae_jax.models.conditioning.base import full_like
+from repae_jax.objectives.interpolant import INTERPOLANTS, Interpolant, score_from_velocity
+from repae_jax.sampling import chain
+from repae_jax.sampling.sampler import Sampler, check_guidance_channels
+from repae_jax.sampling.steps import Evaluations, evaluations, guided_rows, segments
+from repae_jax.utils.finite import finite_rows
+
+Tree = Any
+# The latents (B, h, w, c), or the pair of latents and class token (B, D) of a backbone that
+# denoises both.
+State = jax.Array | tuple[jax.Array, jax.Array]
+Velocity = Callable[[State, jax.Array, Tree], State]
+StepNoise = Callable[[jax.Array], State]
+
+
+def sample(
+    sampler: Sampler,
+    velocity: Velocity,
+    noise: State,
+    condition: Tree,
+    *,
+    null: Tree | None = None,
+    step_noise: StepNoise | None = None,
+) -> State:
+    """Sample latents (B, h, w, c) float32 at t = 0; see `sample_watched` for the arguments."""
+    return sample_watched(sampler, velocity, noise, condition, null=null, step_noise=step_noise)[0]
+
+
+def sample_watched(
+    sampler: Sampler,
+    velocity: Velocity,
+    noise: State,
+    condition: Tree,
+    *,
+    null: Tree | None = None,
+    step_noise: StepNoise | None = None,
+) -> tuple[State, jax.Array]:
+    """Sample latents (B, h, w, c) float32 at t = 0 from `noise` (B, h, w, c) at t = 1.
+
+    Call it under `jax.jit` (with the sampler static, and the parameters that `velocity` closes
+    over as arguments): the result is one program whose steps run in `lax.scan`s.
+
+    The state is float32 with compensated (Kahan) summation, where the original's is float64: the
+    loop carries the rounding error of each addition, so the total error does not grow with the
+    steps.
+
+    Args:
+      sampler: the method and its options.
+      velocity: `velocity(x, t, condition)` maps (N, h, w, c), (N,) float32 in [0, 1] and a tree of
+        arrays (N, ...), such as {"label": (N,) int32}, to (N, h, w, c) of any float type; for a
+        chain to the noise, or to the noise and its variance fraction (N, h, w, 2 c). N is B;
+        in guided steps with a nonzero scale it is 2 B, where each image appears twice, once with
+        its condition and once with `null`.
+      noise: standard normal; the sampler scales it. If it is a pair of latents and class token, so
+        are x, the velocity, the steps' noise and the result.
+      condition: a tree of arrays (B, ...).
+      null: the null condition of one image; guidance needs it.
+      step_noise: `step_noise(i)` is the standard normal noise (B, h, w, c) of step i, a traced
+        int32; the SDE needs it.
+
+    Returns:
+      The latents, and their faults (B,) int32: the step, from 1 up, that first made an image's
+      latents NaN or infinite, or 0.
+
+    Raises:
+      UserError: guidance is on and `null` is None, or the SDE has no step noise.
+    """
+    if sampler.guided and null is None:
+        raise UserError(
+            f"guidance_scale is {sampler.guidance_scale} but null is None: "
+            "guide a model that was trained with dropped conditions, or use a scale of 1"
+        )
+    if sampler.stochastic and step_noise is None:
+        raise UserError(f"step_noise is None: {sampler.method} needs the noise of every step")
+    noise = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), noise)
+    check_guidance_channels(sampler, _latents(noise).shape[-1])
+    condition = jax.tree.map(jnp.asarray, condition)
+    drifts = {
+        False: functools.partial(_drift, sampler, velocity, condition=condition),
+        True: functools.partial(_guided_drift, sampler, velocity, condition=condition, null=null),
+    }
+    if sampler.of_chain:
+        return _sample_chain(sampler, drifts, noise, step_noise)
+    table, guided = evaluations(sampler)
+    x = jax.tree.map(lambda leaf: sampler.noise_scale * leaf, noise)
+    none = jax.tree.map(jnp.zeros_like, x)
+    carry = _Carry(x, none, x, none, jnp.zeros(len(_latents(x)), jnp.int32))
+    for segment in segments(guided):
+        advance = functools.partial(
+            _advance,
+            drifts[bool(guided[segment.start])],
+            step_noise if sampler.stochastic else None,
+        )
+        rows = jax.tree.map(lambda column, segment=segment: jnp.asarray(column[segment]), table)
+        carry, _ = jax.lax.scan(advance, carry, rows)
+    return carry.x, carry.fault
+
+
+def _latents(state):
+    return jax.tree.leaves(state)[0]
+
+
+def _sample_chain(sampler, drifts, x, step_noise):
+    """`sample_watched` for a chain: latents and faults."""
+    table = chain.chain_rows(sampler.method, sampler.steps)
+    guided = guided_rows(sampler, table.time.astype(np.float64))
+    noise_of_step = step_noise if sampler.stochastic else None
+
+    def step(carry, row, drift_at):
+        x, fault = carry
+        x = chain.advance(drift_at, noise_of_step, x, row)
+        return (x, jnp.where((fault > 0) | _finite(x), fault, row.step + 1)), None
+
+    carry = (x, jnp.zeros(x.shape[0], jnp.int32))
+    for segment in segments(guided):
+        rows = jax.tree.map(lambda column, segment=segment: jnp.asarray(column[segment]), table)
+        advance = functools.partial(step, drift_at=drifts[bool(guided[segment.start])])
+        carry, _ = jax.lax.scan(advance, carry, rows)
+    return carry
+
+
+class _Carry(NamedTuple):
+    """What the loop carries from one evaluation to the next; all but `fault` are States in float32.
+
+    `residue` is the accumulated rounding error of `x`: x - residue is the exact state.
+    `fault` is (B,) int32: the step, from 1 up, that first made x NaN or infinite, or 0.
+    """
+
+    x: State
+    residue: State
+    query: State
+    drift: State
+    fault: jax.Array
+
+
+def _advance(drift_at, step_noise, carry: _Carry, row: Evaluations) -> tuple[_Carry, None]:
+    """Evaluate the drift once and update the state by the row's weights, with Kahan summation."""
+    drift = drift_at(carry.query, row.time)
+    noise = None if step_noise is None else step_noise(row.step)
+
+    def add(x, residue, drift, previous, *noise):
+        move = row.weight * drift + row.previous_weight * previous
+        for values in noise:
+            move = move + row.noise_scale * values
+        move = move - residue
+        after = x + move
+        residue = (after - x) - move
+        return after, residue, after + (row.lookahead * drift - residue)
+
+    parts = (carry.x, carry.residue, drift, carry.drift, *([] if noise is None else [noise]))
+    added = [add(*leaves) for leaves in zip(*map(jax.tree.leaves, parts), strict=True)]
+    structure = jax.tree.structure(carry.x)
+    x, residue, query = (structure.unflatten(leaves) for leaves in zip(*added, strict=True))
+    fault = jnp.where((carry.fault > 0) | _finite(x), carry.fault, row.step + 1)
+    return _Carry(x, residue, query, drift, fault), None
+
+
+def _finite(state):
+    """Which images have finite values alone, (B,) bool."""
+    return functools.reduce(operator.and_, map(finite_rows, jax.tree.leaves(state)))
+
+
+def _drift(
+    sampler: Sampler, velocity: Velocity, x: State, time: jax.Array, *, condition: Tree
+) -> State:
+    """The drift at `x` (N, ...): the velocity, for the SDE minus t times the score.
+
+    The reverse SDE with diffusion w_t is dx = (v - w_t/2 score) dt + sqrt(w_t) dW (arXiv
+    2401.08740, section 2), here with w_t = 2 t. The score is computed at the integrator's float32
+    state, which the model itself may round to another type.
+    """
+    t = jnp.full((len(_latents(x)),), time, jnp.float32)
+    v = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), velocity(x, t, condition))
+    if not sampler.stochastic or sampler.of_chain:
+        return v
+    interpolant: Interpolant = INTERPOLANTS[sampler.interpolant]
+    return jax.tree.map(lambda v, x: v - time * score_from_velocity(interpolant, v, x, t), v, x)
+
+
+def _guided_drift(
+    sampler: Sampler,
+    velocity: Velocity,
+    x: State,
+    time: jax.Array,
+    *,
+    condition: Tree,
+    null: Tree,
+) -> State:
+    """The guided drift uncond + scale (cond - uncond), from one batch of twice the size.
+
+    The two copies of an image are adjacent, (B, ...) -> (B, 2, ...) -> (2 B, ...), so that each
+    device doubles its own shard of the batch without communication. Where all scales are 0, the
+    unconditional velocity suffices.
+    """
+    if sampler.unconditional and not sampler.of_chain:
+        return _drift(sampler, velocity, x, time, condition=full_like(condition, null))
+
+    def beside(values, nothing):
+        return jnp.stack([values, nothing], axis=1).reshape(-1, *values.shape[1:])
+
+    both = jax.tree.map(beside, condition, full_like(condition, null))
+    twice = jax.tree.map(lambda leaf: jnp.repeat(leaf, 2, axis=0), x)
+    drift = _drift(sampler, velocity, twice, time, condition=both)
+    (latents, *class_tokens), structure = jax.tree.flatten(drift)
+    channels = sampler.guidance_channels or _latents(x).shape[-1]
+    of_class = sampler.class_token_guidance or sampler.guidance_scale
+    guided = [
+        _follow(latents, sampler.guidance_scale, channels),
+        *(_follow(token, of_class, token.shape[-1]) for token in class_tokens),
+    ]
+    return structure.unflatten(guided)
+
+
+def _follow(drift, scale, channels):
+    """uncond + scale (cond - uncond) in the first channels, cond in the others."""
+    drift = drift.reshape(-1, 2, *drift.shape[1:])
+    cond, uncond = drift[:, 0], drift[:, 1]
+    guided = uncond + scale * (cond - uncond)
+    if channels == drift.shape[-1]:
+        return guided
+    return jnp.where(jnp.arange(drift.shape[-1]) < channels, guided, cond)
