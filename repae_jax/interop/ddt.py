@@ -21,6 +21,7 @@ from repae_jax.interop.tables import LINEAR, Rule, layer, patch_layout
 from repae_jax.models.backbones.ddt import DDT, Decoupled
 from repae_jax.models.rotary import angles
 
+CLASS_TOKEN = "cls_in_proj_enc.weight"  # a name that files of a DDT with REG have
 # A layer here -> the layers of diffusion-bench whose outputs it concatenates, in order.
 FUSED = {"attn/qkv": ("attn/q", "attn/k", "attn/v"), "mlp/w12": ("mlp/w1", "mlp/w2")}
 # The layers of its blocks, in the order of PyTorch's parameters.
@@ -55,6 +56,17 @@ def ddt_rules(patch_size: int) -> list[Rule]:
         Rule("ctx_embedder.embedding_table.weight", "params/label_embed/embedding"),
         *block_rules(_SPLIT_BLOCK, "adaln_modulation"),
         *final_rules("norm", "adaln_modulation"),
+        *layer("final_layer.cls_linear", "params/final_layer/class_token", LINEAR),
+        *_class_token_rules("enc", "class_token_embed"),
+        *_class_token_rules("dec", "head_class_token_embed"),
+    ]
+
+
+def _class_token_rules(theirs, ours):
+    """Rules of the class token's embedding before the encoder or the head."""
+    return [
+        *layer(f"cls_in_proj_{theirs}", f"params/{ours}/linear", LINEAR),
+        Rule(f"cls_in_norm_{theirs}.weight", f"params/{ours}/norm/scale"),
     ]
 
 
@@ -73,13 +85,14 @@ def rotary_tables(model: Decoupled) -> dict[str, np.ndarray]:
         return {}
     in_context = isinstance(model, DDT)
     prefix = {False: ("enc_feat_rope", "dec_feat_rope"), True: ("enc_rope", "dec_rope")}[in_context]
+    of_class = bool(model.class_token_dim)
     extra = model.time_tokens + model.class_tokens if in_context else 0
     found = {}
     for name, width, heads, more in (
         (prefix[0], model.hidden_size, model.num_heads, extra),
         (prefix[1], model.head_size, model.head_heads, 0),
     ):
-        turns = np.pad(angles(model.grid, width // heads), ((0, more), (0, 0)))
+        turns = np.pad(angles(model.grid, width // heads), ((of_class, more), (0, 0)))
         for function in (np.cos, np.sin):
             table = function(turns).repeat(2, axis=1).astype(np.float32)
             found[f"{name}.freqs_{function.__name__}"] = table
@@ -121,13 +134,14 @@ def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[
     width, channels, patch, _ = shape("s_embedder.proj.weight", 4)
     head_size = shape("x_embedder.proj.weight", 4)[0]
     names = ("enc_rope", "dec_rope") if in_context else ("enc_feat_rope", "dec_feat_rope")
+    of_class = in_context and CLASS_TOKEN in tensors
     (_, head), (patches, wide) = (shape(f"{name}.freqs_cos", 2) for name in names)
     blocks = {int(m[1]) for name in tensors if (m := re.match(r"blocks\.(\d+)\.", name))}
     of_head = [i for i in blocks if shape(f"blocks.{i}.attn.proj.weight", 2)[0] == head_size]
     label = "ctx_embedder" if in_context else "y_embedder"
     found = {
         "family": family_of(tensors),
-        "latent_size": math.isqrt(patches) * patch,
+        "latent_size": math.isqrt(patches - of_class) * patch,
         "latent_channels": channels,
         "patch_size": patch,
         "hidden_size": width,
@@ -137,6 +151,7 @@ def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[
         "num_classes": shape(f"{label}.embedding_table.weight", 2)[0],
     }
     if in_context:
+        found["class_token_dim"] = shape(CLASS_TOKEN, 2)[1] if of_class else 0
         found["time_tokens"] = shape("t_embedder.learnable_tokens", 2)[0]
         found["class_tokens"] = shape("ctx_embedder.learnable_tokens", 2)[0]
         modulated = {i for i in blocks if f"blocks.{i}.adaln_modulation.1.weight" in tensors}

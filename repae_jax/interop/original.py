@@ -11,7 +11,7 @@ JiT's have other keys too (interop/jit.py).
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -56,6 +56,8 @@ class Part:
       undecayed: the first slots, which are a group without weight decay of its optimizer.
       tables: {original name: array} of its state dict's tables, which its dimensions determine.
       fused: the layers here that join some of the rules', see `tables.fuse`.
+      check: (the state dict's tensors, their source) raises UserError for values that no network
+        here has.
     """
 
     rules: Sequence[Rule]
@@ -66,15 +68,18 @@ class Part:
     undecayed: int = 0
     tables: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     fused: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    check: Callable[[Mapping[str, np.ndarray], str], None] = lambda tensors, source: None
 
 
 def sit_part(model: SiT, *, statistics: bool = True) -> Part:
     """The SiT as a `Part`; `statistics`: with its BatchNorm, which REPA's own SiT lacks."""
-    rules = sit.sit_rules(model.patch_size)
+    rules = sit.sit_rules(model.patch_size, class_token=model.class_token_dim > 0)
     shapes = _their_shapes(rules, sit.sit_shapes(model, statistics=statistics))
     slots = [name for name in shapes if not name.startswith("bn.")]
     trained = {name: shapes[name] for name in slots if name != "pos_embed"}
-    return Part(rules, shapes, (sit.BATCH_COUNT,) if statistics else (), slots, trained)
+    counters = (sit.BATCH_COUNT,) if statistics else ()
+    check = sit.check_class_position if model.class_token_dim else Part.check
+    return Part(rules, shapes, counters, slots, trained, check=check)
 
 
 def lightningdit_part(model: LightningDiT) -> Part:
@@ -140,6 +145,7 @@ def import_part(tensors: Mapping[str, np.ndarray], part: Part, *, source: str) -
     tensors = tables.without_tables(tensors, part.tables, source=source)
     tensors = {name: array for name, array in tensors.items() if name not in part.counters}
     tables.check(tensors, part.shapes, source=source)
+    part.check(tensors, source)
     ours = tables.to_ours(part.rules, tensors, source=source)
     return tables.unflatten(tables.fuse(ours, part.fused))
 

@@ -1,4 +1,4 @@
-"""The SiT under the names of the original REPA-E and of REPA."""
+"""The SiT under the names of the original REPA-E, of REPA and of REG."""
 
 import functools
 import math
@@ -12,12 +12,13 @@ import numpy as np
 
 from repae_jax.errors import UserError
 from repae_jax.interop import tables
-from repae_jax.interop.tables import LINEAR, Rule, layer, norm, patch_layout
+from repae_jax.interop.tables import LINEAR, SAME, Layout, Rule, layer, norm, patch_layout
 from repae_jax.models.backbones.base import blank_inputs
 from repae_jax.models.backbones.sit import SIT_CONFIGS, SiT, describe
 from repae_jax.utils.schema import as_whole
 
 SIGN = r"x_embedder\.proj\.weight$"  # a name that every file has
+CLASS_TOKEN = "cls_projectors2.weight"  # a name that REG's files have
 # the counter of updates of the running statistics, which nothing reads at a fixed momentum
 BATCH_COUNT = "bn.num_batches_tracked"
 
@@ -26,14 +27,31 @@ BATCH_COUNT = "bn.num_batches_tracked"
 _BLOCK = ("attn.qkv", "attn.q_norm", "attn.k_norm", "attn.proj", "mlp.fc1", "mlp.fc2")
 
 
-def sit_rules(patch_size: int) -> list[Rule]:
+# REG's table has a row in front for the class token, which is zero.
+_REG_POSITIONS = Layout(
+    lambda table: table[:, 1:], lambda table: np.pad(table, ((0, 0), (1, 0), (0, 0)))
+)
+
+
+def check_class_position(tensors: Mapping[str, np.ndarray], source: str) -> None:
+    """Raise UserError unless the class token of REG's SiT has a position of zeros."""
+    if tensors["pos_embed"][:, 0].any():
+        raise UserError(
+            f"{source}: the first row of 'pos_embed', the class token's position, is not zero as "
+            "in REG's code: no backbone here has such a position"
+        )
+
+
+def sit_rules(patch_size: int, *, class_token: bool = False) -> list[Rule]:
     """Rules for parameters, position table and latent statistics (`bn`), in module order.
 
-    REPA's own SiT has the same tensors, but no `bn`.
+    REPA's own SiT has the same tensors, but no `bn`. With `class_token` it is REG's, whose position
+    table has a row more.
     """
     head = ("projectors.{k}", "params/projectors_{k}")
+    of_class = layer("final_layer.linear_cls", "params/final_layer/class_token", LINEAR)
     return [
-        Rule("pos_embed", "constants/position_table"),
+        Rule("pos_embed", "constants/position_table", _REG_POSITIONS if class_token else SAME),
         *layer("x_embedder.proj", "params/patch_embed", patch_layout(patch_size)),
         *layer("t_embedder.mlp.0", "params/time_embed/fc1", LINEAR),
         *layer("t_embedder.mlp.2", "params/time_embed/fc2", LINEAR),
@@ -42,7 +60,9 @@ def sit_rules(patch_size: int) -> list[Rule]:
         *layer(f"{head[0]}.0", f"{head[1]}/fc1", LINEAR),
         *layer(f"{head[0]}.2", f"{head[1]}/fc2", LINEAR),
         *layer(f"{head[0]}.4", f"{head[1]}/fc3", LINEAR),
-        *final_rules(),
+        *final_rules(after_linear=of_class),
+        *layer("cls_projectors2", "params/class_token_embed/linear", LINEAR),
+        *norm("wg_norm", "params/class_token_embed/norm"),
         Rule("bn.running_mean", "batch_stats/mean"),
         Rule("bn.running_var", "batch_stats/var"),
     ]
@@ -62,12 +82,20 @@ def block_rules(layers: Sequence[str], modulation: str = "adaLN_modulation") -> 
     return [*own, *layer(f"{block[0]}.{modulation}.1", f"{block[1]}/modulation", LINEAR)]
 
 
-def final_rules(norm_name: str = "norm_final", modulation: str = "adaLN_modulation") -> list[Rule]:
-    """Rules of the last layer: its norm's scale, where it has one, the layer, its modulation."""
+def final_rules(
+    norm_name: str = "norm_final",
+    modulation: str = "adaLN_modulation",
+    after_linear: Sequence[Rule] = (),
+) -> list[Rule]:
+    """Rules of the last layer: its norm's scale, where it has one, the layer, its modulation.
+
+    `after_linear` are rules between the two latter.
+    """
     theirs, ours = "final_layer", "params/final_layer"
     return [
         Rule(f"{theirs}.{norm_name}.weight", f"{ours}/norm/scale"),
         *layer(f"{theirs}.linear", f"{ours}/linear", LINEAR),
+        *after_linear,
         *layer(f"{theirs}.{modulation}.1", f"{ours}/modulation", LINEAR),
     ]
 
@@ -157,7 +185,8 @@ def infer_dimensions(
         return len({n.split(".")[1] for n in tensors if n.startswith(f"{prefix}.")})
 
     hidden, channels, patch, _ = shape("x_embedder.proj.weight", 4)
-    grid = round(shape("pos_embed", 3)[1] ** 0.5)
+    of_class = CLASS_TOKEN in tensors
+    grid = round((shape("pos_embed", 3)[1] - of_class) ** 0.5)
     qk_norm = "blocks.0.attn.q_norm.weight" in tensors
     if qk_norm:
         heads = hidden // shape("blocks.0.attn.q_norm.weight", 1)[0]
@@ -183,6 +212,7 @@ def infer_dimensions(
         "teacher_dims": tuple(shape(f"projectors.{k}.4.weight", 2)[0] for k in projectors),
         "mlp_ratio": shape("blocks.0.mlp.fc1.weight", 2)[0] / hidden,
         "qk_norm": qk_norm,
+        "class_token_dim": shape(CLASS_TOKEN, 2)[1] if of_class else 0,
     }
 
 

@@ -43,6 +43,12 @@ def config_of_ddt(content: Mapping[str, Any], *, source: str) -> ConfigDict:
         check_schema({OURS: ours}, dict[str, str], source=f"{source}: config.")
         return from_json(ours, source=source)
     found = infer_dimensions(content["ema"], source=source)
+    if found.get("class_token_dim"):
+        raise UserError(
+            f"{source}: its network denoises a class token (REG), but the file holds no heads for "
+            "the teacher that gives it, without which no run here trains: a checkpoint of "
+            "diffusion-bench is read without REG"
+        )
     vae, factor = _VAES.get(found["latent_channels"], ("", 0))
     if not vae:
         raise UserError(

@@ -66,6 +66,7 @@ _TEACHERS = {
     "jepa": "ijepa-{}",
     "clip": "clip-{}",
 }
+CLASS_TOKEN_WEIGHT = 0.03  # REG's published one
 OURS = "repae_jax"  # the argument that holds the complete configuration of our own runs
 
 
@@ -116,6 +117,7 @@ class _Arguments(TypedDict, total=False):
     model: Text | None
     vae: Text | None
     enc_type: Text | None
+    cls: real() | None  # of REG alone: the weight of the class token's loss
     exp_name: Text | None
     repae_jax: str
 
@@ -151,9 +153,23 @@ def config_from_args(args: Mapping[str, Any], kind: Kind, *, source: str) -> Con
     vae = "f8d4" if kind == "repa" else args.get("vae")
     config.tokenizer.arch = _known(vae, VAE_CONFIGS, "vae", source)
     config.teachers = _teachers(args.get("enc_type", "None"), source)
+    if args.get("cls") is not None:
+        _denoise_class_token(config, args["cls"], source)
     config = apply_recipe(config, "repae" if kind == "repae" else "repa")
     config.name = str(args.get("exp_name", ""))
     return config
+
+
+def _denoise_class_token(config, weight, source):
+    """Set the keys of REG: the width is that of the first teacher's class token."""
+    if not config.teachers:
+        raise UserError(
+            f"{source}: its argument 'cls' is of REG, but 'enc_type' names no teacher, whose class "
+            "token REG denoises: give the configuration with --config"
+        )
+    first = next(iter(config.teachers.values()))
+    config.backbone.class_token_dim = VIT_CONFIGS[first.arch]["dim"]
+    config.objective.class_token_weight = weight
 
 
 def args_from_weights(tensors: Mapping[str, Any], *, source: str) -> dict[str, Any]:
@@ -181,6 +197,7 @@ def args_from_weights(tensors: Mapping[str, Any], *, source: str) -> dict[str, A
         "qk_norm": found["qk_norm"],
         "enc_type": ",".join(teachers.get(dim, f"of width {dim}") for dim in found["teacher_dims"])
         or "None",
+        **({"cls": CLASS_TOKEN_WEIGHT} if found["class_token_dim"] else {}),
     }
 
 
@@ -191,6 +208,8 @@ def args_from_config(config: ConfigDict) -> dict[str, Any]:
     """
     args = {theirs: look_up(config, ours[0]) for theirs, ours in _SAME.items()}
     names = [_original_teacher(entry.arch) or name for name, entry in config.teachers.items()]
+    if config.backbone.class_token_dim:
+        args["cls"] = config.objective.class_token_weight
     return args | {
         "exp_name": config.name,
         "model": config.backbone.arch,

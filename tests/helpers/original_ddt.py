@@ -26,7 +26,8 @@ def original_ddt(family, *, time_tokens=0, class_tokens=0, qk_norm=False, rms_no
         options = dict(use_qknorm=qk_norm, use_rmsnorm=rms_norm, class_dropout_prob=0.1)
     else:
         arch = types.SimpleNamespace(num_t_tokens=time_tokens, num_c_tokens=class_tokens)
-        options = dict(cond_arch=arch)
+        reg = {key: config.pop(key) for key in ("enable_reg", "z_dim") if key in config}
+        options = dict(cond_arch=arch, **reg)
         config["patch_size"] = [config["patch_size"]] * 2
     return module_of(family, "stage2.models.DDT").DiTwDDTHead(**config, **options).eval()
 

@@ -44,6 +44,8 @@ def get_config(words: str = "backbone"):
         config.objective.least_time = 0.05
         config.time.update(weighting="lognormal", shift=2.0)
         config.sampling.update(method="euler", shift=2.0, last_time=0.001)
+    if toy == "reg":
+        config.backbone.class_token_dim = 8  # the tiny teacher's width
     if toy == "jit":
         config.backbone = backbone(
             family=toy, patch_size=2, hidden_size=16, depth=2, num_heads=2, encoder_depth=2,

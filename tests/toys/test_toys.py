@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow  # each toy trains, and compiles every command's p
 HERE = pathlib.Path(__file__).parent
 CONFIG = HERE / "configs.py"
 TOYS = ("backbone", "condition", "tokenizer", "encoder")  # each is one short file and one row
-TENANTS = (*TOYS, "lightningdit", "dit", "ditdh", "ddt", "jit")
+TENANTS = (*TOYS, "lightningdit", "dit", "ditdh", "ddt", "jit", "reg")
 NO_VAE = {"tokenizer": "a Patches has no format of diffusers' or LDM's"}
 NO_CHECKPOINT = {
     "backbone": "a Mixer with a ClassLabel",

@@ -33,6 +33,7 @@ from repae_jax.runs.build import (
     build_optimizers,
     latent_shape,
 )
+from repae_jax.runs.checkpoints import restore_latest
 from repae_jax.runs.fingerprint import tokenizer_sha256, weights_sha256
 from repae_jax.runs.initial_state import init_state
 from repae_jax.runs.weights import read_vae, save_teacher
@@ -185,8 +186,6 @@ def test_the_command_trains_on_the_cache(folder, tmp_path):
     assert main(["train", *words, "--workdir", str(workdir), "--quiet"]) == 0
     # the statistics that LatentNorm keeps to: those that came with the VAE
     config = json.loads((folder / "vae" / "config.json").read_text())
-    from repae_jax.runs.checkpoints import restore_latest
-
     var = restore_latest(workdir)["batch_stats"]["latent_norm"]["var"]
     np.testing.assert_allclose(var, config["scaling_factor"] ** -2, rtol=1e-6)
 
@@ -204,6 +203,40 @@ def test_tokens_are_the_teachers(folder, tmp_path):
     assert tokens.dtype == np.float32
     parity.assert_close(tokens, expected.patch_tokens[0], "tokens", 1e-3)
     assert cache.manifest["made"]["dtype"] == "float16"
+
+
+def test_a_cache_keeps_the_class_token_that_the_backbone_denoises(folder, tmp_path, capsys):
+    """Behind the patches' tokens; a backbone without one trains on them too, but not without."""
+    plain, reg = make_config(folder), make_config(folder)
+    reg.backbone.class_token_dim = 8
+    for name, config in (("plain", plain), ("reg", reg)):
+        encode(config, tmp_path / name, teachers=True, progress=False)
+    without, both = (
+        open_latents(tmp_path / name)[5]["teacher_tokens"][0] for name in ("plain", "reg")
+    )
+    assert len(both) == len(without) + 1
+    np.testing.assert_array_equal(both[:-1], without)
+    models, state = build_models(reg), init_state(reg, build_models(reg))
+    teacher = models.teachers["small"]
+    image = jnp.asarray(open_source(reg.data, "train")[5]["image"][None])
+    expected = teacher.apply(state.frozen["teachers"]["small"], teacher.prepare(image))
+    parity.assert_close(both[-1], expected.class_token[0], "class token", 1e-5)
+
+    def train(cache, dim, status):
+        words = ["--config", f"{TINY}:repa", "--config.data.source=latents"]
+        words += [f"--config.data.path={tmp_path / cache}", "--config.run.steps=1"]
+        words += [f"--config.tokenizer.weights={folder / 'vae'}"]
+        words += [f"--config.teachers.small.weights={folder / 'teacher.safetensors'}"]
+        words += [f"--config.backbone.class_token_dim={dim}"]
+        workdir = tmp_path / f"{cache}-{dim}"
+        assert main(["train", *words, "--workdir", str(workdir), "--quiet"]) == status
+
+    train("reg", 8, 0)
+    states = [train(cache, 0, 0) or cache for cache in ("reg", "plain")]
+    first, second = (restore_latest(tmp_path / f"{cache}-0")["params"] for cache in states)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    train("plain", 8, 2)
+    assert "without their class tokens" in capsys.readouterr().err
 
 
 def test_another_vaes_cache_is_refused_and_nothing_is_written(folder, tmp_path, capsys):

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from parity import OWN_METRICS, quick_jit
 
 from repae_jax.config import RECIPES
+from repae_jax.objectives.metrics import METRICS
 from repae_jax.runs.build import (
     build_models,
     build_objective,
@@ -17,7 +18,7 @@ from repae_jax.runs.build import (
     latent_shape,
 )
 from repae_jax.training.noise import sample_draws
-from repae_jax.training.step import make_train_step
+from repae_jax.training.step import BACKBONE_TERMS, TOKENIZER_TERMS, make_train_step
 
 SIT = {"denoising_loss", "sit_loss", "grad_norm_sit"}
 VAE = {"reconstruction_loss", "perceptual_loss", "kl_loss", "vae_loss", "grad_norm_vae"}
@@ -36,9 +37,10 @@ EXPECTED = {
 }
 
 
-def build(recipe, **objective):
+def build(recipe, *, class_token_dim=0, **objective):
     """(state, batch, draws, step) of the tiny configuration."""
     config = tiny.get_config(recipe)
+    config.backbone.class_token_dim = class_token_dim
     config.objective.update(objective)
     models = build_models(config)
     state = jax.jit(lambda key: fresh_state(config, models, key))(jax.random.key(0))
@@ -48,7 +50,9 @@ def build(recipe, **objective):
         "image": jnp.asarray(rng.integers(0, 256, (size, 32, 32, 3)), jnp.uint8),
         "label": jnp.asarray(rng.integers(0, 10, size), jnp.int32),
     }
-    draws = sample_draws(jax.random.key(1), size, latent_shape(config, models))
+    draws = sample_draws(
+        jax.random.key(1), size, latent_shape(config, models), class_token_dim=class_token_dim
+    )
     step = make_train_step(models, build_objective(config), build_optimizers(config))
     return state, batch, draws, step
 
@@ -217,3 +221,50 @@ def test_several_teachers_are_aligned_at_once():
     heads = state.params["backbone"]
     assert heads["projectors_0"]["fc3"]["kernel"].shape == (8, 12)
     assert heads["projectors_1"]["fc3"]["kernel"].shape == (8, 8)
+
+
+@pytest.mark.slow
+def test_the_class_tokens_loss_joins_the_backbones():
+    """The backbone sees the class token at the latents' time, with a noise of its own (REG)."""
+    state, batch, draws, step = build("repae", class_token_dim=8, class_token_weight=0.25)
+    step = jax.jit(step)
+    after, metrics = step(state, batch, draws)
+    assert set(metrics) == REPAE | {"class_token_loss"} | set(OWN_METRICS)
+    parts = metrics["denoising_loss"] + 0.5 * metrics["proj_loss"]
+    parts += 0.25 * metrics["class_token_loss"]
+    np.testing.assert_allclose(metrics["sit_loss"], parts, rtol=1e-5)
+    # the last layer starts at zero: the loss is the mean square of the velocity n - c
+    teacher = build_models(tiny.get_config()).teachers["small"]
+    images = teacher.prepare(batch["image"])
+    token = teacher.apply(state.frozen["teachers"]["small"], images).class_token
+    expected = np.square(draws.class_noise - token).mean()
+    np.testing.assert_allclose(metrics["class_token_loss"], expected, rtol=1e-5)
+    embed = (s.params["backbone"]["class_token_embed"]["linear"]["kernel"] for s in (state, after))
+    # after a step in which the last layers leave zero, the embedding learns too
+    second = step(after, batch, draws)[0]
+    assert np.any(second.params["backbone"]["class_token_embed"]["linear"]["kernel"] != next(embed))
+
+
+@pytest.mark.slow
+def test_without_a_class_token_its_weight_changes_nothing():
+    states = []
+    for weight in (0.03, 5.0):
+        *inputs, step = build("repa", class_token_weight=weight)
+        states.append(jax.jit(step)(*inputs)[0])
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_the_draws_of_others_stay_with_a_class_token():
+    plain, more = (
+        sample_draws(jax.random.key(0), 4, (2, 2, 3), class_token_dim=dim) for dim in (0, 6)
+    )
+    assert plain.class_noise is None
+    assert more.class_noise.shape == (4, 6)
+    jax.tree.map(np.testing.assert_array_equal, plain, more.replace(class_noise=None))
+    others = [more.posterior_noise, more.noise, more.time]
+    assert not any(np.isin(more.class_noise, other).any() for other in others)
+
+
+def test_every_term_has_a_row_among_the_metrics():
+    terms = {term.metric for term in (*BACKBONE_TERMS, *TOKENIZER_TERMS)}
+    assert terms <= METRICS.keys()

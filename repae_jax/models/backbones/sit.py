@@ -41,10 +41,12 @@ def describe(d: Mapping[str, Any]) -> str:
     heads = f"{d['num_heads']} heads" if d["num_heads"] else "unknown number of heads"
     teachers = ", ".join(map(str, d["teacher_dims"])) or "none"
     labels = d["num_classes"] + int(d.get("null_class", False))
+    of_class = d.get("class_token_dim")
+    beside = f", a class token of width {of_class} (REG)" if of_class else ""
     return (
         f"{name}: width {d['hidden_size']}, depth {d['depth']}, {heads}, patch "
         f"{d['patch_size']}, latents {d['latent_size']} x {d['latent_size']} x "
-        f"{d['latent_channels']}, {labels} rows of labels, teachers' widths {teachers}"
+        f"{d['latent_channels']}, {labels} rows of labels, teachers' widths {teachers}{beside}"
     )
 
 
