@@ -2,6 +2,7 @@
 
 import argparse
 
+import jax
 import numpy as np
 import parity
 import pytest
@@ -86,7 +87,9 @@ def test_a_checkpoint_comes_back_bit_by_bit(trip):
 def test_the_run_predicts_what_they_predict(trip):
     source, trip = trip
     models = build_models(trip.config)
-    state = load_state(trip.workdir, trip.config, models, None)
+    state = load_state(
+        trip.workdir, trip.config, models, jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    )
     x, token = parity.normal(3, 8, 8, 2, seed=5), parity.normal(3, 8, seed=6)
     t, labels = np.array([0.1, 0.5, 0.9], np.float32), np.array([0, 10, 4])
     with torch.no_grad():
@@ -94,7 +97,8 @@ def test_the_run_predicts_what_they_predict(trip):
             source, trip.ema, parity.to_nchw(x), torch.tensor(t), torch.tensor(labels),
             torch.tensor(token),
         )  # fmt: skip
-    ours = models.backbone.apply(state.ema["backbone"], x, t, {"label": labels}, token)
+    variables = {name: state.ema[name] for name in ("params", "constants")}
+    ours = models.backbone.apply(variables, x, t, {"label": labels}, token)
     parity.assert_close(ours.prediction, parity.to_nhwc(velocity), "latents")
     parity.assert_close(ours.extra["class_token"], of_class, "class token")
 
