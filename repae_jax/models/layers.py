@@ -226,14 +226,18 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 attention_kernel = jax.make_user_context(default_value=None)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """softmax(q k^T / sqrt(D)) v per head, the softmax in float32.
 
     On an NVIDIA GPU, in half precision, and for D up to 128 that 8 divides, this is cuDNN's fused
     kernel, which stores no N x N array. Otherwise XLA compiles the plain formula.
 
     Args:
-      q, k, v: (B, N, heads, D).
+      q: (B, N, heads, D).
+      k, v: (B, M, groups, D); the groups divide the heads, and head j uses group
+        j // (heads / groups) (grouped-query attention, arXiv 2305.13245).
+      mask: (B or 1, 1, N, M) bool, True where a query sees a key. The output of a query that sees
+        no key is finite.
 
     Returns:
       (B, N, heads, D).
@@ -245,8 +249,9 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     if q.dtype == jnp.float16 and kernel == "xla" and jax.default_backend() != "gpu":
         # JAX requests float16 products summed in float32, which only GPUs have
         wide = (x.astype(jnp.float32) for x in (q, k, v))
-        return jax.nn.dot_product_attention(*wide, implementation=kernel).astype(q.dtype)
-    return jax.nn.dot_product_attention(q, k, v, implementation=kernel)
+        wide = jax.nn.dot_product_attention(*wide, mask=mask, implementation=kernel)
+        return wide.astype(q.dtype)
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=kernel)
 
 
 @functools.cache
@@ -284,8 +289,8 @@ class Attention(nn.Module):
     rotary_grid: int = 0
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, N, D) -> (B, N, D)."""
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """(B, N, D) -> (B, N, D), with the mask of `attend`."""
         batch, tokens, dim = x.shape
         qkv = Dense(3 * dim, dtype=self.dtype, kernel_init=self.kernel_init, name="qkv")(x)
         parts = jax.lax.split(qkv, (dim, dim, dim), axis=-1)
@@ -294,7 +299,7 @@ class Attention(nn.Module):
             q, k = self._norm("q_norm")(q), self._norm("k_norm")(k)
         if self.rotary_grid:
             q, k = rotate(q, self.rotary_grid), rotate(k, self.rotary_grid)
-        x = attend(q, k, v).reshape(batch, tokens, dim)
+        x = attend(q, k, v, mask).reshape(batch, tokens, dim)
         return Dense(dim, dtype=self.dtype, kernel_init=self.kernel_init, name="proj")(x)
 
     def _norm(self, name):

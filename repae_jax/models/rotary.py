@@ -1,4 +1,4 @@
-"""Rotary position embedding of tokens in a square grid (arXiv 2104.09864; in 2-D as in EVA-02)."""
+"""Rotary position embedding (arXiv 2104.09864) of tokens in a row, and in a grid (EVA-02)."""
 
 import functools
 
@@ -45,3 +45,24 @@ def rotate(x: jax.Array, grid: int) -> jax.Array:
     a, b = pairs[..., 0], pairs[..., 1]
     turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1)
     return turned.reshape(x.shape).astype(x.dtype)
+
+
+def rotate_halves(x: jax.Array, base: float) -> jax.Array:
+    """Rotate the pairs (i, i + D / 2) of each head's features by the token's place, in float32.
+
+    Pair i turns by base ** (-2 i / D) per token: the layout of Llama, Gemma and Qwen.
+
+    Args:
+      x: queries or keys (B, L, heads, D) of the tokens 0, 1, ..., L - 1.
+      base: the base of the frequencies.
+
+    Returns:
+      (B, L, heads, D) in the type of `x`.
+    """
+    length, _, dim = x.shape[1:]
+    frequencies = base ** (-np.arange(0, dim, 2) / dim)
+    turns = np.outer(np.arange(length), frequencies)[:, None]
+    cos, sin = np.cos(turns).astype(np.float32), np.sin(turns).astype(np.float32)
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return turned.astype(x.dtype)

@@ -51,6 +51,28 @@ def test_the_fused_kernel_agrees_with_torch_in_float32():
 
 
 @pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(jnp.float32, 1e-4), pytest.param(jnp.bfloat16, 2e-2, marks=on_gpu)],
+)
+def test_masked_attention_in_groups_agrees_with_torch(dtype, tolerance):
+    q, k, v = (normal(2, 7, heads, 16, seed=seed) for seed, heads in enumerate((4, 2, 2)))
+    mask = np.tri(7, dtype=bool) & (np.arange(7) < np.array([[5], [7]]))[:, None, None]
+    heads_first = (torch.tensor(x).transpose(1, 2) for x in (q, k, v))
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *heads_first, attn_mask=torch.tensor(mask), enable_gqa=True
+    )
+    actual = jax.jit(attend)(*(jnp.asarray(x, dtype) for x in (q, k, v)), mask)
+    assert_close(actual.astype(jnp.float32), expected.transpose(1, 2), "attended", tolerance)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_a_query_without_a_key_gives_finite_values(dtype):
+    x = jnp.asarray(normal(1, 6, 2, 16, seed=0), dtype)
+    out = jax.jit(attend)(x, x, x, jnp.zeros((1, 1, 6, 6), bool))
+    assert np.isfinite(out.astype(jnp.float32)).all()
+
+
+@pytest.mark.parametrize(
     ("dtype", "dim", "gpu", "expected"),
     [
         (jnp.bfloat16, 72, True, "cudnn"),
@@ -65,7 +87,9 @@ def test_takes_the_fused_kernel_where_it_serves(monkeypatch, dtype, dim, gpu, ex
     taken = []
     monkeypatch.setattr(layers, "has_cudnn_attention", lambda: gpu)
     monkeypatch.setattr(
-        jax.nn, "dot_product_attention", lambda *_, implementation: taken.append(implementation)
+        jax.nn,
+        "dot_product_attention",
+        lambda *_, mask, implementation: taken.append(implementation),
     )
     x = jnp.zeros((1, 2, 1, dim), dtype)
     attend(x, x, x)
@@ -76,7 +100,7 @@ def test_a_program_can_be_told_which_kernel(monkeypatch):
     """As for a device that is not there, or to count operations; `jit` tells the two apart."""
     taken = []
 
-    def attention(q, k, v, implementation):
+    def attention(q, k, v, mask, implementation):
         taken.append(implementation)
         return q
 

@@ -1,5 +1,6 @@
 """The vision transformer: published teachers, one preset each, and small teachers trained here."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -117,8 +118,8 @@ class ViTBlock(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, N, D) -> (B, N, D)."""
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """(B, N, D) -> (B, N, D), with the mask of `layers.attend`."""
         settings = {"dtype": self.dtype, "kernel_init": _INIT}
         attention = Attention(self.num_heads, **settings, name="attn")
         if self.swiglu:
@@ -126,7 +127,8 @@ class ViTBlock(nn.Module):
         else:
             activation = quick_gelu if self.quick_gelu else gelu
             mlp = MLP(self.hidden, activation, **settings, name="mlp")
-        for i, branch in enumerate((attention, mlp), start=1):
+        branches = (functools.partial(attention, mask=mask), mlp)
+        for i, branch in enumerate(branches, start=1):
             norm = layer_norm(self.norm_epsilon, affine=True, dtype=self.dtype, name=f"norm{i}")
             y = branch(norm(x))
             x = x + (
