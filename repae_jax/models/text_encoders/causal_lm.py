@@ -1,0 +1,246 @@
+"""Causal language models as text encoders: Gemma and Qwen3, by options of one module."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.nn import initializers
+
+from repae_jax.errors import UserError
+from repae_jax.models.family import Family, Section
+from repae_jax.models.layers import Dense, attend, tanh_gelu
+from repae_jax.models.rotary import rotate_halves
+from repae_jax.models.scan_layers import scan_blocks
+
+ACTIVATIONS = {"silu": nn.silu, "tanh_gelu": tanh_gelu}
+
+# The architectures of the published models, beyond their sizes.
+GEMMA = {
+    "norm_offset": 1.0,
+    "scale_embedding": True,
+    "qk_norm": False,
+    "activation": "tanh_gelu",
+    "rope_base": 1e4,
+}
+QWEN3 = {
+    "norm_offset": 0.0,
+    "scale_embedding": False,
+    "qk_norm": True,
+    "activation": "silu",
+    "rope_base": 1e6,
+}
+
+PRESETS: dict[str, dict] = {
+    "gemma-2b": {
+        **GEMMA,
+        "vocabulary": 256_000,
+        "dim": 2048,
+        "depth": 18,
+        "num_heads": 8,
+        "num_kv_heads": 1,
+        "head_dim": 256,
+        "mlp_hidden": 16_384,
+        "pad_id": 0,
+        "null_ids": (2,),  # <bos>
+    },
+    "qwen3-0.6b": {
+        **QWEN3,
+        "vocabulary": 151_936,
+        "dim": 1024,
+        "depth": 28,
+        "num_heads": 16,
+        "num_kv_heads": 8,
+        "head_dim": 128,
+        "mlp_hidden": 3072,
+        "pad_id": 151_643,  # <|endoftext|>
+        "null_ids": (),  # Qwen3 has no token before a text
+    },
+}
+
+_INIT = initializers.normal(0.02)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + epsilon) * (offset + w) over the last axis (arXiv 1910.07467).
+
+    Attributes:
+      epsilon: the summand under the root.
+      offset: Gemma's 1, or 0. The factor is initially 1 with either.
+    """
+
+    epsilon: float
+    offset: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., D) -> (..., D), computed and returned in float32."""
+        x = x.astype(jnp.float32)
+        weight = self.param("scale", initializers.constant(1.0 - self.offset), x.shape[-1:])
+        mean_square = jnp.square(x).mean(axis=-1, keepdims=True)
+        factor = self.offset + weight.astype(jnp.float32)
+        return x * jax.lax.rsqrt(mean_square + self.epsilon) * factor
+
+
+class CausalBlock(nn.Module):
+    """Pre-norm block of causal attention and a gated MLP (arXiv 2002.05202), without biases.
+
+    The fields are those of `CausalLM`.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_hidden: int
+    norm_offset: float
+    qk_norm: bool
+    activation: str
+    rope_base: float
+    norm_epsilon: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """Residual stream (B, L, D) and the mask of `layers.attend` -> (B, L, D)."""
+        x = x + self._attention(self._norm("norm1")(x), mask)
+        return x + self._mlp(self._norm("norm2")(x))
+
+    def _attention(self, x, mask):
+        batch, length, dim = x.shape
+
+        def heads(name, count):
+            features = self._dense(count * self.head_dim, name)(x)
+            return features.reshape(batch, length, count, self.head_dim)
+
+        q, k = heads("q", self.num_heads), heads("k", self.num_kv_heads)
+        if self.qk_norm:
+            q, k = self._norm("q_norm")(q), self._norm("k_norm")(k)
+        q, k = (rotate_halves(part, self.rope_base).astype(self.dtype) for part in (q, k))
+        attended = attend(q, k, heads("v", self.num_kv_heads), mask)
+        return self._dense(dim, "o")(attended.reshape(batch, length, -1))
+
+    def _mlp(self, x):
+        gate = self._dense(self.mlp_hidden, "gate")(x)
+        value = self._dense(self.mlp_hidden, "up")(x)
+        return self._dense(x.shape[-1], "down")(ACTIVATIONS[self.activation](gate) * value)
+
+    def _dense(self, features, name):
+        return Dense(features, biased=False, dtype=self.dtype, kernel_init=_INIT, name=name)
+
+    def _norm(self, name):
+        return RMSNorm(self.norm_epsilon, self.norm_offset, name=name)
+
+
+class CausalLM(nn.Module):
+    """A causal language model without its head: the states of tokens after the final norm.
+
+    The defaults are those of Qwen3 (arXiv 2505.09388); `GEMMA` has those of Gemma (2403.08295),
+    whose second and third generations have further norms. Norms, softmax, the residual stream and
+    the returned states are float32; the matrix products run in `dtype`.
+
+    Attributes:
+      vocabulary: rows of the embedding table.
+      dim: width D of the residual stream.
+      depth: blocks.
+      num_heads: query heads.
+      num_kv_heads: heads of keys and values, which divide the query heads.
+      head_dim: width of a head, independent of D.
+      mlp_hidden: width inside the gated MLP.
+      length: the most tokens of a caption.
+      pad_id: the id of a padded position; no state depends on it.
+      null_ids: the ids of the empty caption.
+      norm_offset: the summand of the norms' weights, 0 or 1.
+      scale_embedding: multiply embeddings by sqrt(D), in float32.
+      qk_norm: an RMSNorm on queries and keys per head, before their rotation.
+      activation: of the MLP's gate, a key of `ACTIVATIONS`.
+      rope_base: the base of the rotary frequencies.
+      norm_epsilon: the epsilon of every norm.
+      crops: whether a batch may be cropped to its longest caption, see `TextEncoder`.
+      dtype: the type of the matrix products.
+      scan: runs the blocks as one loop, which compiles faster; parameters and results are the same.
+    """
+
+    vocabulary: int
+    dim: int
+    depth: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_hidden: int
+    length: int = 256
+    pad_id: int = 0
+    null_ids: tuple[int, ...] = ()
+    norm_offset: float = QWEN3["norm_offset"]
+    scale_embedding: bool = QWEN3["scale_embedding"]
+    qk_norm: bool = QWEN3["qk_norm"]
+    activation: str = QWEN3["activation"]
+    rope_base: float = QWEN3["rope_base"]
+    norm_epsilon: float = 1e-6
+    crops: bool = True
+    dtype: jnp.dtype = jnp.float32
+    scan: bool = False
+
+    @nn.compact
+    def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        """Token ids (B, L) int32 and mask (B, L) bool -> states (B, L, D) float32, 0 at padding.
+
+        A token sees the tokens of its caption up to itself.
+        """
+        table = self.param("embedding", _INIT, (self.vocabulary, self.dim))
+        # padded ids may lie outside of the vocabulary
+        x = jnp.take(table, jnp.where(mask, ids, 0), axis=0).astype(jnp.float32)
+        if self.scale_embedding:
+            x = x * np.float32(self.dim**0.5)
+        seen = jnp.tri(ids.shape[1], dtype=bool) & mask[:, None, None]  # (B, 1, L, L)
+        blocks = [self._block(f"blocks_{i}") for i in range(self.depth)]
+        if self.scan and not self.is_initializing():
+            x = scan_blocks(blocks, x, seen, dtype=self.dtype)
+        else:
+            for block in blocks:
+                x = block(x, seen)
+        x = RMSNorm(self.norm_epsilon, self.norm_offset, name="norm")(x)
+        return jnp.where(mask[..., None], x, 0.0)
+
+    def _block(self, name):
+        return CausalBlock(
+            self.num_heads,
+            self.num_kv_heads,
+            self.head_dim,
+            self.mlp_hidden,
+            self.norm_offset,
+            self.qk_norm,
+            self.activation,
+            self.rope_base,
+            self.norm_epsilon,
+            self.dtype,
+            name=name,
+        )
+
+
+def _check(lm: CausalLM, section: Section, path: str) -> None:
+    if lm.num_heads % lm.num_kv_heads:
+        raise UserError(
+            f"{path}.num_kv_heads is {lm.num_kv_heads}, which does not divide the {lm.num_heads} "
+            f"heads of {path}.num_heads"
+        )
+    if lm.head_dim % 2:
+        raise UserError(
+            f"{path}.head_dim is {lm.head_dim}: rotary positions need an even width of a head"
+        )
+
+
+FAMILY = Family(
+    CausalLM,
+    options=dict(
+        vocabulary=int,
+        hidden_size=int,
+        depth=int,
+        num_heads=int,
+        num_kv_heads=int,
+        head_dim=int,
+        mlp_hidden=int,
+        length=CausalLM.length,  # the most tokens of a caption
+    ),
+    fields={"hidden_size": "dim"},
+    presets=PRESETS,
+    check=_check,
+)
