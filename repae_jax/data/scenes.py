@@ -10,6 +10,7 @@ import dataclasses
 
 import numpy as np
 
+from repae_jax.data.canvas import clouds, composite, fill_polygons, grid
 from repae_jax.data.identity import Fingerprint
 from repae_jax.data.outlines import SHAPES, outlines
 
@@ -21,7 +22,6 @@ COUNTS = {"train": 1 << 20, "heldout": 1 << 14}
 
 VERSION = 1  # changes whenever the same index gives another picture
 
-_FINER = 4  # outlines are filled on a grid that is finer by this factor
 _SEEDS = {"train": 0, "heldout": 1}
 
 
@@ -61,12 +61,12 @@ def render(seed: int, index: int, resolution: int = RESOLUTION) -> tuple[np.ndar
     canvas = _background(rng, resolution)
     light = rng.uniform(0, 2 * np.pi)
     for _ in range(rng.integers(2, 6)):
-        _composite(canvas, _clutter(rng, resolution), _texture(rng, resolution), light, rng)
+        composite(canvas, _clutter(rng, resolution), _texture(rng, resolution), light, rng)
     mask = _object(rng, CLASSES[label], resolution)
-    _composite(canvas, mask, _contrasting_texture(rng, canvas, mask), light, rng)
+    composite(canvas, mask, _contrasting_texture(rng, canvas, mask), light, rng)
     for _ in range(rng.integers(0, 3)):
         thin = _stroke(rng, resolution)
-        _composite(canvas, thin, _texture(rng, resolution), light, rng)
+        composite(canvas, thin, _texture(rng, resolution), light, rng)
     canvas *= rng.uniform(0.85, 1.15, 3)  # the light's color
     canvas += rng.normal(0, rng.uniform(0.003, 0.02), canvas.shape)
     return np.rint(255 * canvas.clip(0, 1)).astype(np.uint8), label
@@ -74,12 +74,12 @@ def render(seed: int, index: int, resolution: int = RESOLUTION) -> tuple[np.ndar
 
 def _background(rng, resolution):
     """Clouds between two colors, under a gradient of light: (H, W, 3) in [0, 1]."""
-    clouds = _clouds(rng, resolution, rng.uniform(1.2, 2.2))[..., None]
+    amount = clouds(rng, resolution, rng.uniform(1.2, 2.2))[..., None]
     first, second = rng.uniform(0.05, 0.95, (2, 3))
-    y, x = _grid(resolution)
+    y, x = grid(resolution)
     angle = rng.uniform(0, 2 * np.pi)
     slope = 1 + rng.uniform(0, 0.35) * (np.cos(angle) * x + np.sin(angle) * y)
-    return (first + (second - first) * clouds) * slope[..., None]
+    return (first + (second - first) * amount) * slope[..., None]
 
 
 def _object(rng, name, resolution):
@@ -89,7 +89,7 @@ def _object(rng, name, resolution):
     matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     matrix = matrix @ np.array([[stretch, shear], [0, 1 / stretch]]) * rng.uniform(0.42, 0.68)
     center = rng.uniform(-0.25, 0.25, 2)
-    return _fill_polygons([part @ matrix.T + center for part in outlines(name)], resolution)
+    return fill_polygons([part @ matrix.T + center for part in outlines(name)], resolution)
 
 
 def _clutter(rng, resolution):
@@ -101,7 +101,7 @@ def _clutter(rng, resolution):
     for order in range(2, 5):
         radius *= 1 + rng.uniform(0, 0.3) * np.cos(order * angle + rng.uniform(0, 2 * np.pi))
     blob = np.stack([np.cos(angle), np.sin(angle)], 1) * radius[:, None]
-    return _fill_polygons([blob * rng.uniform(0.6, 1.6, 2) + rng.uniform(-1, 1, 2)], resolution)
+    return fill_polygons([blob * rng.uniform(0.6, 1.6, 2) + rng.uniform(-1, 1, 2)], resolution)
 
 
 def _stroke(rng, resolution):
@@ -112,27 +112,14 @@ def _stroke(rng, resolution):
     line = (1 - t) ** 2 * start + 2 * t * (1 - t) * middle + t**2 * end
     across = np.array([[0, -1], [1, 0]]) @ (end - start)
     across *= rng.uniform(0.012, 0.05) / max(np.hypot(*across), 1e-6)
-    return _fill_polygons([np.concatenate([line + across, (line - across)[::-1]])], resolution)
-
-
-def _fill_polygons(parts, resolution):
-    """The coverage (H, W) in [0, 1] of polygons in [-1, 1]: the first filled, the others holes."""
-    from PIL import Image, ImageDraw
-
-    side = resolution * _FINER
-    image = Image.new("L", (side, side))
-    draw = ImageDraw.Draw(image)
-    for number, part in enumerate(parts):
-        corners = (part + 1) * (side / 2)
-        draw.polygon([tuple(corner) for corner in corners.tolist()], fill=0 if number else 255)
-    return np.asarray(image.reduce(_FINER), np.float64) / 255
+    return fill_polygons([np.concatenate([line + across, (line - across)[::-1]])], resolution)
 
 
 def _texture(rng, resolution):
     """Plain, stripes, checks, dots or clouds between two colors: (H, W, 3) in [0, 1]."""
     first = rng.uniform(0.05, 0.95, 3)
     second = (first + rng.uniform(0.1, 0.6, 3) * rng.choice([-1, 1], 3)).clip(0, 1)
-    y, x = _grid(resolution)
+    y, x = grid(resolution)
     angle, pitch = rng.uniform(0, np.pi), rng.uniform(6, 20)
     phase = rng.uniform(0, 2 * np.pi, 2)
     u = np.cos(angle) * x + np.sin(angle) * y
@@ -143,7 +130,7 @@ def _texture(rng, resolution):
         lambda: _soft(waves[0]),
         lambda: _soft(waves[0] * waves[1]),
         lambda: _soft(waves[0] + waves[1] - 1),
-        lambda: _clouds(rng, resolution, rng.uniform(0.6, 1.8)),
+        lambda: clouds(rng, resolution, rng.uniform(0.6, 1.8)),
     )
     amount = kinds[rng.integers(len(kinds))]()[..., None]
     return first + (second - first) * amount
@@ -160,40 +147,6 @@ def _contrasting_texture(rng, canvas, mask):
     return texture
 
 
-def _composite(canvas, mask, texture, light, rng):
-    """Composite a lit, beveled object and its shadow over the canvas, in place."""
-    from scipy import ndimage
-
-    resolution = len(mask)
-    reach = rng.uniform(0.02, 0.08) * resolution
-    shadow = ndimage.gaussian_filter(mask, reach / 2, mode="constant")
-    offset = (reach * np.sin(light), reach * np.cos(light))
-    shadow = ndimage.shift(shadow, offset, order=1, mode="constant")
-    canvas *= 1 - rng.uniform(0.2, 0.7) * shadow[..., None]
-
-    height = ndimage.gaussian_filter(mask, resolution / 24, mode="constant")
-    down, right = np.gradient(height * resolution * rng.uniform(0.02, 0.06))
-    lit = 1 + down * np.sin(light) + right * np.cos(light)  # slopes that face the light are bright
-    alpha = mask[..., None]
-    canvas *= 1 - alpha
-    canvas += alpha * texture * lit.clip(0.3, 1.7)[..., None]
-
-
-def _clouds(rng, resolution, slope):
-    """Noise with amplitude 1 / frequency ** slope: (H, W) in [0, 1]."""
-    noise = np.fft.rfft2(rng.normal(size=(resolution, resolution)))
-    frequency = np.hypot(np.fft.fftfreq(resolution)[:, None], np.fft.rfftfreq(resolution)[None, :])
-    frequency[0, 0] = np.inf
-    clouds = np.fft.irfft2(noise / frequency**slope, s=(resolution, resolution))
-    return (0.5 + 0.25 * clouds / max(clouds.std(), 1e-12)).clip(0, 1)
-
-
 def _soft(wave):
     """A wave in [-1, 1] with steep flanks, in [0, 1]."""
     return 0.5 + 0.5 * np.tanh(3 * wave)
-
-
-def _grid(resolution):
-    """y (H, W) and x (H, W), pixel centers in [-1, 1]."""
-    line = (np.arange(resolution) + 0.5) * (2 / resolution) - 1
-    return np.meshgrid(line, line, indexing="ij")

@@ -6,9 +6,10 @@ from pictures import data_config
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
+from repae_jax.data.canvas import fill_polygons
 from repae_jax.data.outlines import SHAPES, outlines
 from repae_jax.data.pipeline import train_batches
-from repae_jax.data.scenes import CLASSES, TURN, Scenes, _fill_polygons, render
+from repae_jax.data.scenes import CLASSES, TURN, Scenes, render
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError
 
@@ -54,7 +55,7 @@ def test_classes_stay_apart_when_they_are_turned():
     def mask(name, degrees):
         turn = np.deg2rad(degrees)
         matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-        return _fill_polygons([part @ matrix.T * 0.9 for part in outlines(name)], 48)
+        return fill_polygons([part @ matrix.T * 0.9 for part in outlines(name)], 48)
 
     turns = np.linspace(-TURN, TURN, 5)
     masks = {name: np.stack([mask(name, t) for t in turns]) for name in SHAPES}
