@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -28,6 +29,7 @@ def train_batches(
     rows: tuple[int, ...] | None = None,
     workers: int = 0,
     flip: bool = False,
+    tokenize: typing.Callable[[str], Mapping[str, np.ndarray]] | None = None,
 ) -> grain.DatasetIterator:
     """Endless batches of shuffled images: {"image": uint8 (b, H, W, 3), "label": int32 (b,)}.
 
@@ -53,6 +55,8 @@ def train_batches(
       workers: number of processes that prefetch; with 0, threads of this process do. Processes
         are spawned: a script's own code must stand under `if __name__ == "__main__"`.
       flip: mirror every image with probability 1/2, decided anew in every epoch.
+      tokenize: a caption -> the arrays that take its place in a batch, such as {"ids": int32 (L,)};
+        None leaves captions out. It must be picklable if `workers` > 0.
 
     Raises:
       UserError: the batch is larger than the source, or a number is out of range.
@@ -65,6 +69,7 @@ def train_batches(
     images = grain.MapDataset.source(source).seed(seed).shuffle()
     if flip:  # before the sharding, so that the number of processes does not change the coin
         images = images.random_map(_mirror_half)
+    images = images.map(functools.partial(_replace_caption, tokenize=tokenize))
     if workers:
         _allow_grain_flags()
     rows = tuple(range(batch_size)) if rows is None else rows
@@ -84,7 +89,8 @@ def eval_batches(source: Source, batch_size: int) -> Iterator[dict[str, np.ndarr
         raise UserError(f"batch_size = {batch_size}: give at least 1")
     import grain
 
-    batches = grain.MapDataset.source(source).batch(batch_size)
+    images = grain.MapDataset.source(source).map(_replace_caption)
+    batches = images.batch(batch_size)
     return iter(batches.to_iter_dataset(_read_options(workers=0)))
 
 
@@ -108,6 +114,13 @@ def _read_options(workers):
     if workers:  # each process reads one batch while the previous one waits in its queue
         return grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     return grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
+
+
+def _replace_caption(element, tokenize=None):
+    if "caption" not in element:
+        return element
+    rest = {key: value for key, value in element.items() if key != "caption"}
+    return rest if tokenize is None else {**rest, **tokenize(element["caption"])}
 
 
 def _mirror_half(element, rng):

@@ -8,7 +8,8 @@ import typing
 
 import numpy as np
 
-from repae_jax.data import digits, scenes
+from repae_jax.data import described, digits, scenes
+from repae_jax.data.captions import open_captioned
 from repae_jax.data.folder import open_folder
 from repae_jax.data.hdf5 import open_hdf5
 from repae_jax.data.identity import Fingerprint, names_checksum
@@ -16,6 +17,7 @@ from repae_jax.data.latents import open_latents
 from repae_jax.data.packed import open_packed, packed_folder
 from repae_jax.data.skip_bad_images import SkippingSource
 from repae_jax.data.source import Source, key_name, setting
+from repae_jax.data.tars import open_tars
 from repae_jax.data.tfds_source import open_tfds
 from repae_jax.errors import UserError
 from repae_jax.utils.schema import Count, as_whole, check_schema, short_repr
@@ -23,7 +25,7 @@ from repae_jax.utils.schema import Count, as_whole, check_schema, short_repr
 __all__ = ["ArraySource", "Source", "open_source"]
 
 ON_BAD_IMAGE = ("error", "skip")
-EMBEDDED = ("digits", "scenes")  # sources without files
+EMBEDDED = ("digits", "scenes", "described")  # sources without files
 
 
 def open_source(
@@ -45,7 +47,10 @@ def open_source(
         "tfds": `name` (the builder's name with config and version) and `path` (TFDS' data folder;
         empty for its default);
         "digits": no keys;
-        "scenes": `name`, the number of images (empty: `scenes.COUNTS`).
+        "scenes": `name`, the number of images (empty: `scenes.COUNTS`);
+        "described": the same, of images with captions;
+        "captions": `path`, a folder of pictures with captions;
+        "tars": `path`, a folder of tars of pictures with captions.
         Except for TFDS, `path` may instead hold the folders `train` and `heldout` (or `validation`,
         `val`, `test`) of that kind.
         Optional keys are `exif` (turn pictures by their EXIF orientation; default False) and
@@ -60,7 +65,10 @@ def open_source(
     """
     openers = {
         "digits": _open_digits,
-        "scenes": _open_scenes,
+        "scenes": _rendered("scenes", scenes.COUNTS, scenes.Scenes),
+        "described": _rendered("described images", described.COUNTS, described.Described),
+        "captions": open_captioned,
+        "tars": open_tars,
         "folder": open_folder,
         "tfds": open_tfds,
         "packed": open_packed,
@@ -128,18 +136,23 @@ def _open_digits(data_config, split):
     return ArraySource("digits", digits.NUM_CLASSES, part.images, part.labels)
 
 
-def _open_scenes(data_config, split):
-    if split not in scenes.COUNTS:
-        raise UserError(f"scenes have no split {split!r}; choose one of {', '.join(scenes.COUNTS)}")
-    name = data_config.name
-    count = as_whole(name) if name else scenes.COUNTS[split]
-    if not count:
-        raise UserError(
-            f"{key_name(data_config, 'name')} is {short_repr(name)}; for scenes give their "
-            "number, such as 20000"
-        )
-    check_schema(count, Count, source=key_name(data_config, "name"))
-    return scenes.Scenes(split, count, data_config.resolution)
+def _rendered(what, counts, build):
+    """The opener of a rendered source: `name` is the number of its images."""
+
+    def opener(data_config, split):
+        if split not in counts:
+            raise UserError(f"{what} have no split {split!r}; choose one of {', '.join(counts)}")
+        name = data_config.name
+        count = as_whole(name) if name else counts[split]
+        if not count:
+            raise UserError(
+                f"{key_name(data_config, 'name')} is {short_repr(name)}; for {what} give their "
+                "number, such as 20000"
+            )
+        check_schema(count, Count, source=key_name(data_config, "name"))
+        return build(split, count, data_config.resolution)
+
+    return opener
 
 
 def _open_latents(data_config, split):

@@ -1,0 +1,185 @@
+"""Captions: their text, and pictures in a folder with a caption each."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import typing
+
+import numpy as np
+
+from repae_jax.data.decode import decode_cropped, read_beginning, read_file
+from repae_jax.data.identity import Fingerprint, contents_checksums, names_checksum, sample
+from repae_jax.data.source import key_name, split_folder
+from repae_jax.data.walk import Walk
+from repae_jax.errors import BadImage, UserError
+from repae_jax.utils.schema import short_repr
+
+MOST_BYTES = 1 << 16  # of a caption: some ten thousand words
+METADATA = "metadata.jsonl"  # Hugging Face's imagefolder
+_FILE_NAME, _TEXT = "file_name", "text"
+_MOST_LINE = 1 << 20
+
+
+def decode_caption(data: bytes, name: str) -> str:
+    """The text of a caption without the white space around it.
+
+    Args:
+      data: UTF-8, at most `MOST_BYTES`.
+      name: the picture's name in messages.
+
+    Raises:
+      BadImage: it is empty, longer, or no UTF-8.
+    """
+    if len(data) > MOST_BYTES:
+        raise BadImage(
+            f"{name}: its caption has {len(data):,} bytes, more than the {MOST_BYTES:,} that are "
+            "read; shorten it"
+        )
+    try:
+        text = data.decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise BadImage(
+            f"{name}: its caption is no UTF-8 ({error.reason} at byte {error.start}); save it as "
+            "UTF-8"
+        ) from error
+    if not text:
+        raise BadImage(f"{name}: its caption is empty; write one, or remove the picture")
+    return text
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CaptionedSource:
+    """Pictures of a folder and its subfolders with their captions, of one class.
+
+    Attributes:
+      name: the folder.
+      files: paths relative to it.
+      captions: the captions of `metadata.jsonl`; None reads the .txt beside each picture.
+      resolution: pixels along a side of the crops.
+      exif: whether pictures are turned by their EXIF orientation.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    captions: tuple[bytes, ...] | None
+    resolution: int
+    exif: bool = False
+    num_classes: int = 1
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray | str]:
+        path = self.image_name(index)
+        image = decode_cropped(read_file(path), self.resolution, path, exif=self.exif)
+        text = decode_caption(self._caption(index), path)
+        return {"image": image, "label": np.int32(0), "caption": text}
+
+    def image_name(self, index: int) -> str:
+        return os.path.join(self.name, self.files[index])
+
+    def fingerprint(self) -> Fingerprint:
+        few = sample(len(self))
+        pictures = contents_checksums([few], lambda i: read_beginning(self.image_name(i)))
+        texts = contents_checksums([few], self._caption)
+        return {
+            "source": "captions",
+            "count": len(self),
+            "names": names_checksum(self.files),
+            "pictures": pictures[0],
+            "captions": texts[0],
+        }
+
+    def _caption(self, index):
+        if self.captions is not None:
+            return self.captions[index]
+        return read_file(str(_text_beside(self.image_name(index))), MOST_BYTES + 1)
+
+
+def open_captioned(data_config: typing.Any, split: str) -> CaptionedSource:
+    """Open a folder of pictures with captions.
+
+    The captions are those of `metadata.jsonl` in the folder, one line a picture with `file_name`
+    and `text` (Hugging Face's imagefolder), or of a .txt of the picture's name beside it.
+
+    Args:
+      data_config: its `path` is the folder, or holds folders `train` and `heldout` of that kind.
+      split: "train" or "heldout".
+
+    Raises:
+      UserError: there are no pictures, a picture has no caption, or the metadata are damaged.
+    """
+    root = split_folder(
+        data_config.path, split, _holds_pictures, "pictures with captions",
+        called=key_name(data_config, "path"),
+    )  # fmt: skip
+    if (root / METADATA).is_file():
+        files, captions = _from_metadata(root / METADATA)
+    else:
+        files, captions = _with_texts(root), None
+    exif = getattr(data_config, "exif", False)
+    return CaptionedSource(str(root), files, captions, data_config.resolution, exif)
+
+
+def _from_metadata(path):
+    """The pictures and captions that a `metadata.jsonl` lists, in its order."""
+    files, captions = [], []
+    for number, line in enumerate(read_file(str(path)).splitlines(), start=1):
+        if not line.strip():
+            continue
+        entry = _entry(line, f"{path}, line {number}")
+        files.append(entry[_FILE_NAME])
+        captions.append(entry[_TEXT].encode("utf-8", "surrogatepass"))
+    if not files:
+        raise UserError(f"{path} lists no picture: each line is {_example()}")
+    if len(set(files)) < len(files):
+        twice = next(name for name in files if files.count(name) > 1)
+        raise UserError(f"{path} lists {twice!r} more than once: keep one of the lines")
+    return tuple(files), tuple(captions)
+
+
+def _entry(line, source):
+    try:
+        if len(line) > _MOST_LINE:
+            raise ValueError(f"{len(line):,} bytes")
+        entry = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{source} is no JSON ({error}): each line is {_example()}") from error
+    texts = [entry.get(key) for key in (_FILE_NAME, _TEXT)] if isinstance(entry, dict) else [None]
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{source} is {short_repr(entry)}: each line is {_example()}")
+    name = pathlib.PurePosixPath(entry[_FILE_NAME])
+    if name.is_absolute() or ".." in name.parts or "\0" in entry[_FILE_NAME]:
+        raise UserError(f"{source}: {_FILE_NAME} {entry[_FILE_NAME]!r} lies outside of the folder")
+    return entry
+
+
+def _example():
+    return json.dumps({_FILE_NAME: "a/1.jpg", _TEXT: "a red disc"})
+
+
+def _with_texts(root):
+    """The pictures below a folder, each of which has a .txt of its name beside it."""
+    walk = Walk(root)
+    files = walk.pictures("")
+    if not files:
+        raise UserError(f"{root} holds no pictures with captions, in {METADATA} or a .txt beside")
+    lacking = [name for name in files if not _text_beside(root / name).is_file()]
+    if lacking:
+        more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
+        raise UserError(
+            f"{root / lacking[0]} has no caption{more}: write it to "
+            f"{_text_beside(lacking[0]).name} beside it, or all of them to {root / METADATA}"
+        )
+    return tuple(files)
+
+
+def _text_beside(picture):
+    return pathlib.Path(picture).with_suffix(".txt")
+
+
+def _holds_pictures(root):
+    return (root / METADATA).is_file() or bool(Walk(root).pictures(""))

@@ -1,0 +1,265 @@
+"""Tars of pictures with captions (WebDataset's layout), at random access through an index.
+
+A sample is a picture (`jpg`, `jpeg`, `png` or `webp`) and a `txt` that follow each other in a tar
+and have one key: their path up to the first dot. WebDataset's own reader streams, so it can neither
+shuffle all samples nor resume at one of them, as Grain's random access does. So the headers of all
+tars are read once, into an index beside them; a sample is then two reads at known places.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import pathlib
+import re
+import tarfile
+import typing
+from collections.abc import Iterator
+
+import numpy as np
+
+from repae_jax.data.captions import MOST_BYTES, decode_caption
+from repae_jax.data.decode import decode_cropped
+from repae_jax.data.identity import Fingerprint, contents_checksums, names_checksum, sample
+from repae_jax.data.source import key_name, split_folder
+from repae_jax.data.walk import warn_once
+from repae_jax.errors import BadImage, UserError, first_line
+from repae_jax.utils.atomic_files import replacing
+
+PICTURES = ("jpg", "jpeg", "png", "webp")
+CAPTION = "txt"
+VERSION = 1  # of the index
+_KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
+_META = re.compile(r"__[^/]*__($|/)")  # WebDataset's own entries
+_LARGEST_PICTURE = 1 << 30  # bytes
+
+
+class Row(typing.NamedTuple):
+    """A row of the index: which tar, and the places of picture and caption, in bytes.
+
+    A size of -1 stands for a part that is missing; a tar that cannot be read on has one last row
+    with both.
+    """
+
+    tar: int
+    picture: int
+    picture_size: int
+    caption: int
+    caption_size: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether the sample has both parts."""
+        return self.picture_size >= 0 and self.caption_size >= 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TarSource:
+    """Samples of tars, of one class, read and decoded on access.
+
+    Attributes:
+      name: the folder.
+      tars: the tars' paths.
+      sizes: their sizes in bytes.
+      rows: int64 (N, 5), the index, of whole samples.
+      resolution: pixels along a side of the crops.
+      exif: whether pictures are turned by their EXIF orientation.
+    """
+
+    name: str
+    tars: tuple[str, ...]
+    sizes: tuple[int, ...]
+    rows: np.ndarray
+    resolution: int
+    exif: bool = False
+    num_classes: int = 1
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray | str]:
+        name = self.image_name(index)
+        picture, text = self._parts(index)
+        image = decode_cropped(picture, self.resolution, name, exif=self.exif)
+        return {"image": image, "label": np.int32(0), "caption": decode_caption(text, name)}
+
+    def image_name(self, index: int) -> str:
+        row = Row(*self.rows[index].tolist())
+        return f"{self.tars[row.tar]}, picture at byte {row.picture}"
+
+    def fingerprint(self) -> Fingerprint:
+        names = (pathlib.Path(tar).name for tar in self.tars)
+        pairs = (f"{name} {size}" for name, size in zip(names, self.sizes, strict=True))
+        few = contents_checksums([sample(len(self))], lambda index: b"".join(self._parts(index)))
+        count = len(self)
+        return {"source": "tars", "count": count, "tars": names_checksum(pairs), "few": few[0]}
+
+    def _parts(self, index):
+        """The bytes of picture and caption."""
+        row, name = Row(*self.rows[index].tolist()), self.image_name(index)
+        with _opened(self.tars[row.tar]) as file:
+            picture = _read(file, row.picture, row.picture_size, _LARGEST_PICTURE, name)
+            return picture, _read(file, row.caption, row.caption_size, MOST_BYTES, name)
+
+
+def open_tars(data_config: typing.Any, split: str) -> TarSource:
+    """Open the tars of a split; the first time, this reads all of their headers.
+
+    Args:
+      data_config: its `path` is a folder of .tar files, or holds folders `train` and `heldout` of
+        them; with `on_bad_image` "skip", samples without a picture or caption, and the rest of a
+        damaged tar, are left out with a warning.
+      split: "train" or "heldout".
+
+    Raises:
+      UserError: there are no tars, or a sample or a tar is damaged.
+    """
+    root = split_folder(
+        data_config.path, split, _tars_in, "tars", called=key_name(data_config, "path")
+    )
+    tars = _tars_in(root)
+    if not tars:
+        raise UserError(
+            f"{root} holds no .tar files; set {key_name(data_config, 'path')} to a folder of them"
+        )
+    sizes = tuple(tar.stat().st_size for tar in tars)
+    rows = _index(root, tars, sizes)
+    whole = (rows[:, 2] >= 0) & (rows[:, 4] >= 0)
+    if not whole.all():
+        _report(tars, rows[~whole], skip=data_config.on_bad_image == "skip")
+        rows = rows[whole]
+    if not len(rows):
+        raise UserError(
+            f"{root}: its {len(tars)} tars hold no sample, a picture ({', '.join(PICTURES)}) and a "
+            f"{CAPTION} of one name"
+        )
+    exif = getattr(data_config, "exif", False)
+    return TarSource(str(root), tuple(map(str, tars)), sizes, rows, data_config.resolution, exif)
+
+
+def rows_of(tar: pathlib.Path, number: int = 0) -> Iterator[Row]:
+    """The index of one tar, in the order of its samples; entries of other kinds are left out."""
+    size, key, parts = tar.stat().st_size, None, {}
+    try:
+        with tarfile.open(tar, "r:") as archive:
+            for member in archive:
+                name = _KEY.fullmatch(member.name)
+                if not member.isreg() or not name or _META.match(member.name):
+                    continue
+                suffix = name[2].lower()
+                kind = "picture" if suffix in PICTURES else suffix
+                if name[1] != key or kind in parts:
+                    yield from _row(number, parts)
+                    key, parts = name[1], {}
+                if member.offset_data + member.size > size:
+                    raise tarfile.ReadError("it is cut short")
+                if kind in ("picture", CAPTION):
+                    parts[kind] = (member.offset_data, member.size)
+                archive.members = []  # tarfile would keep every header
+            if not _ends_at(tar, archive.offset):
+                raise tarfile.ReadError("it is cut between two of its files")
+        yield from _row(number, parts)
+    except (tarfile.TarError, ValueError, EOFError):
+        yield from _row(number, parts)
+        yield Row(number, 0, -1, 0, -1)
+    except OSError as error:
+        raise UserError(
+            f"{tar}: cannot be read ({error.strerror or error}); put it back or permit it"
+        ) from error
+
+
+def _ends_at(tar, place):
+    """Whether a tar has its block of zeros there, which ends it."""
+    with open(tar, "rb") as file:
+        file.seek(place)
+        return file.read(tarfile.BLOCKSIZE) == tarfile.NUL * tarfile.BLOCKSIZE
+
+
+def _row(number, parts):
+    if parts:
+        picture, caption = (parts.get(kind, (0, -1)) for kind in ("picture", CAPTION))
+        yield Row(number, *picture, *caption)
+
+
+def _tars_in(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(path for path in folder.glob("*.tar") if path.is_file())
+
+
+def _index(root, tars, sizes):
+    """The index of all tars, int64 (N, 5), from its file beside them, or made and written there."""
+    changed = (tar.stat().st_mtime_ns for tar in tars)
+    states = zip((tar.name for tar in tars), sizes, changed, strict=True)
+    stated = "".join("\0".join(map(str, state)) + "\0" for state in states)
+    name = hashlib.sha256(f"{VERSION}\0{stated}".encode("utf-8", "surrogateescape")).hexdigest()
+    path = root / f".tars-{name[:16]}.npy"
+    if path.is_file():
+        return _checked(path, sizes)
+    from tqdm import tqdm
+
+    bar = tqdm(tars, unit="tar", desc="indexing tars", disable=len(tars) < 8)
+    rows = [row for number, tar in enumerate(bar) for row in rows_of(tar, number)]
+    array = np.array(rows, np.int64).reshape(-1, len(Row._fields))
+    try:
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            np.save(file, array)
+    except UserError as error:
+        warn_once(f"the index of the tars is made anew at every start: {error}")
+    return array
+
+
+def _checked(path, sizes):
+    """The index in a file, memory-mapped; raises UserError if it is damaged."""
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+        ends = np.asarray(sizes, np.int64)[rows[:, 0]]
+        inside = [rows[:, i] + np.maximum(rows[:, i + 1], 0) <= ends for i in (1, 3)]
+        right = rows.dtype == np.int64 and rows.shape[1:] == (len(Row._fields),)
+        if not right or (rows < -1).any() or not np.all(inside):
+            raise ValueError("it has other values than an index")
+    except (OSError, ValueError, IndexError, EOFError) as error:
+        raise UserError(
+            f"{path}, the index of the tars beside it, is damaged ({first_line(error)}): remove it"
+        ) from error
+    return rows
+
+
+def _report(tars, rows, *, skip):
+    """Warn of incomplete samples and damaged tars, or raise UserError for the first of them."""
+    first = Row(*rows[0].tolist())
+    tar = tars[first.tar]
+    if first.picture_size < 0 and first.caption_size < 0:
+        what = f"{tar} is damaged, and cannot be read on from there"
+    elif first.caption_size < 0:
+        what = f"{tar}: the picture at byte {first.picture} has no {CAPTION} beside it"
+    else:
+        what = f"{tar}: the {CAPTION} at byte {first.caption} has no picture beside it"
+    more = f" (and {len(rows) - 1} more faults)" if len(rows) > 1 else ""
+    if not skip:
+        raise UserError(
+            f"{what}{more}: repair it, or leave such samples out with "
+            "--config.data.on_bad_image=skip"
+        )
+    warn_once(f"left out: {what}{more}")
+
+
+def _opened(path):
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror or error}); put it back or permit it"
+        ) from error
+
+
+def _read(file, place, size, most, name):
+    """`size` bytes at a place of a tar, which no part may exceed."""
+    if size > most:
+        raise BadImage(
+            f"{name}: a part of it has {size:,} bytes, more than the {most:,} that are read; "
+            "shorten or remove it"
+        )
+    file.seek(place)
+    data = file.read(size)
+    if len(data) < size:
+        raise UserError(f"{name}: the tar is shorter than when it was indexed; restore it")
+    return data

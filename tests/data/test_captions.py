@@ -1,0 +1,99 @@
+"""Folders of pictures with captions, in a text beside each or in metadata.jsonl."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from repae_jax.data.captions import open_captioned
+from repae_jax.data.sources import open_source
+from repae_jax.errors import BadImage, UserError
+
+
+def write_picture(path, seed):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (20, 24, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def config(path, **keys):
+    given = dict(source="captions", path=str(path), resolution=16, num_classes=1, exif=False)
+    return types.SimpleNamespace(**given | dict(on_bad_image="error") | keys)
+
+
+def metadata(folder, *entries):
+    lines = [entry if isinstance(entry, str) else json.dumps(entry) for entry in entries]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for seed, name in enumerate(("a.jpg", "sub/b.png", "sub/c.webp")):
+        write_picture(tmp_path / name, seed)
+        (tmp_path / name).with_suffix(".txt").write_text(f" caption {seed}\n")
+    return tmp_path
+
+
+def test_texts_lie_beside_their_pictures(folder):
+    source = open_source(config(folder), "train")
+    assert [source[i]["caption"] for i in range(3)] == ["caption 0", "caption 1", "caption 2"]
+    assert source[1]["image"].shape == (16, 16, 3)
+
+
+def test_metadata_name_pictures_and_texts(folder):
+    entries = [
+        {"file_name": "sub/b.png", "text": "first"},
+        {"file_name": "a.jpg", "text": "second", "more": 1},
+    ]
+    metadata(folder, *entries, "")
+    source = open_source(config(folder), "train")
+    assert [source[i]["caption"] for i in range(2)] == ["first", "second"]
+    assert len(source) == 2
+    plain = source.fingerprint()
+    metadata(folder, entries[0], entries[1] | {"text": "another"})
+    assert open_source(config(folder), "train").fingerprint() != plain
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2 is no JSON"),
+        ("[" * 100_000, "line 2 is no JSON"),
+        ('["a.jpg"]', r"line 2 is \['a.jpg'\]: each line is"),
+        ('{"file_name": "a.jpg"}', "line 2 is"),
+        ('{"file_name": "a.jpg", "text": 3}', "line 2 is"),
+        ('{"file_name": "../a.jpg", "text": "x"}', "lies outside of the folder"),
+        ('{"file_name": "/etc/a.jpg", "text": "x"}', "lies outside of the folder"),
+        ('{"file_name": "sub/b.png", "text": "x"}', "'sub/b.png' more than once"),
+    ],
+)
+def test_damaged_metadata_are_named(line, message, folder):
+    metadata(folder, {"file_name": "sub/b.png", "text": "first"}, line)
+    with pytest.raises(UserError, match=message):
+        open_captioned(config(folder), "train")
+
+
+def test_a_picture_without_a_caption_is_named(folder):
+    (folder / "a.txt").unlink()
+    with pytest.raises(UserError, match=r"a\.jpg has no caption: write it to a\.txt beside it"):
+        open_captioned(config(folder), "train")
+
+
+def test_an_empty_caption_is_named_or_skipped(folder):
+    (folder / "a.txt").write_text("")
+    with pytest.raises(BadImage, match="its caption is empty"):
+        open_source(config(folder), "train")[0]
+    assert open_source(config(folder, on_bad_image="skip"), "train")[0]["caption"] == "caption 1"
+
+
+def test_folders_of_splits_are_found(folder, tmp_path_factory):
+    root = tmp_path_factory.mktemp("splits")
+    for name in ("train", "val"):
+        write_picture(root / name / "x.png", 1)
+        (root / name / "x.txt").write_text(name)
+    assert open_captioned(config(root), "train")[0]["caption"] == "train"
+    assert open_captioned(config(root), "heldout")[0]["caption"] == "val"
+    with pytest.raises(UserError, match="holds no pictures with captions"):
+        open_captioned(config(tmp_path_factory.mktemp("empty")), "train")
