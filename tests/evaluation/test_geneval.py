@@ -5,11 +5,11 @@ import math
 import pytest
 
 from repae_jax.data.described import Box
+from repae_jax.data.geneval_metadata import check_metadata
 from repae_jax.errors import UserError
 from repae_jax.evaluation.geneval import (
     Detection,
     Score,
-    check_metadata,
     fits,
     overall,
     relations,
