@@ -28,7 +28,7 @@ LABELS_HELP = (
 SAMPLER_OPTIONS = (
     "method", "steps", "guidance_scale", "guidance_low", "guidance_high", "guidance_channels",
     "class_token_guidance",
-    "guidance_rule", "shift", "last_time",
+    "guidance_rule", "shift", "last_time", "smallest_time",
 )  # fmt: skip
 
 
@@ -135,6 +135,11 @@ def add_sampler(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--last-time", type=float, help="time before the shift at which an ODE ends (0: the data)"
+    )
+    parser.add_argument(
+        "--smallest-time",
+        type=float,
+        help="time before the shift of an ODE's last evaluation, before a step to 0 (0: none)",
     )
 
 

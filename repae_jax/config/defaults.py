@@ -99,6 +99,7 @@ def base() -> ConfigDict:
                 mean=0.0,
                 scale=1.0,
                 highest=1.0,  # truncate the distribution above this time
+                grid=0,  # round times up to multiples of 1 / grid; 0: no
                 shift=1.0,  # multiplies the odds t / (1 - t): above 1, more noise
             ),
             optimizer={name: dict(adamw) for name in NETWORKS},
@@ -127,6 +128,7 @@ def base() -> ConfigDict:
                 guidance_rule="step",  # or "evaluation": each by its own time, without the ends
                 shift=1.0,  # multiplies the odds t / (1 - t) of the steps' times
                 last_time=0.0,  # the time before the shift at which an ODE ends
+                smallest_time=0.0,  # ... of its last evaluation, before a step to 0; 0: even steps
             ),
             evaluation=dict(  # see training/online.py
                 every=0,  # steps; 0: never

@@ -91,6 +91,7 @@ class _Time(TypedDict):
     mean: real()
     scale: _FINITE
     highest: _FRACTION
+    grid: _FROM_ZERO
     shift: _FINITE
 
 
@@ -141,6 +142,7 @@ class _Sampling(TypedDict):
     guidance_rule: Text
     shift: _FINITE
     last_time: _FRACTION
+    smallest_time: _FRACTION
 
 
 class _Evaluation(TypedDict):

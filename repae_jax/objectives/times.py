@@ -22,7 +22,10 @@ class Times:
         is the logit-normal distribution of t (arXiv 2403.03206, equation 19).
       mean, scale: of log s, for "lognormal".
       highest: the distribution is truncated to t <= highest, in (0, 1].
-      shift: multiplies the odds t / (1 - t) of every time, after the truncation; see `shift_time`.
+      grid: times are rounded up to multiples of 1 / grid, from 1 / grid to 1, before the shift
+        (fuse-dit, 1000); 0 leaves them as they are.
+      shift: multiplies the odds t / (1 - t) of every time, after truncation and rounding; see
+        `shift_time`.
 
     Raises:
       UserError: an unknown weighting, or a value out of range.
@@ -32,6 +35,7 @@ class Times:
     mean: float = 0.0
     scale: float = 1.0
     highest: float = 1.0
+    grid: int = 0
     shift: float = 1.0
 
     def __post_init__(self):
@@ -49,6 +53,10 @@ class Times:
             raise UserError(f"config.time.scale is {self.scale}: give a finite number above 0")
         if not 0.0 < self.highest <= 1.0:
             raise UserError(f"config.time.highest is {self.highest}: give a time in (0, 1]")
+        if self.grid < 0:
+            raise UserError(
+                f"config.time.grid is {self.grid}: give a number of times, or 0 for all of [0, 1]"
+            )
         check_shift(self.shift, "config.time.shift")
 
     def sample(self, key: jax.Array, batch: int, interpolant: str) -> jax.Array:
@@ -66,6 +74,8 @@ class Times:
             else:
                 drawn = jax.random.normal(key, shape, jnp.float32)
             t = path.time_of_ratio(jnp.exp(self.mean + self.scale * drawn))
+        if self.grid:
+            t = jnp.maximum(jnp.ceil(t * self.grid), 1.0) / self.grid
         return shift_time(t, self.shift) if self.shift != 1.0 else t
 
 

@@ -47,6 +47,8 @@ class Sampler:
         (see `objectives.times.shift_time`). The guidance interval is one of shifted times.
       last_time: the time before the shift at which the ODE ends, as RAE's code does with 0.001; the
         latents keep the noise of that time.
+      smallest_time: the time before the shift of the ODE's last evaluation, from which a step leads
+        to 0 (diffusers' flow matching, the shifted 1 / 1000); 0 for even steps. It takes 2 steps.
 
     Raises:
       UserError: an unknown method or interpolant, or a value out of range.
@@ -64,6 +66,7 @@ class Sampler:
     noise_scale: float = 1.0
     shift: float = 1.0
     last_time: float = 0.0
+    smallest_time: float = 0.0
 
     def __post_init__(self):
         if self.interpolant not in PATHS:
@@ -117,11 +120,25 @@ class Sampler:
             raise UserError(
                 f"last_time is {self.last_time}: {self.method} ends at 0, so leave it at 0"
             )
+        self._check_smallest_time()
         check_noise_scale(self.noise_scale, self.interpolant, "noise_scale")
         if self.noise_scale != 1.0 and self.stochastic:
             raise UserError(
                 f"noise_scale is {self.noise_scale}, but {self.method} adds unit noise: use "
                 "'euler' or 'heun'"
+            )
+
+    def _check_smallest_time(self):
+        smallest = self.smallest_time
+        if not 0.0 <= smallest < 1.0:
+            raise UserError(f"smallest_time is {smallest}: give a time from 0 to below 1")
+        if not smallest:
+            return
+        if self.method not in ("euler", "heun") or self.last_time or self.steps < 2:
+            raise UserError(
+                f"smallest_time is {smallest}, which takes 'euler' or 'heun' with 2 steps or more "
+                f"and last_time 0, but method is {self.method!r}, steps is {self.steps} and "
+                f"last_time is {self.last_time}"
             )
 
     @property

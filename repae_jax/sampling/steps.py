@@ -73,10 +73,11 @@ def _heun(step: np.ndarray, times: np.ndarray) -> Evaluations:
 def time_grid(sampler: Sampler) -> np.ndarray:
     """Times (steps + 1,) float64 from 1 to `last_time`, evenly spaced before the shift.
 
-    The SDE's are evenly spaced from 1 to 0.04, and then 0.
+    With `smallest_time` they are evenly spaced from 1 to it, and then 0; the SDE's to 0.04.
     """
-    if sampler.stochastic:
-        times = np.append(_linspace(1.0, LAST_SDE_TIME, sampler.steps), 0.0)
+    smallest = LAST_SDE_TIME if sampler.stochastic else sampler.smallest_time
+    if smallest:
+        times = np.append(_linspace(1.0, smallest, sampler.steps), 0.0)
     else:
         times = _linspace(1.0, sampler.last_time, sampler.steps + 1)
     return times if sampler.shift == 1.0 else shift_time(times, sampler.shift)

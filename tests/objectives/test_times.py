@@ -81,3 +81,25 @@ def test_the_shift_follows_the_truncation():
 def test_other_values_are_named(fields, message):
     with pytest.raises(UserError, match=message):
         Times(**fields)
+
+
+def test_a_grid_of_times_is_that_of_flow_matching():
+    """diffusers' 1,000 training times at a shift of 3; 0 is no time, and 1 is."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    theirs = np.sort(FlowMatchEulerDiscreteScheduler(shift=3.0).sigmas.numpy())
+    grid = shift_time(np.arange(1, 1001) / 1000, 3.0)
+    np.testing.assert_allclose(grid, theirs, atol=1e-6)
+    t = sample(weighting="lognormal", grid=1000, shift=3.0)
+    assert np.abs(t[:, None] - grid).min(1).max() < 1e-6
+    even = sample(grid=4)
+    values, counts = np.unique(even, return_counts=True)
+    assert values.tolist() == [0.25, 0.5, 0.75, 1.0]
+    assert scipy.stats.chisquare(counts).pvalue > 0.01
+    plain, rounded = (sample(weighting="lognormal", grid=grid) for grid in (0, 1000))
+    assert ((rounded - plain >= -1e-6) & (rounded - plain <= 1e-3 + 1e-6)).all()
+
+
+def test_a_grid_below_zero_is_named():
+    with pytest.raises(UserError, match="config.time.grid is -1"):
+        Times(grid=-1)
