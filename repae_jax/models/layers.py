@@ -157,11 +157,12 @@ def conv_of(module: nn.Module) -> Callable[..., "Conv"]:
     return functools.partial(conv, dtype=module.dtype, stripes=getattr(module, "stripes", 1))
 
 
-def sincos_position_table(dim: int, grid: int) -> np.ndarray:
+def sincos_position_table(dim: int, grid: int, step: float = 1.0) -> np.ndarray:
     """The fixed sin-cos table (grid * grid, dim) for a square grid of tokens in row-major order.
 
     The first half of the features encodes the column (x), the second half the row (y); in each
     half the sines come before the cosines, with frequencies 1e4 ** (-i / (dim / 4)), as in MAE.
+    Rows and columns have the coordinates 0, step, 2 * step, and so on.
 
     Raises:
       ValueError: `dim` is not divisible by 4.
@@ -169,7 +170,7 @@ def sincos_position_table(dim: int, grid: int) -> np.ndarray:
     if dim % 4:
         raise ValueError(f"a 2-D sin-cos table needs a width divisible by 4, got {dim}")
     omega = 1e4 ** (-np.arange(dim // 4, dtype=np.float64) / (dim / 4))
-    rows, columns = np.meshgrid(np.arange(grid), np.arange(grid), indexing="ij")
+    rows, columns = step * np.indices((grid, grid))
 
     def encode(position):
         angles = np.outer(position.reshape(-1), omega)
@@ -230,28 +231,38 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = No
     """softmax(q k^T / sqrt(D)) v per head, the softmax in float32.
 
     On an NVIDIA GPU, in half precision, and for D up to 128 that 8 divides, this is cuDNN's fused
-    kernel, which stores no N x N array. Otherwise XLA compiles the plain formula.
+    kernel, which stores no N x M array; with a mask it takes even N and M. Otherwise XLA compiles
+    the plain formula.
 
     Args:
-      q: (B, N, heads, D).
-      k, v: (B, M, groups, D); the groups divide the heads, and head j uses group
+      q: queries (B, N, heads, D).
+      k, v: keys and values (B, M, groups, D); the groups divide the heads, and head j uses group
         j // (heads / groups) (grouped-query attention, arXiv 2305.13245).
-      mask: (B or 1, 1, N, M) bool, True where a query sees a key. The output of a query that sees
-        no key is finite.
+      mask: (B or 1, 1, N or 1, M) bool, True where a query sees a key. A query that sees no key
+        gets zeros.
 
     Returns:
       (B, N, heads, D).
     """
     dim = q.shape[-1]
     serves = q.dtype in (jnp.bfloat16, jnp.float16) and dim % 8 == 0 and dim <= 128
+    if mask is not None:
+        serves = serves and q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0
     kernel = attention_kernel.value or ("cudnn" if has_cudnn_attention() else "xla")
     kernel = kernel if serves else "xla"
+    options = dict(implementation=kernel)
+    if mask is not None:
+        whole = (*mask.shape[:2], q.shape[1], k.shape[1])
+        options["mask"] = jnp.broadcast_to(mask, whole)
     if q.dtype == jnp.float16 and kernel == "xla" and jax.default_backend() != "gpu":
         # JAX requests float16 products summed in float32, which only GPUs have
         wide = (x.astype(jnp.float32) for x in (q, k, v))
-        wide = jax.nn.dot_product_attention(*wide, mask=mask, implementation=kernel)
-        return wide.astype(q.dtype)
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=kernel)
+        out = jax.nn.dot_product_attention(*wide, **options).astype(q.dtype)
+    else:
+        out = jax.nn.dot_product_attention(q, k, v, **options)
+    if mask is None:
+        return out
+    return jnp.where(mask.any(-1).swapaxes(1, 2)[..., None], out, 0)
 
 
 @functools.cache
@@ -360,3 +371,21 @@ def layer_norm(epsilon: float, *, affine: bool, dtype=jnp.float32, name: str | N
 def rms_norm(epsilon: float, *, dtype=jnp.float32, name: str | None = None):
     """RMSNorm over the last axis with a learned scale and float32 statistics (arXiv 1910.07467)."""
     return nn.RMSNorm(epsilon=epsilon, dtype=dtype, name=name)
+
+
+class ZeroCenteredRMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + 1e-6) * (1 + scale) over the last axis, in float32.
+
+    Source: the norm of Gemma (arXiv 2403.08295). The scale starts at 0, so weight decay draws the
+    factor towards 1.
+    """
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., D) -> (..., D)."""
+        scale = self.param("scale", initializers.zeros, (x.shape[-1],), jnp.float32)
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
+        return (x * (1 + scale)).astype(self.dtype)
