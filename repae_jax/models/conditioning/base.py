@@ -14,7 +14,7 @@ class Condition(NamedTuple):
     """An embedded condition, as a backbone uses it; None for fields that a conditioner lacks."""
 
     vector: jax.Array | None = None  # (B, D), added to the time embedding
-    tokens: jax.Array | None = None  # (B, L, D)
+    tokens: jax.Array | None = None  # (B, L, D), finite also where the mask is False
     mask: jax.Array | None = None  # (B, L) bool, False for padding
 
 
@@ -34,10 +34,19 @@ class Conditioner(Protocol):
         """Shapes and types of one image's condition: {"label": ()}, or {"tokens", "mask"}."""
 
     def null(self) -> Arrays | None:
-        """The null condition of one image; None for a model without a null condition."""
+        """The null condition of one image, where the sizes determine it.
+
+        None for a model without a null condition. None also for a conditioner whose null condition
+        is data, as the states of the empty caption are: then the caller brings the arrays of
+        `spec` wherever it would use this result.
+        """
 
     def from_labels(self, labels: jax.Array) -> Arrays:
-        """The condition of images of the classes `labels` (B,) int32."""
+        """The condition of images of the classes `labels` (B,) int32.
+
+        Raises:
+          UserError: labels do not determine a condition of this kind.
+        """
 
     def module(self, hidden_size: int, dtype: jnp.dtype) -> nn.Module:
         """The module that embeds a condition's arrays as a `Condition` of width D."""
