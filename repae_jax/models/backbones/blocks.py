@@ -19,6 +19,7 @@ class TimeEmbedding(nn.Module):
     hidden_size: int
     features: int = 256
     dtype: jnp.dtype = jnp.float32
+    kernel_init: initializers.Initializer = normal_002
 
     @nn.compact
     def __call__(self, t: jax.Array) -> jax.Array:
@@ -27,9 +28,9 @@ class TimeEmbedding(nn.Module):
         frequencies = np.exp(-np.log(1e4) * np.arange(half, dtype=np.float32) / half)
         angles = t.astype(jnp.float32)[:, None] * frequencies
         x = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-        x = Dense(self.hidden_size, dtype=self.dtype, kernel_init=normal_002, name="fc1")(x)
-        x = nn.silu(x)
-        return Dense(self.hidden_size, dtype=self.dtype, kernel_init=normal_002, name="fc2")(x)
+        options = dict(dtype=self.dtype, kernel_init=self.kernel_init)
+        x = Dense(self.hidden_size, name="fc1", **options)(x)
+        return Dense(self.hidden_size, name="fc2", **options)(nn.silu(x))
 
 
 def modulate(x: jax.Array, shift: jax.Array | None, scale: jax.Array) -> jax.Array:
@@ -43,7 +44,7 @@ def per_token(condition: jax.Array) -> jax.Array:
     return condition if condition.ndim == 3 else condition[:, None]
 
 
-def block_norm(rms: bool, dtype: jnp.dtype, name: str) -> nn.Module:
+def block_norm(rms: bool, dtype: jnp.dtype, name: str | None = None) -> nn.Module:
     """RMSNorm with a learned scale, or LayerNorm without scale and bias; epsilon 1e-6."""
     if rms:
         return rms_norm(1e-6, dtype=dtype, name=name)
@@ -76,10 +77,13 @@ class Block(nn.Module):
     kernel_init: initializers.Initializer = xavier
 
     @nn.compact
-    def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, condition: jax.Array | None = None, mask: jax.Array | None = None
+    ) -> jax.Array:
         """x (B, N, D), condition (B, D) or (B, N, D) -> (B, N, D).
 
-        Without a condition, the block modulates nothing and has no weights for it.
+        Without a condition, the block modulates nothing and has no weights for it. `mask` (B, N)
+        bool is False for tokens whose keys the attention leaves out.
         """
         dim = x.shape[-1]
         options = dict(dtype=self.dtype, kernel_init=self.kernel_init)
@@ -94,7 +98,7 @@ class Block(nn.Module):
             mlp = MLP(hidden, activation=tanh_gelu, name="mlp", **options)
         norm1, norm2 = (block_norm(self.rms, self.dtype, f"norm{i}") for i in (1, 2))
         if condition is None:
-            x = x + attention(norm1(x))
+            x = x + attention(norm1(x), mask)
             return x + mlp(norm2(x))
 
         parts = 6 if self.shift else 4
@@ -106,7 +110,7 @@ class Block(nn.Module):
         else:
             scale_a, gate_a, scale_m, gate_m = jnp.split(modulation, 4, axis=-1)
             shift_a = shift_m = None
-        x = x + gate_a * attention(modulate(norm1(x), shift_a, scale_a))
+        x = x + gate_a * attention(modulate(norm1(x), shift_a, scale_a), mask)
         return x + gate_m * mlp(modulate(norm2(x), shift_m, scale_m))
 
 
@@ -140,12 +144,14 @@ class FinalLayer(nn.Module):
     """A modulated norm, then a linear layer from tokens to patches of the prediction.
 
     With `class_token_dim` the last token is the class token's, which has a layer of its own.
+    Weights and biases start at 0, unless `kernel_init` is another initializer.
     """
 
     features: int
     rms: bool
     dtype: jnp.dtype
     class_token_dim: int = 0
+    kernel_init: initializers.Initializer = zeros
 
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array) -> tuple[jax.Array, jax.Array | None]:
@@ -154,13 +160,13 @@ class FinalLayer(nn.Module):
         The patches are (B, N, features). With `class_token_dim` they are one fewer than the tokens,
         and the class token is (B, class_token_dim); otherwise None.
         """
-        modulation = self._zero("modulation", 2 * x.shape[-1])(nn.silu(per_token(condition)))
+        modulation = self._linear("modulation", 2 * x.shape[-1])(nn.silu(per_token(condition)))
         shift, scale = jnp.split(modulation, 2, axis=-1)
         x = modulate(block_norm(self.rms, self.dtype, "norm")(x), shift, scale)
-        linear = self._zero("linear", self.features)
+        linear = self._linear("linear", self.features)
         if not self.class_token_dim:
             return linear(x), None
-        return linear(x[:, :-1]), self._zero("class_token", self.class_token_dim)(x[:, -1])
+        return linear(x[:, :-1]), self._linear("class_token", self.class_token_dim)(x[:, -1])
 
-    def _zero(self, name, features):
-        return Dense(features, dtype=self.dtype, kernel_init=zeros, bias_init=zeros, name=name)
+    def _linear(self, name, features):
+        return Dense(features, dtype=self.dtype, kernel_init=self.kernel_init, name=name)

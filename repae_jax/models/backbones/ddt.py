@@ -114,29 +114,52 @@ class DiTDH(Decoupled):
 
 
 class DDT(Decoupled):
-    """diffusion-bench's: time and class are tokens of the encoder, which nothing modulates.
+    """diffusion-bench's: time and condition are tokens of the encoder, which nothing modulates.
 
     The sequence is the patches, then `time_tokens` and `class_tokens` learned tokens, to which the
     embedding of the time or the class is added. There is no position table; rotary positions turn
     the patches alone.
+
+    A condition with tokens and a mask, such as a text, replaces the class's tokens by its own. The
+    encoder's blocks update them and leave padding out of the keys; the head sees the patches alone.
     """
 
     qk_norm: bool = True
     time_tokens: int = 4
     class_tokens: int = 8
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """See `Transformer`; those that the conditioner gives."""
+        of_text = ("tokens", "mask")
+        return of_text if set(of_text) <= set(self.conditioner.gives) else ("vector",)
+
     def _setup_tokens(self):
+        self.learned_time_tokens = self._learned_tokens("time", self.time_tokens)
+        if self.reads == ("vector",):
+            self.learned_class_tokens = self._learned_tokens("class", self.class_tokens)
+
+    def _learned_tokens(self, of, count):
         init = initializers.normal(self.hidden_size**-0.5)
-        for of, count in (("time", self.time_tokens), ("class", self.class_tokens)):
-            name = f"learned_{of}_tokens"
-            setattr(self, name, self.param(name, init, (count, self.hidden_size)))
+        return self.param(f"learned_{of}_tokens", init, (count, self.hidden_size))
 
     def _embed(self, x, t, condition):
-        label = getattr(self, self.conditioner.name)(condition).vector
+        """The tokens before the first block, and the mask of their keys; None without padding."""
+        condition = getattr(self, self.conditioner.name)(condition)
         patches = self.patch_embed(self._patchify(x))
         of_time = self.learned_time_tokens.astype(self.dtype) + self.time_embed(t)[:, None]
-        of_class = self.learned_class_tokens.astype(self.dtype) + label[:, None]
-        return jnp.concatenate([patches, of_time, of_class], axis=1), None
+        if self.reads == ("vector",):
+            label = condition.vector
+            of_class = self.learned_class_tokens.astype(self.dtype) + label[:, None]
+            return jnp.concatenate([patches, of_time, of_class], axis=1), None
+        before = self.grid**2 + bool(self.class_token_dim) + self.time_tokens
+        mask = jnp.pad(condition.mask, ((0, 0), (before, 0)), constant_values=True)
+        return jnp.concatenate([patches, of_time, condition.tokens], axis=1), mask
+
+    def _apply_blocks(self, start, stop, h, *inputs):
+        """See `Transformer`; the encoder's blocks take the mask, the head's a condition."""
+        inputs = inputs if start >= self.depth else (None, *inputs)
+        return super()._apply_blocks(start, stop, h, *inputs)
 
 
 # name -> (hidden_size, depth, num_heads) of the encoder; the head is the default's.

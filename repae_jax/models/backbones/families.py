@@ -1,6 +1,6 @@
 """The table of backbones; `config.backbone.family` names one of them."""
 
-from repae_jax.models.backbones import ddt, dit, jit, lightningdit, sit
+from repae_jax.models.backbones import ddt, dit, fuse_dit, jit, lightningdit, mmdit, sit
 
 BACKBONES = {
     "sit": sit.FAMILY,
@@ -9,4 +9,6 @@ BACKBONES = {
     "ditdh": ddt.DITDH_FAMILY,
     "ddt": ddt.DDT_FAMILY,
     "jit": jit.FAMILY,
+    "fusedit": fuse_dit.FAMILY,
+    "mmdit": mmdit.FAMILY,
 }

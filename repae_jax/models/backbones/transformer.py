@@ -71,6 +71,7 @@ class Transformer(nn.Module):
     scan: bool = False
 
     predicts = "velocity"
+    reads = ("vector",)  # the fields of a `Condition` that the network reads
 
     @property
     def output_channels(self) -> int:
@@ -94,8 +95,7 @@ class Transformer(nn.Module):
         self.projectors = [
             self.projector.module(dim, self.grid, self.dtype) for dim in self.teacher_dims
         ]
-        features = self.patch_size**2 * self.output_channels
-        self.final_layer = FinalLayer(features, self.rms_norm, self.dtype, self.class_token_dim)
+        self.final_layer = self._make_final_layer(self.patch_size**2 * self.output_channels)
 
     def __call__(
         self, x: jax.Array, t: jax.Array, condition: Arrays, class_token: jax.Array | None = None
@@ -126,7 +126,7 @@ class Transformer(nn.Module):
         pooled = []
         for i in range(self.depth):
             h = self._apply_blocks(i, i + 1, h, condition)
-            pooled.append(h[:, : self.grid**2].astype(jnp.float32).mean(1))
+            pooled.append(self._denoised(h)[:, : self.grid**2].astype(jnp.float32).mean(1))
         return jnp.stack(pooled)
 
     def _patch_embedding(self):
@@ -169,6 +169,10 @@ class Transformer(nn.Module):
             for _ in range(depth)
         ]
 
+    def _make_final_layer(self, features):
+        """The module from tokens (B, N, D) to patches (B, N, features), and the class token."""
+        return FinalLayer(features, self.rms_norm, self.dtype, self.class_token_dim)
+
     def _embed(self, x, t, condition):
         """The tokens before the first block (B, N, D), and what steers the blocks (B, D)."""
         h = self.patch_embed(self._patchify(x)) + self.position_table.value.astype(self.dtype)
@@ -182,14 +186,17 @@ class Transformer(nn.Module):
             h = jnp.concatenate([h[:, :n], self.class_token_embed(class_token), h[:, n:]], axis=1)
         return h, condition
 
-    def _apply_blocks(self, start, stop, h, condition):
-        """The tokens after the blocks from `start` up to `stop`."""
+    def _apply_blocks(self, start, stop, h, *inputs):
+        """The tokens after the blocks from `start` up to `stop`, each of them `block(h, *inputs)`.
+
+        A subclass may steer its blocks by other inputs than the one that `_embed` returns.
+        """
         blocks = self.blocks[start:stop]
         if not self.scan or self.is_initializing() or len(blocks) < 2:
             for block in blocks:
-                h = block(h, condition)
+                h = block(h, *inputs)
             return h
-        return scan_blocks(blocks, h, condition, dtype=self.dtype)
+        return scan_blocks(blocks, h, *inputs, dtype=self.dtype)
 
     def _denoised(self, h):
         """The tokens of the patches and of the class token, the first that the blocks see."""
@@ -238,22 +245,8 @@ _LARGEST_TABLE = 2**26  # values of the position table, 256 MiB
 
 def check(network: Transformer, section: Section, path: str) -> None:
     """Raise UserError, naming the key and the way out, for sizes that do not fit together."""
-    patch, width, side = network.patch_size, network.hidden_size, network.latent_size
-    if "vector" not in network.conditioner.gives:
-        raise UserError(
-            f"{path}.family is {section['family']!r}, which needs the vector of a condition, but a "
-            f"{type(network.conditioner).__name__} gives none: choose another config.condition"
-        )
-    if side % patch:
-        raise UserError(
-            f"the backbone's patch size {patch} does not divide the latent of {side} x {side}: "
-            "use a patch size that does, or another resolution"
-        )
-    if not 1 <= network.encoder_depth <= network.depth:
-        raise UserError(
-            f"{path}.encoder_depth is {network.encoder_depth}: it must lie between 1 and the "
-            f"backbone's depth {network.depth}"
-        )
+    check_inputs(network, section, path)
+    width = network.hidden_size
     if width % network.num_heads or width % 4:
         raise UserError(
             f"{path}.hidden_size is {width}: it must be divisible by the "
@@ -272,6 +265,28 @@ def check(network: Transformer, section: Section, path: str) -> None:
             f"the backbone would see {network.grid} x {network.grid} tokens of width {width}, "
             "whose table of positions no memory holds: lower --config.data.resolution, or raise "
             "--config.backbone.patch_size"
+        )
+
+
+def check_inputs(network: Transformer, section: Section, path: str) -> None:
+    """Raise UserError for a condition, patches or an aligned block that do not fit the network."""
+    patch, side = network.patch_size, network.latent_size
+    reads = network.reads
+    if not set(reads) <= set(network.conditioner.gives):
+        raise UserError(
+            f"{path}.family is {section['family']!r}, which needs the {' and '.join(reads)} of a "
+            f"condition, but a {type(network.conditioner).__name__} gives none: choose another "
+            "config.condition"
+        )
+    if side % patch:
+        raise UserError(
+            f"the backbone's patch size {patch} does not divide the latent of {side} x {side}: "
+            "use a patch size that does, or another resolution"
+        )
+    if not 1 <= network.encoder_depth <= network.depth:
+        raise UserError(
+            f"{path}.encoder_depth is {network.encoder_depth}: it must lie between 1 and the "
+            f"backbone's depth {network.depth}"
         )
 
 
