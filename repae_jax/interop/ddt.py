@@ -22,6 +22,7 @@ from repae_jax.models.backbones.ddt import DDT, Decoupled
 from repae_jax.models.rotary import angles
 
 CLASS_TOKEN = "cls_in_proj_enc.weight"  # a name that files of a DDT with REG have
+TEXT = "ctx_embedder.proj.weight"  # a name that files of a text-to-image DDT have
 # A layer here -> the layers of diffusion-bench whose outputs it concatenates, in order.
 FUSED = {"attn/qkv": ("attn/q", "attn/k", "attn/v"), "mlp/w12": ("mlp/w1", "mlp/w2")}
 # The layers of its blocks, in the order of PyTorch's parameters.
@@ -54,6 +55,8 @@ def ddt_rules(patch_size: int) -> list[Rule]:
         *_time_rules(Rule("t_embedder.learnable_tokens", "params/learned_time_tokens")),
         Rule("ctx_embedder.learnable_tokens", "params/learned_class_tokens"),
         Rule("ctx_embedder.embedding_table.weight", "params/label_embed/embedding"),
+        Rule("ctx_embedder.norm.weight", "params/text_embed/norm/scale"),
+        *layer("ctx_embedder.proj", "params/text_embed/linear", LINEAR),
         *block_rules(_SPLIT_BLOCK, "adaln_modulation"),
         *final_rules("norm", "adaln_modulation"),
         *layer("final_layer.cls_linear", "params/final_layer/class_token", LINEAR),
@@ -86,7 +89,7 @@ def rotary_tables(model: Decoupled) -> dict[str, np.ndarray]:
     in_context = isinstance(model, DDT)
     prefix = {False: ("enc_feat_rope", "dec_feat_rope"), True: ("enc_rope", "dec_rope")}[in_context]
     of_class = bool(model.class_token_dim)
-    extra = model.time_tokens + model.class_tokens if in_context else 0
+    extra = model.time_tokens + _condition_tokens(model) if in_context else 0
     found = {}
     for name, width, heads, more in (
         (prefix[0], model.hidden_size, model.num_heads, extra),
@@ -99,6 +102,13 @@ def rotary_tables(model: Decoupled) -> dict[str, np.ndarray]:
     return found
 
 
+def _condition_tokens(model):
+    """Tokens of the condition behind those of the time: the class's, or the text's."""
+    if model.reads == ("vector",):
+        return model.class_tokens
+    return model.conditioner.spec()["tokens"].shape[0]
+
+
 def is_ddt(tensors: Mapping[str, Any]) -> bool:
     """Whether tensors are those of a backbone with an encoder and a head, of any code."""
     return any(str(name).endswith("s_embedder.proj.weight") for name in tensors)
@@ -106,13 +116,15 @@ def is_ddt(tensors: Mapping[str, Any]) -> bool:
 
 def family_of(tensors: Mapping[str, Any]) -> Literal["ddt", "ditdh"]:
     """The family of the backbone whose tensors these are, if it is a DDT."""
-    return "ddt" if "ctx_embedder.learnable_tokens" in tensors else "ditdh"
+    in_context = {"ctx_embedder.learnable_tokens", TEXT} & tensors.keys()
+    return "ddt" if in_context else "ditdh"
 
 
 def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[str, Any]:
     """The family, "ddt" or "ditdh", and the fields that follow from its tensors.
 
-    All but `encoder_depth` follow. `num_classes` counts every row of the label table.
+    All but `encoder_depth` follow. `num_classes` counts every row of the label table. A
+    text-to-image DDT has "text_length" and "text_width" in place of it and of `class_tokens`.
 
     Raises:
       UserError: the tensors are those of another code's DDT, or one that determines a dimension is
@@ -138,7 +150,6 @@ def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[
     (_, head), (patches, wide) = (shape(f"{name}.freqs_cos", 2) for name in names)
     blocks = {int(m[1]) for name in tensors if (m := re.match(r"blocks\.(\d+)\.", name))}
     of_head = [i for i in blocks if shape(f"blocks.{i}.attn.proj.weight", 2)[0] == head_size]
-    label = "ctx_embedder" if in_context else "y_embedder"
     found = {
         "family": family_of(tensors),
         "latent_size": math.isqrt(patches - of_class) * patch,
@@ -148,15 +159,14 @@ def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[
         "num_heads": width // head,
         "head_size": head_size,
         "head_heads": head_size // wide,
-        "num_classes": shape(f"{label}.embedding_table.weight", 2)[0],
     }
     if in_context:
         found["class_token_dim"] = shape(CLASS_TOKEN, 2)[1] if of_class else 0
-        found["time_tokens"] = shape("t_embedder.learnable_tokens", 2)[0]
-        found["class_tokens"] = shape("ctx_embedder.learnable_tokens", 2)[0]
+        found |= _context_dimensions(tensors, shape)
         modulated = {i for i in blocks if f"blocks.{i}.adaln_modulation.1.weight" in tensors}
         of_head = modulated
     else:
+        found["num_classes"] = shape("y_embedder.embedding_table.weight", 2)[0]
         found["qk_norm"] = "blocks.0.attn.q_norm.weight" in tensors
         if width == head_size:
             raise UserError(
@@ -164,6 +174,20 @@ def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[
                 "determine the number of blocks of each: give a configuration"
             )
     return found | {"depth": len(blocks) - len(of_head), "head_depth": len(of_head)}
+
+
+def _context_dimensions(tensors, shape):
+    """The fields of the DDT's tokens of time and condition."""
+    time_tokens = shape("t_embedder.learnable_tokens", 2)[0]
+    if TEXT in tensors:
+        rows, patches = (shape(f"{name}_rope.freqs_cos", 2)[0] for name in ("enc", "dec"))
+        text = {"text_length": rows - patches - time_tokens, "text_width": shape(TEXT, 2)[1]}
+        return {"time_tokens": time_tokens, **text}
+    return {
+        "time_tokens": time_tokens,
+        "class_tokens": shape("ctx_embedder.learnable_tokens", 2)[0],
+        "num_classes": shape("ctx_embedder.embedding_table.weight", 2)[0],
+    }
 
 
 def text_of(tensors: Mapping[str, np.ndarray]) -> str:
@@ -176,9 +200,13 @@ def text_of(tensors: Mapping[str, np.ndarray]) -> str:
         return "damaged: its tensors have not the shapes of a DDT's"
     name = {"ddt": "diffusion-bench's DDT", "ditdh": "RAE's DiT^DH"}[d["family"]]
     side = d["latent_size"]
+    if "text_width" in d:
+        condition = f"text of {d['text_length']} tokens of width {d['text_width']}"
+    else:
+        condition = f"{d['num_classes']} rows of labels"
     return (
         f"{name}: encoder of width {d['hidden_size']}, depth {d['depth']}, {d['num_heads']} heads; "
         f"head of width {d['head_size']}, depth {d['head_depth']}, {d['head_heads']} heads; patch "
         f"{d['patch_size']}, latents {side} x {side} x {d['latent_channels']}, "
-        f"{d['num_classes']} rows of labels"
+        f"{condition}"
     )

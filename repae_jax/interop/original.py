@@ -16,14 +16,26 @@ from typing import Any, Literal
 
 import numpy as np
 
-from repae_jax.interop import autoencoder_kl, ddt, discriminator, jit, lightningdit, sit, tables
+from repae_jax.interop import (
+    autoencoder_kl,
+    ddt,
+    discriminator,
+    fuse_dit,
+    jit,
+    lightningdit,
+    mmdit,
+    sit,
+    tables,
+)
 from repae_jax.interop.adamw import AdamState, read_adamw, write_adamw
 from repae_jax.interop.tables import Rule
 from repae_jax.models.backbones.base import headless_shapes
 from repae_jax.models.backbones.ddt import DDT, Decoupled
 from repae_jax.models.backbones.dit import DiT
+from repae_jax.models.backbones.fuse_dit import FuseDiT
 from repae_jax.models.backbones.jit import JiT
 from repae_jax.models.backbones.lightningdit import LightningDiT
+from repae_jax.models.backbones.mmdit import MMDiT
 from repae_jax.models.backbones.sit import SiT
 from repae_jax.models.discriminator import PatchDiscriminator
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
@@ -100,7 +112,10 @@ def dit_part(model: DiT) -> Part:
 
 
 def ddt_part(model: Decoupled) -> Part:
-    """The DiT^DH or the DDT as a `Part`; all its parameters train, the position table too."""
+    """The DiT^DH or the DDT as a `Part`; all its parameters train, the position table too.
+
+    The rotary tables of a text-to-image DDT are those of its condition's length.
+    """
     fused = ddt.FUSED if isinstance(model, DDT) else {}
     rules = (ddt.ddt_rules if fused else ddt.ditdh_rules)(model.patch_size)
     shapes = _their_shapes(rules, headless_shapes(model), fused)
@@ -115,6 +130,22 @@ def jit_part(model: JiT) -> Part:
     vectors, others = jit.optimizer_order(shapes)
     trained = {name: shape for name, shape in shapes.items() if name != "pos_embed"}
     return Part(rules, shapes, (), [*vectors, *others], trained, undecayed=len(vectors))
+
+
+def fuse_dit_part(model: FuseDiT) -> Part:
+    """The text-to-image DiT of fuse-dit as a `Part`; its position table is a buffer."""
+    rules = fuse_dit.fuse_dit_rules(model.patch_size)
+    shapes = _their_shapes(rules, headless_shapes(model))
+    trained = {name: shape for name, shape in shapes.items() if not name.endswith("pos_embed")}
+    return Part(rules, shapes, (), list(trained), trained)
+
+
+def mmdit_part(model: MMDiT) -> Part:
+    """The MMDiT with its projection heads as a `Part`; its position table is a buffer."""
+    rules = mmdit.mmdit_rules(model.patch_size)
+    shapes = _their_shapes(rules, sit.sit_shapes(model, statistics=False))
+    trained = {name: shape for name, shape in shapes.items() if name != "pos_embed"}
+    return Part(rules, shapes, (), list(trained), trained)
 
 
 def vae_part(model: AutoencoderKL) -> Part:

@@ -48,7 +48,6 @@ def sit_rules(patch_size: int, *, class_token: bool = False) -> list[Rule]:
     REPA's own SiT has the same tensors, but no `bn`. With `class_token` it is REG's, whose position
     table has a row more.
     """
-    head = ("projectors.{k}", "params/projectors_{k}")
     of_class = layer("final_layer.linear_cls", "params/final_layer/class_token", LINEAR)
     return [
         Rule("pos_embed", "constants/position_table", _REG_POSITIONS if class_token else SAME),
@@ -57,9 +56,7 @@ def sit_rules(patch_size: int, *, class_token: bool = False) -> list[Rule]:
         *layer("t_embedder.mlp.2", "params/time_embed/fc2", LINEAR),
         Rule("y_embedder.embedding_table.weight", "params/label_embed/embedding"),
         *block_rules(_BLOCK),
-        *layer(f"{head[0]}.0", f"{head[1]}/fc1", LINEAR),
-        *layer(f"{head[0]}.2", f"{head[1]}/fc2", LINEAR),
-        *layer(f"{head[0]}.4", f"{head[1]}/fc3", LINEAR),
+        *head_rules(),
         *final_rules(after_linear=of_class),
         *layer("cls_projectors2", "params/class_token_embed/linear", LINEAR),
         *norm("wg_norm", "params/class_token_embed/norm"),
@@ -80,6 +77,16 @@ def block_rules(layers: Sequence[str], modulation: str = "adaLN_modulation") -> 
     rules = (norm(*pair) if "norm" in pair[0] else layer(*pair, LINEAR) for pair in names)
     own = [rule for found in rules for rule in found]
     return [*own, *layer(f"{block[0]}.{modulation}.1", f"{block[1]}/modulation", LINEAR)]
+
+
+def head_rules() -> list[Rule]:
+    """Rules of REPA's projection heads, which are MLPs."""
+    theirs, ours = "projectors.{k}", "params/projectors_{k}"
+    return [
+        *layer(f"{theirs}.0", f"{ours}/fc1", LINEAR),
+        *layer(f"{theirs}.2", f"{ours}/fc2", LINEAR),
+        *layer(f"{theirs}.4", f"{ours}/fc3", LINEAR),
+    ]
 
 
 def final_rules(

@@ -49,6 +49,11 @@ def config_of_ddt(content: Mapping[str, Any], *, source: str) -> ConfigDict:
             "the teacher that gives it, without which no run here trains: a checkpoint of "
             "diffusion-bench is read without REG"
         )
+    if "text_width" in found:
+        raise UserError(
+            f"{source}: its network is conditioned by text, whose captions and text encoder no run "
+            "here has: a checkpoint of diffusion-bench is read with class labels"
+        )
     vae, factor = _VAES.get(found["latent_channels"], ("", 0))
     if not vae:
         raise UserError(
