@@ -75,9 +75,9 @@ class SplitBlock(nn.Module):
         if modulated:
             self.adaln_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
 
-    def forward(self, x, rotary, condition=None):
+    def forward(self, x, rotary, condition=None, mask=None):
         if condition is None:
-            x = x + self.attn(self.norm1(x), rotary)
+            x = x + self.attn(self.norm1(x), rotary, mask)
             return x + self.mlp(self.norm2(x))
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.adaln_modulation(condition).chunk(
             6, dim=-1

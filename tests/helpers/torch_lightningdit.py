@@ -55,7 +55,8 @@ class Attention(nn.Module):
         self.k_norm = make(dim // heads) if qk_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x, rotary):
+    def forward(self, x, rotary, mask=None):
+        """`mask` (B, N) is False for keys to leave out."""
         q, k, v = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in self.qkv(x).chunk(3, dim=-1)
@@ -63,8 +64,10 @@ class Attention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if rotary is not None:
             q, k = rotary(q), rotary(k)
-        weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(dim=-1)
-        return self.proj((weights @ v).transpose(1, 2).flatten(2))
+        scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, None], -torch.inf)
+        return self.proj((scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2))
 
 
 class SwiGLU(nn.Module):

@@ -9,6 +9,7 @@ from parity import quick_jit
 from repae_jax.models.backbones.base import blank_inputs
 from repae_jax.models.backbones.families import BACKBONES
 from repae_jax.models.conditioning.class_label import ClassLabel
+from repae_jax.models.conditioning.text import Text
 from repae_jax.models.projectors import MLP
 from repae_jax.models.remat import POLICIES
 from repae_jax.objectives.paths import PATHS
@@ -22,15 +23,23 @@ SMALL = {
     "ditdh": dict(**_SIZES, head_size=24, head_depth=2, head_heads=2),
     "ddt": dict(**_SIZES, head_size=24, head_depth=2, head_heads=2, time_tokens=1, class_tokens=2),
     "jit": dict(**_SIZES, bottleneck=6, context_tokens=3, context_start=1),
+    "fusedit": dict(**_SIZES, kv_heads=1, head_width=6, mlp_width=20),
+    "mmdit": _SIZES,
 }
 BATCH, SIDE, CHANNELS, CLASSES, TEACHERS = 3, 8, 4, 5, (6, 10)
+LENGTH, WIDTH = 3, 7  # of texts
+# What stands in the table under its name, and with another condition.
+CASES = [*BACKBONES, "ddt with text"]
 
 
-def make(family, **fields):
+def make(case, **fields):
+    family = case.removesuffix(" with text")
     row = BACKBONES[family]
     given = dict(dtype=jnp.float32, remat="none", scan=False) | fields
+    of_text = case != family or "tokens" in row.build.reads
     module = row.build(
-        latent_size=SIDE, latent_channels=CHANNELS, conditioner=ClassLabel(CLASSES),
+        latent_size=SIDE, latent_channels=CHANNELS,
+        conditioner=Text(LENGTH, WIDTH) if of_text else ClassLabel(CLASSES),
         teacher_dims=TEACHERS, projector=MLP(8), **SMALL[family], **given,
     )  # fmt: skip
     row.check(module, {"family": family}, "config.backbone")
@@ -46,16 +55,27 @@ def variables_of(module):
     return {**variables, "params": jax.tree.unflatten(tree, drawn)}
 
 
-@pytest.fixture(scope="module", params=BACKBONES)
+@pytest.fixture(scope="module", params=CASES)
 def made(request):
     module = make(request.param)
     return request.param, module, variables_of(module)
 
 
-def inputs():
+def inputs(module):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(BATCH, SIDE, SIDE, CHANNELS)).astype(np.float32)
-    return x, np.linspace(0.1, 0.9, BATCH, dtype=np.float32), {"label": np.array([0, 3, CLASSES])}
+    condition = {"label": np.array([0, 3, CLASSES])}
+    if isinstance(module.conditioner, Text):
+        tokens = rng.normal(size=(BATCH, LENGTH, WIDTH)).astype(np.float32)
+        condition = {"tokens": tokens, "mask": np.arange(LENGTH) <= np.arange(BATCH)[:, None]}
+    return x, np.linspace(0.1, 0.9, BATCH, dtype=np.float32), condition
+
+
+def other(condition):
+    """Another condition of every image."""
+    if "label" in condition:
+        return {"label": (condition["label"] + 1) % CLASSES}
+    return {**condition, "tokens": condition["tokens"] + np.arange(WIDTH, dtype=np.float32)}
 
 
 def close(a, b):
@@ -64,7 +84,7 @@ def close(a, b):
 
 def gradients(module, variables):
     def loss(params):
-        output = module.apply({**variables, "params": params}, *inputs())
+        output = module.apply({**variables, "params": params}, *inputs(module))
         parts = (output.prediction, *output.extra.values(), *output.projections)
         return sum(
             (part * jnp.cos(jnp.arange(part.size)).reshape(part.shape)).sum() for part in parts
@@ -75,7 +95,7 @@ def gradients(module, variables):
 
 def test_shapes_and_types(made):
     _, module, variables = made
-    output = quick_jit(module.apply)(variables, *inputs())
+    output = quick_jit(module.apply)(variables, *inputs(module))
     assert output.prediction.shape == (BATCH, SIDE, SIDE, CHANNELS)
     assert output.prediction.dtype == jnp.float32
     assert module.predicts in {path.predicts for path in PATHS.values()}
@@ -87,9 +107,9 @@ def test_shapes_and_types(made):
 
 def test_project_and_hidden_are_of_the_full_pass(made):
     _, module, variables = made
-    output = quick_jit(module.apply)(variables, *inputs())
-    close(module.apply(variables, *inputs(), method="project"), output.projections)
-    hidden = module.apply(variables, *inputs(), method="hidden")
+    output = quick_jit(module.apply)(variables, *inputs(module))
+    close(module.apply(variables, *inputs(module), method="project"), output.projections)
+    hidden = module.apply(variables, *inputs(module), method="hidden")
     assert hidden.shape == (module.depth, BATCH, output.tokens.shape[-1])
     assert hidden.dtype == jnp.float32
     close(hidden[module.encoder_depth - 1], output.tokens.astype(jnp.float32).mean(1))
@@ -97,12 +117,9 @@ def test_project_and_hidden_are_of_the_full_pass(made):
 
 def test_time_and_condition_matter(made):
     _, module, variables = made
-    x, t, condition = inputs()
+    x, t, condition = inputs(module)
     before = module.apply(variables, x, t, condition).prediction
-    for changed in (
-        (x, t + 0.05, condition),
-        (x, t, {"label": (condition["label"] + 1) % CLASSES}),
-    ):
+    for changed in ((x, t + 0.05, condition), (x, t, other(condition))):
         after = module.apply(variables, *changed).prediction
         assert (np.abs(after - before).max((1, 2, 3)) > 1e-4).all()
 
@@ -111,20 +128,20 @@ def test_time_and_condition_matter(made):
     "fields", [{"scan": True}, *({"remat": policy} for policy in POLICIES)], ids=str
 )
 def test_scan_and_remat_change_nothing(made, fields):
-    family, module, variables = made
-    other = make(family, **fields)
+    case, module, variables = made
+    changed = make(case, **fields)
     shapes = [
         jax.tree.map(jnp.shape, jax.eval_shape(m.init, jax.random.key(0), *blank_inputs(m)))
-        for m in (module, other)
+        for m in (module, changed)
     ]
     assert shapes[0] == shapes[1]  # so a run may resume with the other
-    ours = quick_jit(module.apply)(variables, *inputs())
-    close(quick_jit(other.apply)(variables, *inputs()), ours)
-    close(gradients(other, variables), gradients(module, variables))
+    ours = quick_jit(module.apply)(variables, *inputs(module))
+    close(quick_jit(changed.apply)(variables, *inputs(module)), ours)
+    close(gradients(changed, variables), gradients(module, variables))
 
 
 def test_its_sizes_fit_a_line(made):
-    family, module, _ = made
-    text = BACKBONES[family].text(module)
+    case, module, _ = made
+    text = BACKBONES[case.removesuffix(" with text")].text(module)
     assert "\n" not in text
     assert 10 < len(text) < 300
