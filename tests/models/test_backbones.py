@@ -28,7 +28,7 @@ SMALL = {
 }
 BATCH, SIDE, CHANNELS, CLASSES, TEACHERS = 3, 8, 4, 5, (6, 10)
 LENGTH, WIDTH = 3, 7  # of texts
-# What stands in the table under its name, and with another condition.
+TEXT = ("fusedit", "mmdit", "ddt with text")  # conditioned by text, the others by classes
 CASES = [*BACKBONES, "ddt with text"]
 
 
@@ -36,10 +36,9 @@ def make(case, **fields):
     family = case.removesuffix(" with text")
     row = BACKBONES[family]
     given = dict(dtype=jnp.float32, remat="none", scan=False) | fields
-    of_text = case != family or "tokens" in row.build.reads
     module = row.build(
         latent_size=SIDE, latent_channels=CHANNELS,
-        conditioner=Text(LENGTH, WIDTH) if of_text else ClassLabel(CLASSES),
+        conditioner=Text(LENGTH, WIDTH) if case in TEXT else ClassLabel(CLASSES),
         teacher_dims=TEACHERS, projector=MLP(8), **SMALL[family], **given,
     )  # fmt: skip
     row.check(module, {"family": family}, "config.backbone")
