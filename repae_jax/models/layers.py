@@ -373,19 +373,22 @@ def rms_norm(epsilon: float, *, dtype=jnp.float32, name: str | None = None):
     return nn.RMSNorm(epsilon=epsilon, dtype=dtype, name=name)
 
 
-class ZeroCenteredRMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + 1e-6) * (1 + scale) over the last axis, in float32.
+class OffsetRMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + epsilon) * (offset + scale) over the last axis, in float32.
 
-    Source: the norm of Gemma (arXiv 2403.08295). The scale starts at 0, so weight decay draws the
-    factor towards 1.
+    With an offset of 1, Gemma's (arXiv 2403.08295), the scale starts at 0, so weight decay draws
+    the factor towards 1; with 0 it starts at 1 (arXiv 1910.07467).
     """
 
+    offset: float = 1.0
+    epsilon: float = 1e-6
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(..., D) -> (..., D)."""
-        scale = self.param("scale", initializers.zeros, (x.shape[-1],), jnp.float32)
+        """(..., D) -> (..., D) in `dtype`."""
+        init = initializers.constant(1.0 - self.offset)
+        scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
         x = x.astype(jnp.float32)
-        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
-        return (x * (1 + scale)).astype(self.dtype)
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
+        return (x * (self.offset + scale.astype(jnp.float32))).astype(self.dtype)

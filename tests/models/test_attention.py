@@ -11,7 +11,7 @@ from repae_jax.models import layers
 from repae_jax.models.layers import attend, attention_kernel, has_cudnn_attention
 
 SHAPE = (2, 16, 4, 72)  # SiT-XL's head dimension
-MASK = np.arange(16) < np.array([[16], [5]])
+MASK = (np.arange(16) < np.array([[16], [5]]))[:, None, None]
 on_gpu = pytest.mark.skipif(not has_cudnn_attention(), reason="needs an NVIDIA GPU")
 
 
@@ -32,7 +32,7 @@ def torch_values_and_gradients(mask=None):
     q, k, v, weights = (torch.tensor(normal(*SHAPE, seed=seed)) for seed in range(4))
     inputs = [x.requires_grad_() for x in (q, k, v)]
     heads_first = (x.transpose(1, 2) for x in inputs)
-    masked = {} if mask is None else {"attn_mask": torch.tensor(mask[:, None, None])}
+    masked = {} if mask is None else {"attn_mask": torch.tensor(mask)}
     out = torch.nn.functional.scaled_dot_product_attention(*heads_first, **masked).transpose(1, 2)
     (out * weights).sum().backward()
     return (out, *(x.grad for x in inputs))
@@ -113,7 +113,7 @@ def test_the_fused_kernel_takes_a_mask_for_even_lengths(monkeypatch, tokens, key
     monkeypatch.setattr(layers, "has_cudnn_attention", lambda: True)
     monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
     q, k = (jnp.zeros((2, length, 1, 8), jnp.bfloat16) for length in (tokens, keys))
-    attend(q, k, k, jnp.ones((2, keys), bool))
+    attend(q, k, k, jnp.ones((2, 1, 1, keys), bool))
     assert taken == [(expected, (2, 1, tokens, keys))]
 
 
@@ -136,7 +136,7 @@ def test_a_program_can_be_told_which_kernel(monkeypatch):
 
 def test_attention_without_a_key_is_zero_and_so_are_its_gradients():
     q, k, v = (normal(2, 3, 2, 8, seed=seed) for seed in range(3))
-    mask = np.array([[True, False, True], [False] * 3])
+    mask = np.array([[True, False, True], [False] * 3])[:, None, None]
     gradients = jax.grad(lambda *qkv: attend(*qkv, mask).sum(), (0, 1, 2))(q, k, v)
     for array in (attend(q, k, v, mask), *gradients):
         assert not np.asarray(array[1]).any()

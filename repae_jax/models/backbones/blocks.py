@@ -82,8 +82,8 @@ class Block(nn.Module):
     ) -> jax.Array:
         """x (B, N, D), condition (B, D) or (B, N, D) -> (B, N, D).
 
-        Without a condition, the block modulates nothing and has no weights for it. `mask` (B, N)
-        bool is False for tokens whose keys the attention leaves out.
+        Without a condition, the block modulates nothing and has no weights for it. The mask is that
+        of `layers.attend`.
         """
         dim = x.shape[-1]
         options = dict(dtype=self.dtype, kernel_init=self.kernel_init)

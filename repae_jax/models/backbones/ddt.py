@@ -154,7 +154,7 @@ class DDT(Decoupled):
             return jnp.concatenate([patches, of_time, of_class], axis=1), None
         before = self.grid**2 + bool(self.class_token_dim) + self.time_tokens
         mask = jnp.pad(condition.mask, ((0, 0), (before, 0)), constant_values=True)
-        return jnp.concatenate([patches, of_time, condition.tokens], axis=1), mask
+        return jnp.concatenate([patches, of_time, condition.tokens], axis=1), mask[:, None, None]
 
     def _apply_blocks(self, start, stop, h, *inputs):
         """See `Transformer`; the encoder's blocks take the mask, the head's a condition."""

@@ -18,7 +18,7 @@ from repae_jax.models.backbones.transformer import SIZES, Transformer, check_inp
 from repae_jax.models.family import Family, Section
 from repae_jax.models.layers import (
     Dense,
-    ZeroCenteredRMSNorm,
+    OffsetRMSNorm,
     attend,
     sincos_position_table,
     tanh_gelu,
@@ -41,7 +41,7 @@ class BlockInputs(NamedTuple):
 
     time: jax.Array  # (B, D), the embedding of the time
     text: jax.Array  # (B, L, D), the embedded states of the text encoder
-    mask: jax.Array  # (B, L + N) bool, False for padding among the keys
+    mask: jax.Array  # (B, 1, 1, L + N) bool, False for padding among the keys
 
 
 class TextAttention(nn.Module):
@@ -65,14 +65,14 @@ class TextAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, text: jax.Array, mask: jax.Array) -> jax.Array:
-        """x (B, N, D), text (B, L, D), mask (B, L + N) -> (B, N, D)."""
+        """x (B, N, D), text (B, L, D), mask as in `attend` -> (B, N, D)."""
         batch, _, dim = x.shape
 
         def heads(name, inputs, count):
             features = count * self.head_width
             return self._linear(name, features)(inputs).reshape(batch, -1, count, self.head_width)
 
-        q_norm, k_norm = (ZeroCenteredRMSNorm(self.dtype, name=f"{n}_norm") for n in "qk")
+        q_norm, k_norm = (OffsetRMSNorm(dtype=self.dtype, name=f"{n}_norm") for n in "qk")
         q = q_norm(heads("q", x, self.num_heads))
         keys = heads("text_k", text, self.kv_heads), heads("k", x, self.kv_heads)
         values = heads("text_v", text, self.kv_heads), heads("v", x, self.kv_heads)
@@ -113,7 +113,7 @@ class TextBlock(nn.Module):
         modulation = _zero_dense(6 * x.shape[-1], self.dtype, "modulation")
         parts = jnp.split(modulation(nn.silu(per_token(inputs.time))), 6, axis=-1)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = parts
-        norm1, norm2 = (ZeroCenteredRMSNorm(self.dtype, name=f"norm{i}") for i in (1, 2))
+        norm1, norm2 = (OffsetRMSNorm(dtype=self.dtype, name=f"norm{i}") for i in (1, 2))
         attention = TextAttention(
             self.num_heads, self.kv_heads, self.head_width, self.dtype, name="attn"
         )
@@ -134,7 +134,7 @@ class ScaleFirstFinalLayer(nn.Module):
         """x (B, N, D), time (B, D) -> (B, N, features)."""
         modulation = _zero_dense(2 * x.shape[-1], self.dtype, "modulation")
         scale, shift = jnp.split(modulation(nn.silu(per_token(time))), 2, axis=-1)
-        x = modulate(ZeroCenteredRMSNorm(self.dtype, name="norm")(x), shift, scale)
+        x = modulate(OffsetRMSNorm(dtype=self.dtype, name="norm")(x), shift, scale)
         return _zero_dense(self.features, self.dtype, "linear")(x)
 
 
@@ -181,7 +181,7 @@ class FuseDiT(Transformer):
         h = self.patch_embed(self._patchify(x)) + self._positions().astype(self.dtype)
         text = getattr(self, self.conditioner.name)(condition)
         mask = jnp.pad(text.mask, ((0, 0), (0, self.grid**2)), constant_values=True)
-        return h, BlockInputs(self.time_embed(1000.0 * t), text.tokens, mask)
+        return h, BlockInputs(self.time_embed(1000.0 * t), text.tokens, mask[:, None, None])
 
     def _positions(self):
         """The center of the table, (N, D)."""

@@ -11,7 +11,7 @@ from jax.nn import initializers
 
 from repae_jax.errors import UserError
 from repae_jax.models.conditioning.base import Arrays, Condition
-from repae_jax.models.layers import TORCH_KERNEL, Dense, ZeroCenteredRMSNorm, rms_norm
+from repae_jax.models.layers import TORCH_KERNEL, Dense, OffsetRMSNorm, rms_norm
 
 
 class Embedding(NamedTuple):
@@ -29,7 +29,7 @@ def _scaled_norm(dtype, name):
 
 
 EMBEDDINGS = {
-    "gemma": Embedding(ZeroCenteredRMSNorm, initializers.normal(0.02)),  # fuse-dit
+    "gemma": Embedding(OffsetRMSNorm, initializers.normal(0.02)),  # fuse-dit
     "rms_norm": Embedding(_scaled_norm, TORCH_KERNEL),  # diffusion-bench
     "linear": Embedding(None, TORCH_KERNEL),  # the MMDiT of REPA
 }

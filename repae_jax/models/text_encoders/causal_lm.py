@@ -8,7 +8,7 @@ from jax.nn import initializers
 
 from repae_jax.errors import UserError
 from repae_jax.models.family import Family, Section
-from repae_jax.models.layers import Dense, attend, tanh_gelu
+from repae_jax.models.layers import Dense, OffsetRMSNorm, attend, tanh_gelu
 from repae_jax.models.rotary import rotate_halves
 from repae_jax.models.scan_layers import scan_blocks
 
@@ -60,27 +60,6 @@ PRESETS: dict[str, dict] = {
 _INIT = initializers.normal(0.02)
 
 
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + epsilon) * (offset + w) over the last axis (arXiv 1910.07467).
-
-    Attributes:
-      epsilon: the summand under the root.
-      offset: Gemma's 1, or 0. The factor is initially 1 with either.
-    """
-
-    epsilon: float
-    offset: float = 0.0
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(..., D) -> (..., D), computed and returned in float32."""
-        x = x.astype(jnp.float32)
-        weight = self.param("scale", initializers.constant(1.0 - self.offset), x.shape[-1:])
-        mean_square = jnp.square(x).mean(axis=-1, keepdims=True)
-        factor = self.offset + weight.astype(jnp.float32)
-        return x * jax.lax.rsqrt(mean_square + self.epsilon) * factor
-
-
 class CausalBlock(nn.Module):
     """Pre-norm block of causal attention and a gated MLP (arXiv 2002.05202), without biases.
 
@@ -127,7 +106,7 @@ class CausalBlock(nn.Module):
         return Dense(features, biased=False, dtype=self.dtype, kernel_init=_INIT, name=name)
 
     def _norm(self, name):
-        return RMSNorm(self.norm_epsilon, self.norm_offset, name=name)
+        return OffsetRMSNorm(self.norm_offset, self.norm_epsilon, name=name)
 
 
 class CausalLM(nn.Module):
@@ -197,7 +176,7 @@ class CausalLM(nn.Module):
         else:
             for block in blocks:
                 x = block(x, seen)
-        x = RMSNorm(self.norm_epsilon, self.norm_offset, name="norm")(x)
+        x = OffsetRMSNorm(self.norm_offset, self.norm_epsilon, name="norm")(x)
         return jnp.where(mask[..., None], x, 0.0)
 
     def _block(self, name):
