@@ -250,10 +250,10 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = No
         serves = serves and q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0
     kernel = attention_kernel.value or ("cudnn" if has_cudnn_attention() else "xla")
     kernel = kernel if serves else "xla"
-    options = dict(implementation=kernel)
+    whole = None
     if mask is not None:
-        whole = (*mask.shape[:2], q.shape[1], k.shape[1])
-        options["mask"] = jnp.broadcast_to(mask, whole)
+        whole = jnp.broadcast_to(mask, (*mask.shape[:2], q.shape[1], k.shape[1]))
+    options = dict(implementation=kernel, mask=whole)
     if q.dtype == jnp.float16 and kernel == "xla" and jax.default_backend() != "gpu":
         # JAX requests float16 products summed in float32, which only GPUs have
         wide = (x.astype(jnp.float32) for x in (q, k, v))
