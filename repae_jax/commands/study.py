@@ -48,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--report", action="store_true", help="only compare the finished runs")
     parser.add_argument(
+        "--take",
+        metavar="RESULTS",
+        type=pathlib.Path,
+        help="a results.jsonl of this study from another machine: its runs are not run again",
+    )
+    parser.add_argument(
         "--against",
         metavar="RESULTS",
         type=pathlib.Path,
@@ -78,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     from repae_jax.study.plan import check, jobs
     from repae_jax.study.report import write_study
     from repae_jax.study.results import read_results
-    from repae_jax.study.run import run_job
+    from repae_jax.study.run import run_job, take_results
     from repae_jax.study.schedule import divide_cores
     from repae_jax.study.shared import make_shared
     from repae_jax.utils.lock import writing_in
@@ -94,6 +100,9 @@ def run(options: argparse.Namespace) -> int:
     if options.run:
         run_job(study, _job(study, options.run), output, progress=progress)
         return 0
+    if options.take:
+        with writing_in(output):
+            take_results(study, output, read_results(options.take))
     divide_cores(options.jobs)
     results = _results(study, output)
     if not options.report:

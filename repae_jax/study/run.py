@@ -22,8 +22,8 @@ from repae_jax.runs.initial_state import load_frozen
 from repae_jax.runs.open_run import load_state
 from repae_jax.study.judge import load_judge
 from repae_jax.study.measures import Measures, StepMeasures
-from repae_jax.study.plan import RESULT, Job, run_config, study_config
-from repae_jax.study.results import check_result
+from repae_jax.study.plan import RESULT, Job, jobs, run_config, study_config
+from repae_jax.study.results import Result, check_result
 from repae_jax.study.schedule import check_share
 from repae_jax.study.shared import JUDGE, accuracies, check_data, check_made
 from repae_jax.training.default_hooks import default_hooks
@@ -109,13 +109,7 @@ def read_result(study: ConfigDict, job: Job, output: pathlib.Path) -> dict[str, 
         result = check_result(read_json(path), source=str(path))
     except UserError as error:
         raise UserError(f"{error}; without the file, the run is measured again") from error
-    wanted = _within(output, run_config(study, job, output).to_dict())
-    made = from_stored(result["config"], source=str(path)).to_dict()
-    told = differences(made, wanted)  # keys unknown to an earlier version take their defaults
-    if told:
-        raise UserError(
-            f"{path} is of another configuration: {'; '.join(told[:3])}; take another --output"
-        )
+    _check_configuration(study, job, output, result, str(path))
     missing = [str(step) for step in study.measured_at if str(step) not in result["figures"]]
     if missing and not result["diverged"]:
         raise UserError(
@@ -123,6 +117,36 @@ def read_result(study: ConfigDict, job: Job, output: pathlib.Path) -> dict[str, 
             "without the file, the run is measured again"
         )
     return result
+
+
+def take_results(study: ConfigDict, output: pathlib.Path, results: Sequence[Result]) -> None:
+    """Take the results of runs that another folder holds; runs with a result keep theirs.
+
+    A run that takes the VAE of such a run cannot run here: that run's checkpoints are elsewhere.
+
+    Raises:
+      UserError: a result is of another study or another configuration.
+    """
+    known = {str(job): job for job in jobs(study)}
+    for result in results:
+        name = f"{result['arm']}:{result['seed']}"
+        if name not in known:
+            raise UserError(f"the results have {name}, which is no run of the study {study.name!r}")
+        _check_configuration(study, known[name], output, result, f"the result of {name}")
+    for result in results:
+        path = known[f"{result['arm']}:{result['seed']}"].workdir(output) / RESULT
+        if not path.exists():
+            write_atomically(path, (json.dumps(seal(result), indent=1) + "\n").encode())
+
+
+def _check_configuration(study, job, output, result, source):
+    wanted = _within(output, run_config(study, job, output).to_dict())
+    made = from_stored(result["config"], source=source).to_dict()
+    told = differences(made, wanted)  # keys unknown to an earlier version take their defaults
+    if told:
+        raise UserError(
+            f"{source} is of another configuration: {'; '.join(told[:3])}; take another --output"
+        )
 
 
 def _diverged_before(study, job, output):

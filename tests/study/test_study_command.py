@@ -288,3 +288,22 @@ def test_a_judge_of_another_size_is_refused(done):
     study.judge.channels = (8, 16)
     with pytest.raises(UserError, match=r"judge.safetensors: tensor .* has shape"):
         load_judge(study, done / "judge.safetensors")
+
+
+def test_results_of_another_folder_are_taken(done, tmp_path, capsys):
+    """Their runs are not run again, and a result of other settings is none of the study's."""
+    moved = tmp_path / "moved"
+    assert run(moved, "--report", "--take", str(done / "results.jsonl")) == 0
+    capsys.readouterr()
+    assert read_results(moved / "results.jsonl") == read_results(done / "results.jsonl")
+    assert run(moved, "--report", "--against", str(done / "results.jsonl")) == 0
+    results = read_results(done / "results.jsonl")
+    results[0]["config"]["batch_size"] += 1
+    write_results(tmp_path / "others.jsonl", results)
+    assert run(tmp_path / "new", "--report", "--take", str(tmp_path / "others.jsonl")) == 2
+    assert "vae:0 is of another configuration: config.batch_size" in capsys.readouterr().err
+    assert not (tmp_path / "new" / "runs").exists()
+    results[0]["arm"] = "nothing"
+    write_results(tmp_path / "others.jsonl", results)
+    assert run(tmp_path / "new", "--report", "--take", str(tmp_path / "others.jsonl")) == 2
+    assert "nothing:0, which is no run of the study" in capsys.readouterr().err
