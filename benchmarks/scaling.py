@@ -25,6 +25,7 @@ RECIPES = {  # the same, for the table of the other recipes, each with its own b
     "repae_lightningdit_vavae": "REPA-E, LightningDiT-XL/1 + f16d32",
     "repae_dit_sdvae": "REPA-E, DiT-XL/2 + f8d4",
     "irepa_sdvae": "iREPA, SiT-XL/2 + f8d4",
+    "reg_sdvae": "REG, SiT-XL/2 + f8d4",
     "dit_sdvae": "DiT-XL/2 + f8d4",
     "lightningdit_e2e_vavae": "LightningDiT-XL/1, cached latents",
     "ddt_e2e_vavae": "DDT-XL/1, cached latents",
