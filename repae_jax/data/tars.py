@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import pathlib
 import re
 import tarfile
@@ -29,9 +30,10 @@ from repae_jax.utils.atomic_files import replacing
 PICTURES = ("jpg", "jpeg", "png", "webp")
 CAPTION = "txt"
 VERSION = 1  # of the index
-_KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
+_KEY = re.compile(r"((?:.*/|)[^./]+)[.]([^/]*)", re.DOTALL)
 _META = re.compile(r"__[^/]*__($|/)")  # WebDataset's own entries
 _LARGEST_PICTURE = 1 << 30  # bytes
+_LARGEST_HEADER = 1 << 20  # bytes of a long name or of extended headers
 
 
 class Row(typing.NamedTuple):
@@ -141,8 +143,10 @@ def rows_of(tar: pathlib.Path, number: int = 0) -> Iterator[Row]:
     """The index of one tar, in the order of its samples; entries of other kinds are left out."""
     size, key, parts = tar.stat().st_size, None, {}
     try:
-        with tarfile.open(tar, "r:") as archive:
+        with _Headers(tar) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
+                if member.size < 0 or _is_sparse(member):
+                    raise tarfile.ReadError("it has a file of negative size, or one with holes")
                 name = _KEY.fullmatch(member.name)
                 if not member.isreg() or not name or _META.match(member.name):
                     continue
@@ -159,13 +163,39 @@ def rows_of(tar: pathlib.Path, number: int = 0) -> Iterator[Row]:
             if not _ends_at(tar, archive.offset):
                 raise tarfile.ReadError("it is cut between two of its files")
         yield from _row(number, parts)
-    except (tarfile.TarError, ValueError, EOFError):
+    except (tarfile.TarError, ValueError, EOFError, IndexError, RecursionError):
         yield from _row(number, parts)
         yield Row(number, 0, -1, 0, -1)
     except OSError as error:
         raise UserError(
             f"{tar}: cannot be read ({error.strerror or error}); put it back or permit it"
         ) from error
+
+
+class _Headers(io.BufferedReader):
+    """A tar's file, whose headers `tarfile` reads: damaged ones ask for any place and any memory.
+
+    Raises `tarfile.ReadError` for a place outside of the file and for a header over 1 MiB.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        super().__init__(io.FileIO(path))
+        self._end = path.stat().st_size
+
+    def read(self, size: int = -1, /) -> bytes:
+        if not 0 <= size <= _LARGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return super().read(size)
+
+    def seek(self, place: int, whence: int = io.SEEK_SET, /) -> int:
+        if whence == io.SEEK_SET and not 0 <= place <= self._end:
+            raise tarfile.ReadError("it is cut short")
+        return super().seek(place, whence)
+
+
+def _is_sparse(member):
+    """Whether a file's holes are left out of the tar, so that its content lies in parts."""
+    return member.issparse() or any(key.startswith("GNU.sparse.") for key in member.pax_headers)
 
 
 def _ends_at(tar, place):
@@ -211,12 +241,13 @@ def _checked(path, sizes):
     """The index in a file, memory-mapped; raises UserError if it is damaged."""
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
-        ends = np.asarray(sizes, np.int64)[rows[:, 0]]
-        inside = [rows[:, i] + np.maximum(rows[:, i + 1], 0) <= ends for i in (1, 3)]
         right = rows.dtype == np.int64 and rows.shape[1:] == (len(Row._fields),)
-        if not right or (rows < -1).any() or not np.all(inside):
+        if not right or (rows < (0, 0, -1, 0, -1)).any():
             raise ValueError("it has other values than an index")
-    except (OSError, ValueError, IndexError, EOFError) as error:
+        ends = np.asarray(sizes, np.int64)[rows[:, 0]]
+        if not all((rows[:, i] <= ends - np.maximum(rows[:, i + 1], 0)).all() for i in (1, 3)):
+            raise ValueError("it has places outside of the tars")
+    except Exception as error:  # numpy raises many types for damaged files
         raise UserError(
             f"{path}, the index of the tars beside it, is damaged ({first_line(error)}): remove it"
         ) from error

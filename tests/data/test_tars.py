@@ -4,6 +4,7 @@ import io
 import pathlib
 import pickle
 import tarfile
+import time
 import types
 
 import numpy as np
@@ -119,11 +120,18 @@ def test_another_index_is_refused(folder):
     rows = np.load(path)
     wrong = rows.copy()
     wrong[0, 2] = 1 << 40
-    for content in (b"", b"x" * 300, path.read_bytes()[:150]):
+    archive = io.BytesIO()
+    np.savez(archive, rows)
+    header = path.read_bytes().replace(b"(", b" ", 1)  # numpy's parser raises a TokenError
+    damaged = (b"", b"x" * 300, path.read_bytes()[:150], b"PK\3\4" * 9, archive.getvalue(), header)
+    for content in damaged:
         path.write_bytes(content)
         with pytest.raises(UserError, match="the index of the tars beside it, is damaged"):
             open_tars(config(folder), "train")
-    for array in (wrong, rows[:, :3], rows.astype(np.float32), rows - 5):
+    outside = [rows.copy() for _ in range(3)]
+    for array, column, value in zip(outside, (0, 1, 3), (-1, -1, 2**63 - 1), strict=True):
+        array[0, column] = value
+    for array in (wrong, rows[:, :3], rows.astype(np.float32), rows - 5, *outside):
         np.save(path, array)
         with pytest.raises(UserError, match="is damaged"):
             open_tars(config(folder), "train")
@@ -174,6 +182,62 @@ def test_a_tar_that_is_cut_between_two_files_is_named(tmp_path):
     with pytest.raises(UserError, match="is damaged"):
         open_tars(config(tmp_path), "train")
     assert len(open_tars(config(tmp_path, on_bad_image="skip"), "train")) == 2
+
+
+def header(name, size, kind=tarfile.REGTYPE):
+    """A header whose size field holds any number, also a negative one."""
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    first = b"\x80" if size >= 0 else b"\xff"
+    block[124:136] = first + (size % 256**11).to_bytes(11, "big")
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def content(data):
+    return data + bytes(-len(data) % 512)
+
+
+def long_name(name):
+    return header("././@LongLink", len(name), tarfile.GNUTYPE_LONGNAME) + content(name)
+
+
+def extended(record):
+    text = b"%d " % (len(record) + 3) + record  # of two digits
+    return header("x", len(text), tarfile.XHDTYPE) + content(text)
+
+
+SPARSE = extended(b"GNU.sparse.realsize=9\n") + header("b.jpg", 4) + content(b"data")
+DAMAGED = {
+    **{f"size {n} of type {t.decode()}": header("b.jpg", n, t)
+       for n in (-1024, -(2**70), 2**40, 2**62, 2**70) for t in (b"0", b"L", b"x", b"Z")},
+    "long names in a row": long_name(b"z") * 3000,
+    "a sparse file": SPARSE + header("b.txt", 1) + content(b"x"),
+    "a sparse header cut short": header("b.jpg", 4, tarfile.GNUTYPE_SPARSE)[:400],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_headers_that_ask_for_anything_end_their_tar(what, tmp_path):
+    path = tmp_path / "0.tar"
+    end = write(path, MEMBERS[:2])
+    path.write_bytes(path.read_bytes()[:end] + DAMAGED[what] + bytes(1024))
+    assert [row.whole for row in rows_of(path)][:1] == [True]
+    assert not list(rows_of(path))[-1].whole
+    source = open_tars(config(tmp_path, on_bad_image="skip"), "train")
+    assert [source[i]["caption"] for i in range(len(source))] == ["a red disc"]
+
+
+def test_a_name_of_many_folders_takes_no_time(tmp_path):
+    path = tmp_path / "0.tar"
+    end = write(path, MEMBERS[:2])
+    data = path.read_bytes()[:end] + long_name(b"a/" * 100_000) + header("x", 0) + bytes(1024)
+    path.write_bytes(data)
+    started = time.monotonic()
+    assert [row.whole for row in rows_of(path)] == [True]
+    assert time.monotonic() - started < 5
 
 
 def test_other_files_are_named(tmp_path):
