@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import os
@@ -39,7 +40,7 @@ def decode_caption(data: bytes, name: str) -> str:
             "read; shorten it"
         )
     try:
-        text = data.decode("utf-8").strip()
+        text = data.decode("utf-8-sig").strip()  # Windows' editors write a byte order mark
     except UnicodeDecodeError as error:
         raise BadImage(
             f"{name}: its caption is no UTF-8 ({error.reason} at byte {error.start}); save it as "
@@ -136,7 +137,7 @@ def _from_metadata(path):
     if not files:
         raise UserError(f"{path} lists no picture: each line is {_example()}")
     if len(set(files)) < len(files):
-        twice = next(name for name in files if files.count(name) > 1)
+        twice, _ = collections.Counter(files).most_common(1)[0]
         raise UserError(f"{path} lists {twice!r} more than once: keep one of the lines")
     return tuple(files), tuple(captions)
 
@@ -152,9 +153,18 @@ def _entry(line, source):
     if not all(isinstance(text, str) for text in texts):
         raise UserError(f"{source} is {short_repr(entry)}: each line is {_example()}")
     name = pathlib.PurePosixPath(entry[_FILE_NAME])
-    if name.is_absolute() or ".." in name.parts or "\0" in entry[_FILE_NAME]:
+    if not name.name or "\0" in entry[_FILE_NAME] or not _can_be_encoded(entry[_FILE_NAME]):
+        raise UserError(f"{source}: {_FILE_NAME} {entry[_FILE_NAME]!r} names no file: correct it")
+    if name.is_absolute() or ".." in name.parts:
         raise UserError(f"{source}: {_FILE_NAME} {entry[_FILE_NAME]!r} lies outside of the folder")
     return entry
+
+
+def _can_be_encoded(name):
+    try:
+        return bool(os.fsencode(name))
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
 
 
 def _example():

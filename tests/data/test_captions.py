@@ -1,6 +1,7 @@
 """Folders of pictures with captions, in a text beside each or in metadata.jsonl."""
 
 import json
+import time
 import types
 
 import numpy as np
@@ -65,6 +66,9 @@ def test_metadata_name_pictures_and_texts(folder):
         ('{"file_name": "a.jpg"}', "line 2 is"),
         ('{"file_name": "a.jpg", "text": 3}', "line 2 is"),
         ('{"file_name": "../a.jpg", "text": "x"}', "lies outside of the folder"),
+        (r'{"file_name": "\ud800.jpg", "text": "x"}', "names no file"),
+        (r'{"file_name": "\u0000.jpg", "text": "x"}', "names no file"),
+        ('{"file_name": "", "text": "x"}', "names no file"),
         ('{"file_name": "/etc/a.jpg", "text": "x"}', "lies outside of the folder"),
         ('{"file_name": "sub/b.png", "text": "x"}', "'sub/b.png' more than once"),
     ],
@@ -73,6 +77,20 @@ def test_damaged_metadata_are_named(line, message, folder):
     metadata(folder, {"file_name": "sub/b.png", "text": "first"}, line)
     with pytest.raises(UserError, match=message):
         open_captioned(config(folder), "train")
+
+
+def test_a_picture_that_ends_a_long_list_twice_is_found_at_once(tmp_path):
+    names = [f"{min(number, 99_998)}.jpg" for number in range(100_000)]
+    metadata(tmp_path, *({"file_name": name, "text": "x"} for name in names))
+    started = time.monotonic()
+    with pytest.raises(UserError, match="'99998.jpg' more than once"):
+        open_captioned(config(tmp_path), "train")
+    assert time.monotonic() - started < 20
+
+
+def test_a_byte_order_mark_is_no_part_of_a_caption(folder):
+    (folder / "a.txt").write_bytes("a red disc".encode("utf-8-sig"))
+    assert open_source(config(folder), "train")[0]["caption"] == "a red disc"
 
 
 def test_a_picture_without_a_caption_is_named(folder):
