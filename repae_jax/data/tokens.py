@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -46,8 +47,21 @@ class Tokenize:
         return {"caption_ids": padded, "caption_length": np.int32(len(ids))}
 
     def ids(self, caption: str) -> list[int]:
-        """The caption's ids, at most L."""
-        return _tokenizer(self.path, self.length).encode(caption).ids
+        """The caption's ids, at most L.
+
+        Raises:
+          UserError: the special tokens alone are more, or the tokenizer.json is damaged.
+        """
+        tokenizer = _tokenizer(self.path, self.length)
+        with _reading(self.path):
+            found = tokenizer.encode(caption).ids
+        if len(found) > self.length:
+            special = tokenizer.num_special_tokens_to_add(False)
+            raise UserError(
+                f"{self.path} adds {special} special tokens to a caption, which leave no room for "
+                f"it in a length of {self.length}: raise the length"
+            )
+        return found
 
     def check(self, vocabulary: int, null_ids: Sequence[int]) -> None:
         """Raise UserError unless the ids are those that an encoder was trained with.
@@ -56,11 +70,12 @@ class Tokenize:
           vocabulary: the rows of the encoder's table of embeddings.
           null_ids: its ids of the empty caption.
         """
-        found = _tokenizer(self.path, self.length).get_vocab_size(with_added_tokens=True)
-        if found > vocabulary:
+        tokens = _tokenizer(self.path, self.length).get_vocab(with_added_tokens=True)
+        highest = max(tokens.values(), default=0)  # ids may have gaps
+        if highest >= vocabulary:
             raise UserError(
-                f"{self.path} has {found} tokens, but the text encoder's table has {vocabulary} "
-                "rows: name the tokenizer that belongs to the encoder"
+                f"{self.path} has ids up to {highest}, but the text encoder's table has "
+                f"{vocabulary} rows: name the tokenizer that belongs to the encoder"
             )
         empty = self.ids("")
         if tuple(empty) != tuple(null_ids):
@@ -96,15 +111,24 @@ def _tokenizer(path, length):
     from tokenizers import Tokenizer
 
     file = pathlib.Path(path)
-    try:
+    with _reading(path):
         size = file.stat().st_size
         if size > _MOST_BYTES:
             raise ValueError(f"it has {size:,} bytes")
         tokenizer = Tokenizer.from_file(str(file))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); name a {FILE}") from error
-    except Exception as error:  # tokenizers raises plain Exceptions
-        raise UserError(f"{path} is no {FILE} ({first_line(error)}); restore it") from error
     tokenizer.no_padding()
     tokenizer.enable_truncation(length)
     return tokenizer
+
+
+@contextlib.contextmanager
+def _reading(path) -> Iterator[None]:
+    """Turn the errors of a tokenizer.json within the block into UserErrors."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); name a {FILE}") from error
+    except BaseException as error:  # a plain Exception, or a panic of Rust's
+        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+            raise
+        raise UserError(f"{path} is no {FILE} ({first_line(error)}); restore it") from error

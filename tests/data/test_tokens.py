@@ -1,5 +1,7 @@
 """Captions as ids: beside transformers, padding and truncation, and tokenizers that do not fit."""
 
+import json
+import pathlib
 import pickle
 
 import numpy as np
@@ -78,7 +80,7 @@ def test_a_tokenizer_of_another_encoder_is_named(path):
     tokenize = Tokenize(path, 8, 0)
     count = grammar_tokenizer().get_vocab_size()
     tokenize.check(count, (0,))
-    with pytest.raises(UserError, match=f"has {count} tokens, but .* has {count - 1} rows"):
+    with pytest.raises(UserError, match=f"ids up to {count - 1}, but .* has {count - 1} rows"):
         tokenize.check(count - 1, (0,))
     with pytest.raises(UserError, match=r"the empty caption into \[0\], but .*\[2\]"):
         tokenize.check(count, (2,))
@@ -91,3 +93,43 @@ def test_another_file_is_named(content, tmp_path):
         Tokenize(str(tmp_path / "tokenizer.json"), 8, 0).ids("x")
     with pytest.raises(UserError, match="cannot be read"):
         Tokenize(str(tmp_path / "missing.json"), 8, 0).ids("x")
+
+
+def changed(path, change):
+    content = json.loads(pathlib.Path(path).read_text())
+    change(content)
+    pathlib.Path(path).write_text(json.dumps(content))
+    return Tokenize(path, 8, 0)
+
+
+def test_ids_with_gaps_are_compared_with_the_table(path):
+    vocabulary = grammar_tokenizer().get_vocab_size() + 10
+    tokenize = changed(path, lambda it: it["model"]["vocab"].update(rare=100_000))
+    with pytest.raises(UserError, match=f"ids up to 100000, but .* has {vocabulary} rows"):
+        tokenize.check(vocabulary, (0,))
+
+
+def test_a_length_that_special_tokens_exceed_is_named(path):
+    piece = {"SpecialToken": {"id": "<bos>", "type_id": 0}}
+    changed(path, lambda it: it["post_processor"]["single"].append(piece))
+    assert Tokenize(path, 2, 0).ids("a red disc") == [0, 0]
+    for length in (0, 1):
+        with pytest.raises(UserError, match=f"2 special tokens .* length of {length}: raise"):
+            Tokenize(path, length, 0).ids("a red disc")
+
+
+PANICS = {
+    "when it is read": lambda it: it.update(
+        normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    ),
+    "when it is used": lambda it: it["post_processor"]["single"].append(
+        {"SpecialToken": {"id": "<eos>", "type_id": 0}}
+    ),
+}
+
+
+@pytest.mark.parametrize("when", PANICS)
+def test_a_file_that_lets_rust_panic_is_named(when, path):
+    tokenize = changed(path, PANICS[when])
+    with pytest.raises(UserError, match=r"is no tokenizer\.json"):
+        tokenize.ids("x")
