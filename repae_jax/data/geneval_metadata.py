@@ -41,5 +41,5 @@ def check_metadata(metadata: object, *, source: str) -> None:
 def _check_position(relation, target, number, where):
     if relation not in RELATIONS:
         raise UserError(f"{where}position is {relation!r}: use one of {', '.join(RELATIONS)}")
-    if target not in range(number):
+    if type(target) is not int or target not in range(number):
         raise UserError(f"{where}position refers to entry {target!r}, which is not before it")

@@ -32,8 +32,10 @@ from repae_jax.utils.schema import LARGEST_LIST, each, parse_json, read_json, sh
 
 _MOST_PROMPTS = 10_000_000
 _MOST_BYTES = 1 << 16  # of a prompt
-# The names of files that every file system and shell takes.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _+,=@()&'-]{0,199}")
+# The names of files that every file system takes; Windows has devices of the first names.
+_NAME = re.compile(
+    r"(?!(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])$)[A-Za-z0-9][A-Za-z0-9 _+,=@()&'-]{0,199}(?<! )"
+)
 
 
 class Prompt(NamedTuple):
@@ -101,8 +103,14 @@ def _text(text, where):
     if not isinstance(text, str):
         raise UserError(f"{where} is {short_repr(text)}: give the prompt as text")
     text = text.strip()
-    if not text or len(text.encode("utf-8", "surrogatepass")) > _MOST_BYTES:
-        raise UserError(f"{where} has {len(text):,} characters: give 1 to {_MOST_BYTES:,}")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where} has a character that is none ({error.reason}): remove it") from (
+            error
+        )
+    if not 0 < size <= _MOST_BYTES:
+        raise UserError(f"{where} has {size:,} bytes: give 1 to {_MOST_BYTES:,}")
     return text
 
 
@@ -115,19 +123,21 @@ def _name(name, where):
 
 
 def _lines(path):
+    """(the line's name in errors, the line) of each line that is not blank."""
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")  # Windows' editors write a byte order mark
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no UTF-8 text ({error.reason}): save it as UTF-8") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    return [line for line in text.splitlines() if line.strip()]
+    # `splitlines` would also split at characters that may stand within a prompt, such as U+2028
+    lines = enumerate(text.split("\n"), start=1)
+    return [(f"{path}, line {number}", line) for number, line in lines if line.strip()]
 
 
 def _read_geneval(path):
     prompts = []
-    for number, line in enumerate(_lines(path)):
-        source = f"{path}, line {number + 1}"
+    for number, (source, line) in enumerate(_lines(path)):
         entry = parse_json(line, source=source, way_out="a line holds a prompt's metadata")
         check_metadata(entry, source=source)
         prompts.append(Prompt(_text(entry["prompt"], f"{source}: prompt"), f"{number:05d}", entry))
@@ -228,8 +238,8 @@ def _mjhq_files(prompt, images):
 
 def _read_flat(path):
     return [
-        Prompt(_text(line, f"{path}, line {number + 1}"), f"{number:05d}")
-        for number, line in enumerate(_lines(path))
+        Prompt(_text(line, source), f"{number:05d}")
+        for number, (source, line) in enumerate(_lines(path))
     ]
 
 
@@ -251,7 +261,7 @@ def _check_one(images, layout):
 
 
 def _json(content):
-    return json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return json.dumps(content).encode()
 
 
 LAYOUTS = {

@@ -113,6 +113,15 @@ def test_scores_have_wilsons_interval_and_the_mean_is_over_tags():
             dict(include=[{"class": "disc", "count": 1, "position": ["above", 0]}]),
             "position refers to entry 0",
         ),
+        (
+            dict(
+                include=[
+                    {"class": "disc", "count": 1},
+                    {"class": "star", "count": 1, "position": ["above", 0.0]},
+                ]
+            ),
+            "position refers to entry 0.0",
+        ),
     ],
 )
 def test_other_metadata_is_named(change, message):

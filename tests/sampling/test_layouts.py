@@ -111,7 +111,7 @@ BAD = [
     ("dpg", '{"a/b": "x"}', "names no file"),
     ("dpg", '{"..": "x"}', "names no file"),
     ("dpg", '{"a.b": "x"}', "names no file"),  # the scorer takes the id up to the first dot
-    ("dpg", '{"a": ""}', "has 0 characters"),
+    ("dpg", '{"a": ""}', "has 0 bytes"),
     ("dpg", '{"a": "x", "A": "y"}', "'A' more than once"),
     ("genai", '["a", 3]', "is 3: give the prompt as text"),
     ("genai", "3", "give a list"),
@@ -119,16 +119,32 @@ BAD = [
     ("coco", "[]", "at least 1"),
     ("mjhq", '{"a": {"prompt": "x"}}', "category is missing"),
     ("mjhq", '{"a": {"prompt": "x", "category": "../y"}}', "names no file"),
+    ("dpg", '{"Con": "x"}', "names no file"),  # a device of Windows
+    ("dpg", '{"a ": "x"}', "names no file"),  # Windows drops the space
+    ("mjhq", '{"a": {"prompt": "x", "category": "aux"}}', "names no file"),
+    ("coco", r'["a", "b \ud800"]', r"\[1\] has a character that is none"),
+    ("geneval", "\n\n{", "line 3 is damaged"),
+    ("flat", "a\n\n" + "\u00e9" * 40_000, "line 3 has 80,000 bytes"),
     ("flat", "\n \n", "holds no prompt"),
-    ("flat", "x" * 70_000, "70,000 characters"),
+    ("flat", "x" * 70_000, "70,000 bytes"),
 ]
 
 
 @pytest.mark.parametrize(("layout", "content", "message"), BAD)
 def test_another_file_is_named(layout, content, message, tmp_path):
-    (tmp_path / "prompts").write_text(content)
+    (tmp_path / "prompts").write_text(content, "utf-8")
     with pytest.raises(UserError, match=message):
         read_prompts(layout, tmp_path / "prompts")
+
+
+def test_only_line_feeds_end_a_line(tmp_path):
+    text = "\ufeffone\u2028\x85line\r\nanother\x0b one"
+    (tmp_path / "prompts").write_bytes(text.encode())
+    prompts = read_prompts("flat", tmp_path / "prompts")
+    assert [prompt.text for prompt in prompts] == ["one\u2028\x85line", "another\x0b one"]
+    (listing,) = LAYOUTS["flat"].listing(prompts).values()
+    lines = [json.loads(line) for line in listing.decode().splitlines()]
+    assert [line["prompt"] for line in lines] == [prompt.text for prompt in prompts]
 
 
 def test_text_of_another_encoding_is_named(tmp_path):
