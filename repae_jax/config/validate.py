@@ -242,11 +242,16 @@ def _check_objective(config):
 
 def _check_sampling(config, tokenizer):
     from repae_jax.config.modules import build_sampler
-    from repae_jax.sampling.sampler import check_guidance_channels, check_null_class
+    from repae_jax.sampling.sampler import (
+        check_class_token_guidance,
+        check_guidance_channels,
+        check_null_class,
+    )
 
     sampler = build_sampler(config)
     check_null_class(sampler, config.condition.drop)
     check_guidance_channels(sampler, tokenizer.latent_channels)
+    check_class_token_guidance(sampler, bool(config.backbone.get("class_token_dim")))
 
 
 def _check_evaluation(config):

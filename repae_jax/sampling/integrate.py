@@ -18,7 +18,11 @@ from repae_jax.errors import UserError
 from repae_jax.models.conditioning.base import full_like
 from repae_jax.objectives.interpolant import INTERPOLANTS, Interpolant, score_from_velocity
 from repae_jax.sampling import chain
-from repae_jax.sampling.sampler import Sampler, check_guidance_channels
+from repae_jax.sampling.sampler import (
+    Sampler,
+    check_class_token_guidance,
+    check_guidance_channels,
+)
 from repae_jax.sampling.steps import Evaluations, evaluations, guided_rows, segments
 from repae_jax.utils.finite import finite_rows
 
@@ -80,7 +84,8 @@ def sample_watched(
       latents NaN or infinite, or 0.
 
     Raises:
-      UserError: guidance is on and `null` is None, or the SDE has no step noise.
+      UserError: guidance is on and `null` is None, the SDE has no step noise, or the sampler guides
+        more channels than latents have, or a class token that the noise lacks.
     """
     if sampler.guided and null is None:
         raise UserError(
@@ -91,6 +96,7 @@ def sample_watched(
         raise UserError(f"step_noise is None: {sampler.method} needs the noise of every step")
     noise = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), noise)
     check_guidance_channels(sampler, _latents(noise).shape[-1])
+    check_class_token_guidance(sampler, len(jax.tree.leaves(noise)) > 1)
     condition = jax.tree.map(jnp.asarray, condition)
     drifts = {
         False: functools.partial(_drift, sampler, velocity, condition=condition),

@@ -182,3 +182,12 @@ def check_guidance_channels(sampler: Sampler, channels: int) -> None:
             f"guidance_channels is {sampler.guidance_channels}, but the latents have {channels} "
             "channels: give fewer, or 0 for all"
         )
+
+
+def check_class_token_guidance(sampler: Sampler, class_token: bool) -> None:
+    """Raise UserError if a sampler guides the class token of a model that denoises none."""
+    if sampler.class_token_guidance and not class_token:
+        raise UserError(
+            f"class_token_guidance is {sampler.class_token_guidance}, but the backbone denoises no "
+            "class token: use 0, or a backbone with class_token_dim"
+        )

@@ -8,8 +8,10 @@ import numpy as np
 import original_reg
 import parity
 import pytest
+import tiny
 import torch
 
+from repae_jax.config.validate import validate
 from repae_jax.errors import UserError
 from repae_jax.sampling.integrate import sample
 from repae_jax.sampling.noise import image_noise, step_noise
@@ -78,6 +80,19 @@ def test_the_class_token_has_its_own_scale(of_latents, of_class):
 def test_a_wrong_scale_is_named(value):
     with pytest.raises(UserError, match="class_token_guidance is"):
         Sampler("euler", 4, "linear", 2.0, class_token_guidance=value)
+
+
+def test_a_scale_for_no_class_token_is_named():
+    sampler = Sampler("euler", 4, "linear", 2.0, class_token_guidance=1.5)
+    noise = parity.normal(BATCH, COUNT + DIM, seed=1)
+    with pytest.raises(UserError, match="class_token_guidance is 1.5, but the backbone denoises"):
+        sample(sampler, flat_velocity, noise, LABELS, null=NULL)
+    config = tiny.get_config("repae")
+    config.sampling.update(guidance_scale=2.0, class_token_guidance=1.5)
+    with pytest.raises(UserError, match="class_token_guidance is 1.5, but the backbone denoises"):
+        validate(config)
+    config.backbone.class_token_dim = 8
+    validate(config)
 
 
 @pytest.mark.skipif(not original_reg.REG, reason=original_reg.REASON)
