@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from repae_jax.errors import UserError
 from repae_jax.interop import (
     autoencoder_kl,
     ddt,
@@ -95,7 +96,16 @@ def sit_part(model: SiT, *, statistics: bool = True) -> Part:
 
 
 def lightningdit_part(model: LightningDiT) -> Part:
-    """The LightningDiT as a `Part`."""
+    """The LightningDiT as a `Part`.
+
+    Raises:
+      UserError: it denoises a class token, for which LightningDiT's files have no names.
+    """
+    if model.class_token_dim:
+        raise UserError(
+            f"config.backbone.class_token_dim is {model.class_token_dim}, but LightningDiT's files "
+            "hold no class token: keep such a run in its own work directory"
+        )
     rules = lightningdit.lightningdit_rules(model.patch_size)
     shapes = _their_shapes(rules, headless_shapes(model))
     trained = {name: shape for name, shape in shapes.items() if name != "pos_embed"}

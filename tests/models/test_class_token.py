@@ -13,7 +13,13 @@ from sits import sit_of
 from repae_jax.errors import UserError
 from repae_jax.interop import ddt as ddt_names
 from repae_jax.interop import sit as sit_names
-from repae_jax.interop.original import ddt_part, export_part, import_part, sit_part
+from repae_jax.interop.original import (
+    ddt_part,
+    export_part,
+    import_part,
+    lightningdit_part,
+    sit_part,
+)
 from repae_jax.models.backbones.base import blank_inputs
 from repae_jax.models.backbones.families import BACKBONES
 from repae_jax.models.conditioning.class_label import ClassLabel
@@ -198,6 +204,15 @@ def test_lightningdit_turns_the_velocity_of_the_class_token_as_well():
     theirs = plain.apply(variables, x, 1 - TIME, {"label": LABELS}, token)
     np.testing.assert_allclose(ours.prediction, -theirs.prediction, atol=1e-5)
     np.testing.assert_allclose(ours.extra["class_token"], -theirs.extra["class_token"], atol=1e-5)
+
+
+def test_lightningdits_files_have_no_place_for_it():
+    model = BACKBONES["lightningdit"].build(
+        latent_size=2, latent_channels=3, patch_size=1, hidden_size=16, depth=2, num_heads=2,
+        encoder_depth=1, conditioner=ClassLabel(5), class_token_dim=DIM,
+    )  # fmt: skip
+    with pytest.raises(UserError, match="class_token_dim is 12, but LightningDiT's files"):
+        lightningdit_part(model)
 
 
 def test_a_convolutional_head_has_no_place_for_it():
