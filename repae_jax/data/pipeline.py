@@ -62,6 +62,11 @@ def train_batches(
       UserError: the batch is larger than the source, or a number is out of range.
     """
     _check(source, batch_size, seed, workers)
+    if flip and tokenize is not None:
+        raise UserError(
+            "config.data.flip is True, but a mirrored image no longer fits a caption that says "
+            "left or right: set --config.data.flip=False"
+        )
     import grain
 
     from repae_jax.data.batches import Batches

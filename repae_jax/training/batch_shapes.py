@@ -26,11 +26,13 @@ class Cache:
       images: whether it holds the images, uint8.
       tokens: whether it holds the teachers' tokens.
       manifest: the cache's manifest; None: the cache does not exist yet.
+      class_tokens: whether the tokens include the teachers' class tokens.
     """
 
     images: bool
     tokens: bool
     manifest: pathlib.Path | None
+    class_tokens: bool = False
 
     def __str__(self) -> str:
         kept = [name for name in ("images", "tokens") if getattr(self, name)]
@@ -67,7 +69,8 @@ def find_cache(config: ConfigDict, models: Models, kept: str = "tokens") -> Cach
         folder, made, list(models.teachers), class_token=class_token
     ):
         raise UserError(missing)
-    return Cache(made["images"], bool(made["teachers"]), folder / MANIFEST)
+    both = made.get("class_tokens", False)
+    return Cache(made["images"], bool(made["teachers"]), folder / MANIFEST, class_tokens=both)
 
 
 def batch_shapes(
@@ -94,8 +97,11 @@ def batch_shapes(
         tokens = jax.eval_shape(
             lambda variables, images: teacher_tokens(models, variables, images), teachers, image
         )
+        # a backbone without a class token leaves the cache's out itself
+        more = cache.class_tokens and not class_token_dim(models.backbone)
         batch["teacher_tokens"] = tuple(
-            jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for leaf in tokens.values()
+            jax.ShapeDtypeStruct((size, leaf.shape[1] + more, leaf.shape[2]), jnp.float32)
+            for leaf in tokens.values()
         )
     return batch
 

@@ -284,3 +284,9 @@ def test_batches_have_tokens_in_place_of_captions(folder):
         batches.close()
     expected = sorted(len(source[i]["caption"]) for i in range(5))
     assert sorted(batch["ids"][:, 0].tolist()) == expected
+
+
+def test_mirrored_images_have_no_captions(folder):
+    source = open_source(config(folder), "train")
+    with pytest.raises(UserError, match="config.data.flip is True, but a mirrored image"):
+        train_batches(source, batch_size=5, seed=0, tokenize=lengths, flip=True)

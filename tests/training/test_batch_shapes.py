@@ -124,3 +124,14 @@ def test_a_cache_that_does_not_suit_is_said(made, message, compiled_here, tmp_pa
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("kept", "dim", "tokens"), [(True, 8, 17), (True, 0, 17), (False, 0, 16)])
+def test_a_caches_class_tokens_are_in_its_batches(kept, dim, tokens, tmp_path):
+    more = {"class_tokens": True} if kept else {}
+    write_cache(tmp_path / "cache", teachers={"small": "0"}, **more)
+    config = make_config(source="latents", path=str(tmp_path / "cache"))
+    config.backbone.class_token_dim = dim
+    _, batch, *_ = program(config).arguments()
+    assert [leaf.shape for leaf in batch["teacher_tokens"]] == [(8, tokens, 8)]
+    jax.eval_shape(program(config).step, *program(config).arguments())
