@@ -23,7 +23,7 @@ def test_nothing_heavy_is_imported_before_it_is_used():
 
 
 def test_an_unknown_source_is_named():
-    kinds = "digits, scenes, folder, tfds, packed, hdf5, latents"
+    kinds = "digits, scenes, described, captions, tars, folder, tfds, packed, hdf5, latents"
     with pytest.raises(UserError, match=rf"'zip': use one of {kinds}"):
         open_source(data_config("zip"), "train")
 
