@@ -34,6 +34,8 @@ def apply_recipe(config: ConfigDict, recipe: str) -> ConfigDict:
         config.objective.latent_norm = "fixed"
     if recipe == "vanilla":
         config.teachers = ConfigDict()
+        if config.backbone.get("class_token_dim"):  # a teacher would give it
+            config.backbone.class_token_dim = 0
         config.evaluation.cknna_images = 0
     if recipe == "vae":
         config.train = tuple(name for name in config.train if name != "backbone")

@@ -15,7 +15,7 @@ from repae_jax.data.decode import decode_cropped, read_beginning, read_file
 from repae_jax.data.identity import Fingerprint, contents_checksums, names_checksum, sample
 from repae_jax.data.source import key_name, split_folder
 from repae_jax.data.walk import Walk
-from repae_jax.errors import BadImage, UserError
+from repae_jax.errors import BadImage, UserError, first_line
 from repae_jax.utils.schema import short_repr
 
 MOST_BYTES = 1 << 16  # of a caption: some ten thousand words
@@ -148,7 +148,9 @@ def _entry(line, source):
             raise ValueError(f"{len(line):,} bytes")
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{source} is no JSON ({error}): each line is {_example()}") from error
+        raise UserError(
+            f"{source} is no JSON ({first_line(error)}): each line is {_example()}"
+        ) from error
     texts = [entry.get(key) for key in (_FILE_NAME, _TEXT)] if isinstance(entry, dict) else [None]
     if not all(isinstance(text, str) for text in texts):
         raise UserError(f"{source} is {short_repr(entry)}: each line is {_example()}")

@@ -35,9 +35,6 @@ class Sampler:
       guidance_low, guidance_high: the guidance interval, 0 <= low <= high <= 1.
       guidance_channels: guide only the first channels of the latents, as DiT's and LightningDiT's
         code does with 3; 0 guides all.
-      class_token_guidance: the guidance scale of a class token that the model denoises beside the
-        latents (REG), where the latents are guided; 1 for the conditional velocity, 0 for
-        guidance_scale.
       guidance_rule: what the interval decides about. "step": all evaluations of a step, by its
         first time (REPA). "evaluation": each evaluation by its own time, and the interval is open,
         except at 0 and 1 (JiT).
@@ -49,6 +46,9 @@ class Sampler:
         latents keep the noise of that time.
       smallest_time: the time before the shift of the ODE's last evaluation, from which a step leads
         to 0 (diffusers' flow matching, the shifted 1 / 1000); 0 for even steps. It takes 2 steps.
+      class_token_guidance: the guidance scale of a class token that the model denoises beside the
+        latents (REG), where the latents are guided; 1 for the conditional velocity, 0 for
+        guidance_scale.
 
     Raises:
       UserError: an unknown method or interpolant, or a value out of range.
@@ -61,12 +61,12 @@ class Sampler:
     guidance_low: float = 0.0
     guidance_high: float = 1.0
     guidance_channels: int = 0
-    class_token_guidance: float = 0.0
     guidance_rule: Literal["step", "evaluation"] = "step"
     noise_scale: float = 1.0
     shift: float = 1.0
     last_time: float = 0.0
     smallest_time: float = 0.0
+    class_token_guidance: float = 0.0
 
     def __post_init__(self):
         if self.interpolant not in PATHS:
