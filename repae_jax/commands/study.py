@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
     from repae_jax.study.report import write_study
     from repae_jax.study.results import read_results
     from repae_jax.study.run import run_job, take_results
-    from repae_jax.study.schedule import divide_cores
+    from repae_jax.study.schedule import divide_cores, prepare
     from repae_jax.study.shared import make_shared
     from repae_jax.utils.lock import writing_in
 
@@ -101,8 +101,10 @@ def run(options: argparse.Namespace) -> int:
         run_job(study, _job(study, options.run), output, progress=progress)
         return 0
     if options.take:
+        taken = read_results(options.take)
+        prepare(_words(options, "--prepare"))
         with writing_in(output):
-            take_results(study, output, read_results(options.take))
+            take_results(study, output, taken)
     divide_cores(options.jobs)
     results = _results(study, output)
     if not options.report:
@@ -144,19 +146,24 @@ def _run_missing(study: ConfigDict, options: argparse.Namespace) -> None:
     from repae_jax.study.schedule import prepare, run_all
     from repae_jax.utils.lock import writing_in
 
-    output = options.output
-    words = ["study", options.config, "--output", str(output), *options.overrides]
-    prepare([*words, "--prepare"] + ["--quiet"] * options.quiet)
+    output, quiet = options.output, [] if options.quiet else ["--quiet"]
+    prepare(_words(options, "--prepare"))
     with writing_in(output) as lock:
         run_all(
             study,
             output,
-            lambda job: [*words, "--quiet", "--run", str(job)],
+            lambda job: [*_words(options, "--run", str(job)), *quiet],
             lambda job: read_result(study, job, output) is not None,
             side_by_side=options.jobs,
             progress=not options.quiet,
             check=lock.check,
         )
+
+
+def _words(options: argparse.Namespace, *more: str) -> list[str]:
+    """The words of this study's command, with others."""
+    words = ["study", options.config, "--output", str(options.output), *options.overrides]
+    return [*words, *more] + ["--quiet"] * options.quiet
 
 
 def _results(study: ConfigDict, output: pathlib.Path) -> list[Result]:

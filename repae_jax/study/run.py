@@ -126,14 +126,22 @@ def take_results(study: ConfigDict, output: pathlib.Path, results: Sequence[Resu
     A run that takes the VAE of such a run cannot run here: that run's checkpoints are elsewhere.
 
     Raises:
-      UserError: a result is of another study or another configuration.
+      UserError: a result is of another study or another configuration, or other networks than those
+        of this folder have measured it.
     """
+    own = accuracies(study, output)
     known = {str(job): job for job in jobs(study)}
     for result in results:
         name = f"{result['arm']}:{result['seed']}"
         if name not in known:
             raise UserError(f"the results have {name}, which is no run of the study {study.name!r}")
         _check_configuration(study, known[name], output, result, f"the result of {name}")
+        if result["accuracies"] != own:
+            raise UserError(
+                f"the result of {name} was measured by other networks, of the accuracies "
+                f"{result['accuracies']} in place of {own}: their study was made with other "
+                "software or on another machine, so run all of it in one place"
+            )
     for result in results:
         path = known[f"{result['arm']}:{result['seed']}"].workdir(output) / RESULT
         if not path.exists():

@@ -290,6 +290,7 @@ def test_a_judge_of_another_size_is_refused(done):
         load_judge(study, done / "judge.safetensors")
 
 
+@pytest.mark.slow  # the shared networks are trained anew
 def test_results_of_another_folder_are_taken(done, tmp_path, capsys):
     """Their runs are not run again, and a result of other settings is none of the study's."""
     moved = tmp_path / "moved"
@@ -302,6 +303,12 @@ def test_results_of_another_folder_are_taken(done, tmp_path, capsys):
     write_results(tmp_path / "others.jsonl", results)
     assert run(tmp_path / "new", "--report", "--take", str(tmp_path / "others.jsonl")) == 2
     assert "vae:0 is of another configuration: config.batch_size" in capsys.readouterr().err
+    assert not (tmp_path / "new" / "runs").exists()
+    results = read_results(done / "results.jsonl")
+    results[1]["accuracies"]["the judge"] /= 2
+    write_results(tmp_path / "others.jsonl", results)
+    assert run(tmp_path / "new", "--report", "--take", str(tmp_path / "others.jsonl")) == 2
+    assert "sit:0 was measured by other networks" in capsys.readouterr().err
     assert not (tmp_path / "new" / "runs").exists()
     results[0]["arm"] = "nothing"
     write_results(tmp_path / "others.jsonl", results)
