@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if options.take:
         taken = read_results(options.take)
-        prepare(_words(options, "--prepare"))
+        prepare(_words_to_prepare(options))
         with writing_in(output):
             take_results(study, output, taken)
     divide_cores(options.jobs)
@@ -146,13 +146,13 @@ def _run_missing(study: ConfigDict, options: argparse.Namespace) -> None:
     from repae_jax.study.schedule import prepare, run_all
     from repae_jax.utils.lock import writing_in
 
-    output, quiet = options.output, [] if options.quiet else ["--quiet"]
-    prepare(_words(options, "--prepare"))
+    output = options.output
+    prepare(_words_to_prepare(options))
     with writing_in(output) as lock:
         run_all(
             study,
             output,
-            lambda job: [*_words(options, "--run", str(job)), *quiet],
+            lambda job: [*_words(options), "--quiet", "--run", str(job)],
             lambda job: read_result(study, job, output) is not None,
             side_by_side=options.jobs,
             progress=not options.quiet,
@@ -160,10 +160,13 @@ def _run_missing(study: ConfigDict, options: argparse.Namespace) -> None:
         )
 
 
-def _words(options: argparse.Namespace, *more: str) -> list[str]:
-    """The words of this study's command, with others."""
-    words = ["study", options.config, "--output", str(options.output), *options.overrides]
-    return [*words, *more] + ["--quiet"] * options.quiet
+def _words(options: argparse.Namespace) -> list[str]:
+    """The words of this study's command."""
+    return ["study", options.config, "--output", str(options.output), *options.overrides]
+
+
+def _words_to_prepare(options: argparse.Namespace) -> list[str]:
+    return [*_words(options), "--prepare"] + ["--quiet"] * options.quiet
 
 
 def _results(study: ConfigDict, output: pathlib.Path) -> list[Result]:

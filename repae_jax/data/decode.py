@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import math
+import os
 import threading
 import typing
 import warnings
@@ -50,9 +51,14 @@ def read_file(path: str, most: int = -1) -> bytes:
         with open(path, "rb") as file:
             return file.read(most)
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror or error}); put it back or permit it"
-        ) from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: str | os.PathLike, error: OSError) -> UserError:
+    """The error for a file or folder of the data that the system does not let be read."""
+    return UserError(
+        f"{path}: cannot be read ({error.strerror or error}); put it back or permit it"
+    )
 
 
 def decode_cropped(data: bytes, size: int, name: str, *, exif: bool = False) -> np.ndarray:

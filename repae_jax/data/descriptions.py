@@ -17,7 +17,7 @@ import numpy as np
 from repae_jax.errors import UserError
 from repae_jax.utils.schema import short_repr
 
-# Shapes of `outlines.SHAPES` that are told apart at 32 x 32 pixels, each with its plural.
+# Each shape and its plural. These shapes of `outlines.SHAPES` differ visibly at 32 x 32 pixels.
 PLURALS = {
     "disc": "discs", "ring": "rings", "square": "squares", "frame": "frames",
     "triangle": "triangles", "star": "stars", "cross": "crosses", "heart": "hearts",

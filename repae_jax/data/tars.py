@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from repae_jax.data.captions import MOST_BYTES, decode_caption
-from repae_jax.data.decode import decode_cropped
+from repae_jax.data.decode import decode_cropped, unreadable
 from repae_jax.data.identity import Fingerprint, contents_checksums, names_checksum, sample
 from repae_jax.data.source import key_name, split_folder
 from repae_jax.data.walk import warn_once
@@ -48,11 +48,6 @@ class Row(typing.NamedTuple):
     picture_size: int
     caption: int
     caption_size: int
-
-    @property
-    def whole(self) -> bool:
-        """Whether the sample has both parts."""
-        return self.picture_size >= 0 and self.caption_size >= 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -167,9 +162,7 @@ def rows_of(tar: pathlib.Path, number: int = 0) -> Iterator[Row]:
         yield from _row(number, parts)
         yield Row(number, 0, -1, 0, -1)
     except OSError as error:
-        raise UserError(
-            f"{tar}: cannot be read ({error.strerror or error}); put it back or permit it"
-        ) from error
+        raise unreadable(tar, error) from error
 
 
 class _Headers(io.BufferedReader):
@@ -277,9 +270,7 @@ def _opened(path):
     try:
         return open(path, "rb")
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror or error}); put it back or permit it"
-        ) from error
+        raise unreadable(path, error) from error
 
 
 def _read(file, place, size, most, name):

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 
+from repae_jax.data.decode import unreadable
 from repae_jax.errors import UserError
 
 # The suffixes of torchvision's ImageFolder. The content may have any format of `decode.FORMATS`.
@@ -135,9 +136,7 @@ class Walk:
             with os.scandir(path) as entries:
                 yield from entries
         except OSError as error:
-            raise UserError(
-                f"{path}: cannot be read ({error.strerror or error}); put it back or permit it"
-            ) from error
+            raise unreadable(path, error) from error
 
     def _visited(self, folder):
         path = os.path.join(self._root, folder)

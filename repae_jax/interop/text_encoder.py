@@ -60,7 +60,7 @@ class _Format:
 def _causal_lm_rules():
     theirs, ours = "layers.{i}", "params/blocks_{i}"
     linear = {f"self_attn.{name}_proj": name for name in "qkvo"}
-    linear |= {f"mlp.{name}_proj": name for name in ("gate", "up", "down")}
+    linear |= {f"mlp.{name}_proj": f"mlp/{name}" for name in ("gate", "up", "down")}
     scales = {"input_layernorm": "norm1", "post_attention_layernorm": "norm2"}
     scales |= {"self_attn.q_norm": "q_norm", "self_attn.k_norm": "k_norm"}
     rules = [Rule("embed_tokens.weight", "params/embedding")]

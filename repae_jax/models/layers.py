@@ -373,6 +373,22 @@ def rms_norm(epsilon: float, *, dtype=jnp.float32, name: str | None = None):
     return nn.RMSNorm(epsilon=epsilon, dtype=dtype, name=name)
 
 
+class GatedMLP(nn.Module):
+    """down(activation(gate(x)) * up(x)) over the last axis, without biases (arXiv 2002.05202)."""
+
+    hidden: int
+    activation: Callable[[jax.Array], jax.Array]
+    dtype: jnp.dtype
+    kernel_init: initializers.Initializer
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., D) -> (..., D)."""
+        options = dict(biased=False, dtype=self.dtype, kernel_init=self.kernel_init)
+        gate, up = (Dense(self.hidden, name=name, **options)(x) for name in ("gate", "up"))
+        return Dense(x.shape[-1], name="down", **options)(self.activation(gate) * up)
+
+
 class OffsetRMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + epsilon) * (offset + scale) over the last axis, in float32.
 

@@ -13,6 +13,8 @@ import torch
 from checkouts import module_of
 from torch import library
 
+from repae_jax.interop.original import export_part, import_part
+
 TOLERANCE = 1e-4
 OWN_METRICS = ("latent_std", "skipped")  # of the step, which the original's log does not have
 
@@ -87,6 +89,49 @@ def assert_backbones_equal(model, variables, x, time, labels, x_torch, expected)
     assert_close(output.prediction, to_nhwc(expected), "velocity")
     assert_close(by_x, to_nhwc(x_torch.grad), "gradient by x")
     return by_params, output
+
+
+def assert_outputs_equal(outputs_of, params, inputs, expected, leaves):
+    """Several outputs, and the gradients of a random weighting of them by inputs and parameters.
+
+    Args:
+      outputs_of: (params, x, second) -> our outputs.
+      params: ours.
+      inputs: x (B, h, w, c), and a second array.
+      expected: torch's outputs in our layout, from `leaves`.
+      leaves: the same inputs as torch's leaves, x as (B, c, h, w).
+
+    Returns:
+      Our gradients by the parameters; torch's parameters hold theirs.
+    """
+    weights = [normal(*e.shape, seed=3 + i) for i, e in enumerate(expected)]
+    sum((e * torch.tensor(w)).sum() for e, w in zip(expected, weights, strict=True)).backward()
+
+    def weighted(params, x, second):
+        outputs = outputs_of(params, x, second)
+        return sum((o * w).sum() for o, w in zip(outputs, weights, strict=True)), outputs
+
+    gradient = quick_jit(jax.grad(weighted, argnums=(0, 1, 2), has_aux=True))
+    (by_params, by_x, by_second), outputs = gradient(params, *inputs)
+    for i, (ours, theirs) in enumerate(zip(outputs, expected, strict=True)):
+        assert_close(ours, theirs, f"output {i}")
+    assert_close(by_x, to_nhwc(leaves[0].grad), "gradient by x")
+    assert_close(by_second, leaves[1].grad, "gradient by the second input")
+    return by_params
+
+
+def assert_names_come_back(part, net: torch.nn.Module) -> None:
+    """A state dict goes in and out bit by bit, and the part numbers the optimizer's parameters."""
+    state = state_of(net)
+    back = export_part(import_part(state, part, source="it"), part, {})
+    # the numbers of an optimizer's state
+    assert list(part.slots) == [name for name, _ in net.named_parameters()]
+    assert set(back) == set(state)
+    for name, array in state.items():
+        if "rope" in name:  # their float32 angles differ from ours in the last digits
+            np.testing.assert_allclose(back[name], array, atol=2e-6, err_msg=name)
+        else:
+            np.testing.assert_array_equal(back[name], array, err_msg=name)
 
 
 def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:

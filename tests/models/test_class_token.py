@@ -99,44 +99,23 @@ def test_values_and_gradients_equal(family, source):
     # theirs have the class token in front
     projections = [torch.roll(tokens, -1, dims=1) for tokens in projections]
     expected = [velocity.permute(0, 2, 3, 1), of_class, *projections]
-    weights = [parity.normal(*e.shape, seed=3 + i) for i, e in enumerate(expected)]
-    sum((e * torch.tensor(w)).sum() for e, w in zip(expected, weights, strict=True)).backward()
 
-    def weighted(params, x, token):
-        variables_ = {**variables, "params": params}
-        out = model.apply(variables_, x, TIME, {"label": LABELS}, token)
-        outputs = [out.prediction, out.extra["class_token"], *out.projections]
-        return sum((o * w).sum() for o, w in zip(outputs, weights, strict=True)), outputs
+    def outputs_of(params, x, token):
+        out = model.apply({**variables, "params": params}, x, TIME, {"label": LABELS}, token)
+        return [out.prediction, out.extra["class_token"], *out.projections]
 
-    gradient = parity.quick_jit(jax.grad(weighted, argnums=(0, 1, 2), has_aux=True))
-    (by_params, by_x, by_token), outputs = gradient(variables["params"], x, token)
-    for i, (ours, theirs) in enumerate(zip(outputs, expected, strict=True)):
-        parity.assert_close(ours, theirs, f"output {i}")
-    parity.assert_close(by_x, parity.to_nhwc(leaves[0].grad), "gradient by x")
-    parity.assert_close(by_token, leaves[1].grad, "gradient by the class token")
+    by_params = parity.assert_outputs_equal(
+        outputs_of, variables["params"], (x, token), expected, leaves
+    )
     by_name = export_part({"params": by_params}, part, {})
     by_name = {name: array for name, array in by_name.items() if "rope" not in name}
-    names = parity.gradients_of(net)
-
-    def vanishing(name):  # a key's bias moves all logits of a row alike, unless it is normalized
-        return None
-
-    parity.assert_tensors_close(by_name, names, vanishing=vanishing)
+    parity.assert_tensors_close(by_name, parity.gradients_of(net))
 
 
 @pytest.mark.parametrize(("family", "source"), BOTH)
 def test_names_go_in_and_out_bit_by_bit(family, source):
     net, _, part, _ = REFERENCES[family](source)
-    state = parity.state_of(net)
-    back = export_part(import_part(state, part, source="it"), part, {})
-    # the numbers of an optimizer's state
-    assert list(part.slots) == [name for name, _ in net.named_parameters()]
-    assert set(back) == set(state)
-    for name, array in state.items():
-        if "rope" in name:  # their float32 angles differ from ours in the last digits
-            np.testing.assert_allclose(back[name], array, atol=2e-6, err_msg=name)
-        else:
-            np.testing.assert_array_equal(back[name], array, err_msg=name)
+    parity.assert_names_come_back(part, net)
 
 
 def test_the_dimensions_follow_from_the_tensors():

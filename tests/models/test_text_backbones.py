@@ -142,21 +142,15 @@ def compare(case, source):
     leaves = [parity.to_nchw(x).requires_grad_(), torch.tensor(tokens).requires_grad_()]
     velocity, *others = run(family, net, model, *leaves, mask)
     expected = [velocity.permute(0, 2, 3, 1), *others]
-    weights = [parity.normal(*e.shape, seed=3 + i) for i, e in enumerate(expected)]
-    sum((e * torch.tensor(w)).sum() for e, w in zip(expected, weights, strict=True)).backward()
 
-    def weighted(params, x, tokens):
+    def outputs_of(params, x, tokens):
         condition = {"tokens": tokens, "mask": mask}
         out = model.apply({**variables, "params": params}, x, TIME, condition)
-        outputs = [out.prediction, out.tokens, *out.projections]
-        return sum((o * w).sum() for o, w in zip(outputs, weights, strict=True)), outputs
+        return [out.prediction, out.tokens, *out.projections]
 
-    gradient = parity.quick_jit(jax.grad(weighted, argnums=(0, 1, 2), has_aux=True))
-    (by_params, by_x, by_tokens), outputs = gradient(variables["params"], x, tokens)
-    for i, (ours, theirs) in enumerate(zip(outputs, expected, strict=True)):
-        parity.assert_close(ours, theirs, f"output {i}")
-    parity.assert_close(by_x, parity.to_nhwc(leaves[0].grad), "gradient by x")
-    parity.assert_close(by_tokens, leaves[1].grad, "gradient by the text's tokens")
+    by_params = parity.assert_outputs_equal(
+        outputs_of, variables["params"], (x, tokens), expected, leaves
+    )
     by_name = export_part(variables | {"params": by_params}, part, {})
     by_name = {name: array for name, array in by_name.items() if name in part.slots}
     parity.assert_tensors_close(by_name, parity.gradients_of(net))
@@ -170,16 +164,7 @@ def test_values_and_gradients_equal(case, source):
 @pytest.mark.parametrize(("case", "source"), BOTH)
 def test_names_go_in_and_out_bit_by_bit(case, source):
     family, _, net, model = reference_of(case, source)
-    part, state = PARTS[family](model), parity.state_of(net)
-    back = export_part(import_part(state, part, source="it"), part, {})
-    # the numbers of an optimizer's state
-    assert list(part.slots) == [name for name, _ in net.named_parameters()]
-    assert set(back) == set(state)
-    for name, array in state.items():
-        if "rope" in name:  # their float32 angles differ from ours in the last digits
-            np.testing.assert_allclose(back[name], array, atol=2e-6, err_msg=name)
-        else:
-            np.testing.assert_array_equal(back[name], array, err_msg=name)
+    parity.assert_names_come_back(PARTS[family](model), net)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -154,41 +154,6 @@ def test_an_ode_may_end_before_the_data(method):
     assert relative_error(run(to_the_data, *arguments), expected) > 1e-3
 
 
-@pytest.mark.parametrize(("method", "time"), [("euler-maruyama", 0.1), ("heun", 1.0)])
-def test_a_last_time_that_a_method_lacks_is_named(method, time):
-    with pytest.raises(UserError, match=f"last_time is {time}"):
-        Sampler(method, 12, "linear", last_time=time)
-
-
-FLOW_MATCHING = 3e-3 / 1.002  # the smallest time of 1,000, shifted by 3
-
-
-def test_times_are_those_of_flow_matching():
-    """diffusers shifts its times twice: between its smallest, shifted, and 1, and once more."""
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    scheduler.set_timesteps(25)
-    sampler = Sampler("euler", 25, "linear", shift=3.0, smallest_time=FLOW_MATCHING)
-    np.testing.assert_allclose(time_grid(sampler), scheduler.sigmas, atol=1e-6)
-    noise = np.random.default_rng(0).normal(size=(2, 3, 3, 4)).astype(np.float32)
-    x = torch.tensor(noise)
-    for step in scheduler.timesteps:
-        x = scheduler.step(x * step / 1000, step, x, return_dict=False)[0]
-    ours = sample(sampler, lambda x, t, _: x * t[:, None, None, None], noise, np.zeros(2))
-    np.testing.assert_allclose(ours, x, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [dict(smallest_time=1.0), dict(steps=1), dict(last_time=0.01), dict(method="euler-maruyama")],
-)
-def test_a_smallest_time_that_does_not_fit_is_named(changes):
-    given = dict(method="euler", steps=4, interpolant="linear", smallest_time=0.1) | changes
-    with pytest.raises(UserError, match="smallest_time is"):
-        Sampler(**given)
-
-
 # 0.25 and 0.75 are times of the grid, at which the rules differ for every method of the ODE
 @pytest.mark.parametrize("method", ["euler", "heun"])
 @pytest.mark.parametrize("interval", [(0.0, 0.75), (0.25, 1.0), (0.25, 0.75), (0.3, 0.7)])
@@ -372,22 +337,6 @@ def test_a_bfloat16_velocity_is_guided_and_integrated_in_float32(method):
     assert ours.dtype == jnp.float32
     np.testing.assert_array_equal(ours, run(sampler, *arguments, velocity=rounded))
     assert (ours != run(sampler, *arguments)).any()
-
-
-@pytest.mark.parametrize("steps", [1, 2, 20, 50, 249, 250])
-def test_time_grids_are_torchs(steps):
-    ode = torch.linspace(1, 0, steps + 1, dtype=torch.float64).numpy()
-    sde = torch.linspace(1.0, 0.04, steps + 1, dtype=torch.float64).numpy()
-    ours = [
-        time_grid(Sampler("euler", steps, "linear")),
-        time_grid(Sampler("heun", steps, "linear")),
-        time_grid(Sampler("euler-maruyama", steps + 1, "linear")),
-    ]
-    for grid, theirs in zip(ours, [ode, ode, [*sde, 0.0]], strict=True):
-        assert grid.dtype == np.float64
-        np.testing.assert_allclose(grid, theirs, rtol=0, atol=2e-16)
-        if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
-            np.testing.assert_array_equal(grid, theirs)  # Older processors round twice there.
 
 
 @pytest.mark.parametrize(

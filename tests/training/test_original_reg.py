@@ -73,5 +73,4 @@ def test_the_loss_and_its_gradients_are_theirs(monkeypatch):
     parity.assert_close(metrics["denoising_loss"], denoising.mean(), "denoising")
     parity.assert_close(metrics["proj_loss"], alignment.mean(), "alignment")
     by_name = export_part({"params": by_params}, part, {})
-    # a key's bias moves all logits of a row alike
     parity.assert_tensors_close(by_name, parity.gradients_of(net))

@@ -18,6 +18,7 @@ from repae_jax.models.backbones.transformer import SIZES, Transformer, check_inp
 from repae_jax.models.family import Family, Section
 from repae_jax.models.layers import (
     Dense,
+    GatedMLP,
     OffsetRMSNorm,
     attend,
     sincos_position_table,
@@ -84,20 +85,6 @@ class TextAttention(nn.Module):
         return Dense(features, biased=False, dtype=self.dtype, kernel_init=xavier, name=name)
 
 
-class GatedMLP(nn.Module):
-    """down(gelu(gate(x)) * up(x)) with the tanh GELU and without biases (arXiv 2002.05202)."""
-
-    hidden: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, N, D) -> (B, N, D)."""
-        options = dict(biased=False, dtype=self.dtype, kernel_init=xavier)
-        gate, up = (Dense(self.hidden, name=name, **options)(x) for name in ("gate", "up"))
-        return Dense(x.shape[-1], name="down", **options)(tanh_gelu(gate) * up)
-
-
 class TextBlock(nn.Module):
     """A block with adaLN-Zero, whose norms keep a learned scale beside the modulation."""
 
@@ -119,7 +106,7 @@ class TextBlock(nn.Module):
         )
         h = modulate(norm1(x), shift_a, scale_a)
         x = x + gate_a * attention(h, inputs.text, inputs.mask)
-        mlp = GatedMLP(self.mlp_width, self.dtype, name="mlp")
+        mlp = GatedMLP(self.mlp_width, tanh_gelu, self.dtype, xavier, name="mlp")
         return x + gate_m * mlp(modulate(norm2(x), shift_m, scale_m))
 
 

@@ -8,7 +8,7 @@ from jax.nn import initializers
 
 from repae_jax.errors import UserError
 from repae_jax.models.family import Family, Section
-from repae_jax.models.layers import Dense, OffsetRMSNorm, attend, tanh_gelu
+from repae_jax.models.layers import Dense, GatedMLP, OffsetRMSNorm, attend, tanh_gelu
 from repae_jax.models.rotary import rotate_halves
 from repae_jax.models.scan_layers import scan_blocks
 
@@ -81,7 +81,8 @@ class CausalBlock(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         """Residual stream (B, L, D) and the mask of `layers.attend` -> (B, L, D)."""
         x = x + self._attention(self._norm("norm1")(x), mask)
-        return x + self._mlp(self._norm("norm2")(x))
+        mlp = GatedMLP(self.mlp_hidden, ACTIVATIONS[self.activation], self.dtype, _INIT, name="mlp")
+        return x + mlp(self._norm("norm2")(x))
 
     def _attention(self, x, mask):
         batch, length, dim = x.shape
@@ -96,11 +97,6 @@ class CausalBlock(nn.Module):
         q, k = (rotate_halves(part, self.rope_base).astype(self.dtype) for part in (q, k))
         attended = attend(q, k, heads("v", self.num_kv_heads), mask)
         return self._dense(dim, "o")(attended.reshape(batch, length, -1))
-
-    def _mlp(self, x):
-        gate = self._dense(self.mlp_hidden, "gate")(x)
-        value = self._dense(self.mlp_hidden, "up")(x)
-        return self._dense(x.shape[-1], "down")(ACTIVATIONS[self.activation](gate) * value)
 
     def _dense(self, features, name):
         return Dense(features, biased=False, dtype=self.dtype, kernel_init=_INIT, name=name)
