@@ -58,6 +58,7 @@ def make_ours(original, model, vae, noise_key, labels: np.ndarray, options):
     from repae_jax.interop.original import import_part, sit_part
     from repae_jax.models.backbones.sit import SIT_CONFIGS, SiT
     from repae_jax.models.conditioning.class_label import ClassLabel
+    from repae_jax.models.networks import Models
     from repae_jax.models.tokenizers.autoencoder_kl import VAE_CONFIGS, AutoencoderKL
     from repae_jax.sampling.generate import make_generate
     from repae_jax.sampling.sampler import Sampler
@@ -76,9 +77,9 @@ def make_ours(original, model, vae, noise_key, labels: np.ndarray, options):
     }
     weights = jax.device_put(weights)
     sampler = Sampler(options.method, options.steps, "linear", options.guidance_scale)
-    generate = make_generate(sit, module, sampler)
+    generate = make_generate(Models(module, sit), sampler)
     indices = np.arange(len(labels))
-    return lambda: np.asarray(generate(weights, noise_key, indices, labels).images)
+    return lambda: np.asarray(generate(weights, noise_key, indices, {"label": labels}).images)
 
 
 def make_side(name: str, options: argparse.Namespace):

@@ -26,6 +26,7 @@ from repae_jax.parallel.sharding import summary
 from repae_jax.runs.build import build_models
 from repae_jax.runs.open_run import sampling_weights
 from repae_jax.sampling.generate import make_generate
+from repae_jax.training.batch_shapes import input_shapes
 from repae_jax.training.program import Program, gc_disabled
 
 
@@ -123,9 +124,13 @@ def compile_sampler(config: ConfigDict, topology: str) -> Report:
     models, mesh = program.models, program.mesh
     if models.backbone is None:
         raise UserError("config.train has no 'backbone': there is nothing to sample")
-    generate = make_generate(models.backbone, models.tokenizer, build_sampler(config), mesh=mesh)
+    generate = make_generate(models, build_sampler(config), mesh=mesh)
     ids = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32, sharding=batch_sharding(mesh))
-    arguments = (sampling_weights(program.template), program.key_shape(), ids, ids)
+    inputs = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=batch_sharding(mesh))
+        for name, leaf in input_shapes(config.batch_size, models).items()
+    }
+    arguments = (sampling_weights(program.template), program.key_shape(), ids, inputs)
     flops = count_flops(generate, *arguments) / config.batch_size
     return _compile("sample", generate, arguments, flops, flops, program, topology, chip)
 

@@ -169,9 +169,11 @@ def _open_sampled(options: argparse.Namespace, mesh: Mesh) -> ImageSet:
     )
     trained = open_run(workdir, mesh, step=options.step)
     name = f"{workdir}, step {int(trained.state.step)}"
-    generate = make_generate(trained.models.backbone, trained.models.tokenizer, sampler, mesh=mesh)
+    generate = make_generate(trained.models, sampler, mesh=mesh)
     key, weights = place_key(mesh, options.seed), sampling_weights(trained.state)
-    return generated_image_set(name, generate, weights, key, labels, config.data.resolution, mesh)
+    return generated_image_set(
+        name, generate, weights, key, {"label": labels}, config.data.resolution, mesh
+    )
 
 
 def _check_options(options: argparse.Namespace, made: bool) -> None:

@@ -143,6 +143,15 @@ def add_sampler(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_negative_prompt(parser: argparse.ArgumentParser) -> None:
+    """Add --negative-prompt."""
+    parser.add_argument(
+        "--negative-prompt",
+        metavar="TEXT",
+        help="guide away from this prompt in place of the empty one (a run with captions)",
+    )
+
+
 def check_seed(seed: int) -> None:
     """Raise UserError unless --seed fits the 32 bits that random keys use."""
     if not 0 <= seed < 2**32:

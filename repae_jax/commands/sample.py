@@ -6,15 +6,37 @@ import argparse
 import pathlib
 from typing import TYPE_CHECKING
 
-from repae_jax.commands.options import DEFAULT, add_quiet, add_sampler, add_step, add_workdir
-from repae_jax.commands.sampled_run import chosen_sampler, sampled_config
+from repae_jax.commands.options import (
+    DEFAULT,
+    add_negative_prompt,
+    add_quiet,
+    add_sampler,
+    add_step,
+    add_workdir,
+)
+from repae_jax.commands.sampled_run import (
+    check_prompt_options,
+    chosen_sampler,
+    of_captions,
+    sampled_config,
+)
 from repae_jax.errors import advise_batch_size
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
+    from ml_collections import ConfigDict
+
+    from repae_jax.data.tokens import Tokenize
+    from repae_jax.sampling.generate import Inputs
 
 SUMMARY = "make a picture of a few images from a trained run"
-EPILOG = ""
+EPILOG = """\
+examples:
+  sample --workdir runs/x --labels 3,1,4 --guidance-scale 2.5
+  sample --workdir runs/t --prompt "a red disc left of a blue star" --prompt "two green rings\""""
+_PROMPTS, _EACH = 8, 8  # captions of the data without --prompt, and images of a prompt
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="one image of each of these classes, such as 3,1,4; or none: 64 images of the null "
         "class (default: eight of each class, up to 10 classes)",
     )
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="eight images of this prompt, for a run with captions; may be given more than once "
+        "(default: the first captions of its data)",
+    )
+    add_negative_prompt(parser)
     parser.add_argument("--batch-size", type=int, default=64, help="images per batch " + DEFAULT)
     add_sampler(parser)
     add_quiet(parser)
@@ -42,30 +72,59 @@ def run(options: argparse.Namespace) -> int:
       UserError: the options or the run are wrong.
     """
     import jax
+    import numpy as np
 
+    from repae_jax.runs.captions import with_negative_prompt
     from repae_jax.runs.open_run import open_run, sampling_weights
-    from repae_jax.sampling.generate import generate_all, make_generate
-    from repae_jax.utils.figures import image_grid, save_png
+    from repae_jax.sampling.generate import generate_all, make_generate, number_of
+    from repae_jax.utils.figures import class_grid, image_grid, save_png
     from repae_jax.utils.schema import Batch, check_schema
 
     config = sampled_config(options.workdir)
+    check_prompt_options(config, options, ("prompt", "negative_prompt"), options.labels)
     sampler = chosen_sampler(config, options)
-    labels, columns = _labels(options.labels, config.data.num_classes)
+    of_text, indices = of_captions(config), None
+    if of_text:
+        inputs, prompts, indices, tokenize = _prompts(options.prompt, config)
+    else:
+        labels, columns = _labels(options.labels, config.data.num_classes)
+        inputs = {"label": labels}
     check_schema(options.batch_size, Batch, source="--batch-size")
     trained = open_run(options.workdir, step=options.step)
-    generate = make_generate(trained.models.backbone, trained.models.tokenizer, sampler)
+    weights = sampling_weights(trained.state)
+    if of_text and options.negative_prompt:
+        weights = with_negative_prompt(weights, trained.models, tokenize, options.negative_prompt)
     images = generate_all(
-        generate,
-        sampling_weights(trained.state),
+        make_generate(trained.models, sampler),
+        weights,
         jax.random.key(options.seed),
-        labels,
-        batch_size=min(options.batch_size, len(labels)),
+        inputs,
+        batch_size=min(options.batch_size, number_of(inputs)),
+        indices=indices,
         progress=not options.quiet,
     )
     output = options.output or options.workdir / "sample.png"
-    save_png(output, image_grid(images, columns))
+    if of_text:
+        rows = np.repeat(np.arange(len(prompts)), _EACH)
+        save_png(output, class_grid(images, rows, prompts, _EACH))
+    else:
+        save_png(output, image_grid(images, columns))
     print(f"samples: {output}")
     return 0
+
+
+def _prompts(
+    given: Sequence[str] | None, config: ConfigDict
+) -> tuple[Inputs, list[str], np.ndarray, Tokenize]:
+    """The inputs of a grid of prompts, the prompts, their images' indices, and the tokenizer."""
+    from repae_jax.data.sources import open_source
+    from repae_jax.runs.captions import captions_of, make_tokenize, tokenized
+    from repae_jax.sampling.prompts import prompt_indices, spread
+
+    tokenize = make_tokenize(config)
+    prompts = given or captions_of(open_source(config.data, "train"), _PROMPTS)
+    inputs = spread(tokenized(tokenize, prompts), _EACH)
+    return inputs, list(prompts), prompt_indices(prompts, _EACH), tokenize
 
 
 def _labels(text: str | None, num_classes: int) -> tuple[np.ndarray, int]:

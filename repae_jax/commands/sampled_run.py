@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from repae_jax.commands.options import SAMPLER_OPTIONS, check_seed
@@ -68,6 +69,36 @@ def chosen_sampler(config: ConfigDict, options: argparse.Namespace) -> Sampler:
     sampler = build_sampler(config, **changes)
     check_null_class(sampler, config.condition.drop)
     return sampler
+
+
+def of_captions(config: ConfigDict) -> bool:
+    """Whether a run's images follow captions."""
+    return config.condition.family == "text"
+
+
+def check_prompt_options(
+    config: ConfigDict, options: argparse.Namespace, of_prompts: Sequence[str], labels: str | None
+) -> None:
+    """Raise UserError for prompts given to a run of classes, or classes given to one of captions.
+
+    Args:
+      config: the run's configuration.
+      options: the command's options.
+      of_prompts: the names of options for a run of captions.
+      labels: --labels if the user gave it.
+    """
+    if of_captions(config):
+        if labels is not None:
+            raise UserError(
+                f"--labels is {labels!r}, but {options.workdir} is a run of captions: give prompts"
+            )
+        return
+    for name in of_prompts:
+        if getattr(options, name) is not None:
+            raise UserError(
+                f"--{name.replace('_', '-')} is for a run of captions, but {options.workdir} is "
+                "one of classes: give --labels"
+            )
 
 
 def _check_unconditional(config, options):

@@ -7,6 +7,7 @@ from repae_jax.config.defaults import (
     condition,
     projector,
     teacher,
+    text_encoder,
     tokenizer,
 )
 from repae_jax.config.published import ddt256, dit256, imagenet256, jit256, lightningdit256
@@ -26,5 +27,6 @@ __all__ = [
     "lightningdit256",
     "projector",
     "teacher",
+    "text_encoder",
     "tokenizer",
 ]

@@ -8,6 +8,7 @@ A file in configs/ calls `base()` and changes the keys of its experiment. The ke
     tokenizer, backbone, discriminator, lpips, teachers   the networks
     projector   the map from the backbone's tokens to the teachers' widths
     condition   the conditioning of the backbone, and the probability of dropping it
+    text_encoder   the frozen network whose states of captions condition the backbone
     objective   coefficients and variants of the loss (objectives/objective.py)
     time        the distribution of the diffusion times
     optimizer   one AdamW per trained network
@@ -65,6 +66,7 @@ def base() -> ConfigDict:
             tokenizer=tokenizer("f8d4"),
             backbone=backbone("SiT-XL/2"),
             condition=condition(),
+            text_encoder=text_encoder(),
             projector=projector(),
             latent_norm=dict(momentum=0.1),
             discriminator=dict(filters=64, layers=3, weights=""),
@@ -200,6 +202,25 @@ def condition(family: str = "", **changes: Any) -> ConfigDict:
       UserError: there is no such family or key.
     """
     return section_of("condition", family, **changes)
+
+
+def text_encoder(arch: str = "", *, family: str = "", **changes: Any) -> ConfigDict:
+    """Make `config.text_encoder`: a frozen encoder of captions (models/text_encoders).
+
+    Args:
+      arch: a preset of any family, or "" and a family with every size by hand.
+      family: needed only without a preset, which brings its own; "none", a run without captions,
+        by default.
+      changes: the family's options, where None stands for the preset's value or the default; and
+        weights: the folder or file that the authors publish, hf://owner/repository, or the file
+          that `pretrain-text-encoder` writes;
+        tokenizer: its tokenizer.json; "" looks beside `weights`;
+        pretrain: options of `pretrain-text-encoder`.
+
+    Raises:
+      UserError: there is no such family or key.
+    """
+    return section_of("text_encoder", family, arch, **changes)
 
 
 def projector(family: str = "", **changes: Any) -> ConfigDict:

@@ -8,9 +8,11 @@ from ml_collections import ConfigDict
 from repae_jax.config.sections import settings_of
 from repae_jax.errors import UserError
 from repae_jax.models.backbones.base import Backbone
-from repae_jax.models.conditioning.base import Conditioner
+from repae_jax.models.conditioning.base import Conditioner, Given
 from repae_jax.models.encoders.base import Encoder
 from repae_jax.models.projectors import Projector
+from repae_jax.models.text_encoders.base import TextEncoder
+from repae_jax.models.text_encoders.families import NONE as NO_TEXT
 from repae_jax.models.tokenizers.base import Tokenizer
 from repae_jax.sampling.sampler import Sampler
 
@@ -70,9 +72,32 @@ def build_conditioner(config: ConfigDict) -> Conditioner:
     """Build the conditioner, with a null condition if conditions are dropped in training."""
     section = config.condition
     row, fields = settings_of("condition", section, config.data.resolution)
-    conditioner = row.build(config.data.num_classes, section.drop > 0, **fields)
+    given = Given(config.data.num_classes, section.drop > 0, build_text_encoder(config))
+    conditioner = row.build(given, **fields)
     row.check(conditioner, section, "config.condition")
     return conditioner
+
+
+def build_text_encoder(
+    config: ConfigDict, dtype: Any = jnp.float32, *, scan: bool = False
+) -> TextEncoder | None:
+    """Build the module of `config.text_encoder`; None for a run without captions.
+
+    Args:
+      config: the configuration.
+      dtype: the type of the matrix products.
+      scan: compile the blocks as one loop.
+
+    Raises:
+      UserError: a key is wrong or not set, or the values contradict each other.
+    """
+    section = config.text_encoder
+    row, fields = settings_of("text_encoder", section, config.data.resolution)
+    if section.family == NO_TEXT:
+        return None
+    encoder = row.build(**fields, dtype=dtype, scan=scan)
+    row.check(encoder, section, "config.text_encoder")
+    return encoder
 
 
 def build_projector(config: ConfigDict) -> Projector:

@@ -61,6 +61,13 @@ class _Pretraining(TypedDict):
     shift: whole(0, 1024)
 
 
+class _LanguageModeling(TypedDict):
+    steps: _FROM_ZERO
+    batch_size: _COUNT
+    learning_rate: _FINITE
+    weight_decay: _FINITE
+
+
 class _Objective(TypedDict):
     interpolant: Text
     least_time: _FRACTION
@@ -182,6 +189,7 @@ class Config(TypedDict):
     backbone: dict[str, Any]
     condition: dict[str, Any]
     projector: dict[str, Any]
+    text_encoder: dict[str, Any]
     latent_norm: _LatentNorm
     discriminator: _Discriminator
     lpips: _LPIPS
@@ -226,7 +234,10 @@ _OPTIONS = {
     "mlp_ratio": real(1 / 64, 64),
     "stem": each(Width, 0, 8),
     "pretrain": _Pretraining,
+    "vocabulary": whole(1, 2**24),
+    "length": whole(1, 2**16),
 }
+_OF_SECTION = {("text_encoder", "pretrain"): _LanguageModeling}
 _TYPES = {bool: bool, int: Width, float: _FINITE, str: Text, tuple: each(Width, 0, 64)}
 
 
@@ -245,7 +256,8 @@ def _schema(section, family):
     fields = {"family": Text}
     for key, default in {**shared, **families[family].options}.items():
         kind = open_type(default)
-        field = _OPTIONS.get(key) or _TYPES[kind or type(default)]
+        field = _OF_SECTION.get((section, key)) or _OPTIONS.get(key)
+        field = field or _TYPES[kind or type(default)]
         if typing.get_origin(default) is Annotated:
             field = default
         fields[key] = field if kind is None else field | None

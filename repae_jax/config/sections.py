@@ -10,9 +10,11 @@ from repae_jax.config.versions import current_name
 from repae_jax.errors import UserError
 from repae_jax.models.family import Family, open_type
 
-SECTIONS = ("backbone", "condition", "tokenizer", "projector")
+SECTIONS = ("backbone", "condition", "tokenizer", "projector", "text_encoder")
 # Options of `pretrain-teacher`; published weights do not use them.
 _PRETRAINING = dict(steps=0, batch_size=128, learning_rate=1e-3, weight_decay=0.05, shift=2)
+# Those of `pretrain-text-encoder`.
+_LANGUAGE_MODELING = dict(steps=0, batch_size=128, learning_rate=1e-3, weight_decay=0.05)
 
 
 def families_of(section: str) -> tuple[Mapping[str, Family], Mapping[str, Any]]:
@@ -25,6 +27,7 @@ def families_of(section: str) -> tuple[Mapping[str, Family], Mapping[str, Any]]:
     from repae_jax.models.conditioning.families import CONDITIONERS
     from repae_jax.models.encoders.families import ENCODERS
     from repae_jax.models.projectors import PROJECTORS
+    from repae_jax.models.text_encoders.families import TEXT_ENCODERS
     from repae_jax.models.tokenizers.families import TOKENIZERS
 
     return {
@@ -33,6 +36,10 @@ def families_of(section: str) -> tuple[Mapping[str, Family], Mapping[str, Any]]:
         "tokenizer": (TOKENIZERS, {"arch": "", "weights": "", "statistics": ""}),
         "projector": (PROJECTORS, {}),
         "teacher": (ENCODERS, {"arch": "", "weights": "", "pretrain": _PRETRAINING}),
+        "text_encoder": (
+            TEXT_ENCODERS,
+            {"arch": "", "weights": "", "tokenizer": "", "pretrain": _LANGUAGE_MODELING},
+        ),
     }[section]
 
 

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from repae_jax.evaluation.image_sets import ImageSet
-from repae_jax.sampling.generate import Generate, generate_batches
+from repae_jax.sampling.generate import Generate, Inputs, generate_batches, number_of
 
 
 def generated_image_set(
@@ -16,7 +15,7 @@ def generated_image_set(
     generate: Generate,
     weights: Mapping[str, Any],
     key: jax.Array,
-    labels: np.ndarray,
+    inputs: Inputs,
     resolution: int,
     mesh: Mesh,
 ) -> ImageSet:
@@ -25,15 +24,15 @@ def generated_image_set(
     Args:
       name: the set's name.
       generate, weights, key, mesh: see `generate_batches`.
-      labels: (N,) integers, the images' classes.
+      inputs: the inputs (N, ...) of the images.
       resolution: pixels along a side.
     """
 
     def batches(size):
-        starts = range(0, len(labels), size)
+        starts = range(0, number_of(inputs), size)
         made = generate_batches(
-            generate, weights, key, labels, starts, batch_size=size, mesh=mesh
+            generate, weights, key, inputs, starts, batch_size=size, mesh=mesh
         )  # fmt: skip
         return (images for _, images in made)
 
-    return ImageSet(name, len(labels), resolution, batches)
+    return ImageSet(name, number_of(inputs), resolution, batches)

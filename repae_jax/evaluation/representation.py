@@ -28,9 +28,9 @@ from repae_jax.evaluation.alignment import (
 )
 from repae_jax.evaluation.image_sets import pad_batch
 from repae_jax.models.backbones.base import class_token_dim
-from repae_jax.models.conditioning.base import full_like
+from repae_jax.models.conditioning.base import null_condition, repeated
 from repae_jax.models.encoders.base import Encoder, patch_tokens
-from repae_jax.models.networks import Models, teacher_tokens
+from repae_jax.models.networks import Models, condition_of, teacher_tokens
 from repae_jax.models.tokenizers.base import encode
 from repae_jax.objectives.paths import PATHS, interpolate
 from repae_jax.parallel.mesh import batch_sharding, place, replicated
@@ -281,9 +281,11 @@ def make_extract(config: ConfigDict, models: Models, mesh: Mesh | None = None) -
         noise = config.objective.noise_scale * noise
         tokens = teacher_tokens(models, weights["teachers"], images)
         of_class = jax.random.normal(jax.random.fold_in(key, 1), (len(images), class_dim))
-        conditioner = models.backbone.conditioner
-        condition, null = conditioner.from_labels(labels), conditioner.null()
-        condition = condition if null is None else full_like(condition, null)
+        null = null_condition(models.backbone.conditioner, weights)
+        if null is None:
+            condition = condition_of(models, weights, {"label": labels})
+        else:
+            condition = repeated(null, len(images))
 
         def hidden(t):
             t = jnp.full(len(images), t)

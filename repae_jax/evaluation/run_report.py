@@ -17,6 +17,7 @@ from repae_jax.evaluation.reconstruction import mean_psnr
 from repae_jax.evaluation.report import Section, write_report
 from repae_jax.models.tokenizers.codec import make_codec
 from repae_jax.objectives.metrics import CURVES
+from repae_jax.runs.captions import grid_inputs
 from repae_jax.runs.initial_state import initial_tokenizer
 from repae_jax.runs.metrics import read_history
 from repae_jax.runs.open_run import Run, sampling_weights
@@ -28,6 +29,7 @@ from repae_jax.utils.finite import NotFinite
 
 HELDOUT = 1000  # maximal number of held-out images to reconstruct
 SHOWN = 20
+_ROWS, _COLUMNS = 10, 10  # of the grid of generated images
 
 # label, value, note
 Summary = list[tuple[str, str, str]]
@@ -74,7 +76,7 @@ def write_run_report(
     """
     page = Page(folder)
     if run.models.backbone is not None:
-        _generated(run, page, samples, seed, progress)
+        _generated(run, heldout, page, samples, seed, progress)
     _reconstructed(run, heldout, page)
     history = read_history(run.workdir)
     if history:
@@ -95,28 +97,38 @@ def write_run_report(
     return path, page.summary
 
 
-def _generated(run: Run, page: Page, samples: int, seed: int, progress: bool) -> None:
+def _generated(
+    run: Run, heldout: Source, page: Page, samples: int, seed: int, progress: bool
+) -> None:
     config = run.config
-    classes = config.data.num_classes
-    labels = balanced_labels(samples, classes)
-    sampler = build_sampler(config, guidance_scale=1.0)
+    of_text = run.models.text_encoder is not None
+    if of_text:  # text-to-image models are used with guidance
+        sampler = build_sampler(config)
+        inputs, rows, names = grid_inputs(config, heldout, _ROWS, _COLUMNS)
+    else:
+        sampler = build_sampler(config, guidance_scale=1.0)
+        rows = balanced_labels(samples, config.data.num_classes)
+        inputs = {"label": rows}
+        names = [str(c) for c in range(min(_ROWS, config.data.num_classes))]
     images = generate_all(
-        make_generate(run.models.backbone, run.models.tokenizer, sampler),
+        make_generate(run.models, sampler),
         sampling_weights(run.state),
         jax.random.key(seed),
-        labels,
-        batch_size=min(100, samples),
+        inputs,
+        batch_size=min(100, len(rows)),
         progress=progress,
     )
-    shown = min(10, classes)
-    grid = class_grid(images, labels, [str(c) for c in range(shown)], 10)
+    guidance = f"with guidance {sampler.guidance_scale:g}" if sampler.guided else "without guidance"
     text = (
-        f"One row a class, drawn without guidance by {sampler.method} in {sampler.steps} steps "
-        f"from the moving average, seed {seed}: the first ones, none picked."
+        f"One row a {'held-out caption' if of_text else 'class'}, drawn {guidance}, by "
+        f"{sampler.method} in {sampler.steps} steps from the moving average, seed {seed}: the "
+        "first ones, none picked."
     )
-    page.add("Generated images by class", "generated", grid, text)
+    grid = class_grid(images, rows, names, _COLUMNS)
+    of = "caption" if of_text else "class"
+    page.add(f"Generated images by {of}", "generated", grid, text)
     if config.data.source == "digits":
-        _judge_digits(page, images, labels)
+        _judge_digits(page, images, rows)
 
 
 def _judge_digits(page: Page, images, labels) -> None:

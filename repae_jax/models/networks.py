@@ -7,9 +7,11 @@ import jax
 
 from repae_jax.models.backbones.base import Backbone, class_token_dim
 from repae_jax.models.batch_norm import LatentNorm
+from repae_jax.models.conditioning.base import Arrays
 from repae_jax.models.discriminator import PatchDiscriminator
 from repae_jax.models.encoders.base import Encoder, patch_tokens
 from repae_jax.models.lpips import LPIPS
+from repae_jax.models.text_encoders.base import TextEncoder, encode_captions
 from repae_jax.models.tokenizers.base import Tokenizer
 
 
@@ -23,6 +25,7 @@ class Models:
     discriminator: PatchDiscriminator | None = None
     lpips: LPIPS | None = None
     teachers: Mapping[str, Encoder] = dataclasses.field(default_factory=dict)
+    text_encoder: TextEncoder | None = None
 
 
 def with_stripes(models: Models, stripes: int) -> Models:
@@ -39,6 +42,29 @@ def with_stripes(models: Models, stripes: int) -> Models:
         tokenizer=one(models.tokenizer),
         discriminator=one(models.discriminator),
         lpips=one(models.lpips),
+    )
+
+
+def condition_of(models: Models, frozen: Mapping, inputs: Mapping[str, jax.Array]) -> Arrays:
+    """The backbone's condition for a batch of inputs.
+
+    Args:
+      models: the networks.
+      frozen: holds "text_encoder", its variables, if there is one.
+      inputs: the arrays of the condition themselves (`Conditioner.spec`); or else classes,
+        {"label": (B,) int32}, or captions, {"caption_ids": (B, L) int32, "caption_length": (B,)}.
+    """
+    conditioner = models.backbone.conditioner
+    names = conditioner.spec()
+    if all(name in inputs for name in names):
+        return {name: inputs[name] for name in names}
+    if models.text_encoder is None:
+        return conditioner.from_labels(inputs["label"])
+    return encode_captions(
+        models.text_encoder,
+        frozen["text_encoder"],
+        inputs["caption_ids"],
+        inputs["caption_length"],
     )
 
 

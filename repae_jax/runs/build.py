@@ -9,7 +9,12 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from repae_jax.config.modules import build_backbone, build_encoder, build_tokenizer
+from repae_jax.config.modules import (
+    build_backbone,
+    build_encoder,
+    build_text_encoder,
+    build_tokenizer,
+)
 from repae_jax.config.needs import needs_lpips
 from repae_jax.models.backbones.base import blank_inputs
 from repae_jax.models.batch_norm import LatentNorm
@@ -17,6 +22,7 @@ from repae_jax.models.discriminator import PatchDiscriminator
 from repae_jax.models.encoders.base import initial_variables
 from repae_jax.models.lpips import LPIPS
 from repae_jax.models.networks import Models
+from repae_jax.models.text_encoders import base as text_encoders
 from repae_jax.models.tokenizers.base import Tokenizer, is_identity
 from repae_jax.objectives.objective import Objective
 from repae_jax.runs.optimizers import adamw
@@ -42,6 +48,7 @@ def build_models(config: ConfigDict) -> Models:
             ),
             latent_norm=build_latent_norm(config, tokenizer),
             teachers=teachers,
+            text_encoder=build_text_encoder(config, dtype, scan=config.compute.scan_blocks),
         )
     if "discriminator" in config.train:
         dims = config.discriminator
@@ -109,6 +116,10 @@ def fresh_state(config: ConfigDict, models: Models, key: jax.Array) -> TrainStat
         frozen["teachers"] = {}
     for name, teacher in models.teachers.items():
         frozen["teachers"][name] = initial_variables(teacher, keys["rest"], side)
+    if models.text_encoder is not None:
+        variables = text_encoders.initial_variables(models.text_encoder, keys["rest"])
+        frozen["text_encoder"] = variables
+        frozen["null_condition"] = text_encoders.null_states(models.text_encoder, variables)
     if models.lpips is not None:
         frozen["lpips"] = models.lpips.init(keys["rest"], image, image)
     return create_state(params, batch_stats, frozen, build_optimizers(config))

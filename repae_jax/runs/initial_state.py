@@ -1,6 +1,7 @@
 """The state at step 0: fresh weights from the seed, replaced by weights from files."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,14 +15,18 @@ from repae_jax.interop.discriminator import load_discriminator
 from repae_jax.interop.files import read_tensors
 from repae_jax.interop.latent_statistics import Statistics
 from repae_jax.interop.lpips import load_lpips, read_lpips
+from repae_jax.interop.text_encoder import read_text_encoder
 from repae_jax.models.backbones.base import class_token_dim
 from repae_jax.models.networks import Models
+from repae_jax.models.text_encoders.base import TextEncoder, null_states
 from repae_jax.parallel.multihost import processes
 from repae_jax.runs.build import fresh_state, init_compiler_options, latent_shape
 from repae_jax.runs.fingerprint import tokenizer_sha256, weights_sha256
 from repae_jax.runs.state import TrainState, tokenizer_variables
 from repae_jax.runs.statistics import latent_moments
 from repae_jax.runs.weights import load_teacher, read_vae
+
+FROZEN = ("teachers", "lpips", "text_encoder")  # the roles that `load_frozen` reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +98,7 @@ def load_weights(config: ConfigDict, models: Models) -> Loaded:
         loaded = load_discriminator(read_tensors(path), models.discriminator, source=path)
         params["discriminator"] = loaded["params"]
         batch_stats["discriminator"] = loaded["batch_stats"]
-    frozen = load_frozen(config, models, ("teachers", "lpips"))
+    frozen = load_frozen(config, models, FROZEN)
     if variables:
         frozen["tokenizer"] = variables
     return Loaded(params, batch_stats, frozen, statistics)
@@ -105,7 +110,7 @@ def load_frozen(config: ConfigDict, models: Models, roles: Iterable[str]) -> dic
     Args:
       config: the configuration.
       models: its networks; a role that they lack is left out.
-      roles: "teachers" and "lpips", or one of them.
+      roles: any of `FROZEN`; with the text encoder comes the null condition.
 
     Raises:
       UserError: a file is missing or damaged, or holds another model.
@@ -116,6 +121,8 @@ def load_frozen(config: ConfigDict, models: Models, roles: Iterable[str]) -> dic
     if "lpips" in roles and models.lpips is not None:
         heads, vgg = config.lpips.weights, config.lpips.vgg_weights
         frozen["lpips"] = load_lpips(read_lpips(heads, vgg), models.lpips, source=heads)
+    if "text_encoder" in roles and models.text_encoder is not None:
+        frozen |= load_text_encoder(config, models.text_encoder)
     return frozen
 
 
@@ -129,6 +136,21 @@ def load_teachers(config: ConfigDict, models: Models) -> dict[str, Any]:
         name: load_teacher(config.teachers[name], teacher, config.data.resolution)
         for name, teacher in models.teachers.items()
     }
+
+
+def load_text_encoder(config: ConfigDict, encoder: TextEncoder) -> dict[str, Any]:
+    """Read the text encoder's variables, and compute its null condition on the processor.
+
+    Returns:
+      {"text_encoder": variables, "null_condition": see `null_states`}, as numpy arrays.
+
+    Raises:
+      UserError: the file is missing or damaged, or holds another network.
+    """
+    variables = read_text_encoder(config.text_encoder.weights, encoder)
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        null = jax.jit(functools.partial(null_states, encoder))(variables)
+    return {"text_encoder": variables, "null_condition": jax.tree.map(np.asarray, null)}
 
 
 def init_state(

@@ -21,6 +21,7 @@ from repae_jax.runs.state import TrainState, tokenizer_variables
 from repae_jax.runs.weights import statistics_of
 from repae_jax.runs.workdir import load_config
 
+_OF_TEXT = ("text_encoder", "null_condition")
 _SAMPLES = 2**32 - 2  # folded into the seed's key; steps stay below this number
 
 
@@ -133,8 +134,13 @@ def load_state(
 
 
 def sampling_weights(state: TrainState) -> Mapping[str, Any]:
-    """The weights for `make_generate`: averaged backbone, latent statistics, tokenizer."""
+    """The weights for `make_generate`: averaged backbone, latent statistics, tokenizer.
+
+    A run with captions also gives its text encoder and null condition.
+    """
+    of_text = {name: state.frozen[name] for name in _OF_TEXT if name in state.frozen}
     return {
+        **of_text,
         "backbone": {name: tree for name, tree in state.ema.items() if name != "latent_norm"},
         "latent_norm": state.ema["latent_norm"],
         "tokenizer": tokenizer_variables(state.params, state.frozen),

@@ -26,7 +26,8 @@ class TrainState:
         statistics, with the averaged backbone's other collections, such as "constants" with a
         position table (in an imported run it may differ from the trained backbone's).
       frozen: arrays that no step changes: the other collections of "backbone" and "tokenizer", if
-        they have any, the "teachers" by name, and "lpips".
+        they have any, the "teachers" by name, "lpips", the "text_encoder", and the "null_condition"
+        of captions.
     """
 
     step: jax.Array

@@ -1,18 +1,19 @@
-"""Image generation from labels: sampler and decoder as one compiled program."""
+"""Image generation from classes or captions: sampler and decoder as one compiled program."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from repae_jax.models.backbones.base import Backbone, class_token_dim
+from repae_jax.models.backbones.base import class_token_dim
 from repae_jax.models.batch_norm import denormalize_samples
-from repae_jax.models.conditioning.base import replace_where
-from repae_jax.models.tokenizers.base import Tokenizer, decode, is_identity
+from repae_jax.models.conditioning.base import null_condition, replace_where
+from repae_jax.models.networks import Models, condition_of
+from repae_jax.models.tokenizers.base import decode, is_identity
 from repae_jax.parallel.mesh import batch_sharding, place, replicated
 from repae_jax.sampling.class_labels import NO_CLASS
 from repae_jax.sampling.integrate import sample_watched
@@ -37,22 +38,23 @@ class Generated(NamedTuple):
     faults: jax.Array
 
 
-Generate = Callable[[Mapping, jax.Array, jax.Array, jax.Array], Generated]
+Inputs = Mapping[str, Any]
+Generate = Callable[[Mapping, jax.Array, jax.Array, Inputs], Generated]
 
 
-def make_generate(
-    backbone: Backbone, tokenizer: Tokenizer, sampler: Sampler, *, mesh: Mesh | None = None
-) -> Generate:
-    """Build the compiled function `generate(weights, key, indices, labels) -> Generated`.
+def make_generate(models: Models, sampler: Sampler, *, mesh: Mesh | None = None) -> Generate:
+    """Build the compiled function `generate(weights, key, indices, inputs) -> Generated`.
 
     `weights` holds "backbone" and "tokenizer" (their variables) and "latent_norm" ({"mean", "var"},
-    (c,) each). `indices` and `labels` are (B,) integers. Image i depends on the key, `indices[i]`
-    and `labels[i]` alone. A label is a class or, for a backbone with a null condition, `NO_CLASS`.
+    (c,) each); for captions also the variables of the "text_encoder" and the "null_condition" that
+    guidance leads away from. `indices` are (B,) integers, `inputs` the arrays of `condition_of`.
+    Image i depends on the key, `indices[i]` and its input alone. A label is a class or, for a
+    backbone with a null condition, `NO_CLASS`.
 
     On a mesh, all processes make the same call, the devices share the batch (B must be a multiple
     of their number), and every process receives all images.
     """
-    null = backbone.conditioner.null()
+    backbone, tokenizer = models.backbone, models.tokenizer
     shape = (backbone.latent_size, backbone.latent_size, backbone.latent_channels)
     class_dim = class_token_dim(backbone)
 
@@ -62,11 +64,12 @@ def make_generate(
         )
 
     @functools.partial(jax.jit, out_shardings=None if mesh is None else replicated(mesh))
-    def generate(weights, key, indices, labels):
-        indices, labels = divided((indices, labels))
-        condition = backbone.conditioner.from_labels(labels)
-        if null is not None:
-            condition = replace_where(labels == NO_CLASS, condition, null)
+    def generate(weights, key, indices, inputs):
+        indices, inputs = divided((indices, inputs))
+        condition = condition_of(models, weights, inputs)
+        null = null_condition(backbone.conditioner, weights)
+        if null is not None and "label" in inputs:
+            condition = replace_where(inputs["label"] == NO_CLASS, condition, null)
 
         def predict(x, t, condition):
             x, *class_token = x if class_dim else (x,)
@@ -107,11 +110,11 @@ def generate_batches(
     generate: Generate,
     weights: Mapping,
     key: jax.Array,
-    labels: np.ndarray,
+    inputs: Inputs,
     starts: Iterable[int],
     *,
     batch_size: int,
-    first_index: int = 0,
+    indices: np.ndarray | None = None,
     mesh: Mesh | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Generate images batch by batch; the devices compute the next batch during each yield.
@@ -120,10 +123,10 @@ def generate_batches(
       generate: from `make_generate`, with the same `mesh`.
       weights: the weights that `generate` takes.
       key: the key of all images; on the mesh.
-      labels: (N,) integers, the labels of all images.
+      inputs: the inputs (N, ...) of all images, on the host.
       starts: for each batch the number of its first image, 0 to N - 1.
       batch_size: images per batch.
-      first_index: the index of image 0.
+      indices: (N,) integers, the index of each image's noise; by default 0, 1, 2, ...
       mesh: the devices.
 
     Yields:
@@ -138,46 +141,59 @@ def generate_batches(
 
     def dispatch(start):
         batch = np.arange(start, start + batch_size)
-        chunk = labels[np.minimum(batch, len(labels) - 1)].astype(np.int32)
-        inputs = (first_index + batch, chunk)
-        inputs = inputs if mesh is None else place(inputs, replicated(mesh))
-        return start, generate(weights, key, *inputs)
+        rows = np.minimum(batch, count - 1)
+        chunk = {name: values[rows].astype(np.int32) for name, values in inputs.items()}
+        arguments = (batch if indices is None else indices[rows], chunk)
+        arguments = arguments if mesh is None else place(arguments, replicated(mesh))
+        return start, generate(weights, key, *arguments)
 
-    before = None
+    count, before = number_of(inputs), None
     for start in starts:
         after = dispatch(start)
         if before is not None:
-            yield _collect(*before, labels)
+            yield _collect(*before, inputs)
         before = after
     if before is not None:
-        yield _collect(*before, labels)
+        yield _collect(*before, inputs)
 
 
-def _collect(start, made, labels):
+def number_of(inputs: Inputs) -> int:
+    """The number of images that inputs are for."""
+    return len(next(iter(inputs.values())))
+
+
+def _collect(start, made, inputs):
     """A batch's start and its requested images, checked to be finite, on the host."""
-    faults = np.asarray(made.faults)[: len(labels) - start]
+    faults = np.asarray(made.faults)[: number_of(inputs) - start]
     if faults.any():
         first = int(np.flatnonzero(faults)[0])
-        label = labels[start + first]
         raise NotFinite(
-            f"image {start + first} ({'no class' if label == NO_CLASS else f'class {label}'}): "
+            f"image {start + first}{_of_class(inputs, start + first)}: "
             f"{describe_fault(faults[first])}; the run has diverged, or the guidance is too "
             "strong: take an earlier checkpoint (--step N), or a lower guidance scale"
         )
     return start, np.asarray(made.images)[: len(faults)]
 
 
+def _of_class(inputs, number):
+    """The class of an image in parentheses; "" for one of a caption."""
+    if "label" not in inputs:
+        return ""
+    label = inputs["label"][number]
+    return " (no class)" if label == NO_CLASS else f" (class {label})"
+
+
 def generate_all(
     generate: Generate,
     weights: Mapping,
     key: jax.Array,
-    labels: np.ndarray,
+    inputs: Inputs,
     *,
     batch_size: int,
-    first_index: int = 0,
+    indices: np.ndarray | None = None,
     progress: bool = True,
 ) -> np.ndarray:
-    """Generate images (N, H, W, 3) uint8 for all `labels` (N,), in batches, with a progress bar.
+    """Generate images (N, H, W, 3) uint8 for all `inputs` (N, ...), with a progress bar.
 
     The arguments are those of `generate_batches`; `progress` shows the bar.
 
@@ -187,10 +203,11 @@ def generate_all(
     from tqdm import tqdm
 
     images = []
-    starts = range(0, len(labels), batch_size)
-    with tqdm(total=len(labels), unit="image", desc="sampling", disable=not progress) as bar:
+    count = number_of(inputs)
+    starts = range(0, count, batch_size)
+    with tqdm(total=count, unit="image", desc="sampling", disable=not progress) as bar:
         for _, made in generate_batches(
-            generate, weights, key, labels, starts, batch_size=batch_size, first_index=first_index
+            generate, weights, key, inputs, starts, batch_size=batch_size, indices=indices
         ):
             images.append(made)
             bar.update(len(made))

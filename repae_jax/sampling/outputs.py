@@ -109,6 +109,10 @@ class Output:
             remove_temporaries(self.path.parent, own.__contains__)
             yield lock
 
+    def is_finished(self) -> bool:
+        """Whether `finish` has nothing left to do, once no batch is missing."""
+        return self.path.exists()
+
     def show(self, done: int) -> None:
         """Write the preview once the first `done` images suffice for it, if it is missing."""
         shown = min(_SHOWN, self.count)

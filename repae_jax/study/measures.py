@@ -72,7 +72,7 @@ class Measures:
         self._heldout = _images(random_subset(self._source, self._count, 0))
         self._encode, self._decode = make_codec(models.tokenizer)
         if models.backbone is not None:
-            self._generate = make_generate(models.backbone, models.tokenizer, build_sampler(config))
+            self._generate = make_generate(models, build_sampler(config))
             self._extract = make_extract(config, models)
             train = open_source(config.data, "train")
             reference = random_subset(train, min(self._wanted.reference, len(train)), 0)
@@ -118,7 +118,7 @@ class Measures:
             self._generate,
             sampling_weights(state),
             sampling_key(self._config),
-            labels,
+            {"label": labels},
             batch_size=_BATCH,
             progress=False,
         )

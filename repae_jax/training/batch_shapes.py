@@ -73,6 +73,15 @@ def find_cache(config: ConfigDict, models: Models, kept: str = "tokens") -> Cach
     return Cache(made["images"], bool(made["teachers"]), folder / MANIFEST, class_tokens=both)
 
 
+def input_shapes(size: int, models: Models) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of the inputs of `size` images: classes or captions, see `condition_of`."""
+    number = jax.ShapeDtypeStruct((size,), jnp.int32)
+    if models.text_encoder is None:
+        return {"label": number}
+    ids = jax.ShapeDtypeStruct((size, models.text_encoder.length), jnp.int32)
+    return {"caption_ids": ids, "caption_length": number}
+
+
 def batch_shapes(
     config: ConfigDict, models: Models, cache: Cache | None, teachers: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -87,6 +96,7 @@ def batch_shapes(
     size, side = config.batch_size, config.data.resolution
     image = jax.ShapeDtypeStruct((size, side, side, 3), jnp.uint8)
     batch: dict[str, Any] = {"label": jax.ShapeDtypeStruct((size,), jnp.int32)}
+    batch |= input_shapes(size, models)
     if cache is None:
         return {"image": image, **batch}
     latent = jax.ShapeDtypeStruct((size, *latent_shape(config, models)), jnp.float32)

@@ -5,6 +5,7 @@ import numpy as np
 
 from repae_jax.config.modules import build_sampler
 from repae_jax.parallel.mesh import place, place_key, replicated
+from repae_jax.runs.captions import grid_inputs
 from repae_jax.runs.going_back import SAMPLES
 from repae_jax.runs.open_run import sampling_key, sampling_weights
 from repae_jax.sampling.generate import Generate, make_generate
@@ -12,7 +13,7 @@ from repae_jax.training.hooks import Hook, RunContext, StepEnd, StepMetrics
 from repae_jax.training.online import OnlineEvaluation
 from repae_jax.utils.figures import class_grid, save_png
 
-_CLASSES, _EACH = 10, 8  # classes in a sample grid, and samples of each
+_ROWS, _EACH = 10, 8  # classes or captions in a sample grid, and samples of each
 
 
 def default_hooks(run: RunContext) -> list[Hook]:
@@ -26,7 +27,7 @@ def default_hooks(run: RunContext) -> list[Hook]:
     if models.backbone is None:
         return hooks
     sampler = build_sampler(config, steps=config.run.sample_steps)
-    generate = make_generate(models.backbone, models.tokenizer, sampler, mesh=mesh)
+    generate = make_generate(models, sampler, mesh=mesh)
     key = place_key(mesh, sampling_key(config))
     hooks.append(DrawSamples(run, generate, key))
     if config.evaluation.every:
@@ -76,10 +77,13 @@ class SaveCheckpoints:
 
 
 class DrawSamples:
-    """Draws a grid of samples of the first classes from the moving average."""
+    """Draws a grid of samples of the first classes or captions from the moving average."""
 
     def __init__(self, run: RunContext, generate: Generate, key: jax.Array):
         self._run, self._generate, self._key = run, generate, key
+        self._inputs, self._rows, self._names = grid_inputs(
+            run.config, run.data.train, _ROWS, _EACH
+        )
 
     def __call__(self, end: StepEnd) -> None:
         """Draw a grid every `config.run.sample_every` steps and at the end.
@@ -94,14 +98,13 @@ class DrawSamples:
 
     def _draw(self, end):
         run = self._run
-        classes = min(_CLASSES, run.config.data.num_classes)
-        labels = np.repeat(np.arange(classes, dtype=np.int32), _EACH)
-        padded = np.resize(labels, grid_batch(run))
-        inputs = place((np.arange(len(padded)), padded), replicated(run.mesh))
+        chosen = np.arange(grid_batch(run)) % len(self._rows)
+        inputs = {name: values[chosen] for name, values in self._inputs.items()}
+        inputs = place((np.arange(len(chosen)), inputs), replicated(run.mesh))
         made = self._generate(sampling_weights(end.state), self._key, *inputs)
-        images, faults = (np.asarray(part)[: len(labels)] for part in made)
+        images, faults = (np.asarray(part)[: len(self._rows)] for part in made)
         if run.processes.first:
-            grid = class_grid(images, labels, [str(c) for c in range(classes)], _EACH)
+            grid = class_grid(images, self._rows, self._names, _EACH)
             save_png(run.workdir / SAMPLES / f"{end.step:07d}.png", grid)
             run.logger.image(end.step, SAMPLES, grid)
         run.monitor.check_faults(end.step, faults)
@@ -131,7 +134,9 @@ class Evaluate:
 def grid_batch(run: RunContext) -> int:
     """The batch size for all generated images of a run: one compiled shape that holds a grid."""
     size = run.mesh.size
-    count = _EACH * min(_CLASSES, run.config.data.num_classes)
+    of_text = run.models.text_encoder is not None
+    rows = len(run.data.train) if of_text else run.config.data.num_classes
+    count = _EACH * min(_ROWS, rows)
     return -(-count // size) * size
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from repae_jax.models.backbones.base import class_token_dim
 from repae_jax.models.conditioning.base import Arrays
-from repae_jax.models.networks import Models, teacher_tokens
+from repae_jax.models.networks import Models, condition_of, teacher_tokens
 from repae_jax.models.tokenizers.base import decode, encode
 from repae_jax.models.tokenizers.distributions import Gaussian, LatentDistribution
 from repae_jax.objectives.alignment import spatial_norm
@@ -39,7 +39,6 @@ def make_shared_forward(models: Models, objective: Objective, *, reconstruct: bo
     """Build the shared forward pass: teachers, encoder, and if `reconstruct` the decoder."""
     tokenizer, of_mean = models.tokenizer, objective.posterior == "mean"
     gamma = objective.spatial_norm
-    condition = models.backbone.conditioner.spec() if models.backbone is not None else ()
     patches = models.backbone.grid**2 if models.backbone is not None else 0
     with_class = class_token_dim(models.backbone) > 0
 
@@ -54,6 +53,9 @@ def make_shared_forward(models: Models, objective: Objective, *, reconstruct: bo
         if not models.teachers:
             return ()
         return tuple(teacher_tokens(models, frozen["teachers"], batch["image"]).values())
+
+    def conditions(batch, frozen):
+        return {} if models.backbone is None else condition_of(models, frozen, batch)
 
     def normalized(tokens):
         if not gamma:
@@ -81,7 +83,7 @@ def make_shared_forward(models: Models, objective: Objective, *, reconstruct: bo
             step=state.step,
             draws=draws,
             images=images,
-            condition={name: batch[name] for name in condition},
+            condition=conditions(batch, state.frozen),
             posterior=posterior,
             latents=latents,
             reconstructions=reconstructions,

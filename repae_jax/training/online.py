@@ -38,10 +38,10 @@ from repae_jax.interop.inception import read_inception
 from repae_jax.models.encoders.base import Encoder
 from repae_jax.models.networks import Models
 from repae_jax.parallel.mesh import batch_sharding, place, replicated
+from repae_jax.runs.captions import inputs_in_turn
 from repae_jax.runs.open_run import sampling_weights
 from repae_jax.runs.run_data import RunData
 from repae_jax.runs.state import TrainState
-from repae_jax.sampling.class_labels import balanced_labels
 from repae_jax.sampling.generate import Generate
 from repae_jax.utils.finite import NotFinite
 
@@ -87,6 +87,8 @@ class OnlineEvaluation:
             self._inception = make_features(read_inception(wanted.weights), mesh=mesh)
         elif wanted.samples:
             self._tokens = _make_tokens(models.teachers[self._teacher], mesh)
+        if wanted.samples:
+            self._inputs = inputs_in_turn(config, data.train, wanted.samples)
         if wanted.samples and wanted.reference:
             _check_reference(config, models)
         elif wanted.samples:
@@ -119,9 +121,8 @@ class OnlineEvaluation:
         if self._reference is None:
             self._reference = self._measure_reference(features)
         config = self._config
-        labels = balanced_labels(self._wanted.samples, config.data.num_classes)
         images = generated_image_set(
-            "samples", self._generate, sampling_weights(state), self._key, labels,
+            "samples", self._generate, sampling_weights(state), self._key, self._inputs,
             config.data.resolution, self._mesh,
         )  # fmt: skip
         try:

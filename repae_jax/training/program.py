@@ -140,7 +140,6 @@ class Program:
         )
         shape = latent_shape(config, self.models)
         backbone = self.models.backbone
-        conditioner = None if backbone is None else backbone.conditioner
 
         def step(state, batch, key, requests):
             draws = sample_draws(
@@ -153,8 +152,6 @@ class Program:
                 class_token_dim=class_token_dim(backbone),
             )
             draws = jax.lax.with_sharding_constraint(draws, batch_sharding(self.mesh))
-            if conditioner is not None:
-                batch = {**batch, **conditioner.from_labels(batch["label"])}
             state, metrics = train_step(state, batch, draws)
             return state, metrics | {"stop": requests.max()}
 

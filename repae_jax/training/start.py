@@ -17,6 +17,7 @@ from repae_jax.parallel.multihost import Processes
 from repae_jax.runs import run_data
 from repae_jax.runs import workdir as work_directory
 from repae_jax.runs.build import build_models
+from repae_jax.runs.captions import make_tokenize
 from repae_jax.runs.checkpoints import Checkpoints, saved_steps
 from repae_jax.runs.going_back import check_step, has_gone_back, recovery_command, set_aside
 from repae_jax.runs.initial_state import load_frozen
@@ -93,6 +94,7 @@ def open_batches(run: RunContext):
         rows=local_rows(run.mesh, config.batch_size),
         workers=config.data.workers,
         flip=config.data.flip,
+        tokenize=make_tokenize(config) if run.models.text_encoder is not None else None,
     )
 
 

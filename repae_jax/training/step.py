@@ -25,7 +25,7 @@ import optax
 from jax.lax import stop_gradient
 
 from repae_jax.models.backbones.base import BackboneOutput
-from repae_jax.models.conditioning.base import replace_where
+from repae_jax.models.conditioning.base import null_condition, replace_where
 from repae_jax.models.networks import Models
 from repae_jax.objectives.alignment import alignment_loss, dispersive_loss
 from repae_jax.objectives.ddpm import variational_bound
@@ -60,8 +60,8 @@ def make_train_step(
 ) -> TrainStep:
     """Build the function `train_step(state, batch, draws) -> (state, metrics)`.
 
-    The batch holds "image" (uint8 (B, H, W, 3)) and the arrays of the backbone's condition, such as
-    "label" (int32 (B,), see `Conditioner.spec`). It may hold "teacher_tokens", a tuple of
+    The batch holds "image" (uint8 (B, H, W, 3)) and what the backbone's condition is made of, such
+    as "label" (int32 (B,), see `condition_of`). It may hold "teacher_tokens", a tuple of
     (B, N, D_k), which replace the teachers' forward pass, and for a frozen VAE "latent_mean" and
     "latent_std" (B, h, w, c), which replace the encoder. All gradients are taken at the state
     before the step.
@@ -295,7 +295,7 @@ def backbone_loss(models: Models, objective: Objective):
 
     With `objective.stop_gradient`, the latents carry no gradient to phi.
     """
-    backbone, null = models.backbone, models.backbone.conditioner.null()
+    backbone = models.backbone
 
     def loss(params, batch_stats, context: StepContext):
         # This alone isolates the VAE from the diffusion loss.
@@ -306,6 +306,7 @@ def backbone_loss(models: Models, objective: Objective):
         )
         noisy = _add_noise(objective, latents, context)
         condition = context.condition
+        null = null_condition(backbone.conditioner, context.frozen)
         if null is not None:
             condition = replace_where(context.draws.condition_drop, condition, null)
         weights = {"params": params["backbone"], **context.frozen.get("backbone", {})}

@@ -7,6 +7,7 @@ own pixels.
 import io
 import os
 import pathlib
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ from repae_jax.utils.atomic_files import write_atomically
 PAPER, INK = 255, 34
 TILE = 64  # pixels a side: smaller images are enlarged by a whole factor to about this size
 PAD = 4
+_NAME_WIDTH = 36  # characters of a line beside a row
 
 
 def image_grid(images: np.ndarray, columns: int, *, pad: int = 2, scale: int = 1) -> np.ndarray:
@@ -160,7 +162,9 @@ def _labeled_rows(rows, names):
     tiles = rows.reshape(-1, *rows.shape[2:])
     grid = image_grid(tiles, columns, pad=PAD, scale=scale)
     font = _font(max(15, grid.shape[1] // 55))
-    margin = int(max(font.getlength(name) for name in names)) + 3 * PAD
+    names = [textwrap.fill(name, _NAME_WIDTH) for name in names]
+    lines = [line for name in names for line in name.split("\n")]
+    margin = int(max(font.getlength(line) for line in lines)) + 3 * PAD
     canvas = np.full((grid.shape[0], margin + grid.shape[1], 3), PAPER, np.uint8)
     canvas[:, margin:] = grid
     canvas = Image.fromarray(canvas)
@@ -168,7 +172,8 @@ def _labeled_rows(rows, names):
     pitch = height * scale + PAD
     for index, name in enumerate(names):
         middle = PAD + index * pitch + height * scale // 2
-        draw.text((margin - PAD, middle), name, fill=(INK,) * 3, font=font, anchor="rm")
+        place = margin - PAD, middle
+        draw.text(place, name, fill=(INK,) * 3, font=font, anchor="rm", align="right")
     return np.array(canvas)
 
 

@@ -55,11 +55,11 @@ def test_the_report_draws_them(measured):
 
 def test_the_distance_is_that_of_generated_and_training_images(measured):
     run = open_run(measured)
-    labels = (np.arange(SAMPLES) % 10).astype(np.int32)
+    inputs = {"label": (np.arange(SAMPLES) % 10).astype(np.int32)}
     sampler = build_sampler(run.config, steps=run.config.run.sample_steps)
-    generate = make_generate(run.models.backbone, run.models.tokenizer, sampler)
+    generate = make_generate(run.models, sampler)
     made = generate_all(
-        generate, sampling_weights(run.state), sampling_key(run.config), labels, batch_size=SAMPLES,
+        generate, sampling_weights(run.state), sampling_key(run.config), inputs, batch_size=SAMPLES,
         progress=False,
     )  # fmt: skip
     source = open_source(run.config.data, "train")

@@ -30,9 +30,9 @@ def painted(opened, monkeypatch):
     monkeypatch.setattr("repae_jax.runs.open_run.open_run", lambda *_, **__: opened)
 
     def make_generate(*_, **__):
-        def generate(weights, key, indices, labels):
+        def generate(weights, key, indices, inputs):
             batches.append(np.asarray(indices))
-            images = paint(np.asarray(indices), np.asarray(labels))
+            images = paint(np.asarray(indices), np.asarray(inputs["label"]))
             return Generated(images, np.zeros(len(images), np.int32))
 
         return generate

@@ -56,13 +56,13 @@ def replaced(tree, value):
 def generate(opened):
     """generate(weights' changes) of six images: one compiled program."""
     models, weights = opened.models, sampling_weights(opened.state)
-    made = make_generate(models.backbone, models.tokenizer, Sampler("euler", 3, "linear"))
+    made = make_generate(models, Sampler("euler", 3, "linear"))
 
     def generate(**changes):
         labels = np.array([0, 1, 2, 3, 4, 5], np.int32)
         key = jax.random.key(0)
         given = {**weights, **changes}
-        return generate_all(made, given, key, labels, batch_size=4, progress=False)
+        return generate_all(made, given, key, {"label": labels}, batch_size=4, progress=False)
 
     return generate
 
@@ -79,7 +79,7 @@ def test_images_say_which_and_why(opened, generate):
 def test_only_images_that_are_asked_for_count(opened):
     """A batch is filled up with images that nobody sees."""
     models, weights = opened.models, sampling_weights(opened.state)
-    made = make_generate(models.backbone, models.tokenizer, Sampler("euler", 3, "linear"))
+    made = make_generate(models, Sampler("euler", 3, "linear"))
 
     def spoilt(*inputs):  # the third of the batch
         batch = made(*inputs)
@@ -87,7 +87,7 @@ def test_only_images_that_are_asked_for_count(opened):
 
     def run(count):
         labels, batch = np.arange(count, dtype=np.int32), {"batch_size": 4, "progress": False}
-        return generate_all(spoilt, weights, jax.random.key(0), labels, **batch)
+        return generate_all(spoilt, weights, jax.random.key(0), {"label": labels}, **batch)
 
     assert len(run(2)) == 2
     with pytest.raises(NotFinite, match="image 2 .* from sampling step 2 on"):

@@ -31,11 +31,11 @@ def run():
 def test_images_do_not_depend_on_their_batch(run, method):
     models, weights = run
     sampler = Sampler(method, 4, "linear", guidance_scale=1.5, guidance_high=0.8)
-    generate = make_generate(models.backbone, models.tokenizer, sampler)
+    generate = make_generate(models, sampler)
     key = jax.random.key(5)
 
     def images(labels, **batches):
-        return generate_all(generate, weights, key, labels, progress=False, **batches)
+        return generate_all(generate, weights, key, {"label": labels}, progress=False, **batches)
 
     whole = images(LABELS, batch_size=10)
     assert whole.shape == (10, 32, 32, 3)
@@ -43,5 +43,5 @@ def test_images_do_not_depend_on_their_batch(run, method):
     assert len(np.unique(whole.reshape(10, -1), axis=0)) == 10
     parts = images(LABELS, batch_size=4)  # 4 + 4 + 2, the last one padded
     assert np.abs(parts.astype(int) - whole).max() <= 1
-    late = images(LABELS[6:], batch_size=4, first_index=6)
+    late = images(LABELS[6:], batch_size=4, indices=np.arange(6, 10))
     assert np.abs(late.astype(int) - whole[6:]).max() <= 1

@@ -4,7 +4,6 @@ import itertools
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from painting import words
@@ -41,20 +40,20 @@ def test_the_guided_velocity_follows_the_formula(scale, interval):
 def test_no_class_is_the_null_class(opened):
     models, weights = opened.models, sampling_weights(opened.state)
     sampler, key = Sampler("euler", 3, "linear"), jax.random.key(1)
-    generate = make_generate(models.backbone, models.tokenizer, sampler)
+    generate = make_generate(models, sampler)
     none, null = (
         np.full(4, label, np.int32) for label in (NO_CLASS, models.backbone.conditioner.null_label)
     )
     images = [
-        generate_all(generate, weights, key, labels, batch_size=4, progress=False)
+        generate_all(generate, weights, key, {"label": labels}, batch_size=4, progress=False)
         for labels in (none, null, np.zeros(4, np.int32))
     ]
     np.testing.assert_array_equal(images[0], images[1])
     assert (images[0] != images[2]).mean() > 0.1
     # and what a guidance scale of 0 gives, whatever the class
-    scale0 = make_generate(models.backbone, models.tokenizer, Sampler("euler", 3, "linear", 0.0))
-    labels = jnp.arange(4, dtype=jnp.int32)
-    guided = generate_all(scale0, weights, key, np.asarray(labels), batch_size=4, progress=False)
+    scale0 = make_generate(models, Sampler("euler", 3, "linear", 0.0))
+    inputs = {"label": np.arange(4, dtype=np.int32)}
+    guided = generate_all(scale0, weights, key, inputs, batch_size=4, progress=False)
     assert np.abs(guided.astype(int) - images[0]).max() <= 1
 
 

@@ -99,8 +99,8 @@ def test_the_original_makes_the_same_images(digits, resumed_digits, sampler, mon
     key, indices = jax.random.key(3), np.arange(IMAGES)
     labels = indices.astype(np.int32)
     monkeypatch.setattr(generate, "to_uint8", lambda images: images)
-    make = generate.make_generate(run.models.backbone, run.models.tokenizer, sampler)
-    images = make(sampling_weights(run.state), key, indices, labels).images
+    make = generate.make_generate(run.models, sampler)
+    images = make(sampling_weights(run.state), key, indices, {"label": labels}).images
     pixels = np.asarray(to_uint8(images)).astype(int)
 
     sit = run.models.backbone

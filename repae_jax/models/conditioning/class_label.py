@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from repae_jax.models.conditioning.base import Arrays, Condition
+from repae_jax.models.conditioning.base import Arrays, Condition, Given
 from repae_jax.models.family import Family
 
 _INIT = initializers.normal(0.02)
@@ -57,4 +57,8 @@ class ClassLabel:
         return LabelEmbedding(rows, hidden_size, dtype=dtype, embedding_init=_INIT)
 
 
-FAMILY = Family(ClassLabel)
+def _build(given: Given) -> ClassLabel:
+    return ClassLabel(given.num_classes, given.null)
+
+
+FAMILY = Family(_build)

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax.nn import initializers
 
 from repae_jax.errors import UserError
-from repae_jax.models.conditioning.base import Arrays, Condition
+from repae_jax.models.conditioning.base import Arrays, Condition, Given
+from repae_jax.models.family import Family
 from repae_jax.models.layers import TORCH_KERNEL, Dense, OffsetRMSNorm, rms_norm
 
 
@@ -106,3 +107,16 @@ class Text:
     def module(self, hidden_size: int, dtype: jnp.dtype) -> TextEmbedding:
         """See `Conditioner`."""
         return TextEmbedding(hidden_size, self.embedding, dtype)
+
+
+def _build(given: Given, embedding: str) -> Text:
+    encoder = given.text_encoder
+    if encoder is None:
+        raise UserError(
+            "config.condition.family is 'text', but config.text_encoder names no text encoder: set "
+            "--config.text_encoder.arch, or --config.condition.family=class"
+        )
+    return Text(encoder.length, encoder.dim, embedding)
+
+
+FAMILY = Family(_build, options={"embedding": Text.embedding})

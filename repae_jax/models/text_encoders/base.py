@@ -1,9 +1,11 @@
 """The contract of a text encoder: a frozen network whose states condition the backbone."""
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.lax import stop_gradient
 
 
 class TextEncoder(Protocol):
@@ -37,6 +39,30 @@ class TextEncoder(Protocol):
           mask: (B, L) bool, True for a token, False for padding.
         """
         ...
+
+
+def encode_captions(
+    encoder: TextEncoder, variables: Mapping[str, Any], ids: jax.Array, length: jax.Array
+) -> dict[str, jax.Array]:
+    """The condition {"tokens": (B, L, D) float32, "mask": (B, L) bool} of captions.
+
+    No gradient reaches the encoder.
+
+    Args:
+      encoder: the text encoder.
+      variables: its variables.
+      ids: (B, L) int32, padded on the right.
+      length: (B,) int32, the tokens of each caption without padding.
+    """
+    mask = jnp.arange(ids.shape[1]) < length[:, None]
+    return {"tokens": stop_gradient(encoder.apply(variables, ids, mask)), "mask": mask}
+
+
+def null_states(encoder: TextEncoder, variables: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """The condition of the empty caption, without a batch: tokens (L, D) and mask (L,)."""
+    ids = [*encoder.null_ids, *[encoder.pad_id] * (encoder.length - len(encoder.null_ids))]
+    batch = jnp.array([ids], jnp.int32), jnp.array([len(encoder.null_ids)], jnp.int32)
+    return jax.tree.map(lambda leaf: leaf[0], encode_captions(encoder, variables, *batch))
 
 
 def initial_variables(encoder: TextEncoder, key: jax.Array) -> dict:

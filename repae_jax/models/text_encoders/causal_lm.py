@@ -55,6 +55,20 @@ PRESETS: dict[str, dict] = {
         "pad_id": 151_643,  # <|endoftext|>
         "null_ids": (),  # Qwen3 has no token before a text
     },
+    "grammar-lm": {  # of the captions of described images, trained by `pretrain-text-encoder`
+        **QWEN3,
+        "vocabulary": 303,  # <bos>, the bytes and the words of `data.tokens.grammar_tokenizer`
+        "dim": 128,
+        "depth": 4,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 32,
+        "mlp_hidden": 384,
+        "length": 32,
+        "pad_id": 0,
+        "null_ids": (0,),  # <bos>
+        "rope_base": 1e4,
+    },
 }
 
 _INIT = initializers.normal(0.02)
@@ -213,7 +227,7 @@ FAMILY = Family(
         num_kv_heads=int,
         head_dim=int,
         mlp_hidden=int,
-        length=CausalLM.length,  # the most tokens of a caption
+        length=int,  # the most tokens of a caption
     ),
     fields={"hidden_size": "dim"},
     presets=PRESETS,

@@ -153,7 +153,7 @@ FAMILY = Family(
         num_heads=int,
         mlp_hidden=int,
         projection=int,
-        length=CLIPText.length,  # the most tokens of a caption
+        length=int,  # the most tokens of a caption
     ),
     fields={"hidden_size": "dim"},
     presets=PRESETS,
