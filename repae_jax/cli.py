@@ -35,6 +35,7 @@ The shortest way to see it work, on handwritten digits and two CPU cores:
 COMMANDS = (
     "train",
     "pretrain-teacher",
+    "pretrain-text-encoder",
     "sample",
     "generate",
     "report",

@@ -13,6 +13,7 @@ from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError, not_installed
 from repae_jax.interop import hub
 from repae_jax.interop.files import TORCH_SUFFIXES
+from repae_jax.models.text_encoders.families import NONE as NO_TEXT
 
 _READ_WITH = {  # source of data -> package that reads it
     "digits": "sklearn",
@@ -126,6 +127,8 @@ def _named(config: ConfigDict) -> dict[str, str]:
         "lpips.weights": config.lpips.weights,
         "lpips.vgg_weights": config.lpips.vgg_weights,
         "data.path": config.data.path,
+        "text_encoder.weights": config.text_encoder.weights,
+        "text_encoder.tokenizer": config.text_encoder.tokenizer,
     }
     measured = config.evaluation
     if measured.every and measured.samples:
@@ -149,6 +152,15 @@ def _files(config: ConfigDict) -> Iterator[str]:
             )
         elif entry.pretrain.steps:
             hints[key] = "; make it with `python -m repae_jax pretrain-teacher` and the same config"
+    if config.text_encoder.family != NO_TEXT and not config.text_encoder.weights:
+        yield (
+            "config.text_encoder.weights is empty: name the folder with the text encoder's weights "
+            "(--config.text_encoder.weights=PATH)"
+        )
+    if config.text_encoder.pretrain.steps:
+        hints["text_encoder.weights"] = (
+            "; make it with `python -m repae_jax pretrain-text-encoder` and the same config"
+        )
     for key, path in _named(config).items():
         for what in missing_paths({f"config.{key}": path}):
             yield f"{what} (--config.{key}=PATH sets it){hints.get(key, '')}"

@@ -6,6 +6,7 @@ from repae_jax.config.defaults import NETWORKS
 from repae_jax.config.measured import measuring_teacher
 from repae_jax.config.schema import check_values
 from repae_jax.errors import UserError
+from repae_jax.models.text_encoders.families import NONE as NO_TEXT
 from repae_jax.parallel.mesh import axis_sizes
 
 _ON_COLLAPSE = ("warn", "stop")
@@ -25,6 +26,7 @@ def validate(config: ConfigDict) -> None:
     tokenizer = build_tokenizer(config)
     _check_tokenizer(config, tokenizer)
     if "backbone" in config.train:
+        _check_captions(config)
         _check_backbone(config, tokenizer)
     _check_objective(config)
     _check_sampling(config, tokenizer)
@@ -189,6 +191,22 @@ def _check_backbone(config, tokenizer):
 
     if dim := class_token_dim(backbone):
         _check_class_token(dim, encoders)
+
+
+def _check_captions(config):
+    """Check that a text encoder and the condition on its states come together."""
+    encoder, condition = config.text_encoder.family, config.condition.family
+    if encoder != NO_TEXT and condition != "text":
+        raise UserError(
+            f"config.text_encoder.family is {encoder!r}, but config.condition.family {condition!r} "
+            "reads no captions: set --config.condition.family=text, or "
+            f"--config.text_encoder.family={NO_TEXT}"
+        )
+    if condition == "text" and config.data.flip:
+        raise UserError(
+            "config.data.flip is True, but a mirrored image no longer fits a caption that says "
+            "left or right: set --config.data.flip=False"
+        )
 
 
 def _check_class_token(dim, teachers):

@@ -76,8 +76,10 @@ class CaptionedSource:
     def __getitem__(self, index: int) -> dict[str, np.ndarray | str]:
         path = self.image_name(index)
         image = decode_cropped(read_file(path), self.resolution, path, exif=self.exif)
-        text = decode_caption(self._caption(index), path)
-        return {"image": image, "label": np.int32(0), "caption": text}
+        return {"image": image, "label": np.int32(0), "caption": self.caption(index)}
+
+    def caption(self, index: int) -> str:
+        return decode_caption(self._caption(index), self.image_name(index))
 
     def image_name(self, index: int) -> str:
         return os.path.join(self.name, self.files[index])

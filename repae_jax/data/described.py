@@ -74,6 +74,9 @@ class Described:
         made = describe(_SEEDS[self.split], index, self.resolution)
         return {"image": made.image, "label": np.int32(0), "caption": made.caption}
 
+    def caption(self, index: int) -> str:
+        return _scene_and_caption(_SEEDS[self.split], index)[2]
+
     def image_name(self, index: int) -> str:
         return f"{self.name}, {self.split}, image {index}"
 
@@ -83,11 +86,16 @@ class Described:
 
 def describe(seed: int, index: int, resolution: int = RESOLUTION) -> Rendered:
     """Image `index` of the stream `seed`, with a caption that names a part of what it shows."""
-    rng = np.random.Generator(np.random.Philox(key=[seed, index]))
-    scene = draw_scene(rng)
-    caption = caption_of(leave_out(rng, scene), photo=bool(rng.random() < 0.5))
+    rng, scene, caption = _scene_and_caption(seed, index)
     image, boxes, masks = render(rng, scene, resolution)
     return Rendered(image, scene, boxes, masks, caption)
+
+
+def _scene_and_caption(seed, index):
+    """The random generator after the draws of a scene and its caption, and these two."""
+    rng = np.random.Generator(np.random.Philox(key=[seed, index]))
+    scene = draw_scene(rng)
+    return rng, scene, caption_of(leave_out(rng, scene), photo=bool(rng.random() < 0.5))
 
 
 def render(rng: np.random.Generator, scene: Scene, resolution: int = RESOLUTION):

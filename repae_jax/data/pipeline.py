@@ -81,8 +81,18 @@ def train_batches(
     return Batches(images.repeat(), batch_size, rows, _read_options(workers), workers)
 
 
-def eval_batches(source: Source, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+def eval_batches(
+    source: Source,
+    batch_size: int,
+    *,
+    tokenize: typing.Callable[[str], Mapping[str, np.ndarray]] | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
     """All images once, in the source's order; the last batch may be smaller.
+
+    Args:
+      source: the source of the images.
+      batch_size: images in a batch.
+      tokenize: see `train_batches`.
 
     Yields:
       {"image": uint8 (b, H, W, 3), "label": int32 (b,)}.
@@ -94,7 +104,8 @@ def eval_batches(source: Source, batch_size: int) -> Iterator[dict[str, np.ndarr
         raise UserError(f"batch_size = {batch_size}: give at least 1")
     import grain
 
-    images = grain.MapDataset.source(source).map(_replace_caption)
+    images = grain.MapDataset.source(source)
+    images = images.map(functools.partial(_replace_caption, tokenize=tokenize))
     batches = images.batch(batch_size)
     return iter(batches.to_iter_dataset(_read_options(workers=0)))
 

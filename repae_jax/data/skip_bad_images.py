@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import pathlib
 import threading
+from collections.abc import Callable
 
 import numpy as np
 
@@ -55,6 +56,11 @@ class SkippingSource:
             f"{self.name}: none of its {len(self)} images is readable; see the warnings, then "
             "correct --config.data.path"
         )
+
+    @property
+    def caption(self) -> Callable[[int], str] | None:
+        """The source's method of this name; None without captions."""
+        return getattr(self.source, "caption", None)
 
     def image_name(self, index: int) -> str:
         return self.source.image_name(index)

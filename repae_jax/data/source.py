@@ -19,6 +19,9 @@ HELDOUT_NAMES = ("heldout", "validation", "val", "test")
 class Source(typing.Protocol):
     """Random access to labeled images, as `grain.MapDataset.source` requires.
 
+    The elements of a source of images with captions also hold "caption", a str, and its method
+    `caption(index)` reads the caption alone.
+
     Attributes:
       name: the source's name in messages.
       num_classes: labels are 0..num_classes - 1.
@@ -74,6 +77,16 @@ def check_label(label: int, num_classes: int, name: str) -> np.int32:
             f"{name}: label {label} is not in 0..{num_classes - 1}; correct it, or {way_out}"
         )
     return np.int32(label)
+
+
+def check_captions(source: Source) -> None:
+    """Raise UserError if the images of a source have no captions."""
+    if getattr(source, "caption", None) is None:
+        raise UserError(
+            f"{source.name} has no captions, which config.condition.family 'text' takes: name data "
+            "with captions (--config.data.source=described, captions or tars), or set "
+            "--config.condition.family=class"
+        )
 
 
 def check_images(source: Source) -> None:

@@ -80,6 +80,12 @@ class TarSource:
         image = decode_cropped(picture, self.resolution, name, exif=self.exif)
         return {"image": image, "label": np.int32(0), "caption": decode_caption(text, name)}
 
+    def caption(self, index: int) -> str:
+        row, name = Row(*self.rows[index].tolist()), self.image_name(index)
+        with _opened(self.tars[row.tar]) as file:
+            text = _read(file, row.caption, row.caption_size, MOST_BYTES, name)
+        return decode_caption(text, name)
+
     def image_name(self, index: int) -> str:
         row = Row(*self.rows[index].tolist())
         return f"{self.tars[row.tar]}, picture at byte {row.picture}"

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import pathlib
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -100,6 +100,36 @@ def grammar_tokenizer() -> Tokenizer:
     tokenizer.add_tokens(
         [AddedToken(word, single_word=True, lstrip=True, normalized=False) for word in words()]
     )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BEGIN} $A", special_tokens=[(BEGIN, 0)]
+    )
+    return tokenizer
+
+
+def train_tokenizer(captions: Iterable[str], vocabulary: int) -> Tokenizer:
+    """A byte-level BPE tokenizer (arXiv 1508.07909) of at most `vocabulary` tokens for captions.
+
+    The first token is `<bos>`, id 0, which begins every caption. Every text can be encoded.
+
+    Raises:
+      UserError: the vocabulary has no room for `<bos>` and the 256 bytes.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if vocabulary <= len(alphabet):
+        raise UserError(
+            f"a vocabulary of {vocabulary} has no room for the bytes: give more than "
+            f"{len(alphabet)}"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=[BEGIN], initial_alphabet=alphabet,
+        show_progress=False,
+    )  # fmt: skip
+    tokenizer.train_from_iterator(captions, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BEGIN} $A", special_tokens=[(BEGIN, 0)]
     )

@@ -20,6 +20,7 @@ from repae_jax.models.text_encoders.clip_text import CLIPText
 from repae_jax.utils.schema import read_json
 
 CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
 _PROJECTION = "text_projection.weight"
 
 

@@ -1,5 +1,6 @@
 """What a run generates images of: classes, or captions with the tokenizer of its text encoder."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,9 +9,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from repae_jax.config.modules import build_text_encoder
-from repae_jax.data.source import Source
+from repae_jax.data.source import Source, check_captions
 from repae_jax.data.tokens import FILE, Tokenize
-from repae_jax.errors import UserError
+from repae_jax.errors import BadImage, UserError
 from repae_jax.interop import hub
 from repae_jax.models.networks import Models, condition_of
 from repae_jax.sampling.class_labels import balanced_labels
@@ -71,23 +72,21 @@ def with_negative_prompt(
 def captions_of(source: Source, count: int) -> list[str]:
     """The captions of a source's first `count` images, from the beginning if it has fewer.
 
+    Captions that cannot be read are passed over.
+
     Raises:
-      UserError: the source has no captions.
+      UserError: the source has no captions, or none can be read.
     """
     check_captions(source)
-    own = min(count, len(source))
-    captions = [source[index]["caption"] for index in range(own)]
-    return [captions[number % own] for number in range(count)]
-
-
-def check_captions(source: Source) -> None:
-    """Raise UserError if the images of a source have no captions."""
-    if len(source) and "caption" not in source[0]:
-        raise UserError(
-            f"{source.name} has no captions, which config.condition.family 'text' needs: name data "
-            "with captions (--config.data.source described, captions, tars or tfds), or set "
-            "--config.condition.family=class"
-        )
+    captions = []
+    for index in range(len(source)):
+        if len(captions) == count:
+            break
+        with contextlib.suppress(BadImage):
+            captions.append(source.caption(index))
+    if not captions:
+        raise UserError(f"{source.name}: none of its {len(source)} captions can be read")
+    return [captions[number % len(captions)] for number in range(count)]
 
 
 def inputs_in_turn(config: ConfigDict, source: Source, count: int) -> Inputs:

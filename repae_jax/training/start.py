@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from repae_jax.config.needs import check_files
 from repae_jax.config.validate import check_devices
 from repae_jax.data.pipeline import train_batches
+from repae_jax.data.source import check_captions
 from repae_jax.parallel import sharding
 from repae_jax.parallel.mesh import local_rows, make_mesh, place
 from repae_jax.parallel.multihost import Processes
@@ -71,13 +72,17 @@ def open_context(
         return recovery_command(workdir, config, checkpoints.proven_step(before), processes.count)
 
     logger = Logger(config, workdir, first=processes.first, progress=progress)
+    models = build_models(config)
+    data = run_data.open_data(config, workdir, bad_images=workdir / BAD_IMAGES)
+    if models.text_encoder is not None:
+        check_captions(data.train)
     return RunContext(
         config=config,
         workdir=workdir,
-        models=build_models(config),
+        models=models,
         mesh=make_mesh(config.mesh.data, config.mesh.fsdp),
         processes=processes,
-        data=run_data.open_data(config, workdir, bad_images=workdir / BAD_IMAGES),
+        data=data,
         checkpoints=checkpoints,
         logger=logger,
         monitor=Monitor(config.run.max_skipped, config.run.on_collapse, logger.say, back),

@@ -4,12 +4,13 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
-from repae_jax.config.modules import build_encoder
+from repae_jax.config.modules import build_encoder, build_text_encoder
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError
 from repae_jax.models.encoders.base import Encoder
+from repae_jax.runs.captions import make_tokenize
 from repae_jax.runs.weights import save_teacher
-from repae_jax.training.classifier import accuracy, fit_classifier
+from repae_jax.training.classifier import accuracy, caption_precision, fit_classifier
 
 
 class Classifier(nn.Module):
@@ -32,11 +33,12 @@ class Classifier(nn.Module):
 def pretrain_teacher(config: ConfigDict, name: str, *, progress: bool = True) -> float:
     """Train the teacher `config.teachers[name]` to classify the training split, and save it.
 
+    In a run with captions it learns which tokens an image's caption holds; otherwise the class.
     Images are shifted randomly by up to `pretrain.shift` pixels. The file, which the entry's
     `weights` names, holds the encoder without the head.
 
     Returns:
-      The accuracy on the held-out split, in [0, 1].
+      The accuracy on the held-out split, in [0, 1]; with captions see `caption_precision`.
 
     Raises:
       UserError: see `check_pretraining`.
@@ -44,12 +46,17 @@ def pretrain_teacher(config: ConfigDict, name: str, *, progress: bool = True) ->
     check_pretraining(config, name)
     entry = config.teachers[name]
     encoder = build_encoder(entry, config.data.resolution)
-    model, prepare = Classifier(encoder, config.data.num_classes), encoder.prepare
+    tokenize, outputs = make_tokenize(config), config.data.num_classes
+    if tokenize is not None:
+        outputs = build_text_encoder(config).vocabulary
+    model, prepare = Classifier(encoder, outputs), encoder.prepare
     train, heldout = (open_source(config.data, split) for split in ("train", "heldout"))
     params = fit_classifier(
-        model, prepare, train, entry.pretrain, config.seed, name="teacher", progress=progress
-    )
-    reached = accuracy(model, prepare, params, heldout, entry.pretrain.batch_size)
+        model, prepare, train, entry.pretrain, config.seed, name="teacher", progress=progress,
+        tokenize=tokenize,
+    )  # fmt: skip
+    judged = model, prepare, params, heldout, entry.pretrain.batch_size
+    reached = accuracy(*judged) if tokenize is None else caption_precision(*judged, tokenize)
     notes = {"accuracy": reached, "data": config.data.source, "seed": config.seed}
     save_teacher(entry.weights, params["vit"], notes)
     return reached

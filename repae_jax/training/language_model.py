@@ -1,0 +1,133 @@
+"""Training of a small causal language model on a run's own captions, to encode them."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from repae_jax.config.modules import build_text_encoder
+from repae_jax.data.source import Source, check_captions
+from repae_jax.data.sources import open_source
+from repae_jax.data.tokens import FILE, Tokenize, grammar_tokenizer, train_tokenizer
+from repae_jax.errors import UserError
+from repae_jax.interop.files import write_safetensors
+from repae_jax.interop.text_encoder import WEIGHTS, export_text_encoder
+from repae_jax.models.text_encoders.causal_lm import CausalLM
+from repae_jax.runs.captions import tokenized
+from repae_jax.utils.finite import NotFinite
+
+_HELDOUT = 1000  # held-out captions that measure the model
+_VOCABULARY_FROM = 100_000  # captions that a tokenizer is trained on
+
+
+def pretrain_text_encoder(config: ConfigDict, *, progress: bool = True) -> float:
+    """Train `config.text_encoder` to predict the next token of the training split's captions.
+
+    The folder that `config.text_encoder.weights` names gets model.safetensors under transformers'
+    names, and tokenizer.json: the grammar's for described images, otherwise byte-level BPE trained
+    on the captions.
+
+    Returns:
+      The perplexity per token of held-out captions.
+
+    Raises:
+      UserError: see `check_pretraining`, or the data have no captions.
+      NotFinite: the training diverged.
+    """
+    check_pretraining(config)
+    encoder, recipe = build_text_encoder(config), config.text_encoder.pretrain
+    train, heldout = (open_source(config.data, split) for split in ("train", "heldout"))
+    check_captions(train)
+    folder = pathlib.Path(config.text_encoder.weights)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = _tokenizer(config, train, encoder.vocabulary)
+    tokenizer.save(str(folder / FILE))
+    tokenize = Tokenize(str(folder / FILE), encoder.length, encoder.pad_id)
+    tokenize.check(encoder.vocabulary, encoder.null_ids)
+    params = _fit(encoder, tokenize, train, recipe, config.seed, progress)
+    perplexity = _perplexity(encoder, params, _captions(tokenize, heldout, range(_HELDOUT)))
+    tensors = export_text_encoder({"params": params}, encoder)
+    notes = {"perplexity": str(perplexity), "data": config.data.source, "seed": str(config.seed)}
+    write_safetensors(str(folder / WEIGHTS), tensors, notes)
+    return perplexity
+
+
+def check_pretraining(config: ConfigDict) -> None:
+    """Raise UserError unless the text encoder is a language model to train, and its place named."""
+    section = config.text_encoder
+    if not isinstance(build_text_encoder(config), CausalLM):
+        raise UserError(
+            f"config.text_encoder.family is {section.family!r}: next tokens train a 'causal_lm' "
+            "alone"
+        )
+    if not section.pretrain.steps:
+        raise UserError(
+            "config.text_encoder.pretrain.steps is 0: this text encoder is not meant to be trained "
+            "here; set it, or give its published weights"
+        )
+    if not section.weights or pathlib.Path(section.weights).suffix:
+        raise UserError(
+            f"config.text_encoder.weights is {section.weights!r}: name the folder to write"
+        )
+
+
+def _tokenizer(config, source, vocabulary):
+    if config.data.source == "described":
+        return grammar_tokenizer()
+    count = min(len(source), _VOCABULARY_FROM)
+    return train_tokenizer((source.caption(index) for index in range(count)), vocabulary)
+
+
+def _captions(tokenize, source, indices):
+    """Token ids (N, L) int32 and their mask (N, L) of the captions with these indices."""
+    inputs = tokenized(tokenize, [source.caption(int(i) % len(source)) for i in indices])
+    mask = np.arange(tokenize.length) < inputs["caption_length"][:, None]
+    return inputs["caption_ids"], mask
+
+
+def _loss(encoder, params, ids, mask):
+    """The mean cross-entropy of each token after those before it, in nats."""
+    states = encoder.apply({"params": params}, ids, mask)[:, :-1]
+    logits = states @ params["embedding"].T
+    each = optax.softmax_cross_entropy_with_integer_labels(logits, ids[:, 1:])
+    return jnp.sum(each * mask[:, 1:]) / jnp.maximum(mask[:, 1:].sum(), 1)
+
+
+def _fit(encoder, tokenize, source: Source, recipe, seed, progress):
+    """Train with AdamW and a cosine schedule; returns the parameters on the host."""
+    from tqdm import tqdm
+
+    rate = optax.warmup_cosine_decay_schedule(
+        0.0, recipe.learning_rate, recipe.steps // 10, recipe.steps
+    )
+    optimizer = optax.adamw(rate, weight_decay=recipe.weight_decay)
+
+    @jax.jit
+    def step(params, state, ids, mask):
+        value, grads = jax.value_and_grad(lambda p: _loss(encoder, p, ids, mask))(params)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    blank = jnp.zeros((1, tokenize.length), jnp.int32), jnp.ones((1, tokenize.length), bool)
+    params = jax.jit(encoder.init)(jax.random.key(seed), *blank)["params"]
+    state, bar = optimizer.init(params), range(recipe.steps)
+    bar = tqdm(bar, desc="text encoder", unit="step", disable=not progress)
+    for index in bar:
+        chosen = np.random.default_rng((seed, index)).integers(len(source), size=recipe.batch_size)
+        params, state, value = step(params, state, *_captions(tokenize, source, chosen))
+        if index % 20 == 0:
+            bar.set_postfix(loss=f"{float(value):.3f}")
+    params = jax.device_get(params)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
+        raise NotFinite(
+            f"the text encoder diverged: its weights are NaN or infinite after {recipe.steps} "
+            f"steps with the learning rate {recipe.learning_rate}; lower it"
+        )
+    return params
+
+
+def _perplexity(encoder, params, captions):
+    return float(jnp.exp(jax.jit(lambda p: _loss(encoder, p, *captions))(params)))
