@@ -11,6 +11,7 @@ from repae_jax.models.family import Family, Section
 from repae_jax.models.layers import Dense, GatedMLP, OffsetRMSNorm, attend, tanh_gelu
 from repae_jax.models.rotary import rotate_halves
 from repae_jax.models.scan_layers import scan_blocks
+from repae_jax.utils.schema import each, whole
 
 ACTIVATIONS = {"silu": nn.silu, "tanh_gelu": tanh_gelu}
 
@@ -71,6 +72,7 @@ PRESETS: dict[str, dict] = {
     },
 }
 
+_ID = whole(0, 2**24)
 _INIT = initializers.normal(0.02)
 
 
@@ -228,6 +230,8 @@ FAMILY = Family(
         head_dim=int,
         mlp_hidden=int,
         length=int,  # the most tokens of a caption
+        pad_id=_ID,
+        null_ids=each(_ID, 0, 64),  # of the empty caption: <bos>, for example
     ),
     fields={"hidden_size": "dim"},
     presets=PRESETS,
