@@ -44,6 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--exif", action="store_true", help="rotate images by their EXIF orientation"
     )
     parser.add_argument(
+        "--crop",
+        default="adm",
+        choices=["adm", "bicubic", "bilinear", "lanczos"],
+        help="center crop: ADM's; torchvision's with this filter; or a square, then Lanczos "
+        + DEFAULT,
+    )
+    parser.add_argument(
         "--on-bad-image",
         default="error",
         choices=["error", "skip"],
@@ -79,6 +86,7 @@ def run(options: argparse.Namespace) -> int:
         per_shard=options.per_shard,
         workers=options.workers,
         exif=options.exif,
+        crop=options.crop,
         on_bad_image=options.on_bad_image,
         progress=not options.quiet,
     )

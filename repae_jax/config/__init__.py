@@ -11,6 +11,7 @@ from repae_jax.config.defaults import (
     tokenizer,
 )
 from repae_jax.config.published import ddt256, dit256, imagenet256, jit256, lightningdit256
+from repae_jax.config.published_text import coco256, ddt_text256, fusedit256
 from repae_jax.config.recipes import RECIPES, apply_recipe
 
 __all__ = [
@@ -19,9 +20,12 @@ __all__ = [
     "apply_recipe",
     "backbone",
     "base",
+    "coco256",
     "condition",
     "ddt256",
+    "ddt_text256",
     "dit256",
+    "fusedit256",
     "imagenet256",
     "jit256",
     "lightningdit256",

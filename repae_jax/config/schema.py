@@ -32,6 +32,7 @@ class _Data(TypedDict):
     num_classes: whole(1, 2**20)
     flip: bool
     exif: bool
+    crop: Text
     on_bad_image: Text
     accept: Text
     workers: whole(0, 1024)

@@ -61,6 +61,7 @@ class CaptionedSource:
       captions: the captions of `metadata.jsonl`; None reads the .txt beside each picture.
       resolution: pixels along a side of the crops.
       exif: whether pictures are turned by their EXIF orientation.
+      crop: a key of `crop.CROPS`.
     """
 
     name: str
@@ -68,6 +69,7 @@ class CaptionedSource:
     captions: tuple[bytes, ...] | None
     resolution: int
     exif: bool = False
+    crop: str = "adm"
     num_classes: int = 1
 
     def __len__(self) -> int:
@@ -75,7 +77,9 @@ class CaptionedSource:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray | str]:
         path = self.image_name(index)
-        image = decode_cropped(read_file(path), self.resolution, path, exif=self.exif)
+        image = decode_cropped(
+            read_file(path), self.resolution, path, exif=self.exif, crop=self.crop
+        )
         return {"image": image, "label": np.int32(0), "caption": self.caption(index)}
 
     def caption(self, index: int) -> str:
@@ -123,8 +127,8 @@ def open_captioned(data_config: typing.Any, split: str) -> CaptionedSource:
         files, captions = _from_metadata(root / METADATA)
     else:
         files, captions = _with_texts(root), None
-    exif = getattr(data_config, "exif", False)
-    return CaptionedSource(str(root), files, captions, data_config.resolution, exif)
+    exif, crop = getattr(data_config, "exif", False), getattr(data_config, "crop", "adm")
+    return CaptionedSource(str(root), files, captions, data_config.resolution, exif, crop)
 
 
 def _from_metadata(path):

@@ -1,7 +1,8 @@
-"""ADM's center crop: from a picture of any kind and size to a square of RGB pixels."""
+"""Center crops: from a picture of any kind and size to a square of RGB pixels."""
 
 from __future__ import annotations
 
+import functools
 import math
 import typing
 
@@ -17,12 +18,15 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 _WHITE_IS_ZERO, _SIGNED = 0, 2
 
 
-def rgb_square(image: Image.Image, size: int, *, exif: bool = False) -> np.ndarray:
-    """The RGB pixels of the picture's center: `to_rgb`, then `center_crop`.
+def rgb_square(
+    image: Image.Image, size: int, *, exif: bool = False, crop: str = "adm"
+) -> np.ndarray:
+    """The RGB pixels of the picture's center: `to_rgb`, then a crop of `CROPS`.
 
     Args:
       image: a picture of any kind and size.
       size: pixels along a side of the result.
+      crop: a key of `CROPS`.
       exif: first turn and mirror the picture by its EXIF orientation. The original ignores the
         orientation; a quarter turn moves the crop.
 
@@ -37,7 +41,7 @@ def rgb_square(image: Image.Image, size: int, *, exif: bool = False) -> np.ndarr
         from PIL import ImageOps
 
         image = ImageOps.exif_transpose(image)
-    return np.asarray(center_crop(image, size))
+    return np.asarray(CROPS[crop](image, size))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -102,6 +106,42 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
         return image.resize((size, height), Resampling.BICUBIC)
     image = image.resize((width, height), Resampling.BICUBIC)
     return image.crop((left, top, left + size, top + size))
+
+
+def _torchvision_crop(image, size, filter):
+    """torchvision's Resize and CenterCrop: the longer side is rounded down, the offset to even."""
+    from PIL.Image import Resampling
+
+    if max(image.size) > _LONG * min(image.size):  # as in `center_crop`
+        image = _cut_middle(image, _LONG * min(image.size))
+    short = min(image.size)
+    width, height = (int(size * side / short) for side in image.size)
+    image = image.resize((width, height), Resampling[filter])
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
+
+
+def _square_first(image, size):
+    """Cut the middle square, then resize it by Lanczos' filter (U-ViT, arXiv 2209.12152)."""
+    from PIL.Image import Resampling
+
+    return _cut_middle(image, min(image.size)).resize((size, size), Resampling.LANCZOS)
+
+
+def _cut_middle(image, most):
+    """The picture's middle, at most `most` pixels along each side."""
+    boxes = [((side - most) // 2, (side + most) // 2) if side > most else (0, side)
+             for side in image.size]  # fmt: skip
+    (left, right), (top, bottom) = boxes
+    return image.crop((left, top, right, bottom))
+
+
+CROPS = {
+    "adm": center_crop,
+    "bicubic": functools.partial(_torchvision_crop, filter="BICUBIC"),  # diffusion-bench
+    "bilinear": functools.partial(_torchvision_crop, filter="BILINEAR"),  # fuse-dit
+    "lanczos": _square_first,  # U-ViT and REPA on MS-COCO
+}
 
 
 def _middle(image, size):

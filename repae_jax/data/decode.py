@@ -61,7 +61,9 @@ def unreadable(path: str | os.PathLike, error: OSError) -> UserError:
     )
 
 
-def decode_cropped(data: bytes, size: int, name: str, *, exif: bool = False) -> np.ndarray:
+def decode_cropped(
+    data: bytes, size: int, name: str, *, exif: bool = False, crop: str = "adm"
+) -> np.ndarray:
     """Decode a picture of any kind and size to the RGB pixels of its center (see `rgb_square`).
 
     Args:
@@ -69,6 +71,7 @@ def decode_cropped(data: bytes, size: int, name: str, *, exif: bool = False) -> 
       size: pixels along a side of the result.
       name: the picture's name in messages.
       exif: turn the picture by its EXIF orientation.
+      crop: a key of `crop.CROPS`.
 
     Returns:
       uint8 (size, size, 3).
@@ -79,7 +82,7 @@ def decode_cropped(data: bytes, size: int, name: str, *, exif: bool = False) -> 
     with _as_bad_image(data, name):
         image = _open(data)
         with _decoding.reserve(math.prod(image.size)):
-            return rgb_square(image, size, exif=exif)
+            return rgb_square(image, size, exif=exif, crop=crop)
 
 
 def decode_pixels(data: bytes, size: int, name: str) -> np.ndarray:

@@ -31,6 +31,7 @@ class FolderSource:
       root: the folder that holds the class folders.
       resolution: pixels along a side of the crops.
       exif: whether pictures are turned by their EXIF orientation.
+      crop: a key of `crop.CROPS`.
     """
 
     name: str
@@ -41,13 +42,16 @@ class FolderSource:
     root: str
     resolution: int
     exif: bool = False
+    crop: str = "adm"
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         path = self.image_name(index)
-        image = decode_cropped(read_file(path), self.resolution, path, exif=self.exif)
+        image = decode_cropped(
+            read_file(path), self.resolution, path, exif=self.exif, crop=self.crop
+        )
         return {"image": image, "label": np.int32(self.labels[index])}
 
     def image_name(self, index: int) -> str:
@@ -112,6 +116,7 @@ def open_folder(data_config: typing.Any, split: str) -> FolderSource:
         root=str(root),
         resolution=data_config.resolution,
         exif=getattr(data_config, "exif", False),
+        crop=getattr(data_config, "crop", "adm"),
     )
 
 

@@ -108,7 +108,7 @@ def _check(folder, manifest, data_config):
             f"{setting(data_config, 'source', manifest['kind'])}, or name a folder that "
             "`python -m repae_jax prepare` wrote"
         )
-    for key, default in (("resolution", None), ("exif", False)):
+    for key, default in (("resolution", None), ("exif", False), ("crop", "adm")):
         wanted, made = getattr(data_config, key, default), manifest["made"].get(key, default)
         if wanted != made:
             raise UserError(

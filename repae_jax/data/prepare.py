@@ -35,10 +35,11 @@ def prepare(
     per_shard: int = 2048,
     workers: int = 0,
     exif: bool = False,
+    crop: str = "adm",
     on_bad_image: str = "error",
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Write every image of a source, cropped by ADM's procedure (see `crop`), as packed records.
+    """Write every image of a source, cropped to a square (see `crop`), as packed records.
 
     A record is {"image": an encoded file's bytes, "label": int, "name": the source's name of the
     image}. After a killed run, the same call writes the missing shards, and the result has the same
@@ -55,6 +56,7 @@ def prepare(
       per_shard: images in a shard.
       workers: number of processes that read, crop and encode; with 0 this process does.
       exif: turn pictures by their EXIF orientation.
+      crop: the rule of the center crop, a key of `crop.CROPS`.
       on_bad_image: "error", or "skip": leave out images that cannot be decoded, and list them under
         "skipped" in the manifest.
       progress: show a progress bar.
@@ -77,10 +79,12 @@ def prepare(
             resolution=resolution,
             num_classes=None,  # the source's own
             exif=exif,
+            crop=crop,
             on_bad_image="error",  # `_ImageWriter` leaves bad images out
             options={
                 "resolution": "--resolution",
                 "exif": "--exif",
+                "crop": "--crop",
                 "name": "SOURCE",
                 "path": "--path" if kind == "tfds" else "SOURCE",
             },
@@ -96,6 +100,7 @@ def prepare(
         "format": format,
         "quality": quality,
         "exif": exif,
+        **({} if crop == "adm" else {"crop": crop}),  # data sets of before have no such entry
     }
     classes = getattr(images, "classes", None)
     return write_shards(

@@ -10,6 +10,7 @@ import numpy as np
 
 from repae_jax.data import described, digits, scenes
 from repae_jax.data.captions import open_captioned
+from repae_jax.data.crop import CROPS
 from repae_jax.data.folder import open_folder
 from repae_jax.data.hdf5 import open_hdf5
 from repae_jax.data.identity import Fingerprint, names_checksum
@@ -53,7 +54,8 @@ def open_source(
         "tars": `path`, a folder of tars of pictures with captions.
         Except for TFDS, `path` may instead hold the folders `train` and `heldout` (or `validation`,
         `val`, `test`) of that kind.
-        Optional keys are `exif` (turn pictures by their EXIF orientation; default False) and
+        Optional keys are `exif` (turn pictures by their EXIF orientation; default False), `crop` (a
+        rule of the center crop, a key of `crop.CROPS`; default "adm") and
         `on_bad_image` (default "error"; for "skip" see `SkippingSource`).
       split: "train", "heldout", or the source's own name of a split.
       bad_images: a file that lists skipped images; "": they are only logged.
@@ -83,6 +85,9 @@ def open_source(
         raise UserError(
             f"config.data.on_bad_image is {on_bad_image!r}: use one of {', '.join(ON_BAD_IMAGE)}"
         )
+    crop = getattr(data_config, "crop", "adm")
+    if crop not in CROPS:
+        raise UserError(f"config.data.crop is {crop!r}: use one of {', '.join(CROPS)}")
     source = openers[data_config.source](data_config, split)
     if not any_classes:
         check_classes(source, data_config.num_classes)

@@ -61,6 +61,7 @@ class TarSource:
       rows: int64 (N, 5), the index, of whole samples.
       resolution: pixels along a side of the crops.
       exif: whether pictures are turned by their EXIF orientation.
+      crop: a key of `crop.CROPS`.
     """
 
     name: str
@@ -69,6 +70,7 @@ class TarSource:
     rows: np.ndarray
     resolution: int
     exif: bool = False
+    crop: str = "adm"
     num_classes: int = 1
 
     def __len__(self) -> int:
@@ -77,7 +79,7 @@ class TarSource:
     def __getitem__(self, index: int) -> dict[str, np.ndarray | str]:
         name = self.image_name(index)
         picture, text = self._parts(index)
-        image = decode_cropped(picture, self.resolution, name, exif=self.exif)
+        image = decode_cropped(picture, self.resolution, name, exif=self.exif, crop=self.crop)
         return {"image": image, "label": np.int32(0), "caption": decode_caption(text, name)}
 
     def caption(self, index: int) -> str:
@@ -136,8 +138,10 @@ def open_tars(data_config: typing.Any, split: str) -> TarSource:
             f"{root}: its {len(tars)} tars hold no sample, a picture ({', '.join(PICTURES)}) and a "
             f"{CAPTION} of one name"
         )
-    exif = getattr(data_config, "exif", False)
-    return TarSource(str(root), tuple(map(str, tars)), sizes, rows, data_config.resolution, exif)
+    exif, crop = getattr(data_config, "exif", False), getattr(data_config, "crop", "adm")
+    return TarSource(
+        str(root), tuple(map(str, tars)), sizes, rows, data_config.resolution, exif, crop
+    )
 
 
 def rows_of(tar: pathlib.Path, number: int = 0) -> Iterator[Row]:

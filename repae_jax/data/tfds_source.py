@@ -32,6 +32,7 @@ class TfdsSource:
       records: index -> {"image": encoded bytes, "label": int}.
       resolution: pixels along a side of the crops.
       exif: whether pictures are turned by their EXIF orientation.
+      crop: a key of `crop.CROPS`.
       classes: the classes' names, in the order of the labels.
       release: the builder's name with config and version.
     """
@@ -41,6 +42,7 @@ class TfdsSource:
     records: typing.Sequence
     resolution: int
     exif: bool = False
+    crop: str = "adm"
     classes: tuple[str, ...] | None = None
     release: str = ""
 
@@ -50,7 +52,9 @@ class TfdsSource:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         record, name = self.records[index], self.image_name(index)
         return {
-            "image": decode_cropped(record["image"], self.resolution, name, exif=self.exif),
+            "image": decode_cropped(
+                record["image"], self.resolution, name, exif=self.exif, crop=self.crop
+            ),
             "label": check_label(record["label"], self.num_classes, name),
         }
 
@@ -104,6 +108,7 @@ def open_tfds(data_config: typing.Any, split: str) -> TfdsSource:
         records=_records(builder, split, {"image": tfds.decode.SkipDecoding()}),
         resolution=data_config.resolution,
         exif=getattr(data_config, "exif", False),
+        crop=getattr(data_config, "crop", "adm"),
         classes=tuple(label.names),
         release=builder.info.full_name,
     )
