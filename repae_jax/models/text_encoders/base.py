@@ -8,6 +8,9 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 
+_BUCKETS, _LEAST_BUCKET = 4, 32  # lengths that captions are encoded at, and the shortest
+
+
 class TextEncoder(Protocol):
     """A Flax module from the tokens of captions to one state per token.
 
@@ -46,7 +49,8 @@ def encode_captions(
 ) -> dict[str, jax.Array]:
     """The condition {"tokens": (B, L, D) float32, "mask": (B, L) bool} of captions.
 
-    No gradient reaches the encoder.
+    No gradient reaches the encoder. An encoder that crops runs on the positions of the longest
+    caption, rounded up to a quarter of L and at least to 32.
 
     Args:
       encoder: the text encoder.
@@ -54,8 +58,21 @@ def encode_captions(
       ids: (B, L) int32, padded on the right.
       length: (B,) int32, the tokens of each caption without padding.
     """
-    mask = jnp.arange(ids.shape[1]) < length[:, None]
-    return {"tokens": stop_gradient(encoder.apply(variables, ids, mask)), "mask": mask}
+    whole = ids.shape[1]
+    mask = jnp.arange(whole) < length[:, None]
+
+    def states(size):
+        found = encoder.apply(variables, ids[:, :size], mask[:, :size])
+        return jnp.pad(found, ((0, 0), (0, whole - size), (0, 0)))
+
+    step = max(_LEAST_BUCKET, -(-whole // _BUCKETS))
+    sizes = [*range(step, whole, step), whole]
+    if not encoder.crops or len(sizes) == 1:
+        tokens = states(whole)
+    else:
+        branches = [lambda size=size: states(size) for size in sizes]
+        tokens = jax.lax.switch((jnp.maximum(length.max(), 1) - 1) // step, branches)
+    return {"tokens": stop_gradient(tokens), "mask": mask}
 
 
 def null_states(encoder: TextEncoder, variables: Mapping[str, Any]) -> dict[str, jax.Array]:
