@@ -1,4 +1,4 @@
-"""Captions as a condition: encoded at the length of the longest, with the states of all positions."""
+"""Captions as a condition: encoded at the length of the longest, with the same states."""
 
 import flax.linen as nn
 import jax

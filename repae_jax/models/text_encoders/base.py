@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
-
 _BUCKETS, _LEAST_BUCKET = 4, 32  # lengths that captions are encoded at, and the shortest
 
 
