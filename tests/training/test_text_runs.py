@@ -199,4 +199,4 @@ def test_a_batch_of_captions_is_the_tokenizers(folder):
     assert build_models(loaded).text_encoder.length == tokenize.length
     inputs = tokenized(tokenize, PROMPTS)
     assert inputs["caption_ids"].shape == (3, 24)
-    assert inputs["caption_length"].tolist() == [8, 4, 8]
+    assert inputs["caption_length"].tolist() == [9, 4, 9]
