@@ -10,7 +10,7 @@ import os
 import threading
 import typing
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -107,6 +107,25 @@ def decode_pixels(data: bytes, size: int, name: str) -> np.ndarray:
         with _as_bad_image(data, name), _decoding.reserve(math.prod(image.size)):
             image = np.asarray(to_rgb(image))
     return check_pixels(image, size, name)
+
+
+def decode_prepared(
+    data: bytes, name: str, prepare: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Decode a picture of any kind at its own size (see `to_rgb`), and prepare it for a network.
+
+    Args:
+      data: a file's content.
+      name: the picture's name in messages.
+      prepare: uint8 (H, W, 3) -> the result; a ValueError says why the picture does not serve.
+
+    Raises:
+      BadImage: the content cannot be decoded or prepared.
+    """
+    with _as_bad_image(data, name):
+        image = _open(data)
+        with _decoding.reserve(math.prod(image.size)):
+            return prepare(np.asarray(to_rgb(image)))
 
 
 def picture_size(data: bytes, name: str) -> tuple[int, int]:

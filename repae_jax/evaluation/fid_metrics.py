@@ -19,7 +19,8 @@ from repae_jax.evaluation.image_sets import ImageSet, has_images, open_images, p
 from repae_jax.evaluation.inception_features import Features
 from repae_jax.evaluation.inception_score import InceptionScore
 from repae_jax.evaluation.precision_recall import NEIGHBORS, precision_recall
-from repae_jax.evaluation.reference import has_statistics, read_statistics
+from repae_jax.evaluation.reference import ADM, CLEAN, has_statistics, read_statistics
+from repae_jax.evaluation.resized_images import open_clean
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -149,6 +150,7 @@ def read_reference(
     *,
     batch_size: int,
     resolution: int | None = None,
+    resizing: str = ADM,
     progress: bool = False,
 ) -> Reference:
     """Read a reference: the statistics in an `.npz`, and features computed from its images.
@@ -157,18 +159,19 @@ def read_reference(
       path: ADM's reference batch, or any path that `open_images` accepts.
       features, batch_size, progress: as in `measure`.
       resolution: the side in pixels to which picture files are cropped.
+      resizing: `reference.ADM`; or `CLEAN` for `features` of images that `open_clean` resized.
 
     Raises:
-      UserError: the path is no reference, or damaged.
+      UserError: the path is no reference, damaged, or holds statistics of another resizing.
     """
     path = pathlib.Path(path)
     known, measured = {}, None
     if has_statistics(path):
-        known["pooled"] = read_statistics(path)
+        known["pooled"] = read_statistics(path, resizing=resizing)
         if has_statistics(path, spatial=True):
-            known["spatial"] = read_statistics(path, spatial=True)
+            known["spatial"] = read_statistics(path, spatial=True, resizing=resizing)
     if not known or has_images(path):
-        images = open_images(path, resolution)
+        images = (open_clean if resizing == CLEAN else open_images)(path, resolution)
         measured = measure(images, features, batch_size=batch_size, progress=progress)
     if measured is None:
         return Reference(str(path), known["pooled"], known.get("spatial"), None, None)

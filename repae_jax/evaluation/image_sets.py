@@ -38,7 +38,7 @@ class ImageSet:
       count: number of images.
       resolution: pixels along a side.
       batches: function from a batch size to an iterator over all images in order, in batches uint8
-        (b, H, W, 3); the last batch may be smaller.
+        (b, H, W, 3), or float32 where `resized_images` says so; the last batch may be smaller.
     """
 
     name: str
@@ -139,12 +139,22 @@ class _Pictures:
         return {"image": decode_pixels(data, self.resolution, path)}
 
 
-def _open_pictures(folder, resolution):
+def find_pictures(folder: str | os.PathLike) -> list[str]:
+    """The sorted paths of the picture files in a folder and its subfolders.
+
+    Raises:
+      UserError: there are none, or a folder cannot be read.
+    """
     walk = Walk(folder)
     files = [os.path.join(folder, file) for file in walk.pictures()]
     if not files:
         raise UserError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
     walk.left_out.say(folder)
+    return files
+
+
+def _open_pictures(folder, resolution):
+    files = find_pictures(folder)
     side = resolution or picture_size(read_file(files[0]), files[0])[1]
     pictures = _Pictures(files, side, crop=resolution is not None)
     return from_source(pictures, str(folder), side)

@@ -38,7 +38,12 @@ def preprocess(images: jax.Array) -> jax.Array:
         raise TypeError(f"InceptionV3 takes uint8 images, got {images.dtype}")
     if images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(f"InceptionV3 takes RGB images (B, H, W, 3), got {images.shape}")
-    return (resize_bilinear_tf1(images, SIZE, SIZE) - 128.0) / 128.0
+    return normalize(resize_bilinear_tf1(images, SIZE, SIZE))
+
+
+def normalize(images: jax.Array) -> jax.Array:
+    """Resized RGB images (B, 299, 299, 3), in [0, 255] -> float32 (x - 128) / 128."""
+    return (images.astype(jnp.float32) - 128.0) / 128.0
 
 
 class ConvNorm(nn.Module):
@@ -157,7 +162,7 @@ class InceptionV3(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
-        """Images (B, 299, 299, 3) from `preprocess` -> the three features of each, float32.
+        """Images (B, 299, 299, 3) from `normalize` -> the three features of each, float32.
 
         Returns:
           pool: (B, 2048), the mean over the last map; for FID, precision and recall.

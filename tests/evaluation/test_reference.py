@@ -23,17 +23,17 @@ def test_reads_what_numpy_wrote_under_adms_names(tmp_path):
     assert np.array_equal(spatial.covariance, SPATIAL.covariance)
 
 
-def test_writes_the_five_keys_that_adm_reads(tmp_path):
+def test_writes_the_five_keys_that_adm_reads_and_the_resizing(tmp_path):
     path = tmp_path / "new" / "reference"
     reference.write_statistics(path, POOLED, SPATIAL, IMAGES)
     with np.load(path) as arrays:
-        assert set(arrays) == {"mu", "sigma", "mu_s", "sigma_s", "arr_0"}
+        assert set(arrays) == {"mu", "sigma", "mu_s", "sigma_s", "arr_0", "resizing"}
         assert np.array_equal(arrays["sigma"], POOLED.covariance)
         assert np.array_equal(arrays["mu_s"], SPATIAL.mean)
         assert np.array_equal(arrays["arr_0"], IMAGES)
     reference.write_statistics(path, POOLED)
     with np.load(path) as arrays:
-        assert set(arrays) == {"mu", "sigma"}
+        assert set(arrays) == {"mu", "sigma", "resizing"}
 
 
 def test_missing_statistics_say_what_to_do(tmp_path):
