@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import pathlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from repae_jax.commands.options import (
     LABELS_HELP,
@@ -16,17 +16,14 @@ from repae_jax.commands.options import (
     add_step,
     join_processes,
 )
-from repae_jax.commands.sampled_run import chosen_sampler, sampled_config
+from repae_jax.commands.sampled_run import open_sampled
 from repae_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from jax.sharding import Mesh
-
     from repae_jax.evaluation.fid_metrics import Reference, Scores
-    from repae_jax.evaluation.image_sets import ImageSet
     from repae_jax.parallel.multihost import Processes
 
-SUMMARY = "measure generated images against real ones: FID, sFID, IS, precision, recall"
+SUMMARY = "measure generated images: FID, sFID, IS, precision, recall; CLIP score of prompts"
 EPILOG = """\
 SAMPLES is an .npz as `generate` and ADM's scripts write it, a folder of pictures, or
 one that `prepare` wrote. The reference is any of these, or one of ADM's reference
@@ -34,13 +31,18 @@ batches, such as VIRTUAL_imagenet256_labeled.npz. The figures are ADM's evaluato
 SAMPLES may also be a run's work directory: the images that `generate` would write are
 then measured as they are made, and nothing is written to disk.
 
+With --clip, SAMPLES is a folder of images of prompts, with prompts.jsonl (COCO),
+index_to_prompt.json (GenAI-Bench) or */metadata.jsonl (GenEval). The CLIP score needs
+no reference. FID of text to image is usually clean-fid's: --resizing clean.
+
 examples:
   evaluate runs/x --reference VIRTUAL_imagenet256_labeled.npz --guidance-scale 2.2
   evaluate samples.npz --reference VIRTUAL_imagenet256_labeled.npz
-  evaluate samples/ --reference data/mine/heldout --save-reference mine.npz"""
+  evaluate samples/ --reference data/mine/heldout --save-reference mine.npz
+  evaluate coco30k/ --reference coco/val2014 --resizing clean \\
+      --clip hf://openai/clip-vit-large-patch14"""
 _PER_DEVICE = 64  # images per batch and device, unless --batch-size is given
 _MADE_PER_DEVICE = 32  # the same for images that are generated during the measurement
-_COUNT = 50_000  # images of a run, unless --count is given
 _FEW = 10_000  # with fewer images, FID depends more on their number than on their quality
 _LABELS = {
     "fid": ("FID", "Fréchet distance of Inception's pooled features"),
@@ -54,7 +56,9 @@ _LABELS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("samples", metavar="SAMPLES", help="generated images, or a run")
-    parser.add_argument("--reference", required=True, help="real images, or their statistics")
+    parser.add_argument(
+        "--reference", help="real images, or their statistics (optional with --clip)"
+    )
     parser.add_argument(
         "--inception",
         default="pretrained/inception/pt_inception-2015-12-05-6726825d.pth",
@@ -64,7 +68,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--count", type=int, help="measure only the first N samples (default: all; a run's: 50000)"
     )
-    parser.add_argument("--resolution", type=int, help="crop pictures to N pixels per side")
+    parser.add_argument(
+        "--resolution", type=int, help="crop pictures to N pixels per side; not for the CLIP score"
+    )
+    parser.add_argument(
+        "--resizing",
+        default="adm",
+        help="how images become 299 x 299 for InceptionV3: adm, as ADM's evaluator and its "
+        "reference batches; or clean, as clean-fid, each picture from its own size "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--clip",
+        help="also measure the CLIP score of images and prompts, by the CLIPModel of this folder, "
+        "such as hf://openai/clip-vit-large-patch14",
+    )
     parser.add_argument(
         "--batch-size", type=int, help="images per batch (default: 64 per device; a run's: 32)"
     )
@@ -82,8 +100,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_quiet(parser)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+    """The figures; None for what was not requested."""
+
+    scores: Scores | None = None
+    reference: Reference | None = None
+    clip_score: float | None = None
+    clip_images: int | None = None
+
+
 def run(options: argparse.Namespace) -> int:
-    """Measure the samples against the reference; returns 0.
+    """Measure the samples; returns 0.
 
     All processes of a job make the same call and read the same images; each computes its part of
     every batch, and the first one writes.
@@ -98,15 +126,45 @@ def run(options: argparse.Namespace) -> int:
     join_processes(options)
     group = processes()
     with group.translate_device_errors():
-        scores, reference = _measured(options, group)
+        measured = _measured(options, group)
         with group.together():
             if group.first:
-                _print_scores(options, scores, reference)
+                _print_figures(options, measured)
     return 0
 
 
-def _measured(options: argparse.Namespace, group: Processes) -> tuple[Scores, Reference]:
-    """Measure the samples; returns the scores and the reference, which --save-reference saves."""
+def _measured(options: argparse.Namespace, group: Processes) -> _Measured:
+    """Compare the samples with the reference, and with their prompts, as requested."""
+    from repae_jax.parallel.mesh import make_mesh, padded_batch_size
+    from repae_jax.runs.workdir import is_run
+    from repae_jax.utils.atomic_files import check_writable
+
+    mesh, prompted = make_mesh(), None
+    with group.together():
+        made = is_run(options.samples)
+        per_device = _MADE_PER_DEVICE if made else _PER_DEVICE
+        batch_size = padded_batch_size(mesh, options.batch_size, per_device)
+        _check_options(options, made)
+        for path in filter(None, (options.output, options.save_reference)):
+            check_writable(path)
+        if options.clip:
+            from repae_jax.evaluation.clip_score import CLIPScorer
+            from repae_jax.evaluation.prompted_images import find_prompted
+
+            prompted = find_prompted(options.samples).first(options.count)
+            scorer = CLIPScorer(options.clip, mesh)
+    how = {"batch_size": batch_size, "progress": not options.quiet and group.first}
+    measured = _Measured()
+    if options.reference:
+        measured = _Measured(*_compared(options, mesh, group, made, how))
+    if prompted is None:
+        return measured
+    clip = {"clip_score": scorer(prompted, **how), "clip_images": len(prompted.files)}
+    return dataclasses.replace(measured, **clip)
+
+
+def _compared(options, mesh, group, made, how) -> tuple[Scores, Reference]:
+    """The scores of the samples against the reference, which --save-reference saves."""
     from repae_jax.evaluation.fid_metrics import (
         check_resolutions,
         compare,
@@ -115,80 +173,61 @@ def _measured(options: argparse.Namespace, group: Processes) -> tuple[Scores, Re
     )
     from repae_jax.evaluation.image_sets import open_images
     from repae_jax.evaluation.inception_features import make_features
-    from repae_jax.evaluation.reference import write_statistics
+    from repae_jax.evaluation.reference import CLEAN, write_statistics
+    from repae_jax.evaluation.resized_images import clean_set, open_clean
     from repae_jax.interop.inception import read_inception
-    from repae_jax.parallel.mesh import make_mesh, padded_batch_size
-    from repae_jax.runs.workdir import is_run
-    from repae_jax.utils.atomic_files import check_writable
 
-    mesh = make_mesh()
+    clean = options.resizing == CLEAN
     with group.together():
-        made = is_run(options.samples)
-        per_device = _MADE_PER_DEVICE if made else _PER_DEVICE
-        batch_size = padded_batch_size(mesh, options.batch_size, per_device)
-        _check_options(options, made)
-        for path in filter(None, (options.output, options.save_reference)):
-            check_writable(path)
         variables = read_inception(options.inception)
-    features = make_features(variables, mesh=mesh)
-    progress = not options.quiet and group.first
-    how = {"batch_size": batch_size, "progress": progress}
+    features = make_features(variables, mesh=mesh, resized=clean)
     if made:
-        samples = _open_sampled(options, mesh)
+        samples = open_sampled(options, mesh)
+        samples = clean_set(samples) if clean else samples
     else:
-        samples = open_images(options.samples, options.resolution).first(options.count)
-    reference = read_reference(options.reference, features, resolution=options.resolution, **how)
+        opener = open_clean if clean else open_images
+        samples = opener(options.samples, options.resolution).first(options.count)
+    read = {"resolution": options.resolution, "resizing": options.resizing}
+    reference = read_reference(options.reference, features, **read, **how)
     if options.save_reference and group.first:
-        write_statistics(options.save_reference, reference.pooled, reference.spatial)
+        moments = (reference.pooled, reference.spatial)
+        write_statistics(options.save_reference, *moments, resizing=options.resizing)
         print(f"reference: {options.save_reference}")
     check_resolutions(samples, reference)  # before the samples take their time
-    return compare(measure(samples, features, **how), reference, progress=progress), reference
-
-
-def _open_sampled(options: argparse.Namespace, mesh: Mesh) -> ImageSet:
-    """The images that `generate` makes from the run in `options.samples` with the same options.
-
-    Raises:
-      UserError: the options are wrong, or there is no run to sample from.
-    """
-    from repae_jax.evaluation.generated_images import generated_image_set
-    from repae_jax.parallel.mesh import place_key
-    from repae_jax.runs.open_run import open_run, sampling_weights
-    from repae_jax.sampling.class_labels import BALANCED, choose_labels
-    from repae_jax.sampling.generate import make_generate
-    from repae_jax.utils.schema import Count, check_schema
-
-    workdir = pathlib.Path(options.samples)
-    config = sampled_config(workdir)
-    sampler = chosen_sampler(config, options)
-    count = (
-        _COUNT if options.count is None else check_schema(options.count, Count, source="--count")
-    )
-    labels, _ = choose_labels(
-        options.labels or BALANCED, count, config.data.num_classes, options.seed
-    )
-    trained = open_run(workdir, mesh, step=options.step)
-    name = f"{workdir}, step {int(trained.state.step)}"
-    generate = make_generate(trained.models, sampler, mesh=mesh)
-    key, weights = place_key(mesh, options.seed), sampling_weights(trained.state)
-    return generated_image_set(
-        name, generate, weights, key, {"label": labels}, config.data.resolution, mesh
-    )
+    scores = compare(measure(samples, features, **how), reference, progress=how["progress"])
+    return scores, reference
 
 
 def _check_options(options: argparse.Namespace, made: bool) -> None:
     """Raise UserError for options that exclude each other; `made`: the samples are a run's."""
-    from repae_jax.config.needs import check_nothing_missing
+    from repae_jax.config.needs import check_nothing_missing, missing_paths
+    from repae_jax.evaluation.reference import ADM, CLEAN
     from repae_jax.interop.inception import missing_inception
 
+    if not (options.reference or options.clip):
+        raise UserError(
+            "there is nothing to measure by: give --reference, or --clip for images of prompts"
+        )
+    if options.resizing not in (ADM, CLEAN):
+        raise UserError(f"--resizing is {options.resizing!r}: use {ADM} or {CLEAN}")
+    if made and options.clip:
+        raise UserError(
+            f"--clip needs prompts, but {options.samples} is a run: name a folder of images of "
+            "prompts, or leave --clip out"
+        )
     written, read = options.save_reference, (options.reference, options.samples)
+    if written and not options.reference:
+        raise UserError(f"--save-reference {written} needs --reference, whose statistics it holds")
+    read = [path for path in read if path]
     missing = [
         f"{path} does not exist: name images, an .npz file or a run"
         for path in read
         if not pathlib.Path(path).exists()
     ]
+    missing += missing_paths({"--clip": options.clip})
     if missing:  # if only the weights are missing, their reader reports it
-        check_nothing_missing([*missing, *missing_inception(options.inception)])
+        inception = missing_inception(options.inception) if options.reference else []
+        check_nothing_missing([*missing, *inception])
     if written and written.resolve() in [pathlib.Path(path).resolve() for path in read]:
         raise UserError(f"--save-reference {written} would replace what is read: give another name")
     of_runs = ("step", "labels", *SAMPLER_OPTIONS)
@@ -202,26 +241,32 @@ def _check_options(options: argparse.Namespace, made: bool) -> None:
         raise UserError(f"--count is {options.count}: a distribution needs at least 2 images")
 
 
-def _print_scores(options: argparse.Namespace, scores: Scores, reference: Reference) -> None:
+def _print_figures(options: argparse.Namespace, measured: _Measured) -> None:
     from repae_jax.evaluation.report import write_figures
 
-    print(describe(scores, reference))
+    figures: dict[str, Any] = {"samples": str(options.samples)}
+    if measured.scores:
+        print(describe(measured.scores, measured.reference, options.resizing))
+        figures |= {"reference": measured.reference.name, "resizing": options.resizing}
+        figures |= {k: v for k, v in dataclasses.asdict(measured.scores).items() if v is not None}
+    if measured.clip_score is not None:
+        count = measured.clip_images
+        print(f"{count} images of prompts in {options.samples}, by {options.clip}")
+        print(_line("CLIP score", measured.clip_score, "100 times the cosine, negative ones as 0"))
+        figures |= {"clip": options.clip, "clip_images": count, "clip_score": measured.clip_score}
     if options.output:
-        figures = {k: v for k, v in dataclasses.asdict(scores).items() if v is not None}
-        named = {"samples": str(options.samples), "reference": reference.name}
-        write_figures(options.output, named | figures)
+        write_figures(options.output, figures)
         print(f"figures: {options.output}")
 
 
-def describe(scores: Scores, reference: Reference) -> str:
+def describe(scores: Scores, reference: Reference, resizing: str) -> str:
     """Format the figures as text, and explain the missing ones."""
     from repae_jax.evaluation.precision_recall import NEIGHBORS
+    from repae_jax.evaluation.reference import CLEAN
 
-    lines = [f"{scores.count} images against {reference.name}"]
-    for key, (label, what) in _LABELS.items():
-        value = getattr(scores, key)
-        shown = "-" if value is None else f"{value:.4f}"
-        lines.append(f"  {label:<16}{shown:>10}  {what}")
+    how = ", resized as by clean-fid" if resizing == CLEAN else ""
+    lines = [f"{scores.count} images against {reference.name}{how}"]
+    lines += [_line(label, getattr(scores, key), what) for key, (label, what) in _LABELS.items()]
     if scores.sfid is None:
         lines.append("  no sFID: the reference has no mu_s and sigma_s")
     if scores.precision is None:
@@ -232,3 +277,8 @@ def describe(scores: Scores, reference: Reference) -> str:
         lines.append(f"  FID falls with the number of images: compare it at equal numbers only; "
                      f"published values have 50000, this one {scores.count}")  # fmt: skip
     return "\n".join(lines)
+
+
+def _line(label, value, what):
+    shown = "-" if value is None else f"{value:.4f}"
+    return f"  {label:<16}{shown:>10}  {what}"

@@ -11,9 +11,13 @@ from repae_jax.commands.options import SAMPLER_OPTIONS, check_seed
 from repae_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
     from ml_collections import ConfigDict
 
+    from repae_jax.evaluation.image_sets import ImageSet
     from repae_jax.sampling.sampler import Sampler
+
+IMAGES = 50_000  # of a run that is measured, unless --count is given
 
 
 def sampled_config(workdir: pathlib.Path) -> ConfigDict:
@@ -89,9 +93,7 @@ def check_prompt_options(
     """
     if of_captions(config):
         if labels is not None:
-            raise UserError(
-                f"--labels is {labels!r}, but {options.workdir} is a run of captions: give prompts"
-            )
+            raise UserError(f"--labels is {labels!r}, but the run is one of captions: give prompts")
         return
     for name in of_prompts:
         if getattr(options, name) is not None:
@@ -99,6 +101,44 @@ def check_prompt_options(
                 f"--{name.replace('_', '-')} is for a run of captions, but {options.workdir} is "
                 "one of classes: give --labels"
             )
+
+
+def open_sampled(options: argparse.Namespace, mesh: Mesh) -> ImageSet:
+    """The images that `generate` makes from the run in `options.samples` with the same options.
+
+    A run with captions makes images of the captions of its training data.
+
+    Raises:
+      UserError: the options are wrong, or there is no run to sample from.
+    """
+    from repae_jax.data.sources import open_source
+    from repae_jax.evaluation.generated_images import generated_image_set
+    from repae_jax.parallel.mesh import place_key
+    from repae_jax.runs.captions import inputs_in_turn
+    from repae_jax.runs.open_run import open_run, sampling_weights
+    from repae_jax.sampling.class_labels import BALANCED, choose_labels
+    from repae_jax.sampling.generate import make_generate
+    from repae_jax.utils.schema import Count, check_schema
+
+    workdir = pathlib.Path(options.samples)
+    config = sampled_config(workdir)
+    sampler = chosen_sampler(config, options)
+    count = (
+        IMAGES if options.count is None else check_schema(options.count, Count, source="--count")
+    )
+    if of_captions(config):
+        check_prompt_options(config, options, (), options.labels)
+        inputs = inputs_in_turn(config, open_source(config.data, "train"), count)
+    else:
+        labels, _ = choose_labels(
+            options.labels or BALANCED, count, config.data.num_classes, options.seed
+        )
+        inputs = {"label": labels}
+    trained = open_run(workdir, mesh, step=options.step)
+    name = f"{workdir}, step {int(trained.state.step)}"
+    generate = make_generate(trained.models, sampler, mesh=mesh)
+    key, weights = place_key(mesh, options.seed), sampling_weights(trained.state)
+    return generated_image_set(name, generate, weights, key, inputs, config.data.resolution, mesh)
 
 
 def _check_unconditional(config, options):

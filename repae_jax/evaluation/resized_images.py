@@ -85,7 +85,18 @@ def open_clean(path: str | os.PathLike, resolution: int | None = None) -> ImageS
     path = pathlib.Path(path)
     if resolution is None and path.is_dir() and not (path / MANIFEST).exists():
         return resized_pictures(find_pictures(path), str(path), resize_clean, SIZE)
-    return resized_set(open_images(path, resolution), resize_clean, SIZE)
+    return clean_set(open_images(path, resolution))
+
+
+def clean_set(images: ImageSet) -> ImageSet:
+    """A set with each image resized by `resize_clean`, several at a time."""
+
+    def batches(size):
+        with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
+            for batch in images.batches(size):
+                yield np.stack(list(threads.map(resize_clean, batch)))
+
+    return dataclasses.replace(images, resolution=SIZE, batches=batches)
 
 
 def resized_pictures(files: Sequence[str], name: str, resize: Resize, side: int) -> ImageSet:
@@ -98,17 +109,6 @@ def resized_pictures(files: Sequence[str], name: str, resize: Resize, side: int)
       side: pixels along a side of the results.
     """
     return from_source(_Pictures(files, resize), name, side)
-
-
-def resized_set(images: ImageSet, resize: Resize, side: int) -> ImageSet:
-    """A set with each image resized by itself, several at a time."""
-
-    def batches(size):
-        with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
-            for batch in images.batches(size):
-                yield np.stack(list(threads.map(resize, batch)))
-
-    return dataclasses.replace(images, resolution=side, batches=batches)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

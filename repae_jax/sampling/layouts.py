@@ -30,6 +30,8 @@ from repae_jax.utils.atomic_files import write_atomically
 from repae_jax.utils.figures import image_grid
 from repae_jax.utils.schema import LARGEST_LIST, each, parse_json, read_json, short_repr
 
+# Files that name the prompts of a folder's images.
+PROMPTS, INDEX, METADATA = "prompts.jsonl", "index_to_prompt.json", "metadata.jsonl"
 _MOST_PROMPTS = 10_000_000
 _MOST_BYTES = 1 << 16  # of a prompt
 # The names of files that every file system takes; Windows has devices of the first names.
@@ -98,8 +100,8 @@ def read_prompts(layout: str, path: str | pathlib.Path) -> list[Prompt]:
     return prompts
 
 
-def _text(text, where):
-    """A prompt without the white space around it, checked."""
+def prompt_text(text: Any, where: str) -> str:
+    """A prompt without the white space around it; raises UserError, naming `where`, for another."""
     if not isinstance(text, str):
         raise UserError(f"{where} is {short_repr(text)}: give the prompt as text")
     text = text.strip()
@@ -122,8 +124,12 @@ def _name(name, where):
     return name
 
 
-def _lines(path):
-    """(the line's name in errors, the line) of each line that is not blank."""
+def numbered_lines(path: pathlib.Path) -> list[tuple[str, str]]:
+    """(the line's name in errors, the line) of each line that is not blank; UTF-8.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
     try:
         text = path.read_text("utf-8-sig")  # Windows' editors write a byte order mark
     except UnicodeDecodeError as error:
@@ -137,10 +143,12 @@ def _lines(path):
 
 def _read_geneval(path):
     prompts = []
-    for number, (source, line) in enumerate(_lines(path)):
+    for number, (source, line) in enumerate(numbered_lines(path)):
         entry = parse_json(line, source=source, way_out="a line holds a prompt's metadata")
         check_metadata(entry, source=source)
-        prompts.append(Prompt(_text(entry["prompt"], f"{source}: prompt"), f"{number:05d}", entry))
+        prompts.append(
+            Prompt(prompt_text(entry["prompt"], f"{source}: prompt"), f"{number:05d}", entry)
+        )
     return prompts
 
 
@@ -149,7 +157,7 @@ def _geneval_files(prompt, images):
         f"{prompt.name}/samples/{number:05d}.png": encode_pixels(image)
         for number, image in enumerate(images)
     }
-    return own | {f"{prompt.name}/metadata.jsonl": _json(prompt.entry)}
+    return own | {f"{prompt.name}/{METADATA}": _json(prompt.entry)}
 
 
 def _read_dpg(path):
@@ -163,7 +171,7 @@ def _read_dpg(path):
         raise UserError(f'{path} is {short_repr(content)}: give a JSON {{"id": "prompt"}}')
     return [
         # the scorer takes the name up to the first dot
-        Prompt(_text(text, f"{path}: {short_repr(name)}"), _name(name, f"{path}: the id"))
+        Prompt(prompt_text(text, f"{path}: {short_repr(name)}"), _name(name, f"{path}: the id"))
         for name, text in content.items()
     ]
 
@@ -177,14 +185,16 @@ def _read_genai(path):
     content = read_json(path, largest=LARGEST_LIST)
     if isinstance(content, list):
         return [
-            Prompt(_text(text, f"{path}[{number}]"), f"{number:05d}")
+            Prompt(prompt_text(text, f"{path}[{number}]"), f"{number:05d}")
             for number, text in enumerate(content)
         ]
     if not isinstance(content, dict):
         raise UserError(f'{path} is {short_repr(content)}: give a list, or {{id: {{"prompt": }}}}')
     return [
         Prompt(
-            _text(entry.get("prompt") if isinstance(entry, dict) else entry, f"{path}: {name}"),
+            prompt_text(
+                entry.get("prompt") if isinstance(entry, dict) else entry, f"{path}: {name}"
+            ),
             _name(name, f"{path}: the id"),
         )
         for name, entry in content.items()
@@ -197,14 +207,14 @@ def _genai_files(prompt, images):
 
 
 def _genai_listing(prompts):
-    return {"index_to_prompt.json": _json({prompt.name: prompt.text for prompt in prompts})}
+    return {INDEX: _json({prompt.name: prompt.text for prompt in prompts})}
 
 
 def _read_coco(path):
     content = read_json(path, each(Any, 1, _MOST_PROMPTS), largest=LARGEST_LIST)
     texts = [entry.get("caption") if isinstance(entry, dict) else entry for entry in content]
     return [
-        Prompt(_text(text, f"{path}[{number}]"), f"{number:06d}")
+        Prompt(prompt_text(text, f"{path}[{number}]"), f"{number:06d}")
         for number, text in enumerate(texts)
     ]
 
@@ -223,7 +233,7 @@ def _read_mjhq(path):
     content = read_json(path, dict[str, _MJHQ], largest=LARGEST_LIST)
     return [
         Prompt(
-            _text(entry["prompt"], f"{path}: {name}"),
+            prompt_text(entry["prompt"], f"{path}: {name}"),
             _name(name, f"{path}: the id"),
             _name(entry["category"], f"{path}: the category of {name}"),
         )
@@ -238,8 +248,8 @@ def _mjhq_files(prompt, images):
 
 def _read_flat(path):
     return [
-        Prompt(_text(line, source), f"{number:05d}")
-        for number, (source, line) in enumerate(_lines(path))
+        Prompt(prompt_text(line, source), f"{number:05d}")
+        for number, (source, line) in enumerate(numbered_lines(path))
     ]
 
 
@@ -252,7 +262,7 @@ def _flat_files(prompt, images):
 
 def _prompts_listing(prompts):
     lines = [_json({"name": prompt.name, "prompt": prompt.text}) for prompt in prompts]
-    return {"prompts.jsonl": b"\n".join(lines) + b"\n"}
+    return {PROMPTS: b"\n".join(lines) + b"\n"}
 
 
 def _check_one(images, layout):

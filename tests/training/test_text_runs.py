@@ -138,7 +138,7 @@ def test_sample_shows_prompts_beside_their_images(folder, tmp_path, capsys):
     run("sample", *words)  # the captions of the data
     assert picture(tmp_path / "x.png").shape[0] > 3 * given[0]
     run("sample", *words, "--labels", "3", status=2)
-    assert "is a run of captions" in capsys.readouterr().err
+    assert "the run is one of captions" in capsys.readouterr().err
 
 
 def test_report_and_alignment(folder, tmp_path):
