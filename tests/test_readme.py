@@ -74,6 +74,7 @@ RUNS = {
     "train --config configs/digits.py:repa": None,
     "generate --workdir runs/x --output samples/x_cfg.npz": None,
     "evaluate-alignment": None,
+    "evaluate samples/coco": None,  # tests/evaluation/test_evaluate_prompts.py does
     "study": None,
     # they leave something to be filled in, or need an absent package for TPUs
     "train --workdir runs/x --config.teachers.dinov2_b.weights=FILE": None,
