@@ -1,6 +1,5 @@
 """Loading of the weights that a configuration names, with the loader of each family."""
 
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,8 +9,9 @@ from ml_collections import ConfigDict
 
 from repae_jax.errors import UserError
 from repae_jax.interop import hub, latent_statistics, weight_files
-from repae_jax.interop.files import read_tensors, write_safetensors
+from repae_jax.interop.files import read_tensors
 from repae_jax.interop.latent_statistics import Statistics
+from repae_jax.interop.small_networks import save_network
 from repae_jax.interop.tables import flatten, load_flat
 from repae_jax.interop.vae_files import read_weights
 from repae_jax.interop.vit import load_vit, read_vit
@@ -65,8 +65,7 @@ def load_teacher(entry: ConfigDict, encoder: Encoder, resolution: int) -> dict:
 
 def save_teacher(path: str, params: Mapping, notes: Mapping[str, object]) -> None:
     """Write an encoder's parameters as .safetensors under our own paths; `notes` are metadata."""
-    metadata = {name: json.dumps(value) for name, value in notes.items()}
-    write_safetensors(path, flatten({"params": params}), metadata)
+    save_network(path, {"params": params}, notes)
 
 
 def read_vae(config: ConfigDict, tokenizer: Tokenizer) -> tuple[dict[str, Any], Statistics | None]:

@@ -6,24 +6,20 @@ transformer. So it judges a VAE tuned towards the teacher's features by other fe
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Iterable
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from repae_jax.data.sources import open_source
 from repae_jax.evaluation.image_sets import pad_batch
-from repae_jax.interop.files import read_metadata, read_tensors, write_safetensors
-from repae_jax.interop.tables import flatten, load_flat
+from repae_jax.interop.small_networks import load_network, read_accuracy, save_network
 from repae_jax.models.convnet import ConvLevel
 from repae_jax.training.classifier import accuracy, fit_classifier
 from repae_jax.utils.images import to_float
-from repae_jax.utils.schema import parse_json, real
 
 _BATCH = 256
 
@@ -114,8 +110,7 @@ def train_judge(
         network, to_float, train, recipe, seed=1_000, name="judge", progress=progress
     )
     reached = accuracy(network, to_float, params, heldout, recipe.batch_size)
-    notes = {"accuracy": json.dumps(reached)}
-    write_safetensors(path, flatten(params), notes)
+    save_network(path, params, {"accuracy": reached})
 
 
 def load_judge(study: ConfigDict, path: pathlib.Path) -> Judge:
@@ -125,20 +120,8 @@ def load_judge(study: ConfigDict, path: pathlib.Path) -> Judge:
       UserError: the file is missing or damaged, or holds another network.
     """
     network = _network(study)
-    side = study.config.data.resolution
-    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))
-    params = load_flat(read_tensors(path), shapes["params"], source=str(path))
+    params = load_network(path, network, study.config.data.resolution)
     return Judge(network, params, read_accuracy(path))
-
-
-def read_accuracy(path: pathlib.Path) -> float:
-    """Read the held-out accuracy, in [0, 1], from the metadata of a network's file.
-
-    Raises:
-      UserError: the file is missing or damaged, or lacks the accuracy.
-    """
-    notes = read_metadata(path)
-    return parse_json(notes.get("accuracy", ""), real(0, 1), source=f"{path}: its accuracy")
 
 
 def _network(study):

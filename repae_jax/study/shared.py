@@ -16,6 +16,7 @@ from repae_jax.config.versions import complete_teacher
 from repae_jax.data.identity import FILE, as_recorded, changes_since, write_fingerprints
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError
+from repae_jax.interop.small_networks import read_accuracy
 from repae_jax.study.plan import DATA, RESULT, study_config, teacher_path, trained_teachers
 from repae_jax.utils.atomic_files import write_atomically
 from repae_jax.utils.regular_files import is_file_there
@@ -113,8 +114,6 @@ def _fingerprints(config):
 
 def accuracies(study: ConfigDict, output: pathlib.Path) -> dict[str, float]:
     """The held-out accuracy, in [0, 1], of the judge and of each trained teacher, by name."""
-    from repae_jax.study.judge import read_accuracy
-
     return {name: read_accuracy(path) for name, path in _networks(study, output).items()}
 
 

@@ -1,5 +1,6 @@
 """Training and testing of a small image classifier."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 from repae_jax.data.pipeline import eval_batches, train_batches
 from repae_jax.data.source import Source
 from repae_jax.data.tokens import Tokenize
-from repae_jax.utils.finite import NotFinite
+from repae_jax.training.fit import fit
 
 Prepare = Callable[[jax.Array], jax.Array]
 
@@ -47,48 +48,32 @@ def fit_classifier(
     Raises:
       NotFinite: the training diverged.
     """
-    from tqdm import tqdm
-
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0, recipe.learning_rate, recipe.steps // 10, recipe.steps
-    )
-    optimizer = optax.adamw(rate, weight_decay=recipe.weight_decay)
     key = jax.random.key(seed)
 
-    def loss(params, images, batch):
+    def loss(params, batch, key):
+        shape = (recipe.batch_size, 2)
+        shifts = jax.random.randint(key, shape, -recipe.shift, recipe.shift + 1)
+        images = prepare(shift_images(batch["image"], shifts, recipe.shift))
         logits = model.apply({"params": params}, images)
         if tokenize is not None:
             held = held_tokens(batch, logits.shape[-1])
             return optax.sigmoid_binary_cross_entropy(logits, held).sum(-1).mean()
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
 
-    @jax.jit
-    def step(params, opt_state, batch, index):
-        shifts = jax.random.randint(
-            jax.random.fold_in(key, index), (recipe.batch_size, 2), -recipe.shift, recipe.shift + 1
-        )
-        images = prepare(shift_images(batch["image"], shifts, recipe.shift))
-        value, grads = jax.value_and_grad(loss)(params, images, batch)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, value
-
-    batches = train_batches(source, batch_size=recipe.batch_size, seed=seed, tokenize=tokenize)
     sample = prepare(jnp.asarray(source[0]["image"])[None])
-    params = jax.jit(model.init)(key, sample)["params"]
-    opt_state = optimizer.init(params)
-    bar = tqdm(range(recipe.steps), desc=name, unit="step", disable=not progress)
-    for index in bar:
-        params, opt_state, value = step(params, opt_state, next(batches), index)
-        if index % 20 == 0:
-            bar.set_postfix(loss=f"{float(value):.3f}")
-    batches.close()
-    params = jax.device_get(params)
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
-        raise NotFinite(
-            f"the {name} diverged: its weights are NaN or infinite after {recipe.steps} steps with "
-            f"the learning rate {recipe.learning_rate}; lower it"
+    batches = train_batches(source, batch_size=recipe.batch_size, seed=seed, tokenize=tokenize)
+    with contextlib.closing(batches):
+        return fit(
+            jax.jit(model.init)(key, sample)["params"],
+            loss,
+            batches,
+            key,
+            steps=recipe.steps,
+            learning_rate=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            name=name,
+            progress=progress,
         )
-    return params
 
 
 def held_tokens(batch: Mapping[str, jax.Array], vocabulary: int) -> jax.Array:
