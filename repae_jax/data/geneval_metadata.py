@@ -8,6 +8,8 @@ from repae_jax.data.descriptions import RELATIONS
 from repae_jax.errors import UserError
 from repae_jax.utils.schema import Text, check_schema, each, whole
 
+TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+
 
 class _Wanted(TypedDict):
     count: whole(1, 64)

@@ -13,7 +13,6 @@ import numpy as np
 
 from repae_jax.data.described import Box
 
-TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 _SHRINK = 0.1  # share of the two sizes by which an offset is shortened
 _ALONG = 0.5  # share of the offset's length above which a relation holds
 
