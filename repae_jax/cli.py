@@ -43,6 +43,7 @@ COMMANDS = (
     "evaluate-vae",
     "evaluate-latents",
     "evaluate-alignment",
+    "evaluate-described",
     "study",
     "prepare",
     "encode",
@@ -51,7 +52,7 @@ COMMANDS = (
     "inspect",
 )
 # Commands whose printed output is their result.
-PRINTING = ("inspect", "compile", "evaluate", "evaluate-vae")
+PRINTING = ("inspect", "compile", "evaluate", "evaluate-vae", "evaluate-described")
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,0 +1,146 @@
+"""The judge of described images: which objects an image shows, by shape, color and box."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from repae_jax.data.described import RESOLUTION, VERSION, Box
+from repae_jax.data.descriptions import COLORS, SHAPES
+from repae_jax.errors import UserError
+from repae_jax.evaluation.geneval import Detection
+from repae_jax.evaluation.image_sets import pad_batch
+from repae_jax.interop.files import read_metadata
+from repae_jax.interop.small_networks import load_network, read_accuracy, save_network
+from repae_jax.models.detector import Detector, Grid
+from repae_jax.utils.images import to_float
+
+NETWORK = Detector(channels=(32, 96), shapes=len(SHAPES), colors=len(COLORS))
+_BATCH = 256
+_PRESENT = 0.5  # the least probability of a detected object
+_OVERLAP = 0.4  # two boxes whose intersection over union exceeds this are of one object
+_JUDGES = "judges"  # the note that tells a judge's file from those of other networks
+
+
+@dataclasses.dataclass(frozen=True)
+class DescribedJudge:
+    """A trained judge.
+
+    Attributes:
+      params: the parameters of `NETWORK`.
+      accuracy: the share of held-out renders of which it names all objects, in [0, 1].
+    """
+
+    params: dict
+    accuracy: float
+
+    def __call__(self, images: np.ndarray) -> list[list[Detection]]:
+        """Detect the objects of images uint8 (N, 32, 32, 3), the most confident first."""
+        found = []
+        for start in range(0, len(images), _BATCH):
+            batch = images[start : start + _BATCH]
+            grid = jax.device_get(self._predict(self.params, pad_batch(batch, _BATCH)))
+            rows = (
+                jax.tree.map(lambda leaf, row=row: leaf[row], grid) for row in range(len(batch))
+            )
+            found += [objects_of(row) for row in rows]
+        return found
+
+    @functools.cached_property
+    def _predict(self):
+        @jax.jit
+        def predict(params, images):
+            return NETWORK.apply({"params": params}, to_float(images))
+
+        return predict
+
+
+def objects_of(grid: Grid) -> list[Detection]:
+    """The objects of an image, the most confident first.
+
+    Of cells whose boxes overlap, the most confident alone counts.
+
+    Args:
+      grid: the predictions of one image's cells, without a leading dimension, as numpy arrays.
+    """
+    probability = 1 / (1 + np.exp(-grid.presence.ravel().astype(np.float64)))
+    boxes = grid.box.reshape(-1, 4)
+    shapes, colors = (
+        logits.reshape(-1, logits.shape[-1]).argmax(-1) for logits in (grid.shape, grid.color)
+    )
+    kept: list[int] = []
+    for cell in np.argsort(-probability, kind="stable"):
+        if probability[cell] < _PRESENT:
+            break
+        if all(_overlap(boxes[cell], boxes[other]) <= _OVERLAP for other in kept):
+            kept.append(cell)
+    return [
+        Detection(
+            SHAPES[shapes[cell]],
+            Box(*map(float, boxes[cell])),
+            COLORS[colors[cell]],
+            float(probability[cell]),
+        )
+        for cell in kept
+    ]
+
+
+def measure_accuracy(judge: DescribedJudge, renders: dict[str, np.ndarray]) -> float:
+    """The share of images of which the judge names all objects, in [0, 1].
+
+    Args:
+      judge: the judge.
+      renders: images and their objects as `render_objects` makes them.
+    """
+    objects = zip(*(renders[name] for name in ("shape", "color", "valid")), strict=True)
+    expected = [
+        sorted((SHAPES[s], COLORS[c]) for s, c, there in zip(*of_image, strict=True) if there)
+        for of_image in objects
+    ]
+    found = [sorted((it.kind, it.color) for it in seen) for seen in judge(renders["image"])]
+    return float(np.mean([one == other for one, other in zip(found, expected, strict=True)]))
+
+
+def save_judge(path: pathlib.Path, judge: DescribedJudge) -> None:
+    """Write a judge as .safetensors.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    notes = {_JUDGES: _kind(), "accuracy": judge.accuracy}
+    save_network(path, judge.params, notes)
+
+
+def load_judge(path: pathlib.Path) -> DescribedJudge:
+    """Load a judge that `save_judge` wrote.
+
+    Raises:
+      UserError: the file is missing or damaged, holds another network, or a judge of another
+        version of the images.
+    """
+    found = read_metadata(path).get(_JUDGES, "").strip('"')
+    if found != _kind():
+        what = f"a judge of {found}" if found else "no judge"
+        raise UserError(
+            f"{path} holds {what}, not one of {_kind()}: name another file, which will be written "
+            "if it does not exist"
+        )
+    return DescribedJudge(load_network(path, NETWORK, RESOLUTION), read_accuracy(path))
+
+
+def _kind():
+    return f"described images, version {VERSION}"
+
+
+def _overlap(first: Sequence[float], second: Sequence[float]) -> float:
+    """The intersection over union of two boxes."""
+    width, height = (
+        max(0.0, min(first[2 + axis], second[2 + axis]) - max(first[axis], second[axis]))
+        for axis in (0, 1)
+    )
+    areas = sum(max(0.0, b[2] - b[0]) * max(0.0, b[3] - b[1]) for b in (first, second))
+    shared = width * height
+    return shared / (areas - shared) if areas > shared else 0.0
