@@ -24,7 +24,7 @@ def get_config(recipe: str = "repae"):
         middle_attention=False, groups=8,
     )  # fmt: skip
     config.text_encoder = text_encoder("grammar-lm", weights="runs/described_lm")
-    config.text_encoder.pretrain.steps = 1000
+    config.text_encoder.pretrain.update(steps=500, batch_size=64)
     config.condition = condition("text", drop=0.1)
     config.backbone = backbone(
         family="fusedit", patch_size=1, hidden_size=192, depth=6, num_heads=6, encoder_depth=3,

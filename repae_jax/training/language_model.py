@@ -1,5 +1,6 @@
 """Training of a small causal language model on a run's own captions, to encode them."""
 
+import itertools
 import pathlib
 
 import jax
@@ -15,10 +16,12 @@ from repae_jax.data.tokens import FILE, Tokenize, grammar_tokenizer, train_token
 from repae_jax.errors import UserError
 from repae_jax.interop.files import write_safetensors
 from repae_jax.interop.text_encoder import WEIGHTS, export_text_encoder
+from repae_jax.models.text_encoders.base import initial_variables
 from repae_jax.models.text_encoders.causal_lm import CausalLM
 from repae_jax.runs.captions import tokenized
-from repae_jax.utils.finite import NotFinite
+from repae_jax.training.fit import fit
 
+_BUCKET = 8  # batches are cut to multiples of so many tokens
 _HELDOUT = 1000  # held-out captions that measure the model
 _VOCABULARY_FROM = 100_000  # captions that a tokenizer is trained on
 
@@ -97,36 +100,28 @@ def _loss(encoder, params, ids, mask):
 
 
 def _fit(encoder, tokenize, source: Source, recipe, seed, progress):
-    """Train with AdamW and a cosine schedule; returns the parameters on the host."""
-    from tqdm import tqdm
+    """Train the encoder's parameters; returns them on the host."""
 
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0, recipe.learning_rate, recipe.steps // 10, recipe.steps
+    def batches():
+        for index in itertools.count():
+            rng = np.random.default_rng((seed, index))
+            chosen = rng.integers(len(source), size=recipe.batch_size)
+            ids, mask = _captions(tokenize, source, chosen)
+            longest = -(-int(mask.sum(1).max()) // _BUCKET) * _BUCKET
+            yield {"ids": ids[:, :longest], "mask": mask[:, :longest]}
+
+    key = jax.random.key(seed)
+    return fit(
+        jax.jit(initial_variables, static_argnums=0)(encoder, key)["params"],
+        lambda params, batch, _: _loss(encoder, params, batch["ids"], batch["mask"]),
+        batches(),
+        key,
+        steps=recipe.steps,
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        name="text encoder",
+        progress=progress,
     )
-    optimizer = optax.adamw(rate, weight_decay=recipe.weight_decay)
-
-    @jax.jit
-    def step(params, state, ids, mask):
-        value, grads = jax.value_and_grad(lambda p: _loss(encoder, p, ids, mask))(params)
-        updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, value
-
-    blank = jnp.zeros((1, tokenize.length), jnp.int32), jnp.ones((1, tokenize.length), bool)
-    params = jax.jit(encoder.init)(jax.random.key(seed), *blank)["params"]
-    state, bar = optimizer.init(params), range(recipe.steps)
-    bar = tqdm(bar, desc="text encoder", unit="step", disable=not progress)
-    for index in bar:
-        chosen = np.random.default_rng((seed, index)).integers(len(source), size=recipe.batch_size)
-        params, state, value = step(params, state, *_captions(tokenize, source, chosen))
-        if index % 20 == 0:
-            bar.set_postfix(loss=f"{float(value):.3f}")
-    params = jax.device_get(params)
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
-        raise NotFinite(
-            f"the text encoder diverged: its weights are NaN or infinite after {recipe.steps} "
-            f"steps with the learning rate {recipe.learning_rate}; lower it"
-        )
-    return params
 
 
 def _perplexity(encoder, params, captions):
