@@ -41,6 +41,7 @@ from repae_jax.interop.latent_statistics import Statistics
 from repae_jax.interop.vit_names import FAMILIES
 from repae_jax.models.backbones.families import BACKBONES
 from repae_jax.models.encoders.vit import VIT_CONFIGS, create_vit
+from repae_jax.models.text_encoders.families import TEXT_ENCODERS
 from repae_jax.models.tokenizers.families import family_of
 from repae_jax.utils.schema import Text, parse_json, real
 
@@ -104,6 +105,11 @@ def _run_lines(path):
         yield (
             type(models.backbone).__name__,
             BACKBONES[config.backbone.family].text(models.backbone),
+        )
+    if models.text_encoder is not None:
+        yield (
+            type(models.text_encoder).__name__,
+            TEXT_ENCODERS[config.text_encoder.family].text(models.text_encoder),
         )
     yield "VAE", vae_text(models.tokenizer)
     shapes = jax.eval_shape(lambda key: fresh_state(config, models, key), jax.random.key(0))

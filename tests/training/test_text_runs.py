@@ -61,6 +61,11 @@ def picture(path):
         return np.asarray(image).astype(int)
 
 
+def test_inspect_names_the_text_encoder(folder, capsys):
+    run("inspect", folder / "run")
+    assert "CausalLM" in capsys.readouterr().out
+
+
 def test_a_killed_run_continues_bit_by_bit(folder, tmp_path):
     copy = shutil.copytree(folder / "run", tmp_path / "run")
     shutil.rmtree(copy / "checkpoints" / "4")  # as one that was killed behind step 2 leaves it
