@@ -33,6 +33,11 @@ RECIPES = {  # the same, for the table of the other recipes, each with its own b
     "jit": "JiT-B/16, pixels",
 }
 RECIPES_ON = "v5e:4x8"
+TEXT = {  # recipes with captions, whose text encoder runs in the step
+    "t2i256_e2e_flux": "fuse-dit's DiT (2.66 B) + f8d16, Gemma 2B",
+    "t2i256_repae_sdvae": "REPA-E, text DDT + f8d4, Qwen3 0.6B",
+}
+TEXT_ON = {"v5e:16x16": 64, "v5p:4x4x4": 64}  # slice -> the chips that divide the state
 BATCHES = {  # of each slice
     "v5e:2x4": (256,), "v5e:4x8": (128, 256), "v5e:16x16": (256, 1024),
     "v6e:2x4": (256,), "v6e:16x16": (256, 1024),
@@ -54,12 +59,18 @@ def rows() -> list[tuple[str, str, int]]:
             for batch in batches
         ),
         *((RECIPES_ON, config, batch) for config, batch in own),
+        *(
+            (topology, config, read_config(str(file_of(config)), []).batch_size)
+            for config in TEXT
+            for topology in TEXT_ON
+        ),
     ]
 
 
 def file_of(config: str) -> pathlib.Path:
-    """The file of a key of `CONFIGS` or `RECIPES`."""
-    return pathlib.Path("configs") / f"imagenet256_{config}.py"
+    """The file of a key of `CONFIGS`, `RECIPES` or `TEXT`."""
+    name = config if config in TEXT else f"imagenet256_{config}"
+    return pathlib.Path("configs") / f"{name}.py"
 
 
 def micro_batches(topology: str, batch: int) -> int:
@@ -72,7 +83,7 @@ def command(topology: str, config: str, batch: int, effort: str) -> list[str]:
     """The command of one row."""
     words = ["compile", "--config", str(file_of(config)), "--json"]
     words += ["--topology", topology, "--effort", effort, f"--config.batch_size={batch}"]
-    words += [f"--config.mesh.fsdp={FSDP}"]
+    words += [f"--config.mesh.fsdp={TEXT_ON[topology] if config in TEXT else FSDP}"]
     compute = {**COMPUTE, "micro_batches": micro_batches(topology, batch)}
     return words + [f"--config.compute.{key}={value}" for key, value in compute.items()]
 
@@ -116,6 +127,11 @@ def print_tables(found: list[dict]) -> None:
         for r in found:
             if r["config"] == config:
                 print(f"| {' | '.join(cells(r))} |")
+    print(f"\n### Text to image\n\n| recipe | {' | '.join(head)} |\n|{'---|' * (len(head) + 1)}")
+    for config, title in TEXT.items():
+        for r in found:
+            if r["config"] == config:
+                print(f"| {' | '.join([title, *cells(r)])} |")
     head = ["recipe", *head[2:]]
     print(f"\n### Other recipes on {RECIPES_ON}\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
     for config, title in RECIPES.items():
