@@ -13,6 +13,7 @@ from typing_extensions import TypedDict  # pydantic asks for this one before Pyt
 
 from repae_jax.errors import UserError, first_line
 from repae_jax.interop import torch_format
+from repae_jax.interop.allowed_classes import only_allowed
 from repae_jax.interop.claims import check_claims
 from repae_jax.interop.intact import (
     check_archive,
@@ -54,8 +55,8 @@ def read_stored(path: str | pathlib.Path) -> dict:
 
     A .safetensors file gives a flat dict; a PyTorch file gives its nested dicts; the index of a
     model in several files (.index.json) gives all of their tensors in one dict. PyTorch files are
-    read with `weights_only=True` (argparse.Namespace is the only further class allowed), so
-    nothing in them is executed. Where the format permits, arrays are mapped from the file and take
+    read with `weights_only=True` and the classes of `allowed_classes` alone, so nothing in them is
+    executed. Where the format permits, arrays are mapped from the file and take
     no memory until they are used.
 
     Raises:
@@ -240,8 +241,6 @@ def check_names(content: Mapping, path: str | pathlib.Path) -> None:
 
 
 def _read_torch(path):
-    import argparse
-
     try:
         import torch
     except ImportError as error:
@@ -253,7 +252,7 @@ def _read_torch(path):
     # only the zip format can be mapped; the format before torch 1.6 is read completely
     mapped = check_archive(path)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with only_allowed():
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises many kinds for damaged files
         raise UserError(f"{path}: {_refusal(error)}") from error
