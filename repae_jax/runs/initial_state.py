@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from repae_jax.data import latents
 from repae_jax.data.source import Source
+from repae_jax.errors import UserError
 from repae_jax.interop.discriminator import load_discriminator
 from repae_jax.interop.files import read_tensors
 from repae_jax.interop.latent_statistics import Statistics
@@ -147,6 +148,11 @@ def load_text_encoder(config: ConfigDict, encoder: TextEncoder) -> dict[str, Any
     Raises:
       UserError: the file is missing or damaged, or holds another network.
     """
+    if not config.text_encoder.weights:
+        raise UserError(
+            "config.text_encoder.weights is empty: name the text encoder's folder or file "
+            "(--config.text_encoder.weights=PATH)"
+        )
     variables = read_text_encoder(config.text_encoder.weights, encoder)
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         null = jax.jit(functools.partial(null_states, encoder))(variables)

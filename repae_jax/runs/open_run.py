@@ -14,9 +14,10 @@ from repae_jax.errors import UserError
 from repae_jax.interop.vae_files import StoredVAE
 from repae_jax.models.networks import Models
 from repae_jax.models.tokenizers.base import is_identity
-from repae_jax.parallel.mesh import replicated
+from repae_jax.parallel.mesh import place, replicated
 from repae_jax.runs.build import build_models, state_template
 from repae_jax.runs.checkpoints import FOLDER, Checkpoints
+from repae_jax.runs.initial_state import load_text_encoder
 from repae_jax.runs.state import TrainState, tokenizer_variables
 from repae_jax.runs.weights import statistics_of
 from repae_jax.runs.workdir import load_config
@@ -38,6 +39,8 @@ class Run:
 def open_run(workdir: pathlib.Path, mesh: Mesh | None = None, *, step: int | None = None) -> Run:
     """Load the newest checkpoint of `workdir`, or the one at `step`.
 
+    The checkpoint of an imported run has no text encoder, which is read from its file.
+
     Args:
       workdir: the run's folder.
       mesh: replicate the state on all of its devices (all processes make the same call); None: put
@@ -45,13 +48,18 @@ def open_run(workdir: pathlib.Path, mesh: Mesh | None = None, *, step: int | Non
       step: load only the checkpoint at this step.
 
     Raises:
-      UserError: there is no run or no such checkpoint, or it is damaged.
+      UserError: there is no run or no such checkpoint, it is damaged, or the text encoder's file is
+        missing or damaged.
     """
     config = load_config(workdir)
     models = build_models(config)
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     sharding = one if mesh is None else replicated(mesh)
     state = load_state(workdir, config, models, sharding, step=step)
+    if models.text_encoder is not None and "text_encoder" not in state.frozen:
+        loaded = load_text_encoder(config, models.text_encoder)
+        placed = place(loaded, jax.tree.map(lambda _: sharding, loaded))
+        state = state.replace(frozen={**state.frozen, **placed})
     return Run(workdir, config, models, state)
 
 
