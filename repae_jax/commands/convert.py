@@ -17,9 +17,9 @@ _CHOICES = "\n".join(f"  {name:<22}{what}" for name, what in TARGETS.items())
 SUMMARY = "convert weights or cached latents from one format to another"
 EPILOG = f"""\
 The format of SOURCE is detected from its content: a work directory, a training
-checkpoint of the original REPA-E, of REPA, LightningDiT or DiT, a VAE under LDM's or
-diffusers' names, diffusers' DiT, a teacher, LPIPS, cached latents. Other content is left
-out, and the output lists it.
+checkpoint of the original REPA-E, of REPA, LightningDiT, DiT or fuse-dit, a VAE under
+LDM's or diffusers' names, diffusers' DiT, a teacher, LPIPS, cached latents. Other content
+is left out, and the output lists it.
 The name of TARGET selects the format, or --to does:
 {_CHOICES}
 
@@ -28,6 +28,7 @@ examples:
   convert runs/digits exps/digits/0001450.pt     all of it, for the original
   convert exps/sdvae/checkpoints/0400000.pt runs/sdvae    and back, to train on
   convert sdvae-f8d4.pt sdvae                    one VAE file, for diffusers
+  convert runs/t2i output --to fuse-dit          a text-to-image DiT, for fuse-dit
   convert DiT-XL-2-256 runs/dit                  diffusers' DiT and its VAE, to train on
   convert imagenet_train_256 data/vavae \
       --config configs/imagenet256_lightningdit_vavae.py    LightningDiT's cached latents

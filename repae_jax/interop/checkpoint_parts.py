@@ -10,9 +10,11 @@ from repae_jax.interop import (
     autoencoder_kl,
     ddt,
     discriminator,
+    fuse_dit,
     jit,
     latent_statistics,
     lightningdit,
+    mmdit,
     sit,
 )
 from repae_jax.interop.adamw import steps_taken
@@ -22,7 +24,7 @@ from repae_jax.interop.original import OPTIMIZERS, WEIGHTS, Kind
 
 _OTHER_NAMES = {"model_ema": "ema"}
 _NAMES_OF_DDT = {"optimizer": "opt", "step": "steps"}  # RAE and diffusion-bench
-_BACKBONE = f"{sit.SIGN}|{jit.SIGN}"
+_BACKBONE = f"{sit.SIGN}|{jit.SIGN}|{fuse_dit.SIGN}"
 _SIGNS = {
     "model": _BACKBONE,
     "ema": _BACKBONE,
@@ -89,6 +91,10 @@ def kind_of(content: Mapping[str, Any]) -> Kind:
         return ddt.family_of(content["model"])
     if jit.is_jit(content["model"]):
         return "jit"
+    if fuse_dit.is_fuse_dit(content["model"]):
+        return "fuse-dit"
+    if mmdit.is_mmdit(content["model"]):
+        return "mmdit"
     if lightningdit.is_lightningdit(content["model"]):
         return "lightningdit"
     if sit.has_second_half(content["model"]):

@@ -16,11 +16,14 @@ from repae_jax.interop import (
     discriminator,
     dit_folder,
     files,
+    fuse_dit,
+    fuse_dit_folder,
     hub,
     jit,
     latent_shards,
     lightningdit,
     lpips,
+    mmdit,
     sit,
     vae_files,
     weight_files,
@@ -37,7 +40,7 @@ DIT_FOLDER = "diffusers-dit"
 LATENTS, LATENT_SHARDS = "latents", "lightningdit-latents"
 _MANIFEST = "manifest.json"  # of packed data
 CHECKPOINTS = {  # `original.Kind`
-    "repae", "ldm", "repa", "lightningdit", "dit", "ditdh", "ddt", "jit",
+    "repae", "ldm", "repa", "lightningdit", "dit", "ditdh", "ddt", "jit", "fuse-dit", "mmdit",
 }  # fmt: skip
 
 
@@ -105,6 +108,8 @@ def detect(name: str | pathlib.Path) -> Detected:
         return _folder(path)
     if vae_files.of_a_folder(path):
         return Detected(DIT_FOLDER if dit_folder.is_dit_folder(path.parent) else DIFFUSERS, path)
+    if path.name == fuse_dit_folder.STATES:
+        return _fuse_dit(path)
     return _file(path)
 
 
@@ -145,6 +150,8 @@ def _folder(path):
             return Detected(LATENTS, path)
     elif latent_shards.files_in(path):
         return Detected(LATENT_SHARDS, path)
+    if fuse_dit_folder.is_folder(path):
+        return _fuse_dit(fuse_dit_folder.states_in(path))
     if (path / dit_folder.PIPELINE).is_file():
         path = dit_folder.transformer_in(path)
     if not (path / vae_files.CONFIG).is_file():
@@ -172,6 +179,11 @@ def _folder(path):
     )
 
 
+def _fuse_dit(path):
+    content = checkpoint_parts.parts_of(fuse_dit_folder.read(path), source=str(path))
+    return Detected(checkpoint_parts.kind_of(content), path, content)
+
+
 def _file(path):
     content = files.read_stored(path)
     if checkpoint := checkpoint_parts.parts_of(content, source=str(path)):
@@ -194,6 +206,8 @@ def _file(path):
 
 def _network(format, found, content, path):
     judge = None
+    if format == "sit" and mmdit.is_mmdit(found.tensors):
+        format = "mmdit-tensors"
     if format == "sit" and ddt.is_ddt(found.tensors):
         format = "ddt-tensors"
     if format == "sit" and lightningdit.is_lightningdit(found.tensors):
@@ -223,6 +237,7 @@ _SIGNS = {
     "vae": (autoencoder_kl.SIGN, autoencoder_kl.BESIDE),
     "sit": (sit.SIGN, ()),
     "jit-tensors": (jit.SIGN, (r"projectors\..*",)),
+    "fuse-dit-tensors": (fuse_dit.SIGN, ()),
     "discriminator": (discriminator.SIGN, ()),
     "lpips": (lpips.SIGN, ()),
     "teacher": (r"^params/", ()),

@@ -7,9 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from repae_jax.errors import UserError
 from repae_jax.interop import tables
 from repae_jax.interop.tables import LINEAR, Rule, layer, patch_layout
+from repae_jax.models.backbones.fuse_dit import PRESETS
+from repae_jax.models.backbones.transformer import preset_of
 
+SIGN = r"layers\.0\.self_attn\.text_k_proj\.weight$"  # a name that every file has
 # theirs -> ours, in the order of PyTorch's parameters
 _ATTENTION = {
     "q_proj": "q", "k_proj": "k", "v_proj": "v", "text_k_proj": "text_k", "text_v_proj": "text_v",
@@ -55,6 +59,11 @@ def _scale(theirs, ours):
     return Rule(f"{theirs}.weight", f"{ours}/scale")
 
 
+def is_fuse_dit(tensors: Mapping[str, Any]) -> bool:
+    """Whether tensors are those of fuse-dit's text-to-image DiT."""
+    return any(re.match(SIGN, str(name)) for name in tensors)
+
+
 def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[str, Any]:
     """The fields of FuseDiT that follow from its tensors, and "text_width".
 
@@ -80,3 +89,19 @@ def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[
         "mlp_width": shape("layers.0.mlp.gate_proj.weight", 2)[0],
         "text_width": shape("context_embedder.1.weight", 2)[1],
     }
+
+
+def text_of(tensors: Mapping[str, np.ndarray]) -> str:
+    """The dimensions in words, or the reason why the tensors have none."""
+    try:
+        d = infer_dimensions(tensors, source="DiT")
+    except UserError as error:
+        return str(error).removeprefix("DiT: ")
+    except (IndexError, ValueError, ZeroDivisionError):
+        return "damaged: its tensors have not the shapes of fuse-dit's DiT"
+    return (
+        f"{preset_of(d, PRESETS) or 'own size'}: width {d['hidden_size']}, depth {d['depth']}, "
+        f"{d['num_heads']} heads and {d['kv_heads']} of keys, each {d['head_width']} wide, patch "
+        f"{d['patch_size']}, latents of {d['latent_channels']} channels, text of width "
+        f"{d['text_width']}"
+    )

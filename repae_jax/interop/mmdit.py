@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from repae_jax.errors import UserError
 from repae_jax.interop import tables
 from repae_jax.interop.sit import final_rules, head_rules
 from repae_jax.interop.tables import LINEAR, Rule, layer, patch_layout
+from repae_jax.models.backbones.mmdit import PRESETS, MMDiT
+from repae_jax.models.backbones.transformer import preset_of
 
 HEAD_WIDTH = 32  # of every head of REPA's; no tensor shows it
 _STREAMS = {"context_block": "context", "x_block": "patches"}  # theirs -> ours
@@ -42,6 +45,21 @@ def mmdit_rules(patch_size: int) -> list[Rule]:
     ]
 
 
+def is_mmdit(tensors: Mapping[str, Any]) -> bool:
+    """Whether tensors are those of REPA's MMDiT."""
+    return "joint_blocks.0.x_block.attn.qkv.weight" in tensors
+
+
+def check_heads(model: MMDiT) -> None:
+    """Raise UserError unless a model's heads are those that REPA's code takes for its files."""
+    if model.hidden_size != HEAD_WIDTH * model.num_heads:
+        raise UserError(
+            f"config.backbone has num_heads {model.num_heads} and hidden_size {model.hidden_size}: "
+            f"REPA's code gives every head of an MMDiT {HEAD_WIDTH} channels, and no tensor of its "
+            "files would show another number"
+        )
+
+
 def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[str, Any]:
     """The fields of MMDiT that follow from its tensors, and "text_width".
 
@@ -70,3 +88,20 @@ def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[
         "teacher_dims": tuple(shape(f"projectors.{k}.4.weight", 2)[0] for k in heads),
         "text_width": shape("context_embedder.weight", 2)[1],
     }
+
+
+def text_of(tensors: Mapping[str, np.ndarray]) -> str:
+    """The dimensions in words, or the reason why the tensors have none."""
+    try:
+        d = infer_dimensions(tensors, source="MMDiT")
+    except UserError as error:
+        return str(error).removeprefix("MMDiT: ")
+    except (IndexError, ValueError, ZeroDivisionError):
+        return "damaged: its tensors have not the shapes of an MMDiT's"
+    side, dims = d["latent_size"], ", ".join(map(str, d["teacher_dims"]))
+    return (
+        f"{preset_of(d, PRESETS) or 'own size'}: width {d['hidden_size']}, depth {d['depth']}, "
+        f"{d['num_heads']} heads, patch {d['patch_size']}, latents {side} x {side} x "
+        f"{d['latent_channels']}, text of width {d['text_width']}, heads for teachers of width "
+        f"{dims or 'none'}"
+    )

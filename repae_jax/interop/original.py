@@ -7,7 +7,8 @@ args, steps                    argparse.Namespace, int
 
 DiT's hold model, ema, opt and args, LightningDiT's config in place of args. RAE's and
 diffusion-bench's hold model, ema, optimizer, scheduler, step and epoch.
-JiT's have other keys too (interop/jit.py).
+JiT's have other keys too (interop/jit.py), and so have fuse-dit's, which are folders
+(interop/fuse_dit_folder.py). REPA's text-to-image code keeps an MMDiT under REPA's keys.
 """
 
 import dataclasses
@@ -45,8 +46,10 @@ from repae_jax.models.tokenizers.base import parameter_shapes
 # "repae": from train_repae.py. "ldm": from train_ldm_only.py, on a frozen VAE. "repa": from REPA's
 # own code, whose SiT has no BatchNorm. "lightningdit": from LightningDiT's code.
 # "dit": from DiT's. "ditdh": from RAE's. "ddt": from diffusion-bench's.
-# "jit": from JiT's.
-Kind = Literal["repae", "ldm", "repa", "lightningdit", "dit", "ditdh", "ddt", "jit"]
+# "jit": from JiT's. "fuse-dit": from fuse-dit's. "mmdit": from REPA's text-to-image code.
+Kind = Literal[
+    "repae", "ldm", "repa", "lightningdit", "dit", "ditdh", "ddt", "jit", "fuse-dit", "mmdit"
+]  # fmt: skip
 
 # role -> the part of a checkpoint with its weights, and the part with its optimizer's state
 WEIGHTS = {"backbone": "model", "tokenizer": "vae", "discriminator": "discriminator"}
@@ -151,7 +154,12 @@ def fuse_dit_part(model: FuseDiT) -> Part:
 
 
 def mmdit_part(model: MMDiT) -> Part:
-    """The MMDiT with its projection heads as a `Part`; its position table is a buffer."""
+    """The MMDiT with its projection heads as a `Part`; its position table is a buffer.
+
+    Raises:
+      UserError: its heads have another width than the original's.
+    """
+    mmdit.check_heads(model)
     rules = mmdit.mmdit_rules(model.patch_size)
     shapes = _their_shapes(rules, sit.sit_shapes(model, statistics=False))
     trained = {name: shape for name, shape in shapes.items() if name != "pos_embed"}

@@ -31,7 +31,11 @@ from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 from repae_jax.utils.lock import writing
 
 _VAES = (DIFFUSERS, "vae", "vae-tensors")
-_BARE = ("sit", "lightningdit-tensors", "ddt-tensors", "jit-tensors")  # a backbone alone
+FUSE_DIT = "fuse-dit"  # as a target
+_BARE = (  # a backbone alone
+    "sit", "lightningdit-tensors", "ddt-tensors", "jit-tensors", "fuse-dit-tensors",
+    "mmdit-tensors",
+)  # fmt: skip
 
 
 # (function that derives the configuration from the source) -> the configuration to use
@@ -138,7 +142,7 @@ def _notes(job, to):
 
 def _possible(found: Detected) -> tuple[str, ...]:
     if found.format == RUN:
-        return ("checkpoint", "diffusers", "vae", "transformer", "pipeline")
+        return ("checkpoint", FUSE_DIT, "diffusers", "vae", "transformer", "pipeline")
     if found.format in CHECKPOINTS:
         if found.format == "dit":
             return ("run", "transformer")
@@ -171,6 +175,7 @@ def _suffix(target):
 def _check_suffix(target, to):
     suffixes = {
         "run": (),
+        FUSE_DIT: (),
         "diffusers": (),
         "transformer": (),
         "pipeline": (),
@@ -214,6 +219,16 @@ def _to_checkpoint(job: Job) -> str:
 
     export_run(job.found.path, job.target, step=job.step, progress=job.progress)
     return TARGETS["checkpoint"]
+
+
+def _to_fuse_dit(job: Job) -> str:
+    from repae_jax.runs.original_export import export_run
+    from repae_jax.runs.workdir import load_config
+
+    source = job.found.path
+    export_run(source, job.target, folder=True, step=job.step, progress=job.progress)
+    tuned = "tokenizer" in load_config(source).train
+    return TARGETS[FUSE_DIT] + ("; its VAE is written by --to diffusers" if tuned else "")
 
 
 def _to_diffusers(job: Job) -> str:
@@ -330,6 +345,7 @@ def _check_groups(module, target):
 _WRITERS = {
     "run": _to_run,
     "checkpoint": _to_checkpoint,
+    FUSE_DIT: _to_fuse_dit,
     "diffusers": _to_diffusers,
     "transformer": _to_transformer,
     "pipeline": _to_pipeline,

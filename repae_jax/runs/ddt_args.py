@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from repae_jax.config.defaults import tokenizer
-from repae_jax.config.published import ddt256
+from repae_jax.config.published import ddt256, ddt256_text
 from repae_jax.config.recipes import apply_recipe
 from repae_jax.config.storage import from_json, to_json
 from repae_jax.errors import UserError
@@ -18,6 +18,7 @@ from repae_jax.interop.ddt import infer_dimensions
 from repae_jax.runs.lightningdit_args import plain_config
 from repae_jax.runs.optimizers import rate_at
 from repae_jax.runs.original_args import OURS, backbone_of
+from repae_jax.runs.text_args import check_text_width
 from repae_jax.utils.schema import check_schema
 
 _VAES = {4: ("f8d4", 8), 16: ("f8d16", 8), 32: ("f16d32", 16)}  # channels -> (VAE, factor)
@@ -28,15 +29,16 @@ _OPTIONS = {"ddt": ("time_tokens", "class_tokens"), "ditdh": ("qk_norm",)}
 def config_of_ddt(content: Mapping[str, Any], *, source: str) -> ConfigDict:
     """Make the configuration that continues a training of RAE's or diffusion-bench's.
 
-    Its network follows from the weights, its training is the published one of its family. The
-    tokenizer's weights are no part of it.
+    Its network follows from the weights, its training is the published one of its family, of
+    classes or of text. The tokenizer's weights are no part of it.
 
     Args:
       content: the parts of the checkpoint.
       source: the checkpoint's name, for errors.
 
     Raises:
-      UserError: the weights are of another backbone, or of latents without a VAE known here.
+      UserError: the weights are of another backbone, of latents without a VAE known here, or of
+        another text encoder's states.
     """
     ours = plain_config(content, source).get(OURS)
     if ours is not None:
@@ -49,11 +51,6 @@ def config_of_ddt(content: Mapping[str, Any], *, source: str) -> ConfigDict:
             "the teacher that gives it, without which no run here trains: a checkpoint of "
             "diffusion-bench is read without REG"
         )
-    if "text_width" in found:
-        raise UserError(
-            f"{source}: its network is conditioned by text, whose captions and text encoder no run "
-            "here has: a checkpoint of diffusion-bench is read with class labels"
-        )
     vae, factor = _VAES.get(found["latent_channels"], ("", 0))
     if not vae:
         raise UserError(
@@ -63,16 +60,24 @@ def config_of_ddt(content: Mapping[str, Any], *, source: str) -> ConfigDict:
         )
     family = found["family"]
     resolution = found["latent_size"] * factor
-    config = ddt256(found["latent_channels"] * found["latent_size"] ** 2)
+    values = found["latent_channels"] * found["latent_size"] ** 2
+    if "text_width" in found:
+        config = ddt256_text(values)
+        config.text_encoder.length = found["text_length"]
+        check_text_width(found["text_width"], config, source)
+        options = ("time_tokens",)
+    else:
+        config = ddt256(values)
+        config.data.num_classes = found["num_classes"] - 1
+        options = _OPTIONS[family]
     config.name = family
-    config.backbone = backbone_of(found, family, (*_HEAD, *_OPTIONS[family]))
+    config.backbone = backbone_of(found, family, (*_HEAD, *options))
     config.tokenizer = tokenizer(vae)
     config.data.resolution = resolution
     if family == "ditdh":  # RAE's training and samples
         config.objective.least_time = 0.0
         config.time.highest = 0.999
         config.sampling.update(steps=49, last_time=0.001)
-    config.data.num_classes = found["num_classes"] - 1
     return apply_recipe(config, "vanilla")
 
 

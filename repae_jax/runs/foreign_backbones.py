@@ -1,6 +1,7 @@
-"""Training checkpoints that hold a backbone alone: LightningDiT's, DiT's, DDT's, JiT's."""
+"""Training checkpoints of one network: LightningDiT's, DiT's, DDT's, JiT's, and text to image."""
 
 import argparse
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -8,16 +9,22 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from repae_jax.errors import UserError
-from repae_jax.interop import original
+from repae_jax.interop import files, fuse_dit_folder, original
 from repae_jax.interop.checkpoint_schema import arguments_of
 from repae_jax.interop.lightningdit import PREFIX
 from repae_jax.interop.original import Kind, Part
 from repae_jax.models.backbones.ddt import DDT, DiTDH
 from repae_jax.models.backbones.dit import DiT
+from repae_jax.models.backbones.fuse_dit import FuseDiT
 from repae_jax.models.backbones.jit import JiT
 from repae_jax.models.backbones.lightningdit import LightningDiT
+from repae_jax.models.backbones.mmdit import MMDiT
+from repae_jax.models.conditioning.base import Conditioner
+from repae_jax.models.conditioning.class_label import ClassLabel
+from repae_jax.models.conditioning.text import Text
 from repae_jax.runs.ddt_args import config_of_ddt, ddt_entries, ddt_settings
 from repae_jax.runs.dit_args import config_of_dit, dit_args
+from repae_jax.runs.fuse_dit_args import config_of_fuse_dit, fuse_dit_config, fuse_dit_entries
 from repae_jax.runs.jit_args import as_theirs, config_of_jit, jit_args
 from repae_jax.runs.lightningdit_args import (
     config_of_lightningdit,
@@ -25,13 +32,15 @@ from repae_jax.runs.lightningdit_args import (
     lightningdit_config,
     plain_config,
 )
+from repae_jax.runs.mmdit_args import config_of_mmdit, mmdit_args
 
+CLASSES = "class labels"
 _SD_CHANNELS = 4
 SD_SCALE = 0.18215  # REPA and DiT multiply SD-VAE's latents by this and keep no statistics
 
 
 class Foreign(NamedTuple):
-    """A kind of training checkpoint: a backbone without heads and latent statistics.
+    """A kind of training checkpoint: a backbone without latent statistics.
 
     Attributes:
       network: the backbone's class.
@@ -45,6 +54,10 @@ class Foreign(NamedTuple):
       prefix: the beginning of the names in "model".
       arrange: (content, configuration, steps, finished epochs) -> the file's entries without the
         settings.
+      conditions: what may condition the backbone: `CLASSES`, or an embedding of text, a key of
+        `models.conditioning.text.EMBEDDINGS`.
+      heads: whether it holds projection heads.
+      folder: whether it is a folder, of fuse-dit's form, and not a file.
     """
 
     network: type
@@ -56,12 +69,23 @@ class Foreign(NamedTuple):
     statistics: Callable[..., dict[str, np.ndarray]]
     prefix: str = ""
     arrange: Callable[..., dict[str, Any]] = lambda content, config, steps, epochs: dict(content)
+    conditions: tuple[str, ...] = (CLASSES,)
+    heads: bool = False
+    folder: bool = False
 
-    def stored(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The entry of the settings, as the code stores it."""
-        if self.settings == "args":
-            return {"args": argparse.Namespace(**settings)}
-        return {self.settings: dict(settings)}
+    def write(
+        self,
+        path: pathlib.Path,
+        content: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        steps: int,
+    ) -> None:
+        """Write the file's entries and the settings as the code stores them."""
+        if self.folder:
+            fuse_dit_folder.write(path, content, settings, steps)
+            return
+        stored = argparse.Namespace(**settings) if self.settings == "args" else dict(settings)
+        files.write_torch(path, {**content, self.settings: stored})
 
 
 def scaled(channels: int) -> dict[str, np.ndarray]:
@@ -89,6 +113,15 @@ def _normalized_or_scaled(content, statistics, channels, source):
     return statistics
 
 
+def _of_the_vae(content, statistics, channels, source):
+    _require(statistics, "fuse-dit", source)
+    return statistics
+
+
+def _scaled(content, statistics, channels, source):
+    return scaled(channels)
+
+
 def _normalized(content, statistics, channels, source):
     _require(statistics, "LightningDiT", source)
     multiplier = latent_multiplier(content, source)
@@ -113,7 +146,7 @@ FOREIGN: dict[Kind, Foreign] = {
         "args",
         arguments_of,
         dit_args,
-        lambda content, statistics, channels, source: scaled(channels),
+        _scaled,
     ),
     **{
         kind: Foreign(
@@ -125,8 +158,12 @@ FOREIGN: dict[Kind, Foreign] = {
             ddt_settings,
             _normalized_or_scaled,
             arrange=ddt_entries,
+            conditions=conditions,
         )
-        for kind, network in (("ditdh", DiTDH), ("ddt", DDT))
+        for kind, network, conditions in (
+            ("ditdh", DiTDH, (CLASSES,)),
+            ("ddt", DDT, (CLASSES, "rms_norm")),
+        )
     },
     "jit": Foreign(
         JiT,
@@ -138,6 +175,30 @@ FOREIGN: dict[Kind, Foreign] = {
         lambda content, statistics, channels, source: _unscaled(channels),
         arrange=as_theirs,
     ),
+    "fuse-dit": Foreign(
+        FuseDiT,
+        original.fuse_dit_part,
+        config_of_fuse_dit,
+        "config",
+        plain_config,
+        fuse_dit_config,
+        _of_the_vae,
+        arrange=fuse_dit_entries,
+        conditions=("gemma",),
+        folder=True,
+    ),
+    "mmdit": Foreign(
+        MMDiT,
+        original.mmdit_part,
+        config_of_mmdit,
+        "args",
+        arguments_of,
+        mmdit_args,
+        _scaled,
+        arrange=lambda content, config, steps, epochs: {**content, "steps": steps},
+        conditions=("linear",),
+        heads=True,
+    ),
 }
 
 
@@ -145,3 +206,10 @@ def foreign_of(backbone: Any) -> Kind | None:
     """The kind of the checkpoints that hold such a backbone alone; None for others."""
     found = (kind for kind, row in FOREIGN.items() if type(backbone) is row.network)
     return next(found, None)
+
+
+def condition_of(conditioner: Conditioner) -> str:
+    """What a conditioner conditions a backbone by, see `Foreign`; "" for other conditioners."""
+    if isinstance(conditioner, Text):
+        return conditioner.embedding
+    return CLASSES if isinstance(conditioner, ClassLabel) else ""

@@ -18,10 +18,13 @@ from repae_jax.interop import (
     ddt,
     dit_folder,
     files,
+    fuse_dit,
+    fuse_dit_config,
     jit,
     latent_shards,
     latent_statistics,
     lightningdit,
+    mmdit,
     sit,
     vae_files,
 )
@@ -151,10 +154,12 @@ def _checkpoint_lines(found):
     content = found.content
     yield "step", str(content["steps"])
     yield _backbone_line(content["model"])
+    if found.format == "fuse-dit":
+        yield "text by", fuse_dit_config.text_encoder_of(content["config"]) or "an unnamed encoder"
     if "vae" in content:
         yield from _vae_lines(vae_files.read_vae(found.path))
     for key, part in content.items():
-        if key != "args" and isinstance(part, Mapping):
+        if key not in ("args", "config") and isinstance(part, Mapping):
             yield key, weights_text(part)
     for note in found.notes:
         yield "note", note
@@ -177,6 +182,10 @@ def _backbone_line(tensors):
         return "DDT", ddt.text_of(tensors)
     if jit.is_jit(tensors):
         return "JiT", jit.text_of(tensors)
+    if fuse_dit.is_fuse_dit(tensors):
+        return "DiT", fuse_dit.text_of(tensors)
+    if mmdit.is_mmdit(tensors):
+        return "MMDiT", mmdit.text_of(tensors)
     if lightningdit.is_lightningdit(tensors):
         return "LightningDiT", lightningdit.text_of(tensors)
     name = "SiT or DiT" if sit.has_second_half(tensors) else "SiT"
@@ -233,6 +242,8 @@ _OTHER_LINES = {
     "lightningdit-tensors": _backbone_lines,
     "ddt-tensors": _backbone_lines,
     "jit-tensors": _backbone_lines,
+    "fuse-dit-tensors": _backbone_lines,
+    "mmdit-tensors": _backbone_lines,
     "discriminator": _discriminator_lines,
     "lpips": _lpips_lines,
     "teacher": _teacher_lines,

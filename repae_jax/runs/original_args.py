@@ -24,7 +24,7 @@ from repae_jax.models.tokenizers.autoencoder_kl import VAE_CONFIGS
 from repae_jax.utils.schema import Text, check_schema, real
 
 # the original's argument -> our keys with the same value
-_SAME = {
+SAME = {
     "seed": ("seed",),
     "batch_size": ("batch_size",),
     "num_classes": ("data.num_classes",),
@@ -52,7 +52,7 @@ _OPTIMIZER = {
     "adam_weight_decay": "weight_decay",
     "max_grad_norm": "max_grad_norm",
 }
-_SAME |= {
+SAME |= {
     theirs: tuple(f"optimizer.{network}.{ours}" for network in NETWORKS)
     for theirs, ours in _OPTIMIZER.items()
 }
@@ -86,7 +86,7 @@ def backbone_of(found: Mapping[str, Any], family: str, options: Iterable[str]) -
     return backbone(arch, family="" if arch else family, **changes)
 
 
-class _Arguments(TypedDict, total=False):
+class Arguments(TypedDict, total=False):
     """The arguments that are read. The configuration keys they set define their ranges."""
 
     seed: int | None
@@ -137,12 +137,12 @@ def config_from_args(args: Mapping[str, Any], kind: Kind, *, source: str) -> Con
     Raises:
       UserError: a model or teacher has no published name, or an argument has a wrong type.
     """
-    check_schema(args, _Arguments, source=f"{source}: its argument ")
+    check_schema(args, Arguments, source=f"{source}: its argument ")
     if OURS in args:
         return from_json(args[OURS], source=source)
     config = imagenet256()
     config.dtype = "float32" if args.get("mixed_precision") == "no" else "bfloat16"
-    for theirs, ours in _SAME.items():
+    for theirs, ours in SAME.items():
         if args.get(theirs) is not None:
             assign(config, ours, args[theirs])
     if kind == "repa":  # REPA's train.py never passes --cfg-prob to the SiT
@@ -152,7 +152,7 @@ def config_from_args(args: Mapping[str, Any], kind: Kind, *, source: str) -> Con
     config.backbone.arch = _known(args.get("model"), SIT_CONFIGS, "model", source)
     vae = "f8d4" if kind == "repa" else args.get("vae")
     config.tokenizer.arch = _known(vae, VAE_CONFIGS, "vae", source)
-    config.teachers = _teachers(args.get("enc_type", "None"), source)
+    config.teachers = teachers_of(args.get("enc_type", "None"), source)
     if args.get("cls") is not None:
         _denoise_class_token(config, args["cls"], source)
     config = apply_recipe(config, "repae" if kind == "repae" else "repa")
@@ -183,22 +183,22 @@ def args_from_weights(tensors: Mapping[str, Any], *, source: str) -> dict[str, A
     found = infer_dimensions(tensors, source=source)
     vaes = {4: ("f8d4", 8), 32: ("f16d32", 16)}
     vae, factor = vaes.get(found["latent_channels"], (None, 1))
-    teachers = {
-        384: "dinov2-vit-s",
-        768: "dinov2-vit-b",
-        1024: "dinov2-vit-l",
-        1536: "dinov2-vit-g",
-    }
     return {
         "model": preset_of(found, SIT_CONFIGS),
         "vae": vae,
         "resolution": found["latent_size"] * factor,
         "num_classes": found["num_classes"] - 1,
         "qk_norm": found["qk_norm"],
-        "enc_type": ",".join(teachers.get(dim, f"of width {dim}") for dim in found["teacher_dims"])
-        or "None",
+        "enc_type": teachers_from_widths(found["teacher_dims"]),
         **({"cls": CLASS_TOKEN_WEIGHT} if found["class_token_dim"] else {}),
     }
+
+
+def teachers_from_widths(widths: Iterable[int]) -> str:
+    """The original's --enc-type of heads for teachers of these widths, taken for DINOv2's."""
+    sizes = {384: "s", 768: "b", 1024: "l", 1536: "g"}
+    names = (f"dinov2-vit-{sizes[w]}" if w in sizes else f"of width {w}" for w in widths)
+    return ",".join(names) or "None"
 
 
 def args_from_config(config: ConfigDict) -> dict[str, Any]:
@@ -206,8 +206,8 @@ def args_from_config(config: ConfigDict) -> dict[str, Any]:
 
     The argument "repae_jax" holds the complete configuration as JSON.
     """
-    args = {theirs: look_up(config, ours[0]) for theirs, ours in _SAME.items()}
-    names = [_original_teacher(entry.arch) or name for name, entry in config.teachers.items()]
+    args = {theirs: look_up(config, ours[0]) for theirs, ours in SAME.items()}
+    names = [original_teacher(entry.arch) or name for name, entry in config.teachers.items()]
     if config.backbone.class_token_dim:
         args["cls"] = config.objective.class_token_weight
     return args | {
@@ -222,7 +222,7 @@ def args_from_config(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def _teachers(enc_type, source):
+def teachers_of(enc_type: Any, source: str) -> ConfigDict:
     """Make `config.teachers` from the original's --enc-type.
 
     Configurations sort their keys, but the heads follow the order of the arguments: with several
@@ -241,10 +241,10 @@ def _teachers(enc_type, source):
 
 
 def _choices():
-    return ", ".join(_original_teacher(arch) for arch in VIT_CONFIGS)
+    return ", ".join(original_teacher(arch) for arch in VIT_CONFIGS)
 
 
-def _original_teacher(arch):
+def original_teacher(arch: str) -> str:
     """dinov2-b-reg -> dinov2reg-vit-b; a name unknown to the original stays as it is."""
     for theirs, ours in _TEACHERS.items():
         head, tail = ours.split("{}")

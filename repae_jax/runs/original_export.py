@@ -9,33 +9,44 @@ from typing import Any
 import numpy as np
 import optax
 
+from repae_jax.errors import UserError
 from repae_jax.interop import files, original
 from repae_jax.interop.original import OPTIMIZERS, Part
 from repae_jax.interop.tables import require_finite
-from repae_jax.runs.foreign_backbones import FOREIGN
+from repae_jax.runs.build import build_models
+from repae_jax.runs.foreign_backbones import FOREIGN, foreign_of
 from repae_jax.runs.jit_args import IMAGES
 from repae_jax.runs.open_run import open_on_host
 from repae_jax.runs.original_parts import new_provenance, trained_parts
 from repae_jax.runs.provenance import Provenance, blank_provenance, read_provenance
 from repae_jax.runs.state import TrainState, discriminator_variables, without_heads
+from repae_jax.runs.workdir import load_config
 from repae_jax.utils.atomic_files import write_atomically
 
 
 def export_run(
-    workdir: pathlib.Path, path: pathlib.Path, *, step: int | None = None, progress: bool = True
+    workdir: pathlib.Path,
+    path: pathlib.Path,
+    *,
+    folder: bool = False,
+    step: int | None = None,
+    progress: bool = True,
 ) -> None:
     """Write the newest checkpoint of a run in the original's format; a SiT's gets an args.json.
 
     Args:
       workdir: the run's folder.
       path: the file to write.
+      folder: `path` is a folder, of fuse-dit's form.
       step: export only the checkpoint at this step.
       progress: show a bar.
 
     Raises:
       UserError: there is no run, no original has its backbone or its trained VAE,
-        or the file cannot be written.
+        the original's checkpoint is a folder where a file is asked for, or the reverse, or it
+        cannot be written.
     """
+    _check_folder(build_models(load_config(workdir)).backbone, workdir, folder)
     run = open_on_host(workdir, step, optimizers=True)
     config, models = run.config, run.models
     parts = trained_parts(models, config, str(workdir), statistics=True)
@@ -52,14 +63,13 @@ def export_run(
         names = content["model"].items()
         content["model"] = {foreign.prefix + name: array for name, array in names}
         content = foreign.arrange(content, config, steps, _epochs(origin, steps, config))
-        settings = foreign.stored(origin.args)
-        files.write_torch(path, {**content, **settings})
+        foreign.write(path, content, origin.args, steps)
         return
     files.write_torch(path, content | {"args": argparse.Namespace(**origin.args)})
     # the original keeps args.json beside the folder checkpoints/
-    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    beside = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     text = json.dumps(origin.args, indent=4) + "\n"
-    write_atomically(folder / "args.json", text.encode())
+    write_atomically(beside / "args.json", text.encode())
 
 
 def run_discriminator(
@@ -105,7 +115,9 @@ def _export(
     }  # fmt: skip
     if "discriminator" in parts:
         variables["discriminator"] = discriminator_variables(state)
-    if origin.kind in FOREIGN:  # whose code has no projection heads
+    foreign = FOREIGN.get(origin.kind)
+    headless = foreign is not None and not foreign.heads
+    if headless:
         for key in ("model", "ema"):
             variables[key] = {**variables[key], "params": without_heads(variables[key]["params"])}
     content = {}
@@ -123,12 +135,22 @@ def _export(
         key, adam = OPTIMIZERS[network], state.opt_state[network]
         count = optax.tree_utils.tree_get_all_with_path(adam, "count")[0][1]
         first, second = (optax.tree_utils.tree_get(adam, name) for name in ("mu", "nu"))
-        if origin.kind in FOREIGN:
+        if headless:
             first, second = without_heads(first), without_heads(second)
         content[key] = original.export_moments(
             int(count), first, second, part, origin.groups[key], origin.slots.get(key, {})
         )
-    return content if origin.kind in FOREIGN else content | {"steps": steps}
+    return content if foreign else content | {"steps": steps}
+
+
+def _check_folder(backbone, workdir, folder):
+    kind = foreign_of(backbone)
+    if folder != (kind is not None and FOREIGN[kind].folder):
+        what, to = ("a file", "checkpoint") if folder else ("a folder", "fuse-dit")
+        raise UserError(
+            f"{workdir}: its backbone is a {type(backbone).__name__}, whose checkpoint for the "
+            f"original is {what}: give --to {to}"
+        )
 
 
 def _counters(origin, key, part, steps, config):

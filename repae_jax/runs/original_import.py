@@ -68,7 +68,7 @@ def import_run(
 
     The run continues where the checkpoint ends: it takes over parameters, moving averages,
     statistics, optimizer moments and counters, and its data order continues after `steps` batches.
-    The checkpoint lacks teachers and LPIPS; they are read when the training continues.
+    The checkpoint lacks teachers, LPIPS and the text encoder; they are read when they are needed.
 
     Args:
       content: the checkpoint, as `files.read_stored` returns it.
@@ -105,7 +105,7 @@ def _import(content, config, models, source, progress):
     kind = checkpoint_parts.kind_of(content)
     foreign = FOREIGN.get(kind)
     _check_trained(config, kind, source)
-    if foreign and config.teachers:
+    if foreign and config.teachers and not foreign.heads:
         raise UserError(
             f"{source}: holds no projection heads, but config.teachers has "
             f"{', '.join(config.teachers)}: choose the recipe vanilla"

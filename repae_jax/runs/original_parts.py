@@ -9,10 +9,9 @@ from repae_jax.interop import original
 from repae_jax.interop.adamw import parameter_groups
 from repae_jax.interop.original import OPTIMIZERS, Part
 from repae_jax.models.backbones.sit import SiT
-from repae_jax.models.conditioning.class_label import ClassLabel
 from repae_jax.models.networks import Models
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
-from repae_jax.runs.foreign_backbones import FOREIGN, foreign_of
+from repae_jax.runs.foreign_backbones import CLASSES, FOREIGN, condition_of, foreign_of
 from repae_jax.runs.original_args import args_from_config
 from repae_jax.runs.provenance import Provenance, blank_provenance
 
@@ -35,20 +34,22 @@ def trained_parts(
         raise UserError(
             f"{source}: trains no backbone, so it cannot become an original's checkpoint"
         )
-    backbone, conditioner = models.backbone, models.backbone.conditioner
-    kind = foreign_of(backbone)
-    if (kind is None and type(backbone) is not SiT) or not isinstance(conditioner, ClassLabel):
-        known = ", ".join(["SiT", *(row.network.__name__ for row in FOREIGN.values())])
+    backbone = models.backbone
+    kind, condition = foreign_of(backbone), condition_of(backbone.conditioner)
+    known = FOREIGN[kind].conditions if kind else (CLASSES,)
+    if (kind is None and type(backbone) is not SiT) or condition not in known:
         raise UserError(
-            f"{source}: an original's checkpoint holds one of {known} with class labels, this run "
-            f"a {type(backbone).__name__} with a {type(conditioner).__name__}: convert its "
-            "tokenizer alone (--to diffusers)"
+            f"{source}: an original's checkpoint holds one of {_known()}, this run a "
+            f"{type(backbone).__name__} with {_in_words(condition, backbone.conditioner)}: convert "
+            "its tokenizer alone (--to diffusers)"
         )
     if kind:
         parts = {"backbone": FOREIGN[kind].part(backbone)}
     else:
         parts = {"backbone": original.sit_part(backbone, statistics=statistics)}
     if "tokenizer" not in config.train:
+        return parts
+    if kind and FOREIGN[kind].folder:  # its code takes the VAE as diffusers' folder
         return parts
     if kind:
         raise UserError(
@@ -65,6 +66,25 @@ def trained_parts(
     parts["tokenizer"] = original.vae_part(models.tokenizer)
     parts["discriminator"] = original.discriminator_part(models.discriminator)
     return parts
+
+
+def _known():
+    """The backbones of checkpoints, and what conditions them, in words."""
+    rows = [(SiT, (CLASSES,)), *((row.network, row.conditions) for row in FOREIGN.values())]
+    of_classes = ", ".join(network.__name__ for network, known in rows if CLASSES in known)
+    others = [
+        f"{network.__name__} with {_in_words(condition)}"
+        for network, known in rows
+        for condition in known
+        if condition != CLASSES
+    ]
+    return f"{of_classes} with {CLASSES}, {', '.join(others)}"
+
+
+def _in_words(condition, conditioner=None):
+    if not condition:
+        return f"a {type(conditioner).__name__}"
+    return condition if condition == CLASSES else f"text (embedding {condition!r})"
 
 
 def new_provenance(config: ConfigDict, models: Models, parts: dict[str, Part]) -> Provenance:

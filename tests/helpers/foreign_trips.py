@@ -32,14 +32,25 @@ class Trip:
     statistics: tuple = ()
 
 
-def make_trip(model, ema, checkpoint, config, statistics=()) -> Trip:
-    """Import a checkpoint as a run, and export this again, in the checkpoint's folder."""
+def make_trip(model, ema, checkpoint, config, statistics=(), *, words=()) -> Trip:
+    """Import a checkpoint as a run, and export this again, in the checkpoint's folder.
+
+    `words` are further ones of the command that exports.
+    """
     folder = checkpoint.parent
     content = detect(checkpoint).content
     import_run(content, folder / "run", config, source=str(checkpoint), progress=False)
     exported = folder / "exported" / checkpoint.name
-    assert main(["convert", str(folder / "run"), str(exported), "--quiet"]) == 0
+    assert main(["convert", str(folder / "run"), str(exported), "--quiet", *words]) == 0
     return Trip(model, ema, checkpoint, folder / "run", exported, config, statistics)
+
+
+def write_statistics(folder: pathlib.Path, channels: int):
+    """A file of latent statistics as LightningDiT writes it: its path, mean and deviation."""
+    mean, std = parity.normal(channels, seed=4), 1 + np.arange(channels, dtype=np.float32)
+    shaped = (torch.tensor(a).reshape(1, -1, 1, 1) for a in (mean, std))
+    torch.save(dict(zip(("mean", "std"), shaped, strict=True)), folder / "latents_stats.pt")
+    return folder / "latents_stats.pt", mean, std
 
 
 def write_vae(folder: pathlib.Path) -> pathlib.Path:

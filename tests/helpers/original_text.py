@@ -28,6 +28,30 @@ def fuse_dit(
     """fuse-dit's `DiT` with the options of its `e2e-vae` configurations."""
     from transformers import GemmaConfig
 
+    models, configs = _fuse_dit_modules()
+    base = GemmaConfig(
+        hidden_size=hidden_size, num_attention_heads=num_heads, num_key_value_heads=kv_heads,
+        head_dim=head_width, intermediate_size=mlp_width, hidden_act="gelu_pytorch_tanh",
+    )  # fmt: skip
+    base.rope_theta = 1e4  # where transformers no longer has it
+    config = configs.DiTConfig(
+        base_config=base, dit_hidden_size=hidden_size, dit_num_hidden_layers=depth,
+        in_channels=sizes["channels"], out_channels=sizes["channels"], pos_embed="ape",
+        patch_size=sizes["patch_size"], qk_norm=True, text_hidden_size=text_width,
+    )  # fmt: skip
+    return models.DiT(config)
+
+
+def fuse_dit_of(folder):
+    """fuse-dit's `DiT` of a checkpoint's config.json, as its scripts make it."""
+    models, configs = _fuse_dit_modules()
+    config = configs.DiTConfig.from_pretrained(folder)
+    config.base_config.rope_theta = 1e4  # where transformers no longer has it
+    return models.DiT(config)
+
+
+def _fuse_dit_modules():
+    """Its `diffusion.models` and `diffusion.configs`."""
     package = types.ModuleType("diffusion")  # no checkout's folder is on the path
     package.__path__ = [str(pathlib.Path(FUSE_DIT) / "diffusion")]
     before = set(sys.modules)
@@ -41,17 +65,7 @@ def fuse_dit(
                 del sys.modules[name]
     # transformers has since changed its arguments; with a table of positions nothing calls it
     models.GemmaRotaryEmbedding = lambda *sizes: nn.Identity()
-    base = GemmaConfig(
-        hidden_size=hidden_size, num_attention_heads=num_heads, num_key_value_heads=kv_heads,
-        head_dim=head_width, intermediate_size=mlp_width, hidden_act="gelu_pytorch_tanh",
-    )  # fmt: skip
-    base.rope_theta = 1e4  # where transformers no longer has it
-    config = configs.DiTConfig(
-        base_config=base, dit_hidden_size=hidden_size, dit_num_hidden_layers=depth,
-        in_channels=sizes["channels"], out_channels=sizes["channels"], pos_embed="ape",
-        patch_size=sizes["patch_size"], qk_norm=True, text_hidden_size=text_width,
-    )  # fmt: skip
-    return models.DiT(config)
+    return models, configs
 
 
 def mmdit(*, depth, teacher_dims, encoder_depth, projector_dim, size, channels, patch_size, **_):

@@ -61,8 +61,8 @@ def sources(run, checkpoint, tmp_path_factory):
         ("repa", "diffusers", "run"),
         ("repa", "checkpoint", "run"),
         ("repae", "checkpoint", "run, diffusers, vae"),
-        ("run", "run", "checkpoint, diffusers, vae, transformer, pipeline"),
-        ("run", "file", "checkpoint, diffusers, vae, transformer, pipeline"),
+        ("run", "run", "checkpoint, fuse-dit, diffusers, vae, transformer, pipeline"),
+        ("run", "file", "checkpoint, fuse-dit, diffusers, vae, transformer, pipeline"),
     ],
 )
 def test_the_wrong_family_is_named(source, to, possible, sources, tmp_path, capsys):

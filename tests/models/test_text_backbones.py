@@ -24,7 +24,6 @@ from repae_jax.models.backbones.families import BACKBONES
 from repae_jax.models.conditioning.class_label import ClassLabel
 from repae_jax.models.conditioning.text import EMBEDDINGS, Text
 from repae_jax.models.projectors import MLP
-from repae_jax.runs.ddt_args import config_of_ddt
 
 FUSE_DIT = dict(
     size=8, channels=4, patch_size=2, hidden_size=64, depth=2, num_heads=4, kv_heads=2,
@@ -179,12 +178,6 @@ def test_the_dimensions_follow_from_the_tensors(case):
         assert "text of 6 tokens of width 24" in ddt.text_of(state)
     assert found == {name: getattr(model, name) for name in found}
     assert {"depth", "num_heads", "patch_size", "hidden_size", "latent_channels"} <= set(found)
-
-
-def test_a_checkpoint_of_text_becomes_no_run_of_classes():
-    *_, net, _ = reference_of("DDT")
-    with pytest.raises(UserError, match="it: its network is conditioned by text, whose captions"):
-        config_of_ddt({"ema": parity.state_of(net)}, source="it")
 
 
 def test_the_last_modulation_of_fuse_dit_gives_the_scale_first():
