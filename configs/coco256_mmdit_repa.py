@@ -4,7 +4,7 @@
 
 Needs MS-COCO 2014 in data/coco, as pictures with captions (docs/text-to-image.md), CLIP ViT-L/14
 from the hub, and in pretrained/: the VAE with its latent statistics, and DINOv2-B. The argument
-picks a recipe, e.g. :vanilla. Published samples: 50 steps of an ODE, or 250 of the SDE, guidance 2.
+picks a recipe, e.g. :vanilla. Samples: 50 steps of an ODE, or 250 of the SDE.
 """
 
 from repae_jax.config import apply_recipe, coco256, teacher, tokenizer

@@ -10,7 +10,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from repae_jax.config.defaults import tokenizer
-from repae_jax.config.published import ddt256, ddt256_text
+from repae_jax.config.published import ddt256
+from repae_jax.config.published_text import ddt_text256
 from repae_jax.config.recipes import apply_recipe
 from repae_jax.config.storage import from_json, to_json
 from repae_jax.errors import UserError
@@ -62,7 +63,7 @@ def config_of_ddt(content: Mapping[str, Any], *, source: str) -> ConfigDict:
     resolution = found["latent_size"] * factor
     values = found["latent_channels"] * found["latent_size"] ** 2
     if "text_width" in found:
-        config = ddt256_text(values)
+        config = ddt_text256(values)
         config.text_encoder.length = found["text_length"]
         check_text_width(found["text_width"], config, source)
         options = ("time_tokens",)

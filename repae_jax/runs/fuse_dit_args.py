@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from repae_jax.config.defaults import tokenizer
-from repae_jax.config.published import fuse_dit256
+from repae_jax.config.published_text import fusedit256
 from repae_jax.config.recipes import apply_recipe
 from repae_jax.config.storage import from_json, to_json
 from repae_jax.errors import UserError
@@ -42,7 +42,7 @@ def config_of_fuse_dit(content: Mapping[str, Any], *, source: str) -> ConfigDict
     if OURS in theirs:
         return from_json(theirs[OURS], source=source)
     found = infer_dimensions(content["ema"], source=source)
-    config = fuse_dit256()
+    config = fusedit256()
     _check_text_encoder(text_encoder_of(theirs), config, source)
     check_text_width(found["text_width"], config, source)
     vae = _VAES.get(found["latent_channels"])

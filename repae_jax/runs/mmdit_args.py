@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from repae_jax.config.published import mmdit256
+from repae_jax.config.published_text import coco256
 from repae_jax.config.recipes import apply_recipe
 from repae_jax.config.storage import from_json, to_json
 from repae_jax.errors import UserError
@@ -53,7 +53,7 @@ def config_of_mmdit(content: Mapping[str, Any], *, source: str) -> ConfigDict:
     if OURS in args:
         return from_json(args[OURS], source=source)
     found = infer_dimensions(content["ema"], source=source)
-    config = mmdit256()
+    config = coco256()
     check_text_width(found["text_width"], config, source)
     if found["latent_channels"] != _CHANNELS:
         raise UserError(
