@@ -11,12 +11,14 @@ from repae_jax.errors import UserError, advise_on_bad_images
 SUMMARY = "pack images into shards: cropped, encoded, for fast random access"
 EPILOG = """\
 SOURCE is a folder of class folders, tfds:NAME, hdf5:FOLDER (the original's images.h5),
-digits, or scenes:COUNT. A killed command resumes where it stopped, and ends with the same
-bytes.
+digits, or scenes:COUNT; with captions, which are packed too, captions:FOLDER (pictures with a
+.txt beside each, or metadata.jsonl), tars:FOLDER (WebDataset's) or described:COUNT. A killed
+command resumes where it stopped, and ends with the same bytes.
 
 examples:
   prepare ~/imagenet/train data/imagenet256/train --resolution 256 --workers 8
   prepare tfds:imagenet2012 data/imagenet256/train --format webp --quality 95
+  prepare tars:downloads/blip3o data/blip3o/train --crop bilinear --on-bad-image skip
   prepare --verify data/imagenet256/train
 
 then train with --config.data.source=packed --config.data.path=data/imagenet256"""

@@ -1,4 +1,4 @@
-"""Captions: their text, and pictures in a folder with a caption each."""
+"""Pictures in a folder with captions: a text beside each, or the lines of metadata.jsonl."""
 
 from __future__ import annotations
 
@@ -11,44 +11,17 @@ import typing
 
 import numpy as np
 
+from repae_jax.data.caption_texts import MOST_BYTES, Captions, as_tuple, decode_captions
 from repae_jax.data.decode import decode_cropped, read_beginning, read_file
 from repae_jax.data.identity import Fingerprint, contents_checksums, names_checksum, sample
 from repae_jax.data.source import key_name, split_folder
 from repae_jax.data.walk import Walk
-from repae_jax.errors import BadImage, UserError, first_line
+from repae_jax.errors import UserError, first_line
 from repae_jax.utils.schema import short_repr
 
-MOST_BYTES = 1 << 16  # of a caption: some ten thousand words
 METADATA = "metadata.jsonl"  # Hugging Face's imagefolder
 _FILE_NAME, _TEXT = "file_name", "text"
 _MOST_LINE = 1 << 20
-
-
-def decode_caption(data: bytes, name: str) -> str:
-    """The text of a caption without the white space around it.
-
-    Args:
-      data: UTF-8, at most `MOST_BYTES`.
-      name: the picture's name in messages.
-
-    Raises:
-      BadImage: it is empty, longer, or no UTF-8.
-    """
-    if len(data) > MOST_BYTES:
-        raise BadImage(
-            f"{name}: its caption has {len(data):,} bytes, more than the {MOST_BYTES:,} that are "
-            "read; shorten it"
-        )
-    try:
-        text = data.decode("utf-8-sig").strip()  # Windows' editors write a byte order mark
-    except UnicodeDecodeError as error:
-        raise BadImage(
-            f"{name}: its caption is no UTF-8 ({error.reason} at byte {error.start}); save it as "
-            "UTF-8"
-        ) from error
-    if not text:
-        raise BadImage(f"{name}: its caption is empty; write one, or remove the picture")
-    return text
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,7 +31,7 @@ class CaptionedSource:
     Attributes:
       name: the folder.
       files: paths relative to it.
-      captions: the captions of `metadata.jsonl`; None reads the .txt beside each picture.
+      captions: the captions of each picture in `metadata.jsonl`; None reads the .txt beside it.
       resolution: pixels along a side of the crops.
       exif: whether pictures are turned by their EXIF orientation.
       crop: a key of `crop.CROPS`.
@@ -66,7 +39,7 @@ class CaptionedSource:
 
     name: str
     files: tuple[str, ...]
-    captions: tuple[bytes, ...] | None
+    captions: tuple[tuple[bytes, ...], ...] | None
     resolution: int
     exif: bool = False
     crop: str = "adm"
@@ -75,15 +48,15 @@ class CaptionedSource:
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray | str]:
+    def __getitem__(self, index: int) -> dict[str, np.ndarray | Captions]:
         path = self.image_name(index)
         image = decode_cropped(
             read_file(path), self.resolution, path, exif=self.exif, crop=self.crop
         )
-        return {"image": image, "label": np.int32(0), "caption": self.caption(index)}
+        return {"image": image, "label": np.int32(0), "caption": self._captions(index)}
 
     def caption(self, index: int) -> str:
-        return decode_caption(self._caption(index), self.image_name(index))
+        return as_tuple(self._captions(index))[0]
 
     def image_name(self, index: int) -> str:
         return os.path.join(self.name, self.files[index])
@@ -91,7 +64,7 @@ class CaptionedSource:
     def fingerprint(self) -> Fingerprint:
         few = sample(len(self))
         pictures = contents_checksums([few], lambda i: read_beginning(self.image_name(i)))
-        texts = contents_checksums([few], self._caption)
+        texts = contents_checksums([few], lambda i: b"\0".join(self._stored(i)))
         return {
             "source": "captions",
             "count": len(self),
@@ -100,17 +73,22 @@ class CaptionedSource:
             "captions": texts[0],
         }
 
-    def _caption(self, index):
+    def _captions(self, index):
+        return decode_captions(self._stored(index), self.image_name(index))
+
+    def _stored(self, index):
+        """The bytes of an image's captions."""
         if self.captions is not None:
             return self.captions[index]
-        return read_file(str(_text_beside(self.image_name(index))), MOST_BYTES + 1)
+        return (read_file(str(_text_beside(self.image_name(index))), MOST_BYTES + 1),)
 
 
 def open_captioned(data_config: typing.Any, split: str) -> CaptionedSource:
     """Open a folder of pictures with captions.
 
     The captions are those of `metadata.jsonl` in the folder, one line a picture with `file_name`
-    and `text` (Hugging Face's imagefolder), or of a .txt of the picture's name beside it.
+    and `text` (Hugging Face's imagefolder), a string or a list of several; or the one of a .txt of
+    the picture's name beside it.
 
     Args:
       data_config: its `path` is the folder, or holds folders `train` and `heldout` of that kind.
@@ -139,7 +117,8 @@ def _from_metadata(path):
             continue
         entry = _entry(line, f"{path}, line {number}")
         files.append(entry[_FILE_NAME])
-        captions.append(entry[_TEXT].encode("utf-8", "surrogatepass"))
+        texts = entry[_TEXT] if isinstance(entry[_TEXT], list) else [entry[_TEXT]]
+        captions.append(tuple(text.encode("utf-8", "surrogatepass") for text in texts))
     if not files:
         raise UserError(f"{path} lists no picture: each line is {_example()}")
     if len(set(files)) < len(files):
@@ -157,15 +136,25 @@ def _entry(line, source):
         raise UserError(
             f"{source} is no JSON ({first_line(error)}): each line is {_example()}"
         ) from error
-    texts = [entry.get(key) for key in (_FILE_NAME, _TEXT)] if isinstance(entry, dict) else [None]
-    if not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{source} is {short_repr(entry)}: each line is {_example()}")
+    if not (
+        isinstance(entry, dict) and isinstance(entry.get(_FILE_NAME), str) and _has_text(entry)
+    ):
+        raise UserError(
+            f"{source} is {short_repr(entry)}: each line is {_example()}, or has a list of several "
+            f"strings as its {_TEXT}"
+        )
     name = pathlib.PurePosixPath(entry[_FILE_NAME])
     if not name.name or "\0" in entry[_FILE_NAME] or not _can_be_encoded(entry[_FILE_NAME]):
         raise UserError(f"{source}: {_FILE_NAME} {entry[_FILE_NAME]!r} names no file: correct it")
     if name.is_absolute() or ".." in name.parts:
         raise UserError(f"{source}: {_FILE_NAME} {entry[_FILE_NAME]!r} lies outside of the folder")
     return entry
+
+
+def _has_text(entry):
+    texts = entry.get(_TEXT)
+    texts = texts if isinstance(texts, list) else [texts]
+    return bool(texts) and all(isinstance(text, str) for text in texts)
 
 
 def _can_be_encoded(name):

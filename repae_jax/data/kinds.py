@@ -7,6 +7,7 @@ import pathlib
 import typing
 from typing import Any
 
+from repae_jax.data.captions import METADATA
 from repae_jax.data.manifest import BEGUN, MANIFEST
 from repae_jax.data.source import setting
 from repae_jax.data.walk import SUFFIXES
@@ -21,6 +22,8 @@ _HOLDS = {  # config.data.source -> the content of its folder, in words
     "latents": "cached latents",
     "hdf5": f"the original's {HDF5}",
     "tfds": "data sets of TFDS",
+    "captions": "pictures with captions",
+    "tars": "tars of pictures with captions",
     "folder": "class folders of pictures",
 }
 _LOOKED_AT = 100  # entries of a folder to look at; a folder may have millions
@@ -36,6 +39,10 @@ def source_of(folder: pathlib.Path) -> str | None:
     versions = ("dataset_info.json", *("*/" * depth + "dataset_info.json" for depth in (1, 2, 3)))
     if any(next(folder.glob(pattern), None) for pattern in versions):
         return "tfds"
+    if (folder / METADATA).is_file():
+        return "captions"
+    if next(folder.glob("*.tar"), None) is not None:
+        return "tars"
     inner = itertools.islice((folder / name for name in entries(folder)), _LOOKED_AT)
     return "folder" if any(_has_pictures(place) for place in inner if place.is_dir()) else None
 

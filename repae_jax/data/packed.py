@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from repae_jax.data.caption_texts import KEPT, Captions, as_tuple, captions_in
 from repae_jax.data.decode import decode_pixels
 from repae_jax.data.identity import Fingerprint
 from repae_jax.data.kinds import refuse_other
@@ -28,7 +29,8 @@ class PackedSource:
     Attributes:
       name: the folder.
       num_classes: labels are 0..num_classes - 1.
-      records: index -> {"image": encoded bytes, "label": int, "name": str}.
+      records: index -> {"image": encoded bytes, "label": int, "name": str}, and captions (see
+        `caption_texts.caption_entries`) if the manifest says so.
       resolution: pixels along a side of the images.
       manifest: the folder's manifest.
     """
@@ -42,19 +44,30 @@ class PackedSource:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: int) -> dict[str, np.ndarray | Captions]:
         record = self.records[index]
         name = f"{self.image_name(index)} ({record['name']})"
-        return {
+        element = {
             "image": decode_pixels(record["image"], self.resolution, name),
             "label": check_label(record["label"], self.num_classes, name),
         }
+        if self.manifest["made"].get(KEPT):
+            element["caption"] = captions_in(record, name)
+        return element
+
+    @property
+    def caption(self) -> Callable[[int], str] | None:
+        """index -> the image's first caption; None without captions."""
+        return self._caption if self.manifest["made"].get(KEPT) else None
 
     def image_name(self, index: int) -> str:
         return self.records.record_name(index)
 
     def fingerprint(self) -> Fingerprint:
         return manifest_fingerprint(self.manifest)
+
+    def _caption(self, index):
+        return as_tuple(captions_in(self.records[index], self.image_name(index)))[0]
 
 
 def open_packed(data_config: typing.Any, split: str) -> PackedSource:

@@ -9,11 +9,12 @@ import dataclasses
 import os
 import pathlib
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from repae_jax.data.caption_texts import KEPT, caption_entries
 from repae_jax.data.identity import names_checksum
 from repae_jax.data.images import encode_pixels
 from repae_jax.data.packed import KIND
@@ -42,11 +43,13 @@ def prepare(
     """Write every image of a source, cropped to a square (see `crop`), as packed records.
 
     A record is {"image": an encoded file's bytes, "label": int, "name": the source's name of the
-    image}. After a killed run, the same call writes the missing shards, and the result has the same
-    bytes (see `shard_writer.write_shards`).
+    image}, with the captions of a source that has them (see `caption_texts.caption_entries`). After
+    a killed run, the same call writes the missing shards, and the result has the same bytes (see
+    `shard_writer.write_shards`).
 
     Args:
-      source: a folder of class folders, "tfds:NAME", "hdf5:FOLDER", "digits" or "scenes:COUNT".
+      source: a folder of class folders, "tfds:NAME", "hdf5:FOLDER", "captions:FOLDER",
+        "tars:FOLDER", "digits", "scenes:COUNT" or "described:COUNT".
       output: a new folder, or a folder that a call with the same arguments has begun.
       resolution: pixels along a side.
       format: "png", "webp", "raw" (lossless) or "jpeg" (see `images`).
@@ -80,16 +83,18 @@ def prepare(
             num_classes=None,  # the source's own
             exif=exif,
             crop=crop,
-            on_bad_image="error",  # `_ImageWriter` leaves bad images out
+            on_bad_image=on_bad_image,
             options={
                 "resolution": "--resolution",
                 "exif": "--exif",
                 "crop": "--crop",
+                "on_bad_image": "--on-bad-image",
                 "name": "SOURCE",
                 "path": "--path" if kind == "tfds" else "SOURCE",
             },
         ),
         split,
+        replace_bad_images=False,  # `_ImageWriter` leaves bad images out
     )
     made = {
         "source": kind,
@@ -100,7 +105,9 @@ def prepare(
         "format": format,
         "quality": quality,
         "exif": exif,
-        **({} if crop == "adm" else {"crop": crop}),  # data sets of before have no such entry
+        # data sets of before have neither of these entries
+        **({} if crop == "adm" else {"crop": crop}),
+        **({KEPT: True} if getattr(images, "caption", None) is not None else {}),
     }
     classes = getattr(images, "classes", None)
     return write_shards(
@@ -114,7 +121,7 @@ def prepare(
             "num_classes": images.num_classes,
             "classes": classes if classes is None else list(classes),
         },
-        summarize=_merge,
+        summarize=lambda notes: {"skipped": skipped_names(images, notes)},
         workers=workers,
         progress=progress,
     )
@@ -141,12 +148,11 @@ class _ImageWriter:
                 skipped.append(name)
                 continue
             image = encode_pixels(element["image"], self.format, self.quality)
-            writer.write({"image": image, "label": int(element["label"]), "name": name})
+            record = {"image": image, "label": int(element["label"]), "name": name}
+            if "caption" in element:
+                record |= caption_entries(element["caption"])
+            writer.write(record)
         return {"skipped": skipped}
-
-
-def _merge(notes):
-    return {"skipped": [name for note in notes for name in note["skipped"]]}
 
 
 def _check(resolution, format, quality, on_bad_image):
@@ -163,15 +169,16 @@ def _parse(source, path):
         return "tfds", rest, path
     if path:
         raise UserError(f"--path is TFDS' data folder, but SOURCE is {source!r}; leave it out")
-    if kind == "hdf5" and colon:
-        return "hdf5", "", rest
+    if kind in ("hdf5", "captions", "tars") and colon:
+        return kind, "", rest
     if source == "digits":
         return "digits", "", ""
-    if kind == "scenes" and rest:
-        return "scenes", rest, ""
+    if kind in ("scenes", "described") and rest:
+        return kind, rest, ""
     if not source or not pathlib.Path(source).is_dir():
         what = "which is no folder here" if source else "empty"
         known = "a folder of class folders, tfds:NAME, hdf5:FOLDER, digits or scenes:COUNT"
+        known += "; with captions: captions:FOLDER, tars:FOLDER or described:COUNT"
         raise UserError(f"SOURCE is {source!r}, {what}: give {known}")
     return "folder", "", source
 
@@ -180,7 +187,22 @@ def relative_name(source: Source, index: int) -> str:
     """The source's name of an image, without the path of the source on this machine."""
     if not hasattr(source, "image_name"):
         return str(index)
-    return source.image_name(index).removeprefix(source.name).lstrip("/\\, ")
+    return _without_root(source, source.image_name(index))
+
+
+def _without_root(source, name):
+    return name.removeprefix(source.name).lstrip("/\\, ")
+
+
+def skipped_names(source: Source, notes: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The names of all that a data set lacks: what the source left out, and each shard's "skipped".
+
+    Args:
+      source: the source of the images.
+      notes: the results of `WriteShard`, in the order of the shards.
+    """
+    left_out = [_without_root(source, name) for name in getattr(source, "left_out", ())]
+    return [*left_out, *(name for note in notes for name in note["skipped"])]
 
 
 def identity_of(source: Source) -> dict[str, Any]:

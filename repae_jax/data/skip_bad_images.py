@@ -16,6 +16,7 @@ from repae_jax.errors import BadImage, UserError
 
 # Shared by the threads that prefetch. Not an attribute of the source, which must be picklable.
 _listing = threading.Lock()
+_LEFT_OUT = -1  # in the place of an index: what the source left out
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,7 +25,8 @@ class SkippingSource:
 
     The next image is the next in index order; the first follows the last. So the image of an index
     depends on the data only, and the stream stays the same in every process and after a restart.
-    Each process logs a bad image once, and `listing` names it once.
+    Each process logs a bad image once, and `listing` names it once, with what the source itself has
+    left out (`left_out`).
 
     Attributes:
       source: the source of the images.
@@ -47,6 +49,7 @@ class SkippingSource:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        self._list_left_out()
         for candidate in (*range(index, len(self)), *range(index)):
             try:
                 return self.source[candidate]
@@ -75,7 +78,16 @@ class SkippingSource:
             self._noted.add(index)
             logging.getLogger(__name__).warning("skipped: %s", error)
             if self.listing:
-                _list(pathlib.Path(self.listing), self.image_name(index))
+                _list(pathlib.Path(self.listing), [self.image_name(index)])
+
+    def _list_left_out(self):
+        names = getattr(self.source, "left_out", ())
+        if not names or _LEFT_OUT in self._noted:
+            return
+        with _listing:
+            self._noted.add(_LEFT_OUT)
+            if self.listing:
+                _list(pathlib.Path(self.listing), names)
 
 
 def read_listing(path: str | pathlib.Path) -> list[str]:
@@ -95,14 +107,16 @@ def read_listing(path: str | pathlib.Path) -> list[str]:
     return list(dict.fromkeys(text.splitlines()))
 
 
-def _list(path, name):
+def _list(path, names):
     try:
-        if name in read_listing(path):
+        known = set(read_listing(path))
+        lines = "".join(f"{name}\n" for name in names if name not in known)
+        if not lines:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        # one write of one line in append mode: lines of several processes do not mix
-        with open(path, "a", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(f"{name}\n")
+        # one write in append mode: lines of several processes do not mix
+        with open(path, "ab", buffering=0) as file:
+            file.write(lines.encode("utf-8", "surrogateescape"))
     except OSError as error:
         logging.getLogger(__name__).warning("%s: cannot be written (%s)", path, error.strerror)
     except UserError as error:

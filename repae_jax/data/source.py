@@ -19,8 +19,9 @@ HELDOUT_NAMES = ("heldout", "validation", "val", "test")
 class Source(typing.Protocol):
     """Random access to labeled images, as `grain.MapDataset.source` requires.
 
-    The elements of a source of images with captions also hold "caption", a str, and its method
-    `caption(index)` reads the caption alone.
+    The elements of a source of images with captions also hold "caption", a str, or a tuple of
+    several; its method `caption(index)` reads the caption alone, of several the first. Without
+    captions, it has no such method, or None in its place.
 
     Attributes:
       name: the source's name in messages.

@@ -35,6 +35,7 @@ def open_source(
     *,
     bad_images: str | pathlib.Path = "",
     any_classes: bool = False,
+    replace_bad_images: bool = True,
 ) -> Source:
     """Open the source that a config's data section names, its images cropped to the resolution.
 
@@ -60,6 +61,8 @@ def open_source(
       split: "train", "heldout", or the source's own name of a split.
       bad_images: a file that lists skipped images; "": they are only logged.
       any_classes: accept any number of classes; the caller then uses `check_classes`.
+      replace_bad_images: with `on_bad_image` "skip", another image takes the place of a bad one;
+        False for a caller that leaves them out itself.
 
     Raises:
       UserError: the source, split, folder or data set does not exist, is empty or damaged, or has
@@ -91,7 +94,8 @@ def open_source(
     source = openers[data_config.source](data_config, split)
     if not any_classes:
         check_classes(source, data_config.num_classes)
-    if on_bad_image == "skip" and data_config.source not in (*EMBEDDED, "latents"):
+    skipping = on_bad_image == "skip" and replace_bad_images
+    if skipping and data_config.source not in (*EMBEDDED, "latents"):
         return SkippingSource(source, str(bad_images))
     return source
 

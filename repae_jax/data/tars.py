@@ -19,10 +19,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from repae_jax.data.captions import MOST_BYTES, decode_caption
+from repae_jax.data.caption_texts import MOST_BYTES, decode_caption
 from repae_jax.data.decode import decode_cropped, unreadable
 from repae_jax.data.identity import Fingerprint, contents_checksums, names_checksum, sample
-from repae_jax.data.source import key_name, split_folder
+from repae_jax.data.source import key_name, setting, split_folder
 from repae_jax.data.walk import warn_once
 from repae_jax.errors import BadImage, UserError, first_line
 from repae_jax.utils.atomic_files import replacing
@@ -34,6 +34,7 @@ _KEY = re.compile(r"((?:.*/|)[^./]+)[.]([^/]*)", re.DOTALL)
 _META = re.compile(r"__[^/]*__($|/)")  # WebDataset's own entries
 _LARGEST_PICTURE = 1 << 30  # bytes
 _LARGEST_HEADER = 1 << 20  # bytes of a long name or of extended headers
+_LISTED = 1000  # faults that are listed by name
 
 
 class Row(typing.NamedTuple):
@@ -62,6 +63,7 @@ class TarSource:
       resolution: pixels along a side of the crops.
       exif: whether pictures are turned by their EXIF orientation.
       crop: a key of `crop.CROPS`.
+      left_out: the names of damaged tars and incomplete samples, which `rows` lacks.
     """
 
     name: str
@@ -72,6 +74,7 @@ class TarSource:
     exif: bool = False
     crop: str = "adm"
     num_classes: int = 1
+    left_out: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -129,9 +132,9 @@ def open_tars(data_config: typing.Any, split: str) -> TarSource:
         )
     sizes = tuple(tar.stat().st_size for tar in tars)
     rows = _index(root, tars, sizes)
-    whole = (rows[:, 2] >= 0) & (rows[:, 4] >= 0)
+    whole, left_out = (rows[:, 2] >= 0) & (rows[:, 4] >= 0), ()
     if not whole.all():
-        _report(tars, rows[~whole], skip=data_config.on_bad_image == "skip")
+        left_out = _report(data_config, tars, rows[~whole])
         rows = rows[whole]
     if not len(rows):
         raise UserError(
@@ -140,8 +143,9 @@ def open_tars(data_config: typing.Any, split: str) -> TarSource:
         )
     exif, crop = getattr(data_config, "exif", False), getattr(data_config, "crop", "adm")
     return TarSource(
-        str(root), tuple(map(str, tars)), sizes, rows, data_config.resolution, exif, crop
-    )
+        str(root), tuple(map(str, tars)), sizes, rows, data_config.resolution, exif, crop,
+        left_out=left_out,
+    )  # fmt: skip
 
 
 def rows_of(tar: pathlib.Path, number: int = 0) -> Iterator[Row]:
@@ -257,23 +261,35 @@ def _checked(path, sizes):
     return rows
 
 
-def _report(tars, rows, *, skip):
-    """Warn of incomplete samples and damaged tars, or raise UserError for the first of them."""
-    first = Row(*rows[0].tolist())
-    tar = tars[first.tar]
-    if first.picture_size < 0 and first.caption_size < 0:
-        what = f"{tar} is damaged, and cannot be read on from there"
-    elif first.caption_size < 0:
-        what = f"{tar}: the picture at byte {first.picture} has no {CAPTION} beside it"
-    else:
-        what = f"{tar}: the {CAPTION} at byte {first.caption} has no picture beside it"
+def _report(data_config, tars, rows):
+    """Warn of incomplete samples and damaged tars; returns their names, of many the first.
+
+    Raises UserError for the first of them unless they are to be skipped.
+    """
+    what, _ = _fault(tars, rows[0])
     more = f" (and {len(rows) - 1} more faults)" if len(rows) > 1 else ""
-    if not skip:
+    if data_config.on_bad_image != "skip":
         raise UserError(
             f"{what}{more}: repair it, or leave such samples out with "
-            "--config.data.on_bad_image=skip"
+            f"{setting(data_config, 'on_bad_image', 'skip')}"
         )
     warn_once(f"left out: {what}{more}")
+    names = [_fault(tars, row)[1] for row in rows[:_LISTED]]
+    unnamed = len(rows) - len(names)
+    return (*names, *([f"{unnamed} more samples and tars"] if unnamed else []))
+
+
+def _fault(tars, row):
+    """What an incomplete row of the index lacks, in words, and its name."""
+    row = Row(*row.tolist())
+    tar = tars[row.tar]
+    if row.picture_size < 0 and row.caption_size < 0:
+        return f"{tar} is damaged, and cannot be read on from there", f"{tar}, from its damage on"
+    if row.caption_size < 0:
+        where = f"picture at byte {row.picture}"
+        return f"{tar}: the {where} has no {CAPTION} beside it", f"{tar}, {where}"
+    where = f"{CAPTION} at byte {row.caption}"
+    return f"{tar}: the {where} has no picture beside it", f"{tar}, {where}"
 
 
 def _opened(path):

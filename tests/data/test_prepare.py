@@ -201,7 +201,7 @@ def test_hdf5(tmp_path):
 def test_tfds_by_name_and_folder(tmp_path, monkeypatch):
     asked = []
 
-    def stop(config, split):
+    def stop(config, split, **_):
         asked.append((config.source, config.name, config.path, config.num_classes, split))
         raise UserError("enough")
 

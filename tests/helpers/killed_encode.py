@@ -21,11 +21,11 @@ def main(folder: pathlib.Path, output: pathlib.Path, seconds: float | None) -> N
     """Encode; `seconds` after the first image is asked for, die."""
     open_source, started = module.open_source, []
 
-    def watched(*arguments):
+    def watched(*arguments, **options):
         started.append(time.monotonic())
         if seconds is not None:
             threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
-        return open_source(*arguments)
+        return open_source(*arguments, **options)
 
     module.open_source = watched
     module.encode(make_config(folder), output, per_shard=200, images=True, progress=False)
