@@ -1,6 +1,6 @@
 """The captions of an image: decoding, the choice of one of several, and their place in records."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from repae_jax.errors import BadImage, UserError
@@ -56,6 +56,22 @@ def decode_captions(parts: Sequence[bytes], name: str) -> Captions:
 def as_tuple(captions: Captions) -> tuple[str, ...]:
     """The captions of one image as a tuple, also for one."""
     return (captions,) if isinstance(captions, str) else captions
+
+
+def choose_caption(element: Mapping[str, Any], choose: Callable[[int], int]) -> dict[str, Any]:
+    """The element with one of its captions, and the states of that one if it has states.
+
+    Args:
+      element: has "caption", `Captions`; of cached latents maybe "caption_states", a tuple with the
+        states of each.
+      choose: the number of captions -> the number of the one to take, from 0.
+    """
+    texts = as_tuple(element["caption"])
+    number = choose(len(texts))
+    chosen = {**element, "caption": texts[number]}
+    if "caption_states" in element:
+        chosen["caption_states"] = element["caption_states"][number]
+    return chosen
 
 
 def caption_entries(captions: Captions) -> dict[str, str]:

@@ -14,8 +14,8 @@ import numpy as np
 from repae_jax.data.caption_texts import MOST_BYTES, Captions, as_tuple, decode_captions
 from repae_jax.data.decode import decode_cropped, read_beginning, read_file
 from repae_jax.data.identity import Fingerprint, contents_checksums, names_checksum, sample
-from repae_jax.data.source import key_name, split_folder
-from repae_jax.data.walk import Walk
+from repae_jax.data.source import key_name, setting, split_folder
+from repae_jax.data.walk import Walk, warn_once
 from repae_jax.errors import UserError, first_line
 from repae_jax.utils.schema import short_repr
 
@@ -35,6 +35,7 @@ class CaptionedSource:
       resolution: pixels along a side of the crops.
       exif: whether pictures are turned by their EXIF orientation.
       crop: a key of `crop.CROPS`.
+      left_out: the names of pictures without a caption, which `files` lacks.
     """
 
     name: str
@@ -44,6 +45,7 @@ class CaptionedSource:
     exif: bool = False
     crop: str = "adm"
     num_classes: int = 1
+    left_out: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -91,7 +93,8 @@ def open_captioned(data_config: typing.Any, split: str) -> CaptionedSource:
     the picture's name beside it.
 
     Args:
-      data_config: its `path` is the folder, or holds folders `train` and `heldout` of that kind.
+      data_config: its `path` is the folder, or holds folders `train` and `heldout` of that kind;
+        with `on_bad_image` "skip", pictures without a .txt are left out with a warning.
       split: "train" or "heldout".
 
     Raises:
@@ -101,12 +104,15 @@ def open_captioned(data_config: typing.Any, split: str) -> CaptionedSource:
         data_config.path, split, _holds_pictures, "pictures with captions",
         called=key_name(data_config, "path"),
     )  # fmt: skip
+    left_out = []
     if (root / METADATA).is_file():
         files, captions = _from_metadata(root / METADATA)
     else:
-        files, captions = _with_texts(root), None
+        captions, (files, left_out) = None, _with_texts(root, data_config)
     exif, crop = getattr(data_config, "exif", False), getattr(data_config, "crop", "adm")
-    return CaptionedSource(str(root), files, captions, data_config.resolution, exif, crop)
+    return CaptionedSource(
+        str(root), files, captions, data_config.resolution, exif, crop, left_out=tuple(left_out)
+    )
 
 
 def _from_metadata(path):
@@ -168,20 +174,28 @@ def _example():
     return json.dumps({_FILE_NAME: "a/1.jpg", _TEXT: "a red disc"})
 
 
-def _with_texts(root):
-    """The pictures below a folder, each of which has a .txt of its name beside it."""
-    walk = Walk(root)
-    files = walk.pictures("")
-    if not files:
-        raise UserError(f"{root} holds no pictures with captions, in {METADATA} or a .txt beside")
+def _with_texts(root, data_config):
+    """The pictures below a folder with a .txt of their name beside them, and the paths of others.
+
+    Raises UserError for pictures without one, unless they are to be skipped.
+    """
+    files = Walk(root).pictures("")
     lacking = [name for name in files if not _text_beside(root / name).is_file()]
     if lacking:
         more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
-        raise UserError(
-            f"{root / lacking[0]} has no caption{more}: write it to "
-            f"{_text_beside(lacking[0]).name} beside it, or all of them to {root / METADATA}"
-        )
-    return tuple(files)
+        what = f"{root / lacking[0]} has no caption{more}"
+        if getattr(data_config, "on_bad_image", "error") != "skip":
+            raise UserError(
+                f"{what}: write it to {_text_beside(lacking[0]).name} beside it, write all of them "
+                f"to {root / METADATA}, or leave such pictures out with "
+                f"{setting(data_config, 'on_bad_image', 'skip')}"
+            )
+        warn_once(f"left out: {what}")
+        without = set(lacking)
+        files = [name for name in files if name not in without]
+    if not files:
+        raise UserError(f"{root} holds no pictures with captions, in {METADATA} or a .txt beside")
+    return tuple(files), [str(root / name) for name in lacking]
 
 
 def _text_beside(picture):

@@ -8,17 +8,22 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from repae_jax.data.caption_texts import choose_caption
 from repae_jax.errors import UserError
 
 if typing.TYPE_CHECKING:
     import grain
 
+    from repae_jax.data.caption_states import PadStates
     from repae_jax.data.source import Source
+
+    Tokenize = typing.Callable[[str], Mapping[str, np.ndarray]]
 
 # Grain prefetches batches here. Its defaults (16 threads, 500 elements) would hold 25 GB at batches
 # of 256 images of 256 x 256.
 _THREADS = 4
 _BATCHES_AHEAD = 4
+_OF_CAPTIONS = ("caption", "caption_states")  # entries of an element that are no arrays
 
 
 def train_batches(
@@ -29,7 +34,8 @@ def train_batches(
     rows: tuple[int, ...] | None = None,
     workers: int = 0,
     flip: bool = False,
-    tokenize: typing.Callable[[str], Mapping[str, np.ndarray]] | None = None,
+    tokenize: Tokenize | None = None,
+    pad_states: PadStates | None = None,
 ) -> grain.DatasetIterator:
     """Endless batches of shuffled images: {"image": uint8 (b, H, W, 3), "label": int32 (b,)}.
 
@@ -47,22 +53,27 @@ def train_batches(
     `flip`. `close()` ends the threads and processes that prefetch. If one of these processes dies,
     the next batch raises TryAgain within seconds.
 
+    Of several captions of an image one is chosen at random, anew in every epoch.
+
     Args:
       source: the source of the images; it must be picklable if `workers` > 0.
       batch_size: images in a batch, of all processes together.
-      seed: a non-negative seed of order and flips.
+      seed: a non-negative seed of order, flips and choices of captions.
       rows: the rows of every batch that this process yields; all by default.
       workers: number of processes that prefetch; with 0, threads of this process do. Processes
         are spawned: a script's own code must stand under `if __name__ == "__main__"`.
       flip: mirror every image with probability 1/2, decided anew in every epoch.
       tokenize: a caption -> the arrays that take its place in a batch, such as {"ids": int32 (L,)};
         None leaves captions out. It must be picklable if `workers` > 0.
+      pad_states: the states of a caption that cached latents keep -> the arrays that take its
+        place, instead of `tokenize`'s.
 
     Raises:
       UserError: the batch is larger than the source, or a number is out of range.
     """
     _check(source, batch_size, seed, workers)
-    if flip and tokenize is not None:
+    captioned = tokenize is not None or pad_states is not None
+    if flip and captioned:
         raise UserError(
             "config.data.flip is True, but a mirrored image no longer fits a caption that says "
             "left or right: set --config.data.flip=False"
@@ -74,7 +85,11 @@ def train_batches(
     images = grain.MapDataset.source(source).seed(seed).shuffle()
     if flip:  # before the sharding, so that the number of processes does not change the coin
         images = images.random_map(_mirror_half)
-    images = images.map(functools.partial(_replace_caption, tokenize=tokenize))
+    if captioned:  # before the sharding, as well
+        images = images.random_map(_random_caption)
+    images = images.map(
+        functools.partial(_replace_caption, tokenize=tokenize, pad_states=pad_states)
+    )
     if workers:
         _allow_grain_flags()
     rows = tuple(range(batch_size)) if rows is None else rows
@@ -85,14 +100,14 @@ def eval_batches(
     source: Source,
     batch_size: int,
     *,
-    tokenize: typing.Callable[[str], Mapping[str, np.ndarray]] | None = None,
+    tokenize: Tokenize | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """All images once, in the source's order; the last batch may be smaller.
 
     Args:
       source: the source of the images.
       batch_size: images in a batch.
-      tokenize: see `train_batches`.
+      tokenize: see `train_batches`; of several captions of an image the first is taken.
 
     Yields:
       {"image": uint8 (b, H, W, 3), "label": int32 (b,)}.
@@ -105,6 +120,8 @@ def eval_batches(
     import grain
 
     images = grain.MapDataset.source(source)
+    if tokenize is not None:
+        images = images.map(_first_caption)
     images = images.map(functools.partial(_replace_caption, tokenize=tokenize))
     batches = images.batch(batch_size)
     return iter(batches.to_iter_dataset(_read_options(workers=0)))
@@ -132,10 +149,19 @@ def _read_options(workers):
     return grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
 
 
-def _replace_caption(element, tokenize=None):
-    if "caption" not in element:
-        return element
-    rest = {key: value for key, value in element.items() if key != "caption"}
+def _random_caption(element, rng):
+    return choose_caption(element, lambda count: int(rng.integers(count)))
+
+
+def _first_caption(element):
+    return choose_caption(element, lambda count: 0)
+
+
+def _replace_caption(element, tokenize=None, pad_states=None):
+    """The element with the arrays of its one caption in the caption's place."""
+    rest = {key: value for key, value in element.items() if key not in _OF_CAPTIONS}
+    if pad_states is not None:
+        return {**rest, **pad_states(element["caption_states"])}
     return rest if tokenize is None else {**rest, **tokenize(element["caption"])}
 
 

@@ -85,8 +85,8 @@ def check_captions(source: Source) -> None:
     if getattr(source, "caption", None) is None:
         raise UserError(
             f"{source.name} has no captions, which config.condition.family 'text' takes: name data "
-            "with captions (--config.data.source=described, captions or tars), or set "
-            "--config.condition.family=class"
+            "with captions (--config.data.source=described, captions or tars, or packed shards of "
+            "these), or set --config.condition.family=class"
         )
 
 

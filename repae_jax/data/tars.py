@@ -1,21 +1,17 @@
 """Tars of pictures with captions (WebDataset's layout), at random access through an index.
 
-A sample is a picture (`jpg`, `jpeg`, `png` or `webp`) and a `txt` that follow each other in a tar
-and have one key: their path up to the first dot. WebDataset's own reader streams, so it can neither
-shuffle all samples nor resume at one of them, as Grain's random access does. So the headers of all
-tars are read once, into an index beside them; a sample is then two reads at known places.
+A sample is a picture and a `txt` that follow each other in a tar (see `tar_headers`). WebDataset's
+own reader streams, so it can neither shuffle all samples nor resume at one of them, as Grain's
+random access does. So the headers of all tars are read once, into an index beside them; a sample is
+then two reads at known places.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import pathlib
-import re
-import tarfile
 import typing
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -23,32 +19,14 @@ from repae_jax.data.caption_texts import MOST_BYTES, decode_caption
 from repae_jax.data.decode import decode_cropped, unreadable
 from repae_jax.data.identity import Fingerprint, contents_checksums, names_checksum, sample
 from repae_jax.data.source import key_name, setting, split_folder
+from repae_jax.data.tar_headers import CAPTION, PICTURES, Row, rows_of
 from repae_jax.data.walk import warn_once
 from repae_jax.errors import BadImage, UserError, first_line
 from repae_jax.utils.atomic_files import replacing
 
-PICTURES = ("jpg", "jpeg", "png", "webp")
-CAPTION = "txt"
-VERSION = 1  # of the index
-_KEY = re.compile(r"((?:.*/|)[^./]+)[.]([^/]*)", re.DOTALL)
-_META = re.compile(r"__[^/]*__($|/)")  # WebDataset's own entries
+VERSION = 2  # of the index
 _LARGEST_PICTURE = 1 << 30  # bytes
-_LARGEST_HEADER = 1 << 20  # bytes of a long name or of extended headers
 _LISTED = 1000  # faults that are listed by name
-
-
-class Row(typing.NamedTuple):
-    """A row of the index: which tar, and the places of picture and caption, in bytes.
-
-    A size of -1 stands for a part that is missing; a tar that cannot be read on has one last row
-    with both.
-    """
-
-    tar: int
-    picture: int
-    picture_size: int
-    caption: int
-    caption_size: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -148,76 +126,6 @@ def open_tars(data_config: typing.Any, split: str) -> TarSource:
     )  # fmt: skip
 
 
-def rows_of(tar: pathlib.Path, number: int = 0) -> Iterator[Row]:
-    """The index of one tar, in the order of its samples; entries of other kinds are left out."""
-    size, key, parts = tar.stat().st_size, None, {}
-    try:
-        with _Headers(tar) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
-                if member.size < 0 or _is_sparse(member):
-                    raise tarfile.ReadError("it has a file of negative size, or one with holes")
-                name = _KEY.fullmatch(member.name)
-                if not member.isreg() or not name or _META.match(member.name):
-                    continue
-                suffix = name[2].lower()
-                kind = "picture" if suffix in PICTURES else suffix
-                if name[1] != key or kind in parts:
-                    yield from _row(number, parts)
-                    key, parts = name[1], {}
-                if member.offset_data + member.size > size:
-                    raise tarfile.ReadError("it is cut short")
-                if kind in ("picture", CAPTION):
-                    parts[kind] = (member.offset_data, member.size)
-                archive.members = []  # tarfile would keep every header
-            if not _ends_at(tar, archive.offset):
-                raise tarfile.ReadError("it is cut between two of its files")
-        yield from _row(number, parts)
-    except (tarfile.TarError, ValueError, EOFError, IndexError, RecursionError):
-        yield from _row(number, parts)
-        yield Row(number, 0, -1, 0, -1)
-    except OSError as error:
-        raise unreadable(tar, error) from error
-
-
-class _Headers(io.BufferedReader):
-    """A tar's file, whose headers `tarfile` reads: damaged ones ask for any place and any memory.
-
-    Raises `tarfile.ReadError` for a place outside of the file and for a header over 1 MiB.
-    """
-
-    def __init__(self, path: pathlib.Path):
-        super().__init__(io.FileIO(path))
-        self._end = path.stat().st_size
-
-    def read(self, size: int = -1, /) -> bytes:
-        if not 0 <= size <= _LARGEST_HEADER:
-            raise tarfile.ReadError(f"a header of {size:,} bytes")
-        return super().read(size)
-
-    def seek(self, place: int, whence: int = io.SEEK_SET, /) -> int:
-        if whence == io.SEEK_SET and not 0 <= place <= self._end:
-            raise tarfile.ReadError("it is cut short")
-        return super().seek(place, whence)
-
-
-def _is_sparse(member):
-    """Whether a file's holes are left out of the tar, so that its content lies in parts."""
-    return member.issparse() or any(key.startswith("GNU.sparse.") for key in member.pax_headers)
-
-
-def _ends_at(tar, place):
-    """Whether a tar has its block of zeros there, which ends it."""
-    with open(tar, "rb") as file:
-        file.seek(place)
-        return file.read(tarfile.BLOCKSIZE) == tarfile.NUL * tarfile.BLOCKSIZE
-
-
-def _row(number, parts):
-    if parts:
-        picture, caption = (parts.get(kind, (0, -1)) for kind in ("picture", CAPTION))
-        yield Row(number, *picture, *caption)
-
-
 def _tars_in(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(path for path in folder.glob("*.tar") if path.is_file())
 
@@ -283,6 +191,13 @@ def _fault(tars, row):
     """What an incomplete row of the index lacks, in words, and its name."""
     row = Row(*row.tolist())
     tar = tars[row.tar]
+    if row.picture_size < 0 and row.caption_size < 0 and row.picture:
+        where = f"file at byte {row.picture}"
+        return (
+            f"{tar}: the {where} has two dots in its name, so that its key, which ends at the "
+            f"first, has neither picture nor {CAPTION}",
+            f"{tar}, {where}",
+        )
     if row.picture_size < 0 and row.caption_size < 0:
         return f"{tar} is damaged, and cannot be read on from there", f"{tar}, from its damage on"
     if row.caption_size < 0:

@@ -5,6 +5,7 @@ import jax
 from ml_collections import ConfigDict
 
 from repae_jax.config.modules import build_encoder, build_text_encoder
+from repae_jax.data.source import check_captions
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError
 from repae_jax.models.encoders.base import Encoder
@@ -51,6 +52,9 @@ def pretrain_teacher(config: ConfigDict, name: str, *, progress: bool = True) ->
         outputs = build_text_encoder(config).vocabulary
     model, prepare = Classifier(encoder, outputs), encoder.prepare
     train, heldout = (open_source(config.data, split) for split in ("train", "heldout"))
+    if tokenize is not None:
+        check_captions(train)
+        check_captions(heldout)
     params = fit_classifier(
         model, prepare, train, entry.pretrain, config.seed, name="teacher", progress=progress,
         tokenize=tokenize,

@@ -10,6 +10,7 @@ from PIL import Image
 
 from repae_jax.data.captions import open_captioned
 from repae_jax.data.sources import open_source
+from repae_jax.data.tokens import Tokenize, grammar_tokenizer
 from repae_jax.errors import BadImage, UserError
 
 
@@ -57,6 +58,20 @@ def test_metadata_name_pictures_and_texts(folder):
     assert open_source(config(folder), "train").fingerprint() != plain
 
 
+def test_metadata_may_have_several_captions_of_a_picture(folder):
+    entry = {"file_name": "a.jpg", "text": ["first", " second ", "third"]}
+    metadata(folder, entry, {"file_name": "sub/b.png", "text": ["alone"]})
+    source = open_source(config(folder), "train")
+    assert source[0]["caption"] == ("first", "second", "third")
+    assert (source.caption(0), source[1]["caption"]) == ("first", "alone")
+    plain = source.fingerprint()
+    metadata(folder, entry | {"text": ["first", "second", "another"]})
+    assert open_source(config(folder), "train").fingerprint()["captions"] != plain["captions"]
+    metadata(folder, entry | {"text": ["first", ""]})
+    with pytest.raises(BadImage, match=r"a\.jpg \(caption 2 of 2\): its caption is empty"):
+        open_source(config(folder), "train")[0]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -65,6 +80,9 @@ def test_metadata_name_pictures_and_texts(folder):
         ('["a.jpg"]', r"line 2 is \['a.jpg'\]: each line is"),
         ('{"file_name": "a.jpg"}', "line 2 is"),
         ('{"file_name": "a.jpg", "text": 3}', "line 2 is"),
+        ('{"file_name": "a.jpg", "text": []}', "line 2 is .*a list of several strings"),
+        ('{"file_name": "a.jpg", "text": ["x", 3]}', "line 2 is"),
+        ('{"file_name": "a.jpg", "text": {"x": "y"}}', "line 2 is"),
         ('{"file_name": "../a.jpg", "text": "x"}', "lies outside of the folder"),
         (r'{"file_name": "\ud800.jpg", "text": "x"}', "names no file"),
         (r'{"file_name": "\u0000.jpg", "text": "x"}', "names no file"),
@@ -93,10 +111,52 @@ def test_a_byte_order_mark_is_no_part_of_a_caption(folder):
     assert open_source(config(folder), "train")[0]["caption"] == "a red disc"
 
 
-def test_a_picture_without_a_caption_is_named(folder):
+def test_a_picture_without_a_caption_is_named_or_left_out_and_listed(folder):
     (folder / "a.txt").unlink()
-    with pytest.raises(UserError, match=r"a\.jpg has no caption: write it to a\.txt beside it"):
+    message = (
+        r"a\.jpg has no caption: write it to a\.txt beside it.*--config.data.on_bad_image=skip"
+    )
+    with pytest.raises(UserError, match=message):
         open_captioned(config(folder), "train")
+    skip, listing = config(folder, on_bad_image="skip"), folder / "bad_images.txt"
+    source = open_source(skip, "train", bad_images=listing)
+    assert len(source) == 2
+    assert not listing.exists()  # nothing is written before the first image is read
+    assert [source[i]["caption"] for i in range(2)] == ["caption 1", "caption 2"]
+    assert listing.read_text() == f"{folder}/a.jpg\n"
+    for name in ("sub/b.txt", "sub/c.txt"):
+        (folder / name).unlink()
+    with pytest.raises(UserError, match="holds no pictures with captions"):
+        open_source(skip, "train")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"x \xff", "is no UTF-8 .*at byte 2"),
+        (b"longword " * 10_000, "has 65,537 bytes, more than"),
+        (b" \n\t", "is empty"),
+    ],
+)
+def test_texts_that_are_no_captions_are_named_or_skipped_and_listed(text, message, folder):
+    (folder / "a.txt").write_bytes(text)
+    with pytest.raises(BadImage, match=message):
+        open_source(config(folder), "train")[0]
+    listing = folder / "bad_images.txt"
+    source = open_source(config(folder, on_bad_image="skip"), "train", bad_images=listing)
+    assert source[0]["caption"] == "caption 1"
+    assert listing.read_text() == f"{folder}/a.jpg\n"
+
+
+def test_a_caption_of_ten_thousand_words_loses_its_end(folder):
+    text = " ".join(["word"] * 10_000)
+    (folder / "a.txt").write_text(text)
+    source = open_source(config(folder), "train")
+    assert source[0]["caption"] == text
+    grammar_tokenizer().save(str(folder / "tokenizer.json"))
+    tokens = Tokenize(str(folder / "tokenizer.json"), 24, 0)(source[0]["caption"])
+    assert tokens["caption_length"] == 24
+    assert tokens["caption_ids"].shape == (24,)
 
 
 def test_an_empty_caption_is_named_or_skipped(folder):

@@ -14,7 +14,8 @@ from PIL import Image
 from repae_jax.data import tars
 from repae_jax.data.pipeline import train_batches
 from repae_jax.data.sources import open_source
-from repae_jax.data.tars import open_tars, rows_of
+from repae_jax.data.tar_headers import PICTURES, rows_of
+from repae_jax.data.tars import open_tars
 from repae_jax.errors import BadImage, UserError
 
 
@@ -80,7 +81,7 @@ def test_samples_are_those_of_webdataset(folder):
     assert len(source) == len(expected) == 5
     for row, sample in zip(source.rows, expected, strict=True):
         data = pathlib.Path(source.tars[row[0]]).read_bytes()
-        (own,) = (sample[key] for key in tars.PICTURES if key in sample)
+        (own,) = (sample[key] for key in PICTURES if key in sample)
         assert data[row[1] : row[1] + row[2]] == own
         assert data[row[3] : row[3] + row[4]] == sample["txt"]
 
@@ -145,7 +146,8 @@ FAULTS = {
     "no caption": ([*MEMBERS[:2], ("c.jpg", picture(1)), *MEMBERS[2:4]], "has no txt beside it"),
     "no picture": ([*MEMBERS[:2], ("c.txt", b"x"), *MEMBERS[2:4]], "has no picture beside it"),
     "a key of two dots": (
-        [*MEMBERS[:2], ("c.d.jpg", picture(1)), ("c.d.txt", b"x"), *MEMBERS[2:4]], "",
+        [*MEMBERS[:2], ("c.d.jpg", picture(1)), ("c.d.txt", b"x"), *MEMBERS[2:4]],
+        "has two dots in its name",
     ),
 }  # fmt: skip
 
@@ -154,12 +156,32 @@ FAULTS = {
 def test_incomplete_samples_are_named_or_left_out(fault, tmp_path, caplog):
     members, message = FAULTS[fault]
     write(tmp_path / "0.tar", members)
-    if message:
-        with pytest.raises(UserError, match=message + ".*on_bad_image=skip"):
-            open_tars(config(tmp_path), "train")
-    source = open_tars(config(tmp_path, on_bad_image="skip"), "train")
+    with pytest.raises(UserError, match=message + ".*on_bad_image=skip"):
+        open_tars(config(tmp_path), "train")
+    listing = tmp_path / "bad_images.txt"
+    skip = config(tmp_path, on_bad_image="skip")
+    source = open_source(skip, "train", bad_images=listing)
+    assert not listing.exists()  # nothing is written before the first image is read
     assert [source[i]["caption"] for i in range(2)] == ["a red disc", "caf\u00e9"]
     assert len(source) == 2
+    (line,) = listing.read_text().splitlines()
+    assert line.startswith(f"{tmp_path}/0.tar, ")
+
+
+def test_further_pictures_of_a_sample_are_no_fault(tmp_path):
+    more = [("a/1.seg.png", picture(3, "PNG")), ("a/1.tags.txt", b"x"), *MEMBERS[2:4]]
+    write(tmp_path / "0.tar", [*MEMBERS[:2], *more])
+    source = open_tars(config(tmp_path), "train")
+    assert [source[i]["caption"] for i in range(len(source))] == ["a red disc", "caf\u00e9"]
+    assert source.left_out == ()
+
+
+def test_many_faults_are_listed_up_to_a_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(tars, "_LISTED", 2)
+    write(tmp_path / "0.tar", [*MEMBERS[:2], *((f"{n}.txt", b"x") for n in range(5))])
+    left_out = open_tars(config(tmp_path, on_bad_image="skip"), "train").left_out
+    assert [name.rpartition(", ")[2].partition(" at ")[0] for name in left_out[:2]] == ["txt"] * 2
+    assert left_out[2:] == ("3 more samples and tars",)
 
 
 def test_a_repeated_extension_begins_a_sample(tmp_path):
