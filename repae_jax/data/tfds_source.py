@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import typing
+from collections.abc import Callable
 
 import numpy as np
 
+from repae_jax.data.caption_texts import Captions, as_tuple, decode_captions
 from repae_jax.data.decode import decode_cropped
 from repae_jax.data.identity import Fingerprint, contents_checksums, sample
 from repae_jax.data.source import HELDOUT_NAMES, check_label, key_name, setting
@@ -18,23 +20,27 @@ if typing.TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 _SAMPLE = 3  # records per class, on average, in the fingerprint
+_CAPTIONS = ("captions", "caption", "text", "texts")  # features of captions, and their keys
 _OWN = "tensorflow_datasets."
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # keys of features.json, old and new
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TfdsSource:
-    """A TFDS data set with encoded images, decoded on access.
+    """A TFDS data set with encoded images, decoded on access, and labels, captions or both.
 
     Attributes:
       name: the builder's name.
       num_classes: labels are 0..num_classes - 1.
-      records: index -> {"image": encoded bytes, "label": int}.
+      records: index -> {"image": encoded bytes, "label": int, ...}.
       resolution: pixels along a side of the crops.
       exif: whether pictures are turned by their EXIF orientation.
       crop: a key of `crop.CROPS`.
       classes: the classes' names, in the order of the labels.
       release: the builder's name with config and version.
+      text: the keys of a record that lead to its captions, such as ("captions", "text"); () without
+        captions.
+      labeled: whether records have labels; otherwise all images are of one class.
     """
 
     name: str
@@ -45,18 +51,28 @@ class TfdsSource:
     crop: str = "adm"
     classes: tuple[str, ...] | None = None
     release: str = ""
+    text: tuple[str, ...] = ()
+    labeled: bool = True
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: int) -> dict[str, np.ndarray | Captions]:
         record, name = self.records[index], self.image_name(index)
-        return {
+        element = {
             "image": decode_cropped(
                 record["image"], self.resolution, name, exif=self.exif, crop=self.crop
             ),
-            "label": check_label(record["label"], self.num_classes, name),
+            "label": check_label(self._label(record), self.num_classes, name),
         }
+        if self.text:
+            element["caption"] = decode_captions(self._stored_captions(record), name)
+        return element
+
+    @property
+    def caption(self) -> Callable[[int], str] | None:
+        """index -> the image's first caption; None without captions."""
+        return self._caption if self.text else None
 
     def image_name(self, index: int) -> str:
         return f"{self.name}, image {index}"
@@ -71,11 +87,35 @@ class TfdsSource:
             "count": len(self),
             "classes": list(self.classes or ()),
             "content": content,
+            **self._captions_fingerprint(),
         }
 
     def _content(self, index):
         record = self.records[index]
-        return b"%d " % record["label"] + record["image"]
+        return b"%d " % self._label(record) + record["image"]
+
+    def _captions_fingerprint(self):
+        if not self.text:
+            return {}
+
+        def content(index):
+            return b"\0".join(self._stored_captions(self.records[index]))
+
+        (captions,) = contents_checksums([sample(len(self))], content)
+        return {"captions": captions}
+
+    def _label(self, record):
+        return record["label"] if self.labeled else 0
+
+    def _caption(self, index):
+        stored = self._stored_captions(self.records[index])
+        return as_tuple(decode_captions(stored, self.image_name(index)))[0]
+
+    def _stored_captions(self, record):
+        """The bytes of a record's captions."""
+        for key in self.text:
+            record = record[key]
+        return [bytes(text) for text in np.atleast_1d(np.asarray(record, object))]
 
 
 def open_tfds(data_config: typing.Any, split: str) -> TfdsSource:
@@ -87,31 +127,52 @@ def open_tfds(data_config: typing.Any, split: str) -> TfdsSource:
       split: "train", "heldout", or a split in TFDS' notation.
 
     Raises:
-      UserError: the data set or split does not exist, cannot be read by index, or has no labels.
+      UserError: the data set or split does not exist, cannot be read by index, or has neither
+        labels nor captions.
     """
     import tensorflow_datasets as tfds
 
     builder = _builder(data_config)
     features = dict(builder.info.features.items())
     image, label = features.get("image"), features.get("label")
-    if not isinstance(image, tfds.features.Image) or not isinstance(
-        label, tfds.features.ClassLabel
-    ):
+    labeled, text = isinstance(label, tfds.features.ClassLabel), _text_of(features)
+    if not isinstance(image, tfds.features.Image) or not (labeled or text):
         raise UserError(
             f"{key_name(data_config, 'name')} is {data_config.name!r}, which has no image and "
-            "label; choose another"
+            f"label, nor an image with text that is called {' or '.join(_CAPTIONS)}; choose another"
         )
     return TfdsSource(
         name=data_config.name,
-        num_classes=label.num_classes,
+        num_classes=label.num_classes if labeled else 1,
         # encoded images, to be decoded and cropped like files in folders
         records=_records(builder, split, {"image": tfds.decode.SkipDecoding()}),
         resolution=data_config.resolution,
         exif=getattr(data_config, "exif", False),
         crop=getattr(data_config, "crop", "adm"),
-        classes=tuple(label.names),
+        classes=tuple(label.names) if labeled else None,
         release=builder.info.full_name,
+        text=text,
+        labeled=labeled,
     )
+
+
+def _text_of(features):
+    """The keys that lead to the captions of a record: (name,) or, in a group, (name, key); or ().
+
+    Captions are a `Text`, or a sequence of them, whose own name or whose group's is one of
+    `_CAPTIONS`; other texts may be names of files.
+    """
+    import tensorflow_datasets as tfds
+
+    for name in _CAPTIONS:
+        feature = features.get(name)
+        feature = getattr(feature, "feature", feature)  # of a sequence, its elements'
+        if isinstance(feature, tfds.features.Text):
+            return (name,)
+        for key in _CAPTIONS if isinstance(feature, tfds.features.FeaturesDict) else ():
+            if key in feature and isinstance(feature[key], tfds.features.Text):
+                return (name, key)
+    return ()
 
 
 def _builder(data_config: typing.Any) -> tfds.core.DatasetBuilder:
