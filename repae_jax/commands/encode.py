@@ -17,7 +17,8 @@ from repae_jax.errors import advise_on_bad_images
 SUMMARY = "encode a configuration's images by its VAE once, to train on the latents"
 EPILOG = """\
 The configuration names the images (config.data), the VAE (config.tokenizer.weights) and the
-teachers. A killed command resumes where it stopped, and ends with the same bytes.
+teachers. Of a configuration with captions the cache keeps these, too. A killed command resumes
+where it stopped, and ends with the same bytes.
 
 examples:
   encode --config configs/imagenet256_ldm_e2e_vavae.py:images --output data/e2e_vavae \
@@ -40,6 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--teachers",
         action="store_true",
         help="keep the teachers' tokens, which training then uses in place of the teachers",
+    )
+    parser.add_argument(
+        "--text",
+        action="store_true",
+        help="keep the text encoder's states of captions, which training then uses in its place",
     )
     parser.add_argument(
         "--dtype", default="float32", help="stored type: float32, float16, bfloat16 " + DEFAULT
@@ -73,6 +79,7 @@ def run(options: argparse.Namespace) -> int:
         mirrored=options.mirrored,
         images=options.images,
         teachers=options.teachers,
+        text=options.text,
         dtype=options.dtype,
         progress=not options.quiet,
     )

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from repae_jax.config.measured import measuring_teacher
 from repae_jax.data import latents
+from repae_jax.data.caption_states import missing_captions
 from repae_jax.data.packed import packed_folder
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError, not_installed
@@ -180,6 +181,8 @@ def _cache(config: ConfigDict) -> Iterator[str]:
     teachers = list(config.teachers) if "backbone" in config.train else []
     class_token = bool(config.backbone.get("class_token_dim"))
     yield from latents.missing_for_teachers(folder, made, teachers, class_token=class_token)
+    if config.text_encoder.family != NO_TEXT:
+        yield from missing_captions(folder, made)
     measured = config.evaluation
     if not measured.every:
         return

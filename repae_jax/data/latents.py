@@ -7,6 +7,9 @@ Beside its label, an element has the posterior of a frozen VAE in place of the i
     image                      uint8 (H, W, 3), if the cache keeps images for the teachers
     teacher_tokens             a tuple of (N, D) arrays, if the cache keeps the teachers' tokens; of
                                N patches, and behind them the class token if the cache keeps it
+    caption                    a str, or a tuple of several, if the images have captions
+    caption_states             the states of each caption, `caption_states.CaptionStates`, if the
+                               cache keeps them
 
 If the cache has mirrored images, their values lie under "mirrored", and the pipeline chooses
 between the two (`choose_mirrored`).
@@ -14,12 +17,15 @@ between the two (`choose_mirrored`).
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NotRequired
 
 import numpy as np
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
+from repae_jax.data import caption_states
+from repae_jax.data.caption_states import STATES, states_in
+from repae_jax.data.caption_texts import KEPT, as_tuple, captions_in
 from repae_jax.data.decode import decode_pixels
 from repae_jax.data.identity import Fingerprint
 from repae_jax.data.manifest import MANIFEST, manifest_fingerprint, read_manifest
@@ -37,6 +43,8 @@ class _Made(TypedDict):
     images: bool
     teachers: dict[Text, Text]
     class_tokens: NotRequired[bool]
+    captions: NotRequired[bool]
+    text: NotRequired[caption_states.Made]
     vae: Text
     latent_shape: each(whole(1, 2**20), 3, 3)
     resolution: Side
@@ -81,7 +89,22 @@ class LatentSource:
         element = _element(record, side, name)
         if self.mirrored:
             element["mirrored"] = _element(record, side, name, MIRRORED)
+        if self._keeps(KEPT):
+            element["caption"] = captions_in(record, name)
+            if made := self._keeps(STATES):
+                count = len(as_tuple(element["caption"]))
+                element["caption_states"] = states_in(record, count, made, name)
         return {**element, "label": np.int32(record["label"])}
+
+    @property
+    def caption(self) -> Callable[[int], str] | None:
+        """index -> the image's first caption; None without captions."""
+        return self._caption if self._keeps(KEPT) else None
+
+    @property
+    def keeps_states(self) -> bool:
+        """Whether elements have the states of their captions."""
+        return bool(self._keeps(STATES))
 
     def image_name(self, index: int) -> str:
         """The name of an element in messages."""
@@ -90,6 +113,12 @@ class LatentSource:
     def fingerprint(self) -> Fingerprint:
         """The fingerprint of these latents, see `data.identity`."""
         return manifest_fingerprint(self.manifest)
+
+    def _keeps(self, entry):
+        return self.manifest["made"].get(entry)
+
+    def _caption(self, index):
+        return as_tuple(captions_in(self.records[index], self.image_name(index)))[0]
 
 
 def open_latents(folder: str | pathlib.Path, *, mirrored: bool = False) -> LatentSource:

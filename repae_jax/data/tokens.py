@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
+import json
 import pathlib
 import typing
 from collections.abc import Iterable, Iterator, Sequence
@@ -62,6 +64,16 @@ class Tokenize:
                 f"it in a length of {self.length}: raise the length"
             )
         return found
+
+    def sha256(self) -> str:
+        """SHA-256 of the tokenizer.json, without its layout and what a length decides.
+
+        Raises:
+          UserError: the tokenizer.json is damaged.
+        """
+        tokenizer = _tokenizer(self.path, self.length)
+        content = {**json.loads(tokenizer.to_str()), "truncation": None, "padding": None}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def check(self, vocabulary: int, null_ids: Sequence[int]) -> None:
         """Raise UserError unless the ids are those that an encoder was trained with.

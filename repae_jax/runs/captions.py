@@ -9,11 +9,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from repae_jax.config.modules import build_text_encoder
+from repae_jax.data import caption_states
 from repae_jax.data.source import Source, check_captions
 from repae_jax.data.tokens import FILE, Tokenize
 from repae_jax.errors import BadImage, UserError
 from repae_jax.interop import hub
 from repae_jax.models.networks import Models, condition_of
+from repae_jax.models.text_encoders.base import TextEncoder
+from repae_jax.runs.fingerprint import weights_sha256
 from repae_jax.sampling.class_labels import balanced_labels
 
 Inputs = dict[str, np.ndarray]
@@ -51,6 +54,24 @@ def tokenized(tokenize: Tokenize, prompts: Sequence[str]) -> Inputs:
     """{"caption_ids": (N, L) int32, "caption_length": (N,) int32} of prompts."""
     rows = [tokenize(prompt) for prompt in prompts]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def made_states(
+    encoder: TextEncoder, variables: Mapping[str, Any], tokenize: Tokenize
+) -> caption_states.Made:
+    """What identifies the states of captions by a text encoder with its tokenizer.
+
+    Args:
+      encoder: the text encoder.
+      variables: its variables.
+      tokenize: its tokenizer.
+    """
+    return {
+        "encoder": weights_sha256(variables["params"]),
+        "tokenizer": tokenize.sha256(),
+        "length": encoder.length,
+        "width": encoder.dim,
+    }
 
 
 def with_negative_prompt(

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from repae_jax.data import latents
+from repae_jax.data.caption_states import check_states
 from repae_jax.data.source import Source
 from repae_jax.errors import UserError
 from repae_jax.interop.discriminator import load_discriminator
@@ -22,6 +23,7 @@ from repae_jax.models.networks import Models
 from repae_jax.models.text_encoders.base import TextEncoder, null_states
 from repae_jax.parallel.multihost import processes
 from repae_jax.runs.build import fresh_state, init_compiler_options, latent_shape
+from repae_jax.runs.captions import made_states, make_tokenize
 from repae_jax.runs.fingerprint import tokenizer_sha256, weights_sha256
 from repae_jax.runs.state import TrainState, tokenizer_variables
 from repae_jax.runs.statistics import latent_moments
@@ -229,6 +231,11 @@ def _check_cache(config, models, source, loaded):
     shape = latent_shape(config, models)
     tokenizer = tokenizer_sha256(tokenizer_variables(loaded.params, loaded.frozen))
     class_token = class_token_dim(models.backbone) > 0
+    if source.keeps_states and models.text_encoder is not None:
+        wanted = made_states(
+            models.text_encoder, loaded.frozen["text_encoder"], make_tokenize(config)
+        )
+        check_states(source.name, source.manifest["made"], wanted)
     latents.check_for_training(source, tokenizer, teachers, shape, class_token=class_token)
 
 

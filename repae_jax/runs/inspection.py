@@ -76,6 +76,8 @@ def _lines(found: Detected) -> Lines:
         source = latents.open_latents(found.path)
         yield "latents", _latents_text(len(source), source.manifest["made"]["latent_shape"])
         yield "statistics", statistics_text(latents.statistics_of(source))
+        if source.caption is not None:
+            yield "captions", "text and states" if source.keeps_states else "text"
     elif found.format == LATENT_SHARDS:
         shards = latent_shards.open_shards(found.path)
         yield "latents", _latents_text(len(shards), shards.shape)

@@ -26,7 +26,7 @@ from repae_jax.parallel.multihost import Processes
 from repae_jax.utils.sealed import digest
 
 # Changes of cached latents that `config.data.accept` cannot accept: the run's own frozen networks.
-_FIXED = re.compile(r"made\.(vae|teachers|latent_shape): ")
+_FIXED = re.compile(r"made\.(vae|teachers|latent_shape|text): ")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from repae_jax.data import latents
+from repae_jax.data.caption_states import STATES, missing_captions
 from repae_jax.data.manifest import MANIFEST
 from repae_jax.data.packed import packed_folder
 from repae_jax.errors import UserError
@@ -27,15 +28,18 @@ class Cache:
       tokens: whether it holds the teachers' tokens.
       manifest: the cache's manifest; None: the cache does not exist yet.
       class_tokens: whether the tokens include the teachers' class tokens.
+      text: whether it holds the text encoder's states of captions.
     """
 
     images: bool
     tokens: bool
     manifest: pathlib.Path | None
     class_tokens: bool = False
+    text: bool = False
 
     def __str__(self) -> str:
-        kept = [name for name in ("images", "tokens") if getattr(self, name)]
+        fields = {"images": self.images, "tokens": self.tokens, "states of captions": self.text}
+        kept = [name for name, there in fields.items() if there]
         text = " and ".join(["cached latents", *kept])
         if self.manifest is not None:
             return f"{text}, as {self.manifest} says"
@@ -69,12 +73,25 @@ def find_cache(config: ConfigDict, models: Models, kept: str = "tokens") -> Cach
         folder, made, list(models.teachers), class_token=class_token
     ):
         raise UserError(missing)
-    both = made.get("class_tokens", False)
-    return Cache(made["images"], bool(made["teachers"]), folder / MANIFEST, class_tokens=both)
+    if models.text_encoder is not None:
+        for missing in missing_captions(folder, made):
+            raise UserError(missing)
+    both, text = made.get("class_tokens", False), models.text_encoder is not None and STATES in made
+    return Cache(made["images"], bool(made["teachers"]), folder / MANIFEST, both, text)
 
 
-def input_shapes(size: int, models: Models) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and types of the inputs of `size` images: classes or captions, see `condition_of`."""
+def input_shapes(
+    size: int, models: Models, *, states: bool = False
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of the inputs of `size` images: classes or captions, see `condition_of`.
+
+    With `states` they are the text encoder's states of captions.
+    """
+    if states:
+        spec = models.backbone.conditioner.spec()
+        return {
+            k: jax.ShapeDtypeStruct((size, *leaf.shape), leaf.dtype) for k, leaf in spec.items()
+        }
     number = jax.ShapeDtypeStruct((size,), jnp.int32)
     if models.text_encoder is None:
         return {"label": number}
@@ -96,7 +113,7 @@ def batch_shapes(
     size, side = config.batch_size, config.data.resolution
     image = jax.ShapeDtypeStruct((size, side, side, 3), jnp.uint8)
     batch: dict[str, Any] = {"label": jax.ShapeDtypeStruct((size,), jnp.int32)}
-    batch |= input_shapes(size, models)
+    batch |= input_shapes(size, models, states=cache is not None and cache.text)
     if cache is None:
         return {"image": image, **batch}
     latent = jax.ShapeDtypeStruct((size, *latent_shape(config, models)), jnp.float32)

@@ -1,7 +1,6 @@
 """Encoding of a source by the VAE, to a cache of latents for training."""
 
 import concurrent.futures
-import math
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,13 +14,17 @@ from repae_jax.config.modules import build_tokenizer
 from repae_jax.config.needs import check_files
 from repae_jax.config.validate import validate
 from repae_jax.data import latents
+from repae_jax.data.caption_states import STATES, states_entries
+from repae_jax.data.caption_texts import KEPT, caption_entries
 from repae_jax.data.images import encode_pixels
-from repae_jax.data.prepare import identity_of, relative_name
+from repae_jax.data.prepare import identity_of, relative_name, skipped_names
 from repae_jax.data.shard_writer import ShardWriter, write_shards
+from repae_jax.data.source import check_captions
 from repae_jax.data.sources import Source, open_source
 from repae_jax.errors import BadImage, UserError
 from repae_jax.models.backbones.base import class_token_dim
 from repae_jax.models.networks import Models, teacher_tokens
+from repae_jax.models.text_encoders.families import NONE as NO_TEXT
 from repae_jax.models.tokenizers import base
 from repae_jax.parallel.mesh import batch_sharding, make_mesh, place_batch, replicated
 from repae_jax.parallel.multihost import processes
@@ -29,6 +32,8 @@ from repae_jax.runs.build import build_models
 from repae_jax.runs.fingerprint import tokenizer_sha256, weights_sha256
 from repae_jax.runs.initial_state import load_teachers
 from repae_jax.runs.weights import read_vae
+from repae_jax.training.encode_text import CaptionEncoder
+from repae_jax.training.latent_sums import Sums, summarize
 from repae_jax.utils.finite import NotFinite
 from repae_jax.utils.images import to_float
 from repae_jax.utils.schema import Batch, check_schema
@@ -47,10 +52,13 @@ def encode(
     mirrored: bool = False,
     images: bool = False,
     teachers: bool = False,
+    text: bool = False,
     dtype: str = "float32",
     progress: bool = True,
 ) -> None:
     """Write the posterior (mean, std) of every image of the source as packed records.
+
+    In a run with captions, the records hold the captions as well.
 
     The latent statistics are summed in float64 in the same pass, shard by shard. A killed run
     resumes with the missing shards and ends with the same bytes. Several processes share the
@@ -65,20 +73,22 @@ def encode(
       mirrored: also encode the mirrored images.
       images: also store the images (PNG), for the teachers.
       teachers: store the teachers' tokens.
-      dtype: the stored type of latents and tokens, one of `DTYPES`.
+      text: store the states of the text encoder for every caption.
+      dtype: the stored type of latents, tokens and states, one of `DTYPES`.
       progress: show a bar.
 
     Raises:
       UserError: the configuration, files, data or output folder are wrong.
     """
-    _check(config, dtype, batch_size)
-    with_errors = config.data.copy_and_resolve_references()
-    with_errors.on_bad_image = "error"  # so that this function can leave bad images out
-    source = open_source(with_errors, split)
+    _check(config, dtype, batch_size, text=text, mirrored=mirrored)
+    # `_records` leaves bad images out
+    source = open_source(config.data, split, replace_bad_images=False)
     skip = config.data.on_bad_image == "skip"
     models = build_models(config)
     variables, _ = read_vae(config, models.tokenizer)
-    encoder = _Encoder(config, models, variables, batch_size, teachers)
+    if models.text_encoder is not None:
+        check_captions(source)
+    encoder = _Encoder(config, models, variables, batch_size, teachers=teachers, text=text)
     made = {
         "source": {"source": config.data.source, "name": config.data.name, "split": split},
         **identity_of(source),
@@ -94,6 +104,10 @@ def encode(
     }
     if encoder.teachers and class_token_dim(models.backbone):
         made["class_tokens"] = True
+    if models.text_encoder is not None:
+        made[KEPT] = True
+    if encoder.text is not None:
+        made[STATES] = encoder.text.made
 
     def write(indexes: range, writer: ShardWriter) -> dict[str, Any]:
         sums, skipped = Sums(models.tokenizer.latent_channels), []
@@ -108,43 +122,18 @@ def encode(
         write,
         made,
         manifest={"kind": latents.KIND, "num_classes": source.num_classes},
-        summarize=summarize,
+        summarize=lambda sums: {**summarize(sums), "skipped": skipped_names(source, sums)},
         processes=processes(),
         progress=progress,
     )
 
 
-class Sums:
-    """Running sums of the latents z = mean + std * noise, per channel, in float64."""
-
-    def __init__(self, channels: int):
-        self.count, self.first, self.second = 0, np.zeros(channels), np.zeros(channels)
-
-    def add(self, mean: np.ndarray, std: np.ndarray) -> None:
-        """Add an image's moments (h, w, c), the noise integrated out: E z^2 = mean^2 + std^2."""
-        mean, std = mean.astype(np.float64), std.astype(np.float64)
-        self.count += mean.shape[0] * mean.shape[1]
-        self.first += mean.sum((0, 1))
-        self.second += (mean**2 + std**2).sum((0, 1))
-
-    def as_json(self) -> dict[str, Any]:
-        """The sums as JSON for a shard's sidecar; JSON represents float64 exactly."""
-        return {"count": self.count, "first": list(self.first), "second": list(self.second)}
-
-
-def summarize(sums: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """Compute the manifest's statistics from all shards' sums."""
-    count = sum(shard["count"] for shard in sums)
-    channels = len(sums[0]["first"])
-    mean = [math.fsum(s["first"][c] for s in sums) / count for c in range(channels)]
-    second = [math.fsum(s["second"][c] for s in sums) / count for c in range(channels)]
-    var = [q - m**2 for q, m in zip(second, mean, strict=True)]
-    skipped = [name for shard in sums for name in shard["skipped"]]
-    return {"statistics": {"mean": mean, "var": var}, "skipped": skipped}
-
-
 class _Encoder:
-    """Computes the VAE's posterior, and with `teachers` their tokens, on all devices."""
+    """Computes the VAE's posterior, and with `teachers` their tokens, on all devices.
+
+    Attributes:
+      text: computes the states of captions; None without `text`.
+    """
 
     def __init__(
         self,
@@ -152,7 +141,9 @@ class _Encoder:
         models: Models,
         variables: Mapping[str, Any],
         batch_size: int,
+        *,
         teachers: bool,
+        text: bool,
     ):
         self.batch_size = batch_size
         self._mesh = make_mesh(devices=jax.local_devices())
@@ -160,6 +151,7 @@ class _Encoder:
             raise UserError(
                 f"--batch-size {batch_size} does not divide over the {self._mesh.size} devices"
             )
+        self.text = CaptionEncoder(config, models, self._mesh, batch_size) if text else None
         loaded = load_teachers(config, models) if teachers else {}
         self.teachers = {name: weights_sha256(loaded[name]["params"]) for name in loaded}
         weights = {"tokenizer": variables, "teachers": loaded}
@@ -206,8 +198,22 @@ def _records(source: Source, indexes, encoder, made, sums, skipped) -> Iterator[
                     part | {f"{latents.MIRRORED}{key}": value for key, value in other.items()}
                     for part, other in zip(parts, mirrored, strict=True)
                 ]
-            for part, element in zip(parts, read.values(), strict=True):
-                yield {**part, "label": int(element["label"])}
+            texts = _texts(
+                [element.get("caption") for element in read.values()], names, encoder, made
+            )
+            for part, text, element in zip(parts, texts, read.values(), strict=True):
+                yield {**part, "label": int(element["label"]), **text}
+
+
+def _texts(captions, names, encoder, made):
+    """Each image's part of a record for its captions; {} in a run without captions."""
+    if not made.get(KEPT):
+        return [{}] * len(captions)
+    texts = [caption_entries(own) for own in captions]
+    if encoder.text is None:
+        return texts
+    states = encoder.text(captions, names, jnp.dtype(made["dtype"]))
+    return [text | states_entries(own) for text, own in zip(texts, states, strict=True)]
 
 
 def _readable(source, indexes, reading, skipped):
@@ -244,7 +250,7 @@ def _check_finite(part, name, dtype):
             )
 
 
-def _check(config, dtype, batch_size):
+def _check(config, dtype, batch_size, *, text, mirrored):
     if dtype not in DTYPES:
         raise UserError(f"--dtype is {dtype!r}: use one of {', '.join(DTYPES)}")
     check_schema(batch_size, Batch, source="--batch-size")
@@ -264,4 +270,15 @@ def _check(config, dtype, batch_size):
             "(--config.tokenizer.weights=PATH)"
         )
     validate(config)
+    captioned = config.text_encoder.family != NO_TEXT
+    if text and not captioned:
+        raise UserError(
+            "--text keeps the states of a text encoder, but config.text_encoder names none: leave "
+            "--text out, or name one (--config.text_encoder.arch)"
+        )
+    if mirrored and captioned:
+        raise UserError(
+            "--mirrored encodes mirrored images, which no longer fit captions that say left or "
+            "right: leave it out, as config.data.flip is False in a run with captions"
+        )
     check_files(config)

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from repae_jax.config.needs import check_files
 from repae_jax.config.validate import check_devices
+from repae_jax.data.caption_states import PadStates
 from repae_jax.data.pipeline import train_batches
 from repae_jax.data.source import check_captions
 from repae_jax.parallel import sharding
@@ -91,7 +92,12 @@ def open_context(
 
 def open_batches(run: RunContext):
     """Open an iterator over this process's rows of the batches, from the first batch."""
-    config = run.config
+    config, encoder = run.config, run.models.text_encoder
+    caption = {}
+    if encoder is not None:
+        caption["tokenize"] = make_tokenize(config)
+        if getattr(run.data.train, "keeps_states", False):
+            caption["pad_states"] = PadStates(encoder.length)
     return train_batches(
         run.data.train,
         batch_size=config.batch_size,
@@ -99,7 +105,7 @@ def open_batches(run: RunContext):
         rows=local_rows(run.mesh, config.batch_size),
         workers=config.data.workers,
         flip=config.data.flip,
-        tokenize=make_tokenize(config) if run.models.text_encoder is not None else None,
+        **caption,
     )
 
 

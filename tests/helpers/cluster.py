@@ -12,11 +12,13 @@ def command(
     processes: int,
     devices: int = 1,
     own_words: Sequence[str] = (),
+    program: Sequence[str] = ("-m", "repae_jax"),
     **environment: str,
 ) -> list[subprocess.Popen]:
     """`python -m repae_jax` with these words, once a process, with virtual CPU devices each.
 
-    `own_words`: one more for each process, if there are any.
+    `own_words`: one more for each process, if there are any. `program`: Python's words in place of
+    `-m repae_jax`.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -28,7 +30,7 @@ def command(
         job += own_words[index : index + 1]
         started.append(
             subprocess.Popen(
-                [sys.executable, "-m", "repae_jax", *words, *job, "--process-index", str(index)],
+                [sys.executable, *program, *words, *job, "--process-index", str(index)],
                 env={**os.environ, "XLA_FLAGS": flags, **environment},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

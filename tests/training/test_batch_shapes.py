@@ -7,12 +7,14 @@ import jax
 import numpy as np
 import pytest
 import tiny
+import tiny_text
 from runs import TINY
 
 from repae_jax.aot import report as aot_report
 from repae_jax.aot import topologies
 from repae_jax.cli import main
 from repae_jax.data.manifest import FORMAT, write_manifest
+from repae_jax.errors import UserError
 from repae_jax.parallel.flops import count_flops
 from repae_jax.parallel.mesh import make_mesh
 from repae_jax.runs.build import build_models, state_shapes
@@ -135,3 +137,39 @@ def test_a_caches_class_tokens_are_in_its_batches(kept, dim, tokens, tmp_path):
     _, batch, *_ = program(config).arguments()
     assert [leaf.shape for leaf in batch["teacher_tokens"]] == [(8, tokens, 8)]
     jax.eval_shape(program(config).step, *program(config).arguments())
+
+
+def text_program(path):
+    config = tiny_text.get_config("repa")
+    config.tokenizer.weights = "vae.safetensors"  # nobody reads it
+    config.data.update(source="latents", path=str(path))
+    return program(config)
+
+
+TEXT = {"encoder": "0", "tokenizer": "0", "length": 24, "width": 16}
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, {"caption_ids": ((8, 24), "int32"), "caption_length": ((8,), "int32")}),
+        ({"text": TEXT}, {"tokens": ((8, 24, 16), "float32"), "mask": ((8, 24), "bool")}),
+    ],
+)
+def test_a_caches_captions_are_in_its_batches_as_ids_or_states(more, expected, tmp_path):
+    write_cache(tmp_path / "cache", images=True, captions=True, **more)
+    built = text_program(tmp_path / "cache")
+    _, batch, *_ = built.arguments()
+    named = {"label", "latent_mean", "latent_std", "image"}
+    found = {k: (leaf.shape, leaf.dtype.name) for k, leaf in batch.items() if k not in named}
+    assert found == expected
+    assert ("states of captions" in str(built.cache)) == bool(more)
+
+
+def test_a_cache_without_captions_does_not_suit_a_run_with_captions(tmp_path):
+    write_cache(tmp_path / "cache", images=True)
+    with pytest.raises(UserError, match="keeps no captions, which .* encode anew"):
+        text_program(tmp_path / "cache").arguments()
+    write_cache(tmp_path / "damaged", images=True, captions=True, text={**TEXT, "width": 0})
+    with pytest.raises(UserError, match=r"made\.text\.width is 0"):
+        text_program(tmp_path / "damaged").arguments()
