@@ -24,6 +24,7 @@ _PACKAGES = {
     "mpl_toolkits": "matplotlib",
     "orbax": "orbax-checkpoint",
     "skimage": "scikit-image",
+    "cleanfid": "clean-fid",
     "sklearn": "scikit-learn",
     "tensorflow": "tensorflow-cpu",
     "xdist": "pytest-xdist",

@@ -73,7 +73,6 @@ def coco256() -> ConfigDict:
     )
     config.condition = condition("text", drop=0.1, embedding="linear")
     config.backbone = backbone("MMDiT-24/2", encoder_depth=8)
-    config.run.steps = 150_000
     config.sampling.update(method="euler", steps=50, guidance_scale=4.0)
     return config
 

@@ -26,6 +26,7 @@ def options(**values):
         "per_shard": 2,
         "workers": 0,
         "exif": False,
+        "crop": "adm",
         "on_bad_image": "error",
         "quiet": True,
     }
