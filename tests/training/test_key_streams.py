@@ -34,7 +34,9 @@ def key_of_grids(config, monkeypatch):
     monkeypatch.setattr(default_hooks, "make_generate", lambda *networks, mesh: raise_key)
     logger = types.SimpleNamespace(paused=contextlib.nullcontext)
     run = types.SimpleNamespace(
-        config=config, models=build_models(config), mesh=make_mesh(1, 1), data=types.SimpleNamespace(train=None), logger=logger,
+        config=config, models=build_models(config), mesh=make_mesh(1, 1),
+        data=types.SimpleNamespace(train=None),
+        logger=logger,
         checkpoints=None, monitor=None, processes=ALONE, workdir=pathlib.Path(),
     )  # fmt: skip
     state = types.SimpleNamespace(
