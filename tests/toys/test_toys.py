@@ -25,8 +25,8 @@ TOYS = ("backbone", "condition", "tokenizer", "encoder")  # each is one short fi
 TENANTS = (*TOYS, "lightningdit", "dit", "ditdh", "ddt", "jit", "reg")
 NO_VAE = {"tokenizer": "a Patches has no format of diffusers' or LDM's"}
 NO_CHECKPOINT = {
-    "backbone": "a Mixer with a ClassLabel",
-    "condition": "a SiT with a Caption",
+    "backbone": "a Mixer with class labels",
+    "condition": "a SiT with",
     "lightningdit": "a checkpoint of LightningDiT holds no VAE",
     "dit": "a checkpoint of DiT holds no VAE",
     "ditdh": "a checkpoint of DiTDH holds no VAE",
