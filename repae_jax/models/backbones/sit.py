@@ -35,18 +35,21 @@ def describe(d: Mapping[str, Any]) -> str:
     """A SiT's dimensions in words.
 
     Args:
-      d: the fields of `SiT` and of its conditioner; num_heads is None where it is unknown.
+      d: the fields of `SiT` and of its conditioner, which may have no classes; num_heads is None
+        where it is unknown.
     """
     name = preset_of(d, SIT_CONFIGS) or "own size"
     heads = f"{d['num_heads']} heads" if d["num_heads"] else "unknown number of heads"
     teachers = ", ".join(map(str, d["teacher_dims"])) or "none"
-    labels = d["num_classes"] + int(d.get("null_class", False))
+    labels = ""
+    if "num_classes" in d:
+        labels = f"{d['num_classes'] + int(d.get('null_class', False))} rows of labels, "
     of_class = d.get("class_token_dim")
     beside = f", a class token of width {of_class} (REG)" if of_class else ""
     return (
         f"{name}: width {d['hidden_size']}, depth {d['depth']}, {heads}, patch "
         f"{d['patch_size']}, latents {d['latent_size']} x {d['latent_size']} x "
-        f"{d['latent_channels']}, {labels} rows of labels, teachers' widths {teachers}{beside}"
+        f"{d['latent_channels']}, {labels}teachers' widths {teachers}{beside}"
     )
 
 
