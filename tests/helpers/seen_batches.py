@@ -26,7 +26,7 @@ def make_train_step(*_, **__):
     """In place of `training.step.make_train_step`."""
 
     def step(state, batch, draws):
-        rows = batch["image"], batch["caption_ids"], draws.label_drop
+        rows = batch["image"], batch["caption_ids"], draws.condition_drop
         metrics = {name: _checksum(values) for name, values in zip(NAMES, rows, strict=True)}
         return state.replace(step=state.step + 1), {**metrics, "skipped": jnp.zeros((), bool)}
 

@@ -47,7 +47,9 @@ def seen(folder, name, processes, *, die_at=0, workdir=None):
     program = [seen_batches.__file__]
     started = cluster.command(words, processes, program=program, **environment)
     ends = cluster.finish(started)
-    lines = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+    file = folder / f"{name}.jsonl"
+    assert file.exists(), ends[0][2][-3000:]
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
     return lines, ends
 
 
@@ -57,8 +59,8 @@ def alone(folder):
     lines, ends = seen(folder, "alone", 1)
     assert ends[0][0] == 0, ends[0][2][-3000:]
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
-    for name in seen_batches.NAMES:
-        assert len({line[name] for line in lines}) == STEPS, name  # they differ from step to step
+    for name in seen_batches.NAMES:  # they differ from step to step; two rows of coins may agree
+        assert len({line[name] for line in lines}) >= STEPS - (name == "drops"), name
     return {line["step"]: line for line in lines}
 
 
