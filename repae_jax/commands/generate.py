@@ -190,7 +190,7 @@ def _plan(options: argparse.Namespace) -> Job:
     from repae_jax.parallel.mesh import make_mesh, padded_batch_size
 
     config = sampled_config(options.workdir)
-    check_prompt_options(config, options, _OF_PROMPTS, options.labels)
+    check_prompt_options(config, options, _OF_PROMPTS)
     sampler = chosen_sampler(config, options)
     plan = _plan_prompts if of_captions(config) else _plan_classes
     asked = plan(options, config)

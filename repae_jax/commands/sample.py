@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
     from repae_jax.utils.schema import Batch, check_schema
 
     config = sampled_config(options.workdir)
-    check_prompt_options(config, options, ("prompt", "negative_prompt"), options.labels)
+    check_prompt_options(config, options, ("prompt", "negative_prompt"))
     sampler = chosen_sampler(config, options)
     of_text, indices = of_captions(config), None
     if of_text:

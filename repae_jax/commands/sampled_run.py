@@ -81,19 +81,20 @@ def of_captions(config: ConfigDict) -> bool:
 
 
 def check_prompt_options(
-    config: ConfigDict, options: argparse.Namespace, of_prompts: Sequence[str], labels: str | None
+    config: ConfigDict, options: argparse.Namespace, of_prompts: Sequence[str]
 ) -> None:
     """Raise UserError for prompts given to a run of classes, or classes given to one of captions.
 
     Args:
       config: the run's configuration.
-      options: the command's options.
+      options: the command's options, --labels among them.
       of_prompts: the names of options for a run of captions.
-      labels: --labels if the user gave it.
     """
     if of_captions(config):
-        if labels is not None:
-            raise UserError(f"--labels is {labels!r}, but the run is one of captions: give prompts")
+        if options.labels is not None:
+            raise UserError(
+                f"--labels is {options.labels!r}, but the run is one of captions: give prompts"
+            )
         return
     for name in of_prompts:
         if getattr(options, name) is not None:
@@ -127,7 +128,7 @@ def open_sampled(options: argparse.Namespace, mesh: Mesh) -> ImageSet:
         IMAGES if options.count is None else check_schema(options.count, Count, source="--count")
     )
     if of_captions(config):
-        check_prompt_options(config, options, (), options.labels)
+        check_prompt_options(config, options, ())
         inputs = inputs_in_turn(config, open_source(config.data, "train"), count)
     else:
         labels, _ = choose_labels(

@@ -9,6 +9,7 @@ import numpy as np
 from repae_jax.data.decode import decode_cropped, read_file
 from repae_jax.data.geneval_metadata import check_metadata
 from repae_jax.errors import UserError
+from repae_jax.sampling.layouts import METADATA, SAMPLES
 from repae_jax.utils.atomic_files import entries
 from repae_jax.utils.schema import read_json
 
@@ -41,13 +42,13 @@ def open_geneval(folder: pathlib.Path) -> list[PromptImages]:
 
 
 def _open_prompt(folder):
-    path = folder / "metadata.jsonl"
+    path, samples = folder / METADATA, folder / SAMPLES
     metadata = read_json(path)
     check_metadata(metadata, source=str(path))
-    files = sorted(filter(_SAMPLE.fullmatch, entries(folder / "samples")))
+    files = sorted(filter(_SAMPLE.fullmatch, entries(samples)))
     if not files:
-        raise UserError(f"{folder}/samples holds no images such as 00000.png: generate them")
-    return PromptImages(metadata, [folder / "samples" / file for file in files], folder)
+        raise UserError(f"{samples} holds no images such as 00000.png: generate them")
+    return PromptImages(metadata, [samples / file for file in files], folder)
 
 
 def read_images(prompt: PromptImages, resolution: int) -> np.ndarray:

@@ -15,7 +15,14 @@ from typing_extensions import TypedDict  # pydantic asks for this one before Pyt
 
 from repae_jax.errors import UserError, warn
 from repae_jax.evaluation.image_sets import find_pictures
-from repae_jax.sampling.layouts import INDEX, METADATA, PROMPTS, numbered_lines, prompt_text
+from repae_jax.sampling.layouts import (
+    INDEX,
+    METADATA,
+    PROMPTS,
+    SAMPLES,
+    numbered_lines,
+    prompt_text,
+)
 from repae_jax.utils.schema import LARGEST_LIST, parse_json, read_json, short_repr
 
 
@@ -110,4 +117,4 @@ def _prompt_name(path: pathlib.PurePath, prompts: Mapping[str, str]) -> str | No
         names = (path.stem, path.stem.rpartition("_")[0])
         return next((name for name in names if name in prompts), None)
     folder, *inside = path.parts
-    return folder if folder in prompts and inside[:-1] == ["samples"] else None
+    return folder if folder in prompts and inside[:-1] == [SAMPLES] else None

@@ -18,6 +18,7 @@ from repae_jax.models.networks import Models, condition_of
 from repae_jax.models.text_encoders.base import TextEncoder
 from repae_jax.runs.fingerprint import weights_sha256
 from repae_jax.sampling.class_labels import balanced_labels
+from repae_jax.sampling.prompts import spread
 
 Inputs = dict[str, np.ndarray]
 
@@ -148,5 +149,4 @@ def grid_inputs(
         return {"label": numbers}, numbers, [str(number) for number in range(count)]
     captions = captions_of(source, min(rows, len(source)))
     numbers = np.repeat(np.arange(len(captions), dtype=np.int32), columns)
-    inputs = tokenized(tokenize, captions)
-    return {name: values[numbers] for name, values in inputs.items()}, numbers, captions
+    return spread(tokenized(tokenize, captions), columns), numbers, captions

@@ -91,7 +91,7 @@ def _dimensions(backbone: FuseDiT) -> dict[str, Any]:
 
 
 def _check_text_encoder(name, config, source):
-    """Raise UserError unless the text encoder is the configuration's; "" may be it."""
+    """Raise UserError if a text encoder's name, "" if unknown, is not the configuration's."""
     own = config.text_encoder.arch
     if name and pathlib.PurePosixPath(name).name != own:
         raise UserError(

@@ -13,6 +13,7 @@ flat    text, a prompt a line                00000_00.png ..., and prompts.jsonl
 """
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -32,6 +33,7 @@ from repae_jax.utils.schema import LARGEST_LIST, each, parse_json, read_json, sh
 
 # Files that name the prompts of a folder's images.
 PROMPTS, INDEX, METADATA = "prompts.jsonl", "index_to_prompt.json", "metadata.jsonl"
+SAMPLES = "samples"  # the folder of a prompt's images in GenEval's layout
 _MOST_PROMPTS = 10_000_000
 _MOST_BYTES = 1 << 16  # of a prompt
 # The names of files that every file system takes; Windows has devices of the first names.
@@ -61,24 +63,31 @@ class Layout:
     Attributes:
       read: (file, its path in errors) -> prompts.
       images: images of a prompt by default.
-      files: (prompt, its images (n, H, W, 3) uint8) -> {path in the folder: bytes}.
+      files: (prompt, its images (n, H, W, 3) uint8) -> {path in the folder: what makes its bytes}.
       listing: (prompts) -> {path in the folder: bytes} of the files for all prompts together.
     """
 
     read: Callable[[pathlib.Path], list[Prompt]]
     images: int
-    files: Callable[[Prompt, np.ndarray], Mapping[str, bytes]]
+    files: Callable[[Prompt, np.ndarray], Mapping[str, Callable[[], bytes]]]
     listing: Callable[[Sequence[Prompt]], Mapping[str, bytes]] = lambda prompts: {}
 
     def write(self, folder: pathlib.Path, prompt: Prompt, images: np.ndarray) -> None:
         """Write a prompt's images; the last file is written when the others are complete."""
         for path, content in self.files(prompt, images).items():
-            write_atomically(folder / path, content)
+            write_atomically(folder / path, content())
+
+    def paths(self, prompt: Prompt, count: int) -> list[str]:
+        """The paths in the folder of a prompt with `count` images.
+
+        Raises:
+          UserError: the layout has another number of images.
+        """
+        return list(self.files(prompt, np.zeros((count, 1, 1, 3), np.uint8)))
 
     def is_written(self, folder: pathlib.Path, prompt: Prompt, count: int) -> bool:
         """Whether all files of a prompt with `count` images exist."""
-        blank = np.zeros((count, 1, 1, 3), np.uint8)
-        return all((folder / path).is_file() for path in self.files(prompt, blank))
+        return all((folder / path).is_file() for path in self.paths(prompt, count))
 
 
 def read_prompts(layout: str, path: str | pathlib.Path) -> list[Prompt]:
@@ -154,10 +163,10 @@ def _read_geneval(path):
 
 def _geneval_files(prompt, images):
     own = {
-        f"{prompt.name}/samples/{number:05d}.png": encode_pixels(image)
+        f"{prompt.name}/{SAMPLES}/{number:05d}.png": _encoded(image)
         for number, image in enumerate(images)
     }
-    return own | {f"{prompt.name}/{METADATA}": _json(prompt.entry)}
+    return own | {f"{prompt.name}/{METADATA}": functools.partial(_json, prompt.entry)}
 
 
 def _read_dpg(path):
@@ -178,7 +187,7 @@ def _read_dpg(path):
 
 def _dpg_files(prompt, images):
     columns = math.ceil(math.sqrt(len(images)))
-    return {f"{prompt.name}.png": encode_pixels(image_grid(images, columns, pad=0))}
+    return {f"{prompt.name}.png": lambda: encode_pixels(image_grid(images, columns, pad=0))}
 
 
 def _read_genai(path):
@@ -203,7 +212,7 @@ def _read_genai(path):
 
 def _genai_files(prompt, images):
     _check_one(images, "genai")
-    return {f"{prompt.name}.jpeg": encode_pixels(images[0], "jpeg")}
+    return {f"{prompt.name}.jpeg": _encoded(images[0], "jpeg")}
 
 
 def _genai_listing(prompts):
@@ -221,7 +230,7 @@ def _read_coco(path):
 
 def _coco_files(prompt, images):
     _check_one(images, "coco")
-    return {f"{prompt.name}.png": encode_pixels(images[0])}
+    return {f"{prompt.name}.png": _encoded(images[0])}
 
 
 class _MJHQ(TypedDict):
@@ -243,7 +252,7 @@ def _read_mjhq(path):
 
 def _mjhq_files(prompt, images):
     _check_one(images, "mjhq")
-    return {f"{prompt.entry}/{prompt.name}.jpg": encode_pixels(images[0], "jpeg")}
+    return {f"{prompt.entry}/{prompt.name}.jpg": _encoded(images[0], "jpeg")}
 
 
 def _read_flat(path):
@@ -255,8 +264,7 @@ def _read_flat(path):
 
 def _flat_files(prompt, images):
     return {
-        f"{prompt.name}_{number:02d}.png": encode_pixels(image)
-        for number, image in enumerate(images)
+        f"{prompt.name}_{number:02d}.png": _encoded(image) for number, image in enumerate(images)
     }
 
 
@@ -268,6 +276,11 @@ def _prompts_listing(prompts):
 def _check_one(images, layout):
     if len(images) != 1:
         raise UserError(f"the layout {layout} has one image a prompt, not {len(images)}")
+
+
+def _encoded(image, kind="png"):
+    """What makes the bytes of a picture's file."""
+    return functools.partial(encode_pixels, image, kind)
 
 
 def _json(content):

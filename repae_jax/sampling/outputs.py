@@ -30,7 +30,7 @@ from repae_jax.utils.regular_files import is_file_there
 from repae_jax.utils.schema import Count, check_schema, read_json
 
 FORMAT = "repae_jax samples 1"
-_SHOWN = 64  # images in the preview, eight per row
+SHOWN = 64  # images in the preview, eight per row
 _THREADS = 8  # threads that read and write PNG files
 _CHUNK = 1 << 20  # bytes
 _PNG_END = b"IEND\xaeB`\x82"
@@ -115,7 +115,7 @@ class Output:
 
     def show(self, done: int) -> None:
         """Write the preview once the first `done` images suffice for it, if it is missing."""
-        shown = min(_SHOWN, self.count)
+        shown = min(SHOWN, self.count)
         if done >= shown and not self.preview.exists():
             save_png(self.preview, image_grid(self.first(shown), min(8, shown)))
 
@@ -223,7 +223,25 @@ class Npz(Output):
             raise UserError(f"{self.path} is a folder; choose another --output")
 
 
-class Folder(Output):
+class FolderOutput(Output):
+    """Images in the files of a folder."""
+
+    def _begun(self):
+        return self.path.is_dir() and any(name[0] != "." for name in entries(self.path))
+
+    _any_written = _begun
+
+    def _refuse_others(self, own):
+        """Raise UserError if the folder holds other names than those of the set `own`."""
+        others = [name for name in entries(self.path) if name[0] != "." and name not in own]
+        if others:
+            raise UserError(
+                f"{self.path} holds something else already ({min(others)}); choose a new or "
+                "empty folder"
+            )
+
+
+class Folder(FolderOutput):
     """Each image in a PNG file: 000000.png, 000001.png, ..."""
 
     def missing(self, batch_size: int) -> list[int]:
@@ -254,20 +272,10 @@ class Folder(Output):
     def _names(self, start, size):
         return [f"{index:06d}.png" for index in range(start, min(start + size, self.count))]
 
-    def _begun(self):
-        return self.path.is_dir() and any(name[0] != "." for name in entries(self.path))
-
-    _any_written = _begun
-
     def _check_free_of_others(self):
         names = set(self._names(0, self.count))
         remove_temporaries(self.path, names.__contains__)
-        others = [name for name in entries(self.path) if name[0] != "." and name not in names]
-        if others:
-            raise UserError(
-                f"{self.path} holds something else already ({min(others)}); choose a new or "
-                "empty folder"
-            )
+        self._refuse_others(names)
 
 
 def make_output(path: pathlib.Path, count: int, shape: tuple[int, int, int]) -> Npz | Folder:

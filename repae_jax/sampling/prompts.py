@@ -11,12 +11,11 @@ import numpy as np
 
 from repae_jax.errors import UserError
 from repae_jax.sampling.layouts import LAYOUTS, Layout, Prompt
-from repae_jax.sampling.outputs import Output
-from repae_jax.utils.atomic_files import entries, remove_temporaries, write_atomically
+from repae_jax.sampling.outputs import SHOWN, FolderOutput
+from repae_jax.utils.atomic_files import remove_temporaries, write_atomically
 from repae_jax.utils.figures import image_grid, save_png
 
 _MOST_EACH = 4096  # images of a prompt
-_SHOWN = 64  # images in the preview
 
 
 def prompt_indices(prompts: Sequence[str], each: int) -> np.ndarray:
@@ -36,7 +35,7 @@ def prompt_indices(prompts: Sequence[str], each: int) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class PromptFolder(Output):
+class PromptFolder(FolderOutput):
     """The images of prompts, in the files of a benchmark.
 
     Image i is number i % each of prompt i // each. A prompt's files are written once all its images
@@ -69,7 +68,7 @@ class PromptFolder(Output):
         first, last = self._span(start, len(images))
         for index in range(first, last):
             self._waiting[index] = images[index - start]
-            if index < _SHOWN:
+            if index < SHOWN:
                 self._shown[index] = images[index - start]
         for number in range(first // self.each, (last - 1) // self.each + 1):
             own = range(number * self.each, (number + 1) * self.each)
@@ -85,7 +84,7 @@ class PromptFolder(Output):
 
     def show(self, done: int) -> None:
         """Write the preview once the first images are there, if it is missing."""
-        shown = min(_SHOWN, self.count)
+        shown = min(SHOWN, self.count)
         if all(index in self._shown for index in range(shown)) and not self.preview.exists():
             images = np.stack([self._shown[index] for index in range(shown)])
             save_png(self.preview, image_grid(images, min(8, shown)))
@@ -99,30 +98,15 @@ class PromptFolder(Output):
     def _span(self, start, size):
         return start, min(start + size, self.count)
 
-    def _begun(self):
-        return self.path.is_dir() and any(name[0] != "." for name in entries(self.path))
-
-    _any_written = _begun
-
     def _check_free_of_others(self):
-        blank = np.zeros((self.each, 1, 1, 3), np.uint8)
-        paths = [path for p in self.prompts for path in self.layout.files(p, blank)]
+        paths = [path for p in self.prompts for path in self.layout.paths(p, self.each)]
         paths += self.layout.listing(self.prompts)
-        parents = {str(pathlib.PurePosixPath(path).parent) for path in paths}
-        for parent in parents:
-            names = {path.rpartition("/")[2] for path in paths if _folder_of(path) == parent}
-            remove_temporaries(self.path / parent, names.__contains__)
-        own = {path.partition("/")[0] for path in paths}
-        others = [name for name in entries(self.path) if name[0] != "." and name not in own]
-        if others:
-            raise UserError(
-                f"{self.path} holds something else already ({min(others)}); choose a new or "
-                "empty folder"
-            )
-
-
-def _folder_of(path):
-    return str(pathlib.PurePosixPath(path).parent)
+        names = collections.defaultdict(set)  # by folder
+        for path in map(pathlib.PurePosixPath, paths):
+            names[path.parent].add(path.name)
+        for folder, own in names.items():
+            remove_temporaries(self.path / folder, own.__contains__)
+        self._refuse_others({path.partition("/")[0] for path in paths})
 
 
 def make_prompt_folder(
@@ -150,7 +134,7 @@ def make_prompt_folder(
         raise UserError(f"--images-per-prompt is {each}: give 1 to {_MOST_EACH}")
     if path.is_file() or path.suffix == ".npz":
         raise UserError(f"--output {path}: prompts take a folder, not a file")
-    row.files(prompts[0], np.zeros((each, 1, 1, 3), np.uint8))  # refuses a number of images
+    row.paths(prompts[0], each)  # refuses a number of images
     return PromptFolder(path, each * len(prompts), shape, row, tuple(prompts), each)
 
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from repae_jax.data.pipeline import eval_batches, train_batches
 from repae_jax.data.source import Source
 from repae_jax.data.tokens import Tokenize
+from repae_jax.models.text_encoders.base import caption_mask
 from repae_jax.training.fit import fit
 
 Prepare = Callable[[jax.Array], jax.Array]
@@ -68,9 +69,7 @@ def fit_classifier(
             loss,
             batches,
             key,
-            steps=recipe.steps,
-            learning_rate=recipe.learning_rate,
-            weight_decay=recipe.weight_decay,
+            recipe,
             name=name,
             progress=progress,
         )
@@ -80,8 +79,7 @@ def held_tokens(batch: Mapping[str, jax.Array], vocabulary: int) -> jax.Array:
     """(B, vocabulary) float32: 1 for the tokens that a caption holds, else 0."""
     ids = batch["caption_ids"]
     held = jax.nn.one_hot(ids, vocabulary)
-    mask = jnp.arange(ids.shape[1]) < batch["caption_length"][:, None]
-    return (held * mask[..., None]).max(1)
+    return (held * caption_mask(ids, batch["caption_length"])[..., None]).max(1)
 
 
 def caption_precision(

@@ -89,9 +89,7 @@ def fit_detector(
         loss,
         _batches(renders, recipe.batch_size, seed),
         key,
-        steps=recipe.steps,
-        learning_rate=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
+        recipe,
         name="judge",
         progress=progress,
     )

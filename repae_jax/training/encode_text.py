@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -11,6 +10,7 @@ from ml_collections import ConfigDict
 
 from repae_jax.data.caption_states import CaptionStates
 from repae_jax.data.caption_texts import Captions, as_tuple
+from repae_jax.evaluation.image_sets import pad_batch
 from repae_jax.interop.text_encoder import read_text_encoder
 from repae_jax.models.networks import Models
 from repae_jax.models.text_encoders.base import encode_captions
@@ -71,12 +71,8 @@ class CaptionEncoder:
         return [list(itertools.islice(remaining, len(own))) for own in texts]
 
     def _batch(self, texts, names, dtype):
-        inputs: dict[str, Any] = tokenized(self._tokenize, texts)
-        missing = self._batch_size - len(texts)
-        padded = {
-            key: np.pad(array, [(0, missing), *[(0, 0)] * (array.ndim - 1)])
-            for key, array in inputs.items()
-        }
+        inputs = tokenized(self._tokenize, texts)
+        padded = {key: pad_batch(array, self._batch_size) for key, array in inputs.items()}
         found = jax.device_get(self._run(self._variables, place_batch(self._mesh, padded)))
         rows = zip(names, found, inputs["caption_length"].tolist(), strict=False)
         return [self._states(name, row, length, dtype) for name, row, length in rows]

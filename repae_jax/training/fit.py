@@ -1,13 +1,28 @@
 """The loop that trains a small network: AdamW, a cosine schedule, a progress bar."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 import optax
 
 from repae_jax.utils.finite import NotFinite
+
+
+class Recipe(Protocol):
+    """How long and how fast a network is trained.
+
+    Attributes:
+      steps: optimizer steps; the first tenth warms up.
+      learning_rate: the highest rate of the schedule.
+      weight_decay: AdamW's decoupled weight decay.
+    """
+
+    steps: int
+    learning_rate: float
+    weight_decay: float
+
 
 Loss = Callable[[Any, Mapping[str, jax.Array], jax.Array], jax.Array]
 
@@ -17,10 +32,8 @@ def fit(
     loss: Loss,
     batches: Iterator[Mapping[str, np.ndarray]],
     key: jax.Array,
+    recipe: Recipe,
     *,
-    steps: int,
-    learning_rate: float,
-    weight_decay: float,
     name: str,
     progress: bool = True,
 ) -> Any:
@@ -29,11 +42,9 @@ def fit(
     Args:
       params: initial parameters.
       loss: (parameters, batch, random key of the step) -> the batch's mean loss.
-      batches: at least `steps` batches.
+      batches: at least `recipe.steps` batches.
       key: the key from which every step derives its own.
-      steps: optimizer steps; the first tenth warms up.
-      learning_rate: the highest rate of the schedule.
-      weight_decay: AdamW's decoupled weight decay.
+      recipe: steps and rates.
       name: the network's name, for the progress bar and errors.
       progress: show a bar.
 
@@ -42,8 +53,9 @@ def fit(
     """
     from tqdm import tqdm
 
-    rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, steps // 10, steps)
-    optimizer = optax.adamw(rate, weight_decay=weight_decay)
+    steps, highest = recipe.steps, recipe.learning_rate
+    rate = optax.warmup_cosine_decay_schedule(0.0, highest, steps // 10, steps)
+    optimizer = optax.adamw(rate, weight_decay=recipe.weight_decay)
 
     @jax.jit
     def step(params, opt_state, batch, index):
@@ -62,6 +74,6 @@ def fit(
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
         raise NotFinite(
             f"the {name} diverged: its weights are NaN or infinite after {steps} steps with "
-            f"the learning rate {learning_rate}; lower it"
+            f"the learning rate {highest}; lower it"
         )
     return params

@@ -16,12 +16,12 @@ from repae_jax.data.tokens import FILE, Tokenize, grammar_tokenizer, train_token
 from repae_jax.errors import UserError
 from repae_jax.interop.files import write_safetensors
 from repae_jax.interop.text_encoder import WEIGHTS, export_text_encoder
-from repae_jax.models.text_encoders.base import initial_variables
+from repae_jax.models.text_encoders.base import caption_mask, initial_variables
 from repae_jax.models.text_encoders.causal_lm import CausalLM
 from repae_jax.runs.captions import tokenized
 from repae_jax.training.fit import fit
 
-_BUCKET = 8  # batches are cut to multiples of so many tokens
+_BUCKET = 8  # tokens; the length of a training batch is a multiple of it
 _HELDOUT = 1000  # held-out captions that measure the model
 _VOCABULARY_FROM = 100_000  # captions that a tokenizer is trained on
 
@@ -85,14 +85,14 @@ def _tokenizer(config, source, vocabulary):
 
 
 def _captions(tokenize, source, indices):
-    """Token ids (N, L) int32 and their mask (N, L) of the captions with these indices."""
-    inputs = tokenized(tokenize, [source.caption(int(i) % len(source)) for i in indices])
-    mask = np.arange(tokenize.length) < inputs["caption_length"][:, None]
-    return inputs["caption_ids"], mask
+    """The inputs (see `tokenized`) of the captions with these indices."""
+    return tokenized(tokenize, [source.caption(int(i) % len(source)) for i in indices])
 
 
-def _loss(encoder, params, ids, mask):
+def _loss(encoder, params, inputs):
     """The mean cross-entropy of each token after those before it, in nats."""
+    ids = inputs["caption_ids"]
+    mask = caption_mask(ids, inputs["caption_length"])
     states = encoder.apply({"params": params}, ids, mask)[:, :-1]
     logits = states @ params["embedding"].T
     each = optax.softmax_cross_entropy_with_integer_labels(logits, ids[:, 1:])
@@ -106,23 +106,21 @@ def _fit(encoder, tokenize, source: Source, recipe, seed, progress):
         for index in itertools.count():
             rng = np.random.default_rng((seed, index))
             chosen = rng.integers(len(source), size=recipe.batch_size)
-            ids, mask = _captions(tokenize, source, chosen)
-            longest = -(-int(mask.sum(1).max()) // _BUCKET) * _BUCKET
-            yield {"ids": ids[:, :longest], "mask": mask[:, :longest]}
+            inputs = _captions(tokenize, source, chosen)
+            longest = -(-int(inputs["caption_length"].max()) // _BUCKET) * _BUCKET
+            yield inputs | {"caption_ids": inputs["caption_ids"][:, :longest]}
 
     key = jax.random.key(seed)
     return fit(
         jax.jit(initial_variables, static_argnums=0)(encoder, key)["params"],
-        lambda params, batch, _: _loss(encoder, params, batch["ids"], batch["mask"]),
+        lambda params, batch, _: _loss(encoder, params, batch),
         batches(),
         key,
-        steps=recipe.steps,
-        learning_rate=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
+        recipe,
         name="text encoder",
         progress=progress,
     )
 
 
 def _perplexity(encoder, params, captions):
-    return float(jnp.exp(jax.jit(lambda p: _loss(encoder, p, *captions))(params)))
+    return float(jnp.exp(jax.jit(lambda p: _loss(encoder, p, captions))(params)))

@@ -1,12 +1,18 @@
-"""Runs of the tiny configuration: its teacher, the command's words, and waiting for one."""
+"""Runs of tiny configurations: the teacher, the command's words, waiting for one, resuming one."""
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
 
+import jax
+import numpy as np
 import tiny
+
+from repae_jax.cli import main
+from repae_jax.runs.checkpoints import restore_latest
 
 TINY = str(pathlib.Path(tiny.__file__))
 
@@ -28,6 +34,17 @@ def words(workdir, teacher, *overrides, **run):
     overrides = [*overrides, *(f"--config.run.{key}={value}" for key, value in run.items())]
     weights = f"--config.teachers.small.weights={teacher}"
     return ["train", "--config", TINY, weights, *overrides, "--workdir", str(workdir), "--quiet"]
+
+
+def assert_continues(workdir, copy):
+    """A copy of a run without its last checkpoint, 4, ends with the same state; returns that."""
+    shutil.copytree(workdir, copy)
+    shutil.rmtree(copy / "checkpoints" / "4")  # as one that was killed behind step 2 leaves it
+    assert main(["train", "--workdir", str(copy), "--quiet"]) == 0
+    whole, continued = restore_latest(workdir), restore_latest(copy)
+    assert whole["step"] == continued["step"] == 4
+    jax.tree.map(np.testing.assert_array_equal, whole, continued)
+    return whole
 
 
 def start(arguments, shell="", **options):

@@ -3,18 +3,17 @@
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 import tiny_text
 from PIL import Image
+from runs import assert_continues
 
 from repae_jax.cli import main
 from repae_jax.data.tokens import Tokenize
 from repae_jax.models.networks import condition_of
 from repae_jax.runs.build import build_models
 from repae_jax.runs.captions import make_tokenize, tokenized
-from repae_jax.runs.checkpoints import restore_latest
 from repae_jax.runs.open_run import open_run, sampling_weights
 from repae_jax.runs.workdir import load_config
 
@@ -67,12 +66,7 @@ def test_inspect_names_the_text_encoder(folder, capsys):
 
 
 def test_a_killed_run_continues_bit_by_bit(folder, tmp_path):
-    copy = shutil.copytree(folder / "run", tmp_path / "run")
-    shutil.rmtree(copy / "checkpoints" / "4")  # as one that was killed behind step 2 leaves it
-    run("train", "--workdir", copy, "--quiet")
-    whole, continued = restore_latest(folder / "run"), restore_latest(copy)
-    assert whole["step"] == continued["step"] == 4
-    jax.tree.map(np.testing.assert_array_equal, whole, continued)
+    assert_continues(folder / "run", tmp_path / "run")
 
 
 def test_the_null_condition_is_the_state_of_the_empty_caption(folder):

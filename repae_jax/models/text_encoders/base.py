@@ -58,7 +58,7 @@ def encode_captions(
       length: (B,) int32, the tokens of each caption without padding.
     """
     whole = ids.shape[1]
-    mask = jnp.arange(whole) < length[:, None]
+    mask = caption_mask(ids, length)
 
     def states(size):
         found = encoder.apply(variables, ids[:, :size], mask[:, :size])
@@ -72,6 +72,11 @@ def encode_captions(
         branches = [lambda size=size: states(size) for size in sizes]
         tokens = jax.lax.switch((jnp.maximum(length.max(), 1) - 1) // step, branches)
     return {"tokens": stop_gradient(tokens), "mask": mask}
+
+
+def caption_mask(ids: jax.Array, length: jax.Array) -> jax.Array:
+    """(B, L) bool: True for the tokens of captions `ids` (B, L), False for their padding."""
+    return jnp.arange(ids.shape[1]) < length[:, None]
 
 
 def null_states(encoder: TextEncoder, variables: Mapping[str, Any]) -> dict[str, jax.Array]:
