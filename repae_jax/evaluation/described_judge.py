@@ -49,6 +49,25 @@ class DescribedJudge:
             found += [objects_of(row) for row in rows]
         return found
 
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Features (N, D) float32 of images uint8 (N, 32, 32, 3): the mean over all cells."""
+        starts = range(0, len(images), _BATCH)
+        batches = (images[start : start + _BATCH] for start in starts)
+        features = [
+            np.asarray(self._features(self.params, pad_batch(batch, _BATCH)))[: len(batch)]
+            for batch in batches
+        ]
+        return np.concatenate(features)
+
+    @functools.cached_property
+    def _features(self):
+        @jax.jit
+        def features(params, images):
+            cells = NETWORK.apply({"params": params}, to_float(images), method="features")
+            return cells.mean((1, 2))
+
+        return features
+
     @functools.cached_property
     def _predict(self):
         @jax.jit
@@ -61,30 +80,38 @@ class DescribedJudge:
 def objects_of(grid: Grid) -> list[Detection]:
     """The objects of an image, the most confident first.
 
-    Of cells whose boxes overlap, the most confident alone counts.
+    Cells whose boxes overlap are of one object: the most confident gives the box, and all vote on
+    shape and color by their probabilities.
 
     Args:
       grid: the predictions of one image's cells, without a leading dimension, as numpy arrays.
     """
-    probability = 1 / (1 + np.exp(-grid.presence.ravel().astype(np.float64)))
+    presence = 1 / (1 + np.exp(-grid.presence.ravel().astype(np.float64)))
     boxes = grid.box.reshape(-1, 4)
-    shapes, colors = (
-        logits.reshape(-1, logits.shape[-1]).argmax(-1) for logits in (grid.shape, grid.color)
-    )
-    kept: list[int] = []
-    for cell in np.argsort(-probability, kind="stable"):
-        if probability[cell] < _PRESENT:
+    groups: list[list[int]] = []
+    for cell in np.argsort(-presence, kind="stable"):
+        if presence[cell] < _PRESENT:
             break
-        if all(_overlap(boxes[cell], boxes[other]) <= _OVERLAP for other in kept):
-            kept.append(cell)
+        same = (group for group in groups if _overlap(boxes[group[0]], boxes[cell]) > _OVERLAP)
+        group = next(same, None)
+        if group is None:
+            groups.append([cell])
+        else:
+            group.append(cell)
+
+    def voted(logits, group):
+        logits = logits.reshape(len(presence), -1)[group]
+        odds = np.exp(logits - logits.max(-1, keepdims=True))
+        return (presence[group] @ (odds / odds.sum(-1, keepdims=True))).argmax()
+
     return [
         Detection(
-            SHAPES[shapes[cell]],
-            Box(*map(float, boxes[cell])),
-            COLORS[colors[cell]],
-            float(probability[cell]),
+            SHAPES[voted(grid.shape, group)],
+            Box(*map(float, boxes[group[0]])),
+            COLORS[voted(grid.color, group)],
+            float(presence[group[0]]),
         )
-        for cell in kept
+        for group in groups
     ]
 
 

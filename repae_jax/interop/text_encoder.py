@@ -231,6 +231,8 @@ def _dimensions(tensors, format, prefix, source) -> dict[str, Any]:
     depth = len({match[1] for name in tensors if (match := re.fullmatch(numbers, name))})
     vocabulary, dim = shape(format.sign)
     found = {"vocabulary": vocabulary, "dim": dim, "depth": depth}
+    if not depth:
+        return found
     if format is _FORMATS[CausalLM]:
         found["mlp_hidden"] = shape(f"{first}mlp.gate_proj.weight")[0]
         found["qk_norm"] = f"{prefix}{first}self_attn.q_norm.weight" in tensors

@@ -30,7 +30,7 @@ class Grid:
 
 
 class Detector(nn.Module):
-    """Convolutional levels, each of which halves the image's side, and a head at every position.
+    """A convolution, levels each of which halves the image's side, and a head at every position.
 
     Attributes:
       channels: channels of each level.
@@ -42,22 +42,32 @@ class Detector(nn.Module):
     shapes: int
     colors: int
 
-    @nn.compact
+    def setup(self):
+        self.stem = nn.Conv(self.channels[0] // 2, (3, 3))
+        self.levels = [ConvLevel(width, name=f"level_{i}") for i, width in enumerate(self.channels)]
+        self.norm_in, self.norm_out = nn.GroupNorm(8), nn.GroupNorm(8)
+        self.mix = nn.Conv(self.channels[-1], (3, 3))
+        self.presence, self.box = nn.Dense(1), nn.Dense(4)
+        self.shape, self.color = nn.Dense(self.shapes), nn.Dense(self.colors)
+
     def __call__(self, images: jax.Array) -> Grid:
         """Map images (B, H, W, 3) in [-1, 1] to a grid of H / 2 ** levels cells along a side."""
-        x = images
-        for index, width in enumerate(self.channels):
-            x = ConvLevel(width, name=f"level_{index}")(x)
-        x = nn.silu(nn.GroupNorm(8, name="norm_in")(x))
-        x = nn.Conv(self.channels[-1], (3, 3), name="mix")(x)
-        x = nn.silu(nn.GroupNorm(8, name="norm_out")(x))
+        x = self.features(images)
         center = cell_centers(x.shape[1])
         return Grid(
-            presence=nn.Dense(1, name="presence")(x)[..., 0],
-            shape=nn.Dense(self.shapes, name="shape")(x),
-            color=nn.Dense(self.colors, name="color")(x),
-            box=nn.Dense(4, name="box")(x) + jnp.concatenate([center, center], -1),
+            presence=self.presence(x)[..., 0],
+            shape=self.shape(x),
+            color=self.color(x),
+            box=self.box(x) + jnp.concatenate([center, center], -1),
         )
+
+    def features(self, images: jax.Array) -> jax.Array:
+        """Map images (B, H, W, 3) in [-1, 1] to what the heads read, (B, g, g, channels[-1])."""
+        x = nn.silu(self.stem(images))
+        for level in self.levels:
+            x = level(x)
+        x = self.mix(nn.silu(self.norm_in(x)))
+        return nn.silu(self.norm_out(x))
 
 
 def cell_centers(side: int) -> jax.Array:

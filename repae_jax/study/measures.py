@@ -25,9 +25,8 @@ from repae_jax.models.networks import Models
 from repae_jax.models.tokenizers.codec import make_codec
 from repae_jax.runs.open_run import sampling_key, sampling_weights
 from repae_jax.runs.state import TrainState, tokenizer_variables
-from repae_jax.sampling.class_labels import balanced_labels
 from repae_jax.sampling.generate import generate_all, make_generate
-from repae_jax.study.judge import Judge
+from repae_jax.study.judge import Asked, Judge, PromptJudge
 from repae_jax.utils.finite import NotFinite
 
 _BATCH = 100
@@ -41,14 +40,14 @@ class StepMeasures:
 
     Attributes:
       figures: name in `plan.MEASURES` -> value; undefined ones are left out.
-      samples, labels: generated images uint8 (N, H, W, 3) and their classes (N,); None without a
-        backbone.
+      samples: generated images uint8 (N, H, W, 3); None without a backbone.
+      asked: what they have to show; None without a backbone.
       heldout, latents: the first held-out images uint8 (M, H, W, 3) and their latents (M, h, w, c).
     """
 
     figures: dict[str, float]
     samples: np.ndarray | None
-    labels: np.ndarray | None
+    asked: Asked | None
     heldout: np.ndarray
     latents: np.ndarray
 
@@ -56,7 +55,9 @@ class StepMeasures:
 class Measures:
     """Measures the states of one run."""
 
-    def __init__(self, study: ConfigDict, judge: Judge, config: ConfigDict, models: Models):
+    def __init__(
+        self, study: ConfigDict, judge: Judge | PromptJudge, config: ConfigDict, models: Models
+    ):
         """Open the images, and compute the judge's features of the reference.
 
         Args:
@@ -77,7 +78,8 @@ class Measures:
             train = open_source(config.data, "train")
             reference = random_subset(train, min(self._wanted.reference, len(train)), 0)
             batches = (batch["image"] for batch in eval_batches(reference, 256))
-            self._reference = judge.judge_batches(batches)[0]
+            self._reference = judge.features(batches)
+            self._asked = judge.ask(config, self._wanted.samples)
 
     def __call__(self, state: TrainState) -> StepMeasures:
         """Measure a state; its `frozen` holds the teacher's variables.
@@ -85,13 +87,13 @@ class Measures:
         Raises:
           NotFinite: latents, reconstructions or samples are NaN or infinite.
         """
-        figures, samples, labels = {}, None, None
+        figures, samples, asked = {}, None, None
         latents = self._measure_reconstruction(state, figures)
         if self._models.backbone is not None:
-            samples, labels = self._measure_samples(state, figures)
+            samples, asked = self._measure_samples(state, figures), self._asked
             self._measure_alignment(state, figures)
         finite = {name: value for name, value in figures.items() if math.isfinite(value)}
-        return StepMeasures(finite, samples, labels, self._heldout[:SHOWN], latents[:SHOWN])
+        return StepMeasures(finite, samples, asked, self._heldout[:SHOWN], latents[:SHOWN])
 
     def _measure_reconstruction(self, state, figures):
         variables = tokenizer_variables(state.params, state.frozen)
@@ -113,24 +115,23 @@ class Measures:
         return latents
 
     def _measure_samples(self, state, figures):
-        labels = balanced_labels(self._wanted.samples, self._config.data.num_classes)
         images = generate_all(
             self._generate,
             sampling_weights(state),
             sampling_key(self._config),
-            {"label": labels},
+            self._asked.inputs,
             batch_size=_BATCH,
             progress=False,
         )
-        features, predicted = self._judge(images)
+        features, found = self._judge.compare(images, self._asked)
+        figures |= found
         moments = [Moments(features.shape[1]) for _ in range(2)]
         for each, rows in zip(moments, (features, self._reference), strict=True):
             each.update(rows)
         figures["frechet"] = frechet_distance(*moments)
         balls = precision_recall(self._reference, features)
         figures["precision"], figures["recall"] = balls.precision, balls.recall
-        figures["class_accuracy"] = float((predicted == labels).mean())
-        return images, labels
+        return images
 
     def _measure_alignment(self, state, figures):
         time = self._wanted.cknna_time

@@ -7,8 +7,8 @@ A study's file in configs/ calls `base()` and sets:
     arms        name -> arm, see `arm`
     seeds       number of runs of each arm, with seeds 0, 1, 2, ...
     measured_at the steps at which every run is measured; the last is its length
-    rendered    number of scenes of each split to render once, into the study's folder
-    judge       the network whose features and classes judge samples (study/judge.py)
+    rendered    number of images of each split to render once, into the study's folder
+    judge       the network that judges samples (study/judge.py); `prompt_judge()` for captions
     measures    number of images for each measure
     claims      name -> claim, see `claim`
 """
@@ -22,16 +22,20 @@ from typing import Any
 from ml_collections import ConfigDict
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
+from repae_jax.config import text_encoder
 from repae_jax.config.needs import missing_files, missing_for_loading
 from repae_jax.config.recipes import apply_recipe
 from repae_jax.config.sections import SECTIONS
 from repae_jax.config.validate import validate
+from repae_jax.data.geneval_metadata import TAGS
 from repae_jax.errors import UserError, first_line
 from repae_jax.evaluation.alignment import TOP_K
 from repae_jax.evaluation.precision_recall import NEIGHBORS
+from repae_jax.training.detector import DetectorRecipe
 from repae_jax.utils.schema import check_schema, real, whole
 
-DATA = "data"  # in a study's folder: the rendered scenes
+DATA, TEXT_ENCODER = "data", "text_encoder"  # in a study's folder: rendered images, its encoder
+RENDERED = ("scenes", "described")  # sources that render their images
 RESULT = "result.json"  # in a run's folder
 _MOST_CHECKPOINTS = 50  # per run
 _APART = 10_000  # difference between the seeds of consecutive stages
@@ -40,6 +44,9 @@ MEASURES = {  # name -> (description, whether larger is better; None: neither)
     "precision": ("precision", True),
     "recall": ("recall", True),
     "class_accuracy": ("share of samples that the judge assigns to the requested class", True),
+    "prompts": ("share of samples that fit their prompts, mean over GenEval's tags", True),
+    **{tag: (f"share of samples that fit prompts of the tag {tag}", True) for tag in TAGS},
+    "unseen": ("share of samples that fit prompts with combinations absent from training", True),
     "psnr": ("PSNR of held-out images, dB", True),
     "latent_variance": ("variance of the latents", None),
     "latent_within": ("share of the latents' variance that lies within images", None),
@@ -58,7 +65,7 @@ def base() -> ConfigDict:
             arms=ConfigDict(sort_keys=False),
             seeds=5,
             measured_at=(),
-            rendered=dict(train=0, heldout=0),  # 0: render scenes when they are needed
+            rendered=dict(train=0, heldout=0),  # 0: render images when they are needed
             judge=dict(
                 channels=(32, 64, 128),
                 steps=600,
@@ -113,6 +120,16 @@ class _Judge(TypedDict):
     shift: whole(0, 1024)
 
 
+class _PromptJudge(TypedDict):
+    renders: whole(1, 10**7)
+    steps: whole(1, 10**7)
+    batch_size: whole(1, 10**5)
+    learning_rate: real(0)
+    weight_decay: real(0)
+    shift: whole(0, 16)
+    noise: real(0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
     """One run of a study: an arm with a seed."""
@@ -138,16 +155,23 @@ def jobs(study: ConfigDict) -> list[Job]:
     return [Job(name, seed) for seed in range(study.seeds) for name in order]
 
 
+def prompt_judge() -> ConfigDict:
+    """Make the section `judge` of a study with captions: how the detector is trained."""
+    return ConfigDict(dataclasses.asdict(DetectorRecipe()))
+
+
 def teacher_path(output: pathlib.Path, name: str) -> pathlib.Path:
     """The file of a teacher in a study's folder."""
     return output / f"teacher_{name}.safetensors"
 
 
 def study_config(study: ConfigDict, output: pathlib.Path) -> ConfigDict:
-    """The study's configuration, with shared teachers and data from the study's folder."""
+    """The study's configuration, with what all runs share from the study's folder."""
     config = study.config.copy_and_resolve_references()
     for name in trained_teachers(config):
         config.teachers[name].weights = str(teacher_path(output, name))
+    if trains_text_encoder(config):
+        config.text_encoder.weights = str(output / TEXT_ENCODER)
     if study.rendered.train:
         config.data.update(source="packed", path=str(output / DATA), name="")
     return config
@@ -156,6 +180,26 @@ def study_config(study: ConfigDict, output: pathlib.Path) -> ConfigDict:
 def trained_teachers(config: ConfigDict) -> list[str]:
     """The names of the teachers that the study trains; others have published weights."""
     return [name for name, entry in config.teachers.items() if entry.pretrain.steps]
+
+
+def trains_text_encoder(config: ConfigDict) -> bool:
+    """Whether the study trains the text encoder; others have published weights."""
+    return bool(config.text_encoder.get("pretrain") and config.text_encoder.pretrain.steps)
+
+
+def text_encoder_configs(study: ConfigDict, output: pathlib.Path) -> dict[str, ConfigDict]:
+    """The configurations for the training of the study's text encoders, by their folders.
+
+    An arm that changes `text_encoder` has one of its own. The captions are those of the study's
+    source, rendered or not.
+    """
+    found = {}
+    for name in study.arms:
+        config = run_config(study, Job(name, 0), output)
+        if trains_text_encoder(config):
+            config.data, config.seed = study.config.data, study.config.seed
+            found[config.text_encoder.weights] = config
+    return found
 
 
 def run_config(study: ConfigDict, job: Job, output: pathlib.Path) -> ConfigDict:
@@ -172,6 +216,8 @@ def run_config(study: ConfigDict, job: Job, output: pathlib.Path) -> ConfigDict:
     for name, section in sections.items():  # the keys of another family
         config[name] = section.copy_and_resolve_references()
     config.update({name: c for name, c in entry.changes.items() if name not in sections})
+    if "text_encoder" in entry.changes and trains_text_encoder(config):
+        config.text_encoder.weights = str(output / f"{TEXT_ENCODER}_{job.arm}")
     config.name = f"{study.name} {job.arm}"
     config.seed = job.seed + _APART * max(0, len(_before(study, job.arm)) - 1)
     if entry.vae:
@@ -223,6 +269,8 @@ def missing_for_runs(study: ConfigDict, output: pathlib.Path) -> list[str]:
         config.teachers = ConfigDict({k: v for k, v in config.teachers.items() if k not in made})
         if study.arms[name].vae:
             config.tokenizer.weights = ""
+        if trains_text_encoder(config):
+            config.text_encoder = text_encoder("none")
         if study.rendered.train:
             config.data.update(source=study.config.data.source, path="")
         missing += missing_files(config)
@@ -249,10 +297,10 @@ def _check_steps(study):
 def _check_rendered(study):
     counts = study.rendered.to_dict()
     if any(counts.values()):
-        if study.config.data.source != "scenes":
+        if study.config.data.source not in RENDERED:
             raise UserError(
                 f"rendered is {counts}, but config.data.source is {study.config.data.source!r}: "
-                "only scenes are rendered; leave it at 0"
+                f"only {' and '.join(RENDERED)} are rendered; leave it at 0"
             )
         if min(counts.values()) < 1:
             raise UserError(f"rendered is {counts}: give both splits at least 1, or both 0")
@@ -260,6 +308,14 @@ def _check_rendered(study):
 
 def _check_judge(study):
     judge = study.judge
+    if study.config.condition.family == "text":
+        if study.config.data.source != "described":
+            raise UserError(
+                f"config.data.source is {study.config.data.source!r}: the judge of captions knows "
+                "'described' alone"
+            )
+        check_schema(judge.to_dict(), _PromptJudge, source="judge.")
+        return
     check_schema(judge.to_dict(), _Judge, source="judge.")
     if not judge.channels or any(width < 8 or width % 8 for width in judge.channels):
         raise UserError(f"judge.channels is {judge.channels}: give multiples of 8")

@@ -66,8 +66,7 @@ def _write(study, output, results):
         Section("Claims", CLAIMS, table=claims),
         Section("Correlations", "Correlations over all runs of all arms.", table=together),
     ]  # fmt: skip
-    shown = [name for name in MEASURES if any(figure(r, name, last) is not None for r in results)]
-    for name in shown:
+    for name in _found(results, last):
         path = save_png(pictures / f"{name}.png", _curves(study, results, name))
         sections.append(Section(MEASURES[name][0], "", path, alt=MEASURES[name][0]))
     for name, entry in study.arms.items():
@@ -91,12 +90,13 @@ def tables(study: ConfigDict, results: Sequence[Result]) -> str:
 def arms_table(study: ConfigDict, results: Sequence[Result]) -> list[list[str]]:
     """The table of every arm's figures at the last step; the first row is the heading."""
     last = study.measured_at[-1]
-    rows = [["arm", "seeds", *MEASURES, "GFLOP an image", "diverged"]]
+    measures = _found(results, last)
+    rows = [["arm", "seeds", *measures, "GFLOP an image", "diverged"]]
     for name, entry in study.arms.items():
         own = [result for result in results if result["arm"] == name]
         if not own:
             continue
-        figures = [str(arm_mean(results, name, measure, last)) for measure in MEASURES]
+        figures = [str(arm_mean(results, name, measure, last)) for measure in measures]
         diverged = sum(bool(result["diverged"]) for result in own)
         cost = f"{own[0]['gflop_per_image']:.3g}"
         rows.append([entry.title, str(len(own)), *figures, cost, f"{diverged} of {len(own)}"])
@@ -135,7 +135,8 @@ def correlations_table(study: ConfigDict, results: Sequence[Result]) -> list[lis
         "Spearman of the arms' means", "arms",
     ]]  # fmt: skip
     for step in study.measured_at:
-        for name in ("frechet", "class_accuracy"):
+        found = _found(results, step)
+        for name in (n for n in ("frechet", "class_accuracy", "prompts") if n in found):
             found = correlation(results, "cknna", name, step)
             pearson, spearman, of_means = (
                 "-" if math.isnan(value) else f"{value:.2f}"
@@ -146,6 +147,11 @@ def correlations_table(study: ConfigDict, results: Sequence[Result]) -> list[lis
                 str(found.arms),
             ])  # fmt: skip
     return rows
+
+
+def _found(results, step):
+    """The measures that a result has at a step, in the order of `MEASURES`."""
+    return [name for name in MEASURES if any(figure(r, name, step) is not None for r in results)]
 
 
 _TABLES = (arms_table, claims_table, correlations_table)

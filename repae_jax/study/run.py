@@ -38,7 +38,7 @@ from repae_jax.utils.schema import read_json
 from repae_jax.utils.sealed import seal
 
 SAMPLES, LATENTS = "study_samples.png", "study_latents.png"
-_CLASSES, _EACH = 10, 8  # classes in a picture of samples, and samples of each
+_ROWS, _EACH = 10, 8  # rows of a picture of samples, at most, and samples of each
 
 
 def run_job(study: ConfigDict, job: Job, output: pathlib.Path, *, progress: bool = True) -> None:
@@ -213,14 +213,14 @@ def _measure(study, judge, config, workdir, output, diverged):
             break
         figures[str(step)] = measured.figures
     if measured is not None:
-        _draw(measured, workdir, config)
+        _draw(measured, workdir)
     return figures, diverged
 
 
-def _draw(measured: StepMeasures, workdir, config):
+def _draw(measured: StepMeasures, workdir):
     if measured.samples is not None:
-        classes = min(_CLASSES, config.data.num_classes)
-        names = [str(number) for number in range(classes)]
-        save_png(workdir / SAMPLES, class_grid(measured.samples, measured.labels, names, _EACH))
+        names = measured.asked.names[:_ROWS]
+        rows = class_grid(measured.samples, measured.asked.rows, names, _EACH)
+        save_png(workdir / SAMPLES, rows)
     colors = pca_colors([np.asarray(measured.latents)])[0]
     save_png(workdir / LATENTS, pca_figure(measured.heldout, {"latents": colors}))

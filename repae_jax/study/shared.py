@@ -1,4 +1,5 @@
-"""The shared parts of a study's runs, made once in its folder: scenes, teachers, the judge.
+"""The shared parts of a study's runs, made once in its folder: images, text encoders, teachers,
+the judge.
 
 `study.json` records how they were made, so that another study's parts are never used for this one.
 """
@@ -17,7 +18,16 @@ from repae_jax.data.identity import FILE, as_recorded, changes_since, write_fing
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError
 from repae_jax.interop.small_networks import read_accuracy
-from repae_jax.study.plan import DATA, RESULT, study_config, teacher_path, trained_teachers
+from repae_jax.interop.text_encoder import WEIGHTS
+from repae_jax.study.plan import (
+    DATA,
+    RESULT,
+    study_config,
+    teacher_path,
+    text_encoder_configs,
+    trained_teachers,
+    trains_text_encoder,
+)
 from repae_jax.utils.atomic_files import write_atomically
 from repae_jax.utils.regular_files import is_file_there
 from repae_jax.utils.schema import read_json
@@ -34,6 +44,7 @@ def make_shared(study: ConfigDict, output: pathlib.Path, *, progress: bool = Tru
     """
     from repae_jax.data.prepare import prepare
     from repae_jax.study.judge import train_judge
+    from repae_jax.training.language_model import pretrain_text_encoder
     from repae_jax.training.teacher import pretrain_teacher
 
     check_shared(study, output)
@@ -41,7 +52,7 @@ def make_shared(study: ConfigDict, output: pathlib.Path, *, progress: bool = Tru
         check_nothing_missing(
             f"{path} is gone, with which the results in {output} were made: put it back, or take "
             "another --output"
-            for path in _networks(study, output).values()
+            for path in _made(study, output).values()
             if not path.is_file()
         )
     output.mkdir(parents=True, exist_ok=True)
@@ -50,7 +61,7 @@ def make_shared(study: ConfigDict, output: pathlib.Path, *, progress: bool = Tru
     for split, count in study.rendered.items():
         if count:
             prepare(
-                f"scenes:{count}",
+                f"{study.config.data.source}:{count}",
                 output / DATA / split,
                 split=split,
                 resolution=config.data.resolution,
@@ -60,6 +71,9 @@ def make_shared(study: ConfigDict, output: pathlib.Path, *, progress: bool = Tru
     if not is_file_there(output / FILE):
         write_fingerprints(output / FILE, _fingerprints(config))
     check_data(study, output)
+    for file, of_encoder in _text_encoders(study, output).items():
+        if not file.is_file():
+            pretrain_text_encoder(of_encoder, progress=progress)
     for name in trained_teachers(config):
         if not teacher_path(output, name).is_file():
             pretrain_teacher(config, name, progress=progress)
@@ -71,7 +85,7 @@ def check_shared(study: ConfigDict, output: pathlib.Path) -> None:
     """Raise UserError if the folder holds the shared parts of another study."""
     path = output / COMMON
     if not path.is_file():
-        there = [*_networks(study, output).values(), output / DATA, output / "runs"]
+        there = [*_made(study, output).values(), output / DATA, output / "runs"]
         for found in there:
             if found.exists():
                 raise UserError(
@@ -90,7 +104,7 @@ def check_made(study: ConfigDict, output: pathlib.Path) -> None:
     """Raise UserError if a shared network is missing."""
     check_nothing_missing(
         f"{what} ({path}) does not exist: make the shared parts of the runs by --prepare"
-        for what, path in _networks(study, output).items()
+        for what, path in _made(study, output).items()
         if not path.is_file()
     )
 
@@ -124,6 +138,20 @@ def _networks(study, output):
     return {**teachers, "the judge": output / JUDGE}
 
 
+def _text_encoders(study, output):
+    """File -> the configuration that trains it, for the text encoders that the study trains."""
+    configs = text_encoder_configs(study, output)
+    return {pathlib.Path(folder) / WEIGHTS: config for folder, config in configs.items()}
+
+
+def _made(study, output):
+    """Title -> file, for all networks that the study trains before its runs."""
+    encoders = {
+        f"the text encoder {file.parent.name}": file for file in _text_encoders(study, output)
+    }
+    return encoders | _networks(study, output)
+
+
 def _present(stored):
     """Upgrade the content of an earlier version's file to the current names."""
     config = stored.get("config")
@@ -142,8 +170,12 @@ def _common(study) -> dict[str, Any]:
     data = config.data.to_dict()
     for key in ("path", "workers", "accept"):
         del data[key]
+    shared = {"data": data, "teachers": config.teachers.to_dict()}
+    if trains_text_encoder(config):
+        config.text_encoder.weights = ""
+        shared["text_encoder"] = config.text_encoder.to_dict()
     return {
-        "config": {"data": data, "teachers": config.teachers.to_dict()},
+        "config": shared,
         "rendered": study.rendered.to_dict(),
         "judge": study.judge.to_dict(),
         "measures": study.measures.to_dict(),

@@ -131,7 +131,7 @@ class CausalLM(nn.Module):
     Attributes:
       vocabulary: rows of the embedding table.
       dim: width D of the residual stream.
-      depth: blocks.
+      depth: blocks; without one, a state depends on its own token alone.
       num_heads: query heads.
       num_kv_heads: heads of keys and values, which divide the query heads.
       head_dim: width of a head, independent of D.
@@ -224,7 +224,7 @@ FAMILY = Family(
     options=dict(
         vocabulary=int,
         hidden_size=int,
-        depth=int,
+        depth=whole(0, 256),  # 0: a state depends on its own word alone
         num_heads=int,
         num_kv_heads=int,
         head_dim=int,
