@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from repae_jax.evaluation.curves import CURVE_COLORS, FAINT
 from repae_jax.evaluation.report import Section, write_report
+from repae_jax.study.judge import judges_prompts
 from repae_jax.study.plan import MEASURES, Job
 from repae_jax.study.results import (
     Result,
@@ -58,11 +59,11 @@ def write_study(study: ConfigDict, output: pathlib.Path, results: Sequence[Resul
 def _write(study, output, results):
     write_results(output / "results.jsonl", results)
     arms, claims, together = made = [table(study, results) for table in _TABLES]
-    write_atomically(output / "tables.md", _text(made, results).encode())
+    write_atomically(output / "tables.md", _text(study, made, results).encode())
     last = study.measured_at[-1]
     pictures = output / "report"
     sections = [
-        Section(f"All arms at step {last}", f"{ARMS}\n\n{_about(results)}", table=arms),
+        Section(f"All arms at step {last}", f"{ARMS}\n\n{_about(study, results)}", table=arms),
         Section("Claims", CLAIMS, table=claims),
         Section("Correlations", "Correlations over all runs of all arms.", table=together),
     ]  # fmt: skip
@@ -84,7 +85,7 @@ def _write(study, output, results):
 
 def tables(study: ConfigDict, results: Sequence[Result]) -> str:
     """The tables of arms, claims and correlations, in Markdown."""
-    return _text([table(study, results) for table in _TABLES], results)
+    return _text(study, [table(study, results) for table in _TABLES], results)
 
 
 def arms_table(study: ConfigDict, results: Sequence[Result]) -> list[list[str]]:
@@ -135,8 +136,8 @@ def correlations_table(study: ConfigDict, results: Sequence[Result]) -> list[lis
         "Spearman of the arms' means", "arms",
     ]]  # fmt: skip
     for step in study.measured_at:
-        found = _found(results, step)
-        for name in (n for n in ("frechet", "class_accuracy", "prompts") if n in found):
+        measured = _found(results, step)
+        for name in (it for it in ("frechet", "class_accuracy", "prompts") if it in measured):
             found = correlation(results, "cknna", name, step)
             pearson, spearman, of_means = (
                 "-" if math.isnan(value) else f"{value:.2f}"
@@ -174,8 +175,16 @@ def _equal_work(study, results, entry):
     return f"{figures[0]} and {figures[1]} after {min(spent):.3g} TFLOP"
 
 
-def _about(results):
+def _about(study, results):
     found = results[0]["accuracies"].items()
+    if judges_prompts(study):
+        shares = {name: f"{100 * reached:.1f} %" for name, reached in found}
+        judge = shares.pop("the judge")
+        named = ", ".join(f"{name} names {share}" for name, share in shares.items())
+        return (
+            f"Of the tokens of held-out captions {named}. Of held-out renders the judge names all "
+            f"objects of {judge}."
+        )
     return (
         "Of the held-out images "
         + ", ".join(f"{name} classifies {100 * reached:.1f} %" for name, reached in found)
@@ -183,8 +192,8 @@ def _about(results):
     )
 
 
-def _text(made, results):
-    return "\n\n".join([*map(_markdown, made), _about(results)]) + "\n"
+def _text(study, made, results):
+    return "\n\n".join([*map(_markdown, made), _about(study, results)]) + "\n"
 
 
 def _markdown(table):

@@ -1,6 +1,5 @@
 """Studies whose runs take captions."""
 
-import json
 import pathlib
 
 import jax
