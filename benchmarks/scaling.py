@@ -33,10 +33,13 @@ RECIPES = {  # the same, for the table of the other recipes, each with its own b
     "jit": "JiT-B/16, pixels",
 }
 RECIPES_ON = "v5e:4x8"
-TEXT = {  # recipes with captions, whose text encoder runs in the step
+TEXT = {  # recipes with captions
     "t2i256_e2e_flux": "fuse-dit's DiT (2.66 B) + f8d16, Gemma 2B",
+    "t2i256_e2e_flux cached": "the same, latents and states of captions cached",
     "t2i256_repae_sdvae": "REPA-E, text DDT + f8d4, Qwen3 0.6B",
 }
+# what a row's recipe has in addition where its name ends in "cached"
+CACHED = ["--config.data.source=latents", "--config.data.path=runs/no_cache_yet", "--text"]
 TEXT_ON = {"v5e:16x16": 64, "v5p:4x4x4": 64}  # slice -> the chips that divide the state
 BATCHES = {  # of each slice
     "v5e:2x4": (256,), "v5e:4x8": (128, 256), "v5e:16x16": (256, 1024),
@@ -69,7 +72,7 @@ def rows() -> list[tuple[str, str, int]]:
 
 def file_of(config: str) -> pathlib.Path:
     """The file of a key of `CONFIGS`, `RECIPES` or `TEXT`."""
-    name = config if config in TEXT else f"imagenet256_{config}"
+    name = config.removesuffix(" cached") if config in TEXT else f"imagenet256_{config}"
     return pathlib.Path("configs") / f"{name}.py"
 
 
@@ -84,6 +87,7 @@ def command(topology: str, config: str, batch: int, effort: str) -> list[str]:
     words = ["compile", "--config", str(file_of(config)), "--json"]
     words += ["--topology", topology, "--effort", effort, f"--config.batch_size={batch}"]
     words += [f"--config.mesh.fsdp={TEXT_ON[topology] if config in TEXT else FSDP}"]
+    words += CACHED if config.endswith(" cached") else []
     compute = {**COMPUTE, "micro_batches": micro_batches(topology, batch)}
     return words + [f"--config.compute.{key}={value}" for key, value in compute.items()]
 

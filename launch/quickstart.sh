@@ -26,11 +26,23 @@ config+=("$@")
 
 make_environment .venv requirements.txt
 repae=(.venv/bin/python -m repae_jax)
-if [ "$name" = described ] && [ ! -f "$workdir/text_encoder/model.safetensors" ]; then
-  "${repae[@]}" pretrain-text-encoder "${config[@]}"
+if [ "$name" = described ]; then
+  if [ ! -f "$workdir/text_encoder/model.safetensors" ]; then
+    "${repae[@]}" pretrain-text-encoder "${config[@]}"
+  fi
+  "${repae[@]}" prepare described:40000 "$workdir/data/train" --resolution 32
+  "${repae[@]}" prepare described:1000 "$workdir/data/heldout" --resolution 32 --split heldout
+  config+=(--config.data.source=packed "--config.data.path=$workdir/data")
 fi
 [ -f "$teacher" ] || "${repae[@]}" pretrain-teacher "${config[@]}"
 "${repae[@]}" train "${config[@]}" --workdir "$workdir"
 "${repae[@]}" report --workdir "$workdir"
+if [ "$name" = described ]; then
+  "${repae[@]}" evaluate-described --write-prompts "$workdir/prompts.jsonl"
+  "${repae[@]}" generate --workdir "$workdir" --output "$workdir/prompted" \
+    --prompts "$workdir/prompts.jsonl" --layout geneval
+  "${repae[@]}" evaluate-described "$workdir/prompted" --judge "$workdir/judge.safetensors" \
+    --output "$workdir/scores.json"
+fi
 echo
 echo "Look at  $workdir/report.html  (its pictures are in $workdir/report/)"

@@ -91,15 +91,15 @@ class Report:
 
 
 def compile_train(
-    config: ConfigDict, topology: str, *, kept: str = "tokens", verbose: bool = False
+    config: ConfigDict, topology: str, *, kept: tuple[str, ...] = ("tokens",), verbose: bool = False
 ) -> Report:
     """Compile the train step for a topology.
 
     Args:
       config: the configuration; its weights are not read, and of cached latents only the manifest.
       topology: the topology, such as "v5e:16x16".
-      kept: the assumed content for the teachers of a cache of latents that does not exist yet,
-        "tokens" or "images".
+      kept: the assumed content of a cache of latents that does not exist yet: for the teachers
+        "tokens" or "images", for the text encoder "text".
       verbose: print the state's sharding.
 
     Raises:
@@ -136,7 +136,7 @@ def compile_sampler(config: ConfigDict, topology: str) -> Report:
 
 
 def sweep(
-    config: ConfigDict, topology: str, *, kept: str = "tokens", verbose: bool = False
+    config: ConfigDict, topology: str, *, kept: tuple[str, ...] = ("tokens",), verbose: bool = False
 ) -> Report:
     """Find the largest batch that fits a chip's memory, to an eighth; returns its report.
 
@@ -179,7 +179,7 @@ class OutOfMemory(UserError):
     """Error of the compiler that the program does not fit the chip."""
 
 
-def _program(config, topology, kept="tokens"):
+def _program(config, topology, kept=("tokens",)):
     chip, count = parse_topology(topology)
     validate(config)
     check_devices(config, count)

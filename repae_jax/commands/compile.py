@@ -43,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="content, for the teachers, of a cache of latents that does not exist yet, see encode "
         "--teachers and --images (default: %(default)s)",
     )
+    parser.add_argument(
+        "--text", action="store_true", help="such a cache also holds the states of captions"
+    )
     parser.add_argument("--sweep", action="store_true", help="find the largest batch that fits")
     parser.add_argument("--sampler", action="store_true", help="also compile sampling")
     parser.add_argument(
@@ -70,8 +73,9 @@ def run(options: argparse.Namespace) -> int:
     if options.batch_per_device:
         config.batch_size = options.batch_per_device * count
     with compiler(options.effort):
+        kept = (options.cached, *(["text"] if options.text else []))
         make = sweep if options.sweep else compile_train
-        reports = [make(config, options.topology, kept=options.cached, verbose=not options.json)]
+        reports = [make(config, options.topology, kept=kept, verbose=not options.json)]
         if options.sampler:
             config.batch_size = reports[0].batch_size
             reports.append(compile_sampler(config, options.topology))

@@ -25,6 +25,7 @@ from repae_jax.interop.small_networks import load_network, read_accuracy, save_n
 from repae_jax.models.convnet import ConvLevel
 from repae_jax.runs.captions import Inputs, make_tokenize, tokenized
 from repae_jax.sampling.class_labels import balanced_labels
+from repae_jax.study.plan import judges_prompts
 from repae_jax.training.classifier import accuracy, fit_classifier
 from repae_jax.training.detector import DetectorRecipe
 from repae_jax.training.detector import train_judge as train_detector
@@ -145,7 +146,7 @@ class PromptJudge:
     detector: described_judge.DescribedJudge
 
     def ask(self, config: ConfigDict, count: int) -> Asked:
-        """Ask for at most `count` samples, each of a prompt, as many for each of GenEval's tags."""
+        """Ask for at most `count` samples, as many of each of GenEval's tags."""
         prompts = make_prompts(count // len(TAGS))
         tokenize = make_tokenize(config)
         inputs = tokenized(tokenize, [prompt["prompt"] for prompt in prompts])
@@ -193,11 +194,6 @@ def train_judge(
     )
     reached = accuracy(network, to_float, params, heldout, recipe.batch_size)
     save_network(path, params, {"accuracy": reached})
-
-
-def judges_prompts(study: ConfigDict) -> bool:
-    """Whether the study's runs take captions, which a detector judges in place of a classifier."""
-    return study.config.condition.family == "text"
 
 
 def load_judge(study: ConfigDict, path: pathlib.Path) -> Judge | PromptJudge:

@@ -160,6 +160,11 @@ def prompt_judge() -> ConfigDict:
     return ConfigDict(dataclasses.asdict(DetectorRecipe()))
 
 
+def judges_prompts(study: ConfigDict) -> bool:
+    """Whether the study's runs take captions, which a detector judges in place of a classifier."""
+    return study.config.condition.family == "text"
+
+
 def teacher_path(output: pathlib.Path, name: str) -> pathlib.Path:
     """The file of a teacher in a study's folder."""
     return output / f"teacher_{name}.safetensors"
@@ -308,7 +313,7 @@ def _check_rendered(study):
 
 def _check_judge(study):
     judge = study.judge
-    if study.config.condition.family == "text":
+    if judges_prompts(study):
         if study.config.data.source != "described":
             raise UserError(
                 f"config.data.source is {study.config.data.source!r}: the judge of captions knows "
@@ -329,7 +334,12 @@ def _check_judge(study):
 
 
 def _check_measures(study):
-    least = {"samples": NEIGHBORS + 1, "reference": NEIGHBORS + 1, "heldout": TOP_K + 1}
+    each_tag = len(TAGS) if judges_prompts(study) else 0
+    least = {
+        "samples": max(NEIGHBORS + 1, each_tag),
+        "reference": NEIGHBORS + 1,
+        "heldout": TOP_K + 1,
+    }
     for name, count in least.items():
         if study.measures[name] < count:
             raise UserError(f"measures.{name} is {study.measures[name]}: give at least {count}")

@@ -9,8 +9,7 @@ from ml_collections import ConfigDict
 
 from repae_jax.evaluation.curves import CURVE_COLORS, FAINT
 from repae_jax.evaluation.report import Section, write_report
-from repae_jax.study.judge import judges_prompts
-from repae_jax.study.plan import MEASURES, Job
+from repae_jax.study.plan import MEASURES, Job, judges_prompts
 from repae_jax.study.results import (
     Result,
     arm_mean,

@@ -48,14 +48,16 @@ class Cache:
         return f"{text}, which is assumed: there is no cache yet"
 
 
-def find_cache(config: ConfigDict, models: Models, kept: str = "tokens") -> Cache | None:
+def find_cache(
+    config: ConfigDict, models: Models, kept: tuple[str, ...] = ("tokens",)
+) -> Cache | None:
     """Find the cache of latents that the configuration trains on; None if it trains on images.
 
     Args:
       config: the configuration.
       models: its networks.
-      kept: the assumed content for the teachers if the cache does not exist yet: "tokens" or
-        "images".
+      kept: the assumed content if the cache does not exist yet: for the teachers "tokens" or
+        "images", for the text encoder "text".
 
     Raises:
       UserError: the cache is damaged, or does not fit the configuration.
@@ -64,8 +66,9 @@ def find_cache(config: ConfigDict, models: Models, kept: str = "tokens") -> Cach
         return None
     folder = _folder(config)
     if folder is None:
-        teachers = bool(models.teachers)
-        return Cache(teachers and kept == "images", teachers and kept == "tokens", None)
+        images, tokens = (bool(models.teachers) and it in kept for it in ("images", "tokens"))
+        text = models.text_encoder is not None and "text" in kept
+        return Cache(images, tokens, None, text=text)
     made = latents.read_cache(folder)["made"]
     latents.check_shape(folder, made, latent_shape(config, models))
     class_token = class_token_dim(models.backbone) > 0

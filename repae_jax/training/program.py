@@ -56,7 +56,7 @@ class Program:
     config: ConfigDict
     models: Models
     mesh: Mesh
-    kept: str = "tokens"
+    kept: tuple[str, ...] = ("tokens",)
 
     @functools.cached_property
     @gc_disabled()

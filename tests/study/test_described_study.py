@@ -96,6 +96,7 @@ def test_the_study_is_valid():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"measures.samples": 5}, "measures.samples is 5: give at least 6"),
         ({"judge.renders": 0}, "judge.renders is 0"),
         ({"config.data.source": "scenes"}, "the judge of captions knows 'described' alone"),
         ({"rendered.train": 0}, "give both splits at least 1"),

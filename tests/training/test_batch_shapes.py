@@ -57,7 +57,7 @@ def test_cached_latents_are_not_encoded_and_cached_tokens_are_not_made(recipe, t
     assert (teachers > 0) == (recipe == "repa")
     found = program(images).flops() - program(latents).flops()
     assert found == encoder + teachers
-    found = program(images).flops() - program(latents, kept="images").flops()
+    found = program(images).flops() - program(latents, kept=("images",)).flops()
     assert found == encoder
 
 
