@@ -56,12 +56,12 @@ def test_an_arm_that_changes_the_text_encoder_has_its_own(done):
 
 
 @pytest.mark.slow
-def test_a_text_encoder_that_is_gone_is_named(done, tmp_path, capsys):
+def test_a_text_encoder_that_is_gone_is_named(done, tmp_path, capfd):
     file = done / "text_encoder_words" / "model.safetensors"
     moved = file.rename(tmp_path / "moved")
     try:
         assert main(["study", STUDY, "--output", str(done), "--quiet"]) == 2
-        assert f"{file} is gone, with which the results" in capsys.readouterr().err
+        assert f"{file} is gone, with which the results" in capfd.readouterr().err
     finally:
         moved.rename(file)
 

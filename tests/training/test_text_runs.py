@@ -199,3 +199,11 @@ def test_a_batch_of_captions_is_the_tokenizers(folder):
     inputs = tokenized(tokenize, PROMPTS)
     assert inputs["caption_ids"].shape == (3, 24)
     assert inputs["caption_length"].tolist() == [9, 4, 9]
+
+
+def test_the_recipe_of_the_vae_alone_needs_no_text_encoder(tmp_path):
+    """It has no backbone, whose condition the states would be."""
+    named = f"{tiny_text.CONFIG}:vae"
+    words = ["--workdir", tmp_path / "run", "--config.run.steps=2", "--quiet"]
+    run("train", "--config", named, "--config.text_encoder.weights=", *words)
+    assert load_config(tmp_path / "run").text_encoder.family == "none"
