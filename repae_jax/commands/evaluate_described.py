@@ -115,12 +115,18 @@ def _write_prompts(options: argparse.Namespace) -> None:
 
     if options.images is not None:
         raise UserError(f"--write-prompts reads no images: leave {options.images} out")
+    for name in ("judge", "output"):
+        if getattr(options, name) is not None:
+            raise UserError(f"--write-prompts takes no --{name}: leave it out")
     check_schema(options.count, Count, source="--count")
     check_seed(options.seed)
     check_writable(options.write_prompts)
     prompts = make_prompts(options.count, options.seed)
     lines = "".join(f"{json.dumps(metadata)}\n" for metadata in prompts)
-    print(f"{len(prompts)} prompts: {write_atomically(options.write_prompts, lines.encode())}")
+    file = options.write_prompts
+    if file.exists() and file.read_bytes() != lines.encode():
+        raise UserError(f"{file} exists already and is something else: name another file")
+    print(f"{len(prompts)} prompts: {write_atomically(file, lines.encode())}")
 
 
 def _make_judge(path: pathlib.Path, *, progress: bool) -> DescribedJudge:

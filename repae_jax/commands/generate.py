@@ -23,6 +23,7 @@ from repae_jax.commands.options import (
 from repae_jax.commands.sampled_run import (
     check_prompt_options,
     chosen_sampler,
+    negative_prompt,
     of_captions,
     sampled_config,
 )
@@ -78,15 +79,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         required=True,
         type=pathlib.Path,
-        help="NAME.npz: all images in one file; a folder: each as a PNG",
+        help="NAME.npz: all images in one file; a folder: each as a PNG, or as the layout has it",
     )
     parser.add_argument("--count", type=int, help="images in all (default: 50000)")
     parser.add_argument("--labels", help=LABELS_HELP)
     prompts = parser.add_argument_group("a run with captions")
-    prompts.add_argument("--prompts", type=pathlib.Path, metavar="FILE", help="the prompts")
-    prompts.add_argument("--layout", choices=_LAYOUTS, help="the files (default: flat)")
     prompts.add_argument(
-        "--images-per-prompt", type=int, metavar="N", help="(default: the layout's own number)"
+        "--prompts", type=pathlib.Path, metavar="FILE", help="prompts in the layout's form"
+    )
+    prompts.add_argument("--layout", choices=_LAYOUTS, help="(default: flat)")
+    prompts.add_argument(
+        "--images-per-prompt",
+        type=int,
+        metavar="N",
+        help="images of each prompt (default: four for geneval and dpg, one for the others)",
     )
     add_negative_prompt(prompts)
     parser.add_argument(
@@ -193,16 +199,18 @@ def _plan(options: argparse.Namespace) -> Job:
     check_prompt_options(config, options, _OF_PROMPTS)
     sampler = chosen_sampler(config, options)
     plan = _plan_prompts if of_captions(config) else _plan_classes
-    asked = plan(options, config)
+    asked = plan(options, config, sampler)
     mesh = make_mesh()
     batch_size = padded_batch_size(mesh, options.batch_size, _PER_DEVICE, asked["output"].count)
     return Job(
         config=config, sampler=sampler, seed=options.seed, mesh=mesh, batch_size=batch_size,
-        negative_prompt=options.negative_prompt or "", **asked,
+        negative_prompt=asked["asked"].get("negative_prompt", ""), **asked,
     )  # fmt: skip
 
 
-def _plan_classes(options: argparse.Namespace, config: ConfigDict) -> dict[str, Any]:
+def _plan_classes(
+    options: argparse.Namespace, config: ConfigDict, sampler: Sampler
+) -> dict[str, Any]:
     """The fields of a `Job` that the classes determine."""
     from repae_jax.sampling.class_labels import BALANCED, choose_labels
     from repae_jax.sampling.outputs import make_output
@@ -216,9 +224,11 @@ def _plan_classes(options: argparse.Namespace, config: ConfigDict) -> dict[str, 
     return dict(inputs={"label": labels}, indices=None, asked=asked, tokenize=None, output=output)
 
 
-def _plan_prompts(options: argparse.Namespace, config: ConfigDict) -> dict[str, Any]:
+def _plan_prompts(
+    options: argparse.Namespace, config: ConfigDict, sampler: Sampler
+) -> dict[str, Any]:
     """The fields of a `Job` that the prompts determine."""
-    from repae_jax.runs.captions import make_tokenize, tokenized
+    from repae_jax.runs.captions import make_tokenize, tokenized, warn_of_cut_prompts
     from repae_jax.sampling.layouts import read_prompts
     from repae_jax.sampling.prompts import (
         describe_prompts,
@@ -243,7 +253,8 @@ def _plan_prompts(options: argparse.Namespace, config: ConfigDict) -> dict[str, 
     )
     tokenize, texts = make_tokenize(config), [prompt.text for prompt in prompts]
     asked = describe_prompts(layout, prompts, output.each)
-    asked["negative_prompt"] = options.negative_prompt or ""
+    asked["negative_prompt"] = negative_prompt(options.negative_prompt, sampler)
+    warn_of_cut_prompts(tokenize, texts)
     return dict(
         inputs=spread(tokenized(tokenize, texts), output.each),
         indices=prompt_indices(texts, output.each),
@@ -314,4 +325,5 @@ def _write_missing(
 def _print_output(output: Npz | Folder | PromptFolder, finished: bool) -> None:
     side = "x".join(map(str, output.shape[:2]))
     state = "exist already" if finished else "written"
-    print(f"{output.path}: {output.count} images, {side}, {state}; first ones: {output.preview}")
+    first = f"; first ones: {output.preview}" if output.preview.is_file() else ""
+    print(f"{output.path}: {output.count} images, {side}, {state}{first}")

@@ -112,7 +112,11 @@ def add_quiet(parser: argparse.ArgumentParser) -> None:
 def add_sampler(parser: argparse.ArgumentParser) -> None:
     """Add --seed, and options for the sampler's keys of the configuration."""
     parser.add_argument(
-        "--seed", type=int, default=0, help="image i depends on (seed, i) alone " + DEFAULT
+        "--seed",
+        type=int,
+        default=0,
+        help="image i depends on (seed, i) alone, an image of a prompt on (seed, prompt, number) "
+        + DEFAULT,
     )
     parser.add_argument("--method", help="euler, heun or euler-maruyama (default: the config's)")
     parser.add_argument("--steps", type=int, help="integration steps (default: the config's)")

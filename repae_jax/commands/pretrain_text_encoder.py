@@ -30,6 +30,7 @@ def run(options: argparse.Namespace) -> int:
     """
     config = read_configuration(options)
     from repae_jax.config.validate import validate
+    from repae_jax.data.tokens import FILE
     from repae_jax.interop.text_encoder import WEIGHTS
     from repae_jax.training.language_model import check_pretraining, pretrain_text_encoder
     from repae_jax.utils.lock import writing_in
@@ -37,8 +38,9 @@ def run(options: argparse.Namespace) -> int:
     validate(config)
     check_pretraining(config)
     folder = pathlib.Path(config.text_encoder.weights)
-    if (folder / WEIGHTS).exists() and not options.force:
-        raise UserError(f"{folder / WEIGHTS} exists already: use it, or add --force to replace it")
+    for file in (folder / WEIGHTS, folder / FILE):
+        if file.exists() and not options.force:
+            raise UserError(f"{file} exists already: use it, or add --force to replace it")
     with writing_in(folder):
         perplexity = pretrain_text_encoder(config, progress=not options.quiet)
     print(f"text encoder: {folder}  (perplexity of held-out captions {perplexity:.2f} a token)")

@@ -17,6 +17,7 @@ from repae_jax.commands.options import (
 from repae_jax.commands.sampled_run import (
     check_prompt_options,
     chosen_sampler,
+    negative_prompt,
     of_captions,
     sampled_config,
 )
@@ -77,12 +78,16 @@ def run(options: argparse.Namespace) -> int:
     from repae_jax.runs.captions import with_negative_prompt
     from repae_jax.runs.open_run import open_run, sampling_weights
     from repae_jax.sampling.generate import generate_all, make_generate, number_of
+    from repae_jax.utils.atomic_files import check_writable
     from repae_jax.utils.figures import class_grid, image_grid, save_png
     from repae_jax.utils.schema import Batch, check_schema
 
     config = sampled_config(options.workdir)
     check_prompt_options(config, options, ("prompt", "negative_prompt"))
     sampler = chosen_sampler(config, options)
+    output = options.output or options.workdir / "sample.png"
+    check_writable(output)
+    negative = negative_prompt(options.negative_prompt, sampler)
     of_text, indices = of_captions(config), None
     if of_text:
         inputs, prompts, indices, tokenize = _prompts(options.prompt, config)
@@ -92,8 +97,8 @@ def run(options: argparse.Namespace) -> int:
     check_schema(options.batch_size, Batch, source="--batch-size")
     trained = open_run(options.workdir, step=options.step)
     weights = sampling_weights(trained.state)
-    if of_text and options.negative_prompt:
-        weights = with_negative_prompt(weights, trained.models, tokenize, options.negative_prompt)
+    if of_text and negative:
+        weights = with_negative_prompt(weights, trained.models, tokenize, negative)
     images = generate_all(
         make_generate(trained.models, sampler),
         weights,
@@ -103,7 +108,6 @@ def run(options: argparse.Namespace) -> int:
         indices=indices,
         progress=not options.quiet,
     )
-    output = options.output or options.workdir / "sample.png"
     if of_text:
         rows = np.repeat(np.arange(len(prompts)), _EACH)
         save_png(output, class_grid(images, rows, prompts, _EACH))
@@ -118,11 +122,19 @@ def _prompts(
 ) -> tuple[Inputs, list[str], np.ndarray, Tokenize]:
     """The inputs of a grid of prompts, the prompts, their images' indices, and the tokenizer."""
     from repae_jax.data.sources import open_source
-    from repae_jax.runs.captions import captions_of, make_tokenize, tokenized
+    from repae_jax.runs.captions import (
+        captions_of,
+        make_tokenize,
+        tokenized,
+        warn_of_cut_prompts,
+    )
+    from repae_jax.sampling.layouts import prompt_text
     from repae_jax.sampling.prompts import prompt_indices, spread
 
     tokenize = make_tokenize(config)
-    prompts = given or captions_of(open_source(config.data, "train"), _PROMPTS)
+    prompts = [prompt_text(text, "--prompt") for text in given or ()]
+    warn_of_cut_prompts(tokenize, prompts)
+    prompts = prompts or captions_of(open_source(config.data, "train"), _PROMPTS)
     inputs = spread(tokenized(tokenize, prompts), _EACH)
     return inputs, list(prompts), prompt_indices(prompts, _EACH), tokenize
 

@@ -26,7 +26,7 @@ def sampled_config(workdir: pathlib.Path) -> ConfigDict:
     Raises:
       UserError: there is no run, or it has no backbone.
     """
-    from repae_jax.runs.workdir import CONFIG, load_config
+    from repae_jax.runs.workdir import CONFIG, opened_config
 
     if workdir.is_file():
         raise UserError(
@@ -38,7 +38,7 @@ def sampled_config(workdir: pathlib.Path) -> ConfigDict:
             f"--workdir {workdir} holds a VAE for diffusers, which makes no images of its own: "
             "give a run's work directory"
         )
-    config = load_config(workdir)
+    config = opened_config(workdir)
     if "backbone" not in config.train:
         raise UserError(f"{workdir} trained a VAE alone: there is nothing to sample from")
     return config
@@ -102,6 +102,25 @@ def check_prompt_options(
                 f"--{name.replace('_', '-')} is for a run of captions, but {options.workdir} is "
                 "one of classes: give --labels"
             )
+
+
+def negative_prompt(given: str | None, sampler: Sampler) -> str:
+    """The negative prompt without white space around it; "" for none.
+
+    Raises:
+      UserError: the prompt is no text, or nothing guides away from it.
+    """
+    from repae_jax.sampling.layouts import prompt_text
+    from repae_jax.utils.schema import short_repr
+
+    if not given or not given.strip():
+        return ""
+    if not sampler.guided:
+        raise UserError(
+            f"--negative-prompt is {short_repr(given)}, but at a guidance scale of 1 it has no "
+            "effect: set --guidance-scale above 1"
+        )
+    return prompt_text(given, "--negative-prompt")
 
 
 def open_sampled(options: argparse.Namespace, mesh: Mesh) -> ImageSet:

@@ -2,10 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from repae_jax.config.sections import section_of
 from repae_jax.config.versions import RENAMED_RECIPES
 from repae_jax.errors import UserError
-from repae_jax.models.text_encoders.families import NONE as NO_TEXT
 
 RECIPES = {
     "repae": "the tokenizer and the backbone jointly (REPA-E)",
@@ -42,7 +40,7 @@ def apply_recipe(config: ConfigDict, recipe: str) -> ConfigDict:
     if recipe == "vae":
         config.train = tuple(name for name in config.train if name != "backbone")
         config.teachers = ConfigDict()
-        config.text_encoder = section_of("text_encoder", NO_TEXT)
+        config.text_encoder = _no_text_encoder()
         config.evaluation.every = 0
     if recipe == "repae_no_stop_gradient":
         config.objective.stop_gradient = False
@@ -53,3 +51,10 @@ def apply_recipe(config: ConfigDict, recipe: str) -> ConfigDict:
             config.objective[f"{term}_weight"] = 0.0
     config.name = f"{config.name}_{recipe}" if recipe != "repae" else config.name
     return config
+
+
+def _no_text_encoder():
+    from repae_jax.config.sections import section_of  # imports JAX, which `--help` does without
+    from repae_jax.models.text_encoders.families import NONE
+
+    return section_of("text_encoder", NONE)

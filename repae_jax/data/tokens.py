@@ -65,6 +65,11 @@ class Tokenize:
             )
         return found
 
+    def cuts(self, caption: str) -> bool:
+        """Whether a caption has more than L ids, of which `ids` gives the first."""
+        with _reading(self.path):
+            return bool(_tokenizer(self.path, self.length).encode(caption).overflowing)
+
     def sha256(self) -> str:
         """SHA-256 of the tokenizer.json, without its layout and what a length decides.
 

@@ -135,7 +135,10 @@ def read_text_encoder(name: str | pathlib.Path, encoder: TextEncoder) -> dict[st
     path = hub.locate(name, (CONFIG,), weight_files.TRANSFORMERS)
     file = weight_files.find_weights(path, weight_files.TRANSFORMERS) if path.is_dir() else path
     if file is None:
-        raise UserError(f"{path}: model.safetensors is missing")
+        raise UserError(
+            f"{path}: model.safetensors is missing: `python -m repae_jax pretrain-text-encoder` "
+            "trains a small text encoder; a published one has it"
+        )
     config = file.parent / CONFIG
     if config.is_file():
         kind, fields = class_and_fields(read_json(config), source=str(config))

@@ -1,6 +1,8 @@
 """What a run generates images of: classes, or captions with the tokenizer of its text encoder."""
 
 import contextlib
+import dataclasses
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,13 +14,15 @@ from repae_jax.config.modules import build_text_encoder
 from repae_jax.data import caption_states
 from repae_jax.data.source import Source, check_captions
 from repae_jax.data.tokens import FILE, Tokenize
-from repae_jax.errors import BadImage, UserError
+from repae_jax.errors import BadImage, UserError, warn
 from repae_jax.interop import hub
 from repae_jax.models.networks import Models, condition_of
 from repae_jax.models.text_encoders.base import TextEncoder
 from repae_jax.runs.fingerprint import weights_sha256
 from repae_jax.sampling.class_labels import balanced_labels
 from repae_jax.sampling.prompts import spread
+from repae_jax.utils.atomic_files import write_atomically
+from repae_jax.utils.schema import short_repr
 
 Inputs = dict[str, np.ndarray]
 
@@ -55,6 +59,35 @@ def tokenized(tokenize: Tokenize, prompts: Sequence[str]) -> Inputs:
     """{"caption_ids": (N, L) int32, "caption_length": (N,) int32} of prompts."""
     rows = [tokenize(prompt) for prompt in prompts]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def warn_of_cut_prompts(tokenize: Tokenize, prompts: Sequence[str]) -> None:
+    """Warn of prompts whose ends the text encoder does not read."""
+    cut = [prompt for prompt in prompts if tokenize.cuts(prompt)]
+    if cut:
+        warn(
+            f"{len(cut)} of {len(prompts)} prompts are longer than the text encoder's "
+            f"{tokenize.length} tokens, such as {short_repr(cut[0])}: their ends are not read"
+        )
+
+
+def check_tokenizer(workdir: pathlib.Path, tokenize: Tokenize) -> None:
+    """Raise UserError if a run began with another tokenizer, of which its folder has a copy."""
+    copy = workdir / FILE
+    if (
+        copy.is_file()
+        and dataclasses.replace(tokenize, path=str(copy)).sha256() != tokenize.sha256()
+    ):
+        raise UserError(
+            f"{tokenize.path} is another tokenizer than the run in {workdir} began with, a copy of "
+            f"which is {copy}: put that one in its place, or begin another run"
+        )
+
+
+def keep_tokenizer(workdir: pathlib.Path, tokenize: Tokenize) -> None:
+    """Write a copy of the tokenizer into a run's folder, unless it has one."""
+    if not (workdir / FILE).is_file():
+        write_atomically(workdir / FILE, pathlib.Path(tokenize.path).read_bytes())
 
 
 def made_states(

@@ -20,7 +20,7 @@ from repae_jax.runs.checkpoints import FOLDER, Checkpoints
 from repae_jax.runs.initial_state import load_text_encoder
 from repae_jax.runs.state import TrainState, tokenizer_variables
 from repae_jax.runs.weights import statistics_of
-from repae_jax.runs.workdir import load_config
+from repae_jax.runs.workdir import opened_config
 
 _OF_TEXT = ("text_encoder", "null_condition")
 _SAMPLES = 2**32 - 2  # folded into the seed's key; steps stay below this number
@@ -51,7 +51,7 @@ def open_run(workdir: pathlib.Path, mesh: Mesh | None = None, *, step: int | Non
       UserError: there is no run or no such checkpoint, it is damaged, or the text encoder's file is
         missing or damaged.
     """
-    config = load_config(workdir)
+    config = opened_config(workdir)
     models = build_models(config)
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     sharding = one if mesh is None else replicated(mesh)
@@ -76,7 +76,7 @@ def open_on_host(
     Raises:
       UserError: there is no run or no such checkpoint, or it is damaged.
     """
-    config = load_config(workdir)
+    config = opened_config(workdir)
     models = build_models(config)
     host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     state = load_state(workdir, config, models, host, optimizers=optimizers, step=step)

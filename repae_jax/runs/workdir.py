@@ -11,7 +11,9 @@ from ml_collections import ConfigDict
 
 from repae_jax.config.storage import absent_keys, differences, from_stored, to_json
 from repae_jax.config.validate import validate
+from repae_jax.data.tokens import FILE as TOKENIZER
 from repae_jax.errors import UserError, warn
+from repae_jax.models.text_encoders.families import NONE as NO_TEXT
 from repae_jax.runs.checkpoints import FOLDER, saved_steps
 from repae_jax.utils.atomic_files import write_atomically
 from repae_jax.utils.schema import read_json
@@ -120,6 +122,14 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
     if absent := absent_keys(stored):
         more = f" and {len(absent) - 1} more keys" if len(absent) > 1 else ""
         _warn_once(f"{path} lacks {absent[0]}{more}: their defaults are taken")
+    return config
+
+
+def opened_config(workdir: pathlib.Path) -> ConfigDict:
+    """Load a run's configuration as `load_config`, with its own copy of the tokenizer."""
+    config = load_config(workdir)
+    if (workdir / TOKENIZER).is_file() and config.text_encoder.family != NO_TEXT:
+        config.text_encoder.tokenizer = str(workdir / TOKENIZER)
     return config
 
 

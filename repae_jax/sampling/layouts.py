@@ -27,9 +27,17 @@ from typing_extensions import TypedDict  # pydantic asks for this one before Pyt
 from repae_jax.data.geneval_metadata import check_metadata
 from repae_jax.data.images import encode_pixels
 from repae_jax.errors import UserError
+from repae_jax.sampling.outputs import is_whole
 from repae_jax.utils.atomic_files import write_atomically
 from repae_jax.utils.figures import image_grid
-from repae_jax.utils.schema import LARGEST_LIST, each, parse_json, read_json, short_repr
+from repae_jax.utils.schema import (
+    LARGEST_LIST,
+    each,
+    parse_json,
+    read_bounded,
+    read_json,
+    short_repr,
+)
 
 # Files that name the prompts of a folder's images.
 PROMPTS, INDEX, METADATA = "prompts.jsonl", "index_to_prompt.json", "metadata.jsonl"
@@ -86,8 +94,8 @@ class Layout:
         return list(self.files(prompt, np.zeros((count, 1, 1, 3), np.uint8)))
 
     def is_written(self, folder: pathlib.Path, prompt: Prompt, count: int) -> bool:
-        """Whether all files of a prompt with `count` images exist."""
-        return all((folder / path).is_file() for path in self.paths(prompt, count))
+        """Whether all files of a prompt with `count` images exist, each to its end."""
+        return all(is_whole(folder / path) for path in self.paths(prompt, count))
 
 
 def read_prompts(layout: str, path: str | pathlib.Path) -> list[Prompt]:
@@ -99,8 +107,9 @@ def read_prompts(layout: str, path: str | pathlib.Path) -> list[Prompt]:
     if layout not in LAYOUTS:
         raise UserError(f"layout {layout!r} is not known: use one of {', '.join(LAYOUTS)}")
     prompts = LAYOUTS[layout].read(pathlib.Path(path))
-    if not prompts:
-        raise UserError(f"{path} holds no prompt")
+    if not 0 < len(prompts) <= _MOST_PROMPTS:
+        count = len(prompts) or "no"
+        raise UserError(f"{path} holds {count} prompts: give 1 to {_MOST_PROMPTS:,}")
     names = [prompt.name for prompt in prompts]
     if len({name.casefold() for name in names}) < len(names):
         seen: set[str] = set()
@@ -139,12 +148,11 @@ def numbered_lines(path: pathlib.Path) -> list[tuple[str, str]]:
     Raises:
       UserError: the file cannot be read.
     """
+    content = read_bounded(path, LARGEST_LIST)
     try:
-        text = path.read_text("utf-8-sig")  # Windows' editors write a byte order mark
+        text = content.decode("utf-8-sig")  # Windows' editors write a byte order mark
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no UTF-8 text ({error.reason}): save it as UTF-8") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     # `splitlines` would also split at characters that may stand within a prompt, such as U+2028
     lines = enumerate(text.split("\n"), start=1)
     return [(f"{path}, line {number}", line) for number, line in lines if line.strip()]
@@ -153,7 +161,9 @@ def numbered_lines(path: pathlib.Path) -> list[tuple[str, str]]:
 def _read_geneval(path):
     prompts = []
     for number, (source, line) in enumerate(numbered_lines(path)):
-        entry = parse_json(line, source=source, way_out="a line holds a prompt's metadata")
+        entry = parse_json(
+            line, source=source, way_out="a line holds a prompt's metadata", unique=True
+        )
         check_metadata(entry, source=source)
         prompts.append(
             Prompt(prompt_text(entry["prompt"], f"{source}: prompt"), f"{number:05d}", entry)
@@ -170,7 +180,7 @@ def _geneval_files(prompt, images):
 
 
 def _read_dpg(path):
-    content = read_json(path, largest=LARGEST_LIST)
+    content = read_json(path, largest=LARGEST_LIST, unique=True)
     if isinstance(content, list):
         raise UserError(
             f"{path} is a list, but DPG-Bench's scorer knows its prompts by their ids: give a JSON "
@@ -191,7 +201,7 @@ def _dpg_files(prompt, images):
 
 
 def _read_genai(path):
-    content = read_json(path, largest=LARGEST_LIST)
+    content = read_json(path, largest=LARGEST_LIST, unique=True)
     if isinstance(content, list):
         return [
             Prompt(prompt_text(text, f"{path}[{number}]"), f"{number:05d}")
@@ -220,7 +230,7 @@ def _genai_listing(prompts):
 
 
 def _read_coco(path):
-    content = read_json(path, each(Any, 1, _MOST_PROMPTS), largest=LARGEST_LIST)
+    content = read_json(path, each(Any, 1, _MOST_PROMPTS), largest=LARGEST_LIST, unique=True)
     texts = [entry.get("caption") if isinstance(entry, dict) else entry for entry in content]
     return [
         Prompt(prompt_text(text, f"{path}[{number}]"), f"{number:06d}")
@@ -239,7 +249,7 @@ class _MJHQ(TypedDict):
 
 
 def _read_mjhq(path):
-    content = read_json(path, dict[str, _MJHQ], largest=LARGEST_LIST)
+    content = read_json(path, dict[str, _MJHQ], largest=LARGEST_LIST, unique=True)
     return [
         Prompt(
             prompt_text(entry["prompt"], f"{path}: {name}"),
@@ -256,9 +266,15 @@ def _mjhq_files(prompt, images):
 
 
 def _read_flat(path):
+    lines = numbered_lines(path)
+    if lines and lines[0][1].lstrip().startswith(("{", "[")):
+        raise UserError(
+            f"{path} begins with {short_repr(lines[0][1].strip()[:20])}, as JSON does: name its "
+            "--layout; for the layout flat, begin the first prompt with another character"
+        )
     return [
         Prompt(prompt_text(line, source), f"{number:05d}")
-        for number, (source, line) in enumerate(numbered_lines(path))
+        for number, (source, line) in enumerate(lines)
     ]
 
 

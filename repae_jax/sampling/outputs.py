@@ -33,7 +33,7 @@ FORMAT = "repae_jax samples 1"
 SHOWN = 64  # images in the preview, eight per row
 _THREADS = 8  # threads that read and write PNG files
 _CHUNK = 1 << 20  # bytes
-_PNG_END = b"IEND\xaeB`\x82"
+_ENDS = {".png": b"IEND\xaeB`\x82", ".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9"}
 # The earliest time of a zip member: the archive's bytes must be independent of the time of writing.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -248,7 +248,7 @@ class Folder(FolderOutput):
         """The first index of every batch still to be generated."""
         names = entries(self.path)
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:  # network disks are slow
-            whole = pool.map(_is_whole, [self.path / name for name in names])
+            whole = pool.map(is_whole, [self.path / name for name in names])
             there = {name for name, good in zip(names, whole, strict=True) if good}
         batches = range(0, self.count, batch_size)
         return [s for s in batches if not there.issuperset(self._names(s, batch_size))]
@@ -257,7 +257,7 @@ class Folder(FolderOutput):
         """Write images uint8 (n, H, W, 3) from the index `start` on; complete files stay."""
         files = [self.path / name for name in self._names(start, len(images))]
         todo = [(file, image) for file, image in zip(files, images, strict=False)
-                if not _is_whole(file)]  # fmt: skip
+                if not is_whole(file)]  # fmt: skip
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
             list(pool.map(lambda pair: write_atomically(pair[0], encode_pixels(pair[1])), todo))
 
@@ -285,19 +285,28 @@ def make_output(path: pathlib.Path, count: int, shape: tuple[int, int, int]) -> 
       UserError: `path` has another suffix, the folder's name is that of a file, or `count` is out
         of range.
     """
-    path = path if path.name else path.resolve()
     check_schema(count, Count, source="--count")
-    if not path.name:
-        raise UserError(f"--output is {path}: give NAME.npz for one file, or a folder")
     if path.suffix == ".npz":
         return Npz(path, count, shape)
+    return Folder(check_folder(path), count, shape)
+
+
+def check_folder(path: pathlib.Path) -> pathlib.Path:
+    """The path of a folder of images, with a name.
+
+    Raises:
+      UserError: `path` is the root, has the suffix of a file, or is a file.
+    """
+    path = path if path.name else path.resolve()
+    if not path.name:
+        raise UserError(f"--output is {path}: give NAME.npz for one file, or a folder")
     if re.fullmatch(r"\.[A-Za-z]\w*", path.suffix) and not path.is_dir():
         raise UserError(
             f"--output is {path}: give NAME.npz for one file, or a folder without a suffix"
         )
     if path.is_file():
         raise UserError(f"--output {path} is a file: give a folder, or NAME.npz")
-    return Folder(path, count, shape)
+    return path
 
 
 @contextlib.contextmanager
@@ -310,11 +319,12 @@ def _member(archive: zipfile.ZipFile, name: str, shape, dtype) -> Iterator[Binar
         yield file
 
 
-def _is_whole(path):
-    """Whether a PNG file exists and ends with its last chunk."""
+def is_whole(path: pathlib.Path) -> bool:
+    """Whether a file exists and has the end of a PNG or JPEG; of another kind, any content."""
+    end = _ENDS.get(path.suffix, b"")
     try:
         with open(path, "rb") as file:
-            file.seek(-len(_PNG_END), os.SEEK_END)
-            return file.read() == _PNG_END
+            file.seek(-max(1, len(end)), os.SEEK_END)
+            return file.read().endswith(end)
     except OSError:
         return False

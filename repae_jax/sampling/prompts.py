@@ -11,7 +11,7 @@ import numpy as np
 
 from repae_jax.errors import UserError
 from repae_jax.sampling.layouts import LAYOUTS, Layout, Prompt
-from repae_jax.sampling.outputs import SHOWN, FolderOutput
+from repae_jax.sampling.outputs import SHOWN, FolderOutput, check_folder
 from repae_jax.utils.atomic_files import remove_temporaries, write_atomically
 from repae_jax.utils.figures import image_grid, save_png
 
@@ -132,8 +132,9 @@ def make_prompt_folder(
     each = row.images if each is None else each
     if not 1 <= each <= _MOST_EACH:
         raise UserError(f"--images-per-prompt is {each}: give 1 to {_MOST_EACH}")
-    if path.is_file() or path.suffix == ".npz":
+    if path.suffix == ".npz":
         raise UserError(f"--output {path}: prompts take a folder, not a file")
+    path = check_folder(path)
     row.paths(prompts[0], each)  # refuses a number of images
     return PromptFolder(path, each * len(prompts), shape, row, tuple(prompts), each)
 
@@ -143,7 +144,7 @@ def describe_prompts(layout: str, prompts: Sequence[Prompt], each: int) -> dict[
     import hashlib
     import json
 
-    content = json.dumps([[prompt.name, prompt.text] for prompt in prompts]).encode()
+    content = json.dumps([[prompt.name, prompt.text, prompt.entry] for prompt in prompts]).encode()
     return {
         "layout": layout,
         "prompts": f"{len(prompts)} prompts, {hashlib.sha256(content).hexdigest()}",

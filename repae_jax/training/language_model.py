@@ -2,6 +2,7 @@
 
 import itertools
 import pathlib
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +14,14 @@ from repae_jax.config.modules import build_text_encoder
 from repae_jax.data.source import Source, check_captions
 from repae_jax.data.sources import open_source
 from repae_jax.data.tokens import FILE, Tokenize, grammar_tokenizer, train_tokenizer
-from repae_jax.errors import UserError
+from repae_jax.errors import BadImage, UserError
 from repae_jax.interop.files import write_safetensors
 from repae_jax.interop.text_encoder import WEIGHTS, export_text_encoder
 from repae_jax.models.text_encoders.base import caption_mask, initial_variables
 from repae_jax.models.text_encoders.causal_lm import CausalLM
 from repae_jax.runs.captions import tokenized
 from repae_jax.training.fit import fit
+from repae_jax.utils.atomic_files import write_atomically
 
 _BUCKET = 8  # tokens; the length of a training batch is a multiple of it
 _HELDOUT = 1000  # held-out captions that measure the model
@@ -46,14 +48,20 @@ def pretrain_text_encoder(config: ConfigDict, *, progress: bool = True) -> float
     check_captions(train)
     folder = pathlib.Path(config.text_encoder.weights)
     folder.mkdir(parents=True, exist_ok=True)
+    train, heldout = (_Captions(it, config.data.on_bad_image == "skip") for it in (train, heldout))
     tokenizer = _tokenizer(config, train, encoder.vocabulary)
-    tokenizer.save(str(folder / FILE))
-    tokenize = Tokenize(str(folder / FILE), encoder.length, encoder.pad_id)
-    tokenize.check(encoder.vocabulary, encoder.null_ids)
-    params = _fit(encoder, tokenize, train, recipe, config.seed, progress)
-    perplexity = _perplexity(encoder, params, _captions(tokenize, heldout, range(_HELDOUT)))
+    with tempfile.TemporaryDirectory(prefix=".pretrain-", dir=folder) as aside:
+        file = pathlib.Path(aside) / FILE
+        tokenizer.save(str(file))
+        tokenize = Tokenize(str(file), encoder.length, encoder.pad_id)
+        tokenize.check(encoder.vocabulary, encoder.null_ids)
+        params = _fit(encoder, tokenize, train, recipe, config.seed, progress)
+        perplexity = _perplexity(encoder, params, _inputs(tokenize, heldout, range(_HELDOUT)))
+        content = file.read_bytes()
     tensors = export_text_encoder({"params": params}, encoder)
     notes = {"perplexity": str(perplexity), "data": config.data.source, "seed": str(config.seed)}
+    (folder / WEIGHTS).unlink(missing_ok=True)  # a kill leaves no weights beside another tokenizer
+    write_atomically(folder / FILE, content)
     write_safetensors(str(folder / WEIGHTS), tensors, notes)
     return perplexity
 
@@ -81,12 +89,30 @@ def _tokenizer(config, source, vocabulary):
     if config.data.source == "described":
         return grammar_tokenizer()
     count = min(len(source), _VOCABULARY_FROM)
-    return train_tokenizer((source.caption(index) for index in range(count)), vocabulary)
+    return train_tokenizer((source[index] for index in range(count)), vocabulary)
 
 
-def _captions(tokenize, source, indices):
+class _Captions:
+    """The captions of a source; with `skip`, the next readable one in place of another."""
+
+    def __init__(self, source: Source, skip: bool):
+        self._source, self._skip = source, skip
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getitem__(self, index):
+        for number in range(index, index + len(self)):
+            try:
+                return self._source.caption(number % len(self))
+            except BadImage:
+                if not self._skip or number == index + len(self) - 1:
+                    raise
+
+
+def _inputs(tokenize, captions, indices):
     """The inputs (see `tokenized`) of the captions with these indices."""
-    return tokenized(tokenize, [source.caption(int(i) % len(source)) for i in indices])
+    return tokenized(tokenize, [captions[int(i) % len(captions)] for i in indices])
 
 
 def _loss(encoder, params, inputs):
@@ -99,14 +125,14 @@ def _loss(encoder, params, inputs):
     return jnp.sum(each * mask[:, 1:]) / jnp.maximum(mask[:, 1:].sum(), 1)
 
 
-def _fit(encoder, tokenize, source: Source, recipe, seed, progress):
+def _fit(encoder, tokenize, captions, recipe, seed, progress):
     """Train the encoder's parameters; returns them on the host."""
 
     def batches():
         for index in itertools.count():
             rng = np.random.default_rng((seed, index))
-            chosen = rng.integers(len(source), size=recipe.batch_size)
-            inputs = _captions(tokenize, source, chosen)
+            chosen = rng.integers(len(captions), size=recipe.batch_size)
+            inputs = _inputs(tokenize, captions, chosen)
             longest = -(-int(inputs["caption_length"].max()) // _BUCKET) * _BUCKET
             yield inputs | {"caption_ids": inputs["caption_ids"][:, :longest]}
 

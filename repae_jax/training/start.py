@@ -19,7 +19,7 @@ from repae_jax.parallel.multihost import Processes
 from repae_jax.runs import run_data
 from repae_jax.runs import workdir as work_directory
 from repae_jax.runs.build import build_models
-from repae_jax.runs.captions import make_tokenize
+from repae_jax.runs.captions import check_tokenizer, keep_tokenizer, make_tokenize
 from repae_jax.runs.checkpoints import Checkpoints, saved_steps
 from repae_jax.runs.going_back import check_step, has_gone_back, recovery_command, set_aside
 from repae_jax.runs.initial_state import load_frozen
@@ -77,6 +77,7 @@ def open_context(
     data = run_data.open_data(config, workdir, bad_images=workdir / BAD_IMAGES)
     if models.text_encoder is not None:
         check_captions(data.train)
+        check_tokenizer(workdir, make_tokenize(config))
     return RunContext(
         config=config,
         workdir=workdir,
@@ -131,6 +132,8 @@ def claim(run: RunContext, from_step: int | None) -> str:
             print(
                 f"the checkpoints after step {from_step} are in {workdir / aside}, a work directory"
             )
+    if run.models.text_encoder is not None:
+        keep_tokenizer(workdir, make_tokenize(config))
     return run_data.record(config, workdir, run.data)
 
 

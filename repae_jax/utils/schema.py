@@ -96,6 +96,7 @@ def read_json(
     *,
     largest: int = LARGEST,
     way_out: str = "restore it",
+    unique: bool = False,
 ) -> Any:
     """The content of a JSON file, validated against `schema` if one is given.
 
@@ -104,10 +105,21 @@ def read_json(
       schema: see `check_schema`.
       largest: the most bytes that the file may have.
       way_out: the advice in the error for a damaged file.
+      unique: refuse an object with a repeated key, of which the last would count.
 
     Raises:
       UserError: the file is missing, unreadable, not JSON, larger than `largest`, too deeply
         nested, or does not fit the schema.
+    """
+    text = read_bounded(path, largest)
+    return parse_json(text, schema, source=str(path), way_out=way_out, unique=unique)
+
+
+def read_bounded(path: str | os.PathLike, largest: int) -> bytes:
+    """The content of a file of at most `largest` bytes.
+
+    Raises:
+      UserError: the file is missing, unreadable, no regular file, or larger.
     """
     try:
         with open(path, "rb", opener=_open_at_once) as file:
@@ -121,7 +133,7 @@ def read_json(
         raise UserError(f"{path}: cannot be read ({reason}); restore or permit it") from error
     if len(text) > largest:
         raise UserError(f"{path}: has over {largest >> 20} MiB, which no file of its kind has")
-    return parse_json(text, schema, source=str(path), way_out=way_out)
+    return text
 
 
 def _open_at_once(path, flags):
@@ -129,7 +141,12 @@ def _open_at_once(path, flags):
 
 
 def parse_json(
-    text: str | bytes, schema: Any = None, *, source: str, way_out: str = "restore it"
+    text: str | bytes,
+    schema: Any = None,
+    *,
+    source: str,
+    way_out: str = "restore it",
+    unique: bool = False,
 ) -> Any:
     """The content of a JSON text, validated against `schema` if one is given.
 
@@ -138,17 +155,28 @@ def parse_json(
       schema: see `check_schema`.
       source: the text's name in an error.
       way_out: the advice in the error for a damaged text.
+      unique: refuse an object with a repeated key, of which the last would count.
 
     Raises:
       UserError: the text is not JSON, too deeply nested, or does not fit the schema.
     """
     try:
-        content = json.loads(text, parse_int=_number)
+        pairs = _unrepeated if unique else None
+        content = json.loads(text, parse_int=_number, object_pairs_hook=pairs)
     except RecursionError as error:
         raise UserError(f"{source} is damaged: nested beyond measure; {way_out}") from error
     except (ValueError, TypeError) as error:
         raise UserError(f"{source} is damaged, no JSON ({first_line(error)}); {way_out}") from error
     return content if schema is None else check_schema(content, schema, source=f"{source}: ")
+
+
+def _unrepeated(pairs):
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"an object has the key {short_repr(twice)} more than once")
+    return found
 
 
 def _number(text):

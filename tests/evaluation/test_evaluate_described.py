@@ -67,8 +67,13 @@ def test_prompts_are_written_as_generate_reads_them(generated, tmp_path):
     words = ["evaluate-described", "--write-prompts", str(again), "--count", str(COUNT)]
     assert main(words) == 0
     assert again.read_bytes() == file.read_bytes()
+    assert main(words) == 0
+    assert main([*words, "--seed", "1"]) == 2  # they are other prompts
+    assert again.read_bytes() == file.read_bytes()
+    words[2] = str(tmp_path / "others.jsonl")
     assert main([*words, "--seed", "1"]) == 0
-    assert again.read_bytes() != file.read_bytes()
+    assert (tmp_path / "others.jsonl").read_bytes() != file.read_bytes()
+    assert main([*words, "--judge", "judge.safetensors"]) == 2
 
 
 def test_true_images_score_one(generated, oracle, tmp_path, capsys):

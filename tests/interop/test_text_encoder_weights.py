@@ -348,7 +348,7 @@ def test_damaged_weights_are_named(kind, change, message, tmp_path):
 def test_what_is_not_there_is_named(tmp_path):
     encoder = pair_of("qwen3").encoder
     assert "no such file or folder" in refused(tmp_path / "nowhere", encoder)
-    assert refused(tmp_path, encoder).endswith("model.safetensors is missing")
+    assert "model.safetensors is missing: `python -m repae_jax" in refused(tmp_path, encoder)
     (tmp_path / "config.json").write_text("{")
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
     assert "is damaged, no JSON" in refused(tmp_path, encoder)

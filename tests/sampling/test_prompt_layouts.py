@@ -1,6 +1,8 @@
 """Images for prompts lie where the scorers of benchmarks look for them."""
 
 import json
+import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from PIL import Image
 
 from repae_jax.errors import UserError
 from repae_jax.sampling.layouts import LAYOUTS, read_prompts
+from repae_jax.sampling.prompts import describe_prompts, make_prompt_folder
 
 GENEVAL = [
     {
@@ -125,7 +128,12 @@ BAD = [
     ("coco", r'["a", "b \ud800"]', r"\[1\] has a character that is none"),
     ("geneval", "\n\n{", "line 3 is damaged"),
     ("flat", "a\n\n" + "\u00e9" * 40_000, "line 3 has 80,000 bytes"),
-    ("flat", "\n \n", "holds no prompt"),
+    ("flat", "\n \n", "holds no prompts"),
+    ("flat", '{"a": "a disc"}', "as JSON does: name its --layout"),
+    ("flat", "\n[\n", "as JSON does: name its --layout"),
+    ("dpg", '{"a": "x", "a": "y"}', "the key 'a' more than once"),
+    ("genai", '{"1": {"prompt": "x", "prompt": "y"}}', "the key 'prompt' more than once"),
+    ("geneval", '{"tag": "colors", "tag": "counting"}', "the key 'tag' more than once"),
     ("flat", "x" * 70_000, "70,000 bytes"),
 ]
 
@@ -135,6 +143,61 @@ def test_another_file_is_named(layout, content, message, tmp_path):
     (tmp_path / "prompts").write_text(content, "utf-8")
     with pytest.raises(UserError, match=message):
         read_prompts(layout, tmp_path / "prompts")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_pipe_is_no_file_of_prompts(layout, tmp_path):
+    """Nobody writes to it, so whoever reads it waits."""
+    os.mkfifo(tmp_path / "prompts")
+    with pytest.raises(UserError, match="it is no file"):
+        read_prompts(layout, tmp_path / "prompts")
+
+
+def test_the_entries_that_files_keep_belong_to_what_was_asked_for(tmp_path):
+    """GenEval's metadata and MJHQ's categories decide what scorers read."""
+    changed = json.loads(FILES["geneval"].splitlines()[0])
+    changed["include"][0]["count"] = 3
+    others = {
+        "geneval": FILES["geneval"].replace(FILES["geneval"].splitlines()[0], json.dumps(changed)),
+        "mjhq": FILES["mjhq"].replace("animals", "food"),
+    }
+    for layout, content in others.items():
+        asked = []
+        for text in (FILES[layout], content):
+            (tmp_path / "prompts").write_text(text)
+            prompts = read_prompts(layout, tmp_path / "prompts")
+            asked.append(describe_prompts(layout, prompts, 1))
+        assert asked[0] != asked[1]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_picture_without_its_end_is_made_again(layout, tmp_path):
+    (tmp_path / "prompts").write_text(FILES[layout])
+    prompt = read_prompts(layout, tmp_path / "prompts")[0]
+    row, images = LAYOUTS[layout], np.zeros((LAYOUTS[layout].images, 32, 32, 3), np.uint8)
+    row.write(tmp_path, prompt, images)
+    assert row.is_written(tmp_path, prompt, row.images)
+    path = tmp_path / row.paths(prompt, row.images)[0]
+    for content in (path.read_bytes()[:-1], b""):
+        path.write_bytes(content)
+        assert not row.is_written(tmp_path, prompt, row.images)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.npz", "/"])
+def test_a_folder_has_the_name_of_a_folder(name, tmp_path):
+    (tmp_path / "prompts").write_text("a disc")
+    prompts = read_prompts("flat", tmp_path / "prompts")
+    path = pathlib.Path(name) if name == "/" else tmp_path / name
+    with pytest.raises(UserError, match="--output"):
+        make_prompt_folder(path, "flat", prompts, None, (32, 32, 3))
+
+
+def test_this_folder_has_a_name(tmp_path, monkeypatch):
+    (tmp_path / "prompts").write_text("a disc")
+    prompts = read_prompts("flat", tmp_path / "prompts")
+    monkeypatch.chdir(tmp_path)
+    folder = make_prompt_folder(pathlib.Path("."), "flat", prompts, None, (32, 32, 3))
+    assert folder.description == tmp_path.with_name(f"{tmp_path.name}.json")
 
 
 def test_only_line_feeds_end_a_line(tmp_path):

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import tiny_text
+from captioned import write_captioned
 from PIL import Image
 from runs import assert_continues
 
@@ -13,7 +14,7 @@ from repae_jax.cli import main
 from repae_jax.data.tokens import Tokenize
 from repae_jax.models.networks import condition_of
 from repae_jax.runs.build import build_models
-from repae_jax.runs.captions import make_tokenize, tokenized
+from repae_jax.runs.captions import make_tokenize, tokenized, warn_of_cut_prompts
 from repae_jax.runs.open_run import open_run, sampling_weights
 from repae_jax.runs.workdir import load_config
 
@@ -207,3 +208,63 @@ def test_the_recipe_of_the_vae_alone_needs_no_text_encoder(tmp_path):
     words = ["--workdir", tmp_path / "run", "--config.run.steps=2", "--quiet"]
     run("train", "--config", named, "--config.text_encoder.weights=", *words)
     assert load_config(tmp_path / "run").text_encoder.family == "none"
+
+
+def test_a_run_keeps_its_tokenizer(folder, prompts, tmp_path, capsys):
+    """Samples need no other, and training refuses another one of the same size."""
+    work = tmp_path / "work"
+    shutil.copytree(folder / "lm", tmp_path / "lm")
+    shutil.copytree(folder / "run", work)
+    file = tmp_path / "lm" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["added_tokens"] = [it for it in content["added_tokens"] if it["special"]]
+    file.write_text(json.dumps(content))  # words become bytes; "" has the same ids
+    stored = json.loads((work / "config.json").read_text())
+    stored["text_encoder"]["weights"] = str(tmp_path / "lm")
+    (work / "config.json").write_text(json.dumps(stored))
+    words = config(folder, **{"text_encoder.weights": tmp_path / "lm", "run.steps": 5})
+    run("train", *words, "--workdir", work, "--quiet", status=2)
+    assert f"{file} is another tokenizer than the run in {work} began" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "lm")
+    for workdir in (folder / "run", work):
+        words = ["--prompt", PROMPTS[0], "--output", tmp_path / f"{workdir.name}.png", "--quiet"]
+        run("sample", "--workdir", workdir, *words)
+    assert (picture(tmp_path / "run.png") == picture(tmp_path / "work.png")).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--prompt", "a disc", "--negative-prompt", "a ring"], "guidance scale of 1 it has no"),
+        (["--prompt", "a \udcff"], "--prompt has a character that is none"),
+        (["--prompt", "x" * 70_000], "--prompt has 70,000 bytes"),
+        (["--prompt", "a disc", "--output", "."], ". is a folder"),
+    ],
+)  # fmt: skip
+def test_prompts_that_cannot_be_are_named_early(folder, capsys, words, message):
+    run("sample", "--workdir", folder / "run", *words, "--quiet", status=2)
+    assert message in capsys.readouterr().err
+
+
+def test_a_prompt_that_is_cut_is_said(folder, capsys):
+    tokenize = make_tokenize(load_config(folder / "run"))
+    warn_of_cut_prompts(tokenize, ["a red disc", "a red disc " * 20])
+    said = capsys.readouterr().err
+    assert "1 of 2 prompts are longer than the text encoder's 24 tokens, such as 'a red" in said
+
+
+def test_unreadable_captions_are_passed_over_where_that_is_wanted(tmp_path, capsys):
+    data = tmp_path / "data"
+    write_captioned(data / "train", ["a disc", "", "a ring", "two stars"])
+    write_captioned(data / "heldout", ["", "a heart"])
+    keys = {"data.source": "captions", "data.path": data, "text_encoder.weights": tmp_path / "lm"}
+    words = [*config(tmp_path, **keys), "--config.data.name=", "--quiet"]
+    run("pretrain-text-encoder", *words, status=2)
+    assert "caption is empty" in capsys.readouterr().err
+    assert not (tmp_path / "lm" / "tokenizer.json").exists()  # it comes with the weights
+    run("pretrain-text-encoder", *words, "--config.data.on_bad_image=skip")
+    run("pretrain-text-encoder", *words, status=2)
+    assert "add --force" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "lm").iterdir()) == [
+        "model.safetensors", "tokenizer.json",
+    ]  # fmt: skip
