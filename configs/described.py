@@ -1,4 +1,4 @@
-"""Text to image from scratch on rendered objects with captions (32 x 32): minutes on two CPU cores.
+"""Text to image from scratch on rendered objects with captions (32 x 32), on two CPU cores.
 
     python -m repae_jax pretrain-text-encoder --config configs/described.py
     python -m repae_jax pretrain-teacher --config configs/described.py

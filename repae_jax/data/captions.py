@@ -17,7 +17,7 @@ from repae_jax.data.identity import Fingerprint, contents_checksums, names_check
 from repae_jax.data.source import key_name, setting, split_folder
 from repae_jax.data.walk import Walk, warn_once
 from repae_jax.errors import UserError, first_line
-from repae_jax.utils.schema import short_repr
+from repae_jax.utils.schema import short_repr, unrepeated
 
 METADATA = "metadata.jsonl"  # Hugging Face's imagefolder
 _FILE_NAME, _TEXT = "file_name", "text"
@@ -137,7 +137,7 @@ def _entry(line, source):
     try:
         if len(line) > _MOST_LINE:
             raise ValueError(f"{len(line):,} bytes")
-        entry = json.loads(line)
+        entry = json.loads(line, object_pairs_hook=unrepeated)
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{source} is no JSON ({first_line(error)}): each line is {_example()}"
@@ -154,7 +154,7 @@ def _entry(line, source):
         raise UserError(f"{source}: {_FILE_NAME} {entry[_FILE_NAME]!r} names no file: correct it")
     if name.is_absolute() or ".." in name.parts:
         raise UserError(f"{source}: {_FILE_NAME} {entry[_FILE_NAME]!r} lies outside of the folder")
-    return entry
+    return entry | {_FILE_NAME: str(name)}  # without "./", so that a picture has one name
 
 
 def _has_text(entry):

@@ -161,7 +161,7 @@ def parse_json(
       UserError: the text is not JSON, too deeply nested, or does not fit the schema.
     """
     try:
-        pairs = _unrepeated if unique else None
+        pairs = unrepeated if unique else None
         content = json.loads(text, parse_int=_number, object_pairs_hook=pairs)
     except RecursionError as error:
         raise UserError(f"{source} is damaged: nested beyond measure; {way_out}") from error
@@ -170,7 +170,8 @@ def parse_json(
     return content if schema is None else check_schema(content, schema, source=f"{source}: ")
 
 
-def _unrepeated(pairs):
+def unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs, for `json.loads`; raises ValueError if a key is repeated."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]

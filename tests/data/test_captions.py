@@ -89,6 +89,8 @@ def test_metadata_may_have_several_captions_of_a_picture(folder):
         ('{"file_name": "", "text": "x"}', "names no file"),
         ('{"file_name": "/etc/a.jpg", "text": "x"}', "lies outside of the folder"),
         ('{"file_name": "sub/b.png", "text": "x"}', "'sub/b.png' more than once"),
+        ('{"file_name": "./sub/b.png", "text": "x"}', "'sub/b.png' more than once"),
+        ('{"file_name": "c.png", "text": "x", "text": "y"}', "the key 'text' more than once"),
     ],
 )
 def test_damaged_metadata_are_named(line, message, folder):
