@@ -79,7 +79,7 @@ def test_the_sweep_finds_the_largest_batch_that_fits(monkeypatch, capsys):
     tried = []
 
     def compile_train(config, topology, kept):
-        assert kept == "tokens"
+        assert kept == ("tokens",)
         per_device = config.batch_size // 8
         tried.append(per_device)
         if per_device > 20:

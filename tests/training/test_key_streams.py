@@ -54,8 +54,8 @@ def key_of_studies(config, monkeypatch):
 
     monkeypatch.setattr(measures, "generate_all", generate_all)
     monkeypatch.setattr(measures, "sampling_weights", lambda state: None)
-    wanted = types.SimpleNamespace(samples=10)
-    measured = types.SimpleNamespace(_config=config, _wanted=wanted, _generate=None)
+    asked = types.SimpleNamespace(inputs=None)
+    measured = types.SimpleNamespace(_config=config, _asked=asked, _generate=None)
     with pytest.raises(Sampled) as raised:
         measures.Measures._measure_samples(measured, None, {})
     return raised.value.args[0]
