@@ -35,6 +35,20 @@ SAID = {
         r"SDE: images from one start differ by (\S+)": (0.1, 0.6),  # digits of a class: about 0.3
         r"made alone: at most (\S+) of 255": (0, 1),
     },
+    "text_to_image": {
+        r"2 blocks: perplexity (\S+)": (2.0, 4.0),
+        r"no block: perplexity (\S+)": (5.0, 12.0),
+        r"2 blocks, whitened[^\n]*\s+'square': (\S+) apart": (0.3, 1.4),
+        r"no block, whitened[^\n]*\s+'square': (\S+) apart": (0.0, 1e-3),
+        r"renders +both colors +\S+ % +each on its side +(\S+) %": (100.0, 100.0),
+        r"2 blocks +both colors +\S+ % +each on its side +(\S+) %": (85.0, 100.0),
+        # the same images for swapped colors: at most every second one is as asked
+        r"no block +both colors +\S+ % +each on its side +(\S+) %": (20.0, 50.0),
+        r"no block: the rows differ by at most (\S+) of 255": (0, 2),
+        r"guidance 1 +both colors +\S+ % +each on its side +(\S+) %": (60.0, 100.0),
+        r"no negative prompt\s+of 48 squares: .*red in (\S+) %": (5.0, 75.0),
+        r"negative: a red square .*\s+of 48 squares: .*red in (\S+) %": (0.0, 4.5),
+    },
 }
 # the same where a notebook says it at all: diffusers may be missing, or at odds with torchvision
 SAID_PERHAPS = {
