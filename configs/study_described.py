@@ -16,7 +16,7 @@ from repae_jax.config.overrides import read_config
 from repae_jax.study.plan import arm, base, claim, prompt_judge
 
 DESCRIBED = pathlib.Path(__file__).with_name("described.py")
-STEPS = 1500  # of each run; chosen before seeing any result, for two cores in a night
+STEPS = 1500  # of each run; chosen before seeing any result
 
 
 def get_config():
@@ -29,12 +29,10 @@ def get_config():
     study.measures.update(samples=600, reference=4000, heldout=1000)
 
     config = study.config = read_config(str(DESCRIBED), [])
-    config.data.workers = 0
     config.batch_size = 32
     for optimizer in config.optimizer.values():
         optimizer.update(warmup_steps=STEPS // 20, decay_steps=STEPS)
     config.objective.discriminator_start = STEPS // 2
-    config.sampling.update(method="euler", steps=25)
     config.run.sample_steps = 10
 
     # Without a block, the encoder's state of a word depends on the word alone, and text has no

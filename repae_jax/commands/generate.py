@@ -199,18 +199,17 @@ def _plan(options: argparse.Namespace) -> Job:
     check_prompt_options(config, options, _OF_PROMPTS)
     sampler = chosen_sampler(config, options)
     plan = _plan_prompts if of_captions(config) else _plan_classes
-    asked = plan(options, config, sampler)
+    negative = negative_prompt(options.negative_prompt, sampler)
+    asked = plan(options, config)
     mesh = make_mesh()
     batch_size = padded_batch_size(mesh, options.batch_size, _PER_DEVICE, asked["output"].count)
     return Job(
         config=config, sampler=sampler, seed=options.seed, mesh=mesh, batch_size=batch_size,
-        negative_prompt=asked["asked"].get("negative_prompt", ""), **asked,
+        negative_prompt=negative, **asked,
     )  # fmt: skip
 
 
-def _plan_classes(
-    options: argparse.Namespace, config: ConfigDict, sampler: Sampler
-) -> dict[str, Any]:
+def _plan_classes(options: argparse.Namespace, config: ConfigDict) -> dict[str, Any]:
     """The fields of a `Job` that the classes determine."""
     from repae_jax.sampling.class_labels import BALANCED, choose_labels
     from repae_jax.sampling.outputs import make_output
@@ -224,9 +223,7 @@ def _plan_classes(
     return dict(inputs={"label": labels}, indices=None, asked=asked, tokenize=None, output=output)
 
 
-def _plan_prompts(
-    options: argparse.Namespace, config: ConfigDict, sampler: Sampler
-) -> dict[str, Any]:
+def _plan_prompts(options: argparse.Namespace, config: ConfigDict) -> dict[str, Any]:
     """The fields of a `Job` that the prompts determine."""
     from repae_jax.runs.captions import make_tokenize, tokenized, warn_of_cut_prompts
     from repae_jax.sampling.layouts import read_prompts
@@ -252,13 +249,11 @@ def _plan_prompts(
         options.output, layout, prompts, options.images_per_prompt, (side, side, 3)
     )
     tokenize, texts = make_tokenize(config), [prompt.text for prompt in prompts]
-    asked = describe_prompts(layout, prompts, output.each)
-    asked["negative_prompt"] = negative_prompt(options.negative_prompt, sampler)
     warn_of_cut_prompts(tokenize, texts)
     return dict(
         inputs=spread(tokenized(tokenize, texts), output.each),
         indices=prompt_indices(texts, output.each),
-        asked=asked,
+        asked=describe_prompts(layout, prompts, output.each),
         tokenize=tokenize,
         output=output,
     )
@@ -276,6 +271,7 @@ def _made(job: Job, run: Run, weights: Mapping[str, Any]) -> dict[str, Any]:
         **dataclasses.asdict(job.sampler),
         "seed": job.seed,
         **job.asked,
+        **({} if job.tokenize is None else {"negative_prompt": job.negative_prompt}),
         "count": job.output.count,
         "shape": list(job.output.shape),
         "files": "npz" if isinstance(job.output, Npz) else "png",

@@ -54,7 +54,6 @@ def apply_recipe(config: ConfigDict, recipe: str) -> ConfigDict:
 
 
 def _no_text_encoder():
-    from repae_jax.config.sections import section_of  # imports JAX, which `--help` does without
-    from repae_jax.models.text_encoders.families import NONE
+    from repae_jax.config.defaults import text_encoder  # imports JAX, which `--help` does without
 
-    return section_of("text_encoder", NONE)
+    return text_encoder()

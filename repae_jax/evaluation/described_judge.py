@@ -40,24 +40,21 @@ class DescribedJudge:
     def __call__(self, images: np.ndarray) -> list[list[Detection]]:
         """Detect the objects of images uint8 (N, 32, 32, 3), the most confident first."""
         found = []
-        for start in range(0, len(images), _BATCH):
-            batch = images[start : start + _BATCH]
-            grid = jax.device_get(self._predict(self.params, pad_batch(batch, _BATCH)))
-            rows = (
-                jax.tree.map(lambda leaf, row=row: leaf[row], grid) for row in range(len(batch))
-            )
+        for grid, count in self._batches(self._predict, images):
+            rows = (jax.tree.map(lambda leaf, row=row: leaf[row], grid) for row in range(count))
             found += [objects_of(row) for row in rows]
         return found
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """Features (N, D) float32 of images uint8 (N, 32, 32, 3): the mean over all cells."""
-        starts = range(0, len(images), _BATCH)
-        batches = (images[start : start + _BATCH] for start in starts)
-        features = [
-            np.asarray(self._features(self.params, pad_batch(batch, _BATCH)))[: len(batch)]
-            for batch in batches
-        ]
-        return np.concatenate(features)
+        found = [features[:count] for features, count in self._batches(self._features, images)]
+        return np.concatenate(found)
+
+    def _batches(self, compute, images):
+        """What `compute` makes of each batch, on the host, and the batch's number of images."""
+        for start in range(0, len(images), _BATCH):
+            batch = images[start : start + _BATCH]
+            yield jax.device_get(compute(self.params, pad_batch(batch, _BATCH))), len(batch)
 
     @functools.cached_property
     def _features(self):

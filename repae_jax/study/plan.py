@@ -275,7 +275,7 @@ def missing_for_runs(study: ConfigDict, output: pathlib.Path) -> list[str]:
         if study.arms[name].vae:
             config.tokenizer.weights = ""
         if trains_text_encoder(config):
-            config.text_encoder = text_encoder("none")
+            config.text_encoder = text_encoder()
         if study.rendered.train:
             config.data.update(source=study.config.data.source, path="")
         missing += missing_files(config)
