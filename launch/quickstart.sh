@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# REPA-E from scratch: environment, teacher, training, report. After an interruption, the same command resumes.
+# From scratch: environment, teacher, training, report. After an interruption, the same command resumes.
 # On handwritten digits about nine minutes on two CPU cores; with --text on rendered objects with captions,
-# where prompts make the images.
+# where prompts make the images (docs/text-to-image.md).
 #
 #   bash launch/quickstart.sh [--text] [WORKDIR] [--config.key=value ...]
 set -euo pipefail
@@ -17,32 +17,48 @@ case "${1:-}" in
   "" | --*) ;;
   *) workdir=$1 && shift ;;
 esac
+config=configs/$name.py
 teacher=$workdir/teacher.safetensors
-config=(--config "configs/$name.py" "--config.teachers.$name.weights=$teacher")
-if [ "$name" = described ]; then
-  config+=("--config.text_encoder.weights=$workdir/text_encoder")
-fi
-config+=("$@")
+keys=("--config.teachers.$name.weights=$teacher")
+
+repae() { .venv/bin/python -m repae_jax "$@"; }
+
+pretrain_teacher() {
+  [ -f "$teacher" ] || repae pretrain-teacher --config "$config" "${keys[@]}" "$@"
+}
+
+digits() {
+  pretrain_teacher "$@"
+  repae train --config "$config" "${keys[@]}" "$@" --workdir "$workdir"
+  repae report --workdir "$workdir"
+}
+
+# A VAE alone; REPA-E, which tunes it; REPA on the latents of the tuned VAE; images of prompts, and their scores.
+text_to_image() {
+  local encoder=$workdir/text_encoder latents=$workdir/latents prompts=$workdir/prompts.jsonl
+  local images=(--config.data.source=packed --config.data.name= "--config.data.path=$workdir/images")
+  keys+=("--config.text_encoder.weights=$encoder")
+  [ -f "$encoder/model.safetensors" ] || repae pretrain-text-encoder --config "$config" "${keys[@]}" "$@"
+  pretrain_teacher "$@"
+  repae prepare described:40000 "$workdir/images/train" --resolution 32
+  repae prepare described:1000 "$workdir/images/heldout" --resolution 32 --split heldout
+  repae train --config "$config:vae" "${images[@]}" "$@" --workdir "$workdir/vae"
+  repae train --config "$config" "${images[@]}" "${keys[@]}" "--config.tokenizer.weights=$workdir/vae" "$@" \
+    --workdir "$workdir/repae"
+  keys+=("--config.tokenizer.weights=$workdir/repae")
+  if [ ! -f "$latents/manifest.json" ]; then
+    repae encode --config "$config:repa" "${images[@]}" "${keys[@]}" "$@" --text --teachers --output "$latents"
+  fi
+  repae train --config "$config:repa" --config.data.source=latents --config.data.name= \
+    "--config.data.path=$latents" "${keys[@]}" "$@" --workdir "$workdir/repa"
+  repae evaluate-described --write-prompts "$prompts"
+  repae generate --workdir "$workdir/repa" --output "$workdir/prompted" --prompts "$prompts" --layout geneval
+  repae evaluate-described "$workdir/prompted" --judge "$workdir/judge.safetensors" --output "$workdir/scores.json"
+  workdir=$workdir/repa
+  repae report --workdir "$workdir"
+}
 
 make_environment .venv requirements.txt
-repae=(.venv/bin/python -m repae_jax)
-if [ "$name" = described ]; then
-  if [ ! -f "$workdir/text_encoder/model.safetensors" ]; then
-    "${repae[@]}" pretrain-text-encoder "${config[@]}"
-  fi
-  "${repae[@]}" prepare described:40000 "$workdir/data/train" --resolution 32
-  "${repae[@]}" prepare described:1000 "$workdir/data/heldout" --resolution 32 --split heldout
-  config+=(--config.data.source=packed "--config.data.path=$workdir/data")
-fi
-[ -f "$teacher" ] || "${repae[@]}" pretrain-teacher "${config[@]}"
-"${repae[@]}" train "${config[@]}" --workdir "$workdir"
-"${repae[@]}" report --workdir "$workdir"
-if [ "$name" = described ]; then
-  "${repae[@]}" evaluate-described --write-prompts "$workdir/prompts.jsonl"
-  "${repae[@]}" generate --workdir "$workdir" --output "$workdir/prompted" \
-    --prompts "$workdir/prompts.jsonl" --layout geneval
-  "${repae[@]}" evaluate-described "$workdir/prompted" --judge "$workdir/judge.safetensors" \
-    --output "$workdir/scores.json"
-fi
+if [ "$name" = described ]; then text_to_image "$@"; else digits "$@"; fi
 echo
 echo "Look at  $workdir/report.html  (its pictures are in $workdir/report/)"

@@ -11,7 +11,7 @@ A file in configs/ calls `base()` and changes the keys of its experiment. The ke
     text_encoder   the frozen network whose states of captions condition the backbone
     objective   coefficients and variants of the loss (objectives/objective.py)
     time        the distribution of the diffusion times
-    optimizer   one AdamW per trained network
+    optimizer   one optimizer per trained network
     mesh        the axes of the devices, and the parts of the state that are sharded over them
     compute     rematerialization, loops and micro-batches, which trade time for memory
     sampling    the sampler
@@ -30,7 +30,8 @@ NETWORKS = ("backbone", "tokenizer", "discriminator")
 
 def base() -> ConfigDict:
     """Make a configuration with every key at its default: published REPA-E, ImageNet 256 x 256."""
-    adamw = dict(
+    optimizer = dict(
+        name="adamw",  # or "muon": orthogonalized steps of kernels, AdamW of the rest
         learning_rate=1e-4,
         b1=0.9,
         b2=0.999,
@@ -105,7 +106,7 @@ def base() -> ConfigDict:
                 grid=0,  # round times up to multiples of 1 / grid; 0: no
                 shift=1.0,  # multiplies the odds t / (1 - t): above 1, more noise
             ),
-            optimizer={name: dict(adamw) for name in NETWORKS},
+            optimizer={name: dict(optimizer) for name in NETWORKS},
             mesh=dict(
                 data=-1,  # devices along the axis that shards only the batch; -1: all remaining
                 fsdp=1,  # devices along the axis that shards the batch and the parameters

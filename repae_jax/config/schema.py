@@ -103,7 +103,8 @@ class _Time(TypedDict):
     shift: _FINITE
 
 
-class _AdamW(TypedDict):
+class _Optimizer(TypedDict):
+    name: Literal["adamw", "muon"]
     learning_rate: _FINITE
     b1: _FRACTION
     b2: _FRACTION
@@ -118,9 +119,9 @@ class _AdamW(TypedDict):
 
 
 class _Optimizers(TypedDict):
-    backbone: _AdamW
-    tokenizer: _AdamW
-    discriminator: _AdamW
+    backbone: _Optimizer
+    tokenizer: _Optimizer
+    discriminator: _Optimizer
 
 
 class _Mesh(TypedDict):

@@ -16,10 +16,10 @@ from repae_jax.data.outlines import outlines
 
 RESOLUTION = 32
 COUNTS = {"train": 1 << 20, "heldout": 1 << 14}
-VERSION = 1  # changes whenever the same index gives another picture or caption
+VERSION = 2  # changes whenever the same index gives another picture or caption
 
 _SEEDS = {"train": 0, "heldout": 1}
-_TURN = 15.0  # degrees that an object is turned, at most, to either side
+_TURN = 8.0  # degrees that an object is turned, at most, to either side
 _GAP = 1.1  # centers lie further apart than the radii's sum, by this factor
 # color -> (hue in degrees, saturation, value), each from, to; no two boxes overlap.
 HSV_BOXES = {
@@ -115,7 +115,7 @@ def render(rng: np.random.Generator, scene: Scene, resolution: int = RESOLUTION)
         (left, top), (right, bottom) = parts[0].min(0), parts[0].max(0)
         boxes.append(Box(float(left), float(top), float(right), float(bottom)))
         masks.append(mask)
-    canvas += rng.normal(0, rng.uniform(0.002, 0.012), canvas.shape)
+    canvas += rng.normal(0, rng.uniform(0.002, 0.006), canvas.shape)
     image = np.rint(255 * canvas.clip(0, 1)).astype(np.uint8)
     return image, tuple(boxes), np.stack(masks)
 
@@ -161,8 +161,8 @@ def _shade(rng, resolution):
     amount = clouds(rng, resolution, rng.uniform(1.4, 2.2))[..., None]
     y, x = grid(resolution)
     angle = rng.uniform(0, 2 * np.pi)
-    slope = 1 + rng.uniform(0, 0.08) * (np.cos(angle) * x + np.sin(angle) * y)
-    return (0.95 + 0.1 * amount) * slope[..., None]
+    slope = 1 + rng.uniform(0, 0.04) * (np.cos(angle) * x + np.sin(angle) * y)
+    return (0.98 + 0.04 * amount) * slope[..., None]
 
 
 def _outlines(rng, shape, center, radius):

@@ -28,7 +28,7 @@ COLORS = (
     "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white",
 )  # fmt: skip
 # size -> the range of its radius; an image is 2 wide. Sizes between the two have no name.
-SIZES = {"small": (0.26, 0.31), "": (0.33, 0.39), "large": (0.41, 0.47)}
+SIZES = {"small": (0.33, 0.36), "": (0.385, 0.415), "large": (0.44, 0.47)}
 RELATIONS = ("left of", "right of", "above", "below")
 COUNTS = {2: "two", 3: "three"}
 _OPPOSITE = {"right of": "left of", "below": "above"}

@@ -70,6 +70,7 @@ def _causal_lm_rules():
     rules += [
         Rule(f"{theirs}.{name}.weight", f"{ours}/{own}/scale") for name, own in scales.items()
     ]
+    rules += [Rule(f"whitening.{name}", f"params/whitening/{name}") for name in ("mean", "matrix")]
     return (*rules, Rule("norm.weight", "params/norm/scale"))
 
 
@@ -234,6 +235,8 @@ def _dimensions(tensors, format, prefix, source) -> dict[str, Any]:
     depth = len({match[1] for name in tensors if (match := re.fullmatch(numbers, name))})
     vocabulary, dim = shape(format.sign)
     found = {"vocabulary": vocabulary, "dim": dim, "depth": depth}
+    if format is _FORMATS[CausalLM]:
+        found["whitened"] = f"{prefix}whitening.mean" in tensors
     if not depth:
         return found
     if format is _FORMATS[CausalLM]:

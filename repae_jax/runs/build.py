@@ -25,7 +25,7 @@ from repae_jax.models.networks import Models
 from repae_jax.models.text_encoders import base as text_encoders
 from repae_jax.models.tokenizers.base import Tokenizer, is_identity
 from repae_jax.objectives.objective import Objective
-from repae_jax.runs.optimizers import adamw
+from repae_jax.runs.optimizers import make_optimizer
 from repae_jax.runs.state import TrainState, create_state
 
 
@@ -79,7 +79,7 @@ def build_objective(config: ConfigDict) -> Objective:
 
 def build_optimizers(config: ConfigDict) -> dict[str, optax.GradientTransformation]:
     """Build one optimizer per trained network, in the order of `config.train`."""
-    return {name: adamw(**config.optimizer[name]) for name in config.train}
+    return {name: make_optimizer(**config.optimizer[name]) for name in config.train}
 
 
 def fresh_state(config: ConfigDict, models: Models, key: jax.Array) -> TrainState:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import optax
 
-from repae_jax.errors import UserError
+from repae_jax.errors import UserError, warn
 from repae_jax.interop import files, original
 from repae_jax.interop.original import OPTIMIZERS, Part
 from repae_jax.interop.tables import require_finite
@@ -17,6 +17,7 @@ from repae_jax.runs.build import build_models
 from repae_jax.runs.foreign_backbones import FOREIGN, foreign_of
 from repae_jax.runs.jit_args import IMAGES
 from repae_jax.runs.open_run import open_on_host
+from repae_jax.runs.optimizers import MUON, steps_of
 from repae_jax.runs.original_parts import new_provenance, trained_parts
 from repae_jax.runs.provenance import Provenance, blank_provenance, read_provenance
 from repae_jax.runs.state import TrainState, discriminator_variables, without_heads
@@ -133,12 +134,18 @@ def _export(
             content[key] = original.export_part(variables[key], parts[network], counters)
     for network, part in parts.items():
         key, adam = OPTIMIZERS[network], state.opt_state[network]
-        count = optax.tree_utils.tree_get_all_with_path(adam, "count")[0][1]
+        if config.optimizer[network].name == MUON:
+            warn(
+                f"the {network}'s optimizer is Muon, whose momentum PyTorch's AdamW cannot "
+                "continue: its state in the file is that before the first step"
+            )
+            content[key] = {"state": {}, "param_groups": list(map(dict, origin.groups[key]))}
+            continue
         first, second = (optax.tree_utils.tree_get(adam, name) for name in ("mu", "nu"))
         if headless:
             first, second = without_heads(first), without_heads(second)
         content[key] = original.export_moments(
-            int(count), first, second, part, origin.groups[key], origin.slots.get(key, {})
+            int(steps_of(adam)), first, second, part, origin.groups[key], origin.slots.get(key, {})
         )
     return content if foreign else content | {"steps": steps}
 

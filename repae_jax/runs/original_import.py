@@ -22,6 +22,7 @@ from repae_jax.runs import workdir as work_directory
 from repae_jax.runs.build import build_models, build_optimizers, fresh_state
 from repae_jax.runs.checkpoints import Checkpoints
 from repae_jax.runs.foreign_backbones import FOREIGN, foreign_of, scaled
+from repae_jax.runs.optimizers import MUON
 from repae_jax.runs.original_args import args_from_config, args_from_weights, config_from_args
 from repae_jax.runs.original_parts import new_provenance, trained_parts
 from repae_jax.runs.provenance import Provenance, write_provenance
@@ -207,6 +208,11 @@ def _assemble(config, models, steps, loaded, moments, foreign, content, source):
             batch_stats["lecam"] = {"real": np.float32(0), "fake": np.float32(0)}
     opt_state = {}
     for network, optimizer in build_optimizers(config).items():
+        if config.optimizer[network].name == MUON:  # it begins anew, its schedule does not
+            opt_state[network] = optax.tree_utils.tree_set(
+                jax.device_get(optimizer.init(params[network])), count=np.asarray(steps, np.int32)
+            )
+            continue
         blank = jax.eval_shape(optimizer.init, params[network])
         if network in moments:
             count, first, second = moments[network]

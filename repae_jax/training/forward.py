@@ -48,10 +48,10 @@ def make_shared_forward(models: Models, objective: Objective, *, reconstruct: bo
         return tokens[:, :patches] if unused else tokens
 
     def tokens_of(batch, frozen):
+        if not models.teachers:  # a cache may keep tokens for other runs
+            return ()
         if "teacher_tokens" in batch:
             return tuple(map(needed, batch["teacher_tokens"]))
-        if not models.teachers:
-            return ()
         return tuple(teacher_tokens(models, frozen["teachers"], batch["image"]).values())
 
     def conditions(batch, frozen):

@@ -18,13 +18,14 @@ from repae_jax.errors import BadImage, UserError
 from repae_jax.interop.files import write_safetensors
 from repae_jax.interop.text_encoder import WEIGHTS, export_text_encoder
 from repae_jax.models.text_encoders.base import caption_mask, initial_variables
-from repae_jax.models.text_encoders.causal_lm import CausalLM
+from repae_jax.models.text_encoders.causal_lm import CausalLM, whitening_of
 from repae_jax.runs.captions import tokenized
 from repae_jax.training.fit import fit
 from repae_jax.utils.atomic_files import write_atomically
 
 _BUCKET = 8  # tokens; the length of a training batch is a multiple of it
 _HELDOUT = 1000  # held-out captions that measure the model
+_WHITENED_FROM = 4000  # captions whose states are whitened
 _VOCABULARY_FROM = 100_000  # captions that a tokenizer is trained on
 
 
@@ -44,6 +45,7 @@ def pretrain_text_encoder(config: ConfigDict, *, progress: bool = True) -> float
     """
     check_pretraining(config)
     encoder, recipe = build_text_encoder(config), config.text_encoder.pretrain
+    plain = encoder.clone(whitened=False)  # as it is trained
     train, heldout = (open_source(config.data, split) for split in ("train", "heldout"))
     check_captions(train)
     folder = pathlib.Path(config.text_encoder.weights)
@@ -55,9 +57,11 @@ def pretrain_text_encoder(config: ConfigDict, *, progress: bool = True) -> float
         tokenizer.save(str(file))
         tokenize = Tokenize(str(file), encoder.length, encoder.pad_id)
         tokenize.check(encoder.vocabulary, encoder.null_ids)
-        params = _fit(encoder, tokenize, train, recipe, config.seed, progress)
-        perplexity = _perplexity(encoder, params, _inputs(tokenize, heldout, range(_HELDOUT)))
+        params = _fit(plain, tokenize, train, recipe, config.seed, progress)
+        perplexity = _perplexity(plain, params, _inputs(tokenize, heldout, range(_HELDOUT)))
         content = file.read_bytes()
+        if encoder.whitened:
+            params["whitening"] = _whitening(plain, params, tokenize, train)
     tensors = export_text_encoder({"params": params}, encoder)
     notes = {"perplexity": str(perplexity), "data": config.data.source, "seed": str(config.seed)}
     (folder / WEIGHTS).unlink(missing_ok=True)  # a kill leaves no weights beside another tokenizer
@@ -146,6 +150,14 @@ def _fit(encoder, tokenize, captions, recipe, seed, progress):
         name="text encoder",
         progress=progress,
     )
+
+
+def _whitening(encoder, params, tokenize, captions):
+    """The parameters of the whitening of the states of captions."""
+    inputs = _inputs(tokenize, captions, range(_WHITENED_FROM))
+    mask = caption_mask(inputs["caption_ids"], inputs["caption_length"])
+    states = jax.jit(encoder.apply)({"params": params}, inputs["caption_ids"], mask)
+    return whitening_of(np.asarray(states)[np.asarray(mask)])
 
 
 def _perplexity(encoder, params, captions):

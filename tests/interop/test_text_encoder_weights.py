@@ -19,6 +19,7 @@ from repae_jax.interop.text_encoder import (
     read_text_encoder,
 )
 from repae_jax.interop.text_encoder_configs import class_and_fields
+from repae_jax.models.text_encoders.base import initial_variables
 
 KINDS = (*CAUSAL_LMS, "clip")
 
@@ -68,6 +69,19 @@ def test_names_and_bits_go_in_and_out(kind, dtype, tmp_path):
     for name, array in stored.items():
         assert back[name].dtype == array.dtype
         np.testing.assert_array_equal(back[name], array, err_msg=name)
+
+
+def test_a_whitening_goes_in_and_out_and_belongs_to_its_encoder(tmp_path):
+    pair = causal_lm(CAUSAL_LMS[0])
+    whitened = pair.encoder.clone(whitened=True)
+    variables = jax.tree.map(np.asarray, initial_variables(whitened, jax.random.key(0)))
+    tensors = export_text_encoder(variables, whitened)
+    assert_same_trees(load_text_encoder(tensors, whitened), variables)
+    write_safetensors(str(tmp_path / "model.safetensors"), tensors)
+    assert "whitened is True" in refused(tmp_path, pair.encoder)
+    plain = {name: tensor for name, tensor in tensors.items() if "whitening" not in name}
+    write_safetensors(str(tmp_path / "model.safetensors"), plain)
+    assert "whitened is False" in refused(tmp_path, whitened)
 
 
 @pytest.mark.parametrize("kind", KINDS)

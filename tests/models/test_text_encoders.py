@@ -23,6 +23,7 @@ from repae_jax.errors import UserError
 from repae_jax.interop.text_encoder import load_text_encoder
 from repae_jax.models.rotary import rotate_halves
 from repae_jax.models.text_encoders.base import initial_variables
+from repae_jax.models.text_encoders.causal_lm import whitening_of
 from repae_jax.models.text_encoders.families import TEXT_ENCODERS
 
 LENGTHS = (1, 5, LENGTH)
@@ -47,6 +48,30 @@ def test_states_equal_transformers(kind, scan):
     assert states.dtype == np.float32
     assert_close(states[mask], states_of(pair.reference, ids, mask)[mask], kind)
     assert not states[~mask].any()
+
+
+def test_whitened_states_vary_alike_in_all_directions():
+    pair, (ids, mask) = causal_lm(CAUSAL_LMS[0]), captions(*LENGTHS)
+    plain = encode(pair.encoder, loaded(pair), ids, mask)
+    rng = np.random.default_rng(0)
+    # two directions whose variance is a millionth of the others', as of words that the same follow
+    spread = (
+        rng.normal(size=(4000, pair.encoder.dim))
+        * np.r_[1e-3, 1e-2, 1.0, [1.0] * 99][: pair.encoder.dim]
+    )
+    turn = np.linalg.qr(rng.normal(size=(pair.encoder.dim,) * 2))[0]
+    whitening = whitening_of((spread @ turn + 7.0).astype(np.float32))
+    whole = (spread @ turn + 7.0 - whitening["mean"]) @ whitening["matrix"]
+    deviations = np.sqrt(np.linalg.eigvalsh(np.cov(whole.T)))
+    np.testing.assert_allclose(deviations[2:], 1, atol=0.01)
+    np.testing.assert_allclose(deviations[:2], [0.3, 0.95], atol=0.05)  # 1e-6 / (1e-6 + 1e-5)
+    whitened = encode(
+        pair.encoder.clone(whitened=True),
+        {"params": {**loaded(pair)["params"], "whitening": whitening}}, ids, mask,
+    )  # fmt: skip
+    expected = (plain - whitening["mean"]) @ whitening["matrix"]
+    assert_close(whitened[mask], expected[mask], "whitened", 1e-5)
+    assert not whitened[~mask].any()
 
 
 @pytest.mark.parametrize("kind", CAUSAL_LMS)

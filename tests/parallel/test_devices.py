@@ -26,6 +26,7 @@ def words(workdir, teacher, steps=5, stripes=1, **mesh):
     mesh = {"smallest": 64, "data": -1, "fsdp": 1, **mesh}
     overrides = [f"--config.mesh.{key}={value}" for key, value in mesh.items()]
     overrides.append(f"--config.compute.stripes={stripes}")
+    overrides.append("--config.optimizer.tokenizer.name=muon")  # beside AdamW
     run = dict(steps=steps, checkpoint_every=3, log_every=1, sample_every=1000)
     return runs.words(workdir, teacher, *overrides, **run)
 

@@ -239,6 +239,14 @@ def test_a_cache_keeps_the_class_token_that_the_backbone_denoises(folder, tmp_pa
     assert "without their class tokens" in capsys.readouterr().err
 
 
+def test_a_run_without_teachers_leaves_the_tokens_of_its_cache_unread(folder, tmp_path):
+    encode(make_config(folder), tmp_path / "cache", teachers=True, progress=False)
+    words = ["--config", f"{TINY}:vanilla", "--config.data.source=latents"]
+    words += [f"--config.data.path={tmp_path / 'cache'}", "--config.run.steps=1"]
+    words += [f"--config.tokenizer.weights={folder / 'vae'}"]
+    assert main(["train", *words, "--workdir", str(tmp_path / "run"), "--quiet"]) == 0
+
+
 def test_another_vaes_cache_is_refused_and_nothing_is_written(folder, tmp_path, capsys):
     other = tmp_path / "other"
     shutil.copytree(folder / "vae", other / "vae")

@@ -20,7 +20,7 @@ from repae_jax.runs import going_back
 from repae_jax.runs import workdir as work_directory
 from repae_jax.runs.checkpoints import Checkpoints, restore_latest, saved_steps
 from repae_jax.runs.metrics import MetricWriter, read_history
-from repae_jax.runs.optimizers import adamw, to_saved_form, to_template_form
+from repae_jax.runs.optimizers import adamw, muon, to_saved_form, to_template_form
 from repae_jax.runs.retention import Record, Retention
 from repae_jax.training.monitor import Monitor
 
@@ -234,18 +234,21 @@ def test_how_far_a_step_goes_may_change(change, tmp_path):
     assert work_directory.load_config(tmp_path).to_dict() == config.to_dict()
 
 
-@pytest.mark.parametrize("key", ["b1", "b2", "eps"])
-def test_what_the_moments_mean_may_not(key, tmp_path):
+@pytest.mark.parametrize(
+    ("key", "value"), [("name", "muon"), ("b1", 0.5), ("b2", 0.5), ("eps", 0.5)]
+)
+def test_what_the_moments_mean_may_not(key, value, tmp_path):
     config = tiny.get_config()
     work_directory.claim(tmp_path, config)
-    config.optimizer.backbone[key] = 0.5
+    config.optimizer.backbone[key] = value
     with pytest.raises(UserError, match=f"config.optimizer.backbone.{key}"):
         work_directory.check(tmp_path, config)
 
 
-def test_a_schedule_may_come_and_go(tmp_path):
-    params = {"w": np.ones(3, np.float32)}
-    constant, falling = adamw(0.1), adamw(0.1, warmup_steps=2, decay_steps=9)
+@pytest.mark.parametrize(("make", "leaf"), [(adamw, "bias"), (muon, "bias"), (muon, "kernel")])
+def test_a_schedule_may_come_and_go(make, leaf):
+    params = {leaf: np.ones((3, 1), np.float32)}
+    constant, falling = make(0.1), make(0.1, warmup_steps=2, decay_steps=9)
     states = {}
     for name, optimizer in (("constant", constant), ("falling", falling)):
         state = optimizer.init(params)
@@ -263,7 +266,8 @@ def test_a_schedule_may_come_and_go(tmp_path):
         params, to_template_form(states["constant"], states["falling"]), params
     )
     rate = optax.warmup_cosine_decay_schedule(0.0, 0.1, 2, 9)(5)
-    np.testing.assert_allclose(updates["w"], -rate * np.ones(3), rtol=1e-5)
+    unscaled, _ = constant.update(params, states["constant"], params)
+    np.testing.assert_allclose(updates[leaf], unscaled[leaf] * rate / 0.1, rtol=1e-5)
 
 
 # --- what is saved ---

@@ -6,7 +6,7 @@ import parity
 import pytest
 import torch
 
-from repae_jax.runs.optimizers import adamw, clip_by_global_norm, global_norm, leafwise
+from repae_jax.runs.optimizers import adamw, clip_by_global_norm, global_norm, leafwise, muon
 
 STEPS = 20
 SHAPES = {"kernel": (5, 7), "bias": (7,), "scale": (3, 1, 2)}
@@ -81,6 +81,68 @@ def test_twenty_steps_equal_torch(case):
         parity.assert_tensors_close(params, after, tolerance=1e-5)
     # what was compared has moved by far more than the tolerance
     assert parity.relative_error(params["kernel"], start()["kernel"]) > 1e-3
+
+
+def steps_of_muon(history, **options):
+    """Parameters after every step."""
+    optimizer = muon(RATE, **options)
+    params = start()
+    state = optimizer.init(params)
+    step = parity.quick_jit(optimizer.update)
+    for gradient in history:
+        updates, state = step(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        yield params
+
+
+def moved(params):
+    return {name: np.asarray(leaf) - start()[name] for name, leaf in params.items()}
+
+
+def test_muon_moves_kernels_as_torch_and_the_rest_as_adamw():
+    options = dict(weight_decay=0.1, max_grad_norm=2.0)
+    history = gradients(np.geomspace(0.03, 30, STEPS))
+    *_, found = steps_of_muon(history, **options)
+    theirs = dict(betas=(0.9, 0.999), weight_decay=0.1, eps=1e-8)
+    *_, expected = run_torch(history, max_grad_norm=2.0, warmup_steps=0, **theirs)
+    kernel = torch.nn.Parameter(torch.tensor(start()["kernel"].T))  # (outputs, inputs)
+    optimizer = torch.optim.Muon(
+        [kernel], lr=RATE, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+    )
+    for gradient in history:
+        norm = np.sqrt(sum((leaf**2).sum() for leaf in gradient.values()))
+        kernel.grad = torch.tensor(gradient["kernel"].T * min(1, 2 / (norm + 1e-6)))
+        optimizer.step()
+    for name in ("bias", "scale"):
+        parity.assert_close(found[name], expected[name], name, 1e-5)
+    theirs = kernel.detach().numpy().T - start()["kernel"]
+    # torch's iteration runs in bfloat16, and its first steps' momentum is not corrected for bias
+    assert parity.relative_error(moved(found)["kernel"], theirs) < 0.05
+    assert parity.relative_error(moved(expected)["kernel"], theirs) > 0.5  # AdamW's is another
+
+
+def test_muons_step_has_the_size_of_adamws_whatever_the_gradient():
+    for scale in (1e-3, 1e3):
+        (params,) = steps_of_muon(gradients([scale]), max_grad_norm=np.inf)
+        size = np.sqrt((moved(params)["kernel"] ** 2).mean())
+        # singular values lie between 0.7 and 1.2 after five iterations
+        assert size == pytest.approx(0.2 * RATE, rel=0.3)
+
+
+def test_a_convolution_moves_as_the_matrix_of_all_its_inputs():
+    rng = np.random.default_rng(3)
+    params, gradient = rng.normal(size=(2, 3, 3, 4, 6)).astype(np.float32)
+    optimizer = muon(RATE)
+    updates = []
+    for shape in ((3, 3, 4, 6), (36, 6)):
+        tree = {"conv": {"kernel": params.reshape(shape)}}
+        given = {"conv": {"kernel": gradient.reshape(shape)}}
+        update, _ = optimizer.update(given, optimizer.init(tree), tree)
+        updates.append(np.asarray(update["conv"]["kernel"]).reshape(36, 6))
+    np.testing.assert_allclose(*updates, rtol=1e-4, atol=1e-8)
+    singular = np.linalg.svd(updates[0], compute_uv=False) / (0.2 * RATE * 36**0.5)
+    assert singular.min() > 0.6
+    assert singular.max() < 1.3  # a gradient's singular values are 2 to 8
 
 
 @pytest.mark.parametrize("norm", [1e-4, 0.999, 1.0, 1.001, 1e4])

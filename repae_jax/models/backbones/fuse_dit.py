@@ -137,7 +137,14 @@ class FuseDiT(Transformer):
 
     The position table, (1, 64 * 64, D) in "constants", is for 64 x 64 tokens, and smaller grids
     take its center. Its coordinates advance by 16/64 per token with patches of 2, so 16 x 16 tokens
-    have the coordinates 6, 6.25, ..., 9.75.
+    have the coordinates 6, 6.25, ..., 9.75. Of 4 x 4 tokens, neighbors then have nearly one
+    position (cosine 0.999); `position_step` sets another distance.
+
+    Attributes:
+      kv_heads: heads of keys and values, which divide `num_heads`.
+      head_width: width of a head.
+      mlp_width: width inside the gated MLP.
+      position_step: distance of neighboring tokens in the position table; 0: the published one.
 
     Heads of queries times their width need not be D. Of the fields of `Transformer`, those of
     `Block` and `class_token_dim` do not apply.
@@ -146,12 +153,13 @@ class FuseDiT(Transformer):
     kv_heads: int = 4
     head_width: int = 128
     mlp_width: int = 8192
+    position_step: float = 0.0
 
     reads = ("tokens", "mask")
 
     def _setup_tokens(self):
         def table():
-            step = _BASE_SIZE // self.patch_size / TABLE_GRID
+            step = self.position_step or _BASE_SIZE // self.patch_size / TABLE_GRID
             return jnp.asarray(sincos_position_table(self.hidden_size, TABLE_GRID, step))[None]
 
         self.position_table = self.variable("constants", "position_table", table)
@@ -209,7 +217,7 @@ FAMILY = Family(
     options={
         **SIZES,
         **dict.fromkeys(("kv_heads", "head_width", "mlp_width"), int),
-        **defaults_of(FuseDiT, "encoder_depth"),
+        **defaults_of(FuseDiT, "encoder_depth", "position_step"),
     },
     presets=PRESETS,
     check=check,

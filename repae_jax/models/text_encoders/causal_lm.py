@@ -69,6 +69,7 @@ PRESETS: dict[str, dict] = {
         "pad_id": 0,
         "null_ids": (0,),  # <bos>
         "rope_base": 1e4,
+        "whitened": True,
     },
 }
 
@@ -121,6 +122,33 @@ class CausalBlock(nn.Module):
         return OffsetRMSNorm(self.norm_offset, self.norm_epsilon, name=name)
 
 
+class Whitening(nn.Module):
+    """An affine map that gives all directions of states about the same variance.
+
+    The last states of a language model serve to predict the next word. Words that the same words
+    follow, such as "red" and "blue", have states that differ in directions of tiny variance alone.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, L, D) -> (B, L, D) float32."""
+        mean = self.param("mean", initializers.zeros, x.shape[-1:])
+        matrix = self.param("matrix", lambda _, size: jnp.eye(size), x.shape[-1])
+        return jnp.matmul(x - mean, matrix, precision="float32")
+
+
+def whitening_of(states: np.ndarray) -> dict[str, np.ndarray]:
+    """The parameters of `Whitening` for states (N, D): their mean, and a matrix (D, D).
+
+    The matrix is symmetric, so each feature stays close to itself. Directions whose variance is
+    below 1e-5 of the largest one's are not raised to 1.
+    """
+    mean = states.mean(0, dtype=np.float64)
+    variances, axes = np.linalg.eigh(np.cov((states - mean).T))
+    matrix = axes / np.sqrt(variances + 1e-5 * variances[-1]) @ axes.T
+    return {"mean": mean.astype(np.float32), "matrix": matrix.astype(np.float32)}
+
+
 class CausalLM(nn.Module):
     """A causal language model without its head: the states of tokens after the final norm.
 
@@ -145,6 +173,7 @@ class CausalLM(nn.Module):
       activation: of the MLP's gate, a key of `ACTIVATIONS`.
       rope_base: the base of the rotary frequencies.
       norm_epsilon: the epsilon of every norm.
+      whitened: the states are those of `Whitening`, after the final norm.
       crops: whether a batch may be cropped to its longest caption, see `TextEncoder`.
       dtype: the type of the matrix products.
       scan: runs the blocks as one loop, which compiles faster; parameters and results are the same.
@@ -166,6 +195,7 @@ class CausalLM(nn.Module):
     activation: str = QWEN3["activation"]
     rope_base: float = QWEN3["rope_base"]
     norm_epsilon: float = 1e-6
+    whitened: bool = False
     crops: bool = True
     dtype: jnp.dtype = jnp.float32
     scan: bool = False
@@ -189,6 +219,8 @@ class CausalLM(nn.Module):
             for block in blocks:
                 x = block(x, seen)
         x = OffsetRMSNorm(self.norm_offset, self.norm_epsilon, name="norm")(x)
+        if self.whitened:
+            x = Whitening(name="whitening")(x)
         return jnp.where(mask[..., None], x, 0.0)
 
     def _block(self, name):
@@ -232,6 +264,7 @@ FAMILY = Family(
         length=int,  # the most tokens of a caption
         pad_id=_ID,
         null_ids=each(_ID, 0, 64),  # of the empty caption: <bos>, for example
+        whitened=bool,
     ),
     fields={"hidden_size": "dim"},
     presets=PRESETS,
