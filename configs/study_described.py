@@ -29,7 +29,8 @@ def get_config():
     study.measures.update(samples=600, reference=4000, heldout=1000)
 
     config = study.config = read_config(str(DESCRIBED), [])
-    config.batch_size = 32
+    config.data.name = ""  # the study renders its own images
+    config.tokenizer.weights = ""
     for optimizer in config.optimizer.values():
         optimizer.update(warmup_steps=STEPS // 20, decay_steps=STEPS)
     config.objective.discriminator_start = STEPS // 2

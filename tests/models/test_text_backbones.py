@@ -261,6 +261,15 @@ def test_the_position_table_is_the_center_of_diffusers(size):
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(("step", "low", "high"), [(0.0, 0.998, 1.0), (4.0, 0.7, 0.95)])
+def test_a_small_grids_positions_may_lie_further_apart(step, low, high):
+    model = ours_of("fusedit", FUSE_DIT | dict(size=8, channels=1, depth=1))
+    model = model.clone(position_step=step)
+    table = model.apply({"constants": initial(model)["constants"]}, method="_positions")
+    unit = table / np.linalg.norm(table, axis=1, keepdims=True)
+    assert low < (unit @ unit.T)[0, 1] < high  # of two neighbors among 4 x 4
+
+
 @pytest.mark.parametrize(
     ("family", "arch", "size", "channels", "text", "dims", "count"),
     [
@@ -345,6 +354,8 @@ def test_the_condition_of_text():
     ("family", "changes", "message"),
     [
         ("fusedit", dict(conditioner=ClassLabel(5)), "needs the tokens and mask of a condition"),
+        ("fusedit", dict(position_step=-1.0), r"position_step is -1.0: give 0"),
+        ("fusedit", dict(position_step=float("nan")), r"position_step is nan: give 0"),
         ("fusedit", dict(kv_heads=3), r"num_heads is 4: it must be divisible by the 3 heads of"),
         ("fusedit", dict(kv_heads=0), "kv_heads 0, head_width 16 and mlp_width 96: give 1 or more"),
         ("fusedit", dict(latent_size=130), "65 x 65 tokens, .* has 64 x 64: lower"),

@@ -96,6 +96,31 @@ def test_a_run_survives_the_trip(trained, exported, tmp_path):
     assert (workdir / "config.json").read_text() == (trained[0] / "config.json").read_text()
 
 
+def test_muons_momentum_stays_behind(trained, tmp_path, capsys):
+    """PyTorch's AdamW begins anew with that network, and so does ours; the schedule goes on."""
+    words = [f"--config.teachers.small.weights={trained[1]}", "--config.run.steps=2"]
+    words += ["--config.optimizer.tokenizer.name=muon"]
+    words += ["--config.optimizer.tokenizer.warmup_steps=5"]
+    run, file, back = tmp_path / "run", tmp_path / "exp" / "0000002.pt", tmp_path / "back"
+    assert main(["train", "--config", TINY, *words, "--workdir", str(run), "--quiet"]) == 0
+    assert main(["convert", str(run), str(file), "--quiet"]) == 0
+    assert "the tokenizer's optimizer is Muon" in capsys.readouterr().err
+    content = saved_content(file)
+    assert content["opt_vae"]["state"] == {}
+    assert content["opt"]["state"]
+    assert main(["convert", str(file), str(back), "--quiet"]) == 0
+    before, after = restore_latest(run), restore_latest(back)
+    jax.tree.map(np.testing.assert_array_equal, after["params"], before["params"])
+    one, other = after["opt_state"], before["opt_state"]
+    jax.tree.map(np.testing.assert_array_equal, one["backbone"], other["backbone"])
+    for (path, leaf), (_, was) in zip(
+        jax.tree_util.tree_leaves_with_path(one["tokenizer"]),
+        jax.tree_util.tree_leaves_with_path(other["tokenizer"]), strict=True,
+    ):  # fmt: skip
+        same = "count" in jax.tree_util.keystr(path) or "ns_coeffs" in jax.tree_util.keystr(path)
+        np.testing.assert_array_equal(leaf, was if same else np.zeros_like(was))
+
+
 def test_a_foreign_checkpoint_survives_the_trip(exported, tmp_path):
     foreign = make_foreign(exported, tmp_path / "exp" / "checkpoints" / "0000003.pt")
     assert main(["convert", str(foreign), str(tmp_path / "run"), "--quiet"]) == 0

@@ -204,6 +204,11 @@ def check(network: FuseDiT, section: Section, path: str) -> None:
             f"{path}.num_heads is {network.num_heads}: it must be divisible by the "
             f"{network.kv_heads} heads of keys and values of {path}.kv_heads"
         )
+    if not 0 <= network.position_step <= 1000:
+        raise UserError(
+            f"{path}.position_step is {network.position_step}: give 0 (the published distance) to "
+            "1000"
+        )
     if network.grid > TABLE_GRID:
         raise UserError(
             f"the backbone would see {network.grid} x {network.grid} tokens, and its table of "
