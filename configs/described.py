@@ -2,19 +2,9 @@
 
     bash launch/quickstart.sh --text
 
-It runs these, as the VAEs of REPA-E for text-to-image were made and used:
-
-    python -m repae_jax pretrain-text-encoder --config configs/described.py
-    python -m repae_jax pretrain-teacher --config configs/described.py
-    python -m repae_jax train --config configs/described.py:vae --workdir runs/described/vae
-    python -m repae_jax train --config configs/described.py --workdir runs/described/repae
-    python -m repae_jax encode --config configs/described.py:repa --text --teachers \\
-        --output runs/described/latents
-    python -m repae_jax train --config configs/described.py:repa --workdir runs/described/repa \\
-        --config.data.source=latents --config.data.path=runs/described/latents
-
-A VAE is trained alone, REPA-E tunes it in the text-to-image step, and a new backbone learns from
-the latents of the tuned VAE.
+It trains a text encoder, a teacher and a VAE alone (the recipe `vae`). REPA-E tunes this VAE in the
+text-to-image step (`repae`), and a new backbone learns from the latents of the tuned VAE (`repa`).
+docs/text-to-image.md has the command of each stage.
 """
 
 from repae_jax.config import apply_recipe, backbone, base, condition, teacher, text_encoder

@@ -19,6 +19,7 @@ def get_config():
     study.measures.update(samples=12, reference=40, heldout=30)
 
     config = study.config = read_config(str(DESCRIBED), [])
+    config.data.name = config.tokenizer.weights = ""
     config.batch_size = 8
     config.tokenizer.update(channels=8, groups=4)
     config.backbone.update(hidden_size=32, depth=2, num_heads=2, kv_heads=1, head_width=16,

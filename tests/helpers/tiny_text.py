@@ -15,7 +15,7 @@ def get_config(recipe: str = "repae"):
     config.data.update(source="described", name="64", num_classes=1)
     config.text_encoder = text_encoder(
         family="causal_lm", vocabulary=303, hidden_size=16, depth=1, num_heads=2, num_kv_heads=1,
-        head_dim=8, mlp_hidden=16, length=24, null_ids=(0,),
+        head_dim=8, mlp_hidden=16, length=24, null_ids=(0,), whitened=True,
     )  # fmt: skip
     config.text_encoder.weights = "lm"
     config.text_encoder.pretrain.update(steps=3, batch_size=8)

@@ -11,10 +11,15 @@ from PIL import Image
 from runs import assert_continues
 
 from repae_jax.cli import main
+from repae_jax.config.modules import build_text_encoder
+from repae_jax.config.overrides import read_config
+from repae_jax.data.sources import open_source
 from repae_jax.data.tokens import Tokenize
+from repae_jax.interop.text_encoder import read_text_encoder
 from repae_jax.models.networks import condition_of
+from repae_jax.models.text_encoders.base import caption_mask
 from repae_jax.runs.build import build_models
-from repae_jax.runs.captions import make_tokenize, tokenized, warn_of_cut_prompts
+from repae_jax.runs.captions import captions_of, make_tokenize, tokenized, warn_of_cut_prompts
 from repae_jax.runs.open_run import open_run, sampling_weights
 from repae_jax.runs.workdir import load_config
 
@@ -42,6 +47,21 @@ def folder(tmp_path_factory):
     run("pretrain-teacher", *config(folder), "--quiet")
     run("train", *config(folder), "--workdir", folder / "run", "--quiet")
     return folder
+
+
+def test_the_text_encoders_states_are_whitened(folder):
+    made = read_config(tiny_text.CONFIG, [])
+    encoder = build_text_encoder(made)
+    variables = read_text_encoder(folder / "lm", encoder)
+    inputs = tokenized(
+        Tokenize(str(folder / "lm" / "tokenizer.json"), encoder.length, encoder.pad_id),
+        captions_of(open_source(made.data, "train"), 64),
+    )
+    mask = np.asarray(caption_mask(inputs["caption_ids"], inputs["caption_length"]))
+    states = np.asarray(encoder.apply(variables, inputs["caption_ids"], mask))[mask]
+    np.testing.assert_allclose(states.mean(0), 0, atol=1e-3)
+    variances = np.linalg.eigvalsh(np.cov(states.T))
+    np.testing.assert_allclose(variances[-8:], 1, atol=0.05)
 
 
 @pytest.fixture(scope="module")
