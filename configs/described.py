@@ -58,7 +58,7 @@ def get_config(recipe: str = "repae"):
 
     for optimizer in config.optimizer.values():
         optimizer.update(learning_rate=3e-3, warmup_steps=100, decay_steps=steps)
-    # Muon's VAE is at 28 dB after a quarter of the steps that AdamW needs for 26.
+    # AdamW's VAE is far behind after as many steps: docs/training.md.
     config.optimizer.tokenizer.update(name="muon", learning_rate=1e-2)
 
     config.sampling.update(method="euler", steps=25, guidance_scale=4.0)
