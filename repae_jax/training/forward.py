@@ -41,6 +41,8 @@ def make_shared_forward(models: Models, objective: Objective, *, reconstruct: bo
     gamma = objective.spatial_norm
     patches = models.backbone.grid**2 if models.backbone is not None else 0
     with_class = class_token_dim(models.backbone) > 0
+    # A cache may keep tokens for other runs.
+    aligned = models.backbone is not None and models.backbone.teacher_dims
 
     def needed(tokens):
         """A teacher's cached tokens, without a class token that this backbone has no use for."""
@@ -48,10 +50,10 @@ def make_shared_forward(models: Models, objective: Objective, *, reconstruct: bo
         return tokens[:, :patches] if unused else tokens
 
     def tokens_of(batch, frozen):
-        if not models.teachers:  # a cache may keep tokens for other runs
-            return ()
         if "teacher_tokens" in batch:
-            return tuple(map(needed, batch["teacher_tokens"]))
+            return tuple(map(needed, batch["teacher_tokens"])) if aligned else ()
+        if not models.teachers:
+            return ()
         return tuple(teacher_tokens(models, frozen["teachers"], batch["image"]).values())
 
     def conditions(batch, frozen):
