@@ -52,7 +52,11 @@ def test_an_arm_that_changes_the_text_encoder_has_its_own(done):
     assert (own / "model.safetensors").is_file()
     opened = open_run(Job("words", 0).workdir(done))
     assert opened.config.text_encoder.weights == str(own)
-    assert set(opened.state.frozen["text_encoder"]["params"]) == {"embedding", "norm"}
+    assert set(opened.state.frozen["text_encoder"]["params"]) == {
+        "embedding",
+        "norm",
+        "whitening",
+    }
 
 
 @pytest.mark.slow
