@@ -37,7 +37,7 @@ DECAYS = {
 }
 
 
-ADAMW, MUON = OPTIMIZERS = ("adamw", "muon")
+ADAMW, MUON = "adamw", "muon"
 _MOMENTUM = 0.95  # of Muon
 _SIZE = 0.2  # root mean square of Muon's updates at the rate 1, about that of AdamW's
 
@@ -53,21 +53,10 @@ def adamw(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    max_grad_norm: float = 1.0,
-    **rates: Any,
+    **others: Any,
 ) -> optax.GradientTransformation:
-    """Make AdamW with clipping to a global norm of `max_grad_norm`.
-
-    The rate is that of `schedule`, whose other options are `rates`.
-    """
-    rate = schedule(learning_rate, **rates)
-    return leafwise(
-        optax.chain(
-            clip_by_global_norm(max_grad_norm),
-            optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay),
-        )
-    )
+    """Make AdamW; `others` are options of `_complete`."""
+    return leafwise(_complete(optax.scale_by_adam(b1=b1, b2=b2, eps=eps), learning_rate, **others))
 
 
 def muon(
@@ -76,9 +65,7 @@ def muon(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    max_grad_norm: float = 1.0,
-    **rates: Any,
+    **others: Any,
 ) -> optax.GradientTransformation:
     """Make Muon (arXiv 2502.16982) for kernels and AdamW for the other parameters.
 
@@ -87,10 +74,9 @@ def muon(
     learning rate serves both. Embeddings, position tables, biases and norms are AdamW's.
 
     Args:
-      learning_rate: the highest rate of `schedule`, whose other options are `rates`.
+      learning_rate: the highest rate of `schedule`.
       b1, b2, eps: of AdamW.
-      weight_decay: decoupled, of all parameters.
-      max_grad_norm: gradients are clipped to this global norm.
+      others: options of `_complete`.
     """
     transforms = {
         MUON: optax.chain(
@@ -99,14 +85,18 @@ def muon(
         ),
         ADAMW: optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
     }
-    return optax.chain(
-        clip_by_global_norm(max_grad_norm),
-        optax.chain(
-            optax.partition(transforms, _label_of_each),
-            optax.add_decayed_weights(weight_decay),
-            optax.scale_by_learning_rate(schedule(learning_rate, **rates)),
-        ),
-    )
+    return _complete(optax.partition(transforms, _label_of_each), learning_rate, **others)
+
+
+def _complete(moments, learning_rate, *, weight_decay=0.0, max_grad_norm=1.0, **rates):
+    """Clipping to a global norm, `moments`, decoupled weight decay, and the rate of `schedule`.
+
+    `rates` are the other options of `schedule`.
+    """
+    rate = schedule(learning_rate, **rates)
+    decay = optax.add_decayed_weights(weight_decay)
+    steps = optax.chain(moments, decay, optax.scale_by_learning_rate(rate))
+    return optax.chain(clip_by_global_norm(max_grad_norm), steps)
 
 
 def _label_of_each(params):

@@ -97,7 +97,7 @@ def test_a_run_survives_the_trip(trained, exported, tmp_path):
 
 
 def test_muons_momentum_stays_behind(trained, tmp_path, capsys):
-    """PyTorch's AdamW begins anew with that network, and so does ours; the schedule goes on."""
+    """The file has no optimizer state of that network. A run made from it has zero momentum."""
     words = [f"--config.teachers.small.weights={trained[1]}", "--config.run.steps=2"]
     words += ["--config.optimizer.tokenizer.name=muon"]
     words += ["--config.optimizer.tokenizer.warmup_steps=5"]

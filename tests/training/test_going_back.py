@@ -8,7 +8,6 @@ import types
 
 import jax
 import numpy as np
-import optax
 import pytest
 import tiny
 from runs import TINY, words
@@ -20,7 +19,6 @@ from repae_jax.runs import going_back
 from repae_jax.runs import workdir as work_directory
 from repae_jax.runs.checkpoints import Checkpoints, restore_latest, saved_steps
 from repae_jax.runs.metrics import MetricWriter, read_history
-from repae_jax.runs.optimizers import adamw, muon, to_saved_form, to_template_form
 from repae_jax.runs.retention import Record, Retention
 from repae_jax.training.monitor import Monitor
 
@@ -243,31 +241,6 @@ def test_what_the_moments_mean_may_not(key, value, tmp_path):
     config.optimizer.backbone[key] = value
     with pytest.raises(UserError, match=f"config.optimizer.backbone.{key}"):
         work_directory.check(tmp_path, config)
-
-
-@pytest.mark.parametrize(("make", "leaf"), [(adamw, "bias"), (muon, "bias"), (muon, "kernel")])
-def test_a_schedule_may_come_and_go(make, leaf):
-    params = {leaf: np.ones((3, 1), np.float32)}
-    constant, falling = make(0.1), make(0.1, warmup_steps=2, decay_steps=9)
-    states = {}
-    for name, optimizer in (("constant", constant), ("falling", falling)):
-        state = optimizer.init(params)
-        for _ in range(5):
-            state = optimizer.update(params, state, params)[1]
-        states[name] = state
-    held = {"constant": [None, [{}, None, None]], "falling": [None, [{}, None, {"count": 0}]]}
-    for before, after in (("constant", "falling"), ("falling", "constant")):
-        template = to_saved_form(states[after], held[before])
-        assert jax.tree.structure(template) == jax.tree.structure(states[before])
-        state = to_template_form(states[before], states[after])
-        jax.tree.map(np.testing.assert_array_equal, state, states[after])
-    # and the rate is that of the step which the run has come to
-    updates, _ = falling.update(
-        params, to_template_form(states["constant"], states["falling"]), params
-    )
-    rate = optax.warmup_cosine_decay_schedule(0.0, 0.1, 2, 9)(5)
-    unscaled, _ = constant.update(params, states["constant"], params)
-    np.testing.assert_allclose(updates[leaf], unscaled[leaf] * rate / 0.1, rtol=1e-5)
 
 
 # --- what is saved ---

@@ -6,7 +6,15 @@ import parity
 import pytest
 import torch
 
-from repae_jax.runs.optimizers import adamw, clip_by_global_norm, global_norm, leafwise, muon
+from repae_jax.runs.optimizers import (
+    adamw,
+    clip_by_global_norm,
+    global_norm,
+    leafwise,
+    muon,
+    to_saved_form,
+    to_template_form,
+)
 
 STEPS = 20
 SHAPES = {"kernel": (5, 7), "bias": (7,), "scale": (3, 1, 2)}
@@ -198,6 +206,31 @@ def test_a_decay_that_begins_later_is_that_of_rae(law):
         scheduler.step()
     found = rates(11, decay=law, decay_start=start, decay_steps=end, final_rate=last * RATE)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("make", "leaf"), [(adamw, "bias"), (muon, "bias"), (muon, "kernel")])
+def test_a_schedule_may_come_and_go(make, leaf):
+    params = {leaf: np.ones((3, 1), np.float32)}
+    constant, falling = make(0.1), make(0.1, warmup_steps=2, decay_steps=9)
+    states = {}
+    for name, optimizer in (("constant", constant), ("falling", falling)):
+        state = optimizer.init(params)
+        for _ in range(5):
+            state = optimizer.update(params, state, params)[1]
+        states[name] = state
+    held = {"constant": [None, [{}, None, None]], "falling": [None, [{}, None, {"count": 0}]]}
+    for before, after in (("constant", "falling"), ("falling", "constant")):
+        template = to_saved_form(states[after], held[before])
+        assert jax.tree.structure(template) == jax.tree.structure(states[before])
+        state = to_template_form(states[before], states[after])
+        jax.tree.map(np.testing.assert_array_equal, state, states[after])
+    # and the rate is that of the step which the run has come to
+    updates, _ = falling.update(
+        params, to_template_form(states["constant"], states["falling"]), params
+    )
+    rate = optax.warmup_cosine_decay_schedule(0.0, 0.1, 2, 9)(5)
+    unscaled, _ = constant.update(params, states["constant"], params)
+    np.testing.assert_allclose(updates[leaf], unscaled[leaf] * rate / 0.1, rtol=1e-5)
 
 
 def fallen(law, progress):
