@@ -35,8 +35,8 @@ class DetectorRecipe:
       noise: the largest standard deviation of the noise, of images in [-1, 1].
     """
 
-    renders: int = 20_000
-    steps: int = 1_800
+    renders: int = 15_000
+    steps: int = 1_200
     batch_size: int = 64
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
