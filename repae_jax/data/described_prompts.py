@@ -9,7 +9,7 @@ import numpy as np
 from repae_jax.data.described import RESOLUTION, Rendered, render
 from repae_jax.data.descriptions import (
     COLORS,
-    COUNTS,
+    NUMBERS,
     RELATIONS,
     SHAPES,
     SIZES,
@@ -134,7 +134,7 @@ def _scenes(tag) -> Iterator[Scene]:
     elif tag == "two_object":
         yield from (Scene((Thing(a), Thing(b))) for a, b in pairs)
     elif tag == "counting":
-        kinds = itertools.product(SHAPES, COUNTS)
+        kinds = itertools.product(SHAPES, NUMBERS)
         yield from (Scene((Thing(shape, count=count),)) for shape, count in kinds)
     elif tag == "colors":
         kinds = itertools.product(SHAPES, COLORS)

@@ -30,7 +30,7 @@ COLORS = (
 # size -> the range of its radius; an image is 2 wide. Sizes between the two have no name.
 SIZES = {"small": (0.33, 0.36), "": (0.385, 0.415), "large": (0.44, 0.47)}
 RELATIONS = ("left of", "right of", "above", "below")
-COUNTS = {2: "two", 3: "three"}
+NUMBERS = {2: "two", 3: "three"}  # the words for several objects
 _OPPOSITE = {"right of": "left of", "below": "above"}
 _NAMED = 0.7  # probability that a caption names an attribute
 _VOWELS = "aeiouL"  # "an L"
@@ -151,19 +151,19 @@ def scene_of(caption: str) -> Scene:
 def words() -> Iterator[str]:
     """Every word of the grammar, in a fixed order."""
     yield from ("a", "an", "photo", "of", "on", "background", "and", "left", "right", "above")
-    yield from ("below", *COUNTS.values(), "small", "large", *COLORS, *SHAPES, *PLURALS.values())
+    yield from ("below", *NUMBERS.values(), "small", "large", *COLORS, *SHAPES, *PLURALS.values())
 
 
 def _phrase(thing):
     if thing.count > 1:
-        return _joined([COUNTS[thing.count], thing.color, PLURALS[thing.shape]])
+        return _joined([NUMBERS[thing.count], thing.color, PLURALS[thing.shape]])
     named = _joined([thing.size, thing.color, thing.shape])
     return f"{_article(named)} {named}"
 
 
 def _thing(text, caption):
     first, *rest = text.split(" ")
-    count = {word: number for number, word in COUNTS.items()}.get(first, 1)
+    count = {word: number for number, word in NUMBERS.items()}.get(first, 1)
     names = {plural: shape for shape, plural in PLURALS.items()} if count > 1 else None
     _require(bool(rest) and (count > 1 or first in ("a", "an")), caption)
     shape = names.get(rest[-1], "") if names else rest[-1]
