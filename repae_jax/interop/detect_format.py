@@ -12,6 +12,7 @@ from repae_jax.errors import UserError
 from repae_jax.interop import (
     autoencoder_kl,
     checkpoint_parts,
+    dc_ae,
     ddt,
     discriminator,
     dit_folder,
@@ -235,6 +236,7 @@ def _arrays(content):
 _SIGNS = {
     "statistics": (r"latents_scale$", ()),
     "vae": (autoencoder_kl.SIGN, autoencoder_kl.BESIDE),
+    "dcae": (dc_ae.ORIGINAL_SIGN, ()),
     "sit": (sit.SIGN, ()),
     "jit-tensors": (jit.SIGN, (r"projectors\..*",)),
     "fuse-dit-tensors": (fuse_dit.SIGN, ()),

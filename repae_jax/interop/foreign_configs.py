@@ -50,6 +50,33 @@ class _AutoencoderKLQwenImage(TypedDict, total=False):
     latents_std: _Numbers | None
 
 
+_Kinds = Text | each(Text, 2, 8)  # of all levels, or of each
+
+
+class _AutoencoderDC(TypedDict, total=False):
+    in_channels: _Channels
+    latent_channels: _Channels
+    attention_head_dim: Width
+    encoder_block_types: _Kinds
+    decoder_block_types: _Kinds
+    encoder_block_out_channels: each(Width, 2, 8)
+    decoder_block_out_channels: each(Width, 2, 8)
+    encoder_layers_per_block: each(whole(0, 32), 2, 8)
+    decoder_layers_per_block: each(whole(0, 32), 2, 8)
+    encoder_qkv_multiscales: each(each(whole(1, 31), 0, 4), 2, 8)
+    decoder_qkv_multiscales: each(each(whole(1, 31), 0, 4), 2, 8)
+    upsample_block_type: Text
+    downsample_block_type: Text
+    decoder_norm_types: _Kinds
+    decoder_act_fns: _Kinds
+    encoder_out_shortcut: bool
+    decoder_in_shortcut: bool
+    decoder_conv_act_fn: Text
+    scaling_factor: _Number | None
+    latents_mean: _Numbers | None
+    latents_std: _Numbers | None
+
+
 class _DiT(TypedDict, total=False):
     num_attention_heads: whole(1, 1024)
     attention_head_dim: whole(1, 1024)
@@ -67,6 +94,7 @@ class _DiT(TypedDict, total=False):
 
 
 _CLASSES = {
+    "AutoencoderDC": _AutoencoderDC,
     "AutoencoderKL": _AutoencoderKL,
     "AutoencoderKLQwenImage": _AutoencoderKLQwenImage,
     "DiTTransformer2DModel": _DiT,

@@ -15,6 +15,7 @@ FORMATS = {
     "diffusers": "VAE as diffusers writes it",
     "diffusers-dit": "DiT as diffusers writes it",
     "vae": "VAE under LDM's names",
+    "dcae": "DC-AE under its authors' names",
     "vae-tensors": "VAE under diffusers' names, without its config.json",
     "latents": "cached latents of repae_jax",
     "lightningdit-latents": "cached latents of LightningDiT (latents_rank*_shard*.safetensors)",

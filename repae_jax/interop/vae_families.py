@@ -7,8 +7,9 @@ from typing import Any
 import flax.linen as nn
 
 from repae_jax.errors import UserError
-from repae_jax.interop import autoencoder_kl, qwen_image
+from repae_jax.interop import autoencoder_kl, dc_ae, qwen_image
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
+from repae_jax.models.tokenizers.dc_ae import AutoencoderDC
 from repae_jax.models.tokenizers.qwen_image_vae import AutoencoderKLQwenImage
 
 
@@ -22,7 +23,7 @@ class Family:
       beside: regular expressions of other networks' names under the same prefix.
       defaults: diffusers' values of absent keys of config.json.
       channels: the key of config.json for the latents' channels.
-      load, export: tensors -> parameters, and back.
+      load, export: tensors -> variables {"params": ..., and constants}, and back.
       dimensions_from_config, config_from_dimensions: config.json -> fields, and back.
     """
 
@@ -37,6 +38,18 @@ class Family:
     config_from_dimensions: Any
 
 
+def _of_params(load, export):
+    """`load` and `export` of variables, where a family has parameters alone."""
+
+    def load_variables(tensors, module, *, source):
+        return {"params": load(tensors, module, source=source)}
+
+    def export_variables(variables, module):
+        return export(variables["params"], module)
+
+    return load_variables, export_variables
+
+
 FAMILIES = {
     "AutoencoderKL": Family(
         AutoencoderKL,
@@ -44,8 +57,7 @@ FAMILIES = {
         autoencoder_kl.BESIDE,
         autoencoder_kl.CONFIG_DEFAULTS,
         "latent_channels",
-        autoencoder_kl.load_vae,
-        autoencoder_kl.export_vae,
+        *_of_params(autoencoder_kl.load_vae, autoencoder_kl.export_vae),
         autoencoder_kl.dimensions_from_config,
         autoencoder_kl.config_from_dimensions,
     ),
@@ -55,10 +67,20 @@ FAMILIES = {
         (),
         qwen_image.CONFIG_DEFAULTS,
         "z_dim",
-        qwen_image.load_qwen,
-        qwen_image.export_qwen,
+        *_of_params(qwen_image.load_qwen, qwen_image.export_qwen),
         qwen_image.qwen_dimensions,
         qwen_image.qwen_config,
+    ),
+    "AutoencoderDC": Family(
+        AutoencoderDC,
+        dc_ae.SIGN,
+        (),
+        dc_ae.CONFIG_DEFAULTS,
+        "latent_channels",
+        dc_ae.load_dc_ae,
+        dc_ae.export_dc_ae,
+        dc_ae.dc_ae_dimensions,
+        dc_ae.dc_ae_config,
     ),
 }
 

@@ -17,6 +17,7 @@ from repae_jax.errors import UserError, warn
 from repae_jax.interop import (
     autoencoder_kl,
     checkpoint_parts,
+    dc_ae,
     files,
     hub,
     latent_statistics,
@@ -30,6 +31,7 @@ from repae_jax.models.batch_norm import denormalize, normalize
 from repae_jax.models.inputs import check_latents
 from repae_jax.models.tokenizers import base
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
+from repae_jax.models.tokenizers.dc_ae import AutoencoderDC
 from repae_jax.models.tokenizers.distributions import LatentDistribution
 from repae_jax.utils.arrays import as_array
 from repae_jax.utils.atomic_files import replacing
@@ -150,8 +152,8 @@ def read_vae(
 
 def read_weights(
     name: str | pathlib.Path, module: nn.Module
-) -> tuple[dict, Mapping[str, np.ndarray] | None]:
-    """Parameters for `module`, and the latent statistics; None if no file beside them has any.
+) -> tuple[dict[str, Any], Mapping[str, np.ndarray] | None]:
+    """Variables for `module`, and the latent statistics; None if no file beside them has any.
 
     Raises:
       UserError: nothing is there, it is damaged, or it holds another VAE.
@@ -163,13 +165,13 @@ def read_weights(
         statistics = _statistics(config, family, file.parent / CONFIG)
     else:
         content, checkpoint = _open_file(path)
-        found = _vae_in(content, checkpoint, path)
-        statistics = _statistics_beside(checkpoint, path, module.latent_channels)
+        found = _dc_ae_in(content, path) or _vae_in(content, checkpoint, path)
+        statistics = _statistics_beside(checkpoint, path, module)
         file = path
-    params = family_of(module).load(found.tensors, module, source=str(file))
-    for note in notes_on(found, params):
+    variables = family_of(module).load(found.tensors, module, source=str(file))
+    for note in notes_on(found, variables["params"]):
         warn(f"{name}: {note}")
-    return params, statistics
+    return variables, statistics
 
 
 def of_a_folder(path: pathlib.Path) -> bool:
@@ -194,7 +196,7 @@ def write_diffusers(folder: str | pathlib.Path, vae: StoredVAE) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists already: choose a new folder, or empty it")
     family, channels = family_of(vae.module), vae.module.latent_channels
-    tensors = family.export(jax.device_get(vae.params), vae.module)
+    tensors = family.export(jax.device_get(vae.variables), vae.module)
     tables.require_finite(tensors, folder)
     dimensions = family.config_from_dimensions(vae.module)
     config = {**with_defaults(vae.config, family, channels), **dimensions}
@@ -228,10 +230,12 @@ def _read_folder(path, dtype, variant=None):
     dimensions = family.dimensions_from_config(config, source=str(file.parent / CONFIG))
     module = family.module(**dimensions, dtype=dtype)
     found = _tensors(files.read_stored(file), family, file)
-    params = family.load(found.tensors, module, source=str(file))
+    variables = family.load(found.tensors, module, source=str(file))
+    params = variables.pop("params")
     return StoredVAE(
         module=module,
         params=params,
+        constants=variables,
         config={k: v for k, v in config.items() if k not in family.config_from_dimensions(module)},
         statistics=_statistics(config, family, file.parent / CONFIG),
         notes=notes_on(found, params),
@@ -284,12 +288,19 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
 
 def _read_file(path, dtype):
     content, checkpoint = _open_file(path)
+    if found := _dc_ae_in(content, path):
+        module = AutoencoderDC(
+            **dc_ae.infer_dimensions(found.tensors, source=str(path)), dtype=dtype
+        )
+        variables = dc_ae.load_dc_ae(found.tensors, module, source=str(path))
+        params, statistics = variables.pop("params"), _statistics_beside(None, path, module)
+        return StoredVAE(module, params, {}, statistics, notes_on(found, params), variables)
     found = _vae_in(content, checkpoint, path)
     dimensions = autoencoder_kl.infer_dimensions(found.tensors, source=str(path))
     groups = _groups(content, path, dimensions)
     module = AutoencoderKL(**dimensions, groups=groups, dtype=dtype)
     params = autoencoder_kl.load_vae(found.tensors, module, source=str(path))
-    statistics = _statistics_beside(checkpoint, path, module.latent_channels)
+    statistics = _statistics_beside(checkpoint, path, module)
     return StoredVAE(module, params, {}, statistics, notes_on(found, params))
 
 
@@ -342,8 +353,14 @@ def _vae_in(content, checkpoint, path) -> Extract:
     return _tensors(content, FAMILIES["AutoencoderKL"], path)
 
 
-def _statistics_beside(checkpoint, path, channels):
+def _dc_ae_in(content, path) -> Extract | None:
+    """A DC-AE under its authors' names; None if the file holds something else."""
+    return extract(content, dc_ae.ORIGINAL_SIGN, source=str(path))
+
+
+def _statistics_beside(checkpoint, path, module):
     """The latent statistics of a training checkpoint, or of the file beside a VAE; or None."""
+    channels = module.latent_channels
     if checkpoint:
         return checkpoint_parts.statistics_in(checkpoint, channels, source=str(path))
     beside = latent_statistics.beside(path)

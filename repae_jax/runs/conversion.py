@@ -153,6 +153,8 @@ def _possible(found: Detected) -> tuple[str, ...]:
         return (LATENT_SHARDS,) if found.format == LATENTS else (LATENTS,)
     if found.format == "sit" and sit.has_second_half(found.content):
         return ("run", "file", "transformer")
+    if found.format == "dcae":
+        return ("diffusers",)
     if found.format in _VAES:
         return ("diffusers", "vae")
     return ("run", "file") if found.format in _BARE else ("file",)

@@ -82,8 +82,7 @@ def read_vae(config: ConfigDict, tokenizer: Tokenizer) -> tuple[dict[str, Any], 
     if (pathlib.Path(name) / FOLDER).is_dir():
         variables, statistics = _read_run(name, tokenizer)
     else:
-        params, statistics = read_weights(name, tokenizer)
-        variables = {"params": params}
+        variables, statistics = read_weights(name, tokenizer)
     if config.tokenizer.statistics:
         statistics = latent_statistics.read(config.tokenizer.statistics, tokenizer.latent_channels)
     return variables, statistics
