@@ -89,7 +89,7 @@ def test_published_dimensions_have_the_tensors_of_diffusers(name):
 
 def test_a_published_config_gives_the_preset():
     assert dc_ae_dimensions(PUBLISHED) == {
-        **DC_AE_CONFIGS["dc-f32c32"], "scales": (), "head_width": 32, "shuffle": True,
+        **DC_AE_CONFIGS["f32c32"], "scales": (), "head_width": 32, "shuffle": True,
         "image_channels": 3,
     }  # fmt: skip
     sana = {
@@ -99,7 +99,7 @@ def test_a_published_config_gives_the_preset():
         "downsample_block_type": "Conv", "upsample_block_type": "interpolate",
         "encoder_layers_per_block": [2, 2, 2, 3, 3, 3],
     }  # fmt: skip
-    model = AutoencoderDC(**DC_AE_CONFIGS["dc-f32c32-sana"])
+    model = AutoencoderDC(**DC_AE_CONFIGS["f32c32-sana"])
     assert AutoencoderDC(**dc_ae_dimensions(sana)) == model
 
 

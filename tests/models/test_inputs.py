@@ -11,11 +11,12 @@ from repae_jax.errors import UserError
 from repae_jax.models.lpips import LPIPS
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 from repae_jax.models.tokenizers.base import parameter_shapes
+from repae_jax.models.tokenizers.dc_ae import AutoencoderDC
 from repae_jax.models.tokenizers.qwen_image_vae import AutoencoderKLQwenImage
 from repae_jax.runs.pretrained import PretrainedVAE
 from repae_jax.utils.images import to_uint8
 
-MODULES = {  # both with a factor of 4 and 2 latent channels
+MODULES = {  # each with a factor of 4 and 2 latent channels
     "kl": AutoencoderKL(
         channels=4, multipliers=(1, 1, 1), latent_channels=2, num_res_blocks=1, groups=2,
         middle_attention=False,
@@ -23,6 +24,10 @@ MODULES = {  # both with a factor of 4 and 2 latent channels
     "qwenimage": AutoencoderKLQwenImage(
         base_dim=4, latent_channels=2, multipliers=(1, 2, 2), num_res_blocks=1,
         temporal_downsample=(False, True),
+    ),
+    "dcae": AutoencoderDC(
+        widths=(4, 8, 8), encoder_layers=(1, 1, 1), decoder_layers=(1, 1, 1), latent_channels=2,
+        attention_levels=(2,), head_width=4,
     ),
 }  # fmt: skip
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 8, 12, 3), np.uint8)

@@ -69,6 +69,25 @@ def test_resizing_kinds_equal_torch(kind, size, expected_size):
         assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("kind", ["dinov2", "clip"])
+@pytest.mark.parametrize(("size", "token_pixels"), [(512, 32), (96, 24)])
+def test_wider_tokens_are_resized_with_antialias_as_torch_does(kind, size, token_pixels):
+    pixels = images(size, size)
+    mean, std = (CLIP_MEAN, CLIP_STD) if kind == "clip" else (IMAGENET_MEAN, IMAGENET_STD)
+    x = torch.tensor(pixels.transpose(0, 3, 1, 2) / 255.0)
+    side = size * 14 // token_pixels
+    x = torch.nn.functional.interpolate(x, side, mode="bicubic", antialias=True)
+    expected = (x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    actual = preprocess(pixels, kind, token_pixels)
+    assert_close(actual, to_nhwc(expected), "pixels", 1e-5)
+
+
+def test_token_pixels_belong_to_kinds_that_resize():
+    with pytest.raises(UserError, match="teachers.x.token_pixels is 32, but 'imagenet' does not"):
+        family_check("dino-b", token_pixels=32)
+    assert ViT(**VIT_CONFIGS["dinov2-b"], token_pixels=32).grid(512) == 16
+
+
 def test_imagenet_normalises_only():
     pixels = images(48, 32)
     expected = to_nhwc(in_torch(pixels, "imagenet"))

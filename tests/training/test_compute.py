@@ -167,13 +167,18 @@ def test_the_scan_of_a_teacher_changes_nothing(preset, dtype):
         assert_close(seen, wanted, tolerance)
 
 
-@pytest.mark.parametrize("family", ["kl", "qwenimage"])
+@pytest.mark.parametrize("family", ["kl", "qwenimage", "dcae"])
 def test_rematerialisation_of_the_vae_changes_nothing(family):
     config = tiny.get_config("vae")
     if family == "qwenimage":
         config.tokenizer = tokenizer(
             family=family, channels=4, multipliers=(1, 1, 1), latent_channels=2, num_res_blocks=1,
             temporal_downsample=(False, True),
+        )  # fmt: skip
+    if family == "dcae":
+        config.tokenizer = tokenizer(
+            family=family, widths=(4, 8, 8), encoder_layers=(1, 1, 1), decoder_layers=(1, 1, 1),
+            latent_channels=2, attention_levels=(2,), head_width=4,
         )  # fmt: skip
     images, noise = normal(2, 8, 8, 3, seed=1), normal(2, 2, 2, 2, seed=2)
 

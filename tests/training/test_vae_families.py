@@ -6,6 +6,7 @@ import numpy as np
 import parity
 import pytest
 import tiny
+import torch
 
 from repae_jax.config import tokenizer
 from repae_jax.config.modules import build_encoder
@@ -55,6 +56,30 @@ def qwen():
     )
 
 
+def dcae():
+    """DC-AE's structure: no posterior, BatchNorm with running statistics, one scale."""
+    peer = diffusers.AutoencoderDC(
+        latent_channels=CHANNELS,
+        attention_head_dim=4,
+        encoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
+        decoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
+        encoder_block_out_channels=(4, 8, 16),
+        decoder_block_out_channels=(4, 8, 16),
+        encoder_layers_per_block=(0, 1, 1),
+        decoder_layers_per_block=(0, 1, 1),
+        encoder_qkv_multiscales=((), (), ()),
+        decoder_qkv_multiscales=((), (), ()),
+        decoder_norm_types=("batch_norm", "batch_norm", "rms_norm"),
+        decoder_act_fns=("relu", "relu", "silu"),
+        scaling_factor=0.3189,
+    )
+    for module in peer.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean += 0.1
+            module.running_var += 0.5
+    return peer
+
+
 def make_config(family, weights):
     """The tiny configuration on such a VAE, its discriminator from the third step."""
     config = tiny.get_config()
@@ -65,6 +90,12 @@ def make_config(family, weights):
             channels=4, multipliers=(1, 1, 2), groups=2, quant_conv=False, **shared
         )
         config.tokenizer.middle_attention = True
+    elif family == "dcae":
+        del shared["num_res_blocks"]
+        config.tokenizer = tokenizer(
+            family="dcae", widths=(4, 8, 16), encoder_layers=(0, 1, 1), decoder_layers=(0, 1, 1),
+            attention_levels=(2,), batch_norm_levels=(0, 1), head_width=4, **shared,
+        )  # fmt: skip
     else:
         config.tokenizer = tokenizer(
             family="qwenimage", channels=4, multipliers=(1, 1, 2),
@@ -74,6 +105,9 @@ def make_config(family, weights):
     config.objective.kl_weight = 1e-6
     validate(config)
     return config
+
+
+PEERS = {"flux": flux, "qwen": qwen, "dcae": dcae}
 
 
 def write_teacher(config):
@@ -111,9 +145,9 @@ def leaves(tree):
 
 
 @pytest.mark.slow  # compiles a whole step with attention in the VAE
-@pytest.mark.parametrize("family", ["flux", "qwen"])
+@pytest.mark.parametrize("family", PEERS)
 def test_the_family_trains(family, tmp_path):
-    peer = parity.randomise({"flux": flux, "qwen": qwen}[family](), seed=0)
+    peer = parity.randomise(PEERS[family](), seed=0)
     peer.save_pretrained(tmp_path / "vae")
     config = make_config(family, tmp_path)
     write_teacher(config)
@@ -128,6 +162,9 @@ def test_the_family_trains(family, tmp_path):
     if family == "flux":
         np.testing.assert_allclose(statistics["mean"], 0.1159, rtol=1e-6)
         np.testing.assert_allclose(statistics["var"], 0.3611**-2, rtol=1e-6)
+    elif family == "dcae":
+        np.testing.assert_array_equal(statistics["mean"], 0)
+        np.testing.assert_allclose(statistics["var"], 0.3189**-2, rtol=1e-6)
     else:
         np.testing.assert_allclose(statistics["mean"], peer.config.latents_mean, rtol=1e-6)
         np.testing.assert_allclose(statistics["var"], np.square(peer.config.latents_std), rtol=1e-6)
@@ -144,6 +181,13 @@ def test_the_family_trains(family, tmp_path):
         kernel = "['encoder']['conv_in']['kernel']"
         np.testing.assert_array_equal(begin[kernel][:-1], end[kernel][:-1])
 
+    # The running statistics of BatchNorm stay.
+    kept = [leaves(state.frozen.get("tokenizer", {})) for state in (states[0], states[-1])]
+    assert bool(kept[0]) == (family == "dcae")
+    for name, array in kept[0].items():
+        np.testing.assert_array_equal(array, 0.1 if "mean" in name else 1.5, err_msg=name)
+        np.testing.assert_array_equal(kept[1][name], array)
+
     # The fresh discriminator joins at the third step.
     d_loss = [float(values["d_loss"]) for values in metrics]
     assert d_loss[:2] == [0, 0]
@@ -157,7 +201,7 @@ def test_the_family_trains(family, tmp_path):
             assert not np.array_equal(after[name], first[name]), name
 
 
-@pytest.mark.parametrize("family", ["flux", "qwen"])
+@pytest.mark.parametrize("family", PEERS)
 def test_the_configuration_survives_its_file(family, tmp_path):
     from repae_jax.config.storage import from_json
 

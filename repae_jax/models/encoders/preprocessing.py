@@ -15,10 +15,11 @@ CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 RESIZING_KINDS = ("dinov2", "clip")
 TEACHER_KINDS = (*RESIZING_KINDS, "imagenet", "native")
 
-_UNIT, _RESIZED_UNIT = 16, 14  # pixels along a side of a token, before and after resizing
+TOKEN_PIXELS = 16  # pixels along a side of a token, before resizing
+_RESIZED = 14  # and after
 
 
-def preprocess(images: jax.Array, kind: str) -> jax.Array:
+def preprocess(images: jax.Array, kind: str, token_pixels: int = TOKEN_PIXELS) -> jax.Array:
     """uint8 RGB images (B, H, W, 3) -> float32 (B, H', W', 3), as the teacher was trained.
 
     The order of operations and the filters follow the code of REPA and REPA-E, which supports
@@ -30,7 +31,9 @@ def preprocess(images: jax.Array, kind: str) -> jax.Array:
         "clip" resizes, *then* normalizes by CLIP's own mean and std. "imagenet" (DINO, MoCo v3,
         MAE) normalizes by ImageNet's mean and std and does not resize. "native" only scales to
         [-1, 1], for a teacher that was trained on such images. Images are resized to
-        `teacher_side` pixels (bicubic, a = -0.75, no antialias).
+        `teacher_side` pixels (bicubic, a = -0.75, no antialias; for larger `token_pixels` than
+        published, a = -0.5 with antialias, as torchvision's and PIL's).
+      token_pixels: see `teacher_side`.
 
     Raises:
       UserError: an unknown kind, or a size of images that the kind does not accept.
@@ -46,37 +49,40 @@ def preprocess(images: jax.Array, kind: str) -> jax.Array:
         return images.astype(jnp.float32) / 127.5 - 1.0
     x = images.astype(jnp.float32) / 255.0
     if kind == "clip":
-        return (_resize(x, kind) - CLIP_MEAN) / CLIP_STD
+        return (_resize(x, kind, token_pixels) - CLIP_MEAN) / CLIP_STD
     x = (x - IMAGENET_MEAN) / IMAGENET_STD
-    return _resize(x, kind) if kind == "dinov2" else x
+    return _resize(x, kind, token_pixels) if kind == "dinov2" else x
 
 
-def teacher_side(resolution: int, kind: str) -> int:
+def teacher_side(resolution: int, kind: str, token_pixels: int = TOKEN_PIXELS) -> int:
     """The side, in pixels, of `preprocess`ed squares of `resolution` pixels.
 
-    A resizing kind makes 14 pixels of 16. So a teacher with 14-pixel patches (DINOv2, I-JEPA, CLIP)
-    has as many tokens as a teacher with 16-pixel patches, and as a backbone with patches of 2 on
-    latents of an eighth of the side. At multiples of 256 the sizes equal those of the code of REPA
-    and REPA-E.
+    A resizing kind makes 14 pixels of `token_pixels`. With 16, a teacher with 14-pixel patches
+    (DINOv2, I-JEPA, CLIP) has as many tokens as a teacher with 16-pixel patches, and as a backbone
+    with patches of 2 on latents of an eighth of the side; with 32, as a backbone with patches of 1
+    on latents of a 32nd (DC-AE). At multiples of 256 and 16 pixels the sizes equal those of the
+    code of REPA and REPA-E.
 
     Raises:
-      UserError: 16 does not divide the resolution.
+      UserError: `token_pixels` does not divide the resolution.
     """
     if kind not in RESIZING_KINDS:
         return resolution
-    if resolution % _UNIT:
-        below = resolution // _UNIT * _UNIT
-        fitting = f"{below} or {below + _UNIT}" if below else str(_UNIT)
+    if resolution % token_pixels:
+        below = resolution // token_pixels * token_pixels
+        fitting = f"{below} or {below + token_pixels}" if below else str(token_pixels)
         raise UserError(
-            f"the {kind} teacher takes images of multiples of {_UNIT} pixels, got {resolution}: "
-            f"use {fitting}, or a preprocessing that does not resize"
+            f"the {kind} teacher takes images of multiples of {token_pixels} pixels, got "
+            f"{resolution}: use {fitting}, or a preprocessing that does not resize"
         )
-    return resolution // _UNIT * _RESIZED_UNIT
+    return resolution // token_pixels * _RESIZED
 
 
-def _resize(x, kind):
+def _resize(x, kind, token_pixels):
     height, width = x.shape[1:3]
     if height != width:
         raise UserError(f"the {kind} teacher takes square images, got {height} x {width}")
-    side = teacher_side(height, kind)
+    side = teacher_side(height, kind, token_pixels)
+    if token_pixels > TOKEN_PIXELS:
+        return resize_bicubic(x, side, side, a=-0.5, antialias=True)
     return resize_bicubic(x, side, side, a=-0.75, antialias=False)

@@ -15,6 +15,7 @@ from repae_jax.models.encoders.base import ViTTokens
 from repae_jax.models.encoders.preprocessing import (
     RESIZING_KINDS,
     TEACHER_KINDS,
+    TOKEN_PIXELS,
     preprocess,
     teacher_side,
 )
@@ -170,6 +171,7 @@ class ViT(nn.Module):
         antialias (a = -0.5), as in the REPA-E code and DINOv2 with registers; False is plain
         bicubic (a = -0.75), as in transformers' Dinov2Model.
       preprocessing: the kind of preprocessing in `prepare`, one of `TEACHER_KINDS`.
+      token_pixels: pixels along a side of the image for each token, for the kinds that resize.
       family: the publisher of the weights, which decides the names in files (interop/vit.py).
       dtype: the type of the matrix products.
       scan: runs the blocks as one loop, which compiles faster; parameters and results are the same.
@@ -194,6 +196,7 @@ class ViT(nn.Module):
     norm_epsilon: float = 1e-6
     table_antialias: bool = True
     preprocessing: str = "dinov2"
+    token_pixels: int = TOKEN_PIXELS
     family: str = "dinov2"
     dtype: jnp.dtype = jnp.float32
     scan: bool = False
@@ -206,7 +209,7 @@ class ViT(nn.Module):
           UserError: the preprocessing refuses the resolution, or the patches do not divide its
             result.
         """
-        side = teacher_side(resolution, self.preprocessing)
+        side = teacher_side(resolution, self.preprocessing, self.token_pixels)
         if side % self.patch_size:
             raise UserError(f"patch size {self.patch_size} does not divide {side} pixels")
         return side // self.patch_size
@@ -214,7 +217,7 @@ class ViT(nn.Module):
     @nn.nowrap
     def prepare(self, images: jax.Array) -> jax.Array:
         """uint8 RGB images (B, H, W, 3) -> the ViT's input, see `preprocess`."""
-        return preprocess(images, self.preprocessing)
+        return preprocess(images, self.preprocessing, self.token_pixels)
 
     @nn.compact
     def __call__(self, images: jax.Array) -> ViTTokens:
@@ -319,6 +322,14 @@ def _check(vit: ViT, entry: Section, path: str) -> None:
             f"{path}.preprocessing is {kind!r}, but {arch} was trained with {trained!r}: "
             "set both keys"
         )
+    pixels = entry["token_pixels"]
+    if kind not in RESIZING_KINDS and pixels != TOKEN_PIXELS:
+        raise UserError(
+            f"{path}.token_pixels is {pixels}, but {kind!r} does not resize: leave it at "
+            f"{TOKEN_PIXELS}, or use {' or '.join(RESIZING_KINDS)}"
+        )
+    if not 8 <= pixels <= 256:
+        raise UserError(f"{path}.token_pixels is {pixels}: use 8 to 256")
 
 
 def _check_stem(entry, path):
@@ -346,6 +357,7 @@ FAMILY = Family(
         num_heads=int,
         stem=ViT.stem,  # widths of convolutional levels before the patches
         preprocessing=ViT.preprocessing,  # one of TEACHER_KINDS
+        token_pixels=ViT.token_pixels,  # of the image, for the kinds that resize to 14
     ),
     fields={"hidden_size": "dim"},
     presets=VIT_CONFIGS,

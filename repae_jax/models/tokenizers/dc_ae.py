@@ -44,10 +44,10 @@ def _imagenet(levels, latent_channels):
 
 # Dimensions of the published families.
 DC_AE_CONFIGS = {
-    "dc-f32c32": _imagenet(6, 32),
-    "dc-f64c128": _imagenet(7, 128),
-    "dc-f128c512": _imagenet(8, 512),
-    "dc-f32c32-sana": dict(
+    "f32c32": _imagenet(6, 32),
+    "f64c128": _imagenet(7, 128),
+    "f128c512": _imagenet(8, 512),
+    "f32c32-sana": dict(
         widths=_WIDTHS[:6],
         encoder_layers=(2, 2, 2, 3, 3, 3),
         decoder_layers=(3, 3, 3, 3, 3, 3),
