@@ -37,6 +37,13 @@ class _AutoencoderKL(TypedDict, total=False):
     latents_std: _Numbers | None
 
 
+class _AutoencoderKLFlux2(_AutoencoderKL, total=False):
+    decoder_block_out_channels: each(Width, 1, 8) | None
+    batch_norm_eps: real(0, 1)
+    batch_norm_momentum: real(0, 1) | None
+    patch_size: each(whole(1, 16), 2, 2)
+
+
 class _AutoencoderKLQwenImage(TypedDict, total=False):
     base_dim: Width
     z_dim: _Channels
@@ -96,6 +103,7 @@ class _DiT(TypedDict, total=False):
 _CLASSES = {
     "AutoencoderDC": _AutoencoderDC,
     "AutoencoderKL": _AutoencoderKL,
+    "AutoencoderKLFlux2": _AutoencoderKLFlux2,
     "AutoencoderKLQwenImage": _AutoencoderKLQwenImage,
     "DiTTransformer2DModel": _DiT,
     "Transformer2DModel": _DiT,

@@ -7,7 +7,8 @@ from typing import Any
 import flax.linen as nn
 
 from repae_jax.errors import UserError
-from repae_jax.interop import autoencoder_kl, dc_ae, qwen_image
+from repae_jax.interop import autoencoder_kl, dc_ae, flux2, latent_statistics, qwen_image
+from repae_jax.interop.latent_statistics import Statistics
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 from repae_jax.models.tokenizers.dc_ae import AutoencoderDC
 from repae_jax.models.tokenizers.qwen_image_vae import AutoencoderKLQwenImage
@@ -25,6 +26,7 @@ class Family:
       channels: the key of config.json for the latents' channels.
       load, export: tensors -> variables {"params": ..., and constants}, and back.
       dimensions_from_config, config_from_dimensions: config.json -> fields, and back.
+      statistics_in_tensors: whether the tensors hold the latent statistics; otherwise config.json.
     """
 
     module: type[nn.Module]
@@ -36,6 +38,33 @@ class Family:
     export: Any
     dimensions_from_config: Any
     config_from_dimensions: Any
+    statistics_in_tensors: bool = False
+
+    def statistics(
+        self, tensors: Mapping[str, Any], config: Mapping[str, Any], *, source: str
+    ) -> Statistics | None:
+        """The latent statistics of a folder, or None; `config` has diffusers' defaults.
+
+        Raises:
+          UserError: the statistics are invalid.
+        """
+        channels = config[self.channels]
+        if self.statistics_in_tensors:
+            epsilon = config["batch_norm_eps"]
+            return flux2.statistics_in(tensors, 4 * channels, epsilon, source=source)
+        return latent_statistics.from_config(config, channels, source=source)
+
+    def with_statistics(
+        self,
+        tensors: Mapping[str, Any],
+        config: Mapping[str, Any],
+        channels: int,
+        statistics: Statistics | None,
+    ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """A folder's tensors and config with these latent statistics."""
+        if self.statistics_in_tensors:
+            return {**tensors, **flux2.statistics_tensors(statistics, channels)}, config
+        return tensors, latent_statistics.updated_config(config, channels, statistics)
 
 
 def _of_params(load, export):
@@ -71,6 +100,17 @@ FAMILIES = {
         qwen_image.qwen_dimensions,
         qwen_image.qwen_config,
     ),
+    flux2.CLASS_NAME: Family(
+        AutoencoderKL,
+        autoencoder_kl.SIGN,
+        autoencoder_kl.BESIDE,
+        flux2.CONFIG_DEFAULTS,
+        "latent_channels",
+        *_of_params(flux2.load_flux2, flux2.export_flux2),
+        flux2.flux2_dimensions,
+        flux2.flux2_config,
+        statistics_in_tensors=True,
+    ),
     "AutoencoderDC": Family(
         AutoencoderDC,
         dc_ae.SIGN,
@@ -91,14 +131,16 @@ def family_of(module: nn.Module) -> Family:
     Raises:
       UserError: the tokenizer has no format in other projects.
     """
-    for family in FAMILIES.values():
-        if isinstance(module, family.module):
-            return family
-    known = ", ".join(family.module.__name__ for family in FAMILIES.values())
-    raise UserError(
-        f"a {type(module).__name__} has no format of diffusers' or LDM's, which exist for {known}: "
-        "keep it in its work directory, which config.tokenizer.weights accepts"
-    )
+    name = type(module).__name__
+    if isinstance(module, AutoencoderKL) and module.patchify:
+        name = flux2.CLASS_NAME
+    if name not in FAMILIES:
+        raise UserError(
+            f"a {name} has no format of diffusers' or LDM's, which exist for "
+            f"{', '.join(FAMILIES)}: keep it in its work directory, which config.tokenizer.weights "
+            "accepts"
+        )
+    return FAMILIES[name]
 
 
 def with_defaults(
@@ -115,7 +157,7 @@ def with_defaults(
     full = {**family.defaults, **config}
     channels = channels or full[family.channels]
     for key in ("latents_mean", "latents_std"):
-        default = family.defaults[key]
+        default = family.defaults.get(key)
         if key not in config and default is not None and len(default) != channels:
             full[key] = None
     return full

@@ -19,6 +19,7 @@ from repae_jax.interop import (
     checkpoint_parts,
     dc_ae,
     files,
+    flux2,
     hub,
     latent_statistics,
     tables,
@@ -27,7 +28,7 @@ from repae_jax.interop import (
 from repae_jax.interop.extract import Extract, extract
 from repae_jax.interop.foreign_configs import check_config
 from repae_jax.interop.vae_families import FAMILIES, family_of, with_defaults
-from repae_jax.models.batch_norm import denormalize, normalize
+from repae_jax.models.batch_norm import LATENT_EPSILON, denormalize, normalize
 from repae_jax.models.inputs import check_latents
 from repae_jax.models.tokenizers import base
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
@@ -162,11 +163,11 @@ def read_weights(
     if path.is_dir() or of_a_folder(path):
         file, config, family = _open_folder(path)
         found = _tensors(files.read_stored(file), family, file)
-        statistics = _statistics(config, family, file.parent / CONFIG)
+        statistics = family.statistics(found.tensors, config, source=str(file.parent / CONFIG))
     else:
         content, checkpoint = _open_file(path)
         found = _dc_ae_in(content, path) or _vae_in(content, checkpoint, path)
-        statistics = _statistics_beside(checkpoint, path, module)
+        statistics = _statistics_of(found, checkpoint, path, module)
         file = path
     variables = family_of(module).load(found.tensors, module, source=str(file))
     for note in notes_on(found, variables["params"]):
@@ -200,7 +201,7 @@ def write_diffusers(folder: str | pathlib.Path, vae: StoredVAE) -> None:
     tables.require_finite(tensors, folder)
     dimensions = family.config_from_dimensions(vae.module)
     config = {**with_defaults(vae.config, family, channels), **dimensions}
-    config = latent_statistics.updated_config(config, channels, vae.statistics)
+    tensors, config = family.with_statistics(tensors, config, channels, vae.statistics)
     with replacing(folder) as temporary:
         temporary.mkdir()
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
@@ -218,9 +219,14 @@ def write_ldm(path: str | pathlib.Path, vae: StoredVAE) -> None:
     name = family_of(vae.module).module.__name__
     if not isinstance(vae.module, AutoencoderKL):
         raise UserError(f"{path}: {name} has no names of LDM's; write a diffusers folder")
-    tensors = autoencoder_kl.export_vae(jax.device_get(vae.params), vae.module, "ldm")
+    params, module = jax.device_get(vae.params), vae.module
+    if module.patchify:  # the statistics are in its file
+        tensors = flux2.export_flux2(params, module, "ldm")
+        tensors |= flux2.statistics_tensors(vae.statistics, module.latent_channels)
+    else:
+        tensors = autoencoder_kl.export_vae(params, module, "ldm")
     tables.require_finite(tensors, path)
-    if vae.statistics is not None:
+    if vae.statistics is not None and not module.patchify:
         latent_statistics.write(latent_statistics.beside(path), vae.statistics)
     files.write_flat(path, tensors, {"groups": str(vae.module.groups)})
 
@@ -237,7 +243,7 @@ def _read_folder(path, dtype, variant=None):
         params=params,
         constants=variables,
         config={k: v for k, v in config.items() if k not in family.config_from_dimensions(module)},
-        statistics=_statistics(config, family, file.parent / CONFIG),
+        statistics=family.statistics(found.tensors, config, source=str(file.parent / CONFIG)),
         notes=notes_on(found, params),
     )
 
@@ -265,10 +271,6 @@ def _open_folder(path, variant=None):
     return file, with_defaults(config, family), family
 
 
-def _statistics(config, family, source):
-    return latent_statistics.from_config(config, config[family.channels], source=str(source))
-
-
 def _tensors(content, family, path) -> Extract:
     found = extract(content, family.sign, source=str(path), ignore=family.beside)
     return found or Extract(content, (), "", ())
@@ -292,16 +294,16 @@ def _read_file(path, dtype):
         module = AutoencoderDC(
             **dc_ae.infer_dimensions(found.tensors, source=str(path)), dtype=dtype
         )
-        variables = dc_ae.load_dc_ae(found.tensors, module, source=str(path))
-        params, statistics = variables.pop("params"), _statistics_beside(None, path, module)
-        return StoredVAE(module, params, {}, statistics, notes_on(found, params), variables)
-    found = _vae_in(content, checkpoint, path)
-    dimensions = autoencoder_kl.infer_dimensions(found.tensors, source=str(path))
-    groups = _groups(content, path, dimensions)
-    module = AutoencoderKL(**dimensions, groups=groups, dtype=dtype)
-    params = autoencoder_kl.load_vae(found.tensors, module, source=str(path))
-    statistics = _statistics_beside(checkpoint, path, module)
-    return StoredVAE(module, params, {}, statistics, notes_on(found, params))
+    else:
+        found = _vae_in(content, checkpoint, path)
+        names = flux2 if flux2.holds_statistics(found.tensors) else autoencoder_kl
+        dimensions = names.infer_dimensions(found.tensors, source=str(path))
+        groups = _groups(content, path, dimensions)
+        module = AutoencoderKL(**dimensions, groups=groups, dtype=dtype)
+    variables = family_of(module).load(found.tensors, module, source=str(path))
+    statistics = _statistics_of(found, checkpoint, path, module)
+    params = variables.pop("params")
+    return StoredVAE(module, params, {}, statistics, notes_on(found, params), variables)
 
 
 def _groups(content, path, dimensions):
@@ -358,9 +360,11 @@ def _dc_ae_in(content, path) -> Extract | None:
     return extract(content, dc_ae.ORIGINAL_SIGN, source=str(path))
 
 
-def _statistics_beside(checkpoint, path, module):
-    """The latent statistics of a training checkpoint, or of the file beside a VAE; or None."""
+def _statistics_of(found, checkpoint, path, module):
+    """The latent statistics of a training checkpoint, of a VAE's file or beside it; or None."""
     channels = module.latent_channels
+    if getattr(module, "patchify", False):
+        return flux2.statistics_in(found.tensors, channels, LATENT_EPSILON, source=str(path))
     if checkpoint:
         return checkpoint_parts.statistics_in(checkpoint, channels, source=str(path))
     beside = latent_statistics.beside(path)

@@ -12,9 +12,10 @@ import torch
 
 from repae_jax.errors import UserError
 from repae_jax.interop.dc_ae import dc_ae_config, export_dc_ae, load_dc_ae
+from repae_jax.models.pixel_shuffle import shuffle, unshuffle
 from repae_jax.models.tokenizers.base import variable_shapes
 from repae_jax.models.tokenizers.dc_ae import AutoencoderDC
-from repae_jax.models.tokenizers.dc_ae_layers import attend_linearly, shuffle, unshuffle
+from repae_jax.models.tokenizers.dc_ae_layers import attend_linearly
 
 CASES = {
     "SANA's layers": (

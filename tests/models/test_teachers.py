@@ -73,7 +73,7 @@ def test_resizing_kinds_equal_torch(kind, size, expected_size):
 @pytest.mark.parametrize(("size", "token_pixels"), [(512, 32), (96, 24)])
 def test_wider_tokens_are_resized_with_antialias_as_torch_does(kind, size, token_pixels):
     pixels = images(size, size)
-    mean, std = (CLIP_MEAN, CLIP_STD) if kind == "clip" else (IMAGENET_MEAN, IMAGENET_STD)
+    mean, std = CLIP if kind == "clip" else IMAGENET
     x = torch.tensor(pixels.transpose(0, 3, 1, 2) / 255.0)
     side = size * 14 // token_pixels
     x = torch.nn.functional.interpolate(x, side, mode="bicubic", antialias=True)
@@ -83,8 +83,10 @@ def test_wider_tokens_are_resized_with_antialias_as_torch_does(kind, size, token
 
 
 def test_token_pixels_belong_to_kinds_that_resize():
-    with pytest.raises(UserError, match="teachers.x.token_pixels is 32, but 'imagenet' does not"):
-        family_check("dino-b", token_pixels=32)
+    config = tiny.get_config()
+    config.teachers.small.token_pixels = 32
+    with pytest.raises(UserError, match="small.token_pixels is 32, but 'native' does not resize"):
+        validate(config)
     assert ViT(**VIT_CONFIGS["dinov2-b"], token_pixels=32).grid(512) == 16
 
 

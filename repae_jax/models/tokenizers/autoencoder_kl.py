@@ -12,6 +12,7 @@ from repae_jax.models.family import Family, Section
 from repae_jax.models.group_norm import GroupNorm
 from repae_jax.models.inputs import check_images, check_latents
 from repae_jax.models.layers import attend, conv_of
+from repae_jax.models.pixel_shuffle import shuffle, unshuffle
 from repae_jax.models.remat import rematerialize
 from repae_jax.models.stripes import restripe, unfold
 from repae_jax.models.tokenizers.distributions import Gaussian
@@ -28,7 +29,14 @@ VAE_CONFIGS = {
     "f16d32": dict(
         channels=128, multipliers=(1, 1, 2, 2, 4), latent_channels=32, attention_levels=(4,)
     ),
-}
+    "flux2": dict(  # 2 x 2 positions of f8d32
+        channels=128, multipliers=(1, 2, 4, 4), latent_channels=128, patchify=True
+    ),
+    "flux2-small": dict(  # FLUX.2's small decoder
+        channels=128, multipliers=(1, 2, 4, 4), latent_channels=128, patchify=True,
+        decoder_channels=96,
+    ),
+}  # fmt: skip
 
 
 def norm_of(module: nn.Module) -> Callable[..., GroupNorm]:
@@ -238,6 +246,10 @@ class AutoencoderKL(nn.Module):
       multipliers: width of each level in units of `channels`; the down-sampling factor is
         2 ** (levels - 1).
       latent_channels: c, the channels of the latent.
+      patchify: whether 2 x 2 positions of what the networks see are one position of the latent, of
+        four times the channels, in PyTorch's order (FLUX.2). Then c is a multiple of 4, and the
+        down-sampling factor twice as large.
+      decoder_channels: width of the decoder at full resolution; None: `channels`.
       num_res_blocks: blocks per level in the encoder; the decoder has one more.
       attention_levels: levels with attention after every block.
       middle_attention: whether the lowest resolution has attention.
@@ -259,6 +271,8 @@ class AutoencoderKL(nn.Module):
     quant_conv: bool = True
     groups: int = 32
     image_channels: int = 3
+    patchify: bool = False
+    decoder_channels: int | None = None
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
     stripes: int = 1
@@ -266,11 +280,15 @@ class AutoencoderKL(nn.Module):
     @property
     def factor(self) -> int:
         """Down-sampling factor f between image and latent."""
-        return 2 ** (len(self.multipliers) - 1)
+        return 2 ** (len(self.multipliers) - 1 + self.patchify)
+
+    @property
+    def inner_channels(self) -> int:
+        """The latent's channels as encoder and decoder see them."""
+        return self.latent_channels // 4 if self.patchify else self.latent_channels
 
     def setup(self):
         shared = dict(
-            channels=self.channels,
             multipliers=self.multipliers,
             num_res_blocks=self.num_res_blocks,
             attention_levels=self.attention_levels,
@@ -280,10 +298,11 @@ class AutoencoderKL(nn.Module):
             remat=self.remat,
             stripes=self.stripes,
         )
-        self.encoder = Encoder(latent_channels=self.latent_channels, **shared)
-        self.decoder = Decoder(image_channels=self.image_channels, **shared)
+        c, conv = self.inner_channels, conv_of(self)
+        decoder_channels = self.decoder_channels or self.channels
+        self.encoder = Encoder(self.channels, latent_channels=c, **shared)
+        self.decoder = Decoder(decoder_channels, image_channels=self.image_channels, **shared)
         if self.quant_conv:
-            c, conv = self.latent_channels, conv_of(self)
             self.quant = conv(2 * c, 2 * c, 1)
             self.post_quant = conv(c, c, 1)
 
@@ -295,7 +314,8 @@ class AutoencoderKL(nn.Module):
         """
         check_images(images, self.image_channels, self.factor)
         moments = self.encoder(images)
-        return Gaussian.from_moments(self.quant(moments) if self.quant_conv else moments)
+        posterior = Gaussian.from_moments(self.quant(moments) if self.quant_conv else moments)
+        return jax.tree.map(unshuffle, posterior) if self.patchify else posterior
 
     def decode(self, latents: jax.Array) -> jax.Array:
         """Unnormalized latents (B, h, w, c) -> images (B, h * f, w * f, 3), about [-1, 1].
@@ -304,6 +324,7 @@ class AutoencoderKL(nn.Module):
           TypeError, UserError: latents of another type or shape.
         """
         check_latents(latents, self.latent_channels)
+        latents = shuffle(latents) if self.patchify else latents
         latents = self.post_quant(latents) if self.quant_conv else latents
         return self.decoder(latents).astype(jnp.float32)
 
@@ -315,13 +336,19 @@ class AutoencoderKL(nn.Module):
 
 def _check(vae: AutoencoderKL, _: Section, path: str) -> None:
     levels = len(vae.multipliers)
-    for multiplier in vae.multipliers:
-        width = vae.channels * multiplier
-        if width % vae.groups:
-            raise UserError(
-                f"{path}.groups is {vae.groups}, which does not divide the level of "
-                f"{width} channels"
-            )
+    for channels in (vae.channels, vae.decoder_channels or vae.channels):
+        for multiplier in vae.multipliers:
+            width = channels * multiplier
+            if width % vae.groups:
+                raise UserError(
+                    f"{path}.groups is {vae.groups}, which does not divide the level of "
+                    f"{width} channels"
+                )
+    if vae.patchify and vae.latent_channels % 4:
+        raise UserError(
+            f"{path}.latent_channels is {vae.latent_channels}, but with {path}.patchify it is four "
+            "times the channels of the networks: use a multiple of 4"
+        )
     for level in vae.attention_levels:
         if not 0 <= level < levels:
             raise UserError(
@@ -340,6 +367,8 @@ FAMILY = Family(
         "middle_attention": bool,
         "quant_conv": bool,
         "groups": Width,
+        "patchify": bool,
+        "decoder_channels": Width,
     },
     presets=VAE_CONFIGS,
     check=_check,

@@ -6,28 +6,12 @@ import jax.numpy as jnp
 from jax.nn import initializers
 
 from repae_jax.models.layers import conv, torch_uniform
+from repae_jax.models.pixel_shuffle import shuffle, unshuffle
 from repae_jax.models.upsample import UpsampleConv
 
 _EPSILON = 1e-5  # of every norm
 _ATTENTION_EPSILON = 1e-15
 _EXPANSION = 4  # hidden channels of the feed-forward part, in units of its width
-
-
-def unshuffle(x: jax.Array) -> jax.Array:
-    """Pixels of 2 x 2 blocks become channels: (B, H, W, C) -> (B, H / 2, W / 2, 4 C).
-
-    The order of channels is PyTorch's: c * 4 + dy * 2 + dx.
-    """
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
-    return x.transpose(0, 1, 3, 5, 2, 4).reshape(batch, height // 2, width // 2, 4 * channels)
-
-
-def shuffle(x: jax.Array) -> jax.Array:
-    """The inverse of `unshuffle`: (B, H, W, 4 C) -> (B, 2 H, 2 W, C)."""
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height, width, channels // 4, 2, 2)
-    return x.transpose(0, 1, 4, 2, 5, 3).reshape(batch, 2 * height, 2 * width, channels // 4)
 
 
 def mean_of_groups(x: jax.Array, channels: int) -> jax.Array:
