@@ -84,6 +84,16 @@ class _AutoencoderDC(TypedDict, total=False):
     latents_std: _Numbers | None
 
 
+class _AutoencoderKLWan(_AutoencoderKLQwenImage, total=False):
+    decoder_base_dim: Width | None
+    is_residual: bool
+    in_channels: _Channels
+    out_channels: _Channels
+    patch_size: whole(1, 16) | None
+    scale_factor_temporal: whole(1, 256) | None
+    scale_factor_spatial: whole(1, 256) | None
+
+
 class _DiT(TypedDict, total=False):
     num_attention_heads: whole(1, 1024)
     attention_head_dim: whole(1, 1024)
@@ -105,6 +115,7 @@ _CLASSES = {
     "AutoencoderKL": _AutoencoderKL,
     "AutoencoderKLFlux2": _AutoencoderKLFlux2,
     "AutoencoderKLQwenImage": _AutoencoderKLQwenImage,
+    "AutoencoderKLWan": _AutoencoderKLWan,
     "DiTTransformer2DModel": _DiT,
     "Transformer2DModel": _DiT,
 }

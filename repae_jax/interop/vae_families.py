@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 
 from repae_jax.errors import UserError
-from repae_jax.interop import autoencoder_kl, dc_ae, flux2, latent_statistics, qwen_image
+from repae_jax.interop import autoencoder_kl, dc_ae, flux2, latent_statistics, qwen_image, wan
 from repae_jax.interop.latent_statistics import Statistics
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 from repae_jax.models.tokenizers.dc_ae import AutoencoderDC
@@ -100,6 +100,16 @@ FAMILIES = {
         qwen_image.qwen_dimensions,
         qwen_image.qwen_config,
     ),
+    wan.CLASS_NAME: Family(
+        AutoencoderKLQwenImage,
+        qwen_image.SIGN,
+        (),
+        wan.CONFIG_DEFAULTS,
+        "z_dim",
+        *_of_params(qwen_image.load_qwen, qwen_image.export_qwen),
+        wan.wan_dimensions,
+        wan.wan_config,
+    ),
     flux2.CLASS_NAME: Family(
         AutoencoderKL,
         autoencoder_kl.SIGN,
@@ -125,12 +135,18 @@ FAMILIES = {
 }
 
 
-def family_of(module: nn.Module) -> Family:
+def family_of(module: nn.Module, class_name: str | None = None) -> Family:
     """The family that a VAE belongs to.
+
+    Args:
+      module: the VAE.
+      class_name: the class of the files that it came from, where several have its network.
 
     Raises:
       UserError: the tokenizer has no format in other projects.
     """
+    if class_name in FAMILIES:
+        return FAMILIES[class_name]
     name = type(module).__name__
     if isinstance(module, AutoencoderKL) and module.patchify:
         name = flux2.CLASS_NAME

@@ -196,7 +196,8 @@ def write_diffusers(folder: str | pathlib.Path, vae: StoredVAE) -> None:
     folder = pathlib.Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists already: choose a new folder, or empty it")
-    family, channels = family_of(vae.module), vae.module.latent_channels
+    family = family_of(vae.module, vae.config.get("_class_name"))
+    channels = vae.module.latent_channels
     tensors = family.export(jax.device_get(vae.variables), vae.module)
     tables.require_finite(tensors, folder)
     dimensions = family.config_from_dimensions(vae.module)
@@ -238,11 +239,12 @@ def _read_folder(path, dtype, variant=None):
     found = _tensors(files.read_stored(file), family, file)
     variables = family.load(found.tensors, module, source=str(file))
     params = variables.pop("params")
+    known = family.config_from_dimensions(module).keys() - {"_class_name"}
     return StoredVAE(
         module=module,
         params=params,
         constants=variables,
-        config={k: v for k, v in config.items() if k not in family.config_from_dimensions(module)},
+        config={k: v for k, v in config.items() if k not in known},
         statistics=family.statistics(found.tensors, config, source=str(file.parent / CONFIG)),
         notes=notes_on(found, params),
     )
