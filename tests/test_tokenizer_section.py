@@ -97,7 +97,10 @@ def tiny_on_qwen():
             ["tokenizer.family=x", "tokenizer.arch="],
             "config.tokenizer.family is 'x': it must be 'kl', 'qwen",
         ),
-        (["tokenizer.arch=x"], "config.tokenizer.arch is 'x': use one of f8d4, .*, qwenimage, or"),
+        (
+            ["tokenizer.arch=x"],
+            "config.tokenizer.arch is 'x': use one of f8d4, .*, qwenimage, .*, or",
+        ),
         (["tokenizer.temporal_downsample=(True,)"], "unknown key config.tokenizer.temporal_down"),
         (["tokenizer.arch=f8d4", "tokenizer.groups=0"], "config.tokenizer.groups is 0: give at"),
     ],
