@@ -47,7 +47,7 @@ _TEXT = dict(
     layer_norm_eps=1e-5, bos_token_id=49_406, eos_token_id=49_407,
 )  # fmt: skip
 _OLD_EOS = 2  # stands for the highest id in config.json files of before July 2023
-_QUICK = {"quick_gelu": True, "gelu": False}
+_ACTIVATIONS = ("quick_gelu", "gelu")
 
 _Layers = whole(1, 256)
 _Heads = whole(1, 1024)
@@ -145,8 +145,8 @@ def _image_tower(config, source):
         if whole_ % part:
             raise UserError(f"{source}.{key} is {whole_}, which is no multiple of {part}")
     act = config["hidden_act"]
-    if act not in _QUICK:
-        raise UserError(f"{source}.hidden_act is {act!r}, and read are {', '.join(_QUICK)}")
+    if act not in _ACTIVATIONS:
+        raise UserError(f"{source}.hidden_act is {act!r}, and read are {', '.join(_ACTIVATIONS)}")
     return ViT(
         patch_size=patch,
         native_grid=config["image_size"] // patch,
@@ -155,7 +155,7 @@ def _image_tower(config, source):
         num_heads=heads,
         # above the quotient, because the product is rounded down
         mlp_ratio=math.nextafter(config["intermediate_size"] / dim, math.inf),
-        quick_gelu=_QUICK[act],
+        activation=act,
         layer_scale=None,
         patch_bias=False,
         pre_norm=True,

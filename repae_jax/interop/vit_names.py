@@ -22,6 +22,7 @@ FAMILIES = {
     "mae": "MAE",
     "ijepa": "I-JEPA",
     "clip": "CLIP",
+    "siglip": "SigLIP",
 }
 _HOLDERS = ("state_dict", "model", "ema", "model_ema")  # entries in which training saves a network
 _WRAPPED = f"(?:{'|'.join(map(re.escape, WRAPPERS))})*"
@@ -225,9 +226,8 @@ _HF_CLIP_TENSORS = (
     Rule("embeddings.position_embedding.weight", "position_table", _TABLE),
     Rule("embeddings.class_embedding", "class_token", _VECTOR),
 )
-_HF_CLIP_LAYERS = {
+_HF_SIGLIP_LAYERS = {
     "patch_embed": "embeddings.patch_embedding",
-    "pre_norm": "pre_layrnorm",
     "norm": "post_layernorm",
     **_blocks(
         "encoder.layers.{i}",
@@ -241,6 +241,9 @@ _HF_CLIP_LAYERS = {
         },
     ),
 }
+
+
+_HF_CLIP_LAYERS = {**_HF_SIGLIP_LAYERS, "pre_norm": "pre_layrnorm"}
 
 
 def _timm(family: str, **details) -> Format:
@@ -307,5 +310,14 @@ FORMATS: tuple[Format, ...] = (
         prefixes=("vision_model.", ""),
         left_out=(r"embeddings\.position_ids",),
         beside=(r"text_model\..*", r"(visual|text)_projection\.weight|logit_scale"),
+    ),
+    Format(
+        "siglip",
+        "transformers",
+        _HF_CLIP_TENSORS[:1],
+        _HF_SIGLIP_LAYERS,
+        prefixes=("vision_model.", ""),
+        left_out=(r"head\..*", r"embeddings\.position_ids"),
+        beside=(r"text_model\..*", r"logit_(scale|bias)"),
     ),
 )

@@ -87,7 +87,7 @@ def test_bfloat16_gives_float32_tokens_near_the_exact_ones():
 
 
 def test_quick_gelu_and_registers_without_a_class_token_can_be_combined():
-    model = ViT(PATCH, GRID, 8, 1, 2, quick_gelu=True, num_registers=3, class_token=False)
+    model = ViT(PATCH, GRID, 8, 1, 2, activation="quick_gelu", num_registers=3, class_token=False)
     x = images(GRID, GRID)
     variables = model.init(jax.random.key(0), x)
     assert "class_token" not in variables["params"]

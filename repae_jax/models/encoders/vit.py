@@ -1,6 +1,7 @@
 """The vision transformer: published teachers, one preset each, and small teachers trained here."""
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,16 @@ from repae_jax.models.encoders.preprocessing import (
     teacher_side,
 )
 from repae_jax.models.family import Family, Section
-from repae_jax.models.layers import MLP, Attention, Dense, SwiGLU, gelu, layer_norm, quick_gelu
+from repae_jax.models.layers import (
+    MLP,
+    Attention,
+    Dense,
+    SwiGLU,
+    gelu,
+    layer_norm,
+    quick_gelu,
+    tanh_gelu,
+)
 from repae_jax.models.resize import resize_bicubic
 from repae_jax.models.scan_layers import scan_blocks
 
@@ -55,8 +65,26 @@ _CLIP = {
     "patch_bias": False,
     "pre_norm": True,
     "final_norm": False,
-    "quick_gelu": True,
+    "activation": "quick_gelu",
     "norm_epsilon": 1e-5,
+}
+# SigLIP and SigLIP 2 (their checkpoints of one resolution): 16 x 16 patches, no class token.
+_SIGLIP = {
+    "family": "siglip",
+    "preprocessing": "imagenet",
+    "patch_size": 16,
+    "native_grid": 16,
+    "layer_scale": None,
+    "class_token": False,
+    "activation": "tanh_gelu",
+    "table_antialias": False,
+}
+_SO400M = {"dim": 1152, "depth": 27, "num_heads": 16, "mlp_ratio": math.nextafter(4304 / 1152, 4)}
+_WEBSSL = {  # DINOv2's ViT, as transformers computes it, with SwiGLU at every size
+    **_DINOV2,
+    "native_grid": 16,
+    "swiglu": True,
+    "table_antialias": False,
 }
 
 VIT_CONFIGS: dict[str, dict] = {
@@ -75,7 +103,23 @@ VIT_CONFIGS: dict[str, dict] = {
     "mae-l": {**_MAE, **_LARGE},
     "ijepa-h": {**_IJEPA, **_HUGE},
     "clip-l": {**_CLIP, **_LARGE},
+    "siglip-b": {**_SIGLIP, **_BASE},
+    "siglip-l": {**_SIGLIP, **_LARGE},
+    "siglip-so400m": {**_SIGLIP, **_SO400M, "patch_size": 14, "preprocessing": "dinov2"},
+    "siglip2-b": {**_SIGLIP, **_BASE},
+    "siglip2-l": {**_SIGLIP, **_LARGE},
+    "siglip2-so400m": {**_SIGLIP, **_SO400M},
+    "siglip2-g": {**_SIGLIP, "dim": 1536, "depth": 40, "num_heads": 16},
+    "webssl-300m": {**_WEBSSL, "dim": 1024, "depth": 24, "num_heads": 16},
+    "webssl-1b": {**_WEBSSL, "dim": 1536, "depth": 40, "num_heads": 24},
+    "webssl-2b": {**_WEBSSL, "dim": 2688, "depth": 24, "num_heads": 21},
+    "webssl-3b": {**_WEBSSL, "dim": 3072, "depth": 26, "num_heads": 24},
+    "webssl-5b": {**_WEBSSL, "dim": 3584, "depth": 32, "num_heads": 28},
+    "webssl-7b": {**_WEBSSL, "dim": 4096, "depth": 32, "num_heads": 32},
 }
+
+# The nonlinearity of an MLP.
+ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu, "tanh_gelu": tanh_gelu}
 
 _INIT = initializers.truncated_normal(0.02)
 
@@ -113,7 +157,7 @@ class ViTBlock(nn.Module):
     num_heads: int
     hidden: int
     swiglu: bool
-    quick_gelu: bool
+    activation: str
     layer_scale: float | None
     norm_epsilon: float
     dtype: jnp.dtype
@@ -126,8 +170,7 @@ class ViTBlock(nn.Module):
         if self.swiglu:
             mlp = SwiGLU(swiglu_width(self.hidden), **settings, name="mlp")
         else:
-            activation = quick_gelu if self.quick_gelu else gelu
-            mlp = MLP(self.hidden, activation, **settings, name="mlp")
+            mlp = MLP(self.hidden, ACTIVATIONS[self.activation], **settings, name="mlp")
         branches = (functools.partial(attention, mask=mask), mlp)
         for i, branch in enumerate(branches, start=1):
             norm = layer_norm(self.norm_epsilon, affine=True, dtype=self.dtype, name=f"norm{i}")
@@ -154,7 +197,7 @@ class ViT(nn.Module):
       num_heads: attention heads.
       mlp_ratio: hidden width of the feed-forward network over D (SwiGLU takes 2/3 of it).
       swiglu: SwiGLU instead of the GELU MLP.
-      quick_gelu: x * sigmoid(1.702 x) instead of GELU.
+      activation: of the MLP, one of `ACTIVATIONS`: "gelu" is exact, "quick_gelu" CLIP's.
       layer_scale: initial LayerScale factor; None for none.
       num_registers: register tokens, inserted after the class token, without positions.
       class_token: whether a class token precedes all other tokens.
@@ -184,7 +227,7 @@ class ViT(nn.Module):
     num_heads: int
     mlp_ratio: float = 4.0
     swiglu: bool = False
-    quick_gelu: bool = False
+    activation: str = "gelu"
     layer_scale: float | None = 1.0
     num_registers: int = 0
     class_token: bool = True
@@ -246,7 +289,7 @@ class ViT(nn.Module):
                 self.num_heads,
                 int(self.dim * self.mlp_ratio),
                 self.swiglu,
-                self.quick_gelu,
+                self.activation,
                 self.layer_scale,
                 self.norm_epsilon,
                 self.dtype,

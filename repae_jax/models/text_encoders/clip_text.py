@@ -116,7 +116,7 @@ class CLIPText(nn.Module):
                 self.num_heads,
                 self.mlp_hidden,
                 swiglu=False,
-                quick_gelu=self.quick_gelu,
+                activation="quick_gelu" if self.quick_gelu else "gelu",
                 layer_scale=None,
                 norm_epsilon=self.norm_epsilon,
                 dtype=self.dtype,
