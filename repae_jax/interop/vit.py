@@ -1,6 +1,7 @@
 """Converts ViT weights between their publishers' names and `ViT`."""
 
 import dataclasses
+import itertools
 import os
 import re
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from repae_jax.interop import tables
 from repae_jax.interop.files import read_tensors
 from repae_jax.interop.vit_names import FAMILIES, FORMATS, Format
 from repae_jax.models.encoders.vit import ViT
+
+_PERIODS = "rope_embed.periods"
 
 
 def read_vit(path: str | os.PathLike, model: ViT, source: str = "") -> dict[str, Any]:
@@ -52,11 +55,13 @@ def load_vit(tensors: Mapping[str, Any], model: ViT, source: str = "checkpoint")
     """
     format, prefix = _detect_format(tensors, model, source)
     used = _used(_unpacked(tensors, format), model, format, prefix)
+    constants = _constants(used, model, prefix, source)
+    _fill_biases(used, model, format, prefix)
     expected = tables.exported_shapes(lambda v: _export(v, model, format, prefix), _shapes(model))
     tables.check(used, expected, source=source)
     fused = _fused(used, model, format, prefix)
     params = tables.to_ours(format.rules(prefix, model.patch_size), fused, source=source)
-    return {"params": tables.unflatten(params)}
+    return {"params": tables.unflatten(params), **constants}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +130,36 @@ def _used(tensors, model, format, prefix):
             name = name.replace(wrong, right)
         used[name] = np.asarray(array)
     return used
+
+
+def _constants(tensors, model, prefix, source):
+    """Take the periods of rotary positions out of the tensors: {"constants": ...}, or {}."""
+    if not model.rope:
+        return {}
+    expected = _shapes(model)["constants"]["periods"].shape
+    periods = tensors.pop(prefix + _PERIODS, None)
+    if periods is None:  # transformers computes them
+        images = jnp.zeros((1, model.patch_size, model.patch_size, 3))
+        variables = jax.jit(model.clone(depth=0).init)(jax.random.key(0), images)
+        return {"constants": {"periods": np.asarray(variables["constants"]["periods"])}}
+    tables.check({_PERIODS: periods}, {_PERIODS: expected}, source=source)
+    if not (periods.astype(np.float32) > 0).all():
+        raise UserError(f"{source}: {prefix + _PERIODS!r} has a period that is not above 0")
+    return {"constants": {"periods": periods.astype(np.float32)}}
+
+
+def _fill_biases(tensors, model, format, prefix):
+    """Add the biases that a file may lack, as zeros, and apply the masks of those that it has."""
+    for layer, i in itertools.product(format.biases, range(model.depth)):
+        theirs = format.layers[layer]
+        for name in (theirs,) if isinstance(theirs, str) else theirs:
+            name = prefix + name.format(i=i)
+            mask = tensors.pop(f"{name}.bias_mask", None)
+            weight, bias = tensors.get(f"{name}.weight"), tensors.get(f"{name}.bias")
+            if bias is None and weight is not None:
+                tensors[f"{name}.bias"] = np.zeros(weight.shape[:1], weight.dtype)
+            elif bias is not None and mask is not None and mask.shape == bias.shape:
+                tensors[f"{name}.bias"] = np.where(mask == 0, np.zeros((), bias.dtype), bias)
 
 
 def _shapes(model):

@@ -17,6 +17,7 @@ Naming = Literal["authors", "transformers", "transformers5"]
 
 FAMILIES = {
     "dinov2": "DINOv2",
+    "dinov3": "DINOv3",
     "dino": "DINO",
     "mocov3": "MoCo v3",
     "mae": "MAE",
@@ -43,6 +44,7 @@ class Format:
       left_out: regular expressions of names after the prefix: published tensors that the model
         does not use.
       beside: regular expressions of names without the prefix: other networks in the same file.
+      biases: our layers whose biases a file may lack; they are then 0.
       misnamed: (wrong, right) parts of names that a published file misspells.
     """
 
@@ -54,6 +56,7 @@ class Format:
     inside: str = ""
     left_out: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
+    biases: tuple[str, ...] = ()
     misnamed: tuple[tuple[str, str], ...] = ()
 
     def rules(self, prefix: str, patch_size: int) -> list[Rule]:
@@ -264,7 +267,43 @@ def _hf_dinov2(naming: Naming, block) -> Format:
     return Format("dinov2", naming, _HF_TENSORS, layers, left_out=("embeddings.mask_token",))
 
 
+def _hf_dinov3(mlp: Mapping[str, str | tuple[str, ...]]) -> tuple[Format, Format]:
+    block = {"norm1": "norm1", "norm2": "norm2", **_HF5_ATTENTION, **mlp}
+    outside = {"patch_embed": "embeddings.patch_embeddings", "norm": "norm"}
+
+    def named(naming: Naming, layer: str) -> Format:
+        tensors = (
+            Rule("embeddings.register_tokens", "register_tokens"),
+            Rule("embeddings.cls_token", "class_token"),
+            Rule(f"{layer}.layer_scale1.lambda1", "blocks_{i}/ls1/scale"),
+            Rule(f"{layer}.layer_scale2.lambda1", "blocks_{i}/ls2/scale"),
+        )
+        layers = {**outside, **_blocks(layer, block)}
+        return Format("dinov3", naming, tensors, layers, left_out=(r"embeddings\.mask_token",),
+                      biases=_DINOV3_BIASES)  # fmt: skip
+
+    return named("transformers", "layer.{i}"), named("transformers5", "model.layer.{i}")
+
+
+_DINOV3_BIASES = ("blocks_{i}/attn/qkv",)  # no key has one, and in the 7B none
+
 FORMATS: tuple[Format, ...] = (
+    Format(
+        "dinov3",
+        "authors",
+        (
+            Rule("storage_tokens", "register_tokens"),
+            *(rule for rule in _TIMM_TENSORS if "ls" in rule.ours or rule.ours == "class_token"),
+        ),
+        {
+            **{ours: name for ours, name in _TIMM_LAYERS.items() if "w12" not in ours},
+            **_blocks("blocks.{i}", {"mlp/w12": ("mlp.w1", "mlp.w2")}),
+        },
+        left_out=("mask_token", r"local_cls_norm\..*"),
+        biases=_DINOV3_BIASES,
+    ),
+    *_hf_dinov3({"mlp/fc1": "mlp.up_proj", "mlp/fc2": "mlp.down_proj"}),
+    *_hf_dinov3({"mlp/w12": ("mlp.gate_proj", "mlp.up_proj"), "mlp/w3": "mlp.down_proj"}),
     _timm("dinov2", left_out=("mask_token",)),
     _hf_dinov2("transformers", _HF_DINOV2_BLOCK),
     _hf_dinov2("transformers5", _HF5_DINOV2_BLOCK),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn import initializers
 
-from repae_jax.models.rotary import rotate
+from repae_jax.models.rotary import rotate, turn_halves
 from repae_jax.models.stripes import add_rows
 
 
@@ -300,8 +300,10 @@ class Attention(nn.Module):
     rotary_grid: int = 0
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """(B, N, D) -> (B, N, D), with the mask of `attend`."""
+    def __call__(
+        self, x: jax.Array, mask: jax.Array | None = None, turns: jax.Array | None = None
+    ) -> jax.Array:
+        """(B, N, D) -> (B, N, D), with the mask of `attend` and the angles of `turn_halves`."""
         batch, tokens, dim = x.shape
         qkv = Dense(3 * dim, dtype=self.dtype, kernel_init=self.kernel_init, name="qkv")(x)
         parts = jax.lax.split(qkv, (dim, dim, dim), axis=-1)
@@ -310,6 +312,8 @@ class Attention(nn.Module):
             q, k = self._norm("q_norm")(q), self._norm("k_norm")(k)
         if self.rotary_grid:
             q, k = rotate(q, self.rotary_grid), rotate(k, self.rotary_grid)
+        if turns is not None:
+            q, k = turn_halves(q, turns), turn_halves(k, turns)
         x = attend(q, k, v, mask).reshape(batch, tokens, dim)
         return Dense(dim, dtype=self.dtype, kernel_init=self.kernel_init, name="proj")(x)
 

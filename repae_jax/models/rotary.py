@@ -62,7 +62,36 @@ def rotate_halves(x: jax.Array, base: float) -> jax.Array:
     length, _, dim = x.shape[1:]
     frequencies = base ** (-np.arange(0, dim, 2) / dim)
     turns = np.outer(np.arange(length), frequencies)[:, None]
-    cos, sin = np.cos(turns).astype(np.float32), np.sin(turns).astype(np.float32)
+    return _turned(x, np.cos(turns).astype(np.float32), np.sin(turns).astype(np.float32))
+
+
+def grid_turns(rows: int, columns: int, periods: jax.Array) -> jax.Array:
+    """DINOv3's angles of the pairs at each patch, (rows * columns, 2 * len(periods)), float32.
+
+    A patch's center has the coordinates ((row + 1/2) / rows, (column + 1/2) / columns), mapped to
+    [-1, 1]; pairs turn by 2 pi * coordinate / period, first with the row, then with the column
+    (arXiv 2508.10104, section 3.2).
+    """
+    across = [2 * (np.arange(count) + 0.5) / count - 1 for count in (rows, columns)]
+    places = np.stack(np.meshgrid(*across, indexing="ij"), axis=-1).reshape(-1, 2, 1)
+    turns = 2 * np.pi * places.astype(np.float32) / periods
+    return turns.reshape(rows * columns, -1)
+
+
+def turn_halves(x: jax.Array, turns: jax.Array) -> jax.Array:
+    """Rotate the pairs (i, i + D / 2) of the last tokens by `turns`, in float32.
+
+    Args:
+      x: queries or keys (B, N, heads, D).
+      turns: angles (n, D / 2) of the last n tokens; those before stay as they are.
+
+    Returns:
+      (B, N, heads, D) in the type of `x`.
+    """
+    turns = jnp.pad(turns, ((x.shape[1] - len(turns), 0), (0, 0)))[:, None]
+    return _turned(x, jnp.cos(turns), jnp.sin(turns))
+
+
+def _turned(x, cos, sin):
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-    return turned.astype(x.dtype)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

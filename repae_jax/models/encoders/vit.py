@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.nn import initializers
 
 from repae_jax.errors import UserError
@@ -32,6 +33,7 @@ from repae_jax.models.layers import (
     tanh_gelu,
 )
 from repae_jax.models.resize import resize_bicubic
+from repae_jax.models.rotary import grid_turns
 from repae_jax.models.scan_layers import scan_blocks
 
 # The published sizes under their authors' names. `native_grid` is the grid of the published
@@ -86,6 +88,15 @@ _WEBSSL = {  # DINOv2's ViT, as transformers computes it, with SwiGLU at every s
     "swiglu": True,
     "table_antialias": False,
 }
+_DINOV3 = {
+    "family": "dinov3",
+    "preprocessing": "imagenet",
+    "patch_size": 16,
+    "native_grid": 16,
+    "num_registers": 4,
+    "rope": True,
+    "norm_epsilon": 1e-5,
+}
 
 VIT_CONFIGS: dict[str, dict] = {
     "dinov2-s": {**_DINOV2, **_SMALL},
@@ -103,6 +114,14 @@ VIT_CONFIGS: dict[str, dict] = {
     "mae-l": {**_MAE, **_LARGE},
     "ijepa-h": {**_IJEPA, **_HUGE},
     "clip-l": {**_CLIP, **_LARGE},
+    "dinov3-s": {**_DINOV3, **_SMALL},
+    "dinov3-splus": {**_DINOV3, **_SMALL, "swiglu": True, "mlp_ratio": 6.0},
+    "dinov3-b": {**_DINOV3, **_BASE},
+    "dinov3-l": {**_DINOV3, **_LARGE},
+    "dinov3-hplus": {**_DINOV3, **_HUGE, "num_heads": 20, "swiglu": True, "mlp_ratio": 6.0},
+    "dinov3-7b": {
+        **_DINOV3, "dim": 4096, "depth": 40, "num_heads": 32, "swiglu": True, "mlp_ratio": 3.0,
+    },
     "siglip-b": {**_SIGLIP, **_BASE},
     "siglip-l": {**_SIGLIP, **_LARGE},
     "siglip-so400m": {**_SIGLIP, **_SO400M, "patch_size": 14, "preprocessing": "dinov2"},
@@ -116,8 +135,9 @@ VIT_CONFIGS: dict[str, dict] = {
     "webssl-3b": {**_WEBSSL, "dim": 3072, "depth": 26, "num_heads": 24},
     "webssl-5b": {**_WEBSSL, "dim": 3584, "depth": 32, "num_heads": 28},
     "webssl-7b": {**_WEBSSL, "dim": 4096, "depth": 32, "num_heads": 32},
-}
+}  # fmt: skip
 
+_LONGEST = 100.0  # the bound of DINOv3's rotary periods
 # The nonlinearity of an MLP.
 ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu, "tanh_gelu": tanh_gelu}
 
@@ -163,15 +183,20 @@ class ViTBlock(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """(B, N, D) -> (B, N, D), with the mask of `layers.attend`."""
+    def __call__(
+        self, x: jax.Array, mask: jax.Array | None = None, turns: jax.Array | None = None
+    ) -> jax.Array:
+        """(B, N, D) -> (B, N, D), with the mask of `layers.attend`.
+
+        `turns` are the angles of `rotary.turn_halves`.
+        """
         settings = {"dtype": self.dtype, "kernel_init": _INIT}
         attention = Attention(self.num_heads, **settings, name="attn")
         if self.swiglu:
             mlp = SwiGLU(swiglu_width(self.hidden), **settings, name="mlp")
         else:
             mlp = MLP(self.hidden, ACTIVATIONS[self.activation], **settings, name="mlp")
-        branches = (functools.partial(attention, mask=mask), mlp)
+        branches = (functools.partial(attention, mask=mask, turns=turns), mlp)
         for i, branch in enumerate(branches, start=1):
             norm = layer_norm(self.norm_epsilon, affine=True, dtype=self.dtype, name=f"norm{i}")
             y = branch(norm(x))
@@ -198,6 +223,8 @@ class ViT(nn.Module):
       mlp_ratio: hidden width of the feed-forward network over D (SwiGLU takes 2/3 of it).
       swiglu: SwiGLU instead of the GELU MLP.
       activation: of the MLP, one of `ACTIVATIONS`: "gelu" is exact, "quick_gelu" CLIP's.
+      rope: rotary positions of the patch tokens (DINOv3) in place of a table; their periods are
+        constants, which a file may bring.
       layer_scale: initial LayerScale factor; None for none.
       num_registers: register tokens, inserted after the class token, without positions.
       class_token: whether a class token precedes all other tokens.
@@ -228,6 +255,7 @@ class ViT(nn.Module):
     mlp_ratio: float = 4.0
     swiglu: bool = False
     activation: str = "gelu"
+    rope: bool = False
     layer_scale: float | None = 1.0
     num_registers: int = 0
     class_token: bool = True
@@ -279,8 +307,12 @@ class ViT(nn.Module):
             kernel_init=_INIT,
             name="patch_embed",
         )
-        class_position, patch_positions = self._positions(grid)
-        x = embed(patches) + patch_positions  # (B, N, D)
+        x, class_position, turns = embed(patches), 0.0, None  # (B, N, D)
+        if self.rope:
+            turns = grid_turns(*grid, self._periods())
+        else:
+            class_position, patch_positions = self._positions(grid)
+            x = x + patch_positions
         x = jnp.concatenate([*self._prefix(class_position, len(x)), x], axis=1)
         if self.pre_norm:
             x = layer_norm(self.norm_epsilon, affine=True, name="pre_norm")(x)
@@ -298,10 +330,10 @@ class ViT(nn.Module):
             for i in range(self.depth)
         ]
         if self.scan and not self.is_initializing():
-            x = scan_blocks(blocks, x, dtype=self.dtype)
+            x = scan_blocks(blocks, x, None, turns, dtype=self.dtype)
         else:
             for block in blocks:
-                x = block(x)
+                x = block(x, None, turns)
         if self.final_norm:
             x = layer_norm(self.norm_epsilon, affine=True, name="norm")(x)
         first = int(self.class_token) + self.num_registers
@@ -335,6 +367,15 @@ class ViT(nn.Module):
         batch, channels, p = len(x), x.shape[-1], p // 2 ** len(self.stem)
         x = x.reshape(batch, rows, p, columns, p, channels).transpose(0, 1, 3, 2, 4, 5)
         return x.reshape(batch, rows * columns, p * p * channels), (rows, columns)
+
+    def _periods(self):
+        """The periods of the rotary positions, (D / heads / 4,): powers of 100 from 1."""
+        count = self.dim // self.num_heads // 4
+
+        def powers():
+            return jnp.asarray(_LONGEST ** (np.arange(count) / count), jnp.float32)
+
+        return self.variable("constants", "periods", powers).value
 
     def _positions(self, grid):
         """The table's entries for the class token (1, 1, D) or 0, and for the grid (1, N, D)."""
