@@ -43,7 +43,8 @@ from repae_jax.interop.formats import FORMATS
 from repae_jax.interop.latent_statistics import Statistics
 from repae_jax.interop.vit_names import FAMILIES
 from repae_jax.models.backbones.families import BACKBONES
-from repae_jax.models.encoders.vit import VIT_CONFIGS, create_vit
+from repae_jax.models.encoders.vit import create_vit
+from repae_jax.models.encoders.vit_presets import VIT_CONFIGS
 from repae_jax.models.text_encoders.families import TEXT_ENCODERS
 from repae_jax.models.tokenizers.families import family_of
 from repae_jax.utils.schema import Text, parse_json, real
@@ -298,21 +299,25 @@ def _vit_text(names: ViTNames) -> str:
     """A ViT's possible families (some share their names), naming, size, and matching presets."""
     format, tensors = names.formats[0], names.tensors
     patch_embed = tensors[f"{names.prefix}{format.layers['patch_embed']}.weight"].shape
-    positions = tensors[names.prefix + format.tensors[0].theirs].shape
+    table = next((r.theirs for r in format.tensors if r.ours == "position_table"), None)
+    positions = tensors[names.prefix + table].shape if table else (0, 0)
     if len(patch_embed) != 4 or len(positions) < 2:
         return "damaged: its tensors lack the shapes of a ViT"
     block = re.escape(names.prefix + format.layers["blocks_{i}/norm1"])
     size = {"dim": patch_embed[0], "patch_size": patch_embed[-1]}
     size["depth"] = _count(block.replace(r"\{i\}", r"(\d+)"), tensors)
+    grid = math.isqrt(positions[-2])
+    if table:
+        size["native_grid"] = grid
     alike = _alike(names)
     fits = [name for name, preset in alike.items() if {key: preset[key] for key in size} == size]
     families = [preset["family"] for preset in alike.values()] or [f.family for f in names.formats]
     naming = "its authors' names" if format.naming == "authors" else "transformers' names"
-    grid = math.isqrt(positions[-2])
+    where = f"{grid} x {grid} positions" if table else "rotary positions"
     return (
         f"{' or '.join(FAMILIES[name] for name in dict.fromkeys(families))} under {naming}: "
         f"width {size['dim']}, depth {size['depth']}, patch {size['patch_size']}, "
-        f"{grid} x {grid} positions; arch {' or '.join(fits) or 'none of the published'}"
+        f"{where}; arch {' or '.join(fits) or 'none of the published'}"
     )
 
 

@@ -19,7 +19,7 @@ from repae_jax.interop.sit import infer_dimensions
 from repae_jax.models.backbones.families import BACKBONES
 from repae_jax.models.backbones.sit import SIT_CONFIGS
 from repae_jax.models.backbones.transformer import SIZES, preset_of
-from repae_jax.models.encoders.vit import VIT_CONFIGS
+from repae_jax.models.encoders.vit_presets import VIT_CONFIGS
 from repae_jax.models.tokenizers.autoencoder_kl import VAE_CONFIGS
 from repae_jax.utils.schema import Text, check_schema, real
 

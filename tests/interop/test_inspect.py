@@ -365,6 +365,9 @@ def test_published_sizes_have_their_names(label, tmp_path, monkeypatch, capsys):
         ("dinov2-b", "dinov2-b"),
         ("dinov2-g", "dinov2-g"),
         ("dinov2-l-reg", "dinov2-l-reg"),
+        ("dinov3-b", "dinov3-b"),
+        ("webssl-1b", "webssl-1b"),
+        ("siglip2-so400m", "siglip2-so400m"),
         ("dino-b", "dino-b or mocov3-b"),
         ("mocov3-b", "mocov3-b"),  # by its prefix
         ("mae-l", "mocov3-l or mae-l"),

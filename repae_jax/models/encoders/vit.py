@@ -1,7 +1,6 @@
 """The vision transformer: published teachers, one preset each, and small teachers trained here."""
 
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +20,7 @@ from repae_jax.models.encoders.preprocessing import (
     preprocess,
     teacher_side,
 )
+from repae_jax.models.encoders.vit_presets import VIT_CONFIGS
 from repae_jax.models.family import Family, Section
 from repae_jax.models.layers import (
     MLP,
@@ -35,107 +35,6 @@ from repae_jax.models.layers import (
 from repae_jax.models.resize import resize_bicubic
 from repae_jax.models.rotary import grid_turns
 from repae_jax.models.scan_layers import scan_blocks
-
-# The published sizes under their authors' names. `native_grid` is the grid of the published
-# position table: pre-training ended at 518 pixels for DINOv2 (patch 14), at 224 for all others.
-_SMALL = {"dim": 384, "depth": 12, "num_heads": 6}
-_BASE = {"dim": 768, "depth": 12, "num_heads": 12}
-_LARGE = {"dim": 1024, "depth": 24, "num_heads": 16}
-_HUGE = {"dim": 1280, "depth": 32, "num_heads": 16}
-_GIANT = {"dim": 1536, "depth": 40, "num_heads": 24, "swiglu": True}
-
-_DINOV2 = {"family": "dinov2", "patch_size": 14, "native_grid": 37}
-_PLAIN = {"patch_size": 16, "native_grid": 14, "layer_scale": None, "preprocessing": "imagenet"}
-_DINO = {**_PLAIN, "family": "dino"}
-_MOCOV3 = {**_PLAIN, "family": "mocov3"}
-# With MAE and CLIP, REPA and REPA-E align with the tokens before the final norm.
-_MAE = {**_PLAIN, "family": "mae", "final_norm": False}
-_IJEPA = {
-    **_PLAIN,
-    "family": "ijepa",
-    "preprocessing": "dinov2",
-    "patch_size": 14,
-    "native_grid": 16,
-    "class_token": False,
-}
-_CLIP = {
-    "family": "clip",
-    "preprocessing": "clip",
-    "patch_size": 14,
-    "native_grid": 16,
-    "layer_scale": None,
-    "patch_bias": False,
-    "pre_norm": True,
-    "final_norm": False,
-    "activation": "quick_gelu",
-    "norm_epsilon": 1e-5,
-}
-# SigLIP and SigLIP 2 (their checkpoints of one resolution): 16 x 16 patches, no class token.
-_SIGLIP = {
-    "family": "siglip",
-    "preprocessing": "imagenet",
-    "patch_size": 16,
-    "native_grid": 16,
-    "layer_scale": None,
-    "class_token": False,
-    "activation": "tanh_gelu",
-    "table_antialias": False,
-}
-_SO400M = {"dim": 1152, "depth": 27, "num_heads": 16, "mlp_ratio": math.nextafter(4304 / 1152, 4)}
-_WEBSSL = {  # DINOv2's ViT, as transformers computes it, with SwiGLU at every size
-    **_DINOV2,
-    "native_grid": 16,
-    "swiglu": True,
-    "table_antialias": False,
-}
-_DINOV3 = {
-    "family": "dinov3",
-    "preprocessing": "imagenet",
-    "patch_size": 16,
-    "native_grid": 16,
-    "num_registers": 4,
-    "rope": True,
-    "norm_epsilon": 1e-5,
-}
-
-VIT_CONFIGS: dict[str, dict] = {
-    "dinov2-s": {**_DINOV2, **_SMALL},
-    "dinov2-b": {**_DINOV2, **_BASE},
-    "dinov2-l": {**_DINOV2, **_LARGE},
-    "dinov2-g": {**_DINOV2, **_GIANT},
-    "dinov2-s-reg": {**_DINOV2, **_SMALL, "num_registers": 4},
-    "dinov2-b-reg": {**_DINOV2, **_BASE, "num_registers": 4},
-    "dinov2-l-reg": {**_DINOV2, **_LARGE, "num_registers": 4},
-    "dinov2-g-reg": {**_DINOV2, **_GIANT, "num_registers": 4},
-    "dino-b": {**_DINO, **_BASE},
-    "mocov3-s": {**_MOCOV3, **_SMALL, "num_heads": 12},  # twice the heads of any other ViT-S
-    "mocov3-b": {**_MOCOV3, **_BASE},
-    "mocov3-l": {**_MOCOV3, **_LARGE},
-    "mae-l": {**_MAE, **_LARGE},
-    "ijepa-h": {**_IJEPA, **_HUGE},
-    "clip-l": {**_CLIP, **_LARGE},
-    "dinov3-s": {**_DINOV3, **_SMALL},
-    "dinov3-splus": {**_DINOV3, **_SMALL, "swiglu": True, "mlp_ratio": 6.0},
-    "dinov3-b": {**_DINOV3, **_BASE},
-    "dinov3-l": {**_DINOV3, **_LARGE},
-    "dinov3-hplus": {**_DINOV3, **_HUGE, "num_heads": 20, "swiglu": True, "mlp_ratio": 6.0},
-    "dinov3-7b": {
-        **_DINOV3, "dim": 4096, "depth": 40, "num_heads": 32, "swiglu": True, "mlp_ratio": 3.0,
-    },
-    "siglip-b": {**_SIGLIP, **_BASE},
-    "siglip-l": {**_SIGLIP, **_LARGE},
-    "siglip-so400m": {**_SIGLIP, **_SO400M, "patch_size": 14, "preprocessing": "dinov2"},
-    "siglip2-b": {**_SIGLIP, **_BASE},
-    "siglip2-l": {**_SIGLIP, **_LARGE},
-    "siglip2-so400m": {**_SIGLIP, **_SO400M},
-    "siglip2-g": {**_SIGLIP, "dim": 1536, "depth": 40, "num_heads": 16},
-    "webssl-300m": {**_WEBSSL, "dim": 1024, "depth": 24, "num_heads": 16},
-    "webssl-1b": {**_WEBSSL, "dim": 1536, "depth": 40, "num_heads": 24},
-    "webssl-2b": {**_WEBSSL, "dim": 2688, "depth": 24, "num_heads": 21},
-    "webssl-3b": {**_WEBSSL, "dim": 3072, "depth": 26, "num_heads": 24},
-    "webssl-5b": {**_WEBSSL, "dim": 3584, "depth": 32, "num_heads": 28},
-    "webssl-7b": {**_WEBSSL, "dim": 4096, "depth": 32, "num_heads": 32},
-}  # fmt: skip
 
 _LONGEST = 100.0  # the bound of DINOv3's rotary periods
 # The nonlinearity of an MLP.
