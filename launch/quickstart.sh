@@ -41,9 +41,9 @@ text_to_image() {
   local images=(--config.data.source=packed --config.data.name= "--config.data.path=$workdir/images")
   keys+=("--config.text_encoder.weights=$encoder")
   [ -f "$encoder/model.safetensors" ] || repae pretrain-text-encoder --config "$config" "${keys[@]}" "$@"
-  pretrain_teacher "$@"
   repae prepare described:40000 "$workdir/images/train" --resolution 32
   repae prepare described:1000 "$workdir/images/heldout" --resolution 32 --split heldout
+  pretrain_teacher "${images[@]}" "$@"
   repae train --config "$config:vae" "${images[@]}" "$@" --workdir "$workdir/vae"
   repae train --config "$config" "${images[@]}" "${keys[@]}" "--config.tokenizer.weights=$workdir/vae" "$@" \
     --workdir "$workdir/repae"
