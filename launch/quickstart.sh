@@ -56,8 +56,8 @@ text_to_image() {
   repae evaluate-described --write-prompts "$prompts"
   repae generate --workdir "$workdir/repa" --output "$workdir/prompted" --prompts "$prompts" --layout geneval
   repae evaluate-described "$workdir/prompted" --judge "$workdir/judge.safetensors" --output "$workdir/scores.json"
+  repae report --workdir "$workdir/repa" --images "$workdir/images"
   workdir=$workdir/repa
-  repae report --workdir "$workdir"
 }
 
 make_environment .venv requirements.txt
