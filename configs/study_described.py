@@ -16,7 +16,7 @@ from repae_jax.config.overrides import read_config
 from repae_jax.study.plan import arm, base, claim, prompt_judge
 
 DESCRIBED = pathlib.Path(__file__).with_name("described.py")
-STEPS = 1500  # of each run; chosen before seeing any result
+STEPS = 2000  # of each run; chosen before seeing any result
 
 
 def get_config():
@@ -26,7 +26,7 @@ def get_config():
     study.measured_at = (2 * STEPS // 5, STEPS)
     study.rendered.update(train=40_000, heldout=1000)
     study.judge = prompt_judge()
-    study.measures.update(samples=600, reference=4000, heldout=1000)
+    study.measures.update(samples=1200, reference=4000, heldout=1000)
 
     config = study.config = read_config(str(DESCRIBED), [])
     config.data.name = ""  # the study renders its own images
@@ -35,16 +35,17 @@ def get_config():
         optimizer.update(warmup_steps=STEPS // 20, decay_steps=STEPS)
     config.objective.discriminator_start = STEPS // 2
     config.run.sample_steps = 10
+    fresh = dict(optimizer=dict(tokenizer=dict(learning_rate=1e-2)))  # a VAE from random weights
 
     # Without a block, the encoder's state of a word depends on the word alone, and text has no
     # position in this backbone.
     words = dict(text_encoder=dict(depth=0))
     study.arms.update(
-        vae=arm("VAE alone", "vae"),
+        vae=arm("VAE alone", "vae", changes=fresh),
         plain=arm("plain, VAE frozen", "vanilla", vae="vae"),
         repa=arm("REPA, VAE frozen", "repa", vae="vae"),
         repae=arm("REPA-E", vae="vae"),
-        scratch=arm("REPA-E from scratch"),
+        scratch=arm("REPA-E from scratch", changes=fresh),
         second=arm("REPA on REPA-E's VAE, frozen", "repa", vae="repae"),
         longer=arm("VAE alone, twice the steps", "vae", vae="vae"),
         second_longer=arm("REPA on the VAE with twice the steps", "repa", vae="longer"),

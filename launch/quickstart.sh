@@ -41,9 +41,9 @@ text_to_image() {
   local images=(--config.data.source=packed --config.data.name= "--config.data.path=$workdir/images")
   keys+=("--config.text_encoder.weights=$encoder")
   [ -f "$encoder/model.safetensors" ] || repae pretrain-text-encoder --config "$config" "${keys[@]}" "$@"
-  pretrain_teacher "$@"
   repae prepare described:40000 "$workdir/images/train" --resolution 32
   repae prepare described:1000 "$workdir/images/heldout" --resolution 32 --split heldout
+  pretrain_teacher "${images[@]}" "$@"
   repae train --config "$config:vae" "${images[@]}" "$@" --workdir "$workdir/vae"
   repae train --config "$config" "${images[@]}" "${keys[@]}" "--config.tokenizer.weights=$workdir/vae" "$@" \
     --workdir "$workdir/repae"
@@ -56,8 +56,8 @@ text_to_image() {
   repae evaluate-described --write-prompts "$prompts"
   repae generate --workdir "$workdir/repa" --output "$workdir/prompted" --prompts "$prompts" --layout geneval
   repae evaluate-described "$workdir/prompted" --judge "$workdir/judge.safetensors" --output "$workdir/scores.json"
+  repae report --workdir "$workdir/repa" --images "$workdir/images"
   workdir=$workdir/repa
-  repae report --workdir "$workdir"
 }
 
 make_environment .venv requirements.txt

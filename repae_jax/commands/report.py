@@ -16,6 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--samples", type=int, default=1000, help="generated images to measure " + DEFAULT
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of these images " + DEFAULT)
+    parser.add_argument(
+        "--images",
+        metavar="FOLDER",
+        help="prepared images, whose held-out split is reconstructed (default: the run's data, of "
+        "which cached latents have none)",
+    )
     add_quiet(parser)
 
 
@@ -25,6 +31,8 @@ def run(options: argparse.Namespace) -> int:
     Raises:
       UserError: the options, the run or its data are wrong.
     """
+    import ml_collections
+
     from repae_jax.data.source import check_images
     from repae_jax.data.sources import open_source
     from repae_jax.evaluation.run_report import write_run_report
@@ -35,14 +43,20 @@ def run(options: argparse.Namespace) -> int:
 
     check_schema(options.samples, Count, source="--samples")
     check_seed(options.seed)
-    heldout = open_source(load_config(options.workdir).data, "heldout")
-    check_images(heldout)
+    data = ml_collections.ConfigDict(load_config(options.workdir).data)
+    if options.images is not None:
+        data.update(source="packed", path=options.images, name="")
+    of_latents = data.source == "latents"
+    source = open_source(data, "train" if of_latents else "heldout")
+    if not of_latents:
+        check_images(source)
     pictures = options.workdir / "report"
     with writing_in(pictures):
         path, summary = write_run_report(
             open_run(options.workdir, step=options.step),
-            heldout,
+            source,
             pictures,
+            heldout=not of_latents,
             samples=options.samples,
             seed=options.seed,
             progress=not options.quiet,

@@ -51,9 +51,10 @@ class Page:
 
 def write_run_report(
     run: Run,
-    heldout: Source,
+    source: Source,
     folder: pathlib.Path,
     *,
+    heldout: bool = True,
     samples: int = 1000,
     seed: int = 0,
     progress: bool = True,
@@ -62,8 +63,10 @@ def write_run_report(
 
     Args:
       run: the run.
-      heldout: images to reconstruct.
+      source: images to reconstruct, with captions if the run has captions.
       folder: the folder for the page's pictures.
+      heldout: whether `source` has held-out images. Otherwise it has latents of the training
+        split: then their captions are used, and nothing is reconstructed.
       samples: number of images to generate.
       seed: seed of the generated images.
       progress: show a bar.
@@ -76,8 +79,9 @@ def write_run_report(
     """
     page = Page(folder)
     if run.models.backbone is not None:
-        _generated(run, heldout, page, samples, seed, progress)
-    _reconstructed(run, heldout, page)
+        _generated(run, source, heldout, page, samples, seed, progress)
+    if heldout:
+        _reconstructed(run, source, page)
     history = read_history(run.workdir)
     if history:
         text = "Training, step by step."
@@ -98,13 +102,19 @@ def write_run_report(
 
 
 def _generated(
-    run: Run, heldout: Source, page: Page, samples: int, seed: int, progress: bool
+    run: Run,
+    source: Source,
+    heldout: bool,
+    page: Page,
+    samples: int,
+    seed: int,
+    progress: bool,
 ) -> None:
     config = run.config
     of_text = run.models.text_encoder is not None
     if of_text:  # text-to-image models are used with guidance
         sampler = build_sampler(config)
-        inputs, rows, names = grid_inputs(config, heldout, _ROWS, _COLUMNS)
+        inputs, rows, names = grid_inputs(config, source, _ROWS, _COLUMNS)
     else:
         sampler = build_sampler(config, guidance_scale=1.0)
         rows = balanced_labels(samples, config.data.num_classes)
@@ -119,8 +129,9 @@ def _generated(
         progress=progress,
     )
     guidance = f"with guidance {sampler.guidance_scale:g}" if sampler.guided else "without guidance"
+    of_caption = "held-out caption" if heldout else "caption of the training images"
     text = (
-        f"One row a {'held-out caption' if of_text else 'class'}, drawn {guidance}, by "
+        f"One row a {of_caption if of_text else 'class'}, drawn {guidance}, by "
         f"{sampler.method} in {sampler.steps} steps from the moving average, seed {seed}: the "
         "first ones, none picked."
     )

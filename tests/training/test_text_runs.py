@@ -161,6 +161,26 @@ def test_sample_shows_prompts_beside_their_images(folder, tmp_path, capsys):
     assert "the run is one of captions" in capsys.readouterr().err
 
 
+def test_report_of_a_run_on_cached_latents(folder, tmp_path):
+    """It has no images of its own: --images names some."""
+    repa = config(folder, "repa", **{"tokenizer.weights": folder / "run"})
+    run("encode", *repa, "--text", "--teachers", "--output", tmp_path / "latents", "--quiet")
+    cached = ("--config.data.source=latents", f"--config.data.path={tmp_path / 'latents'}")
+    run("train", *repa, *cached, "--workdir", tmp_path / "run", "--quiet")
+    run("report", "--workdir", tmp_path / "run", "--quiet")
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "One row a caption of the training images" in page
+    assert "PSNR" not in page
+    side = str(read_config(tiny_text.CONFIG, []).data.resolution)
+    heldout = ("--resolution", side, "--split", "heldout", "--quiet")
+    run("prepare", "described:12", tmp_path / "images" / "heldout", *heldout)
+    words = ("--workdir", tmp_path / "run", "--images", tmp_path / "images", "--quiet")
+    run("report", *words)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "One row a held-out caption" in page
+    assert "Mean PSNR over 12 held-out images" in page
+
+
 def test_report_and_alignment(folder, tmp_path):
     copy = shutil.copytree(folder / "run", tmp_path / "run")
     run("report", "--workdir", copy, "--quiet")
