@@ -41,9 +41,14 @@ def export_lpips(variables: Mapping, naming: str = "module") -> dict[str, np.nda
     return tensors
 
 
-def export_vit(variables: Mapping, model, naming: str = "authors") -> dict[str, np.ndarray]:
-    """The inverse of `load_vit`: the model's tensors, named as they are published."""
-    (format,) = (f for f in FORMATS if (f.family, f.naming) == (model.family, naming))
+def export_vit(variables: Mapping, model, naming: str = "") -> dict[str, np.ndarray]:
+    """The inverse of `load_vit`: the model's tensors, named as they are published.
+
+    `naming` is by default "authors", or for a family without that the first that it has.
+    """
+    own = [f for f in FORMATS if f.family == model.family and f.naming == (naming or f.naming)]
+    format = min(own, key=lambda f: f.naming != "authors")
+    naming = format.naming
     tensors = vit._export(variables, model, format, format.prefixes[0])
     if mask := MASK_TOKENS.get((model.family, naming)):
         tensors[mask] = np.zeros((1, model.dim), np.float32)

@@ -215,6 +215,8 @@ def test_an_absent_key_has_diffusers_default(name, key):
         full = family.defaults | config
         module = family.module(**family.dimensions_from_config(full, source="X"))
         assert module == family.module(**family.dimensions_from_config(whole, source="X"))
+        if family.statistics_in_tensors:
+            continue
         channels = full[family.channels]
         told = latent_statistics.from_config(full, channels, source="X")
         expected = latent_statistics.from_config(theirs, theirs[family.channels], source="X")

@@ -180,7 +180,7 @@ def test_a_resolution_that_gives_no_whole_tokens_is_named():
         (teacher("mocov3-b", preprocessing="clip"), "mocov3-b was trained with 'imagenet'"),
         (teacher("clip-l", preprocessing="imagenet"), "patch size 14 does not divide 256"),
         (teacher("mae-l", preprocessing="siglip"), "use one of dinov2, clip, imagenet, native"),
-        (teacher("siglip-l"), "arch is 'siglip-l': use one of"),
+        (teacher("siglip-x"), "arch is 'siglip-x': use one of"),
         (teacher(patch_size=16, depth=1, num_heads=1), "it.hidden_size is not set"),
         (teacher("mae-l", stem=(8,)), "stem is (8,), but mae-l has none"),
         (teacher(**SMALL, stem=(8,) * 5), "stem has 5 levels"),

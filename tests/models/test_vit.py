@@ -164,7 +164,7 @@ def test_configs_can_be_overridden_and_unknown_names_are_named():
     assert create_vit("dinov2-b-reg", native_grid=16).native_grid == 16
     with pytest.raises(UserError, match=r"'dinov2-x'.*dinov2-b, .*dinov2-s-reg"):
         create_vit("dinov2-x")
-    assert len(VIT_CONFIGS) == 15
+    assert len(VIT_CONFIGS) == 34
 
 
 def test_sides_that_the_patch_does_not_divide_are_refused():
