@@ -369,6 +369,11 @@ def _statistics_of(found, checkpoint, path, module):
         return flux2.statistics_in(found.tensors, channels, LATENT_EPSILON, source=str(path))
     if checkpoint:
         return checkpoint_parts.statistics_in(checkpoint, channels, source=str(path))
+    return _statistics_beside(path, channels)
+
+
+def _statistics_beside(path, channels):
+    """The latent statistics of the file beside a VAE's; None if there is none."""
     beside = latent_statistics.beside(path)
     there = is_file_there(beside, "restore it, or remove it to do without")
     return latent_statistics.read(beside, channels) if there else None

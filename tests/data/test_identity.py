@@ -340,7 +340,7 @@ def test_a_link_that_leads_nowhere_stands_for_no_statistics(tmp_path):
     from repae_jax.interop import vae_files
 
     stats = tmp_path / "vae-latents-stats.pt"
-    assert vae_files._statistics_beside(None, tmp_path / "vae.pt", 4) is None
+    assert vae_files._statistics_beside(tmp_path / "vae.pt", 4) is None
     stats.symlink_to(tmp_path / "gone.pt")
     with pytest.raises(UserError, match=r"vae-latents-stats\.pt is a link to"):
-        vae_files._statistics_beside(None, tmp_path / "vae.pt", 4)
+        vae_files._statistics_beside(tmp_path / "vae.pt", 4)
