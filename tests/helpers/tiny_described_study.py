@@ -28,7 +28,7 @@ def get_config():
     config.text_encoder.pretrain.update(steps=2, batch_size=8)
     config.teachers.described.pretrain.update(steps=2, batch_size=16)
     config.sampling.update(steps=2)
-    config.run.update(sample_steps=1, checkpoint_every=1000)
+    config.run.update(sample_steps=2, checkpoint_every=1000)
     words = dict(text_encoder=dict(depth=0))
     study.arms.update(
         vae=arm("VAE", "vae"),
