@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from repae_jax.models.layers import conv
+from repae_jax.models.convolution import conv
 from repae_jax.models.upsample import UpsampleConv
 from repae_jax.utils import process_env
 

@@ -31,8 +31,6 @@ def run(options: argparse.Namespace) -> int:
     Raises:
       UserError: the options, the run or its data are wrong.
     """
-    import ml_collections
-
     from repae_jax.data.source import check_images
     from repae_jax.data.sources import open_source
     from repae_jax.evaluation.run_report import write_run_report
@@ -43,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
 
     check_schema(options.samples, Count, source="--samples")
     check_seed(options.seed)
-    data = ml_collections.ConfigDict(load_config(options.workdir).data)
+    data = load_config(options.workdir).data
     if options.images is not None:
         data.update(source="packed", path=options.images, name="")
     of_latents = data.source == "latents"

@@ -110,7 +110,9 @@ def dc_ae_dimensions(config: Mapping[str, Any], *, source: str = "config.json") 
         "shuffle": full["downsample_block_type"] == "pixel_unshuffle",
         "image_channels": full["in_channels"],
     }
-    for key, value in _config_of_fields(**fields).items():
+    supported = dc_ae_config(AutoencoderDC(**fields))
+    supported.pop("_class_name")
+    for key, value in supported.items():
         if _compared(key, full[key], fields) != _compared(key, value, fields):
             raise UserError(
                 f"{source}: {key} is {full[key]!r}, but {CLASS_NAME} here takes {value!r} beside "
@@ -121,19 +123,31 @@ def dc_ae_dimensions(config: Mapping[str, Any], *, source: str = "config.json") 
 
 def dc_ae_config(model: AutoencoderDC) -> dict[str, Any]:
     """The inverse of `dc_ae_dimensions`: config.json for diffusers, without statistics."""
-    fields = _config_of_fields(
-        widths=model.widths,
-        encoder_layers=model.encoder_layers,
-        decoder_layers=model.decoder_layers,
-        latent_channels=model.latent_channels,
-        attention_levels=model.attention_levels,
-        batch_norm_levels=model.batch_norm_levels,
-        scales=model.scales,
-        head_width=model.head_width,
-        shuffle=model.shuffle,
-        image_channels=model.image_channels,
-    )
-    return {"_class_name": CLASS_NAME, **fields}
+    levels, attention = range(len(model.widths)), model.attention_levels
+    kinds = [_ATTENTION if i in attention else _RESIDUAL for i in levels]
+    multiscales = [list(model.scales) if i in attention else [] for i in levels]
+    norms = [_BATCH_NORM if i in model.batch_norm_levels else _CHANNEL_NORM for i in levels]
+    return {
+        "_class_name": CLASS_NAME,
+        "in_channels": model.image_channels,
+        "latent_channels": model.latent_channels,
+        "attention_head_dim": model.head_width,
+        "encoder_block_types": kinds,
+        "decoder_block_types": kinds,
+        "encoder_block_out_channels": list(model.widths),
+        "decoder_block_out_channels": list(model.widths),
+        "encoder_layers_per_block": list(model.encoder_layers),
+        "decoder_layers_per_block": list(model.decoder_layers),
+        "encoder_qkv_multiscales": multiscales,
+        "decoder_qkv_multiscales": multiscales,
+        "upsample_block_type": "pixel_shuffle" if model.shuffle else "interpolate",
+        "downsample_block_type": "pixel_unshuffle" if model.shuffle else "conv",
+        "decoder_norm_types": [name for name, _ in norms],
+        "decoder_act_fns": [name for _, name in norms],
+        "encoder_out_shortcut": True,
+        "decoder_in_shortcut": True,
+        "decoder_conv_act_fn": "relu",
+    }
 
 
 def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[str, Any]:
@@ -203,36 +217,6 @@ def _image_channels(tensors, source):
         if name in tensors:
             return tensors[name].shape[1]
     raise UserError(f"{source}: 'encoder.project_in.conv.weight' is missing")
-
-
-def _config_of_fields(
-    *, widths, encoder_layers, decoder_layers, latent_channels, attention_levels,
-    batch_norm_levels, scales, head_width, shuffle, image_channels,
-):  # fmt: skip
-    levels = range(len(widths))
-    kinds = [_ATTENTION if i in attention_levels else _RESIDUAL for i in levels]
-    multiscales = [list(scales) if i in attention_levels else [] for i in levels]
-    norms = [_BATCH_NORM if i in batch_norm_levels else _CHANNEL_NORM for i in levels]
-    return {
-        "in_channels": image_channels,
-        "latent_channels": latent_channels,
-        "attention_head_dim": head_width,
-        "encoder_block_types": kinds,
-        "decoder_block_types": kinds,
-        "encoder_block_out_channels": list(widths),
-        "decoder_block_out_channels": list(widths),
-        "encoder_layers_per_block": list(encoder_layers),
-        "decoder_layers_per_block": list(decoder_layers),
-        "encoder_qkv_multiscales": multiscales,
-        "decoder_qkv_multiscales": multiscales,
-        "upsample_block_type": "pixel_shuffle" if shuffle else "interpolate",
-        "downsample_block_type": "pixel_unshuffle" if shuffle else "conv",
-        "decoder_norm_types": [name for name, _ in norms],
-        "decoder_act_fns": [name for _, name in norms],
-        "encoder_out_shortcut": True,
-        "decoder_in_shortcut": True,
-        "decoder_conv_act_fn": "relu",
-    }
 
 
 def _compared(key, value, fields):

@@ -49,8 +49,7 @@ def load_flux2(
 
     The statistics are left out: see `statistics_in`.
     """
-    own = {_ldm_name(name): array for name, array in tensors.items() if not _is_statistic(name)}
-    return autoencoder_kl.load_vae(own, vae, source=source)
+    return autoencoder_kl.load_vae(_without_statistics(tensors), vae, source=source)
 
 
 def export_flux2(
@@ -142,7 +141,7 @@ def flux2_config(vae: AutoencoderKL) -> dict[str, Any]:
 
 def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[str, Any]:
     """The fields of AutoencoderKL that follow from tensors; see `autoencoder_kl`."""
-    own = {_ldm_name(name): array for name, array in tensors.items() if not _is_statistic(name)}
+    own = _without_statistics(tensors)
     fields = autoencoder_kl.infer_dimensions(own, source=source)
     rules = autoencoder_kl.rules_of(
         autoencoder_kl.detect_naming(own) or "ldm", len(fields["multipliers"])
@@ -155,8 +154,10 @@ def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[
     return fields | {"decoder_channels": width if width != fields["channels"] else None}
 
 
-def _is_statistic(name):
-    return name in (_MEAN, _VAR, _COUNTER)
+def _without_statistics(tensors):
+    """The tensors of an AutoencoderKL, under LDM's names or diffusers'."""
+    statistics = (_MEAN, _VAR, _COUNTER)
+    return {_ldm_name(name): a for name, a in tensors.items() if name not in statistics}
 
 
 def _ldm_name(name):

@@ -16,6 +16,7 @@ from repae_jax.interop import tables
 from repae_jax.interop.files import read_tensors
 from repae_jax.interop.vit_names import FAMILIES, FORMATS, Format
 from repae_jax.models.encoders.vit import ViT
+from repae_jax.models.rotary import grid_periods
 
 _PERIODS = "rope_embed.periods"
 
@@ -136,13 +137,9 @@ def _constants(tensors, model, prefix, source):
     """Take the periods of rotary positions out of the tensors: {"constants": ...}, or {}."""
     if not model.rope:
         return {}
-    expected = _shapes(model)["constants"]["periods"].shape
-    periods = tensors.pop(prefix + _PERIODS, None)
-    if periods is None:  # transformers computes them
-        images = jnp.zeros((1, model.patch_size, model.patch_size, 3))
-        variables = jax.jit(model.clone(depth=0).init)(jax.random.key(0), images)
-        return {"constants": {"periods": np.asarray(variables["constants"]["periods"])}}
-    tables.check({_PERIODS: periods}, {_PERIODS: expected}, source=source)
+    computed = grid_periods(model.dim // model.num_heads)  # as transformers does
+    periods = tensors.pop(prefix + _PERIODS, computed)
+    tables.check({_PERIODS: periods}, {_PERIODS: computed.shape}, source=source)
     if not (periods.astype(np.float32) > 0).all():
         raise UserError(f"{source}: {prefix + _PERIODS!r} has a period that is not above 0")
     return {"constants": {"periods": periods.astype(np.float32)}}

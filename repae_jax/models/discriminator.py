@@ -7,7 +7,7 @@ from jax.nn import initializers
 
 from repae_jax.errors import UserError
 from repae_jax.models.batch_norm import BatchNorm
-from repae_jax.models.layers import conv_of
+from repae_jax.models.convolution import conv_of
 from repae_jax.models.stripes import restripe
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn import initializers
 
-from repae_jax.models.layers import Conv
+from repae_jax.models.convolution import Conv
 from repae_jax.models.stripes import restripe, unfold
 
 # VGG16 has this many convolutions in each block; LPIPS taps the last ReLU of each

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax.nn import initializers
 
 from repae_jax.errors import UserError
+from repae_jax.models.convolution import conv
 from repae_jax.models.family import Family, Section
-from repae_jax.models.layers import Dense, conv
+from repae_jax.models.layers import Dense
 
 
 class Projector(Protocol):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 _BASE = 1e4
+_LONGEST = 100.0  # the bound of DINOv3's periods
 
 
 @functools.cache
@@ -63,6 +64,12 @@ def rotate_halves(x: jax.Array, base: float) -> jax.Array:
     frequencies = base ** (-np.arange(0, dim, 2) / dim)
     turns = np.outer(np.arange(length), frequencies)[:, None]
     return _turned(x, np.cos(turns).astype(np.float32), np.sin(turns).astype(np.float32))
+
+
+def grid_periods(width: int) -> np.ndarray:
+    """The periods for `grid_turns` of heads of this width, (width / 4,): powers of 100 from 1."""
+    count = width // 4
+    return (_LONGEST ** (np.arange(count) / count)).astype(np.float32)
 
 
 def grid_turns(rows: int, columns: int, periods: jax.Array) -> jax.Array:

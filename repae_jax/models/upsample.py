@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from repae_jax.models.layers import add_bias, torch_uniform
+from repae_jax.models.convolution import add_bias, torch_uniform
 from repae_jax.models.stripes import add_rows
 
 # The kernel's taps in the two-tap kernels of y[2p - 1] and y[2p]: (output, tap of 2, tap of 3).

@@ -34,17 +34,25 @@ def make_vae(model: AutoencoderKL) -> torch.nn.Module:
     down, up = ["DownEncoderBlock2D"] * levels, ["UpDecoderBlock2D"] * levels
     for level in model.attention_levels:
         down[level], up[levels - 1 - level] = "AttnDownEncoderBlock2D", "AttnUpDecoderBlock2D"
-    return diffusers.AutoencoderKL(
+    kind, own = diffusers.AutoencoderKL, {}
+    if model.patchify:
+        widths = [(model.decoder_channels or model.channels) * m for m in model.multipliers]
+        kind, own = diffusers.AutoencoderKLFlux2, {"decoder_block_out_channels": widths}
+    vae = kind(
+        **own,
         down_block_types=down,
         up_block_types=up,
         block_out_channels=[model.channels * m for m in model.multipliers],
         layers_per_block=model.num_res_blocks,
-        latent_channels=model.latent_channels,
+        latent_channels=model.inner_channels,
         norm_num_groups=model.groups,
         use_quant_conv=model.quant_conv,
         use_post_quant_conv=model.quant_conv,
         mid_block_add_attention=model.middle_attention,
     )
+    if model.patchify:
+        del vae.bn  # the statistics of the latents, no part of the network
+    return vae
 
 
 def ldm_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from repae_jax.models.layers import Dense, conv, torch_uniform
+from repae_jax.models.convolution import conv, torch_uniform
+from repae_jax.models.layers import Dense
 
 KEY = jax.random.key(0)
 CASES = {

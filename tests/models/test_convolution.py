@@ -1,4 +1,4 @@
-"""`layers.conv` against torch's layer, values and gradients."""
+"""`convolution.conv` against torch's layer, values and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 import torch
 from parity import assert_close, quick_jit, to_nchw, to_nhwc
 
-from repae_jax.models.layers import conv
+from repae_jax.models.convolution import conv
 
 CASES = {
     "3x3": dict(kernel=3),

@@ -9,9 +9,9 @@ import pytest
 from jaxprs import convolution_batches
 from parity import quick_jit
 
+from repae_jax.models.convolution import conv, convolve
 from repae_jax.models.discriminator import PatchDiscriminator
 from repae_jax.models.group_norm import GroupNorm
-from repae_jax.models.layers import conv, convolve
 from repae_jax.models.lpips import LPIPS
 from repae_jax.models.stripes import add_rows, choose_stripes, fold, restripe, stripes_for, unfold
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL

@@ -7,7 +7,7 @@ import pytest
 import torch
 from parity import assert_close, quick_jit, to_nchw, to_nhwc
 
-from repae_jax.models.layers import conv
+from repae_jax.models.convolution import conv
 from repae_jax.models.upsample import UpsampleConv
 from repae_jax.parallel.flops import count_flops
 

@@ -15,7 +15,7 @@ from checkouts import module_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from repae_jax.config import apply_recipe, backbone, imagenet256, tokenizer
-from repae_jax.models.layers import conv
+from repae_jax.models.convolution import conv
 from repae_jax.parallel.flops import count_flops
 from repae_jax.parallel.mesh import make_mesh
 from repae_jax.runs.build import build_models

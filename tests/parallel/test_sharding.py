@@ -8,7 +8,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from repae_jax.aot.hlo import measure_traffic
 from repae_jax.aot.topologies import absent_devices, compile_for, compiler
 from repae_jax.errors import UserError
-from repae_jax.models.layers import convolve
+from repae_jax.models.convolution import convolve
 from repae_jax.parallel.mesh import axis_sizes, padded_batch_size
 from repae_jax.parallel.sharding import check_rules, make_gather, state_shardings, summary, table
 from repae_jax.runs.state import TrainState

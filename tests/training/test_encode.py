@@ -1,15 +1,8 @@
 """Cached latents: what `encode` writes, and that training on it is training on the images."""
 
 import json
-import os
-import pathlib
-import random
 import shutil
-import signal
-import subprocess
-import sys
 
-import cluster
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,9 +12,9 @@ import tiny
 from PIL import Image
 from runs import TINY
 from safetensors.numpy import load_file, save_file
+from tiny_weights import write_weights
 
 from repae_jax.cli import main
-from repae_jax.config.modules import build_encoder
 from repae_jax.config.storage import to_json
 from repae_jax.data.latents import open_latents
 from repae_jax.data.sources import open_source
@@ -36,14 +29,12 @@ from repae_jax.runs.build import (
 from repae_jax.runs.checkpoints import restore_latest
 from repae_jax.runs.fingerprint import tokenizer_sha256, weights_sha256
 from repae_jax.runs.initial_state import init_state
-from repae_jax.runs.weights import read_vae, save_teacher
+from repae_jax.runs.weights import read_vae
 from repae_jax.training.encode import encode
 from repae_jax.training.noise import sample_draws
 from repae_jax.training.program import Program
 from repae_jax.training.step import make_train_step
 from repae_jax.utils.images import to_float
-
-KILLS = int(os.environ.get("REPAE_KILLS", "1"))  # ten take three minutes
 
 
 def make_config(folder, source="digits"):
@@ -64,19 +55,6 @@ def folder(tmp_path_factory):
     encode(make_config(folder), folder / "cache", per_shard=400, images=True, mirrored=True,
            progress=False)  # fmt: skip
     return folder
-
-
-def write_weights(folder):
-    import diffusers_vae
-
-    config = tiny.get_config()
-    models = build_models(config)
-    peer = parity.randomise(diffusers_vae.make_vae(models.tokenizer), seed=3)
-    peer.save_pretrained(folder / "vae")
-    entry = config.teachers.small
-    model = build_encoder(entry, 32)
-    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
-    save_teacher(str(folder / "teacher.safetensors"), variables["params"], {})
 
 
 def posterior_of(config, images):
@@ -346,62 +324,3 @@ def test_a_trained_vae_needs_images(folder):
     with pytest.raises(UserError, match=r"config.train has 'tokenizer'"):
         validate(config)
     assert "latents" in to_json(config)
-
-
-def run_killed(folder, output, *seconds):
-    """(exit status, what it printed) of one run of killed_encode.py."""
-    script = pathlib.Path(TINY).with_name("killed_encode.py")
-    command = [sys.executable, str(script), str(folder), str(output), *map(str, seconds)]
-    path = os.pathsep.join([str(script.parent), str(script.parents[1]), *sys.path])
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
-    )
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr[-2000:]
-    return done.returncode, done.stdout
-
-
-@pytest.mark.slow  # every run is a process that compiles the encoder
-def test_a_killed_encode_ends_in_the_same_bytes(folder, tmp_path):
-    def content(output):
-        return {path.name: path.read_bytes() for path in sorted(output.iterdir())}
-
-    _, printed = run_killed(folder, tmp_path / "whole")
-    whole = content(tmp_path / "whole")
-    rng, kills = random.Random(0), 0
-    while kills < KILLS:
-        output = tmp_path / str(kills)
-        status, _ = run_killed(folder, output, rng.uniform(0, float(printed)))
-        kills += status != 0
-        status, _ = run_killed(folder, output)
-        assert status == 0
-        assert content(output) == whole
-        shutil.rmtree(output)
-
-
-@pytest.mark.slow  # two processes that compile the encoder
-def test_two_processes_encode_as_one_does(folder, tmp_path):
-    words = ["encode", "--config", f"{TINY}:repa", f"--config.tokenizer.weights={folder / 'vae'}"]
-    words += [f"--config.teachers.small.weights={folder / 'teacher.safetensors'}"]
-    words += ["--per-shard", "300", "--output"]
-    contents = []
-    for count in (1, 2):
-        output = tmp_path / str(count)
-        for status, _, said in cluster.finish(cluster.command([*words, str(output)], count)):
-            assert status == 0, said
-        contents.append({path.name: path.read_bytes() for path in sorted(output.iterdir())})
-    assert len(contents[0]) > 3
-    assert contents[0] == contents[1]
-
-
-@pytest.mark.slow  # two processes that compile the encoder
-def test_an_error_in_one_process_ends_all(folder, tmp_path):
-    words = ["encode", "--config", f"{TINY}:repa", f"--config.tokenizer.weights={folder / 'vae'}"]
-    words += [f"--config.teachers.small.weights={folder / 'teacher.safetensors'}"]
-    output = tmp_path / "cache"
-    output.mkdir()
-    (output / "notes.txt").write_text("something else")  # which the first process alone sees to
-    ends = cluster.finish(cluster.command([*words, "--output", str(output)], processes=2))
-    assert [status for status, _, _ in ends] == [2, 2]
-    assert "holds something else already (notes.txt)" in ends[0][2]
-    assert "process 0 of 2 failed" in ends[1][2]
-    assert [path.name for path in output.iterdir()] == ["notes.txt"]

@@ -19,8 +19,9 @@ from repae_jax.models.backbones.transformer import (
     Transformer,
     defaults_of,
 )
+from repae_jax.models.convolution import torch_uniform
 from repae_jax.models.family import Family, Section
-from repae_jax.models.layers import TORCH_KERNEL, Dense, sincos_position_table, torch_uniform
+from repae_jax.models.layers import TORCH_KERNEL, Dense, sincos_position_table
 
 
 class FourierTimeEmbedding(nn.Module):

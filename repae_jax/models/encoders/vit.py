@@ -7,7 +7,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.nn import initializers
 
 from repae_jax.errors import UserError
@@ -33,10 +32,9 @@ from repae_jax.models.layers import (
     tanh_gelu,
 )
 from repae_jax.models.resize import resize_bicubic
-from repae_jax.models.rotary import grid_turns
+from repae_jax.models.rotary import grid_periods, grid_turns
 from repae_jax.models.scan_layers import scan_blocks
 
-_LONGEST = 100.0  # the bound of DINOv3's rotary periods
 # The nonlinearity of an MLP.
 ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu, "tanh_gelu": tanh_gelu}
 
@@ -208,7 +206,8 @@ class ViT(nn.Module):
         )
         x, class_position, turns = embed(patches), 0.0, None  # (B, N, D)
         if self.rope:
-            turns = grid_turns(*grid, self._periods())
+            powers = functools.partial(grid_periods, self.dim // self.num_heads)
+            turns = grid_turns(*grid, self.variable("constants", "periods", powers).value)
         else:
             class_position, patch_positions = self._positions(grid)
             x = x + patch_positions
@@ -266,15 +265,6 @@ class ViT(nn.Module):
         batch, channels, p = len(x), x.shape[-1], p // 2 ** len(self.stem)
         x = x.reshape(batch, rows, p, columns, p, channels).transpose(0, 1, 3, 2, 4, 5)
         return x.reshape(batch, rows * columns, p * p * channels), (rows, columns)
-
-    def _periods(self):
-        """The periods of the rotary positions, (D / heads / 4,): powers of 100 from 1."""
-        count = self.dim // self.num_heads // 4
-
-        def powers():
-            return jnp.asarray(_LONGEST ** (np.arange(count) / count), jnp.float32)
-
-        return self.variable("constants", "periods", powers).value
 
     def _positions(self, grid):
         """The table's entries for the class token (1, 1, D) or 0, and for the grid (1, N, D)."""

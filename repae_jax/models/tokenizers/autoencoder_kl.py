@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from repae_jax.errors import UserError
+from repae_jax.models.convolution import conv_of
 from repae_jax.models.family import Family, Section
 from repae_jax.models.group_norm import GroupNorm
 from repae_jax.models.inputs import check_images, check_latents
-from repae_jax.models.layers import attend, conv_of
+from repae_jax.models.layers import attend
 from repae_jax.models.pixel_shuffle import shuffle, unshuffle
 from repae_jax.models.remat import rematerialize
 from repae_jax.models.stripes import restripe, unfold

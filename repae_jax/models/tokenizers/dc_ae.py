@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from repae_jax.errors import UserError
+from repae_jax.models.convolution import conv
 from repae_jax.models.family import Family, Section
 from repae_jax.models.inputs import check_images, check_latents
-from repae_jax.models.layers import conv
 from repae_jax.models.remat import rematerialize
 from repae_jax.models.tokenizers.dc_ae_layers import (
     ChannelNorm,

@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from repae_jax.models.layers import conv, torch_uniform
+from repae_jax.models.convolution import conv
+from repae_jax.models.layers import TORCH_KERNEL, Dense
 from repae_jax.models.pixel_shuffle import shuffle, unshuffle
 from repae_jax.models.upsample import UpsampleConv
 
@@ -56,30 +57,6 @@ def _affine(module, x):
     return x + module.param("bias", initializers.zeros, shape, jnp.float32)
 
 
-class GroupedConv(nn.Module):
-    """A square convolution of odd size in groups of channels, (B, H, W, C) -> (B, H, W, C)."""
-
-    kernel: int
-    groups: int
-    dtype: jnp.dtype
-    biased: bool = False
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, H, W, C) -> (B, H, W, C) in `dtype`."""
-        channels, size = x.shape[-1], self.kernel
-        init = torch_uniform(channels // self.groups * size**2)
-        shape = (size, size, channels // self.groups, channels)
-        kernel = self.param("kernel", init, shape, jnp.float32)
-        x = jax.lax.conv_general_dilated(
-            x.astype(self.dtype), kernel.astype(self.dtype), (1, 1), ((size // 2,) * 2,) * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=self.groups,
-        )  # fmt: skip
-        if not self.biased:
-            return x
-        return x + self.param("bias", init, (channels,), jnp.float32).astype(self.dtype)
-
-
 class ResBlock(nn.Module):
     """Convolution, activation, convolution without a bias, norm; the identity beside it."""
 
@@ -120,18 +97,22 @@ class LinearAttention(nn.Module):
         heads = width // self.head_width
         inner = heads * self.head_width
 
-        def linear(features, inputs, name):
-            init = torch_uniform(inputs)
-            return nn.Dense(features, use_bias=False, dtype=self.dtype, kernel_init=init, name=name)
+        def linear(features, name):
+            return Dense(
+                features, biased=False, dtype=self.dtype, kernel_init=TORCH_KERNEL, name=name
+            )
 
-        parts = [linear(inner, width, f"part_{i}")(x) for i in range(3)]
-        qkv = jnp.concatenate(parts, -1)
-        groups = [qkv]
+        def grouped(size, groups, name):
+            return conv(3 * inner, 3 * inner, size, bias=False, groups=groups, dtype=self.dtype,
+                        name=name)  # fmt: skip
+
+        qkv = jnp.concatenate([linear(inner, f"part_{i}")(x) for i in range(3)], -1)
+        scales = [qkv]
         for i, size in enumerate(self.scales):
-            h = GroupedConv(size, 3 * inner, self.dtype, name=f"scale_{i}_in")(qkv)
-            groups.append(GroupedConv(1, 3 * heads, self.dtype, name=f"scale_{i}_out")(h))
-        h = attend_linearly(jnp.concatenate(groups, -1), self.head_width)
-        h = linear(width, h.shape[-1], "proj_out")(h)
+            h = grouped(size, 3 * inner, f"scale_{i}_in")(qkv)
+            scales.append(grouped(1, 3 * heads, f"scale_{i}_out")(h))
+        h = attend_linearly(jnp.concatenate(scales, -1), self.head_width)
+        h = linear(width, "proj_out")(h)
         return x + _norm(self.batch_norm)(self.dtype, name="norm")(h)
 
 
@@ -165,7 +146,7 @@ class GatedConv(nn.Module):
         """(B, H, W, C) -> (B, H, W, C)."""
         width, hidden = x.shape[-1], 2 * _EXPANSION * x.shape[-1]
         h = nn.silu(conv(width, hidden, 1, dtype=self.dtype, name="inverted")(x))
-        h = GroupedConv(3, hidden, self.dtype, biased=True, name="depth")(h)
+        h = conv(hidden, hidden, 3, groups=hidden, dtype=self.dtype, name="depth")(h)
         h, gate = jnp.split(h, 2, axis=-1)
         h = h * nn.silu(gate)
         h = conv(hidden // 2, width, 1, bias=False, dtype=self.dtype, name="point")(h)

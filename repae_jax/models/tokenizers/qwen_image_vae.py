@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from jax.nn import initializers
 
 from repae_jax.errors import UserError
+from repae_jax.models.convolution import conv, convolve, torch_uniform
 from repae_jax.models.family import Family, Section
 from repae_jax.models.inputs import check_images, check_latents
-from repae_jax.models.layers import attend, conv, convolve, torch_uniform
+from repae_jax.models.layers import attend
 from repae_jax.models.remat import rematerialize
 from repae_jax.models.stripes import restripe, unfold
 from repae_jax.models.tokenizers.distributions import Gaussian
