@@ -89,6 +89,9 @@ def base() -> ConfigDict:
                 reconstruction_weight=1.0,
                 perceptual_weight=1.0,
                 kl_weight=1e-6,
+                prior_weight=0.0,  # LSGM's bound on the KL from the backbone as prior; 0: off
+                prior_weighting="ll_iw",  # or "ll_uniform", "unweighted" (objectives/prior.py)
+                prior_least_time=0.01,
                 adversarial_weight=0.1,
                 discriminator_start=0,
                 discriminator_factor=1.0,

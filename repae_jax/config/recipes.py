@@ -10,6 +10,7 @@ RECIPES = {
     "repa": "the backbone with alignment, on a frozen tokenizer (REPA)",
     "vanilla": "the backbone without alignment, on a frozen tokenizer",
     "vae": "the tokenizer alone, with its discriminator",
+    "lsgm": "jointly, and the tokenizer by LSGM's KL from the backbone as prior, without L_REPA",
     "repae_no_stop_gradient": "ablation: the backbone's whole loss trains the tokenizer as well",
     "repae_no_latent_norm": "ablation: fixed latent statistics in place of LatentNorm",
     "repae_no_regularisation": "ablation: L_REG = 0, the tokenizer learns from the alignment alone",
@@ -42,6 +43,10 @@ def apply_recipe(config: ConfigDict, recipe: str) -> ConfigDict:
         config.teachers = ConfigDict()
         config.text_encoder = _no_text_encoder()
         config.evaluation.every = 0
+    if recipe == "lsgm":  # the KL divergence keeps its weight; N(0, 1) gives way to the backbone
+        config.objective.update(
+            prior_weight=config.objective.kl_weight, kl_weight=0.0, tokenizer_alignment=0.0
+        )
     if recipe == "repae_no_stop_gradient":
         config.objective.stop_gradient = False
     if recipe == "repae_no_latent_norm":

@@ -84,6 +84,9 @@ class _Objective(TypedDict):
     reconstruction_weight: _FINITE
     perceptual_weight: _FINITE
     kl_weight: _FINITE
+    prior_weight: _FINITE
+    prior_weighting: Text
+    prior_least_time: _FRACTION
     adversarial_weight: _FINITE
     discriminator_start: _FROM_ZERO
     discriminator_factor: _FINITE

@@ -23,6 +23,7 @@ class Interpolant:
       d_alpha: the derivative of `alpha` by t.
       d_sigma: the derivative of `sigma` by t.
       time_of_ratio: the inverse of sigma / alpha: a noise level in [0, inf) -> t.
+      time_of_sigma: the inverse of `sigma`: a coefficient in [0, 1] -> t.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Interpolant:
     d_alpha: ScalarFunction
     d_sigma: ScalarFunction
     time_of_ratio: ScalarFunction
+    time_of_sigma: ScalarFunction
 
     predicts = "velocity"
     steps = None  # t is continuous
@@ -49,6 +51,7 @@ LINEAR = Interpolant(
     d_alpha=lambda t: -jnp.ones_like(t),
     d_sigma=lambda t: jnp.ones_like(t),
     time_of_ratio=lambda ratio: ratio / (1.0 + ratio),
+    time_of_sigma=lambda sigma: sigma,
 )
 
 COSINE = Interpolant(
@@ -58,6 +61,7 @@ COSINE = Interpolant(
     d_alpha=lambda t: -_QUARTER_TURN * jnp.sin(_QUARTER_TURN * t),
     d_sigma=lambda t: _QUARTER_TURN * jnp.cos(_QUARTER_TURN * t),
     time_of_ratio=lambda ratio: jnp.arctan(ratio) / _QUARTER_TURN,
+    time_of_sigma=lambda sigma: jnp.arcsin(sigma) / _QUARTER_TURN,
 )
 
 INTERPOLANTS = {"linear": LINEAR, "cosine": COSINE}

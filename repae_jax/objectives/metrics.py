@@ -22,6 +22,7 @@ METRICS = {
     "reconstruction_loss": Metric("Reconstruction"),
     "perceptual_loss": Metric("Reconstruction"),
     "kl_loss": Metric(),
+    "prior_loss": Metric("Alignment"),
     "gan_loss": Metric("Discriminator"),
     "weighted_gan_loss": Metric(),
     "vae_align_loss": Metric("Alignment"),

@@ -4,7 +4,9 @@ import dataclasses
 import math
 
 from repae_jax.errors import UserError
+from repae_jax.objectives.interpolant import INTERPOLANTS
 from repae_jax.objectives.paths import PATHS
+from repae_jax.objectives.prior import PRIOR_WEIGHTINGS
 from repae_jax.objectives.reconstruction import RECONSTRUCTION
 
 
@@ -33,6 +35,12 @@ class Objective:
       reconstruction: "l1" or "l2".
       reconstruction_weight, perceptual_weight, kl_weight, adversarial_weight: the weights in L_REG;
         all zero is the paper's "w/o L_REG".
+      prior_weight: the weight of LSGM's bound on KL(q || p_theta) in the VAE's loss, in nats per
+        image like `kl_weight`, with the backbone as the prior (objectives/prior.py); 0 turns it
+        off.
+      prior_weighting: over times, one of `PRIOR_WEIGHTINGS`: "ll_iw", "ll_uniform", or
+        "unweighted" for the backbone's own loss times the number of dimensions.
+      prior_least_time: the least time of the bound (LSGM, 0.01).
       discriminator_start: the first step (counted from 0) with adversarial terms.
       discriminator_factor: multiplies the hinge loss and the adversarial term from that step on.
       lecam_weight, lecam_decay: weight of LeCam regularization (0 turns it off), and the decay of
@@ -46,8 +54,9 @@ class Objective:
         denoises (REG, arXiv 2507.01467: 0.03).
 
     Raises:
-      UserError: an unknown interpolant, posterior, latent_norm or reconstruction, or a least_time
-        or noise_scale that the interpolant does not have.
+      UserError: an unknown interpolant, posterior, latent_norm, reconstruction or prior_weighting;
+        a least_time or noise_scale that the interpolant does not have; or a prior_weight that goes
+        with another interpolant, least_time or posterior.
     """
 
     interpolant: str = "linear"
@@ -64,6 +73,9 @@ class Objective:
     reconstruction_weight: float = 1.0
     perceptual_weight: float = 1.0
     kl_weight: float = 1e-6
+    prior_weight: float = 0.0
+    prior_weighting: str = "ll_iw"
+    prior_least_time: float = 0.01
     adversarial_weight: float = 0.1
     discriminator_start: int = 0
     discriminator_factor: float = 1.0
@@ -79,6 +91,7 @@ class Objective:
             ("posterior", ("sample", "mean")),
             ("latent_norm", ("batch", "fixed")),
             ("reconstruction", tuple(RECONSTRUCTION)),
+            ("prior_weighting", PRIOR_WEIGHTINGS),
         ):
             if getattr(self, field) not in allowed:
                 choices = " or ".join(map(repr, allowed))
@@ -91,6 +104,26 @@ class Objective:
                 f"{self.interpolant!r} does not have: use 0, or the interpolant 'linear'"
             )
         check_noise_scale(self.noise_scale, self.interpolant, "config.objective.noise_scale")
+        if not 0.0 < self.prior_least_time < 1.0:
+            raise UserError(
+                f"config.objective.prior_least_time is {self.prior_least_time}: give a time above "
+                "0 and below 1"
+            )
+        if self.prior_weight:
+            self._check_prior()
+
+    def _check_prior(self):
+        for field, needed in (("posterior", "sample"), ("least_time", 0.0)):
+            if getattr(self, field) != needed:
+                raise UserError(
+                    f"config.objective.prior_weight is {self.prior_weight}, but its bound needs "
+                    f"config.objective.{field} {needed!r}, in place of {getattr(self, field)!r}"
+                )
+        if self.interpolant not in INTERPOLANTS:
+            raise UserError(
+                f"config.objective.prior_weight is {self.prior_weight}, but its bound needs the "
+                f"velocity of {' or '.join(INTERPOLANTS)}, in place of {self.interpolant!r}"
+            )
 
 
 def check_noise_scale(scale: float, interpolant: str, name: str) -> None:

@@ -15,6 +15,7 @@ class Draws:
     noise: jax.Array  # (B, h, w, c) standard normal, the interpolant at t = 1
     condition_drop: jax.Array  # (B,) bool, True where the null condition replaces the condition
     class_noise: jax.Array | None = None  # (B, D), the noise of the class token (REG)
+    prior_uniform: jax.Array | None = None  # (B,) in [0, 1), the times of LSGM's cross entropy
 
 
 def sample_draws(
@@ -26,6 +27,7 @@ def sample_draws(
     times: Times = UNIFORM,
     condition_drop: float = 0.1,
     class_token_dim: int = 0,
+    prior: bool = False,
 ) -> Draws:
     """Sample the random draws for a batch of latents.
 
@@ -37,14 +39,16 @@ def sample_draws(
       times: the distribution of the times.
       condition_drop: probability that a condition is dropped, in [0, 1].
       class_token_dim: the width of the class token that the backbone denoises; 0 for none.
+      prior: whether the tokenizer's loss has LSGM's cross entropy.
     """
     posterior_key, time_key, noise_key, drop_key = jax.random.split(key, 4)
     shape, of_class = (batch_size, *latent_shape), (batch_size, class_token_dim)
-    class_key = jax.random.fold_in(key, 4)  # another than the four above
+    class_key, prior_key = (jax.random.fold_in(key, i) for i in (4, 5))  # apart from the four above
     return Draws(
         posterior_noise=jax.random.normal(posterior_key, shape),
         time=times.sample(time_key, batch_size, interpolant),
         noise=jax.random.normal(noise_key, shape),
         condition_drop=jax.random.bernoulli(drop_key, condition_drop, (batch_size,)),
         class_noise=jax.random.normal(class_key, of_class) if class_token_dim else None,
+        prior_uniform=jax.random.uniform(prior_key, (batch_size,)) if prior else None,
     )

@@ -32,6 +32,7 @@ from repae_jax.objectives.ddpm import variational_bound
 from repae_jax.objectives.diffusion import cosine_loss, denoising_loss
 from repae_jax.objectives.objective import Objective
 from repae_jax.objectives.paths import PATHS, interpolate
+from repae_jax.objectives.prior import entropy_at_least_time, prior_times
 from repae_jax.objectives.reconstruction import RECONSTRUCTION
 from repae_jax.objectives.terms import Term, weighted_sum
 from repae_jax.runs.optimizers import by_leaf, global_norm
@@ -165,18 +166,22 @@ class Noisy(NamedTuple):
         return self.latents, self.time, condition, *class_token
 
 
-def _add_noise(objective: Objective, latents, context: StepContext) -> Noisy:
-    """Add the draws' noise to normalized latents, and to the class token if there is one."""
+def _add_noise(objective: Objective, latents, context: StepContext, time=None) -> Noisy:
+    """Add the draws' noise to normalized latents, and to the class token if there is one.
+
+    `time` (B,) replaces the draws' times.
+    """
     path, draws = PATHS[objective.interpolant], context.draws
+    time = draws.time if time is None else time
 
     def noised(x, noise):
         noise = objective.noise_scale * noise
-        return interpolate(path, x, noise, draws.time, least_time=objective.least_time)
+        return interpolate(path, x, noise, time, least_time=objective.least_time)
 
     of_class = (None, None)
     if context.class_token is not None:
         of_class = noised(context.class_token, draws.class_noise)
-    return Noisy(*noised(latents, draws.noise), draws.time, *of_class)
+    return Noisy(*noised(latents, draws.noise), time, *of_class)
 
 
 class TokenizerPass(NamedTuple):
@@ -209,19 +214,52 @@ def _tokenizer_alignment(forward: TokenizerPass):
         return None
     # This term uses running statistics and drops no condition.
     latents = _normalize(models, forward.batch_stats, context.latents, train=False)[0]
-    weights = {
-        "params": stop_gradient(forward.params["backbone"]),
-        **context.frozen.get("backbone", {}),
-    }
     inputs = _add_noise(forward.objective, latents, context).inputs(context.condition)
+    weights = _fixed_backbone(forward)
     projections = models.backbone.apply(weights, *inputs, method="project")
     return alignment_loss(projections, context.teacher_tokens)
 
 
-TOKENIZER_TERMS = (  # L_REG(phi), and L_REPA with gradients to phi alone
+def _prior(forward: TokenizerPass):
+    """LSGM's bound on KL(q || p_theta) of the normalized latents, with theta fixed.
+
+    In nats: cross entropy minus entropy, summed over dimensions, mean over images. Normalization by
+    the batch makes the cross entropy blind to the latents' scale; the entropy of the normalized
+    latents is, too.
+    """
+    models, objective, context = forward.models, forward.objective, forward.context
+    if models.backbone is None:
+        return None
+    path, of_batch = PATHS[objective.interpolant], objective.latent_norm == "batch"
+    latents = context.latents
+    var = latents.var((0, 1, 2)) if of_batch else forward.batch_stats["latent_norm"]["var"]
+    positions = latents.shape[1] * latents.shape[2]
+    log_scale = 0.5 * positions * jnp.log(var + models.latent_norm.epsilon).sum()
+    entropy = context.posterior.entropy() - log_scale
+
+    latents, _ = _normalize(models, forward.batch_stats, latents, train=of_batch)
+    least, scale = objective.prior_least_time, objective.noise_scale
+    time, factor = prior_times(
+        path, context.draws.prior_uniform, objective.prior_weighting, least, scale
+    )
+    noisy = _add_noise(objective, latents, context, time)
+    output = models.backbone.apply(_fixed_backbone(forward), *noisy.inputs(context.condition))
+    error = jnp.square(output.prediction - noisy.target).sum((1, 2, 3))
+    cross_entropy = factor * error + latents[0].size * entropy_at_least_time(path, least, scale)
+    return (cross_entropy - entropy).mean()
+
+
+def _fixed_backbone(forward: TokenizerPass):
+    """The backbone's variables, behind a stop-gradient."""
+    params = stop_gradient(forward.params["backbone"])
+    return {"params": params, **forward.context.frozen.get("backbone", {})}
+
+
+TOKENIZER_TERMS = (  # L_REG(phi), and the backbone's terms with gradients to phi alone
     Term("reconstruction_loss", _reconstruction, "reconstruction_weight", logs_weight=True),
     Term("perceptual_loss", _perceptual, "perceptual_weight", logs_weight=True),
     Term("kl_loss", lambda it: it.context.posterior.kl().mean(), "kl_weight", logs_weight=True),
+    Term("prior_loss", _prior, "prior_weight", logs_weight=True, optional=True),
     Term("weighted_gan_loss", lambda it: it.adversarial),
     Term("vae_align_loss", _tokenizer_alignment, "tokenizer_alignment"),
 )

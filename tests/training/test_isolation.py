@@ -58,6 +58,12 @@ def unstopped():
     return make_gradients(Objective(stop_gradient=False), ("backbone",))
 
 
+@pytest.fixture(scope="module")
+def with_prior():
+    """The same of the VAE's terms with LSGM's."""
+    return make_gradients(Objective(prior_weight=1e-3), ("tokenizer",))
+
+
 def make_gradients(objective, trained):
     """`f(metric)`: path -> the metric's gradient with respect to all networks' parameters.
 
@@ -114,7 +120,7 @@ def make_inputs():
     state = create_state(params, batch_stats, frozen, {})
     tokens = rng.normal(size=(BATCH, 4, TEACHER_DIM)).astype(np.float32)
     batch = {"image": images, "label": labels, "teacher_tokens": (tokens,)}
-    return state, batch, sample_draws(key, BATCH, (8, 8, 4))
+    return state, batch, sample_draws(key, BATCH, (8, 8, 4), prior=True)
 
 
 def randomised(shapes, rng):
@@ -154,6 +160,11 @@ def test_without_the_stop_gradient_the_diffusion_loss_reaches_the_whole_encoder(
 
 def test_the_alignment_of_the_vae_reaches_the_whole_encoder_and_nothing_else(gradients):
     grads = gradients("vae_align_loss")
+    assert reached(grads, "") == tensors(grads, "tokenizer/encoder/", "tokenizer/quant/")
+
+
+def test_the_prior_of_lsgm_reaches_the_whole_encoder_and_nothing_else(with_prior):
+    grads = with_prior("prior_loss")
     assert reached(grads, "") == tensors(grads, "tokenizer/encoder/", "tokenizer/quant/")
 
 

@@ -31,6 +31,7 @@ EXPECTED = {
     "repa": SIT | ALIGNED,
     "vanilla": SIT,
     "vae": VAE | DISCRIMINATOR | GAN,
+    "lsgm": REPAE | {"prior_loss"},
     "repae_no_stop_gradient": REPAE,
     "repae_no_latent_norm": REPAE,
     "repae_no_regularisation": REPAE,
@@ -51,8 +52,9 @@ def build(recipe, *, class_token_dim=0, **objective):
         "label": jnp.asarray(rng.integers(0, 10, size), jnp.int32),
     }
     draws = sample_draws(
-        jax.random.key(1), size, latent_shape(config, models), class_token_dim=class_token_dim
-    )
+        jax.random.key(1), size, latent_shape(config, models), class_token_dim=class_token_dim,
+        prior=bool(config.objective.prior_weight),
+    )  # fmt: skip
     step = make_train_step(models, build_objective(config), build_optimizers(config))
     return state, batch, draws, step
 
@@ -89,6 +91,7 @@ def moved(before, after):
         ("repae", {"backbone", "tokenizer", "discriminator"}),
         ("repa", {"backbone"}),
         ("vae", {"tokenizer", "discriminator"}),
+        ("lsgm", {"backbone", "tokenizer", "discriminator"}),
         ("repae_no_latent_norm", {"backbone", "tokenizer", "discriminator"}),
     ],
 )
@@ -261,6 +264,7 @@ def test_the_draws_of_others_stay_with_a_class_token():
         sample_draws(jax.random.key(0), 4, (2, 2, 3), class_token_dim=dim) for dim in (0, 6)
     )
     assert plain.class_noise is None
+    assert plain.prior_uniform is None
     assert more.class_noise.shape == (4, 6)
     jax.tree.map(np.testing.assert_array_equal, plain, more.replace(class_noise=None))
     others = [more.posterior_noise, more.noise, more.time]

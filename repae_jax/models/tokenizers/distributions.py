@@ -1,10 +1,13 @@
 """Distributions of the latents of an image, which a tokenizer's `encode` returns."""
 
+import math
 from typing import Protocol
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+
+from repae_jax.errors import UserError
 
 
 class LatentDistribution(Protocol):
@@ -24,6 +27,14 @@ class LatentDistribution(Protocol):
 
     def kl(self) -> jax.Array:
         """KL(q || N(0, 1)) in nats, summed over latent dimensions: (B,)."""
+        ...
+
+    def entropy(self) -> jax.Array:
+        """The differential entropy in nats, summed over latent dimensions: (B,).
+
+        Raises:
+          UserError: the distribution has no density.
+        """
         ...
 
 
@@ -68,6 +79,10 @@ class Gaussian:
         terms = self.mean**2 + jnp.exp(self.logvar) - 1.0 - self.logvar
         return 0.5 * terms.sum(axis=(1, 2, 3))
 
+    def entropy(self) -> jax.Array:
+        """The differential entropy in nats, summed over latent dimensions: (B,)."""
+        return 0.5 * (math.log(2.0 * math.pi * math.e) + self.logvar).sum(axis=(1, 2, 3))
+
 
 @flax.struct.dataclass
 class Point:
@@ -92,3 +107,11 @@ class Point:
     def kl(self) -> jax.Array:
         """Zeros (B,)."""
         return jnp.zeros(len(self.mean))
+
+    def entropy(self) -> jax.Array:
+        """Raises UserError: a point has no density."""
+        raise UserError(
+            "config.objective.prior_weight weighs the entropy of the tokenizer's posterior, but "
+            "this tokenizer is deterministic: set --config.objective.prior_weight=0.0, or choose a "
+            "VAE"
+        )
