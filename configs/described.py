@@ -56,8 +56,6 @@ def get_config(recipe: str = "repae"):
     config.objective.spatial_norm = 1.0
     # Against l2 alone, which is near 0.01, the published 1.5 lets the alignment blur the images.
     config.objective.tokenizer_alignment = 0.05
-    # The posterior of these latents is wide: its mean is the easier to learn.
-    config.objective.posterior = "sample" if recipe in ("vae", "repae") else "mean"
     config.time.update(weighting="lognormal")
 
     for optimizer in config.optimizer.values():
@@ -69,4 +67,8 @@ def get_config(recipe: str = "repae"):
     config.sampling.update(method="euler-maruyama", steps=50, guidance_scale=4.0)
     config.run.update(steps=steps, log_every=20, sample_every=5000, sample_steps=25)
     config.run.checkpoint_every = 2000
-    return apply_recipe(config, recipe)
+    config = apply_recipe(config, recipe)
+    if "tokenizer" not in config.train:
+        # The posterior of these latents is wide: its mean is the easier to learn.
+        config.objective.posterior = "mean"
+    return config

@@ -16,17 +16,17 @@ from repae_jax.config.overrides import read_config
 from repae_jax.study.plan import arm, base, claim, prompt_judge
 
 DESCRIBED = pathlib.Path(__file__).with_name("described.py")
-STEPS = 2000  # of each run; chosen before seeing any result
+STEPS = 1200  # of each run; chosen before seeing any result
 
 
 def get_config():
     study = base()
     study.name = "described"
     study.seeds = 3
-    study.measured_at = (2 * STEPS // 5, STEPS)
+    study.measured_at = (STEPS // 2, STEPS)
     study.rendered.update(train=40_000, heldout=1000)
     study.judge = prompt_judge()
-    study.measures.update(samples=1200, reference=4000, heldout=1000)
+    study.measures.update(samples=600, reference=4000, heldout=1000)
 
     config = study.config = read_config(str(DESCRIBED), [])
     config.data.name = ""  # the study renders its own images

@@ -32,6 +32,10 @@ def test_every_config_is_possible_in_every_recipe(path, recipe):
         with pytest.raises(UserError, match=r"family is 'pixels', which has nothing to train"):
             validate(config)
         return
+    if recipe == "lsgm" and config.objective.interpolant == "ddpm":
+        with pytest.raises(UserError, match=r"needs the velocity of linear or cosine"):
+            validate(config)
+        return
     weightless = config.tokenizer.family != "pixels" and not config.tokenizer.weights
     if "tokenizer" not in config.train and weightless:
         with pytest.raises(UserError, match=r"config\.tokenizer\.weights is empty"):

@@ -44,9 +44,12 @@ def apply_recipe(config: ConfigDict, recipe: str) -> ConfigDict:
         config.text_encoder = _no_text_encoder()
         config.evaluation.every = 0
     if recipe == "lsgm":  # the KL divergence keeps its weight; N(0, 1) gives way to the backbone
-        config.objective.update(
-            prior_weight=config.objective.kl_weight, kl_weight=0.0, tokenizer_alignment=0.0
-        )
+        objective = config.objective
+        objective.update(
+            prior_weight=objective.kl_weight, kl_weight=0.0, tokenizer_alignment=0.0,
+            posterior="sample",
+            prior_least_time=max(objective.prior_least_time, objective.least_time),
+        )  # fmt: skip
     if recipe == "repae_no_stop_gradient":
         config.objective.stop_gradient = False
     if recipe == "repae_no_latent_norm":

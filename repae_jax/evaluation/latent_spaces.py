@@ -14,6 +14,8 @@ from repae_jax.evaluation.latents import (
     latent_statistics,
     pca_colors,
     power_spectrum,
+    spatial_variance,
+    total_variation,
 )
 from repae_jax.evaluation.report import Section, write_report
 from repae_jax.runs.pretrained import PretrainedVAE
@@ -42,10 +44,12 @@ class LatentSpace:
 
     @property
     def summary(self) -> str:
-        """The latents' shape and the share of fine detail, in words."""
+        """The latents' shape, their variation over positions and the share of fine detail."""
         height, width, channels = self.latents.shape[1:]
         return (
             f"latents {height} x {width} x {channels}; "
+            f"{spatial_variance(self.latents):.4g} within images, "
+            f"total variation {total_variation(self.latents):.4g}; "
             f"{100 * self.high_share:.0f} % of the spectrum in its upper half"
         )
 

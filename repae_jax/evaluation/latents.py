@@ -27,6 +27,24 @@ def latent_statistics(latents: np.ndarray) -> LatentStatistics:
     return LatentStatistics(latents.mean(axes), latents.std(axes), float(latents.var()))
 
 
+def spatial_variance(latents: np.ndarray) -> float:
+    """The variance over positions of latents (N, h, w, c), averaged over images and channels.
+
+    It falls to 0 when the latents of each image become constant (REPA-E, appendix B).
+    """
+    return float(_checked(latents).var((1, 2)).mean())
+
+
+def total_variation(latents: np.ndarray) -> float:
+    """The total variation of latents (N, h, w, c), averaged over images (REPA-E, appendix B).
+
+    It is the sum of absolute differences of neighbors, horizontally and vertically, over positions
+    and channels: the anisotropic form.
+    """
+    latents = _checked(latents)
+    return float(sum(np.abs(np.diff(latents, axis=axis)).sum() for axis in (1, 2)) / len(latents))
+
+
 def variance_within(latents: np.ndarray) -> float:
     """The fraction of the variance of latents (N, h, w, c) that lies within images.
 

@@ -113,12 +113,17 @@ class Objective:
             self._check_prior()
 
     def _check_prior(self):
-        for field, needed in (("posterior", "sample"), ("least_time", 0.0)):
-            if getattr(self, field) != needed:
-                raise UserError(
-                    f"config.objective.prior_weight is {self.prior_weight}, but its bound needs "
-                    f"config.objective.{field} {needed!r}, in place of {getattr(self, field)!r}"
-                )
+        if self.posterior != "sample":
+            raise UserError(
+                f"config.objective.prior_weight is {self.prior_weight}, but its bound needs "
+                "samples of the posterior: set --config.objective.posterior=sample"
+            )
+        if self.prior_least_time < self.least_time:
+            raise UserError(
+                f"config.objective.prior_least_time is {self.prior_least_time}, but below "
+                f"config.objective.least_time {self.least_time} the backbone learns no velocity: "
+                f"set --config.objective.prior_least_time={self.least_time}"
+            )
         if self.interpolant not in INTERPOLANTS:
             raise UserError(
                 f"config.objective.prior_weight is {self.prior_weight}, but its bound needs the "

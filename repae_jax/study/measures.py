@@ -15,6 +15,8 @@ from repae_jax.evaluation.frechet import Moments, frechet_distance
 from repae_jax.evaluation.latents import (
     latent_statistics,
     power_spectrum,
+    spatial_variance,
+    total_variation,
     variance_in_common,
     variance_within,
 )
@@ -106,6 +108,8 @@ class Measures:
             raise NotFinite("the VAE makes latents or pixels that are NaN or infinite")
         figures["psnr"] = mean_psnr(self._heldout, images)
         figures["latent_variance"] = latent_statistics(latents).variance
+        figures["spatial_variance"] = spatial_variance(latents)
+        figures["total_variation"] = total_variation(latents)
         figures["latent_within"] = variance_within(latents)
         figures["latent_common"] = variance_in_common(latents)
         frequencies, power = power_spectrum(latents)

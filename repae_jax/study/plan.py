@@ -49,6 +49,8 @@ MEASURES = {  # name -> (description, whether larger is better; None: neither)
     "unseen": ("share of samples that fit prompts with combinations absent from training", True),
     "psnr": ("PSNR of held-out images, dB", True),
     "latent_variance": ("variance of the latents", None),
+    "spatial_variance": ("variance of the latents over the positions of an image", None),
+    "total_variation": ("total variation of an image's latents", None),
     "latent_within": ("share of the latents' variance that lies within images", None),
     "latent_common": ("share of the latents' variance that all images have in common", None),
     "latent_detail": ("share of the latents' power in fine detail", None),

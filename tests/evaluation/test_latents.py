@@ -57,6 +57,18 @@ def test_each_set_is_fitted_on_its_own():
     np.testing.assert_array_equal(together[1], latents.pca_colors([large])[0])
 
 
+def test_spatial_variance_and_total_variation_equal_torch():
+    values = mixed(4)
+    x = torch.tensor(values, dtype=torch.float64)
+    variance = torch.stack([image.reshape(-1, 4).var(0, unbiased=False) for image in x]).mean()
+    assert latents.spatial_variance(values) == pytest.approx(float(variance), rel=1e-9)
+    steps = (x[:, 1:] - x[:, :-1]).abs().sum() + (x[:, :, 1:] - x[:, :, :-1]).abs().sum()
+    assert latents.total_variation(values) == pytest.approx(float(steps) / 3, rel=1e-9)
+    even = np.broadcast_to(values[:, :1, :1], values.shape)  # differs between images alone
+    assert latents.spatial_variance(even) == pytest.approx(0.0, abs=1e-12)
+    assert latents.total_variation(even) == 0.0
+
+
 def test_outliers_do_not_wash_the_picture_out():
     (colours,) = latents.pca_colors([mixed(4, shape=(8, 8, 8))])
     assert colours.reshape(-1, 3).std(0).min() > 40

@@ -255,8 +255,8 @@ def test_the_entropy_is_that_of_torch():
 @pytest.mark.parametrize(
     ("field", "value", "named"),
     [
-        ("posterior", "mean", "config.objective.posterior 'sample', in place of 'mean'"),
-        ("least_time", 0.05, "config.objective.least_time 0.0, in place of 0.05"),
+        ("posterior", "mean", "set --config.objective.posterior=sample"),
+        ("least_time", 0.05, "set --config.objective.prior_least_time=0.05"),
         ("interpolant", "ddpm", "linear or cosine, in place of 'ddpm'"),
         ("prior_weighting", "iw", "config.objective.prior_weighting is 'iw'"),
         ("prior_least_time", 0.0, "config.objective.prior_least_time is 0.0"),

@@ -48,7 +48,7 @@ def test_a_study_runs_measures_and_reports(done):
         assert list(result["figures"]) == ["2", "4"]
         expected = set(MEASURES) if result["arm"] != "vae" else set()
         expected |= {"psnr", "latent_variance", "latent_within", "latent_detail"}
-        expected.add("latent_common")
+        expected |= {"latent_common", "spatial_variance", "total_variation"}
         assert set(result["figures"]["4"]) <= expected
         assert all(math.isfinite(v) for v in result["figures"]["4"].values())
     assert {"frechet", "precision", "recall", "class_accuracy"} < set(results[1]["figures"]["4"])
