@@ -6,11 +6,12 @@ import numpy as np
 
 from fuzz.saving import convert, inspect, safetensors_save, torch_save
 from fuzz.target import Target, eighths
-from repae_jax.interop import autoencoder_kl, qwen_image, vae_files
+from repae_jax.interop import autoencoder_kl, dc_ae, flux2, qwen_image, vae_files, wan
 from repae_jax.interop.detect_format import detect
 from repae_jax.interop.files import read_tensors
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
-from repae_jax.models.tokenizers.base import parameter_shapes
+from repae_jax.models.tokenizers.base import parameter_shapes, variable_shapes
+from repae_jax.models.tokenizers.dc_ae import AutoencoderDC
 from repae_jax.models.tokenizers.qwen_image_vae import AutoencoderKLQwenImage
 
 KL = AutoencoderKL(channels=8, multipliers=(1, 2), latent_channels=3, num_res_blocks=1, groups=4)
@@ -18,6 +19,14 @@ LDM = AutoencoderKL(channels=32, multipliers=(1,), latent_channels=3, num_res_bl
 QWEN = AutoencoderKLQwenImage(
     base_dim=4, multipliers=(1, 2), latent_channels=3, num_res_blocks=1, temporal_downsample=(True,)
 )
+FLUX2 = AutoencoderKL(
+    channels=8, multipliers=(1, 2), latent_channels=4, num_res_blocks=1, groups=2, patchify=True,
+    decoder_channels=4,
+)  # fmt: skip
+DCAE = AutoencoderDC(
+    widths=(4, 8), encoder_layers=(1, 1), decoder_layers=(1, 1), latent_channels=4,
+    attention_levels=(1,), batch_norm_levels=(0,), scales=(5,), head_width=4,
+)  # fmt: skip
 STATISTICS = {"mean": np.float32([0.125, -0.25, 0.5]), "var": np.float32([0.25, 1, 4])}
 SCALES = r"scaling_factor|shift_factor|latents_(mean|std)(/\d)?|_class_name|norm_num_groups"
 
@@ -82,6 +91,34 @@ def _diffusers_qwen(folder):
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     tensors = qwen_image.export_qwen(eighths(parameter_shapes(QWEN)), QWEN)
     safetensors_save(folder / "diffusion_pytorch_model.safetensors", tensors)
+
+
+def _written(folder, config, tensors):
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    safetensors_save(folder / "diffusion_pytorch_model.safetensors", tensors)
+
+
+def _diffusers_wan(folder):
+    config = {**wan.wan_config(QWEN), "_diffusers_version": "0.35.0"}
+    config |= {"latents_mean": [0.25, 0.5, 1.0], "latents_std": [0.5, 1.0, 2.0]}
+    _written(folder, config, qwen_image.export_qwen(eighths(parameter_shapes(QWEN)), QWEN))
+
+
+def _diffusers_flux2(folder):
+    """With the statistics of 2 x 2 patches among its tensors."""
+    tensors = flux2.export_flux2(eighths(parameter_shapes(FLUX2)), FLUX2)
+    channels = FLUX2.latent_channels
+    moments = {"mean": np.linspace(-1, 1, channels), "var": np.linspace(0.5, 2, channels)}
+    statistics = {name: values.astype(np.float32) for name, values in moments.items()}
+    tensors = {**tensors, **flux2.statistics_tensors(statistics, channels)}
+    _written(folder, {**flux2.flux2_config(FLUX2), "_diffusers_version": "0.36.0"}, tensors)
+
+
+def _diffusers_dc_ae(folder):
+    """With BatchNorm, attention of two scales and a scaling factor."""
+    tensors = dc_ae.export_dc_ae(eighths(variable_shapes(DCAE)), DCAE)
+    config = {**dc_ae.dc_ae_config(DCAE), "_diffusers_version": "0.32.0", "scaling_factor": 0.25}
+    _written(folder, config, tensors)
 
 
 def _diffusers_shards(folder):
@@ -152,6 +189,7 @@ def _read_vae(name):
         return {
             "module": repr(vae.module),
             "params": vae.params,
+            "constants": vae.constants,
             "statistics": vae.statistics,
             "format": found.format,
         }
@@ -165,6 +203,13 @@ TARGETS = (
     Target("diffusers AutoencoderKL, .bin", _diffusers_kl_per_channel, _read_vae(""),
            follows=SCALES, optional="/statistics.*", words=convert("", "out.safetensors")),
     Target("diffusers AutoencoderKLQwenImage", _diffusers_qwen, _read_vae(""), follows=SCALES,
+           optional="/statistics.*", words=inspect("")),
+    Target("diffusers AutoencoderKLWan", _diffusers_wan, _read_vae(""), follows=SCALES,
+           optional="/statistics.*", words=inspect("")),
+    Target("diffusers AutoencoderKLFlux2", _diffusers_flux2, _read_vae(""),
+           follows=f"{SCALES}|batch_norm_eps", optional="/statistics.*",
+           words=convert("", "out.safetensors")),
+    Target("diffusers AutoencoderDC", _diffusers_dc_ae, _read_vae(""), follows=SCALES,
            optional="/statistics.*", words=inspect("")),
     Target("diffusers AutoencoderKL, shards", _diffusers_shards, _read_vae(""), follows=SCALES,
            optional="/statistics.*", words=inspect("")),
