@@ -10,7 +10,7 @@ from repae_jax.errors import UserError
 from repae_jax.interop import tables
 from repae_jax.interop.dc_ae_names import Naming, dc_ae_rules
 from repae_jax.models.tokenizers.base import variable_shapes
-from repae_jax.models.tokenizers.dc_ae import AutoencoderDC
+from repae_jax.models.tokenizers.dc_ae import AutoencoderDC, check_dimensions
 
 CLASS_NAME = "AutoencoderDC"
 # the beginning of a name that every file has, in the authors' names or diffusers'
@@ -118,6 +118,7 @@ def dc_ae_dimensions(config: Mapping[str, Any], *, source: str = "config.json") 
                 f"{source}: {key} is {full[key]!r}, but {CLASS_NAME} here takes {value!r} beside "
                 "the file's other values"
             )
+    check_dimensions(AutoencoderDC(**fields), f"{source}: ")
     return fields
 
 
@@ -198,7 +199,7 @@ def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[
             batch_norm.append(level)
     if not widths[0] and levels > 1:
         widths[0] = widths[1] // 2
-    return {
+    fields = {
         "widths": tuple(widths),
         "encoder_layers": tuple(layers["encoder"]),
         "decoder_layers": tuple(layers["decoder"]),
@@ -210,6 +211,8 @@ def infer_dimensions(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[
         "shuffle": any(re.search(r"^encoder\..*\.main\.conv\.conv\.", name) for name in tensors),
         "image_channels": _image_channels(tensors, source),
     }
+    check_dimensions(AutoencoderDC(**fields), f"{source}: ")
+    return fields
 
 
 def _image_channels(tensors, source):

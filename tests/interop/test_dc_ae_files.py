@@ -122,6 +122,8 @@ def test_dimensions_survive_diffusers_config_file(kind, tmp_path):
         ({"upsample_block_type": "interpolate"}, "upsample_block_type is 'interpolate'"),
         ({"decoder_block_out_channels": [64] * 6}, "decoder_block_out_channels"),
         ({"encoder_qkv_multiscales": [[], [], [], [], [], [5]]}, "qkv_multiscales"),
+        ({"latent_channels": 48}, "latent_channels is 48, which does not divide"),
+        ({"attention_head_dim": 48}, "head_width is 48, which does not divide"),
     ],
 )
 def test_another_network_is_refused(change, message):

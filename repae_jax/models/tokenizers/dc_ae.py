@@ -208,38 +208,44 @@ class AutoencoderDC(nn.Module):
         return point, self.decode(point.sample(noise))
 
 
-def _check(dc: AutoencoderDC, _: Section, path: str) -> None:
+def check_dimensions(dc: AutoencoderDC, where: str) -> None:
+    """Raise UserError for dimensions that do not fit together.
+
+    Args:
+      dc: the module.
+      where: the text before a field's name in an error, such as "config.tokenizer.".
+    """
     levels = len(dc.widths)
     for key in ("encoder_layers", "decoder_layers"):
         layers = getattr(dc, key)
         if len(layers) != levels:
             raise UserError(
-                f"{path}.{key} is {layers}: the {levels} levels of {path}.widths need {levels} "
+                f"{where}{key} is {layers}: the {levels} levels of {where}widths need {levels} "
                 "entries"
             )
         if 0 in layers[1:]:
-            raise UserError(f"{path}.{key} is {layers}: only the first level may have no blocks")
+            raise UserError(f"{where}{key} is {layers}: only the first level may have no blocks")
     if bool(dc.encoder_layers[0]) != bool(dc.decoder_layers[0]):
         raise UserError(
-            f"{path}.encoder_layers begins with {dc.encoder_layers[0]} and decoder_layers with "
+            f"{where}encoder_layers begins with {dc.encoder_layers[0]} and decoder_layers with "
             f"{dc.decoder_layers[0]}: give both of them blocks at the first level, or neither"
         )
     for key in ("attention_levels", "batch_norm_levels"):
         for level in getattr(dc, key):
             if not 0 <= level < levels:
-                raise UserError(f"{path}.{key} has {level}: levels run from 0 to {levels - 1}")
+                raise UserError(f"{where}{key} has {level}: levels run from 0 to {levels - 1}")
     for level in dc.attention_levels:
         if dc.widths[level] % dc.head_width:
             raise UserError(
-                f"{path}.head_width is {dc.head_width}, which does not divide the level of "
+                f"{where}head_width is {dc.head_width}, which does not divide the level of "
                 f"{dc.widths[level]} channels"
             )
     if any(size % 2 == 0 for size in dc.scales):
-        raise UserError(f"{path}.scales is {dc.scales}: sizes are odd")
+        raise UserError(f"{where}scales is {dc.scales}: sizes are odd")
     if dc.widths[-1] % dc.latent_channels:
         raise UserError(
-            f"{path}.latent_channels is {dc.latent_channels}, which does not divide the last of "
-            f"{path}.widths, {dc.widths[-1]}"
+            f"{where}latent_channels is {dc.latent_channels}, which does not divide the last of "
+            f"{where}widths, {dc.widths[-1]}"
         )
     first = 0 if dc.encoder_layers[0] else 1
     used = dc.widths[first:]
@@ -247,9 +253,13 @@ def _check(dc: AutoencoderDC, _: Section, path: str) -> None:
         fits = 4 * width % following == 0 and (not dc.shuffle or following % 4 == 0)
         if not fits:
             raise UserError(
-                f"{path}.widths has {following} after {width}: a level has 1, 2 or 4 times the "
+                f"{where}widths has {following} after {width}: a level has 1, 2 or 4 times the "
                 "channels of the one before, and a multiple of 4"
             )
+
+
+def _check(dc: AutoencoderDC, _: Section, path: str) -> None:
+    check_dimensions(dc, f"{path}.")
 
 
 FAMILY = Family(
