@@ -245,7 +245,7 @@ def check_dimensions(dc: AutoencoderDC, where: str) -> None:
     if dc.widths[-1] % dc.latent_channels:
         raise UserError(
             f"{where}latent_channels is {dc.latent_channels}, which does not divide the last of "
-            f"{where}widths, {dc.widths[-1]}"
+            f"the widths, {dc.widths[-1]}"
         )
     first = 0 if dc.encoder_layers[0] else 1
     used = dc.widths[first:]
