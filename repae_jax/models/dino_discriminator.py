@@ -110,9 +110,7 @@ class DinoDiscriminator(nn.Module):
         weights = self.variable("constants", ENCODER, self._fresh_encoder).value
         outputs = _block_outputs(self.encoder(), weights, x)
         features = [outputs[-1], *(outputs[block - 1] for block in self.blocks)]
-        heads = [
-            DinoHead(self.kernel, self.dtype, name=f"heads_{i}") for i in range(len(features))
-        ]
+        heads = [DinoHead(self.kernel, self.dtype, name=f"heads_{i}") for i in range(len(features))]
         logits = [head(f, train=train) for head, f in zip(heads, features, strict=True)]
         return jnp.concatenate(logits, axis=1)
 

@@ -8,7 +8,7 @@ from jax.nn import initializers
 from repae_jax.errors import UserError
 from repae_jax.models.batch_norm import BatchNorm
 from repae_jax.models.convolution import conv_of
-from repae_jax.models.family import Family
+from repae_jax.models.family import Family, Section
 from repae_jax.models.stripes import restripe
 
 
@@ -85,8 +85,17 @@ class PatchDiscriminator(nn.Module):
         )(x)
 
 
+def _check(_: PatchDiscriminator, section: Section, path: str) -> None:
+    if section["encoder_weights"]:
+        raise UserError(
+            f"{path}.encoder_weights is {section['encoder_weights']!r}, but a PatchGAN has no "
+            f"encoder: leave it empty, or set {path}.family to 'dino'"
+        )
+
+
 FAMILY = Family(
     PatchDiscriminator,
     options={"filters": PatchDiscriminator.filters, "layers": PatchDiscriminator.num_layers},
     fields={"layers": "num_layers"},
+    check=_check,
 )

@@ -1,4 +1,4 @@
-"""Convolutions over tokens with spectral normalization (arXiv 1802.05957), as PyTorch computes it."""
+"""Convolutions over tokens with spectral normalization (arXiv 1802.05957), as in PyTorch."""
 
 import flax.linen as nn
 import jax

@@ -23,6 +23,7 @@ METRICS = {
     "perceptual_loss": Metric("Reconstruction"),
     "kl_loss": Metric(),
     "gan_loss": Metric("Discriminator"),
+    "adaptive_weight": Metric(),
     "weighted_gan_loss": Metric(),
     "vae_align_loss": Metric("Alignment"),
     "vae_loss": Metric(),

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 from repae_jax.errors import UserError
+from repae_jax.objectives.diffaug import AUGMENTATIONS
 from repae_jax.objectives.paths import PATHS
 from repae_jax.objectives.reconstruction import RECONSTRUCTION
 
@@ -33,8 +34,20 @@ class Objective:
       reconstruction: "l1" or "l2".
       reconstruction_weight, perceptual_weight, kl_weight, adversarial_weight: the weights in L_REG;
         all zero is the paper's "w/o L_REG".
-      discriminator_start: the first step (counted from 0) with adversarial terms.
+      perceptual_start: the first step (counted from 0) with LPIPS.
+      discriminator_start: the first step with adversarial terms.
       discriminator_factor: multiplies the hinge loss and the adversarial term from that step on.
+      generator_start: the first step with the tokenizer's adversarial term, if it is later than
+        discriminator_start (RAE).
+      adaptive_weight: multiply the adversarial term by |dL_rec/dW| / (|dL_adv/dW| +
+        adaptive_epsilon), at most adaptive_limit, with L_rec the reconstruction and LPIPS, and W
+        the kernel of the decoder's last layer (VQGAN, arXiv 2012.09841, equation 7; RAE).
+      augmentation: of all images that the discriminator sees: "none" or "diffaug" (see
+        `diffaug.diff_augment`; RAE).
+      fake_latents: what the discriminator's own loss sees: "same", the reconstructions of the other
+        terms, or those of the posterior's "mean", decoded once more (RAE: without latent noise).
+      fake_bytes: round the reconstructions of the discriminator's own loss to 8 bits, after
+        clipping them to [-1, 1] (RAE).
       lecam_weight, lecam_decay: weight of LeCam regularization (0 turns it off), and the decay of
         its moving averages.
       cosine_weight: the weight of the velocity's direction in the backbone's loss (LightningDiT, 1;
@@ -46,8 +59,8 @@ class Objective:
         denoises (REG, arXiv 2507.01467: 0.03).
 
     Raises:
-      UserError: an unknown interpolant, posterior, latent_norm or reconstruction, or a least_time
-        or noise_scale that the interpolant does not have.
+      UserError: an unknown interpolant, posterior, latent_norm, reconstruction, augmentation or
+        fake_latents, or a least_time or noise_scale that the interpolant does not have.
     """
 
     interpolant: str = "linear"
@@ -65,8 +78,16 @@ class Objective:
     perceptual_weight: float = 1.0
     kl_weight: float = 1e-6
     adversarial_weight: float = 0.1
+    perceptual_start: int = 0
     discriminator_start: int = 0
     discriminator_factor: float = 1.0
+    generator_start: int = 0
+    adaptive_weight: bool = False
+    adaptive_epsilon: float = 1e-6
+    adaptive_limit: float = 1e4
+    augmentation: str = "none"
+    fake_latents: str = "same"
+    fake_bytes: bool = False
     lecam_weight: float = 0.0
     lecam_decay: float = 0.999
     cosine_weight: float = 0.0
@@ -79,6 +100,8 @@ class Objective:
             ("posterior", ("sample", "mean")),
             ("latent_norm", ("batch", "fixed")),
             ("reconstruction", tuple(RECONSTRUCTION)),
+            ("augmentation", tuple(AUGMENTATIONS)),
+            ("fake_latents", ("same", "mean")),
         ):
             if getattr(self, field) not in allowed:
                 choices = " or ".join(map(repr, allowed))

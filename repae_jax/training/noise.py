@@ -3,6 +3,7 @@
 import flax.struct
 import jax
 
+from repae_jax.objectives.diffaug import sample_numbers
 from repae_jax.objectives.times import UNIFORM, Times
 
 
@@ -15,6 +16,10 @@ class Draws:
     noise: jax.Array  # (B, h, w, c) standard normal, the interpolant at t = 1
     condition_drop: jax.Array  # (B,) bool, True where the null condition replaces the condition
     class_noise: jax.Array | None = None  # (B, D), the noise of the class token (REG)
+    # (B, 3, NUMBERS) uniform in [0, 1): the augmentation (see `diffaug.diff_augment`) of the
+    # reconstruction in the adversarial term, then of that and of the image in the discriminator's
+    # loss.
+    augmentation: jax.Array | None = None
 
 
 def sample_draws(
@@ -26,6 +31,7 @@ def sample_draws(
     times: Times = UNIFORM,
     condition_drop: float = 0.1,
     class_token_dim: int = 0,
+    augment: bool = False,
 ) -> Draws:
     """Sample the random draws for a batch of latents.
 
@@ -37,14 +43,16 @@ def sample_draws(
       times: the distribution of the times.
       condition_drop: probability that a condition is dropped, in [0, 1].
       class_token_dim: the width of the class token that the backbone denoises; 0 for none.
+      augment: whether the discriminator's images are augmented.
     """
     posterior_key, time_key, noise_key, drop_key = jax.random.split(key, 4)
     shape, of_class = (batch_size, *latent_shape), (batch_size, class_token_dim)
-    class_key = jax.random.fold_in(key, 4)  # another than the four above
+    class_key, augment_key = (jax.random.fold_in(key, i) for i in (4, 5))  # others than the four
     return Draws(
         posterior_noise=jax.random.normal(posterior_key, shape),
         time=times.sample(time_key, batch_size, interpolant),
         noise=jax.random.normal(noise_key, shape),
         condition_drop=jax.random.bernoulli(drop_key, condition_drop, (batch_size,)),
         class_noise=jax.random.normal(class_key, of_class) if class_token_dim else None,
+        augmentation=sample_numbers(augment_key, (batch_size, 3)) if augment else None,
     )

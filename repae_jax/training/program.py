@@ -150,6 +150,7 @@ class Program:
                 times=Times(**config.time),
                 condition_drop=config.condition.drop,
                 class_token_dim=class_token_dim(backbone),
+                augment=config.objective.augmentation != "none",
             )
             draws = jax.lax.with_sharding_constraint(draws, batch_sharding(self.mesh))
             state, metrics = train_step(state, batch, draws)

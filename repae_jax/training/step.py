@@ -32,14 +32,14 @@ from repae_jax.objectives.ddpm import variational_bound
 from repae_jax.objectives.diffusion import cosine_loss, denoising_loss
 from repae_jax.objectives.objective import Objective
 from repae_jax.objectives.paths import PATHS, interpolate
-from repae_jax.objectives.reconstruction import RECONSTRUCTION
 from repae_jax.objectives.terms import Term, weighted_sum
 from repae_jax.runs.optimizers import by_leaf, global_norm
 from repae_jax.runs.state import TrainState, averaged_variables
 from repae_jax.training.accumulation import accumulate_gradients
-from repae_jax.training.adversarial import adversarial_term, discriminator_loss
+from repae_jax.training.adversarial import adversarial_term, discriminator_loss, waiting_steps
 from repae_jax.training.forward import Batch, StepContext, make_shared_forward
 from repae_jax.training.noise import Draws
+from repae_jax.training.reconstruction import perceptual_loss, pixel_loss
 
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch, Draws], tuple[TrainState, Metrics]]
@@ -81,15 +81,27 @@ def make_train_step(
     gradients = accumulate_gradients(jax.grad(loss, has_aux=True), micro_batches)
     apply = by_leaf(optax.apply_updates)
     follow = by_leaf(lambda new, old: optax.incremental_update(new, old, 1.0 - ema_decay))
+    waiting = {"discriminator": waiting_steps(models, objective)}
+
+    def optimized(name, state: TrainState, grads, norms):
+        """A network's parameters and its optimizer's state after the step."""
+        before = state.params[name], state.opt_state[name]
+
+        def update():
+            optimizer = optax.with_extra_args_support(optimizers[name])
+            updates, opt_state = optimizer.update(
+                grads[name], state.opt_state[name], state.params[name], norm=norms[name]
+            )
+            return apply(state.params[name], updates), opt_state
+
+        if not (steps := waiting.get(name, 0)):
+            return update()
+        return jax.lax.cond(state.step > steps, update, lambda: before)
 
     def updated(state: TrainState, grads, norms, batch_stats) -> TrainState:
         params, opt_state = dict(state.params), dict(state.opt_state)
-        for name, optimizer in optimizers.items():
-            optimizer = optax.with_extra_args_support(optimizer)
-            updates, opt_state[name] = optimizer.update(
-                grads[name], state.opt_state[name], state.params[name], norm=norms[name]
-            )
-            params[name] = apply(state.params[name], updates)
+        for name in optimizers:
+            params[name], opt_state[name] = optimized(name, state, grads, norms)
         state = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
         followed = averaged_variables(state)
         old = {name: state.ema[name] for name in followed}
@@ -190,18 +202,6 @@ class TokenizerPass(NamedTuple):
     adversarial: jax.Array | None  # weight * -mean D(reconstructions), once it has started
 
 
-def _reconstruction(forward: TokenizerPass):
-    distance = RECONSTRUCTION[forward.objective.reconstruction]
-    return distance(forward.context.images, forward.context.reconstructions)
-
-
-def _perceptual(forward: TokenizerPass):
-    lpips, context = forward.models.lpips, forward.context
-    if lpips is None:
-        return jnp.zeros(())
-    return lpips.apply(context.frozen["lpips"], context.images, context.reconstructions).mean()
-
-
 def _tokenizer_alignment(forward: TokenizerPass):
     """L_REPA with theta and omega fixed, at the same times and noise as the backbone's terms."""
     models, context = forward.models, forward.context
@@ -219,12 +219,18 @@ def _tokenizer_alignment(forward: TokenizerPass):
 
 
 TOKENIZER_TERMS = (  # L_REG(phi), and L_REPA with gradients to phi alone
-    Term("reconstruction_loss", _reconstruction, "reconstruction_weight", logs_weight=True),
-    Term("perceptual_loss", _perceptual, "perceptual_weight", logs_weight=True),
+    Term(
+        "reconstruction_loss", lambda it: pixel_loss(it.objective, it.context),
+        "reconstruction_weight", logs_weight=True,
+    ),
+    Term(
+        "perceptual_loss", lambda it: perceptual_loss(it.models, it.objective, it.context),
+        "perceptual_weight", logs_weight=True,
+    ),
     Term("kl_loss", lambda it: it.context.posterior.kl().mean(), "kl_weight", logs_weight=True),
     Term("weighted_gan_loss", lambda it: it.adversarial),
     Term("vae_align_loss", _tokenizer_alignment, "tokenizer_alignment"),
-)
+)  # fmt: skip
 
 
 def tokenizer_loss(models: Models, objective: Objective):
