@@ -71,7 +71,7 @@ def base() -> ConfigDict:
             text_encoder=text_encoder(),
             projector=projector(),
             latent_norm=dict(momentum=0.1),
-            discriminator=dict(filters=64, layers=3, weights=""),
+            discriminator=discriminator(),
             lpips=dict(weights="", vgg_weights="", rescale_inputs=True),
             teachers=dict(),
             objective=dict(
@@ -93,8 +93,16 @@ def base() -> ConfigDict:
                 prior_weighting="ll_iw",  # or "ll_uniform", "unweighted" (objectives/prior.py)
                 prior_least_time=0.01,
                 adversarial_weight=0.1,
+                perceptual_start=0,  # the first step with LPIPS
                 discriminator_start=0,
                 discriminator_factor=1.0,
+                generator_start=0,  # the first step with the tokenizer's adversarial term
+                adaptive_weight=False,  # scale this term by the gradients at the last layer
+                adaptive_epsilon=1e-6,
+                adaptive_limit=1e4,
+                augmentation="none",  # or "diffaug": of what the discriminator sees
+                fake_latents="same",  # or "mean": what the discriminator's loss sees decoded
+                fake_bytes=False,  # whether it sees these rounded to 8 bits
                 lecam_weight=0.0,
                 lecam_decay=0.999,
                 cosine_weight=0.0,
@@ -192,6 +200,22 @@ def tokenizer(arch: str = "", *, family: str = "", **changes: Any) -> ConfigDict
       UserError: there is no such family or key.
     """
     return section_of("tokenizer", family, arch, **changes)
+
+
+def discriminator(arch: str = "", *, family: str = "", **changes: Any) -> ConfigDict:
+    """Make `config.discriminator`: of the tokenizer's adversarial term (models/discriminators.py).
+
+    Args:
+      arch: a preset of any family, or "".
+      family: needed only without a preset, which brings its own; "patchgan" by default.
+      changes: the family's options, where None stands for the preset's value or the default; and
+        weights: "" trains from scratch; otherwise a file with the trained weights;
+        encoder_weights: of the family "dino", the file of the frozen ViT.
+
+    Raises:
+      UserError: there is no such family or key.
+    """
+    return section_of("discriminator", family, arch, **changes)
 
 
 def condition(family: str = "", **changes: Any) -> ConfigDict:

@@ -9,6 +9,7 @@ from repae_jax.config.sections import settings_of
 from repae_jax.errors import UserError
 from repae_jax.models.backbones.base import Backbone
 from repae_jax.models.conditioning.base import Conditioner, Given
+from repae_jax.models.discriminators import Discriminator
 from repae_jax.models.encoders.base import Encoder
 from repae_jax.models.projectors import Projector
 from repae_jax.models.text_encoders.base import TextEncoder
@@ -66,6 +67,19 @@ def build_backbone(
     )
     row.check(backbone, config.backbone, "config.backbone")
     return backbone
+
+
+def build_discriminator(config: ConfigDict, dtype: Any = jnp.float32) -> Discriminator:
+    """Build the module of `config.discriminator`; `dtype` is the type of its matrix products.
+
+    Raises:
+      UserError: a key is wrong or not set, or the values contradict each other.
+    """
+    section = config.discriminator
+    row, fields = settings_of("discriminator", section, config.data.resolution)
+    discriminator = row.build(**fields, dtype=dtype)
+    row.check(discriminator, section, "config.discriminator")
+    return discriminator
 
 
 def build_conditioner(config: ConfigDict) -> Conditioner:

@@ -115,6 +115,11 @@ def needs_lpips(config: ConfigDict) -> bool:
     return "tokenizer" in config.train and config.objective.perceptual_weight > 0
 
 
+def needs_discriminator_encoder(config: ConfigDict) -> bool:
+    """Whether the discriminator has a frozen encoder."""
+    return "discriminator" in config.train and config.discriminator.family == "dino"
+
+
 def _exists(path):
     return path.startswith(hub.PREFIX) or pathlib.Path(path).exists()
 
@@ -125,6 +130,7 @@ def _named(config: ConfigDict) -> dict[str, str]:
         "tokenizer.weights": config.tokenizer.weights,
         "tokenizer.statistics": config.tokenizer.statistics,
         "discriminator.weights": config.discriminator.weights,
+        "discriminator.encoder_weights": config.discriminator.encoder_weights,
         "lpips.weights": config.lpips.weights,
         "lpips.vgg_weights": config.lpips.vgg_weights,
         "data.path": config.data.path,
@@ -153,6 +159,11 @@ def _files(config: ConfigDict) -> Iterator[str]:
             )
         elif entry.pretrain.steps:
             hints[key] = "; make it with `python -m repae_jax pretrain-teacher` and the same config"
+    if needs_discriminator_encoder(config) and not config.discriminator.encoder_weights:
+        yield (
+            "config.discriminator.encoder_weights is empty: name the file with the weights of the "
+            "frozen DINO (--config.discriminator.encoder_weights=PATH)"
+        )
     if config.text_encoder.family != NO_TEXT and not config.text_encoder.weights:
         yield (
             "config.text_encoder.weights is empty: name the folder with the text encoder's weights "

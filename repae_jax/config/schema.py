@@ -42,12 +42,6 @@ class _LatentNorm(TypedDict):
     momentum: _FRACTION
 
 
-class _Discriminator(TypedDict):
-    filters: whole(1, 4096)
-    layers: whole(1, 8)
-    weights: Text
-
-
 class _LPIPS(TypedDict):
     weights: Text
     vgg_weights: Text
@@ -88,8 +82,16 @@ class _Objective(TypedDict):
     prior_weighting: Text
     prior_least_time: _FRACTION
     adversarial_weight: _FINITE
+    perceptual_start: _FROM_ZERO
     discriminator_start: _FROM_ZERO
     discriminator_factor: _FINITE
+    generator_start: _FROM_ZERO
+    adaptive_weight: bool
+    adaptive_epsilon: _FINITE
+    adaptive_limit: _FINITE
+    augmentation: Text
+    fake_latents: Text
+    fake_bytes: bool
     lecam_weight: _FINITE
     lecam_decay: _FRACTION
     cosine_weight: _FINITE
@@ -196,7 +198,7 @@ class Config(TypedDict):
     projector: dict[str, Any]
     text_encoder: dict[str, Any]
     latent_norm: _LatentNorm
-    discriminator: _Discriminator
+    discriminator: dict[str, Any]
     lpips: _LPIPS
     teachers: Annotated[dict[Key, dict[str, Any]], Field(max_length=16)]
     objective: _Objective
@@ -241,6 +243,8 @@ _OPTIONS = {
     "pretrain": _Pretraining,
     "vocabulary": whole(1, 2**24),
     "length": whole(1, 2**16),
+    "filters": whole(1, 4096),
+    "layers": whole(1, 8),
 }
 _OF_SECTION = {("text_encoder", "pretrain"): _LanguageModeling}
 _TYPES = {bool: bool, int: Width, float: _FINITE, str: Text, tuple: each(Width, 0, 64)}

@@ -10,7 +10,7 @@ from repae_jax.config.versions import current_name
 from repae_jax.errors import UserError
 from repae_jax.models.family import Family, open_type
 
-SECTIONS = ("backbone", "condition", "tokenizer", "projector", "text_encoder")
+SECTIONS = ("backbone", "condition", "tokenizer", "discriminator", "projector", "text_encoder")
 # Options of `pretrain-teacher`; published weights do not use them.
 _PRETRAINING = dict(steps=0, batch_size=128, learning_rate=1e-3, weight_decay=0.05, shift=2)
 # Those of `pretrain-text-encoder`.
@@ -25,6 +25,7 @@ def families_of(section: str) -> tuple[Mapping[str, Family], Mapping[str, Any]]:
     """
     from repae_jax.models.backbones.families import BACKBONES
     from repae_jax.models.conditioning.families import CONDITIONERS
+    from repae_jax.models.discriminators import DISCRIMINATORS
     from repae_jax.models.encoders.families import ENCODERS
     from repae_jax.models.projectors import PROJECTORS
     from repae_jax.models.text_encoders.families import TEXT_ENCODERS
@@ -34,6 +35,7 @@ def families_of(section: str) -> tuple[Mapping[str, Family], Mapping[str, Any]]:
         "backbone": (BACKBONES, {"arch": ""}),
         "condition": (CONDITIONERS, {"drop": 0.1}),  # probability; 0: no null condition
         "tokenizer": (TOKENIZERS, {"arch": "", "weights": "", "statistics": ""}),
+        "discriminator": (DISCRIMINATORS, {"arch": "", "weights": "", "encoder_weights": ""}),
         "projector": (PROJECTORS, {}),
         "teacher": (ENCODERS, {"arch": "", "weights": "", "pretrain": _PRETRAINING}),
         "text_encoder": (

@@ -25,6 +25,8 @@ def validate(config: ConfigDict) -> None:
     _check_decay(config)
     tokenizer = build_tokenizer(config)
     _check_tokenizer(config, tokenizer)
+    if "discriminator" in config.train:
+        _check_discriminator(config, tokenizer)
     if "backbone" in config.train:
         _check_captions(config)
         _check_backbone(config, tokenizer)
@@ -84,6 +86,20 @@ def _check_tokenizer(config, tokenizer):
             "the tokenizer is frozen (config.train has no 'tokenizer') and "
             "config.tokenizer.weights is empty: name its file or the work directory that trained "
             "it (--config.tokenizer.weights=PATH)"
+        )
+
+
+def _check_discriminator(config, tokenizer):
+    from repae_jax.config.modules import build_discriminator
+    from repae_jax.models.tokenizers.base import last_layer
+
+    build_discriminator(config)
+    objective = config.objective
+    if objective.adaptive_weight and last_layer(tokenizer) is None:
+        raise UserError(
+            "config.objective.adaptive_weight is True, but a tokenizer of the family "
+            f"{config.tokenizer.family!r} names no last layer: set "
+            "--config.objective.adaptive_weight=False"
         )
 
 

@@ -80,6 +80,8 @@ def _completed(stored):
     backbone, teachers = stored.get("backbone"), stored.get("teachers")
     if isinstance(tokenizer := stored.get("tokenizer"), Mapping):
         stored["tokenizer"] = _of_one_family(tokenizer)
+    if isinstance(discriminator := stored.get("discriminator"), Mapping):
+        stored["discriminator"] = {"family": "patchgan", **discriminator}
     if isinstance(backbone, Mapping) and _PROJECTOR_DIM in backbone:
         stored["backbone"] = {k: v for k, v in backbone.items() if k != _PROJECTOR_DIM}
         stored["projector"] = {"family": "mlp", "hidden": backbone[_PROJECTOR_DIM]}

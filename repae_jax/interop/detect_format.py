@@ -14,6 +14,7 @@ from repae_jax.interop import (
     checkpoint_parts,
     dc_ae,
     ddt,
+    dino_discriminator,
     discriminator,
     dit_folder,
     files,
@@ -241,6 +242,7 @@ _SIGNS = {
     "jit-tensors": (jit.SIGN, (r"projectors\..*",)),
     "fuse-dit-tensors": (fuse_dit.SIGN, ()),
     "discriminator": (discriminator.SIGN, ()),
+    "dino-discriminator": (dino_discriminator.SIGN, ()),
     "lpips": (lpips.SIGN, ()),
     "teacher": (r"^params/", ()),
 }

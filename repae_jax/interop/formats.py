@@ -27,6 +27,7 @@ FORMATS = {
     "fuse-dit-tensors": "weights of fuse-dit's text-to-image DiT",
     "mmdit-tensors": "weights of an MMDiT",
     "discriminator": "weights of the discriminator",
+    "dino-discriminator": "weights of the heads of RAE's discriminator",
     "lpips": "weights of LPIPS (VGG16, its linear heads, or both)",
     "teacher": "teacher trained by repae_jax",
     "vit": "weights of a teacher",

@@ -8,6 +8,7 @@ from jax.nn import initializers
 from repae_jax.errors import UserError
 from repae_jax.models.batch_norm import BatchNorm
 from repae_jax.models.convolution import conv_of
+from repae_jax.models.family import Family, Section
 from repae_jax.models.stripes import restripe
 
 
@@ -32,6 +33,11 @@ class PatchDiscriminator(nn.Module):
     filters: int = 64
     dtype: jnp.dtype = jnp.float32
     stripes: int = 1
+
+    # See `models/discriminators.py`.
+    generator_in_train_mode = True
+    fakes_first = False
+    waits = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -77,3 +83,19 @@ class PatchDiscriminator(nn.Module):
             stripes=stripes,
             name=f"conv_{index}",
         )(x)
+
+
+def _check(_: PatchDiscriminator, section: Section, path: str) -> None:
+    if section["encoder_weights"]:
+        raise UserError(
+            f"{path}.encoder_weights is {section['encoder_weights']!r}, but a PatchGAN has no "
+            f"encoder: leave it empty, or set {path}.family to 'dino'"
+        )
+
+
+FAMILY = Family(
+    PatchDiscriminator,
+    options={"filters": PatchDiscriminator.filters, "layers": PatchDiscriminator.num_layers},
+    fields={"layers": "num_layers"},
+    check=_check,
+)

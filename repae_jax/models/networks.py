@@ -8,7 +8,7 @@ import jax
 from repae_jax.models.backbones.base import Backbone, class_token_dim
 from repae_jax.models.batch_norm import LatentNorm
 from repae_jax.models.conditioning.base import Arrays
-from repae_jax.models.discriminator import PatchDiscriminator
+from repae_jax.models.discriminators import Discriminator
 from repae_jax.models.encoders.base import Encoder, patch_tokens
 from repae_jax.models.lpips import LPIPS
 from repae_jax.models.text_encoders.base import TextEncoder, encode_captions
@@ -22,7 +22,7 @@ class Models:
     tokenizer: Tokenizer
     backbone: Backbone | None = None
     latent_norm: LatentNorm | None = None
-    discriminator: PatchDiscriminator | None = None
+    discriminator: Discriminator | None = None
     lpips: LPIPS | None = None
     teachers: Mapping[str, Encoder] = dataclasses.field(default_factory=dict)
     text_encoder: TextEncoder | None = None

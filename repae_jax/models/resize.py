@@ -1,4 +1,4 @@
-"""Resizing as two small matrix products: PyTorch's bicubic, TensorFlow 1's bilinear."""
+"""Resizing as two matrix products: PyTorch's bicubic and bilinear, TensorFlow 1's bilinear."""
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,31 @@ def resize_bicubic(
     rows = bicubic_matrix(x.shape[1], height, a=a, antialias=antialias)
     columns = bicubic_matrix(x.shape[2], width, a=a, antialias=antialias)
     return _resample(x, rows, columns)
+
+
+def bilinear_matrix(size_in: int, size_out: int) -> np.ndarray:
+    """The matrix (size_out, size_in), float32, that resamples one axis as PyTorch does.
+
+    It equals torch.nn.functional.interpolate(mode="bilinear", align_corners=False): pixel centers
+    are at half integers, the border pixel repeats outside, and there is no antialias.
+
+    Args:
+      size_in: input samples along the axis.
+      size_out: output samples along the axis.
+    """
+    centers = (np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5
+    low = np.floor(centers).astype(int)
+    fraction, rows = centers - low, np.arange(size_out)
+    matrix = np.zeros((size_out, size_in))
+    matrix[rows, low.clip(0, size_in - 1)] += 1.0 - fraction
+    matrix[rows, (low + 1).clip(0, size_in - 1)] += fraction
+    return matrix.astype(np.float32)
+
+
+def resize_bilinear(x: jax.Array, height: int, width: int) -> jax.Array:
+    """(B, H, W, C) -> (B, height, width, C), float32; see `bilinear_matrix`."""
+    rows = bilinear_matrix(x.shape[1], height)
+    return _resample(x, rows, bilinear_matrix(x.shape[2], width))
 
 
 def bilinear_matrix_tf1(size_in: int, size_out: int) -> np.ndarray:

@@ -24,6 +24,7 @@ METRICS = {
     "kl_loss": Metric(),
     "prior_loss": Metric("Alignment"),
     "gan_loss": Metric("Discriminator"),
+    "adaptive_weight": Metric(),
     "weighted_gan_loss": Metric(),
     "vae_align_loss": Metric("Alignment"),
     "vae_loss": Metric(),

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 from repae_jax.errors import UserError
+from repae_jax.objectives.diffaug import AUGMENTATIONS
 from repae_jax.objectives.interpolant import INTERPOLANTS
 from repae_jax.objectives.paths import PATHS
 from repae_jax.objectives.prior import PRIOR_WEIGHTINGS
@@ -41,8 +42,20 @@ class Objective:
       prior_weighting: over times, one of `PRIOR_WEIGHTINGS`: "ll_iw", "ll_uniform", or
         "unweighted" for the backbone's own loss times the number of dimensions.
       prior_least_time: the least time of the bound (LSGM, 0.01).
-      discriminator_start: the first step (counted from 0) with adversarial terms.
+      perceptual_start: the first step (counted from 0) with LPIPS.
+      discriminator_start: the first step with adversarial terms.
       discriminator_factor: multiplies the hinge loss and the adversarial term from that step on.
+      generator_start: the first step with the tokenizer's adversarial term, if it is later than
+        discriminator_start (RAE).
+      adaptive_weight: multiply the adversarial term by |dL_rec/dW| / (|dL_adv/dW| +
+        adaptive_epsilon), at most adaptive_limit, with L_rec the reconstruction and LPIPS, and W
+        the kernel of the decoder's last layer (VQGAN, arXiv 2012.09841, equation 7; RAE).
+      augmentation: of all images that the discriminator sees: "none" or "diffaug" (see
+        `diffaug.diff_augment`; RAE).
+      fake_latents: what the discriminator's own loss sees: "same", the reconstructions of the other
+        terms, or those of the posterior's "mean", decoded once more (RAE: without latent noise).
+      fake_bytes: round the reconstructions of the discriminator's own loss to 8 bits, after
+        clipping them to [-1, 1] (RAE).
       lecam_weight, lecam_decay: weight of LeCam regularization (0 turns it off), and the decay of
         its moving averages.
       cosine_weight: the weight of the velocity's direction in the backbone's loss (LightningDiT, 1;
@@ -54,9 +67,9 @@ class Objective:
         denoises (REG, arXiv 2507.01467: 0.03).
 
     Raises:
-      UserError: an unknown interpolant, posterior, latent_norm, reconstruction or prior_weighting;
-        a least_time or noise_scale that the interpolant does not have; or a prior_weight that goes
-        with another interpolant, least_time or posterior.
+      UserError: an unknown interpolant, posterior, latent_norm, reconstruction, prior_weighting,
+        augmentation or fake_latents; a least_time or noise_scale that the interpolant does not
+        have; or a prior_weight that goes with another interpolant, least_time or posterior.
     """
 
     interpolant: str = "linear"
@@ -77,8 +90,16 @@ class Objective:
     prior_weighting: str = "ll_iw"
     prior_least_time: float = 0.01
     adversarial_weight: float = 0.1
+    perceptual_start: int = 0
     discriminator_start: int = 0
     discriminator_factor: float = 1.0
+    generator_start: int = 0
+    adaptive_weight: bool = False
+    adaptive_epsilon: float = 1e-6
+    adaptive_limit: float = 1e4
+    augmentation: str = "none"
+    fake_latents: str = "same"
+    fake_bytes: bool = False
     lecam_weight: float = 0.0
     lecam_decay: float = 0.999
     cosine_weight: float = 0.0
@@ -92,6 +113,8 @@ class Objective:
             ("latent_norm", ("batch", "fixed")),
             ("reconstruction", tuple(RECONSTRUCTION)),
             ("prior_weighting", PRIOR_WEIGHTINGS),
+            ("augmentation", tuple(AUGMENTATIONS)),
+            ("fake_latents", ("same", "mean")),
         ):
             if getattr(self, field) not in allowed:
                 choices = " or ".join(map(repr, allowed))

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from repae_jax.config.modules import (
     build_backbone,
+    build_discriminator,
     build_encoder,
     build_text_encoder,
     build_tokenizer,
@@ -18,7 +19,7 @@ from repae_jax.config.modules import (
 from repae_jax.config.needs import needs_lpips
 from repae_jax.models.backbones.base import blank_inputs
 from repae_jax.models.batch_norm import LatentNorm
-from repae_jax.models.discriminator import PatchDiscriminator
+from repae_jax.models.discriminators import split_variables
 from repae_jax.models.encoders.base import initial_variables
 from repae_jax.models.lpips import LPIPS
 from repae_jax.models.networks import Models
@@ -51,13 +52,7 @@ def build_models(config: ConfigDict) -> Models:
             text_encoder=build_text_encoder(config, dtype, scan=config.compute.scan_blocks),
         )
     if "discriminator" in config.train:
-        dims = config.discriminator
-        discriminator = PatchDiscriminator(
-            filters=dims.filters,
-            num_layers=dims.layers,
-            dtype=dtype,
-        )
-        models = dataclasses.replace(models, discriminator=discriminator)
+        models = dataclasses.replace(models, discriminator=build_discriminator(config, dtype))
     if needs_lpips(config):
         lpips = LPIPS(rescale_inputs=config.lpips.rescale_inputs, dtype=dtype)
         models = dataclasses.replace(models, lpips=lpips)
@@ -108,8 +103,10 @@ def fresh_state(config: ConfigDict, models: Models, key: jax.Array) -> TrainStat
         batch_stats["latent_norm"] = norm["batch_stats"]
     if models.discriminator is not None:
         variables = models.discriminator.init(keys["discriminator"], image, train=True)
-        params["discriminator"] = variables["params"]
-        batch_stats["discriminator"] = variables["batch_stats"]
+        name = "discriminator"
+        params[name], batch_stats[name], constants = split_variables(variables)
+        if constants:  # a frozen encoder, for example
+            frozen[name] = constants
         if config.objective.lecam_weight:
             batch_stats["lecam"] = {"real": jnp.zeros(()), "fake": jnp.zeros(())}
     if models.teachers:

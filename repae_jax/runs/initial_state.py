@@ -9,12 +9,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from repae_jax.config.needs import needs_discriminator_encoder
 from repae_jax.data import latents
 from repae_jax.data.caption_states import check_states
 from repae_jax.data.source import Source
 from repae_jax.errors import UserError
-from repae_jax.interop.discriminator import load_discriminator
-from repae_jax.interop.files import read_tensors
 from repae_jax.interop.latent_statistics import Statistics
 from repae_jax.interop.lpips import load_lpips, read_lpips
 from repae_jax.interop.text_encoder import read_text_encoder
@@ -27,9 +26,19 @@ from repae_jax.runs.captions import made_states, make_tokenize
 from repae_jax.runs.fingerprint import tokenizer_sha256, weights_sha256
 from repae_jax.runs.state import TrainState, tokenizer_variables
 from repae_jax.runs.statistics import latent_moments
-from repae_jax.runs.weights import load_teacher, read_vae
+from repae_jax.runs.weights import (
+    load_discriminator_encoder,
+    load_teacher,
+    read_discriminator,
+    read_vae,
+)
 
-FROZEN = ("teachers", "lpips", "text_encoder")  # the roles that `load_frozen` reads
+FROZEN = (
+    "teachers",
+    "lpips",
+    "text_encoder",
+    "discriminator",
+)  # the roles that `load_frozen` reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +106,7 @@ def load_weights(config: ConfigDict, models: Models) -> Loaded:
         variables, statistics = read_vae(config, models.tokenizer)
         params["tokenizer"] = variables.pop("params")
     if config.discriminator.weights and models.discriminator is not None:
-        path = config.discriminator.weights
-        loaded = load_discriminator(read_tensors(path), models.discriminator, source=path)
+        loaded = read_discriminator(config.discriminator.weights, models.discriminator)
         params["discriminator"] = loaded["params"]
         batch_stats["discriminator"] = loaded["batch_stats"]
     frozen = load_frozen(config, models, FROZEN)
@@ -124,6 +132,8 @@ def load_frozen(config: ConfigDict, models: Models, roles: Iterable[str]) -> dic
     if "lpips" in roles and models.lpips is not None:
         heads, vgg = config.lpips.weights, config.lpips.vgg_weights
         frozen["lpips"] = load_lpips(read_lpips(heads, vgg), models.lpips, source=heads)
+    if "discriminator" in roles and needs_discriminator_encoder(config):
+        frozen["discriminator"] = load_discriminator_encoder(config, models.discriminator)
     if "text_encoder" in roles and models.text_encoder is not None:
         frozen |= load_text_encoder(config, models.text_encoder)
     return frozen

@@ -207,6 +207,13 @@ def _discriminator_lines(found):
     yield "PatchGAN", f"{layers} layers, {', '.join(map(str, filters))} filters"
 
 
+def _dino_discriminator_lines(found):
+    heads = _count(r"heads\.(\d+)\.", found.content)
+    kernel = found.content.get("heads.0.1.fn.0.weight_orig")
+    width = f", width {kernel.shape[0]}, kernel {kernel.shape[-1]}" if np.ndim(kernel) == 3 else ""
+    yield "heads", f"{heads}{width}"
+
+
 def _lpips_lines(found):
     parts = {
         "features.": "torchvision's VGG16",
@@ -248,6 +255,7 @@ _OTHER_LINES = {
     "fuse-dit-tensors": _backbone_lines,
     "mmdit-tensors": _backbone_lines,
     "discriminator": _discriminator_lines,
+    "dino-discriminator": _dino_discriminator_lines,
     "lpips": _lpips_lines,
     "teacher": _teacher_lines,
     "vit": _vit_lines,

@@ -11,8 +11,10 @@ import optax
 
 from repae_jax.errors import UserError, warn
 from repae_jax.interop import files, original
+from repae_jax.interop.dino_discriminator import export_discriminator
 from repae_jax.interop.original import OPTIMIZERS, Part
 from repae_jax.interop.tables import require_finite
+from repae_jax.models.dino_discriminator import DinoDiscriminator
 from repae_jax.runs.build import build_models
 from repae_jax.runs.foreign_backbones import FOREIGN, foreign_of
 from repae_jax.runs.jit_args import IMAGES
@@ -76,7 +78,7 @@ def export_run(
 def run_discriminator(
     workdir: pathlib.Path, step: int | None = None
 ) -> dict[str, np.ndarray] | None:
-    """The discriminator of a run under the original's names; None if the run trains none.
+    """The discriminator of a run under its authors' names; None if the run trains none.
 
     Args:
       workdir: the run's folder.
@@ -88,6 +90,8 @@ def run_discriminator(
     run = open_on_host(workdir, step)
     if run.models.discriminator is None:
         return None
+    if isinstance(run.models.discriminator, DinoDiscriminator):
+        return export_discriminator(discriminator_variables(run.state), run.models.discriminator)
     part = original.discriminator_part(run.models.discriminator)
     origin = read_provenance(workdir) or blank_provenance("repae")
     counters = _counters(origin, "discriminator", part, int(run.state.step), run.config)
@@ -166,7 +170,8 @@ def _counters(origin, key, part, steps, config):
     if key == "discriminator":
         updates = 2 * since
         if objective.adversarial_weight * objective.discriminator_factor:
-            updates += max(0, steps - max(origin.steps, objective.discriminator_start))
+            start = max(objective.discriminator_start, objective.generator_start)
+            updates += max(0, steps - max(origin.steps, start))
     else:
         updates = since if objective.latent_norm == "batch" else 0
     zero = np.zeros((), np.int64)

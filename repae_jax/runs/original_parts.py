@@ -9,6 +9,7 @@ from repae_jax.interop import original
 from repae_jax.interop.adamw import parameter_groups
 from repae_jax.interop.original import OPTIMIZERS, Part
 from repae_jax.models.backbones.sit import SiT
+from repae_jax.models.discriminator import PatchDiscriminator
 from repae_jax.models.networks import Models
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 from repae_jax.runs.foreign_backbones import CLASSES, FOREIGN, condition_of, foreign_of
@@ -56,11 +57,14 @@ def trained_parts(
             f"{source}: a checkpoint of {type(backbone).__name__} holds no VAE, but this run "
             "trains one: convert the VAE alone (--to diffusers)"
         )
-    if not isinstance(models.tokenizer, AutoencoderKL) or models.discriminator is None:
+    judge = models.discriminator
+    patchgan = isinstance(judge, PatchDiscriminator)
+    if not isinstance(models.tokenizer, AutoencoderKL) or not patchgan:
+        own = "its discriminator" if patchgan else f"a {type(judge).__name__}"
         raise UserError(
             f"{source}: the original's checkpoint holds an AutoencoderKL and its discriminator, "
             f"this run trains a {type(models.tokenizer).__name__} "
-            f"{'without one' if models.discriminator is None else 'and its discriminator'}: "
+            f"{'without one' if judge is None else f'and {own}'}: "
             "convert a VAE that diffusers supports alone (--to diffusers)"
         )
     parts["tokenizer"] = original.vae_part(models.tokenizer)

@@ -19,15 +19,15 @@ class TrainState:
       step: completed steps, int32 scalar.
       params: trainable parameters by network: "backbone" (heads included), "tokenizer",
         "discriminator".
-      batch_stats: the mutable collection: "latent_norm" (mean, var), "discriminator", and the
-        running means of LeCam under "lecam".
+      batch_stats: the mutable collection: "latent_norm" (mean, var), "discriminator" (running
+        statistics, or vectors of power iterations), and the running means of LeCam under "lecam".
       opt_state: optimizer state of each trained network.
       ema: exponential moving average of the backbone's "params" and of the "latent_norm"
         statistics, with the averaged backbone's other collections, such as "constants" with a
         position table (in an imported run it may differ from the trained backbone's).
-      frozen: arrays that no step changes: the other collections of "backbone" and "tokenizer", if
-        they have any, the "teachers" by name, "lpips", the "text_encoder", and the "null_condition"
-        of captions.
+      frozen: arrays that no step changes: the other collections of "backbone", "tokenizer" and
+        "discriminator", if they have any, the "teachers" by name, "lpips", the "text_encoder", and
+        the "null_condition" of captions.
     """
 
     step: jax.Array

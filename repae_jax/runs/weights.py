@@ -8,13 +8,22 @@ import jax
 from ml_collections import ConfigDict
 
 from repae_jax.errors import UserError
-from repae_jax.interop import hub, latent_statistics, weight_files
+from repae_jax.interop import (
+    dino_discriminator,
+    discriminator,
+    hub,
+    latent_statistics,
+    weight_files,
+)
 from repae_jax.interop.files import read_tensors
 from repae_jax.interop.latent_statistics import Statistics
 from repae_jax.interop.small_networks import save_network
 from repae_jax.interop.tables import flatten, load_flat
 from repae_jax.interop.vae_files import read_weights
 from repae_jax.interop.vit import load_vit, read_vit
+from repae_jax.models.dino_discriminator import ENCODER, DinoDiscriminator
+from repae_jax.models.discriminator import PatchDiscriminator
+from repae_jax.models.discriminators import Discriminator
 from repae_jax.models.encoders.base import Encoder, initial_variables
 from repae_jax.models.tokenizers.base import Tokenizer, variable_shapes
 from repae_jax.runs.checkpoints import FOLDER, restore_latest
@@ -61,6 +70,40 @@ def load_teacher(entry: ConfigDict, encoder: Encoder, resolution: int) -> dict:
             f"of the family {entry.family!r} are known: make it with `pretrain-teacher`"
         )
     return publisher.load(tensors, encoder, path)
+
+
+# class of discriminators -> the reader of its published files
+_DISCRIMINATORS = {
+    PatchDiscriminator: discriminator.load_discriminator,
+    DinoDiscriminator: dino_discriminator.load_discriminator,
+}
+
+
+def read_discriminator(path: str, module: Discriminator) -> dict[str, Any]:
+    """The trained variables {"params": ..., "batch_stats": ...} of a discriminator from its file.
+
+    Raises:
+      UserError: the file is missing or unreadable, or holds another network.
+    """
+    return _DISCRIMINATORS[type(module)](read_tensors(path), module, source=path)
+
+
+def load_discriminator_encoder(config: ConfigDict, module: DinoDiscriminator) -> dict[str, Any]:
+    """The collections of a DINO discriminator that no step changes, from the ViT's file.
+
+    `config.discriminator.encoder_weights` is any name that a teacher's `weights` may be.
+
+    Raises:
+      UserError: the file is missing or unreadable, or holds another model.
+    """
+    weights = config.discriminator.encoder_weights
+    if not weights:
+        raise UserError(
+            "config.discriminator.encoder_weights is empty: name the file with the weights of the "
+            "frozen DINO (--config.discriminator.encoder_weights=PATH)"
+        )
+    entry = ConfigDict({"family": "vit", "weights": weights})
+    return {"constants": {ENCODER: load_teacher(entry, module.encoder(), module.side)["params"]}}
 
 
 def save_teacher(path: str, params: Mapping, notes: Mapping[str, object]) -> None:

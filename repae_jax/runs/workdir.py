@@ -29,7 +29,7 @@ FREE_KEYS = (
     r"(learning_rate|warmup_steps|decay|decay_start|decay_steps|final_rate|weight_decay|max_grad_norm)"
     r"|config\.compute\.(scan_blocks|backbone_remat|tokenizer_remat|stripes)"
     r"|config\.teachers\.[^.]+\.(weights|pretrain\..*)"
-    r"|config\.(tokenizer|discriminator|lpips)\.(weights|vgg_weights|statistics)"
+    r"|config\.(tokenizer|discriminator|lpips)\.(weights|vgg_weights|encoder_weights|statistics)"
 )
 
 

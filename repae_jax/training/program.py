@@ -151,6 +151,7 @@ class Program:
                 condition_drop=config.condition.drop,
                 class_token_dim=class_token_dim(backbone),
                 prior=bool(config.objective.prior_weight),
+                augment=config.objective.augmentation != "none",
             )
             draws = jax.lax.with_sharding_constraint(draws, batch_sharding(self.mesh))
             state, metrics = train_step(state, batch, draws)

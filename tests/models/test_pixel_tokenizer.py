@@ -14,7 +14,7 @@ from repae_jax.models.tokenizers.codec import make_codec
 from repae_jax.models.tokenizers.pixels import Pixels
 from repae_jax.runs.build import build_models, fresh_state
 from repae_jax.training.encode import encode
-from repae_jax.training.step import _normalize
+from repae_jax.training.latents import normalize
 
 
 def on_pixels(recipe="repa"):
@@ -50,7 +50,7 @@ def test_latent_norm_is_the_identity():
     assert state.params["tokenizer"] == {}
     norm = {"mean": jnp.zeros(3), "var": jnp.ones(3)}
     x = np.random.default_rng(1).uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
-    latents, _ = _normalize(models, {"latent_norm": norm}, x, train=False)
+    latents, _ = normalize(models, {"latent_norm": norm}, x, train=False)
     np.testing.assert_array_equal(latents, x)
 
 

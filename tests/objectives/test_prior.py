@@ -20,7 +20,7 @@ from repae_jax.models.tokenizers.distributions import Gaussian, Point
 from repae_jax.objectives.interpolant import INTERPOLANTS, Interpolant
 from repae_jax.objectives.objective import Objective
 from repae_jax.objectives.prior import entropy_at_least_time, prior_times
-from repae_jax.training.step import TOKENIZER_TERMS
+from repae_jax.training.tokenizer_loss import TOKENIZER_TERMS
 
 LEAST = 0.01
 SHAPE = (3, 4, 2, 5)

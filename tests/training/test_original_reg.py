@@ -14,9 +14,9 @@ from repae_jax.interop.original import export_part, import_part, sit_part
 from repae_jax.models.batch_norm import LatentNorm
 from repae_jax.models.networks import Models
 from repae_jax.objectives.objective import Objective
+from repae_jax.training.backbone_loss import backbone_loss
 from repae_jax.training.forward import StepContext
 from repae_jax.training.noise import Draws
-from repae_jax.training.step import backbone_loss
 
 pytestmark = pytest.mark.skipif(not original_reg.REG, reason=original_reg.REASON)
 

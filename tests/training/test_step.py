@@ -17,8 +17,10 @@ from repae_jax.runs.build import (
     fresh_state,
     latent_shape,
 )
+from repae_jax.training.backbone_loss import BACKBONE_TERMS
 from repae_jax.training.noise import sample_draws
-from repae_jax.training.step import BACKBONE_TERMS, TOKENIZER_TERMS, make_train_step
+from repae_jax.training.step import make_train_step
+from repae_jax.training.tokenizer_loss import TOKENIZER_TERMS
 
 SIT = {"denoising_loss", "sit_loss", "grad_norm_sit"}
 VAE = {"reconstruction_loss", "perceptual_loss", "kl_loss", "vae_loss", "grad_norm_vae"}

@@ -22,6 +22,10 @@ class Tokenizer(Protocol):
       dtype: the type of its matrix products and convolutions.
       remat: the activations that gradients recompute, one of `remat.POLICIES`.
 
+    A tokenizer may have `last_layer` and `last_encoder_layer`, the paths below "params" of the
+    kernels of the last layers of decoder and encoder, such as "decoder/conv_out/kernel". Weights
+    that follow the gradients at these layers (objectives/adaptive.py) need them.
+
     A convolutional tokenizer may have a field `stripes`, the most stripes per image
     (models/stripes.py), which a run then sets; its results are the same for every number.
 
@@ -54,6 +58,11 @@ def is_identity(tokenizer: Tokenizer) -> bool:
     to bytes, so that uint8 images come back as they were.
     """
     return getattr(tokenizer, "identity", False)
+
+
+def last_layer(tokenizer: Tokenizer) -> str | None:
+    """The path, below "params", of the kernel of the decoder's last layer; None if not known."""
+    return getattr(tokenizer, "last_layer", None)
 
 
 def encode(

@@ -165,6 +165,14 @@ class AutoencoderDC(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
 
+    last_encoder_layer = "encoder/conv_out/kernel"
+
+    @property
+    def last_layer(self) -> str:
+        """The path of the kernel of the decoder's last layer."""
+        within = "" if self.decoder_layers[0] else "conv/"
+        return f"decoder/conv_out/{within}kernel"
+
     @property
     def factor(self) -> int:
         """Down-sampling factor f between image and latent."""

@@ -296,6 +296,9 @@ class AutoencoderKLQwenImage(nn.Module):
     remat: str = "none"
     stripes: int = 1
 
+    last_layer = "decoder/conv_out/kernel"
+    last_encoder_layer = "encoder/conv_out/kernel"
+
     @property
     def factor(self) -> int:
         """Down-sampling factor f between image and latent."""
