@@ -9,6 +9,7 @@ import tiny
 from ml_collections import ConfigDict
 
 from repae_jax.config import RECIPES, apply_recipe, base
+from repae_jax.config.modules import build_encoder, build_tokenizer
 from repae_jax.config.needs import check_files
 from repae_jax.config.overrides import apply_overrides, read_config
 from repae_jax.config.storage import differences, to_json
@@ -36,12 +37,29 @@ def test_every_config_is_possible_in_every_recipe(path, recipe):
         with pytest.raises(UserError, match=r"needs the velocity of linear or cosine"):
             validate(config)
         return
+    if recipe == "vavae":
+        check_vavae(config)
+        return
     weightless = config.tokenizer.family != "pixels" and not config.tokenizer.weights
     if "tokenizer" not in config.train and weightless:
         with pytest.raises(UserError, match=r"config\.tokenizer\.weights is empty"):
             validate(config)
         config.tokenizer.weights = "somewhere"
     validate(config)
+
+
+def check_vavae(config):
+    """The latents must have the grid of the first teacher, if there is one."""
+    tokenizer = build_tokenizer(config)
+    fits = False
+    if config.teachers:
+        encoder = build_encoder(next(iter(config.teachers.values())), config.data.resolution)
+        fits = encoder.grid(config.data.resolution) == config.data.resolution // tokenizer.factor
+    if fits:
+        validate(config)
+        return
+    with pytest.raises(UserError, match=r"vf_weight is 0\.1, but .*(must match|is empty)"):
+        validate(config)
 
 
 def test_the_published_recipe_is_the_default():

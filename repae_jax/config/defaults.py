@@ -103,6 +103,10 @@ def base() -> ConfigDict:
                 augmentation="none",  # or "diffaug": of what the discriminator sees
                 fake_latents="same",  # or "mean": what the discriminator's loss sees decoded
                 fake_bytes=False,  # whether it sees these rounded to 8 bits
+                vf_weight=0.0,  # of VF loss (VA-VAE), with the first teacher; 0: off
+                vf_adaptive=True,  # scale it by the gradients at the encoder's last layer
+                vf_distance_margin=0.25,
+                vf_cosine_margin=0.5,
                 lecam_weight=0.0,
                 lecam_decay=0.999,
                 cosine_weight=0.0,

@@ -115,6 +115,11 @@ def needs_lpips(config: ConfigDict) -> bool:
     return "tokenizer" in config.train and config.objective.perceptual_weight > 0
 
 
+def needs_foundation(config: ConfigDict) -> bool:
+    """Whether the tokenizer's loss has VF loss."""
+    return "tokenizer" in config.train and config.objective.vf_weight > 0
+
+
 def needs_discriminator_encoder(config: ConfigDict) -> bool:
     """Whether the discriminator has a frozen encoder."""
     return "discriminator" in config.train and config.discriminator.family == "dino"

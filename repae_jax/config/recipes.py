@@ -10,6 +10,7 @@ RECIPES = {
     "repa": "the backbone with alignment, on a frozen tokenizer (REPA)",
     "vanilla": "the backbone without alignment, on a frozen tokenizer",
     "vae": "the tokenizer alone, with its discriminator",
+    "vavae": "the tokenizer alone, with its discriminator and VF loss (VA-VAE)",
     "lsgm": "jointly, and the tokenizer by LSGM's KL from the backbone as prior, without L_REPA",
     "repae_no_stop_gradient": "ablation: the backbone's whole loss trains the tokenizer as well",
     "repae_no_latent_norm": "ablation: fixed latent statistics in place of LatentNorm",
@@ -38,11 +39,14 @@ def apply_recipe(config: ConfigDict, recipe: str) -> ConfigDict:
         if config.backbone.get("class_token_dim"):  # a teacher would give it
             config.backbone.class_token_dim = 0
         config.evaluation.cknna_images = 0
-    if recipe == "vae":
+    if recipe in ("vae", "vavae"):
         config.train = tuple(name for name in config.train if name != "backbone")
-        config.teachers = ConfigDict()
         config.text_encoder = _no_text_encoder()
         config.evaluation.every = 0
+    if recipe == "vae":
+        config.teachers = ConfigDict()
+    if recipe == "vavae":
+        config.objective.update(vf_weight=0.1, spatial_norm=0.0)
     if recipe == "lsgm":  # the KL divergence keeps its weight; N(0, 1) gives way to the backbone
         objective = config.objective
         objective.update(

@@ -92,6 +92,10 @@ class _Objective(TypedDict):
     augmentation: Text
     fake_latents: Text
     fake_bytes: bool
+    vf_weight: _FINITE
+    vf_adaptive: bool
+    vf_distance_margin: _FINITE
+    vf_cosine_margin: _FINITE
     lecam_weight: _FINITE
     lecam_decay: _FRACTION
     cosine_weight: _FINITE

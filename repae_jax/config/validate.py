@@ -27,6 +27,7 @@ def validate(config: ConfigDict) -> None:
     _check_tokenizer(config, tokenizer)
     if "discriminator" in config.train:
         _check_discriminator(config, tokenizer)
+    _check_foundation(config, tokenizer)
     if "backbone" in config.train:
         _check_captions(config)
         _check_backbone(config, tokenizer)
@@ -100,6 +101,39 @@ def _check_discriminator(config, tokenizer):
             "config.objective.adaptive_weight is True, but a tokenizer of the family "
             f"{config.tokenizer.family!r} names no last layer: set "
             "--config.objective.adaptive_weight=False"
+        )
+
+
+def _check_foundation(config, tokenizer):
+    from repae_jax.config.needs import needs_foundation
+
+    if not needs_foundation(config):
+        return
+    objective = config.objective
+    given = f"config.objective.vf_weight is {objective.vf_weight}"
+    off = "set --config.objective.vf_weight=0.0"
+    if not config.teachers:
+        raise UserError(
+            f"{given}, but config.teachers, whose first entry the latents are aligned with, is "
+            f"empty: name a teacher, or {off}"
+        )
+    if objective.spatial_norm:
+        raise UserError(
+            f"{given}, which compares with a teacher's own tokens, but "
+            f"config.objective.spatial_norm is {objective.spatial_norm}: set one of them to 0.0"
+        )
+    if objective.vf_adaptive and getattr(tokenizer, "last_encoder_layer", None) is None:
+        raise UserError(
+            f"{given}, but a tokenizer of the family {config.tokenizer.family!r} names no last "
+            f"layer of its encoder: set --config.objective.vf_adaptive=False, or {off}"
+        )
+    name, entry = next(iter(config.teachers.items()))
+    grid = config.data.resolution // tokenizer.factor
+    _, teacher_grid = _teacher_and_grid(config, name, entry)
+    if teacher_grid != grid:
+        raise UserError(
+            f"{given}, but the teacher {name!r} gives {teacher_grid} x {teacher_grid} tokens and "
+            f"the tokenizer {grid} x {grid} latents: they must match"
         )
 
 

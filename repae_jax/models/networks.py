@@ -10,6 +10,7 @@ from repae_jax.models.batch_norm import LatentNorm
 from repae_jax.models.conditioning.base import Arrays
 from repae_jax.models.discriminators import Discriminator
 from repae_jax.models.encoders.base import Encoder, patch_tokens
+from repae_jax.models.foundation import FoundationProjection
 from repae_jax.models.lpips import LPIPS
 from repae_jax.models.text_encoders.base import TextEncoder, encode_captions
 from repae_jax.models.tokenizers.base import Tokenizer
@@ -23,6 +24,7 @@ class Models:
     backbone: Backbone | None = None
     latent_norm: LatentNorm | None = None
     discriminator: Discriminator | None = None
+    foundation: FoundationProjection | None = None
     lpips: LPIPS | None = None
     teachers: Mapping[str, Encoder] = dataclasses.field(default_factory=dict)
     text_encoder: TextEncoder | None = None

@@ -26,6 +26,10 @@ METRICS = {
     "gan_loss": Metric("Discriminator"),
     "adaptive_weight": Metric(),
     "weighted_gan_loss": Metric(),
+    "vf_distance_loss": Metric("Alignment"),
+    "vf_cosine_loss": Metric("Alignment"),
+    "vf_adaptive_weight": Metric(),
+    "weighted_vf_loss": Metric(),
     "vae_align_loss": Metric("Alignment"),
     "vae_loss": Metric(),
     "logits_real": Metric("Logits"),
@@ -40,6 +44,7 @@ METRICS = {
     "class_token_loss": Metric("Backbone"),
     "sit_loss": Metric("Backbone"),
     "grad_norm_vae": Metric("Gradient norms", collapsed=1e-3),
+    "grad_norm_vf": Metric("Gradient norms", collapsed=1e-3),
     "grad_norm_disc": Metric("Gradient norms", collapsed=1e-3),
     "grad_norm_sit": Metric("Gradient norms", collapsed=1e-3),
 }

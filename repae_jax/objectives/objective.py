@@ -56,6 +56,11 @@ class Objective:
         terms, or those of the posterior's "mean", decoded once more (RAE: without latent noise).
       fake_bytes: round the reconstructions of the discriminator's own loss to 8 bits, after
         clipping them to [-1, 1] (RAE).
+      vf_weight: the weight of VF loss in the VAE's loss (VA-VAE, arXiv 2501.01423: 0.1), with the
+        first teacher as the vision encoder; 0 turns it off.
+      vf_adaptive: multiply it by |dL_rec/dW| / (|dL_vf/dW| + 1e-4), at most 1e8, with W the kernel
+        of the encoder's last layer.
+      vf_distance_margin, vf_cosine_margin: see `foundation.foundation_loss`.
       lecam_weight, lecam_decay: weight of LeCam regularization (0 turns it off), and the decay of
         its moving averages.
       cosine_weight: the weight of the velocity's direction in the backbone's loss (LightningDiT, 1;
@@ -100,6 +105,10 @@ class Objective:
     augmentation: str = "none"
     fake_latents: str = "same"
     fake_bytes: bool = False
+    vf_weight: float = 0.0
+    vf_adaptive: bool = True
+    vf_distance_margin: float = 0.25
+    vf_cosine_margin: float = 0.5
     lecam_weight: float = 0.0
     lecam_decay: float = 0.999
     cosine_weight: float = 0.0

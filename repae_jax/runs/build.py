@@ -16,11 +16,12 @@ from repae_jax.config.modules import (
     build_text_encoder,
     build_tokenizer,
 )
-from repae_jax.config.needs import needs_lpips
+from repae_jax.config.needs import needs_foundation, needs_lpips
 from repae_jax.models.backbones.base import blank_inputs
 from repae_jax.models.batch_norm import LatentNorm
 from repae_jax.models.discriminators import split_variables
 from repae_jax.models.encoders.base import initial_variables
+from repae_jax.models.foundation import FoundationProjection
 from repae_jax.models.lpips import LPIPS
 from repae_jax.models.networks import Models
 from repae_jax.models.text_encoders import base as text_encoders
@@ -35,20 +36,24 @@ def build_models(config: ConfigDict) -> Models:
     dtype = jnp.dtype(config.dtype)
     tokenizer = build_tokenizer(config, dtype)
     models = Models(tokenizer=tokenizer)
-    if "backbone" in config.train:
+    if "backbone" in config.train or needs_foundation(config):
         teachers = {
             name: build_encoder(
                 entry, config.data.resolution, dtype, scan=config.compute.scan_blocks
             )
             for name, entry in config.teachers.items()
         }
+        models = dataclasses.replace(models, teachers=teachers)
+    if needs_foundation(config):
+        encoder = next(iter(models.teachers.values()))
+        models = dataclasses.replace(models, foundation=FoundationProjection(encoder.dim))
+    if "backbone" in config.train:
         models = dataclasses.replace(
             models,
             backbone=build_backbone(
-                config, tokenizer, tuple(teacher.dim for teacher in teachers.values()), dtype
+                config, tokenizer, tuple(teacher.dim for teacher in models.teachers.values()), dtype
             ),
             latent_norm=build_latent_norm(config, tokenizer),
-            teachers=teachers,
             text_encoder=build_text_encoder(config, dtype, scan=config.compute.scan_blocks),
         )
     if "discriminator" in config.train:
@@ -73,8 +78,14 @@ def build_objective(config: ConfigDict) -> Objective:
 
 
 def build_optimizers(config: ConfigDict) -> dict[str, optax.GradientTransformation]:
-    """Build one optimizer per trained network, in the order of `config.train`."""
-    return {name: make_optimizer(**config.optimizer[name]) for name in config.train}
+    """Build one optimizer per trained network, in the order of `config.train`.
+
+    That of the projection of VF loss, if there is one, has the tokenizer's settings.
+    """
+    sections = {name: config.optimizer[name] for name in config.train}
+    if needs_foundation(config):
+        sections["foundation"] = config.optimizer.tokenizer
+    return {name: make_optimizer(**section) for name, section in sections.items()}
 
 
 def fresh_state(config: ConfigDict, models: Models, key: jax.Array) -> TrainState:
@@ -109,6 +120,8 @@ def fresh_state(config: ConfigDict, models: Models, key: jax.Array) -> TrainStat
             frozen[name] = constants
         if config.objective.lecam_weight:
             batch_stats["lecam"] = {"real": jnp.zeros(()), "fake": jnp.zeros(())}
+    if models.foundation is not None:
+        params["foundation"] = models.foundation.init(keys["rest"], latent)["params"]
     if models.teachers:
         frozen["teachers"] = {}
     for name, teacher in models.teachers.items():

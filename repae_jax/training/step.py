@@ -39,6 +39,7 @@ TrainStep = Callable[[TrainState, Batch, Draws], tuple[TrainState, Metrics]]
 
 GRAD_NORM = {
     "backbone": "grad_norm_sit", "tokenizer": "grad_norm_vae", "discriminator": "grad_norm_disc",
+    "foundation": "grad_norm_vf",
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from repae_jax.objectives.prior import entropy_at_least_time, prior_times
 from repae_jax.objectives.terms import Term, weighted_sum
 from repae_jax.training.adversarial import adversarial_term
 from repae_jax.training.forward import StepContext
+from repae_jax.training.foundation import foundation_term
 from repae_jax.training.latents import add_noise, normalize
 from repae_jax.training.reconstruction import perceptual_loss, pixel_loss
 
@@ -28,6 +29,7 @@ class TokenizerPass(NamedTuple):
     batch_stats: Mapping
     context: StepContext
     adversarial: jax.Array | None  # weight * -mean D(reconstructions), once it has started
+    foundation: jax.Array | None  # weight * VF loss
 
 
 def _tokenizer_alignment(forward: TokenizerPass):
@@ -90,6 +92,7 @@ TOKENIZER_TERMS = (  # L_REG(phi), and the backbone's terms with gradients to ph
     Term("kl_loss", lambda it: it.context.posterior.kl().mean(), "kl_weight", logs_weight=True),
     Term("prior_loss", _prior, "prior_weight", logs_weight=True, optional=True),
     Term("weighted_gan_loss", lambda it: it.adversarial),
+    Term("weighted_vf_loss", lambda it: it.foundation),
     Term("vae_align_loss", _tokenizer_alignment, "tokenizer_alignment"),
 )  # fmt: skip
 
@@ -97,11 +100,13 @@ TOKENIZER_TERMS = (  # L_REG(phi), and the backbone's terms with gradients to ph
 def tokenizer_loss(models: Models, objective: Objective):
     """Build the tokenizer's loss, of phi; theta, omega and psi are fixed."""
     adversarial = adversarial_term(models, objective)
+    foundation = foundation_term(models, objective)
 
     def loss(params, batch_stats, context: StepContext):
         weighted, gan_metrics, new_stats = adversarial(params, batch_stats, context)
-        forward = TokenizerPass(models, objective, params, batch_stats, context, weighted)
+        vf, vf_metrics = foundation(params, context)
+        forward = TokenizerPass(models, objective, params, batch_stats, context, weighted, vf)
         total, metrics = weighted_sum(TOKENIZER_TERMS, objective, forward)
-        return total, metrics | gan_metrics | {"vae_loss": total}, new_stats
+        return total, metrics | gan_metrics | vf_metrics | {"vae_loss": total}, new_stats
 
     return loss

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from exported import export_discriminator
-from torch import nn
+from torch_patchgan import TorchDiscriminator
 
 from repae_jax.errors import UserError
 from repae_jax.interop.discriminator import load_discriminator
@@ -16,33 +16,10 @@ from repae_jax.models.discriminator import PatchDiscriminator
 FILTERS, SIZE = 4, 40
 
 
-class TorchDiscriminator(nn.Module):
-    def __init__(self, layers):
-        super().__init__()
-        parts = [nn.Conv2d(3, FILTERS, 4, 2, 1), nn.LeakyReLU(0.2)]
-        width = FILTERS
-        for i in range(1, layers + 1):
-            new, stride = FILTERS * min(2**i, 8), 2 if i < layers else 1
-            parts += [nn.Conv2d(width, new, 4, stride, 1, bias=False), nn.BatchNorm2d(new)]
-            parts += [nn.LeakyReLU(0.2)]
-            width = new
-        self.main = nn.Sequential(*parts, nn.Conv2d(width, 1, 4, 1, 1))
-        for name, tensor in self.state_dict().items():
-            if tensor.is_floating_point():
-                scale = 0.3 if "running" in name else 0.2
-                positive = name.endswith("running_var") or tensor.ndim == 1
-                tensor.copy_(torch.randn(tensor.shape) * scale)
-                if positive:
-                    tensor.copy_(1.0 + tensor.clamp(-0.5, 0.5))
-
-    def forward(self, x):
-        return self.main(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
 @pytest.fixture(params=[2, 3])
 def pair(request):
     torch.manual_seed(0)
-    reference = TorchDiscriminator(request.param)
+    reference = TorchDiscriminator(request.param, FILTERS)
     model = PatchDiscriminator(num_layers=request.param, filters=FILTERS)
     tensors = {name: t.numpy().copy() for name, t in reference.state_dict().items()}
     return reference, model, load_discriminator(tensors, model)
@@ -119,7 +96,7 @@ def test_running_statistics_equal_torch_after_three_calls(pair):
 def test_torch_loads_what_is_exported(pair):
     reference, model, variables = pair
     tensors = {n: torch.tensor(a) for n, a in export_discriminator(variables, model).items()}
-    other = TorchDiscriminator(model.num_layers)
+    other = TorchDiscriminator(model.num_layers, FILTERS)
     other.load_state_dict(tensors, strict=True)
     x = torch.tensor(images(0))
     assert torch.equal(other.eval()(x), reference.eval()(x))

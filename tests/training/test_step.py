@@ -27,12 +27,20 @@ VAE = {"reconstruction_loss", "perceptual_loss", "kl_loss", "vae_loss", "grad_no
 DISCRIMINATOR = {"d_loss", "lecam_loss", "logits_real", "logits_fake", "grad_norm_disc"}
 GAN = {"gan_loss", "weighted_gan_loss"}
 ALIGNED = {"proj_loss"}
+VF = {
+    "vf_distance_loss",
+    "vf_cosine_loss",
+    "vf_adaptive_weight",
+    "weighted_vf_loss",
+    "grad_norm_vf",
+}
 REPAE = SIT | ALIGNED | VAE | {"vae_align_loss"} | DISCRIMINATOR | GAN
 EXPECTED = {
     "repae": REPAE,
     "repa": SIT | ALIGNED,
     "vanilla": SIT,
     "vae": VAE | DISCRIMINATOR | GAN,
+    "vavae": VAE | DISCRIMINATOR | GAN | VF,
     "lsgm": REPAE | {"prior_loss"},
     "repae_no_stop_gradient": REPAE,
     "repae_no_latent_norm": REPAE,
@@ -44,6 +52,8 @@ def build(recipe, *, class_token_dim=0, **objective):
     """(state, batch, draws, step) of the tiny configuration."""
     config = tiny.get_config(recipe)
     config.backbone.class_token_dim = class_token_dim
+    if recipe == "vavae":  # the teacher has a token for each latent
+        config.teachers.small.patch_size = 4
     config.objective.update(objective)
     models = build_models(config)
     state = jax.jit(lambda key: fresh_state(config, models, key))(jax.random.key(0))
