@@ -27,7 +27,8 @@ VAE = {"reconstruction_loss", "perceptual_loss", "kl_loss", "vae_loss", "grad_no
 DISCRIMINATOR = {"d_loss", "lecam_loss", "logits_real", "logits_fake", "grad_norm_disc"}
 GAN = {"gan_loss", "weighted_gan_loss"}
 ALIGNED = {"proj_loss"}
-VF = {
+VF = {"vf_distance_loss", "vf_cosine_loss", "vf_adaptive_weight", "weighted_vf_loss"}
+VF |= {"grad_norm_vf"}
     "vf_distance_loss",
     "vf_cosine_loss",
     "vf_adaptive_weight",
