@@ -19,6 +19,9 @@ from repae_jax.objectives.adaptive import adaptive_weight
 from repae_jax.objectives.adversarial import generator_loss, hinge_loss
 from repae_jax.objectives.diffaug import diff_augment
 
+# Few tokens at RAE's 224 pixels.
+MODEL = DinoDiscriminator(patch_size=56, dim=12, depth=3, num_heads=2, blocks=(1, 3), kernel=9)
+
 pytestmark = pytest.mark.skipif(not original.ROOT, reason=original.SKIP_REASON)
 
 
@@ -43,10 +46,20 @@ def safe_images(judge):
     return kinks.first_safe(map(images, range(100)), distances_of)
 
 
+def test_presets_are_its_recipes():
+    recipes = original.module("dinodisc").recipes
+    for ours, theirs in (("dino-s8", "S_8"), ("dino-s16", "S_16"), ("dino-b16", "B_16")):
+        model, recipe = DinoDiscriminator(**DINO_CONFIGS[ours]), recipes[theirs]
+        assert tuple(block - 1 for block in model.blocks) == recipe["key_depths"]
+        sizes = (model.patch_size, model.dim, model.depth, model.num_heads)
+        keys = ("patch_size", "embed_dim", "depth", "num_heads")
+        assert sizes == tuple(recipe[key] for key in keys)
+
+
 @pytest.mark.slow
 def test_values_gradients_and_power_iterations(tmp_path):
-    judge = original.make_discriminator(tmp_path)
-    model = DinoDiscriminator(**DINO_CONFIGS["dino-s16"])
+    model = MODEL
+    judge = original.make_discriminator(tmp_path, model)
     dino = load_vit(read_tensors(tmp_path / "dino.pth"), model.encoder())["params"]
     loaded = load_discriminator({"disc": parity.state_of(judge)}, model)
     variables = {**loaded, "constants": {ENCODER: dino}}
@@ -62,7 +75,7 @@ def test_values_gradients_and_power_iterations(tmp_path):
         logits, new = model.apply(given, x, train=True, mutable=["batch_stats"])
         return (logits * weight).sum(), (logits, new)
 
-    gradient = jax.jit(jax.grad(weighted, argnums=(0, 1), has_aux=True))
+    gradient = parity.quick_jit(jax.grad(weighted, argnums=(0, 1), has_aux=True))
     (by_params, by_x), (logits, new) = gradient(variables["params"], x)
     parity.assert_close(logits, expected, "logits")
     parity.assert_close(by_x, parity.to_nhwc(leaf.grad), "gradient by the images")
@@ -77,14 +90,13 @@ def test_values_gradients_and_power_iterations(tmp_path):
             else None
         ),
     )
-    again, new = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))(
-        {**variables, **new}, images(7)
-    )
+    variables = {**variables, **new}
+    again, new = model.apply(variables, images(7), train=True, mutable=["batch_stats"])
     parity.assert_close(again, other, "logits of the second call")
     after = export_discriminator({**variables, **new}, model)
     for name, array in parity.state_of(judge).items():
         parity.assert_close(after[name], array, name)
-    evaluated = jax.jit(lambda v, x: model.apply(v, x, train=False))({**variables, **new}, x)
+    evaluated = model.apply({**variables, **new}, x, train=False)
     parity.assert_close(evaluated, judge.eval().classify(leaf), "evaluation logits")
 
 

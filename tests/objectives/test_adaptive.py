@@ -89,7 +89,7 @@ def test_the_weight_is_the_ratio_of_norms_within_its_limit():
             decoder_channels=8,
         ),
         AutoencoderKLQwenImage(
-            channels=4, multipliers=(1, 1), latent_channels=2, num_res_blocks=1,
+            base_dim=4, multipliers=(1, 1), latent_channels=2, num_res_blocks=1,
             temporal_downsample=(False,),
         ),
         AutoencoderDC(

@@ -1,34 +1,46 @@
-"""Four steps of a VAE with RAE's adversarial training against torch, across its schedules."""
+"""Three steps of a VAE with RAE's adversarial training against torch, across its schedules."""
 
 import copy
 import dataclasses
 import functools
+import itertools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import kinks
 import numpy as np
+import optax
 import parity
 import pytest
+import tiny
 import torch
 from diffusers_vae import ldm_names, make_vae
 from torch_diffaug import diff_augment
 from torch_dino_discriminator import TorchDinoDiscriminator, variables_of
 
+from repae_jax.config import discriminator
 from repae_jax.interop.autoencoder_kl import export_vae, load_vae
 from repae_jax.interop.dino_discriminator import export_discriminator
 from repae_jax.models.dino_discriminator import DinoDiscriminator
 from repae_jax.models.networks import Models
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
+from repae_jax.objectives.metrics import METRICS
 from repae_jax.objectives.objective import Objective
+from repae_jax.runs.build import (
+    build_models,
+    build_objective,
+    build_optimizers,
+    fresh_state,
+    latent_shape,
+)
 from repae_jax.runs.optimizers import adamw
 from repae_jax.runs.state import create_state
-from repae_jax.training.noise import Draws
-from repae_jax.training.step import make_loss, make_train_step
+from repae_jax.training.noise import Draws, sample_draws
+from repae_jax.training.step import make_train_step
 
-BATCH, SIDE, STEPS = 2, 16, 4
-# The LPIPS term joins at step 1, the discriminator at 2, and the adversarial term at 3.
+BATCH, SIDE, STEPS = 2, 8, 3
+# LPIPS and the discriminator join at the second step, the adversarial term at the third.
 OBJECTIVE = Objective(
     perceptual_weight=0.7, perceptual_start=1, kl_weight=1e-3, adversarial_weight=0.75,
     discriminator_start=1, generator_start=2, adaptive_weight=True, augmentation="diffaug",
@@ -167,7 +179,8 @@ def train_torch(networks, inputs, dtype=torch.float32, objective=OBJECTIVE):
         if step >= it.discriminator_start:
             optimizers["discriminator"].step()
         optimizers["tokenizer"].step()
-        yield {name: float(value) for name, value in metrics.items()}, list(found)
+        values = {name: torch.as_tensor(value).item() for name, value in metrics.items()}
+        yield values, list(found)
 
 
 def distances_of(inputs):
@@ -218,11 +231,16 @@ def arguments(inputs, step):
     return {"image": inputs.images[step]}, draws
 
 
-def export_gradients(grads, network):
+def gradients_of(before, after, network):
+    """The gradients of a step, from Adam's first moments."""
+    one, other = (
+        optax.tree_utils.tree_get(state.opt_state[network], "mu") for state in (before, after)
+    )
+    b1 = ADAM["b1"]
+    grads = jax.tree.map(lambda old, new: (new - b1 * old) / (1 - b1), one, other)
     if network == "tokenizer":
-        return export_vae(grads[network], MODELS.tokenizer, "ldm")
-    judge = {"params": grads[network], "batch_stats": {}}
-    return export_discriminator(judge, MODELS.discriminator)
+        return export_vae(grads, MODELS.tokenizer, "ldm")
+    return export_discriminator({"params": grads, "batch_stats": {}}, MODELS.discriminator)
 
 
 def export_state(state):
@@ -235,9 +253,9 @@ def export_state(state):
     return {f"vae/{k}": v for k, v in vae.items()} | {f"judge/{k}": v for k, v in exported.items()}
 
 
-def make_gradients(objective=OBJECTIVE):
-    loss = make_loss(MODELS, objective, tuple(RATES))
-    return parity.quick_jit(jax.grad(loss, has_aux=True))
+@functools.cache
+def our_step():
+    return parity.quick_jit(make_train_step(MODELS, OBJECTIVE, optimizers()))
 
 
 def compare_gradients(actual, expected, step):
@@ -253,36 +271,30 @@ def compare_gradients(actual, expected, step):
             parity.assert_close(actual[name], array, f"step {step}: {name}")
 
 
-@pytest.mark.slow
-def test_steps_equal_torch():
-    inputs, networks = safe_inputs(), copy.deepcopy(_networks())
-    state, gradients = our_state(networks), make_gradients()
-    train_step = parity.quick_jit(make_train_step(MODELS, OBJECTIVE, optimizers()))
-    for step, (theirs, _) in enumerate(train_torch(networks, inputs)):
-        given = arguments(inputs, step)
-        grads, _ = gradients(state.params, state, *given)
-        state, metrics = train_step(state, *given)
-        for name, value in theirs.items():
-            np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=f"{step} {name}")
-        for network in RATES:
-            expected = networks.gradients(network)
-            actual = export_gradients(grads, network)
-            assert set(actual) == set(expected)
-            compare_gradients(actual, expected, step)
-    parity.assert_tensors_close(export_state(state), networks.arrays())
-
-
 @functools.cache
-def _first_steps():
-    """The states and metrics of the first four steps."""
-    inputs = make_inputs(0)
+def our_steps():
+    """The states before and after each step, and the metrics."""
     states, logs = [our_state(copy.deepcopy(_networks()))], []
-    train_step = parity.quick_jit(make_train_step(MODELS, OBJECTIVE, optimizers()))
     for step in range(STEPS):
-        state, metrics = train_step(states[-1], *arguments(inputs, step))
+        state, metrics = our_step()(states[-1], *arguments(safe_inputs(), step))
         states.append(state)
         logs.append(metrics)
     return states, logs
+
+
+@pytest.mark.slow
+def test_steps_equal_torch():
+    (states, logs), networks = our_steps(), copy.deepcopy(_networks())
+    for step, (theirs, _) in enumerate(train_torch(networks, safe_inputs())):
+        for name, value in theirs.items():
+            ours = logs[step][name]
+            np.testing.assert_allclose(ours, value, rtol=1e-4, atol=1e-6, err_msg=f"{step} {name}")
+        for network in RATES:
+            expected = networks.gradients(network)
+            actual = gradients_of(*states[step : step + 2], network)
+            assert set(actual) == set(expected)
+            compare_gradients(actual, expected, step)
+    parity.assert_tensors_close(export_state(states[-1]), networks.arrays())
 
 
 def same(one, other):
@@ -292,19 +304,57 @@ def same(one, other):
 
 @pytest.mark.slow
 def test_schedules():
-    states, logs = _first_steps()
-    assert [bool(log["perceptual_loss"]) for log in logs] == [False, True, True, True]
-    assert [bool(log["d_loss"]) for log in logs] == [False, True, True, True]
-    assert [bool(log["logits_real"]) for log in logs] == [False, True, True, True]
-    assert [bool(log["adaptive_weight"]) for log in logs] == [False, False, True, True]
-    assert [bool(log["weighted_gan_loss"]) for log in logs] == [False, False, True, True]
+    states, logs = our_steps()
+    assert [bool(log["perceptual_loss"]) for log in logs] == [False, True, True]
+    assert [bool(log["d_loss"]) for log in logs] == [False, True, True]
+    assert [bool(log["logits_real"]) for log in logs] == [False, True, True]
+    assert [bool(log["adaptive_weight"]) for log in logs] == [False, False, True]
+    assert [bool(log["weighted_gan_loss"]) for log in logs] == [False, False, True]
     # The discriminator waits: its parameters, its power iterations, its optimizer and its count.
-    for before, after, waits in zip(states[:-1], states[1:], (True, False, False, False),
-                                    strict=True):  # fmt: skip
+    for step, (before, after) in enumerate(itertools.pairwise(states)):
         for part in ("params", "batch_stats", "opt_state"):
             one, other = (getattr(state, part)["discriminator"] for state in (before, after))
-            assert same(one, other) == waits
+            assert same(one, other) == (step < OBJECTIVE.discriminator_start)
         assert not same(before.params["tokenizer"], after.params["tokenizer"])
     counts = [leaf for leaf in jax.tree.leaves(states[-1].opt_state) if leaf.dtype == jnp.int32]
     assert sorted(set(map(int, counts))) == [STEPS - 1, STEPS]
     assert same(states[0].frozen, states[-1].frozen)
+
+
+@pytest.mark.parametrize("family", ["patchgan", "dino"])
+def test_the_state_keeps_its_shape_with_every_option(family):
+    config = tiny.get_config("vae")
+    if family == "dino":
+        config.discriminator = discriminator(
+            family=family, patch_size=4, hidden_size=8, depth=2, num_heads=2, blocks=(1, 2), side=12
+        )
+    config.objective.update(
+        discriminator_start=1, generator_start=2, adaptive_weight=True, augmentation="diffaug",
+        fake_latents="mean", fake_bytes=True, perceptual_start=1, lecam_weight=0.1,
+    )  # fmt: skip
+    models = build_models(config)
+    state = jax.eval_shape(lambda key: fresh_state(config, models, key), jax.random.key(0))
+    batch = {"image": jax.ShapeDtypeStruct((8, 32, 32, 3), jnp.uint8)}
+    shape = latent_shape(config, models)
+    draws = jax.eval_shape(lambda: sample_draws(jax.random.key(1), 8, shape, augment=True))
+    for parts in (1, 2):
+        step = make_train_step(
+            models, build_objective(config), build_optimizers(config), micro_batches=parts
+        )
+        after, metrics = jax.eval_shape(step, state, batch, draws)
+        assert shapes(after) == shapes(state)
+        assert metrics.keys() <= METRICS.keys() | {"skipped"}
+        assert "adaptive_weight" in metrics
+
+
+def shapes(tree):
+    return jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)
+
+
+def test_the_draws_of_others_stay_with_an_augmentation():
+    plain, more = (
+        sample_draws(jax.random.key(0), 4, (2, 2, 3), augment=it) for it in (False, True)
+    )
+    assert plain.augmentation is None
+    assert more.augmentation.shape == (4, 3, 5)
+    jax.tree.map(np.testing.assert_array_equal, plain, more.replace(augmentation=None))
