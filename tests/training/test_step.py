@@ -29,12 +29,6 @@ GAN = {"gan_loss", "weighted_gan_loss"}
 ALIGNED = {"proj_loss"}
 VF = {"vf_distance_loss", "vf_cosine_loss", "vf_adaptive_weight", "weighted_vf_loss"}
 VF |= {"grad_norm_vf"}
-    "vf_distance_loss",
-    "vf_cosine_loss",
-    "vf_adaptive_weight",
-    "weighted_vf_loss",
-    "grad_norm_vf",
-}
 REPAE = SIT | ALIGNED | VAE | {"vae_align_loss"} | DISCRIMINATOR | GAN
 EXPECTED = {
     "repae": REPAE,
