@@ -22,6 +22,7 @@ from repae_jax.interop import (
     flux2,
     hub,
     latent_statistics,
+    rae_files,
     tables,
     weight_files,
 )
@@ -34,6 +35,7 @@ from repae_jax.models.tokenizers import base
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 from repae_jax.models.tokenizers.dc_ae import AutoencoderDC
 from repae_jax.models.tokenizers.distributions import LatentDistribution
+from repae_jax.models.tokenizers.rae import RAE
 from repae_jax.utils.arrays import as_array
 from repae_jax.utils.atomic_files import replacing
 from repae_jax.utils.images import as_float
@@ -172,6 +174,9 @@ def read_weights(
         statistics = family.statistics(found.tensors, config, source=source)
     else:
         content, checkpoint = _open_file(path)
+        if isinstance(module, RAE) and (found := rae_files.decoder_in(content, source=str(path))):
+            variables = rae_files.read_decoder(found, module, path)
+            return variables, rae_files.statistics_beside(path, module.latent_channels)
         found = _dc_ae_in(content, path) or _vae_in(content, checkpoint, path)
         statistics = _statistics_of(found, checkpoint, path, module)
         file = path
@@ -298,6 +303,11 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
 
 def _read_file(path, dtype):
     content, checkpoint = _open_file(path)
+    if found := rae_files.decoder_in(content, source=str(path)):
+        module = rae_files.infer_model(found, path, dtype)
+        variables = rae_files.read_decoder(found, module, path)
+        statistics = rae_files.statistics_beside(path, module.latent_channels)
+        return StoredVAE(module, variables.pop("params"), {}, statistics, (), variables)
     if found := _dc_ae_in(content, path):
         module = AutoencoderDC(
             **dc_ae.infer_dimensions(found.tensors, source=str(path)), dtype=dtype

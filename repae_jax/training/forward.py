@@ -80,7 +80,8 @@ def make_shared_forward(models: Models, objective: Objective, *, reconstruct: bo
         latents = posterior.mean if of_mean else posterior.sample(draws.posterior_noise)
         reconstructions = None
         if reconstruct:
-            reconstructions = decode(tokenizer, variables, latents)
+            noisy = latents if draws.decoder_noise is None else latents + draws.decoder_noise
+            reconstructions = decode(tokenizer, variables, noisy)
         return StepContext(
             step=state.step,
             draws=draws,

@@ -15,6 +15,7 @@ class Draws:
     noise: jax.Array  # (B, h, w, c) standard normal, the interpolant at t = 1
     condition_drop: jax.Array  # (B,) bool, True where the null condition replaces the condition
     class_noise: jax.Array | None = None  # (B, D), the noise of the class token (REG)
+    decoder_noise: jax.Array | None = None  # (B, h, w, c), what is added to the decoder's latents
 
 
 def sample_draws(
@@ -26,6 +27,7 @@ def sample_draws(
     times: Times = UNIFORM,
     condition_drop: float = 0.1,
     class_token_dim: int = 0,
+    latent_noise: float = 0.0,
 ) -> Draws:
     """Sample the random draws for a batch of latents.
 
@@ -37,14 +39,30 @@ def sample_draws(
       times: the distribution of the times.
       condition_drop: probability that a condition is dropped, in [0, 1].
       class_token_dim: the width of the class token that the backbone denoises; 0 for none.
+      latent_noise: tau, see `sample_decoder_noise`; 0 for none.
     """
     posterior_key, time_key, noise_key, drop_key = jax.random.split(key, 4)
     shape, of_class = (batch_size, *latent_shape), (batch_size, class_token_dim)
     class_key = jax.random.fold_in(key, 4)  # another than the four above
+    decoder_key = jax.random.fold_in(key, 5)
     return Draws(
         posterior_noise=jax.random.normal(posterior_key, shape),
         time=times.sample(time_key, batch_size, interpolant),
         noise=jax.random.normal(noise_key, shape),
         condition_drop=jax.random.bernoulli(drop_key, condition_drop, (batch_size,)),
         class_noise=jax.random.normal(class_key, of_class) if class_token_dim else None,
+        decoder_noise=sample_decoder_noise(decoder_key, shape, latent_noise),
     )
+
+
+def sample_decoder_noise(key: jax.Array, shape: tuple[int, ...], tau: float) -> jax.Array | None:
+    """sigma * n with n standard normal (B, h, w, c), and sigma ~ U(0, tau) of each image.
+
+    It augments the latents that a decoder learns from (RAE, arXiv 2510.11690, section 4.3), where
+    tau is 0.8. None for a tau of 0.
+    """
+    if not tau:
+        return None
+    sigma_key, noise_key = jax.random.split(key)
+    sigma = tau * jax.random.uniform(sigma_key, (shape[0], 1, 1, 1))
+    return sigma * jax.random.normal(noise_key, shape)

@@ -139,7 +139,7 @@ class Program:
             gather=make_gather(self.mesh, self.shardings, config.dtype),
         )
         shape = latent_shape(config, self.models)
-        backbone = self.models.backbone
+        backbone, trains_tokenizer = self.models.backbone, "tokenizer" in config.train
 
         def step(state, batch, key, requests):
             draws = sample_draws(
@@ -150,6 +150,7 @@ class Program:
                 times=Times(**config.time),
                 condition_drop=config.condition.drop,
                 class_token_dim=class_token_dim(backbone),
+                latent_noise=config.objective.latent_noise if trains_tokenizer else 0.0,
             )
             draws = jax.lax.with_sharding_constraint(draws, batch_sharding(self.mesh))
             state, metrics = train_step(state, batch, draws)

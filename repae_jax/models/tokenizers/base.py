@@ -25,7 +25,9 @@ class Tokenizer(Protocol):
     A convolutional tokenizer may have a field `stripes`, the most stripes per image
     (models/stripes.py), which a run then sets; its results are the same for every number.
 
-    A tokenizer whose latents are the images has `identity`, which is True: see `is_identity`.
+    A tokenizer whose latents are the images has `identity`, which is True: see `is_identity`. One
+    whose latent statistics differ from position to position has `statistics_by_position`, which is
+    True: see `statistics_shape`.
     """
 
     factor: int
@@ -54,6 +56,12 @@ def is_identity(tokenizer: Tokenizer) -> bool:
     to bytes, so that uint8 images come back as they were.
     """
     return getattr(tokenizer, "identity", False)
+
+
+def statistics_shape(tokenizer: Tokenizer, latent_shape: tuple[int, int, int]) -> tuple[int, ...]:
+    """The shape of the statistics of latents (h, w, c): (c,), or of each position (h, w, c)."""
+    by_position = getattr(tokenizer, "statistics_by_position", False)
+    return tuple(latent_shape) if by_position else tuple(latent_shape[-1:])
 
 
 def encode(
