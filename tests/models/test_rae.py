@@ -13,7 +13,7 @@ from repae_jax.errors import UserError
 from repae_jax.interop.rae import export_rae, load_rae
 from repae_jax.interop.vit import load_vit
 from repae_jax.models.tokenizers.base import decode, encode, variable_shapes
-from repae_jax.models.tokenizers.rae import ENCODERS, RAE_CONFIGS, RAE
+from repae_jax.models.tokenizers.rae import ENCODERS, RAE, RAE_CONFIGS
 
 SIDE = 16  # four latents of factor 4
 
