@@ -14,10 +14,12 @@ PIXELS = 256 * 256 * 3
 
 def get_config(recipe: str = "vavae"):
     config = imagenet256()
+    config.dtype = "float32"
     config.tokenizer = tokenizer("f16d32")
     config.teachers.clear()
     # The encoder sees the VAE's own input: [-1, 1], bilinear without antialias.
-    config.teachers.dinov2 = teacher("dinov2-l", preprocessing="pe", weights="pretrained/dinov2_vitl14_pretrain.pth")
+    weights = "pretrained/dinov2_vitl14_pretrain.pth"
+    config.teachers.dinov2 = teacher("dinov2-l", preprocessing="vavae", weights=weights)
     # Distances are summed over pixels, and each of them has LPIPS added.
     config.objective.update(
         reconstruction_weight=PIXELS, perceptual_weight=PIXELS, kl_weight=1e-6,

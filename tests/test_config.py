@@ -9,7 +9,7 @@ import tiny
 from ml_collections import ConfigDict
 
 from repae_jax.config import RECIPES, apply_recipe, base
-from repae_jax.config.modules import build_encoder, build_tokenizer
+from repae_jax.config.modules import build_backbone, build_encoder, build_tokenizer
 from repae_jax.config.needs import check_files
 from repae_jax.config.overrides import apply_overrides, read_config
 from repae_jax.config.storage import differences, to_json
@@ -93,6 +93,44 @@ def test_the_published_recipe_of_jit():
     assert config.objective.least_time == config.backbone.least_time == 0.05
     assert (sampling.method, sampling.steps, sampling.guidance_scale) == ("heun", 50, 3.0)
     assert (sampling.guidance_low, sampling.guidance_high) == (0.0, 1 - 0.1)
+
+
+def test_the_published_recipe_of_rae():
+    # Figures of its files configs/stage2/training/ImageNet256/DiTDH-XL_DINOv2-B.yaml and
+    # configs/stage1/training/DINOv2-B_decXL.yaml.
+    path = str(FOLDER / "imagenet256_rae_dinov2.py")
+    config = read_config(path, [])
+    validate(config)
+    adamw, sampling = config.optimizer.backbone, config.sampling
+    assert (config.train, config.batch_size, config.ema_decay) == (("backbone",), 1024, 0.9995)
+    assert (adamw.learning_rate, adamw.b2, adamw.final_rate) == (2e-4, 0.95, 2e-5)
+    assert (adamw.decay, adamw.decay_start, adamw.decay_steps) == ("linear", 40 * 1251, 800 * 1251)
+    shift = (768 * 16 * 16 / 4096) ** 0.5
+    assert config.time.shift == sampling.shift == shift == pytest.approx(6.93, abs=2e-3)
+    assert (config.time.weighting, config.objective.least_time) == ("lognormal", 0.0)
+    # 50 points from 1 to 1 - 0.999
+    assert (sampling.method, sampling.steps) == ("euler", 49)
+    assert sampling.last_time == pytest.approx(1 - 0.999)
+    assert sampling.guidance_scale == 1.0
+    network = build_backbone(config, build_tokenizer(config))
+    assert (network.hidden_size, network.depth, network.patch_size) == (1152, 28, 1)
+    assert (network.head_size, network.head_depth, network.latent_channels) == (2048, 2, 768)
+
+    config = read_config(f"{path}:vae", [])
+    validate(config)
+    adamw, epoch = config.optimizer.tokenizer, 1_281_167 // 512
+    assert (config.train, config.batch_size) == (("tokenizer", "discriminator"), 512)
+    objective, judge = config.objective, config.optimizer.discriminator
+    assert (objective.discriminator_start, objective.generator_start) == (6 * epoch, 8 * epoch)
+    assert (objective.adversarial_weight, objective.adaptive_weight) == (0.75, True)
+    assert (judge.learning_rate, judge.b2, judge.decay_steps) == (2e-4, 0.95, 16 * epoch)
+    assert (adamw.learning_rate, adamw.b2, adamw.final_rate) == (2e-4, 0.95, 2e-5)
+    assert (adamw.decay, adamw.warmup_steps, adamw.decay_steps) == ("cosine", epoch, 16 * epoch)
+    assert (adamw.weight_decay, adamw.max_grad_norm) == (0.0, float("inf"))
+    assert (config.run.steps, config.objective.latent_noise) == (16 * epoch, 0.8)
+    # L1 of pixels in [0, 1], which is half that in [-1, 1]; LPIPS in [-1, 1]
+    assert config.objective.reconstruction_weight == 0.5 * config.objective.perceptual_weight
+    assert not config.lpips.rescale_inputs
 
 
 def test_unknown_recipe_is_named():

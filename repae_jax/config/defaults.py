@@ -85,6 +85,7 @@ def base() -> ConfigDict:
                 stop_gradient=True,
                 posterior="sample",  # or "mean": the latents of the encoder's posterior
                 latent_norm="batch",
+                latent_noise=0.0,  # of the decoder's latents, at most: RAE's tau; 0: off
                 reconstruction="l1",
                 reconstruction_weight=1.0,
                 perceptual_weight=1.0,

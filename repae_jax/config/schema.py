@@ -74,6 +74,7 @@ class _Objective(TypedDict):
     stop_gradient: bool
     posterior: Text
     latent_norm: Text
+    latent_noise: _FINITE
     reconstruction: Text
     reconstruction_weight: _FINITE
     perceptual_weight: _FINITE

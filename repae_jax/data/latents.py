@@ -16,6 +16,7 @@ between the two (`choose_mirrored`).
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NotRequired
@@ -50,9 +51,14 @@ class _Made(TypedDict):
     resolution: Side
 
 
+_MOST = 2**24  # values of a latent
+
+
 class _Statistics(TypedDict):
-    mean: each(real(), 1, 4096)
-    var: each(real(0), 1, 4096)
+    """One number per channel, or per row, column and channel."""
+
+    mean: each(real(), 1, _MOST)
+    var: each(real(0), 1, _MOST)
 
 
 class _Manifest(TypedDict):
@@ -170,14 +176,17 @@ def check_kind(folder: str | pathlib.Path, manifest: Mapping[str, Any]) -> None:
 def statistics_of(source: LatentSource) -> dict[str, np.ndarray]:
     """The statistics {"mean": (c,), "var": (c,)} of all latents of the cache, float32.
 
+    Where the cache has them by position, they are (h, w, c).
+
     Raises:
       UserError: the manifest's statistics are invalid.
     """
     statistics, shape = source.manifest["statistics"], source.manifest["made"]["latent_shape"]
     path = str(pathlib.Path(source.name) / MANIFEST)
-    return latent_statistics.as_statistics(
-        statistics["mean"], statistics["var"], shape[-1], source=path
-    )
+    mean, var = statistics["mean"], statistics["var"]
+    if len(mean) == len(var) == math.prod(shape):
+        mean, var = (np.reshape(np.asarray(values, np.float64), shape) for values in (mean, var))
+    return latent_statistics.as_statistics(mean, var, shape[-1], source=path, positions="hwc")
 
 
 def choose_mirrored(element: Mapping[str, Any], mirrored: bool) -> dict[str, Any]:

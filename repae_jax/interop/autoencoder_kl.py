@@ -178,7 +178,7 @@ def blank_layers(params: Mapping) -> list[str]:
     }
     notes = []
     for path, effect in effects.items():
-        kernel = np.asarray(flat.get(f"{path}/kernel", 1))
+        kernel = np.asarray(flat.get(f"{path}/kernel", np.ones(2)))
         if path == last:  # the first half of its outputs is the mean
             kernel = kernel[..., : kernel.shape[-1] // 2]
         if not kernel.astype(bool).any():

@@ -23,9 +23,11 @@ from repae_jax.interop import (
     hub,
     jit,
     latent_shards,
+    latent_statistics,
     lightningdit,
     lpips,
     mmdit,
+    rae_files,
     sit,
     vae_files,
     weight_files,
@@ -193,6 +195,10 @@ def _file(path):
     for tensors in content.values():
         if isinstance(tensors, Mapping):
             files.check_names(tensors, path)
+    if latent_statistics.is_of_rae(content):
+        return Detected("statistics", path, _arrays(content))
+    if found := rae_files.decoder_in(content, source=str(path)):
+        return Detected("rae-decoder", path, found.tensors, extract=found)
     for format, (sign, ignore) in _SIGNS.items():
         found = extract(content, sign, source=str(path), ignore=ignore)
         if found and _is_whole(format, found.tensors):

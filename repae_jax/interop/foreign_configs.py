@@ -4,7 +4,7 @@ from typing import Any
 
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
-from repae_jax.utils.schema import Text, Width, check_schema, each, real, whole
+from repae_jax.utils.schema import Side, Text, Width, check_schema, each, real, whole
 
 _Channels = whole(1, 4096)  # channels of images or latents
 _Number = float  # a latent statistic; `latent_statistics` checks its range
@@ -94,6 +94,33 @@ class _AutoencoderKLWan(_AutoencoderKLQwenImage, total=False):
     scale_factor_spatial: whole(1, 256) | None
 
 
+# per channel, or per channel, row and column
+_Positions = _Numbers | each(each(each(_Number, 1, 1024), 1, 1024), 1, 4096)
+
+
+class _AutoencoderRAE(TypedDict, total=False):
+    encoder_type: Text
+    encoder_hidden_size: _Channels
+    encoder_patch_size: whole(1, 256)
+    encoder_num_hidden_layers: whole(1, 256)
+    decoder_hidden_size: Width
+    decoder_num_hidden_layers: whole(1, 256)
+    decoder_num_attention_heads: whole(1, 1024)
+    decoder_intermediate_size: Width
+    patch_size: whole(1, 256)
+    encoder_input_size: Side
+    image_size: Side | None
+    num_channels: whole(3, 3)
+    encoder_norm_mean: each(_Number, 3, 3) | None
+    encoder_norm_std: each(real(0), 3, 3) | None
+    latents_mean: _Positions | None
+    latents_std: _Positions | None
+    noise_tau: real(0)
+    reshape_to_2d: bool
+    use_encoder_loss: bool
+    scaling_factor: _Number
+
+
 class _DiT(TypedDict, total=False):
     num_attention_heads: whole(1, 1024)
     attention_head_dim: whole(1, 1024)
@@ -116,6 +143,7 @@ _CLASSES = {
     "AutoencoderKLFlux2": _AutoencoderKLFlux2,
     "AutoencoderKLQwenImage": _AutoencoderKLQwenImage,
     "AutoencoderKLWan": _AutoencoderKLWan,
+    "AutoencoderRAE": _AutoencoderRAE,
     "DiTTransformer2DModel": _DiT,
     "Transformer2DModel": _DiT,
 }

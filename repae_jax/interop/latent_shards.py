@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from repae_jax.errors import UserError
-from repae_jax.interop import files
+from repae_jax.interop import files, latent_statistics
 from repae_jax.interop.latent_statistics import Statistics
 
 STATISTICS = "latents_stats.pt"
@@ -123,14 +123,14 @@ def write_shard(
 
 
 def write_statistics(folder: pathlib.Path, statistics: Statistics) -> None:
-    """Write {"mean": (c,), "var": (c,)} as their file of statistics.
+    """Write {"mean": (c,), "var": (c,)}, or (h, w, c) each, as their file of statistics.
 
     Raises:
       UserError: the file cannot be written.
     """
     std = np.sqrt(np.asarray(statistics["var"], np.float64))
     tensors = {"mean": np.asarray(statistics["mean"]), "std": std}
-    shaped = {n: a.astype(np.float32).reshape(1, -1, 1, 1) for n, a in tensors.items()}
+    shaped = {n: latent_statistics.of_positions(a.astype(np.float32)) for n, a in tensors.items()}
     files.write_torch(folder / STATISTICS, shaped)
 
 

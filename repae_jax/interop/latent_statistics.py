@@ -1,24 +1,28 @@
 """Latent statistics, the latents' mean and variance per channel, in the files of a VAE.
 
 In this package they are LatentNorm's {"mean": (c,), "var": (c,)}, float32: normalized latents are
-(z - mean) / sqrt(var). `as_statistics` validates them, whatever file they come from.
+(z - mean) / sqrt(var). RAE's are those of each position as well, (h, w, c). `as_statistics`
+validates them, whatever file they come from.
 """
 
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from repae_jax.errors import UserError
 from repae_jax.interop import files
+from repae_jax.models.batch_norm import LATENT_EPSILON
 
 Statistics = Mapping[str, np.ndarray]
+Positions = Literal["", "chw", "hwc"]
 
 _CONFIG_KEYS = ("latents_mean", "latents_std", "scaling_factor", "shift_factor")
 # SDXL's pipelines in diffusers multiply `latents_std` by 1 / `scaling_factor`; they read only VAEs
 # with this number of channels.
 _SDXL_CHANNELS = 4
+_RAE_EPSILON = 1e-5  # that its authors add to the variance
 
 
 def beside(path: pathlib.Path) -> pathlib.Path:
@@ -34,8 +38,11 @@ def as_statistics(
     power: int = 1,
     source: str,
     keys: tuple[str, str] = ("mean", "var"),
+    positions: Positions = "",
 ) -> dict[str, np.ndarray]:
     """LatentNorm's {"mean": (c,), "var": (c,)} from the numbers of a file, one per channel.
+
+    With `positions` the file may have one per channel and position; then both are (h, w, c).
 
     Args:
       mean: the mean of each channel.
@@ -44,16 +51,28 @@ def as_statistics(
       power: 1 if `spread` is a variance, 2 for a standard deviation, -2 for its inverse.
       source: the file's name in an error.
       keys: the file's names of mean and spread.
+      positions: the axes of the file's arrays, where it may have one number per position.
 
     Raises:
       UserError: the number or type of the values is wrong, a value is not finite, or a spread is
         not above 0.
     """
-    mean, spread = (_numbers(v, source, key) for v, key in zip((mean, spread), keys, strict=True))
+    mean, spread = (
+        _numbers(values, source, key, positions)
+        for values, key in zip((mean, spread), keys, strict=True)
+    )
     for array, key in ((mean, keys[0]), (spread, keys[1])):
-        if array.size != (channels or mean.size) or not array.size:
+        count = array.shape[-1]
+        if count != (channels or mean.shape[-1]) or not array.size:
             needed = f"the VAE has {channels} channels" if channels else f"{keys[0]} {mean.size}"
-            raise UserError(f"{source}: {key} has {array.size} values, {needed}")
+            raise UserError(f"{source}: {key} has {count} values, {needed}")
+    if mean.ndim == spread.ndim and mean.shape != spread.shape:
+        grids = [" x ".join(map(str, array.shape[:-1])) for array in (mean, spread)]
+        raise UserError(
+            f"{source}: {keys[0]} has {grids[0]} positions, {keys[1]} {grids[1]}: they are of "
+            "different latents"
+        )
+    mean, spread = np.broadcast_arrays(mean, spread)
     with np.errstate(all="ignore"):
         single, var = mean.astype(np.float32), (spread**power).astype(np.float32)
     _raise_for(mean, ~np.isfinite(single), "which is not finite", source, keys[0])
@@ -63,29 +82,70 @@ def as_statistics(
 
 
 def read(path: str | pathlib.Path, channels: int | None = None) -> dict[str, np.ndarray]:
-    """LatentNorm's {"mean": (c,), "var": (c,)} from `latents_scale` = 1 / std and `latents_bias`.
+    """LatentNorm's statistics from `latents_scale` = 1 / std and `latents_bias`.
 
-    LightningDiT's file (latents_stats.pt) has `mean` and `std` in their place.
+    LightningDiT's file (latents_stats.pt) has `mean` and `std` in their place. RAE's (stat.pt) has
+    `var`, to which its authors add 1e-5, and a `mean` that may be None, which is 0.
+
+    Returns:
+      {"mean": (c,), "var": (c,)}; or (h, w, c) where the file has them by position.
 
     Raises:
       UserError: a tensor is missing or has invalid values (see `as_statistics`).
     """
     tensors, keys, power = files.read_tensors(path), ("latents_bias", "latents_scale"), -2
-    if {"mean", "std"} <= tensors.keys():
+    if is_of_rae(tensors):
+        keys, power = ("mean", "var"), 1
+        mean, var = tensors.get("mean"), np.asarray(tensors["var"], np.float64)
+        mean = np.zeros(_channels_of(var)) if mean is None else mean
+        tensors = {"mean": mean, "var": var + (_RAE_EPSILON - LATENT_EPSILON)}
+    elif {"mean", "std"} <= tensors.keys():
         keys, power = ("mean", "std"), 2
     for name in keys:
         if name not in tensors:
             raise UserError(f"{path}: tensor {name!r} is missing")
     bias, scale = (tensors[name] for name in keys)
-    return as_statistics(bias, scale, channels, power=power, source=str(path), keys=keys)
+    return as_statistics(
+        bias, scale, channels, power=power, source=str(path), keys=keys, positions="chw"
+    )
+
+
+def is_of_rae(content: Mapping[str, Any]) -> bool:
+    """Whether a file's content is that of RAE's file of statistics."""
+    mean = content.get("mean")
+    known = content.keys() <= {"mean", "var"} and (mean is None or isinstance(mean, np.ndarray))
+    return known and isinstance(content.get("var"), np.ndarray)
+
+
+def of_positions(array: np.ndarray) -> np.ndarray:
+    """An array (c,) or (h, w, c) as PyTorch's code has it: (1, c, 1, 1) or (1, c, h, w)."""
+    return array.reshape(1, -1, 1, 1) if array.ndim == 1 else array.transpose(2, 0, 1)[None]
 
 
 def write(path: str | pathlib.Path, statistics: Statistics) -> None:
-    """The inverse of `read`, bit for bit: two tensors (1, c, 1, 1), float32."""
+    """The inverse of `read`, bit for bit: two tensors (1, c, 1, 1) or (1, c, h, w), float32."""
     scale = np.asarray(statistics["var"], np.float64) ** -0.5
     tensors = {"latents_scale": scale, "latents_bias": np.asarray(statistics["mean"])}
-    shaped = {n: a.astype(np.float32).reshape(1, -1, 1, 1) for n, a in tensors.items()}
-    files.write_torch(path, shaped)
+    files.write_torch(path, {n: of_positions(a.astype(np.float32)) for n, a in tensors.items()})
+
+
+def fitted(statistics: Statistics, shape: tuple[int, ...], *, source: str) -> Statistics:
+    """Statistics of the shape that a LatentNorm has, (c,) or (h, w, c).
+
+    Those of a channel are those of each of its positions.
+
+    Raises:
+      UserError: they are of other positions.
+    """
+    found = np.shape(statistics["var"])
+    if found[:-1] not in ((), tuple(shape[:-1])):
+        theirs, ours = (" x ".join(map(str, s[:-1])) or "no" for s in (found, shape))
+        raise UserError(
+            f"{source}: its latent statistics are of {theirs} positions, but {ours} are needed: "
+            "take images of the resolution that they were measured at, or other statistics "
+            "(config.tokenizer.statistics)"
+        )
+    return {name: np.broadcast_to(array, shape) for name, array in statistics.items()}
 
 
 def from_config(
@@ -150,20 +210,36 @@ def updated_config(
     return {**config, **lists, **factors}
 
 
-def _numbers(values, source, key):
-    """Values as a float64 vector; a tensor may have only one axis longer than 1."""
+def _channels_of(array):
+    """The channels of an array (c, h, w), (1, c, h, w) or with one long axis."""
+    long = [extent for extent in array.shape if extent != 1]
+    return array.size if len(long) < 2 else array.shape[-3] if array.ndim > 2 else array.shape[0]
+
+
+def _numbers(values, source, key, positions):
+    """Values as a float64 vector, or with `positions` as (h, w, c).
+
+    A tensor may have only one axis longer than 1, unless it has positions.
+    """
     try:
         array = np.asarray(values)
     except ValueError:  # lists of several lengths
         array = np.asarray(None)
     kinds = "fViu" if isinstance(values, list | tuple) else "fV"  # JSON has one kind of number
-    if array.dtype.kind not in kinds or sum(extent != 1 for extent in array.shape) > 1:
+    several = sum(extent != 1 for extent in array.shape) > 1
+    if several and positions and array.ndim == 4 and len(array) == 1:
+        array = array[0]
+    if array.dtype.kind not in kinds or (several and not (positions and array.ndim == 3)):
         what = f"{array.dtype} of shape {array.shape}"
         raise UserError(f"{source}: {key} is {what}, and has to be one real number per channel")
-    return array.astype(np.float64).reshape(-1)
+    array = array.astype(np.float64)
+    if not several:
+        return array.reshape(-1)
+    return array.transpose(1, 2, 0) if positions == "chw" else array
 
 
 def _raise_for(array, bad, what, source, key):
     if bad.any():
-        index = int(np.argmax(bad))
-        raise UserError(f"{source}: {key}[{index}] is {array[index]:g}, {what}")
+        index = np.unravel_index(int(np.argmax(bad)), bad.shape)
+        place = ", ".join(map(str, (*index[-1:], *index[:-1])))  # channel, row, column
+        raise UserError(f"{source}: {key}[{place}] is {array[index]:g}, {what}")

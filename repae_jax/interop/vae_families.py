@@ -7,11 +7,21 @@ from typing import Any
 import flax.linen as nn
 
 from repae_jax.errors import UserError
-from repae_jax.interop import autoencoder_kl, dc_ae, flux2, latent_statistics, qwen_image, wan
+from repae_jax.interop import (
+    autoencoder_kl,
+    dc_ae,
+    flux2,
+    latent_statistics,
+    qwen_image,
+    rae,
+    rae_config,
+    wan,
+)
 from repae_jax.interop.latent_statistics import Statistics
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 from repae_jax.models.tokenizers.dc_ae import AutoencoderDC
 from repae_jax.models.tokenizers.qwen_image_vae import AutoencoderKLQwenImage
+from repae_jax.models.tokenizers.rae import RAE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +37,10 @@ class Family:
       load, export: tensors -> variables {"params": ..., and constants}, and back.
       dimensions_from_config, config_from_dimensions: config.json -> fields, and back.
       statistics_in_tensors: whether the tensors hold the latent statistics; otherwise config.json.
+      refined: (fields, tensors, source) -> the fields, where tensors determine some of them too.
+      check_same: (module, fields, source) raises UserError where the fields of a folder are not
+        those of the module, in what the shapes of its tensors do not show.
+      assumed: (module) -> entries of config.json that apply where a VAE's config has none.
     """
 
     module: type[nn.Module]
@@ -39,6 +53,16 @@ class Family:
     dimensions_from_config: Any
     config_from_dimensions: Any
     statistics_in_tensors: bool = False
+    refined: Any = lambda fields, tensors, source: fields
+    check_same: Any = lambda module, fields, source: None
+    assumed: Any = lambda module: {}
+
+    def dimensions(
+        self, tensors: Mapping[str, Any], config: Mapping[str, Any], *, source: str
+    ) -> dict[str, Any]:
+        """The fields of a folder's module; see `dimensions_from_config`."""
+        fields = self.dimensions_from_config(config, source=source)
+        return self.refined(fields, tensors, source)
 
     def statistics(
         self, tensors: Mapping[str, Any], config: Mapping[str, Any], *, source: str
@@ -49,6 +73,8 @@ class Family:
           UserError: the statistics are invalid.
         """
         channels = config[self.channels]
+        if self.module is RAE:
+            return rae_config.statistics_in(tensors, config, source=source)
         if self.statistics_in_tensors:
             epsilon = config["batch_norm_eps"]
             return flux2.statistics_in(tensors, 4 * channels, epsilon, source=source)
@@ -58,10 +84,13 @@ class Family:
         self,
         tensors: Mapping[str, Any],
         config: Mapping[str, Any],
-        channels: int,
+        module: nn.Module,
         statistics: Statistics | None,
     ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         """A folder's tensors and config with these latent statistics."""
+        if self.module is RAE:
+            return rae_config.with_statistics(tensors, config, module, statistics)
+        channels = module.latent_channels
         if self.statistics_in_tensors:
             return {**tensors, **flux2.statistics_tensors(statistics, channels)}, config
         return tensors, latent_statistics.updated_config(config, channels, statistics)
@@ -132,6 +161,21 @@ FAMILIES = {
         dc_ae.dc_ae_dimensions,
         dc_ae.dc_ae_config,
     ),
+    rae.CLASS_NAME: Family(
+        RAE,
+        rae.SIGN,
+        (),
+        rae_config.CONFIG_DEFAULTS,
+        "encoder_hidden_size",
+        rae.load_rae,
+        rae.export_rae,
+        rae_config.rae_dimensions,
+        rae_config.rae_config,
+        statistics_in_tensors=True,
+        refined=rae_config.refined,
+        check_same=rae_config.check_same,
+        assumed=rae_config.assumed_config,
+    ),
 }
 
 
@@ -147,7 +191,7 @@ def family_of(module: nn.Module, class_name: str | None = None) -> Family:
     """
     if class_name in FAMILIES:
         return FAMILIES[class_name]
-    name = type(module).__name__
+    name = rae.CLASS_NAME if isinstance(module, RAE) else type(module).__name__
     if isinstance(module, AutoencoderKL) and module.patchify:
         name = flux2.CLASS_NAME
     if name not in FAMILIES:

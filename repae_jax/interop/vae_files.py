@@ -22,6 +22,7 @@ from repae_jax.interop import (
     flux2,
     hub,
     latent_statistics,
+    rae_files,
     tables,
     weight_files,
 )
@@ -34,6 +35,7 @@ from repae_jax.models.tokenizers import base
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 from repae_jax.models.tokenizers.dc_ae import AutoencoderDC
 from repae_jax.models.tokenizers.distributions import LatentDistribution
+from repae_jax.models.tokenizers.rae import RAE
 from repae_jax.utils.arrays import as_array
 from repae_jax.utils.atomic_files import replacing
 from repae_jax.utils.images import as_float
@@ -52,7 +54,8 @@ class StoredVAE:
       module: the architecture; `module.apply(variables, ...)` is the pure function.
       params: its parameters.
       config: entries of diffusers' config.json beyond the dimensions, such as "scaling_factor".
-      statistics: the latents' {"mean": (c,), "var": (c,)}, or None if its files have none.
+      statistics: the latents' {"mean": (c,), "var": (c,)}, (h, w, c) each for a RAE, or None if its
+        files have none.
       notes: notes on its file: tensors that were left out, and layers of zeros.
       constants: its collections beside the parameters.
     """
@@ -108,21 +111,25 @@ class StoredVAE:
         Raises:
           TypeError, UserError: latents of another type or shape, or a VAE without statistics.
         """
-        return normalize(self._checked(latents), *self._moments())
+        latents = self._checked(latents)
+        return normalize(latents, *self._moments(latents))
 
     def denormalize(self, latents: jax.Array) -> jax.Array:
         """The inverse of `normalize`."""
-        return denormalize(self._checked(latents), *self._moments())
+        latents = self._checked(latents)
+        return denormalize(latents, *self._moments(latents))
 
     def _checked(self, latents):
         latents = as_array(latents, "latents", "give floating point (B, h, w, c)")
         check_latents(latents, self.module.latent_channels)
         return latents
 
-    def _moments(self):
+    def _moments(self, latents):
         if self.statistics is None:
             raise UserError("this VAE came without latent statistics (mean and variance)")
-        return self.statistics["mean"], self.statistics["var"]
+        shape = latents.shape[1:] if self.statistics["var"].ndim > 1 else latents.shape[-1:]
+        fitting = latent_statistics.fitted(self.statistics, shape, source="this VAE")
+        return fitting["mean"], fitting["var"]
 
 
 def read_vae(
@@ -162,10 +169,14 @@ def read_weights(
     path = hub.locate(name, (CONFIG,), weight_files.DIFFUSERS)
     if path.is_dir() or of_a_folder(path):
         file, config, family = _open_folder(path)
-        found = _tensors(files.read_stored(file), family, file)
-        statistics = family.statistics(found.tensors, config, source=str(file.parent / CONFIG))
+        found, source = _tensors(files.read_stored(file), family, file), str(file.parent / CONFIG)
+        family.check_same(module, family.dimensions(found.tensors, config, source=source), source)
+        statistics = family.statistics(found.tensors, config, source=source)
     else:
         content, checkpoint = _open_file(path)
+        if isinstance(module, RAE) and (found := rae_files.decoder_in(content, source=str(path))):
+            variables = rae_files.read_decoder(found, module, path)
+            return variables, rae_files.statistics_beside(path, module.latent_channels)
         found = _dc_ae_in(content, path) or _vae_in(content, checkpoint, path)
         statistics = _statistics_of(found, checkpoint, path, module)
         file = path
@@ -201,8 +212,9 @@ def write_diffusers(folder: str | pathlib.Path, vae: StoredVAE) -> None:
     tensors = family.export(jax.device_get(vae.variables), vae.module)
     tables.require_finite(tensors, folder)
     dimensions = family.config_from_dimensions(vae.module)
-    config = {**with_defaults(vae.config, family, channels), **dimensions}
-    tensors, config = family.with_statistics(tensors, config, channels, vae.statistics)
+    given = {**family.assumed(vae.module), **vae.config}
+    config = {**with_defaults(given, family, channels), **dimensions}
+    tensors, config = family.with_statistics(tensors, config, vae.module, vae.statistics)
     with replacing(folder) as temporary:
         temporary.mkdir()
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
@@ -234,9 +246,8 @@ def write_ldm(path: str | pathlib.Path, vae: StoredVAE) -> None:
 
 def _read_folder(path, dtype, variant=None):
     file, config, family = _open_folder(path, variant)
-    dimensions = family.dimensions_from_config(config, source=str(file.parent / CONFIG))
-    module = family.module(**dimensions, dtype=dtype)
-    found = _tensors(files.read_stored(file), family, file)
+    found, source = _tensors(files.read_stored(file), family, file), str(file.parent / CONFIG)
+    module = family.module(**family.dimensions(found.tensors, config, source=source), dtype=dtype)
     variables = family.load(found.tensors, module, source=str(file))
     params = variables.pop("params")
     known = family.config_from_dimensions(module).keys() - {"_class_name"}
@@ -245,7 +256,7 @@ def _read_folder(path, dtype, variant=None):
         params=params,
         constants=variables,
         config={k: v for k, v in config.items() if k not in known},
-        statistics=family.statistics(found.tensors, config, source=str(file.parent / CONFIG)),
+        statistics=family.statistics(found.tensors, config, source=source),
         notes=notes_on(found, params),
     )
 
@@ -292,6 +303,11 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
 
 def _read_file(path, dtype):
     content, checkpoint = _open_file(path)
+    if found := rae_files.decoder_in(content, source=str(path)):
+        module = rae_files.infer_model(found, path, dtype)
+        variables = rae_files.read_decoder(found, module, path)
+        statistics = rae_files.statistics_beside(path, module.latent_channels)
+        return StoredVAE(module, variables.pop("params"), {}, statistics, (), variables)
     if found := _dc_ae_in(content, path):
         module = AutoencoderDC(
             **dc_ae.infer_dimensions(found.tensors, source=str(path)), dtype=dtype

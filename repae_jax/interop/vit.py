@@ -14,7 +14,7 @@ import numpy as np
 from repae_jax.errors import UserError
 from repae_jax.interop import tables
 from repae_jax.interop.files import read_tensors
-from repae_jax.interop.vit_names import FAMILIES, FORMATS, Format
+from repae_jax.interop.vit_names import FAMILIES, FORMATS, Format, Naming
 from repae_jax.models.encoders.vit import ViT
 from repae_jax.models.rotary import grid_periods
 
@@ -46,7 +46,7 @@ def load_vit(tensors: Mapping[str, Any], model: ViT, source: str = "checkpoint")
       tensors: the content of a file of `model.family`, in any of its `FORMATS`: a flat dict, or
         the nested dict that its authors publish. Tensors that the model does not use are ignored:
         heads, decoders, text towers, momentum encoders, mask tokens (which act in masked
-        pre-training only), and the final norm if the model has none.
+        pre-training only), and the final norm, or its scale and bias, if the model has none.
       model: the ViT that takes the parameters.
       source: the name of the tensors in an error, such as the file's name.
 
@@ -63,6 +63,14 @@ def load_vit(tensors: Mapping[str, Any], model: ViT, source: str = "checkpoint")
     fused = _fused(used, model, format, prefix)
     params = tables.to_ours(format.rules(prefix, model.patch_size), fused, source=source)
     return {"params": tables.unflatten(params), **constants}
+
+
+def export_vit(
+    params: Mapping[str, Any], model: ViT, naming: Naming, prefix: str = ""
+) -> dict[str, np.ndarray]:
+    """The inverse of `load_vit`: the names of `model.family` in a naming -> numpy arrays."""
+    format = next(f for f in FORMATS if (f.family, f.naming) == (model.family, naming))
+    return _export({"params": params}, model, format, prefix)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +132,8 @@ def _unpacked(content, format):
 def _used(tensors, model, format, prefix):
     """The tensors without those that the format ignores, with misspelled names corrected."""
     norm = rf"{re.escape(format.layers['norm'])}\.(weight|bias)"
-    ignore = format.ignored(prefix, *([] if model.final_norm else [norm]))
+    affine = model.final_norm and model.final_affine
+    ignore = format.ignored(prefix, *([] if affine else [norm]))
     used = {}
     for name, array in tables.without(tensors, ignore).items():
         for wrong, right in format.misnamed:

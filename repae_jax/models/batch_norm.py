@@ -1,5 +1,7 @@
 """BatchNorm with PyTorch's running statistics, and LatentNorm, which is based on it."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,8 @@ LATENT_EPSILON = 1e-4  # added to the variance of a channel, as in the original
 class BatchNorm(nn.Module):
     """Normalizes (B, H, W, C) per channel; running statistics live in `batch_stats`.
 
+    With `positions` (H, W) it normalizes each position of a channel by statistics of its own.
+
     Flax's own BatchNorm keeps the biased variance. PyTorch, and so every published checkpoint,
     keeps the unbiased variance: running = (1 - momentum) * running + momentum * var * n / (n - 1).
     Statistics are float32; a sharded batch has the statistics of the global batch.
@@ -21,6 +25,7 @@ class BatchNorm(nn.Module):
     affine: bool = True
     scale_init: initializers.Initializer = initializers.ones
     dtype: jnp.dtype = jnp.float32
+    positions: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -32,16 +37,17 @@ class BatchNorm(nn.Module):
             `batch_stats` is mutable; otherwise normalize by the running statistics.
 
         Raises:
-          ValueError: the running statistics cannot be updated by a single value per channel.
+          ValueError: the running statistics cannot be updated by a single value each.
         """
         channels = x.shape[-1]
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
-        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
+        shape = (*self.positions, channels)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         x = x.astype(jnp.float32)
         if train:
-            axes = tuple(range(x.ndim - 1))
+            axes = tuple(range(x.ndim - len(shape)))
             mean, var = x.mean(axes), x.var(axes)
-            count = x.size // channels
+            count = x.size // math.prod(shape)
             if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
                 if count < 2:
                     raise ValueError(
@@ -66,7 +72,8 @@ class LatentNorm(BatchNorm):
     """The normalization of the latents between tokenizer and backbone (REPA-E, section 3.2).
 
     It has no affine part, so that the backbone cannot shrink its targets. Its running mean and
-    variance are the latent statistics, with which `normalize` computes the same function.
+    variance are the latent statistics, with which `normalize` computes the same function. They are
+    (c,), or (h, w, c) for a tokenizer with statistics by position (RAE).
     """
 
     epsilon: float = LATENT_EPSILON
@@ -74,7 +81,11 @@ class LatentNorm(BatchNorm):
 
 
 def normalize(latents: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
-    """(z - mean) / sqrt(var + 1e-4) per channel of (..., C): the latents that a backbone learns."""
+    """(z - mean) / sqrt(var + 1e-4) per channel of (..., C): the latents that a backbone learns.
+
+    Mean and variance are (C,), or (H, W, C) for latents (..., H, W, C); so in the two functions
+    below.
+    """
     return _standardize(latents, mean, var, LATENT_EPSILON)
 
 

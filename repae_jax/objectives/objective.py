@@ -33,6 +33,8 @@ class Objective:
       latent_norm: "batch" normalizes latents by batch statistics and updates the running
         statistics; "fixed" uses the statistics at the start of the run (frozen VAE; the paper's
         "w/o batch-norm").
+      latent_noise: tau: the decoder learns from latents with noise of a standard deviation from
+        U(0, tau) of each image (RAE, 0.8); 0 turns it off. The backbone's latents stay as they are.
       reconstruction: "l1" or "l2".
       reconstruction_weight, perceptual_weight, kl_weight, adversarial_weight: the weights in L_REG;
         all zero is the paper's "w/o L_REG".
@@ -87,6 +89,7 @@ class Objective:
     stop_gradient: bool = True
     posterior: str = "sample"
     latent_norm: str = "batch"
+    latent_noise: float = 0.0
     reconstruction: str = "l1"
     reconstruction_weight: float = 1.0
     perceptual_weight: float = 1.0

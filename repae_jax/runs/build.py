@@ -25,7 +25,7 @@ from repae_jax.models.foundation import FoundationProjection
 from repae_jax.models.lpips import LPIPS
 from repae_jax.models.networks import Models
 from repae_jax.models.text_encoders import base as text_encoders
-from repae_jax.models.tokenizers.base import Tokenizer, is_identity
+from repae_jax.models.tokenizers.base import Tokenizer, is_identity, statistics_shape
 from repae_jax.objectives.objective import Objective
 from repae_jax.runs.optimizers import make_optimizer
 from repae_jax.runs.state import TrainState, create_state
@@ -69,7 +69,9 @@ def build_latent_norm(config: ConfigDict, tokenizer: Tokenizer) -> LatentNorm:
     momentum = config.latent_norm.momentum
     if is_identity(tokenizer):
         return LatentNorm(momentum=momentum, epsilon=0.0)
-    return LatentNorm(momentum=momentum)
+    side = config.data.resolution // tokenizer.factor
+    shape = statistics_shape(tokenizer, (side, side, tokenizer.latent_channels))
+    return LatentNorm(momentum=momentum, positions=shape[:-1])
 
 
 def build_objective(config: ConfigDict) -> Objective:

@@ -155,6 +155,8 @@ def _possible(found: Detected) -> tuple[str, ...]:
         return ("run", "file", "transformer")
     if found.format == "dcae":
         return ("diffusers",)
+    if found.format == "rae-decoder":
+        return ("diffusers", "file")
     if found.format in _VAES:
         return ("diffusers", "vae")
     return ("run", "file") if found.format in _BARE else ("file",)

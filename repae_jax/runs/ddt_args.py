@@ -22,7 +22,14 @@ from repae_jax.runs.original_args import OURS, backbone_of
 from repae_jax.runs.text_args import check_text_width
 from repae_jax.utils.schema import check_schema
 
-_VAES = {4: ("f8d4", 8), 16: ("f8d16", 8), 32: ("f16d32", 16)}  # channels -> (VAE, factor)
+_VAES = {  # channels -> (VAE, factor)
+    4: ("f8d4", 8),
+    16: ("f8d16", 8),
+    32: ("f16d32", 16),
+    384: ("rae-dinov2-small", 16),
+    768: ("rae-dinov2-base", 16),
+    1024: ("rae-dinov2-large", 16),
+}
 _HEAD = ("head_size", "head_depth", "head_heads")
 _OPTIONS = {"ddt": ("time_tokens", "class_tokens"), "ditdh": ("qk_norm",)}
 
@@ -56,8 +63,7 @@ def config_of_ddt(content: Mapping[str, Any], *, source: str) -> ConfigDict:
     if not vae:
         raise UserError(
             f"{source}: its latents have {found['latent_channels']} channels, as those of no VAE "
-            f"here ({', '.join(map(str, _VAES))}); those of RAE's published weights are the "
-            "features of an encoder, which no tokenizer here decodes"
+            f"here ({', '.join(map(str, _VAES))})"
         )
     family = found["family"]
     resolution = found["latent_size"] * factor

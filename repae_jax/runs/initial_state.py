@@ -14,6 +14,7 @@ from repae_jax.data import latents
 from repae_jax.data.caption_states import check_states
 from repae_jax.data.source import Source
 from repae_jax.errors import UserError
+from repae_jax.interop import latent_statistics
 from repae_jax.interop.latent_statistics import Statistics
 from repae_jax.interop.lpips import load_lpips, read_lpips
 from repae_jax.interop.text_encoder import read_text_encoder
@@ -48,7 +49,8 @@ class Loaded:
     Attributes:
       params, batch_stats, frozen: by network, as in `TrainState`; `frozen["tokenizer"]` holds the
         tokenizer's collections that no step changes.
-      statistics: latent statistics, {"mean": (c,), "var": (c,)}; None if the VAE came without them.
+      statistics: latent statistics, {"mean": (c,), "var": (c,)}, or (h, w, c) each; None if the VAE
+        came without them.
     """
 
     params: Mapping[str, Any]
@@ -83,7 +85,7 @@ def initial_state(
     """
     loaded = load_weights(config, models)
     cached = config.data.source == latents.KIND
-    if "tokenizer" in loaded.params:
+    if "tokenizer" in loaded.params or "tokenizer" in loaded.frozen:
         if cached:
             _check_cache(config, models, source, loaded)
         if loaded.statistics is None and models.latent_norm is not None:
@@ -103,8 +105,10 @@ def load_weights(config: ConfigDict, models: Models) -> Loaded:
     """
     params, batch_stats, variables, statistics = {}, {}, {}, None
     if config.tokenizer.weights:
-        variables, statistics = read_vae(config, models.tokenizer)
-        params["tokenizer"] = variables.pop("params")
+        partial = "tokenizer" in config.train
+        variables, statistics = read_vae(config, models.tokenizer, partial=partial)
+        if "params" in variables:  # otherwise they are the seed's
+            params["tokenizer"] = variables.pop("params")
     if config.discriminator.weights and models.discriminator is not None:
         loaded = read_discriminator(config.discriminator.weights, models.discriminator)
         params["discriminator"] = loaded["params"]
@@ -198,7 +202,9 @@ def init_state(
     state = fresh(np.asarray(jax.random.key_data(jax.random.key(config.seed))))
     norm = {}
     if loaded.statistics is not None and models.latent_norm is not None:
-        norm = {"latent_norm": dict(loaded.statistics)}
+        shape = state.batch_stats["latent_norm"]["var"].shape
+        source = config.tokenizer.statistics or config.tokenizer.weights or config.data.path
+        norm = {"latent_norm": latent_statistics.fitted(loaded.statistics, shape, source=source)}
     return state.replace(
         params=_placed(loaded.params, state.params),
         batch_stats=_placed({**loaded.batch_stats, **norm}, state.batch_stats),
@@ -251,7 +257,8 @@ def _check_cache(config, models, source, loaded):
 
 def _measured(config, models, source, loaded, progress):
     """Measure the statistics of the first images' latents; all processes get the same bits."""
-    variables = tokenizer_variables(loaded.params, loaded.frozen)
+    params = {"tokenizer": {}, **loaded.params}  # the encoder alone may be loaded
+    variables = tokenizer_variables(params, loaded.frozen)
     moments = latent_moments(
         models.tokenizer, variables, source, config.batch_size,
         posterior=config.objective.posterior, progress=progress,

@@ -25,6 +25,7 @@ from repae_jax.interop import (
     latent_statistics,
     lightningdit,
     mmdit,
+    rae_files,
     sit,
     vae_files,
 )
@@ -226,6 +227,10 @@ def _lpips_lines(found):
     yield "holds", ", ".join(held)
 
 
+def _rae_decoder_lines(found):
+    yield "RAE", rae_files.describe_decoder(found.content, str(found.path))
+
+
 def _teacher_lines(found):
     kernel = found.content.get("params/patch_embed/kernel")
     if kernel is not None and kernel.ndim == 2:
@@ -257,6 +262,7 @@ _OTHER_LINES = {
     "discriminator": _discriminator_lines,
     "dino-discriminator": _dino_discriminator_lines,
     "lpips": _lpips_lines,
+    "rae-decoder": _rae_decoder_lines,
     "teacher": _teacher_lines,
     "vit": _vit_lines,
 }
@@ -295,10 +301,11 @@ def weights_text(tensors: Mapping[str, Any]) -> str:
 
 
 def statistics_text(statistics: Statistics) -> str:
-    """The range of the latents' channel means and standard deviations."""
+    """The range of the latents' means and standard deviations, by channel or by position."""
     mean, std = np.asarray(statistics["mean"]), np.sqrt(np.asarray(statistics["var"]))
+    grid = f" at {' x '.join(map(str, mean.shape[:-1]))} positions" if mean.ndim > 1 else ""
     return (
-        f"{mean.size} channels, mean {mean.min():.3g} to {mean.max():.3g}, "
+        f"{mean.shape[-1]} channels{grid}, mean {mean.min():.3g} to {mean.max():.3g}, "
         f"standard deviation {std.min():.3g} to {std.max():.3g}"
     )
 

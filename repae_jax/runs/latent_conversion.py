@@ -92,7 +92,7 @@ def import_latents(
     manifest = {
         "kind": latents.KIND,
         "num_classes": config.data.num_classes,
-        "statistics": {name: values.tolist() for name, values in statistics.items()},
+        "statistics": {name: values.reshape(-1).tolist() for name, values in statistics.items()},
     }
     write = functools.partial(_write, shards, config.data.num_classes)
     return write_shards(

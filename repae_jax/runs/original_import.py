@@ -17,9 +17,9 @@ from repae_jax.interop.checkpoint_schema import arguments_of
 from repae_jax.interop.original import OPTIMIZERS, WEIGHTS
 from repae_jax.interop.sit import unify_names
 from repae_jax.models.backbones.sit import SiT
-from repae_jax.models.tokenizers.base import is_identity
+from repae_jax.models.tokenizers.base import is_identity, statistics_shape
 from repae_jax.runs import workdir as work_directory
-from repae_jax.runs.build import build_models, build_optimizers, fresh_state
+from repae_jax.runs.build import build_models, build_optimizers, fresh_state, latent_shape
 from repae_jax.runs.checkpoints import Checkpoints
 from repae_jax.runs.foreign_backbones import FOREIGN, foreign_of, scaled
 from repae_jax.runs.optimizers import MUON
@@ -196,6 +196,8 @@ def _assemble(config, models, steps, loaded, moments, foreign, content, source):
     fixed = scaled(channels)
     if foreign:
         fixed = foreign.statistics(content, statistics, channels, source)
+    shape = statistics_shape(models.tokenizer, latent_shape(config, models))
+    fixed = latent_statistics.fitted(fixed, shape, source=source)
     fixed = {name: array.astype(np.float32) for name, array in fixed.items()}
     params = {"tokenizer": loaded["tokenizer"], "backbone": loaded["backbone"]["params"]}
     batch_stats = {"latent_norm": loaded["backbone"].get("batch_stats", fixed)}

@@ -46,6 +46,11 @@ def trained_parts(
         )
     if kind:
         parts = {"backbone": FOREIGN[kind].part(backbone)}
+    elif statistics and getattr(models.tokenizer, "statistics_by_position", False):
+        raise UserError(
+            f"{source}: the original's checkpoint has one latent statistic per channel, but those "
+            f"of a {type(models.tokenizer).__name__} are by position, so this run has no such file"
+        )
     else:
         parts = {"backbone": original.sit_part(backbone, statistics=statistics)}
     if "tokenizer" not in config.train:

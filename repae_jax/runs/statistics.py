@@ -9,7 +9,7 @@ import numpy as np
 
 from repae_jax.data.pipeline import eval_batches
 from repae_jax.data.source import Source
-from repae_jax.models.tokenizers.base import Tokenizer, encode
+from repae_jax.models.tokenizers.base import Tokenizer, encode, statistics_shape
 from repae_jax.utils.finite import NotFinite
 from repae_jax.utils.images import to_float
 
@@ -27,6 +27,8 @@ def latent_moments(
     progress: bool = True,
 ) -> dict[str, np.ndarray]:
     """Measure {"mean": (c,), "var": (c,)} of the latents, float32, over images and positions.
+
+    Of a tokenizer with statistics by position both are (h, w, c), over images.
 
     Samples of the posterior are z = mean + std * noise. Their noise is integrated out:
     var z = var mean + E std^2.
@@ -48,7 +50,7 @@ def latent_moments(
     @jax.jit
     def sums(variables, batch):
         found = encode(tokenizer, variables, to_float(batch))
-        axes = (0, 1, 2)
+        axes = tuple(range(4 - len(statistics_shape(tokenizer, found.mean.shape[1:]))))
         spread = found.std if posterior == "sample" else 0.0
         return found.mean.mean(axes), (found.mean**2 + spread**2).mean(axes)
 

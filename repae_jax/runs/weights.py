@@ -17,6 +17,7 @@ from repae_jax.interop import (
 )
 from repae_jax.interop.files import read_tensors
 from repae_jax.interop.latent_statistics import Statistics
+from repae_jax.interop.rae_files import read_encoder
 from repae_jax.interop.small_networks import save_network
 from repae_jax.interop.tables import flatten, load_flat
 from repae_jax.interop.vae_files import read_weights
@@ -111,12 +112,16 @@ def save_teacher(path: str, params: Mapping, notes: Mapping[str, object]) -> Non
     save_network(path, {"params": params}, notes)
 
 
-def read_vae(config: ConfigDict, tokenizer: Tokenizer) -> tuple[dict[str, Any], Statistics | None]:
+def read_vae(
+    config: ConfigDict, tokenizer: Tokenizer, *, partial: bool = False
+) -> tuple[dict[str, Any], Statistics | None]:
     """Read the tokenizer's variables and latent statistics, as `config.tokenizer` names them.
 
     `config.tokenizer.weights` is any name that `PretrainedVAE.from_pretrained` accepts, or a work
     directory that trained the tokenizer. The statistics are read from
     `config.tokenizer.statistics`, or else taken from the weights; None if these have none.
+
+    With `partial` the weights may be those of a RAE's encoder alone; then "params" is absent.
 
     Raises:
       UserError: the weights do not exist, are unreadable, or hold another VAE.
@@ -124,6 +129,13 @@ def read_vae(config: ConfigDict, tokenizer: Tokenizer) -> tuple[dict[str, Any], 
     name = config.tokenizer.weights
     if (pathlib.Path(name) / FOLDER).is_dir():
         variables, statistics = _read_run(name, tokenizer)
+    elif (encoder := read_encoder(name, tokenizer)) is not None:
+        if not partial:
+            raise UserError(
+                f"{name}: holds the encoder of a RAE alone, whose decoder is needed: name a "
+                "diffusers folder, or the work directory that trained the decoder"
+            )
+        variables, statistics = encoder, None
     else:
         variables, statistics = read_weights(name, tokenizer)
     if config.tokenizer.statistics:
@@ -153,5 +165,5 @@ def statistics_of(ema: Mapping | None, channels: int, *, source: str) -> Statist
         return None
     keys = ("latent_norm/mean", "latent_norm/var")
     return latent_statistics.as_statistics(
-        norm["mean"], norm["var"], channels, source=source, keys=keys
+        norm["mean"], norm["var"], channels, source=source, keys=keys, positions="hwc"
     )

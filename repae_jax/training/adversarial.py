@@ -44,7 +44,7 @@ def adversarial_term(models: Models, objective: Objective):
 
     def adaptive(params, weights, batch_stats, context):
         """The factor of the adversarial term by the gradients at the decoder's last layer."""
-        latents = stop_gradient(context.latents)
+        latents = stop_gradient(context.decoded)
 
         def reconstruct(tokenizer):
             variables = tokenizer_variables({"tokenizer": tokenizer}, context.frozen)
@@ -167,7 +167,8 @@ def _started(objective: Objective, step: jax.Array, start: int):
 def _fakes(models: Models, objective: Objective, params, context: StepContext):
     """The reconstructions of the discriminator's loss."""
     fakes = stop_gradient(context.reconstructions)
-    if objective.fake_latents == "mean" and objective.posterior != "mean":
+    clean = objective.posterior == "mean" and context.draws.decoder_noise is None
+    if objective.fake_latents == "mean" and not clean:
         variables = tokenizer_variables(params, context.frozen)
         fakes = decode(models.tokenizer, *stop_gradient((variables, context.posterior.mean)))
     if objective.fake_bytes:

@@ -110,7 +110,7 @@ def encode(
         made[STATES] = encoder.text.made
 
     def write(indexes: range, writer: ShardWriter) -> dict[str, Any]:
-        sums, skipped = Sums(models.tokenizer.latent_channels), []
+        sums, skipped = Sums(base.statistics_shape(models.tokenizer, encoder.latent_shape)), []
         for record in _records(source, indexes, encoder, made, sums, skipped if skip else None):
             writer.write(record)
         return {**sums.as_json(), "skipped": skipped}

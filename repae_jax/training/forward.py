@@ -29,6 +29,7 @@ class StepContext(NamedTuple):
     condition: Arrays  # the backbone's condition; {} without a backbone
     posterior: LatentDistribution
     latents: jax.Array  # (B, h, w, c) before normalization
+    decoded: jax.Array  # (B, h, w, c), the latents with the decoder's noise
     reconstructions: jax.Array | None  # (B, H, W, 3)
     teacher_tokens: tuple[jax.Array, ...]  # (B, N, D_k) each; N + 1 with a class token
     class_token: jax.Array | None  # (B, D) of the first teacher, if the backbone denoises it
@@ -78,9 +79,11 @@ def make_shared_forward(models: Models, objective: Objective, *, reconstruct: bo
             images = to_float(batch["image"])
             posterior = encode(tokenizer, variables, images)
         latents = posterior.mean if of_mean else posterior.sample(draws.posterior_noise)
-        reconstructions = None
+        reconstructions, decoded = None, latents
+        if draws.decoder_noise is not None:
+            decoded = latents + draws.decoder_noise
         if reconstruct:
-            reconstructions = decode(tokenizer, variables, latents)
+            reconstructions = decode(tokenizer, variables, decoded)
         return StepContext(
             step=state.step,
             draws=draws,
@@ -88,6 +91,7 @@ def make_shared_forward(models: Models, objective: Objective, *, reconstruct: bo
             condition=conditions(batch, state.frozen),
             posterior=posterior,
             latents=latents,
+            decoded=decoded,
             reconstructions=reconstructions,
             teacher_tokens=tuple(map(normalized, tokens)),
             class_token=tokens[0][:, -1] if with_class else None,

@@ -1,6 +1,7 @@
 """VF loss in a step: the latents are aligned with a frozen encoder's tokens (VA-VAE)."""
 
 import jax
+from jax.lax import stop_gradient
 
 from repae_jax.models.networks import Models
 from repae_jax.models.tokenizers.base import decode, encode
@@ -36,7 +37,8 @@ def foundation_term(models: Models, objective: Objective):
             of_mean = objective.posterior == "mean"
             noise = context.draws.posterior_noise
             latents = posterior.mean if of_mean else posterior.sample(noise)
-            return latents, decode(models.tokenizer, variables, latents)
+            added = context.decoded - context.latents
+            return latents, decode(models.tokenizer, variables, latents + stop_gradient(added))
 
         def reference(outputs):
             given = context._replace(reconstructions=outputs[1])

@@ -139,7 +139,7 @@ class Program:
             gather=make_gather(self.mesh, self.shardings, config.dtype),
         )
         shape = latent_shape(config, self.models)
-        backbone = self.models.backbone
+        backbone, trains_tokenizer = self.models.backbone, "tokenizer" in config.train
 
         def step(state, batch, key, requests):
             draws = sample_draws(
@@ -152,6 +152,7 @@ class Program:
                 class_token_dim=class_token_dim(backbone),
                 prior=bool(config.objective.prior_weight),
                 augment=config.objective.augmentation != "none",
+                latent_noise=config.objective.latent_noise if trains_tokenizer else 0.0,
             )
             draws = jax.lax.with_sharding_constraint(draws, batch_sharding(self.mesh))
             state, metrics = train_step(state, batch, draws)

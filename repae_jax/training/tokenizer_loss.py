@@ -58,8 +58,8 @@ def _prior(forward: TokenizerPass):
     path, of_batch = PATHS[objective.interpolant], objective.latent_norm == "batch"
     latents = context.latents
     var = latents.var((0, 1, 2)) if of_batch else forward.batch_stats["latent_norm"]["var"]
-    positions = latents.shape[1] * latents.shape[2]
-    log_scale = 0.5 * positions * jnp.log(var + models.latent_norm.epsilon).sum()
+    log_scale = 0.5 * jnp.log(var + models.latent_norm.epsilon)
+    log_scale = jnp.broadcast_to(log_scale, latents.shape[1:]).sum()
     entropy = context.posterior.entropy() - log_scale
 
     latents, _ = normalize(models, forward.batch_stats, latents, train=of_batch)

@@ -19,7 +19,12 @@ def write_weights(folder: pathlib.Path) -> None:
     models = build_models(config)
     peer = parity.randomise(diffusers_vae.make_vae(models.tokenizer), seed=3)
     peer.save_pretrained(folder / "vae")
-    entry = config.teachers.small
+    write_teacher(folder)
+
+
+def write_teacher(folder: pathlib.Path) -> None:
+    """Write teacher.safetensors."""
+    entry = tiny.get_config().teachers.small
     model = build_encoder(entry, 32)
     variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
     save_teacher(str(folder / "teacher.safetensors"), variables["params"], {})

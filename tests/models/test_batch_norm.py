@@ -149,3 +149,34 @@ def test_samples_are_denormalised_as_checkpoints_say():
     expected = parity.to_nchw(z) / scale + torch.tensor(mean).reshape(1, -1, 1, 1)
     found = denormalize_samples(z, mean, var)
     parity.assert_close(found, parity.to_nhwc(expected), "latents", 1e-6)
+
+
+def test_statistics_by_position_equal_those_of_torch():
+    """Every position of a channel is one of torch's channels."""
+    shape = (3, 2, CHANNELS)
+    count = int(np.prod(shape))
+    reference = torch.nn.BatchNorm1d(count, eps=1e-4, momentum=0.1, affine=False)
+    model = LatentNorm(positions=shape[:2])
+    variables = model.init(jax.random.key(0), np.zeros((1, *shape), np.float32), train=False)
+    assert variables["batch_stats"]["var"].shape == shape
+    x = 2.0 + 3.0 * parity.normal(4, *shape, seed=0)
+    weight = parity.normal(4, *shape, seed=1)
+    leaf = torch.tensor(x.reshape(4, count)).requires_grad_()
+    expected = reference(leaf)
+    (expected * torch.tensor(weight.reshape(4, count))).sum().backward()
+
+    def weighted(x):
+        y, new = model.apply(variables, x, train=True, mutable=["batch_stats"])
+        return (y * weight).sum(), (y, new)
+
+    gradient, (y, new) = jax.grad(weighted, has_aux=True)(x)
+    parity.assert_close(y.reshape(4, count), expected, "values")
+    parity.assert_close(gradient.reshape(4, count), leaf.grad, "gradient")
+    for name in ("mean", "var"):
+        running = getattr(reference, f"running_{name}")
+        parity.assert_close(new["batch_stats"][name].reshape(-1), running, name)
+    reference.eval()
+    evaluated = model.apply(new, x, train=False)
+    parity.assert_close(evaluated.reshape(4, count), reference(leaf), "evaluation")
+    mean, var = new["batch_stats"]["mean"], new["batch_stats"]["var"]
+    np.testing.assert_allclose(normalize(x, mean, var), evaluated, rtol=1e-6)

@@ -6,7 +6,7 @@ from unittest import mock
 import jax
 import kinks
 import numpy as np
-import original_rae as original
+import original_rae_gan as original
 import parity
 import pytest
 import torch

@@ -129,6 +129,7 @@ class ViT(nn.Module):
       patch_bias: whether the patch embedding has a bias.
       pre_norm: LayerNorm before the first block.
       final_norm: LayerNorm after the last block.
+      final_affine: whether that norm has a scale and a bias (RAE drops them).
       stem: widths of convolutional levels before the patch embedding, which then embeds their
         features in place of pixels (arXiv 2010.11929, section 3.1, "hybrid"). Each level halves
         the image, so patch_size must be a multiple of 2 ** len(stem). Published weights have no
@@ -160,6 +161,7 @@ class ViT(nn.Module):
     patch_bias: bool = True
     pre_norm: bool = False
     final_norm: bool = True
+    final_affine: bool = True
     stem: tuple[int, ...] = ()
     norm_epsilon: float = 1e-6
     table_antialias: bool = True
@@ -233,7 +235,7 @@ class ViT(nn.Module):
             for block in blocks:
                 x = block(x, None, turns)
         if self.final_norm:
-            x = layer_norm(self.norm_epsilon, affine=True, name="norm")(x)
+            x = layer_norm(self.norm_epsilon, affine=self.final_affine, name="norm")(x)
         first = int(self.class_token) + self.num_registers
         return ViTTokens(
             patch_tokens=x[:, first:], class_token=x[:, 0] if self.class_token else None

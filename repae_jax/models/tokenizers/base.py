@@ -29,7 +29,9 @@ class Tokenizer(Protocol):
     A convolutional tokenizer may have a field `stripes`, the most stripes per image
     (models/stripes.py), which a run then sets; its results are the same for every number.
 
-    A tokenizer whose latents are the images has `identity`, which is True: see `is_identity`.
+    A tokenizer whose latents are the images has `identity`, which is True: see `is_identity`. One
+    whose latent statistics differ from position to position has `statistics_by_position`, which is
+    True: see `statistics_shape`.
     """
 
     factor: int
@@ -63,6 +65,12 @@ def is_identity(tokenizer: Tokenizer) -> bool:
 def last_layer(tokenizer: Tokenizer) -> str | None:
     """The path, below "params", of the kernel of the decoder's last layer; None if not known."""
     return getattr(tokenizer, "last_layer", None)
+
+
+def statistics_shape(tokenizer: Tokenizer, latent_shape: tuple[int, int, int]) -> tuple[int, ...]:
+    """The shape of the statistics of latents (h, w, c): (c,), or of each position (h, w, c)."""
+    by_position = getattr(tokenizer, "statistics_by_position", False)
+    return tuple(latent_shape) if by_position else tuple(latent_shape[-1:])
 
 
 def encode(

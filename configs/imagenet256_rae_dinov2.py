@@ -1,0 +1,63 @@
+r"""DiT^DH-XL on the latents of RAE's DINOv2-B (16 x 16 x 768), as published (arXiv 2510.11690).
+
+    python -m repae_jax train --config configs/imagenet256_rae_dinov2.py --workdir runs/rae
+    python -m repae_jax train --config configs/imagenet256_rae_dinov2.py:vae --workdir runs/rae_vae
+
+The argument picks a recipe; "vae" is the first stage, which trains the decoder from scratch on a
+frozen DINOv2-B with registers, with LPIPS and a discriminator on DINO's features. Needs the
+tokenizer (from the hub, or config.tokenizer.weights names a folder of diffusers' or the authors'
+model.pt); "vae" needs DINOv2-B with registers, DINO-S/8 and LPIPS, "repa" DINOv2-B. Latents are 400
+KB an image in half precision, so the encoder runs in the step. Published samples: 49 Euler steps
+from t = 1 to 0.001, before the shift.
+"""
+
+from repae_jax.config import apply_recipe, backbone, ddt256, discriminator, tokenizer
+
+DINO = "pretrained/dino_deitsmall8_pretrain.pth"
+
+
+def get_config(recipe: str = "vanilla"):
+    config = ddt256(latent_values=768 * 16**2)
+    config.name = "imagenet256_rae_dinov2"
+    weights = "hf://nyu-visionx/RAE-dinov2-wReg-base-ViTXL-n08"
+    config.tokenizer = tokenizer("rae-dinov2-base", weights=weights)
+    config.backbone = backbone("DiTDH-XL/1")
+    config.data.flip = True
+    config.run.steps = 800 * 1251  # epochs
+    config.objective.least_time = 0.0
+    config.time.highest = 0.999
+    config.sampling.update(steps=49, last_time=0.001, guidance_scale=1.0, guidance_high=1.0)
+    if recipe == "vae":
+        return _first_stage(config)
+    return apply_recipe(config, recipe)
+
+
+def _first_stage(config):
+    config.tokenizer.weights = "hf://facebook/dinov2-with-registers-base"
+    config.discriminator = discriminator("dino-s8", encoder_weights=DINO)
+    config.batch_size, epoch = 512, 2502  # steps
+    config.data.flip = False
+    config.run.update(steps=16 * epoch, checkpoint_every=epoch)
+    for optimizer in (config.optimizer.tokenizer, config.optimizer.discriminator):
+        optimizer.update(
+            learning_rate=2e-4,
+            b2=0.95,
+            max_grad_norm=float("inf"),
+            warmup_steps=epoch,
+            decay_steps=16 * epoch,
+            final_rate=2e-5,
+        )
+    config.objective.update(
+        latent_noise=0.8,
+        reconstruction_weight=0.5,  # L1 of pixels in [0, 1]
+        kl_weight=0.0,
+        adversarial_weight=0.75,
+        adaptive_weight=True,
+        augmentation="diffaug",
+        discriminator_start=6 * epoch,
+        generator_start=8 * epoch,
+        fake_latents="mean",  # without noise
+        fake_bytes=True,
+    )
+    config.lpips.rescale_inputs = False
+    return apply_recipe(config, "vae")

@@ -1,0 +1,143 @@
+"""Files of a part of a RAE: its authors' decoder (model.pt), and the encoder alone."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from repae_jax.errors import UserError
+from repae_jax.interop import files, hub, latent_statistics, rae, rae_config, weight_files
+from repae_jax.interop.extract import Extract, extract
+from repae_jax.interop.latent_statistics import Statistics
+from repae_jax.models.tokenizers.rae import RAE, RAE_CONFIGS
+from repae_jax.utils.schema import read_json
+
+_CONFIG = "config.json"
+_STATISTICS = "stat.pt"  # the authors' name
+_ENCODER = tuple(f"encoder{suffix}" for suffix in files.SUFFIXES)
+# (encoder, width) -> the repository of its weights, from which the authors' code takes them
+_PUBLISHED = {
+    ("dinov2", 384): "facebook/dinov2-with-registers-small",
+    ("dinov2", 768): "facebook/dinov2-with-registers-base",
+    ("dinov2", 1024): "facebook/dinov2-with-registers-large",
+    ("siglip2", 768): "google/siglip2-base-patch16-256",
+    ("mae", 768): "facebook/vit-mae-base",
+}
+
+
+def decoder_in(content: Mapping[str, Any], *, source: str) -> Extract | None:
+    """The decoder in a file of the authors'; None if the file holds something else.
+
+    Raises:
+      UserError: it holds several.
+    """
+    found = extract(content, rae.DECODER_SIGN, source=source)
+    named = found and any(".attention.attention." in name for name in found.tensors)
+    return found if named else None
+
+
+def read_decoder(found: Extract, model: RAE, path: pathlib.Path) -> dict[str, Any]:
+    """The variables of `model` from the authors' decoder, and from its encoder's file.
+
+    The encoder is in the file encoder.safetensors (or .pt, .bin, ...) beside `path`, or else in its
+    publisher's repository on the hub, or in pretrained/.
+
+    Raises:
+      UserError: a file is missing or damaged, or holds another network.
+    """
+    params = rae.load_decoder(found.tensors, model, original=True, source=str(path))
+    beside = _encoder_beside(path)
+    if beside is None:
+        beside = _published_encoder(model, path)
+    encoder = rae.load_encoder(files.read_tensors(beside), model, source=str(beside))
+    return {"params": params, "constants": encoder}
+
+
+def infer_model(found: Extract, path: pathlib.Path, dtype: Any) -> RAE:
+    """The module of the authors' decoder; its encoder is the published one that the file beside is.
+
+    Raises:
+      UserError: there is no encoder beside it, or none of a published RAE.
+    """
+    fields = rae_config.infer_decoder(found.tensors, source=str(path))
+    beside = _encoder_beside(path)
+    if beside is None:
+        raise UserError(
+            f"{path}: RAE's decoder without its encoder: put the encoder's file (model.safetensors "
+            f"of one of {', '.join(_PUBLISHED.values())}) beside it as {_ENCODER[0]}"
+        )
+    tensors = files.read_tensors(beside)
+    for preset in RAE_CONFIGS.values():
+        if preset["latent_channels"] != fields["latent_channels"]:
+            continue
+        model = RAE(**{**preset, **fields}, dtype=dtype)
+        try:
+            rae.load_encoder(tensors, model, source=str(beside))
+        except UserError:
+            continue
+        return model
+    raise UserError(
+        f"{beside}: not the encoder of a published RAE with {fields['latent_channels']} channels: "
+        f"put one of {', '.join(_PUBLISHED.values())} there"
+    )
+
+
+def statistics_beside(path: pathlib.Path, channels: int) -> Statistics | None:
+    """The latent statistics in stat.pt beside the authors' decoder; None if there is none."""
+    beside = path.with_name(_STATISTICS)
+    return latent_statistics.read(beside, channels) if beside.is_file() else None
+
+
+def describe_decoder(tensors: Mapping[str, np.ndarray], source: str) -> str:
+    """The authors' decoder in one line."""
+    fields = rae_config.infer_decoder(tensors, source=source)
+    return (
+        f"{fields['latent_channels']} channels -> {fields['factor']} x {fields['factor']} pixels: "
+        f"ViT of width {fields['decoder_width']}, depth {fields['decoder_depth']}"
+    )
+
+
+def read_encoder(name: str | pathlib.Path, module: nn.Module) -> dict[str, Any] | None:
+    """The variables {"constants": ...} of a RAE from its encoder's weights alone.
+
+    None if `module` is no RAE, or `name` holds more: a folder of diffusers', the authors' decoder.
+
+    Raises:
+      UserError: nothing is there, it is damaged, or it is another encoder's.
+    """
+    if not isinstance(module, RAE):
+        return None
+    path = hub.locate(name, (_CONFIG,))
+    folder = path if path.is_dir() else path.parent
+    if (folder / _CONFIG).is_file() and "_class_name" in read_json(folder / _CONFIG):
+        return None
+    if path.is_dir():
+        path = hub.locate(name, (_CONFIG,), weight_files.TRANSFORMERS)
+        found = weight_files.find_weights(path, weight_files.TRANSFORMERS)
+        if found is None:
+            raise UserError(f"{path}: model.safetensors is missing")
+        path = found
+    content = files.read_tensors(path)
+    if decoder_in(content, source=str(path)) is not None:
+        return None
+    return {"constants": rae.load_encoder(content, module, source=str(path))}
+
+
+def _encoder_beside(path):
+    return next((p for name in _ENCODER if (p := path.with_name(name)).is_file()), None)
+
+
+def _published_encoder(model, path):
+    name = _PUBLISHED.get((model.encoder, model.latent_channels))
+    if name is None:
+        raise UserError(
+            f"{path}: RAE's decoder without its encoder: put the encoder's file beside it as "
+            f"{_ENCODER[0]}"
+        )
+    folder = hub.locate(f"{hub.PREFIX}{name}", (), weight_files.TRANSFORMERS)
+    found = weight_files.find_weights(folder, weight_files.TRANSFORMERS)
+    if found is None:
+        raise UserError(f"{folder}: model.safetensors is missing")
+    return found
