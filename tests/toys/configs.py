@@ -57,6 +57,16 @@ def get_config(words: str = "backbone"):
         config.condition = condition("caption")
     if toy == "tokenizer":
         config.tokenizer = tokenizer(family="patches", width=16)
+    if toy == "dcae":
+        config.tokenizer = tokenizer(
+            family=toy, widths=(4, 8, 8), encoder_layers=(0, 1, 1), decoder_layers=(0, 1, 1),
+            latent_channels=2, attention_levels=(2,), batch_norm_levels=(1,), head_width=4,
+        )  # fmt: skip
+    if toy == "rae":
+        config.tokenizer = tokenizer(
+            family=toy, encoder="dinov2", latent_channels=64, encoder_depth=1, encoder_patch=14,
+            decoder_width=16, decoder_depth=1, decoder_heads=2, decoder_hidden=24, factor=4,
+        )  # fmt: skip
     if toy == "encoder" and config.teachers:
         pretrain = config.teachers.small.pretrain
         config.teachers.small = teacher(family="strided", patch=8, pretrain=pretrain)

@@ -23,7 +23,8 @@ pytestmark = pytest.mark.slow  # each toy trains, and compiles every command's p
 HERE = pathlib.Path(__file__).parent
 CONFIG = HERE / "configs.py"
 TOYS = ("backbone", "condition", "tokenizer", "encoder")  # each is one short file and one row
-TENANTS = (*TOYS, "lightningdit", "dit", "ditdh", "ddt", "jit", "reg")
+TOKENIZERS = ("dcae", "rae")  # a deterministic tokenizer, and one with a frozen encoder
+TENANTS = (*TOYS, "lightningdit", "dit", "ditdh", "ddt", "jit", "reg", *TOKENIZERS)
 NO_VAE = {"tokenizer": "a Patches has no format of diffusers' or LDM's"}
 NO_CHECKPOINT = {
     "backbone": "a Mixer with class labels",
@@ -34,6 +35,8 @@ NO_CHECKPOINT = {
     "ddt": "a checkpoint of DDT holds no VAE",
     "jit": "a checkpoint of JiT holds no VAE",
     "tokenizer": "this run trains a Patches and its discriminator",
+    "dcae": "this run trains a AutoencoderDC and its discriminator",
+    "rae": "one latent statistic per channel, but those of a RAE are by position",
 }
 
 
@@ -85,7 +88,7 @@ def test_it_trains_on_cached_latents(trained, tmp_path):
     words += [f"--config.data.path={tmp_path / 'cache'}", "--config.data.source=latents"]
     run("train", *words, "--workdir", tmp_path / "run", "--quiet")
     width = open_latents(tmp_path / "cache")[0]["latent_std"]
-    assert width.any() == (toy != "tokenizer")  # whose latents are points
+    assert width.any() == (toy not in ("tokenizer", *TOKENIZERS))  # whose latents are points
     source, trained = (restore_latest(path) for path in (folder / "run", tmp_path / "run"))
     assert np.isfinite(trained["ema"]["latent_norm"]["var"]).all()
     for field in ("params", "frozen"):
