@@ -34,12 +34,8 @@ from repae_jax.runs.weights import (
     read_vae,
 )
 
-FROZEN = (
-    "teachers",
-    "lpips",
-    "text_encoder",
-    "discriminator",
-)  # the roles that `load_frozen` reads
+# The roles that `load_frozen` reads.
+FROZEN = ("teachers", "lpips", "text_encoder", "discriminator")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -321,6 +321,7 @@ def test_schedules():
     assert same(states[0].frozen, states[-1].frozen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["patchgan", "dino"])
 def test_the_state_keeps_its_shape_with_every_option(family):
     config = tiny.get_config("vae")
