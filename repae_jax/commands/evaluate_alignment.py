@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from repae_jax.evaluation.representation import Representation
 
 SUMMARY = (
-    "measure the alignment of a run's backbone with its teacher, by block: CKNNA, linear probes"
+    "measure the alignment of a run's backbone with its teacher: CKNNA, linear probes, spatial "
+    "structure"
 )
 EPILOG = """\
 The averaged backbone gets noisy latents of held-out images and the null condition. Writes
@@ -83,12 +84,14 @@ def _measure(
         count=count,
         batch_size=options.batch_size,
         progress=progress,
+        spatial=True,
     )
     found = measure_representation(features, topk=options.topk, progress=progress)
-    print(describe(found, len(features.labels)))
+    block = trained.models.backbone.encoder_depth
+    print(describe(found, len(features.labels), block))
     picture = save_png(folder / "alignment.png", _picture(found))
-    named = {"step": int(trained.state.step), "images": len(features.labels)}
-    write_figures(folder / "alignment.json", named | _figures(found))
+    of_run = {"step": int(trained.state.step), "images": len(features.labels)}
+    write_figures(folder / "alignment.json", of_run | _figures(found, block))
     print(f"picture: {picture}\nfigures: {folder / 'alignment.json'}")
 
 
@@ -104,8 +107,14 @@ def parse_times(text: str) -> tuple[float, ...]:
         raise UserError(f"--times is {text!r}: give noise levels such as 0.1,0.5,0.9") from error
 
 
-def describe(found: Representation, count: int) -> str:
-    """Format the figures as text, with a row per noise level and a column per block."""
+def describe(found: Representation, count: int, block: int) -> str:
+    """Format the figures as text, with a row per noise level and a column per block.
+
+    Args:
+      found: the figures.
+      count: the images.
+      block: the number of the aligned block, from 1.
+    """
     lines = [f"{count} images; by row the noise level t, by column the block"]
     for name, table in found.alignment.items():
         lines += [f"CKNNA with {name} (the VAE's latents: {found.latents[name]:.3f})"]
@@ -115,6 +124,8 @@ def describe(found: Representation, count: int) -> str:
         others += [f"{name}: {value:.3f}" for name, value in found.probe_teachers.items()]
         lines += [f"accuracy of linear probes ({', '.join(others)})"]
         lines += _rows(found.times, found.probes)
+    if found.spatial is not None:
+        lines += _spatial_rows(found.times, found.spatial, block)
     return "\n".join(lines)
 
 
@@ -141,7 +152,22 @@ def _rows(times, table):
     ]
 
 
-def _figures(found: Representation) -> dict[str, object]:
+def _spatial_rows(times, spatial, block):
+    from repae_jax.evaluation.spatial import MEASURES
+
+    rows = {name: values for name, values in spatial.teachers.items()}
+    rows["the VAE's latents"] = spatial.latents
+    rows |= {f"t = {t:g}": row for t, row in zip(times, spatial.backbone, strict=True)}
+    width = max(map(len, rows))
+    head = " ".join(f"{name.upper():>6}" for name in MEASURES)
+    return [
+        f"spatial structure of the tokens, the backbone's after block {block}",
+        f"  {'':<{width}} {head}",
+        *(f"  {n:<{width}} " + " ".join(f"{v:6.3f}" for v in row) for n, row in rows.items()),
+    ]
+
+
+def _figures(found: Representation, block: int) -> dict[str, object]:
     return {
         "times": list(found.times),
         "cknna": {name: table.tolist() for name, table in found.alignment.items()},
@@ -149,4 +175,16 @@ def _figures(found: Representation) -> dict[str, object]:
         "probes": None if found.probes is None else found.probes.tolist(),
         "probe_latents": found.probe_latents,
         "probe_teachers": dict(found.probe_teachers),
+        "spatial": None if found.spatial is None else _spatial_figures(found.spatial, block),
+    }
+
+
+def _spatial_figures(spatial, block):
+    from repae_jax.evaluation.spatial import named
+
+    return {
+        "block": block,
+        "backbone": named(spatial.backbone),  # by time
+        "latents": named(spatial.latents),
+        "teachers": {name: named(values) for name, values in spatial.teachers.items()},
     }

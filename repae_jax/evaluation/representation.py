@@ -1,7 +1,7 @@
 """Measures of a backbone's representation of images, per block and noise level.
 
 As in REPA (arXiv 2410.06940, section 3), the measures are CKNNA with the teacher and linear probes
-of the classes.
+of the classes; as in iREPA (arXiv 2512.10794), the spatial structure of the tokens.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from repae_jax.evaluation.alignment import (
     warn_of_undefined,
 )
 from repae_jax.evaluation.image_sets import pad_batch
+from repae_jax.evaluation.spatial import SpatialStructure, patches, spatial_measures
 from repae_jax.models.backbones.base import class_token_dim
 from repae_jax.models.conditioning.base import null_condition, repeated
 from repae_jax.models.encoders.base import Encoder, patch_tokens
@@ -48,12 +49,14 @@ class Features:
       backbone: time t -> (depth, N, D) tokens after each block.
       latents: (N, h w c) normalized posterior means.
       teachers: name -> (N, D_k).
+      spatial: the measures of the tokens' spatial structure per image, if they were computed.
     """
 
     labels: np.ndarray
     backbone: Mapping[float, np.ndarray]
     latents: np.ndarray
     teachers: Mapping[str, np.ndarray]
+    spatial: SpatialStructure | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,6 +72,7 @@ class Representation:
         images have one class.
       probe_latents: accuracy of a linear probe of the latents; None if the images have one class.
       probe_teachers: teacher -> accuracy of a linear probe of its tokens.
+      spatial: the mean measures of the tokens' spatial structure, if the features have them.
     """
 
     times: tuple[float, ...]
@@ -77,6 +81,7 @@ class Representation:
     probes: np.ndarray | None
     probe_latents: float | None
     probe_teachers: Mapping[str, float]
+    spatial: SpatialStructure | None = None
 
 
 Extract = Callable[..., dict[str, Any]]
@@ -94,6 +99,7 @@ def extract_features(
     seed: int = 0,
     progress: bool = False,
     extract: Extract | None = None,
+    spatial: bool = False,
 ) -> Features:
     """Compute features of images with the run's VAE, averaged backbone and teachers.
 
@@ -115,6 +121,7 @@ def extract_features(
       seed: seed of the subset and of the noise.
       progress: show a bar.
       extract: from `make_extract`, for a run that is measured more than once.
+      spatial: also measure the spatial structure of the tokens, without `extract`.
 
     Raises:
       UserError: the run has no backbone or teacher, the source has no or too few images, or a time
@@ -123,7 +130,7 @@ def extract_features(
     from tqdm import tqdm
 
     _check(models, source, times, count)
-    extract = extract or make_extract(config, models)
+    extract = extract or make_extract(config, models, spatial=spatial)
     weights = {**sampling_weights(state), "teachers": state.frozen.get("teachers", {})}
     source = random_subset(source, count, seed)
     labels, found = np.empty(count, np.int64), None
@@ -149,6 +156,7 @@ def extract_features(
         backbone=dict(zip(times, found["backbone"], strict=True)),
         latents=found["latents"],
         teachers=found["teachers"],
+        spatial=SpatialStructure(**found["spatial"]) if "spatial" in found else None,
     )
 
 
@@ -224,6 +232,7 @@ def measure_representation(
         }
         if classes
         else {},
+        spatial=features.spatial and features.spatial.averaged(),
     )
 
 
@@ -254,18 +263,24 @@ def _check(models, source, times, count):
         raise UserError(f"times are {list(times)}: give noise levels from 0 to 1")
 
 
-def make_extract(config: ConfigDict, models: Models, mesh: Mesh | None = None) -> Extract:
+def make_extract(
+    config: ConfigDict, models: Models, mesh: Mesh | None = None, *, spatial: bool = False
+) -> Extract:
     """Build the compiled `extract(weights, images, labels, seeds, times) -> dict`.
 
     `weights` are the sampling weights (see `sampling_weights`) and, under "teachers", the teachers'
     variables; images (B, H, W, 3) uint8, labels (B,), seeds (2,) of the noise, times (T,). The dict
     has "backbone" (T, depth, B, D), "latents" (B, h w c) and "teachers", name -> (B, D_k), float32.
+    With `spatial` it has the fields of `SpatialStructure` per image, too.
 
     On a mesh, all processes make the same call with the complete batch, the devices share it, and
     every process receives all features.
     """
     path = PATHS[config.objective.interpolant]
-    class_dim, patches = class_token_dim(models.backbone), models.backbone.grid**2
+    class_dim, grid = class_token_dim(models.backbone), models.backbone.grid
+
+    def structure(tokens):
+        return spatial_measures(tokens[:, : grid**2], grid, grid)
 
     @functools.partial(jax.jit, out_shardings=None if mesh is None else replicated(mesh))
     def extract(weights, images, labels, seeds, times):
@@ -287,20 +302,33 @@ def make_extract(config: ConfigDict, models: Models, mesh: Mesh | None = None) -
         else:
             condition = repeated(null, len(images))
 
-        def hidden(t):
+        def inputs_at(t):
             t = jnp.full(len(images), t)
             x, _ = interpolate(path, latents, noise, t)
             inputs = [x, t, condition]
             if class_dim:  # of the first teacher
                 clean = next(iter(tokens.values()))[:, -1]
                 inputs.append(interpolate(path, clean, of_class, t)[0])
-            return models.backbone.apply(weights["backbone"], *inputs, method="hidden")
+            return inputs
 
-        return {
+        def hidden(t):
+            return models.backbone.apply(weights["backbone"], *inputs_at(t), method="hidden")
+
+        def aligned(t):
+            return structure(models.backbone.apply(weights["backbone"], *inputs_at(t)).tokens)
+
+        found = {
             "backbone": jax.lax.map(hidden, times),
             "latents": latents.reshape(len(images), -1),
-            "teachers": {name: _pooled(array[:, :patches]) for name, array in tokens.items()},
+            "teachers": {name: _pooled(array[:, : grid**2]) for name, array in tokens.items()},
         }
+        if spatial:
+            found["spatial"] = {
+                "backbone": jax.lax.map(aligned, times),
+                "latents": structure(patches(latents, grid)),
+                "teachers": {name: structure(array) for name, array in tokens.items()},
+            }
+        return found
 
     def call(weights, *inputs):
         inputs = inputs if mesh is None else place(inputs, replicated(mesh))

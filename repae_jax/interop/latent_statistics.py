@@ -20,8 +20,8 @@ Positions = Literal["", "chw", "hwc"]
 
 _CONFIG_KEYS = ("latents_mean", "latents_std", "scaling_factor", "shift_factor")
 # SDXL's pipelines in diffusers multiply `latents_std` by 1 / `scaling_factor`; they read only VAEs
-# with this number of channels.
-_SDXL_CHANNELS = 4
+# of this class and number of channels.
+_SDXL_CLASS, _SDXL_CHANNELS = "AutoencoderKL", 4
 _RAE_EPSILON = 1e-5  # that its authors add to the variance
 
 
@@ -185,10 +185,12 @@ def updated_config(
     Mean and standard deviation are written per channel. For pipelines that read one factor only,
     `scaling_factor` and `shift_factor` give the same for all channels together. SDXL's pipelines
     could read both and normalize twice; for their VAEs the factors are 1 and 0, or, if all channels
-    are alike, the factors stand alone. Qwen-Image's class has no factors. See docs/weights.md.
+    are alike, the factors stand alone. The classes of Qwen-Image and Wan have no factors, and
+    DC-AE's pipelines read `scaling_factor` alone. See docs/weights.md.
 
     Args:
-      config: the config, with the class's defaults for absent keys.
+      config: the config, with the class's defaults for absent keys; without a name of the class it
+        is an AutoencoderKL's.
       channels: the channels of the VAE's latents.
       statistics: LatentNorm's statistics; None removes all statistics from the config.
     """
@@ -202,7 +204,8 @@ def updated_config(
     if "scaling_factor" not in config:
         return {**config, **lists}
     factors = {"scaling_factor": float(var.mean() ** -0.5), "shift_factor": float(mean.mean())}
-    if channels == _SDXL_CHANNELS:
+    of_sdxl = config.get("_class_name", _SDXL_CLASS) == _SDXL_CLASS
+    if of_sdxl and channels == _SDXL_CHANNELS:
         if not mean.any() and (var == var[0]).all():
             lists = dict.fromkeys(lists)
         else:

@@ -144,7 +144,7 @@ def _used(tensors, model, format, prefix):
 
 def _constants(tensors, model, prefix, source):
     """Take the periods of rotary positions out of the tensors: {"constants": ...}, or {}."""
-    if not model.rope:
+    if model.rope != "dinov3":
         return {}
     computed = grid_periods(model.dim // model.num_heads)  # as transformers does
     periods = tensors.pop(prefix + _PERIODS, computed)

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
 from repae_jax.interop import tables
@@ -24,6 +24,7 @@ FAMILIES = {
     "ijepa": "I-JEPA",
     "clip": "CLIP",
     "siglip": "SigLIP",
+    "pe": "PE",
 }
 _HOLDERS = ("state_dict", "model", "ema", "model_ema")  # entries in which training saves a network
 _WRAPPED = f"(?:{'|'.join(map(re.escape, WRAPPERS))})*"
@@ -46,6 +47,9 @@ class Format:
       beside: regular expressions of names without the prefix: other networks in the same file.
       biases: our layers whose biases a file may lack; they are then 0.
       misnamed: (wrong, right) parts of names that a published file misspells.
+      holds: a name after the prefix that tells the format from others of the same names: every file
+        has it.
+      lacks: the same of a name that no file has.
     """
 
     family: str
@@ -58,6 +62,8 @@ class Format:
     beside: tuple[str, ...] = ()
     biases: tuple[str, ...] = ()
     misnamed: tuple[tuple[str, str], ...] = ()
+    holds: str = ""
+    lacks: str = ""
 
     def rules(self, prefix: str, patch_size: int) -> list[Rule]:
         """The table from the file's names, after the `fusions`, to our parameter paths."""
@@ -93,13 +99,19 @@ class Format:
         names = (self.inside, *_HOLDERS)
         return next((name for name in names if isinstance(content.get(name), Mapping)), None)
 
-    def prefixes_in(self, names: Iterable[str]) -> list[str]:
+    def prefixes_in(self, names: Collection[str]) -> list[str]:
         """The possible prefixes of tensors with these names, with and without wrappers."""
         first = self.tensors[0].theirs
-        return [
+        possible = [
             wrapper + prefix
             for prefix in self.prefixes
             for wrapper in dict.fromkeys(("", *wrappers_before(names, prefix + first)))
+        ]
+        return [
+            prefix
+            for prefix in possible
+            if (not self.holds or prefix + self.holds in names)
+            and (not self.lacks or prefix + self.lacks not in names)
         ]
 
     def ignored(self, prefix: str, *more: str) -> list[str]:
@@ -218,6 +230,11 @@ _OPENAI_LAYERS = {
         },
     ),
 }
+_PE_TENSORS = (
+    *_OPENAI_TENSORS,
+    Rule("transformer.resblocks.{i}.ls_1.gamma", "blocks_{i}/ls1/scale"),
+    Rule("transformer.resblocks.{i}.ls_2.gamma", "blocks_{i}/ls2/scale"),
+)
 # tensors beside the image tower in a file of the complete model
 _OPENAI_TEXT = (
     r"(transformer|token_embedding|ln_final)\..*",
@@ -285,6 +302,15 @@ def _hf_dinov3(mlp: Mapping[str, str | tuple[str, ...]]) -> tuple[Format, Format
     return named("transformers", "layer.{i}"), named("transformers5", "model.layer.{i}")
 
 
+_POOLING, _FINAL_NORM = "attn_pool.probe", "ln_post.weight"
+_PE = {
+    "family": "pe",
+    "naming": "authors",
+    "tensors": _PE_TENSORS,
+    "layers": _OPENAI_LAYERS,
+    "inside": "weights",
+    "beside": _OPENAI_TEXT,
+}
 _DINOV3_BIASES = ("blocks_{i}/attn/qkv",)  # no key has one, and in the 7B none
 
 FORMATS: tuple[Format, ...] = (
@@ -340,7 +366,12 @@ FORMATS: tuple[Format, ...] = (
         prefixes=("visual.", ""),
         left_out=("proj",),
         beside=_OPENAI_TEXT,
+        holds=_FINAL_NORM,
+        lacks=_POOLING,
     ),
+    # Core has the pooling, Spatial and Lang have neither it nor the final norm
+    Format(**_PE, prefixes=("visual.", ""), left_out=("proj", r"attn_pool\..*"), holds=_POOLING),
+    Format(**_PE, lacks=_FINAL_NORM),
     Format(
         "clip",
         "transformers",

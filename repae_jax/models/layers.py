@@ -10,7 +10,7 @@ import numpy as np
 from jax.nn import initializers
 
 from repae_jax.models.convolution import add_bias, torch_uniform
-from repae_jax.models.rotary import rotate, turn_halves
+from repae_jax.models.rotary import rotate, turn_halves, turn_pairs
 
 
 def sincos_position_table(dim: int, grid: int, step: float = 1.0) -> np.ndarray:
@@ -146,6 +146,7 @@ class Attention(nn.Module):
       rms: with `qk_norm`, an RMSNorm with a scale (epsilon 1e-6) in place of the LayerNorm.
       rotary_grid: rotate queries and keys by their place in a grid of this side (models/rotary.py);
         0 for none.
+      pairs: the angles of a call are those of `turn_pairs`, in place of `turn_halves`.
     """
 
     num_heads: int
@@ -154,6 +155,7 @@ class Attention(nn.Module):
     kernel_init: initializers.Initializer = initializers.xavier_uniform()
     rms: bool = False
     rotary_grid: int = 0
+    pairs: bool = False
 
     @nn.compact
     def __call__(
@@ -169,7 +171,8 @@ class Attention(nn.Module):
         if self.rotary_grid:
             q, k = rotate(q, self.rotary_grid), rotate(k, self.rotary_grid)
         if turns is not None:
-            q, k = turn_halves(q, turns), turn_halves(k, turns)
+            turn = turn_pairs if self.pairs else turn_halves
+            q, k = turn(q, turns), turn(k, turns)
         x = attend(q, k, v, mask).reshape(batch, tokens, dim)
         return Dense(dim, dtype=self.dtype, kernel_init=self.kernel_init, name="proj")(x)
 

@@ -1,4 +1,4 @@
-"""Resizing as two matrix products: PyTorch's bicubic and bilinear, TensorFlow 1's bilinear."""
+"""Resizing as two small matrix products: PyTorch's bicubic, and bilinear as in PyTorch or TF 1."""
 
 import jax
 import jax.numpy as jnp
@@ -22,17 +22,7 @@ def bicubic_matrix(
     """
     if a is None:
         a = -0.5 if antialias else -0.75
-    scale = size_in / size_out
-    centers = (np.arange(size_out)[:, None] + 0.5) * scale
-    if antialias:
-        return _antialiased_matrix(centers, size_in, max(scale, 1.0), a).astype(np.float32)
-    first = np.floor(centers - 0.5).astype(int) - 1
-    taps = first + np.arange(4)  # (out, 4)
-    matrix = np.zeros((size_out, size_in))
-    rows = np.broadcast_to(np.arange(size_out)[:, None], taps.shape)
-    # several taps may be clamped to the same border pixel, so their weights add up
-    np.add.at(matrix, (rows, taps.clip(0, size_in - 1)), _cubic(taps + 0.5 - centers, a))
-    return matrix.astype(np.float32)
+    return _matrix(size_in, size_out, lambda x: _cubic(x, a), 2, antialias)
 
 
 def resize_bicubic(
@@ -44,29 +34,24 @@ def resize_bicubic(
     return _resample(x, rows, columns)
 
 
-def bilinear_matrix(size_in: int, size_out: int) -> np.ndarray:
+def bilinear_matrix(size_in: int, size_out: int, *, antialias: bool = False) -> np.ndarray:
     """The matrix (size_out, size_in), float32, that resamples one axis as PyTorch does.
 
-    It equals torch.nn.functional.interpolate(mode="bilinear", align_corners=False): pixel centers
-    are at half integers, the border pixel repeats outside, and there is no antialias.
+    It equals torch.nn.functional.interpolate(mode="bilinear", align_corners=False), with the pixel
+    centers, border and antialias of `bicubic_matrix`.
 
     Args:
       size_in: input samples along the axis.
       size_out: output samples along the axis.
+      antialias: whether a low-pass filter precedes a reduction.
     """
-    centers = (np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5
-    low = np.floor(centers).astype(int)
-    fraction, rows = centers - low, np.arange(size_out)
-    matrix = np.zeros((size_out, size_in))
-    matrix[rows, low.clip(0, size_in - 1)] += 1.0 - fraction
-    matrix[rows, (low + 1).clip(0, size_in - 1)] += fraction
-    return matrix.astype(np.float32)
+    return _matrix(size_in, size_out, _triangle, 1, antialias)
 
 
-def resize_bilinear(x: jax.Array, height: int, width: int) -> jax.Array:
+def resize_bilinear(x: jax.Array, height: int, width: int, *, antialias: bool = False) -> jax.Array:
     """(B, H, W, C) -> (B, height, width, C), float32; see `bilinear_matrix`."""
-    rows = bilinear_matrix(x.shape[1], height)
-    return _resample(x, rows, bilinear_matrix(x.shape[2], width))
+    rows = bilinear_matrix(x.shape[1], height, antialias=antialias)
+    return _resample(x, rows, bilinear_matrix(x.shape[2], width, antialias=antialias))
 
 
 def bilinear_matrix_tf1(size_in: int, size_out: int) -> np.ndarray:
@@ -103,14 +88,35 @@ def _resample(x, rows, columns):
     return jnp.einsum("pw,bowc->bopc", columns, x, precision=exact)
 
 
-def _antialiased_matrix(centers, size_in, stretch, a):
+def _matrix(size_in, size_out, kernel, support, antialias):
+    """The matrix of a kernel that vanishes `support` input samples away from an output's center."""
+    scale = size_in / size_out
+    centers = (np.arange(size_out)[:, None] + 0.5) * scale
+    if antialias:
+        stretch = max(scale, 1.0)
+        return _antialiased_matrix(centers, size_in, stretch, kernel, support).astype(np.float32)
+    first = np.floor(centers - 0.5).astype(int) - (support - 1)
+    taps = first + np.arange(2 * support)  # (out, 2 * support)
+    matrix = np.zeros((size_out, size_in))
+    rows = np.broadcast_to(np.arange(size_out)[:, None], taps.shape)
+    # several taps may be clamped to the same border pixel, so their weights add up
+    np.add.at(matrix, (rows, taps.clip(0, size_in - 1)), kernel(taps + 0.5 - centers))
+    return matrix.astype(np.float32)
+
+
+def _antialiased_matrix(centers, size_in, stretch, kernel, support):
     positions = np.arange(size_in)[None, :]
-    support = 2.0 * stretch
-    inside = (positions >= np.floor(centers - support + 0.5)) & (
-        positions < np.floor(centers + support + 0.5)
+    reach = support * stretch
+    inside = (positions >= np.floor(centers - reach + 0.5)) & (
+        positions < np.floor(centers + reach + 0.5)
     )
-    weights = np.where(inside, _cubic((positions + 0.5 - centers) / stretch, a), 0.0)
+    weights = np.where(inside, kernel((positions + 0.5 - centers) / stretch), 0.0)
     return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _triangle(x):
+    """The kernel of linear interpolation; zero for |x| >= 1."""
+    return np.maximum(1 - np.abs(x), 0.0)
 
 
 def _cubic(x, a):

@@ -20,12 +20,8 @@ def angles(grid: int, width: int) -> np.ndarray:
     Raises:
       ValueError: `width` is not divisible by 4.
     """
-    if width % 4:
-        raise ValueError(f"rotary positions in a grid need a width divisible by 4, got {width}")
-    frequencies = _BASE ** (-np.arange(width // 4) / (width / 4))
-    rows, columns = np.divmod(np.arange(grid * grid), grid)
-    turned = [np.outer(position, frequencies) for position in (rows, columns)]
-    return np.concatenate(turned, axis=1)
+    rows, columns = np.indices((grid, grid))
+    return _axial(rows, columns, width)
 
 
 def rotate(x: jax.Array, grid: int) -> jax.Array:
@@ -41,11 +37,7 @@ def rotate(x: jax.Array, grid: int) -> jax.Array:
     """
     without_place = x.shape[1] - grid * grid
     turns = np.pad(angles(grid, x.shape[-1]), ((0, without_place), (0, 0)))[:, None]
-    cos, sin = np.cos(turns).astype(np.float32), np.sin(turns).astype(np.float32)
-    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-    a, b = pairs[..., 0], pairs[..., 1]
-    turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1)
-    return turned.reshape(x.shape).astype(x.dtype)
+    return _turned_pairs(x, np.cos(turns).astype(np.float32), np.sin(turns).astype(np.float32))
 
 
 def rotate_halves(x: jax.Array, base: float) -> jax.Array:
@@ -85,6 +77,34 @@ def grid_turns(rows: int, columns: int, periods: jax.Array) -> jax.Array:
     return turns.reshape(rows * columns, -1)
 
 
+def pair_turns(rows: int, columns: int, width: int, first: int) -> np.ndarray:
+    """PE's angles of the pairs at each patch, (rows * columns, width / 2), float32.
+
+    The first half of the pairs turns with the column, the second half with the row; in each half,
+    pair i turns by 1e4 ** (-i / (width / 4)) per patch (arXiv 2504.13181, section 2.1, and its
+    code).
+
+    Args:
+      rows, columns: the patches.
+      width: features of a head, a multiple of 4.
+      first: the position of the first row and column; PE has 1 behind a class token, which has 0.
+
+    Raises:
+      ValueError: `width` is not divisible by 4.
+    """
+    row, column = np.indices((rows, columns)) + first
+    return _axial(column, row, width).astype(np.float32)
+
+
+def turn_pairs(x: jax.Array, turns: jax.Array) -> jax.Array:
+    """Rotate the pairs (2 i, 2 i + 1) of the last tokens by `turns`, in float32.
+
+    The arguments are those of `turn_halves`.
+    """
+    turns = jnp.pad(turns, ((x.shape[1] - len(turns), 0), (0, 0)))[:, None]
+    return _turned_pairs(x, jnp.cos(turns), jnp.sin(turns))
+
+
 def turn_halves(x: jax.Array, turns: jax.Array) -> jax.Array:
     """Rotate the pairs (i, i + D / 2) of the last tokens by `turns`, in float32.
 
@@ -97,6 +117,21 @@ def turn_halves(x: jax.Array, turns: jax.Array) -> jax.Array:
     """
     turns = jnp.pad(turns, ((x.shape[1] - len(turns), 0), (0, 0)))[:, None]
     return _turned(x, jnp.cos(turns), jnp.sin(turns))
+
+
+def _axial(first, second, width):
+    """Angles (N, width / 2): of half the pairs at the positions `first`, of the others `second`."""
+    if width % 4:
+        raise ValueError(f"rotary positions in a grid need a width divisible by 4, got {width}")
+    frequencies = _BASE ** (-np.arange(width // 4) / (width / 4))
+    return np.concatenate([np.outer(places, frequencies) for places in (first, second)], axis=1)
+
+
+def _turned_pairs(x, cos, sin):
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    a, b = pairs[..., 0], pairs[..., 1]
+    turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return turned.reshape(x.shape).astype(x.dtype)
 
 
 def _turned(x, cos, sin):

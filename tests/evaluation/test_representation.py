@@ -22,6 +22,7 @@ from repae_jax.evaluation.representation import (
     probe,
     random_subset,
 )
+from repae_jax.evaluation.spatial import patches, spatial_measures
 from repae_jax.runs.build import build_models, state_template
 from repae_jax.runs.checkpoints import Checkpoints
 from repae_jax.runs.open_run import open_run
@@ -113,6 +114,33 @@ def test_the_sit_of_batches_is_the_sit_of_all(features):
     np.testing.assert_allclose(found.backbone[0.0], again.backbone[0.0], rtol=1e-4, atol=1e-4)
 
 
+def test_the_spatial_structure_is_that_of_the_networks_tokens(features):
+    run, source, pooled = features
+    found = extract_features(
+        run.config, run.models, run.state, source, (0.0, 0.7), count=20, batch_size=8, spatial=True
+    )
+    np.testing.assert_array_equal(found.backbone[0.7], pooled.backbone[0.7])
+    assert pooled.spatial is None
+    images = np.stack([random_subset(source, 20, 0)[index]["image"] for index in range(20)])
+    teacher, grid = run.models.teachers["small"], run.models.backbone.grid
+    variables = run.state.frozen["teachers"]["small"]
+    tokens = teacher.apply(variables, teacher.prepare(jnp.asarray(images))).patch_tokens
+    expected = spatial_measures(tokens, grid, grid)
+    np.testing.assert_allclose(found.spatial.teachers["small"], expected, rtol=1e-3, atol=1e-4)
+    side = run.models.backbone.latent_size
+    latents = found.latents.reshape(20, side, side, -1)
+    expected = spatial_measures(patches(latents, grid), grid, grid)
+    np.testing.assert_allclose(found.spatial.latents, expected, rtol=1e-3, atol=1e-4)
+    variables = {"params": run.state.ema["params"], "constants": run.state.ema["constants"]}
+    null = {"label": np.full(20, run.models.backbone.conditioner.null_label)}
+    output = run.models.backbone.apply(variables, latents, np.zeros(20, np.float32), null)
+    expected = np.asarray(spatial_measures(output.tokens, grid, grid))
+    np.testing.assert_allclose(found.spatial.backbone[0], expected, rtol=1e-3, atol=1e-4)
+    assert np.abs(found.spatial.backbone[1] - expected)[:, 2].min() > 1e-3
+    averaged = measure_representation(found, topk=5).spatial
+    np.testing.assert_allclose(averaged.backbone[0, 2], expected[:, 2].mean(), rtol=1e-3)
+
+
 def test_tables_are_cknna_and_probes():
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 3
@@ -186,8 +214,14 @@ def test_the_command(workdir, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "CKNNA with small" in printed
     assert "accuracy of linear probes" in printed
+    assert "spatial structure of the tokens, the backbone's after block 1" in printed
+    (row,) = (line for line in printed.splitlines() if line.startswith("  the VAE's latents"))
     figures = json.loads((tmp_path / "alignment.json").read_text())
     assert np.shape(figures["cknna"]["small"]) == (2, 2)
+    spatial = figures["spatial"]
+    assert (spatial["block"], np.shape(spatial["backbone"]["rmsc"])) == (1, (2,))
+    assert row.split()[-1] == f"{spatial['latents']['rmsc']:.3f}"
+    assert 0 < spatial["teachers"]["small"]["rmsc"] <= 1
     assert (tmp_path / "alignment.png").stat().st_size > 5000
     assert main([*words, "--topk", "1"]) == 2
     assert "--topk is 1: give 2 to" in capsys.readouterr().err

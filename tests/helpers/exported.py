@@ -41,15 +41,21 @@ def export_lpips(variables: Mapping, naming: str = "module") -> dict[str, np.nda
     return tensors
 
 
-def export_vit(variables: Mapping, model, naming: str = "") -> dict[str, np.ndarray]:
+def export_vit(
+    variables: Mapping, model, naming: str = "", *, marked: bool = True
+) -> dict[str, np.ndarray]:
     """The inverse of `load_vit`: the model's tensors, named as they are published.
 
-    `naming` is by default "authors", or for a family without that the first that it has.
+    `naming` is by default "authors", or for a family without that the first that it has. With
+    `marked` the tensor is added that tells the format from another, and a format that has one is
+    taken before a format without.
     """
     own = [f for f in FORMATS if f.family == model.family and f.naming == (naming or f.naming)]
-    format = min(own, key=lambda f: f.naming != "authors")
+    format = min(own, key=lambda f: (f.naming != "authors", bool(f.holds) != marked))
     naming = format.naming
     tensors = vit._export(variables, model, format, format.prefixes[0])
+    if format.holds and marked:
+        tensors.setdefault(format.prefixes[0] + format.holds, np.zeros(model.dim, np.float32))
     if mask := MASK_TOKENS.get((model.family, naming)):
         tensors[mask] = np.zeros((1, model.dim), np.float32)
     return tensors

@@ -11,10 +11,12 @@ import diffusers
 import torch
 
 _FOLDER = pathlib.Path(diffusers.__file__).parent / "pipelines"
-_KEYS = {"scaling_factor", "shift_factor", "latents_mean", "latents_std"}
+_KEYS = {"scaling_factor", "shift_factor", "latents_mean", "latents_std", "latents_bn"}
 
 
-def decoded_latents(pipeline: str, config: dict, latents: torch.Tensor) -> torch.Tensor:
+def decoded_latents(
+    pipeline: str, config: dict, latents: torch.Tensor, **parts: torch.nn.Module
+) -> torch.Tensor:
     """What a pipeline hands to its VAE's decoder of its own denoised `latents`.
 
     Of the block that calls the decoder those statements run that concern the VAE's scale; then
@@ -24,11 +26,13 @@ def decoded_latents(pipeline: str, config: dict, latents: torch.Tensor) -> torch
       pipeline: its file under diffusers/pipelines, without ".py".
       config: of the VAE.
       latents: what the denoising ends with, (B, c, ...).
+      parts: modules of the VAE that these statements read, by name.
     """
     tree = ast.parse((_FOLDER / f"{pipeline}.py").read_text())
     call = next(node for node in ast.walk(tree) if getattr(node, "name", "") == "__call__")
     block, number = _decoding_block(call)
-    vae = types.SimpleNamespace(config=types.SimpleNamespace(**config), dtype=latents.dtype)
+    config = types.SimpleNamespace(**config)
+    vae = types.SimpleNamespace(config=config, dtype=latents.dtype, **parts)
     names = {"self": types.SimpleNamespace(vae=vae), "torch": torch, "latents": latents}
     for statement in block[:number]:
         if _KEYS & _words(statement):

@@ -74,6 +74,8 @@ def openai_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         renamed[name] = array
     renamed["class_embedding"] = renamed.pop("cls_token")[0, 0]
     renamed["positional_embedding"] = renamed.pop("pos_embed")[0]
+    for name in ("weight", "bias"):  # which the file has, and no token passes
+        renamed[f"ln_post.{name}"] = np.ones(DIM, np.float32)
     return renamed
 
 

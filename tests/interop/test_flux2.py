@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import diffusers
 import jax
@@ -10,6 +11,7 @@ import parity
 import pytest
 import torch
 from diffusers.pipelines.flux2.pipeline_flux2 import Flux2Pipeline
+from pipelines import decoded_latents
 
 from repae_jax.errors import UserError
 from repae_jax.interop import files, tables
@@ -100,6 +102,30 @@ def test_a_folder_normalizes_as_the_pipeline_does_and_comes_back(kind, epsilon, 
     if epsilon == 1e-4:
         for name, array in peer.state_dict().items():
             np.testing.assert_array_equal(back.state_dict()[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["pipeline_flux2", "pipeline_flux2_klein"])
+def test_what_is_exported_is_normalized_once_by_the_pipelines(name, tmp_path):
+    """By what they do to an image's latents, and to their own before the decoder."""
+    make(SMALL).save_pretrained(tmp_path / "theirs")
+    vae = read_vae(tmp_path / "theirs")
+    rng = np.random.default_rng(0)
+    statistics = {"mean": rng.normal(size=16), "var": rng.uniform(0.1, 20, 16)}
+    statistics = {key: value.astype(np.float32) for key, value in statistics.items()}
+    write_diffusers(tmp_path / "ours", dataclasses.replace(vae, statistics=statistics))
+    back = diffusers.AutoencoderKLFlux2.from_pretrained(tmp_path / "ours").eval()
+    vae = read_vae(tmp_path / "ours")
+    images = parity.normal(1, 16, 16, 3, seed=0).clip(-1, 1)
+    pipeline = types.SimpleNamespace(vae=back, _patchify_latents=Flux2Pipeline._patchify_latents)
+    with torch.no_grad():
+        theirs = Flux2Pipeline._encode_vae_image(pipeline, parity.to_nchw(images), None)
+    latents = vae.normalize(vae.encode(images).mean)
+    parity.assert_close(latents, parity.to_nhwc(theirs), "normalized latents")
+    z = parity.normal(2, 3, 2, 16, seed=1)
+    expected = decoded_latents(f"flux2/{name}", dict(back.config), parity.to_nchw(z), bn=back.bn)
+    parity.assert_close(vae.denormalize(z), parity.to_nhwc(expected), "latents", 1e-6)
+    moments = (statistics["mean"], np.sqrt(statistics["var"] + 1e-4))
+    parity.assert_close(expected.detach().permute(0, 2, 3, 1), z * moments[1] + moments[0], "z")
 
 
 def test_the_authors_file_goes_in_and_out(tmp_path):

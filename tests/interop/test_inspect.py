@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from exported import export_discriminator, export_sit, export_vit
+from pe_files import KINDS, pe_tensors
 from sits import sit_of
 from test_vit_names import DEPTH, FILES, timm_names
 from torch_vits import small
@@ -270,6 +271,15 @@ def test_teachers_of_others(kind, tmp_path, capsys):
     jax.tree.map(np.testing.assert_array_equal, again, load_vit(content, small(preset)))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_pe(kind, tmp_path, capsys):
+    files.write_torch(tmp_path / "x.pt", pe_tensors(kind))
+    assert inspect(tmp_path / "x.pt", capsys)["teacher"] == (
+        "PE under its authors' names: width 24, depth 2, patch 4, 4 x 4 positions; "
+        "arch none of the published"
+    )
+
+
 def dinov2(folder, registers):
     kind = "Dinov2WithRegisters" if registers else "Dinov2"
     config = getattr(transformers, f"{kind}Config")(
@@ -327,7 +337,7 @@ def vit_tensors(name):
     vit = create_vit(name)
     images = jax.ShapeDtypeStruct((1, vit.patch_size, vit.patch_size, 3), np.float32)
     shapes = jax.eval_shape(vit.init, jax.random.key(0), images)
-    return export_vit(blank(shapes), vit)
+    return export_vit(blank(shapes), vit, marked=not name.startswith(("pe-spatial", "pe-lang")))
 
 
 # how the tensors of a published size are made, and what `inspect` calls it
@@ -373,6 +383,12 @@ def test_published_sizes_have_their_names(label, tmp_path, monkeypatch, capsys):
         ("mae-l", "mocov3-l or mae-l"),
         ("ijepa-h", "ijepa-h"),
         ("clip-l", "clip-l"),
+        ("pe-core-b", "pe-core-b"),
+        ("pe-core-l", "pe-core-l"),
+        ("pe-core-g", "pe-core-g"),
+        ("pe-spatial-l", "pe-spatial-l"),
+        ("pe-spatial-g", "pe-spatial-g"),
+        ("pe-lang-l", "pe-lang-l"),
     ],
 )
 def test_published_teachers_have_their_names(name, alike, tmp_path, monkeypatch, capsys):

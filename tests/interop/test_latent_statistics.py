@@ -18,6 +18,7 @@ from repae_jax.interop.vae_files import read_vae, write_diffusers
 from repae_jax.models.batch_norm import denormalize_samples
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 from repae_jax.models.tokenizers.base import parameter_shapes
+from repae_jax.models.tokenizers.dc_ae import AutoencoderDC
 from repae_jax.models.tokenizers.qwen_image_vae import AutoencoderKLQwenImage
 from repae_jax.runs.pretrained import PretrainedVAE
 
@@ -28,6 +29,9 @@ XL, SD, FLUX, SD3 = (
     "stable_diffusion_3/pipeline_stable_diffusion_3",
 )
 GLM, QWEN = "glm_image/pipeline_glm_image", "qwenimage/pipeline_qwenimage"
+WAN, SANA = "wan/pipeline_wan", "sana/pipeline_sana"
+OF_DC_AE = [SANA, "sana/pipeline_sana_sprint", "pag/pipeline_pag_sana"]
+FAMILY = {QWEN: "qwen", WAN: "wan", SANA: "dc"}  # of a pipeline's VAE; else "kl"
 MANY_XL = [
     XL,
     f"{XL}_img2img",
@@ -43,7 +47,14 @@ WITH_SHIFT = [FLUX, SD3, "lumina2/pipeline_lumina2", "z_image/pipeline_z_image"]
 @functools.cache
 def vae_of(channels, family="kl"):
     """A VAE of ones with so many latent channels."""
-    if family == "qwen":
+    config = {}
+    if family == "dc":
+        module = AutoencoderDC(
+            widths=(4, 4), encoder_layers=(1, 1), decoder_layers=(1, 1), attention_levels=(),
+            latent_channels=channels,
+        )  # fmt: skip
+    elif family in ("qwen", "wan"):
+        config = {"_class_name": "AutoencoderKLWan"} if family == "wan" else {}
         module = AutoencoderKLQwenImage(
             base_dim=4, latent_channels=channels, multipliers=(1, 1), num_res_blocks=1,
             temporal_downsample=(False,),
@@ -53,7 +64,7 @@ def vae_of(channels, family="kl"):
             channels=4, multipliers=(1,), latent_channels=channels, num_res_blocks=1, groups=2
         )
     blank = jax.tree.map(lambda s: np.ones(s.shape, s.dtype), parameter_shapes(module))
-    return PretrainedVAE(module, blank)
+    return PretrainedVAE(module, blank, config)
 
 
 def exported(vae, statistics, folder) -> dict:
@@ -79,7 +90,7 @@ def alike(channels, mean, std):
 
 def through(pipeline, config, z):
     """Our latents (B, h, w, c) through a pipeline's de-normalisation."""
-    frames = pipeline == QWEN
+    frames = pipeline in (QWEN, WAN)
     theirs = parity.to_nchw(z)
     theirs = decoded_latents(pipeline, config, theirs[:, :, None] if frames else theirs)
     return parity.to_nhwc(theirs[:, :, 0] if frames else theirs)
@@ -91,12 +102,15 @@ def through(pipeline, config, z):
         (MANY_XL, 4, per_channel(4)),
         ([GLM], 16, per_channel(16)),
         ([QWEN], 16, per_channel(16)),
+        ([WAN], 16, per_channel(16)),
+        (OF_DC_AE, 32, alike(32, 0.0, 2.4)),
+        (OF_DC_AE, 4, alike(4, 0.0, 2.4)),
         ([*ONE_FACTOR, XL], 4, alike(4, 0.0, 5.5)),
         ([*WITH_SHIFT, GLM], 16, alike(16, 0.3, 2.5)),
     ],
 )
 def test_what_is_exported_is_normalised_once(pipelines, channels, statistics, tmp_path):
-    vae = vae_of(channels, "qwen" if QWEN in pipelines else "kl")
+    vae = vae_of(channels, FAMILY.get(pipelines[0], "kl"))
     config = exported(vae, statistics, tmp_path / "vae")
     z = parity.normal(2, 3, 3, channels, seed=1)
     expected = denormalize_samples(jnp.asarray(z), statistics["mean"], statistics["var"])
@@ -117,6 +131,19 @@ def test_one_factor_and_shift_are_those_of_all_channels(tmp_path):
         )
         np.testing.assert_allclose(zero, statistics["mean"].mean(), rtol=1e-5)
         np.testing.assert_allclose((one - zero) ** 2, statistics["var"].mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [4, 32])
+def test_dc_aes_factor_is_that_of_all_channels(channels, tmp_path):
+    """Its pipelines know no shift: the mean stays in the latents."""
+    statistics = per_channel(channels)
+    config = exported(vae_of(channels, "dc"), statistics, tmp_path / "vae")
+    for pipeline in OF_DC_AE:
+        one = through(pipeline, config, np.ones((1, 1, 1, channels), np.float32))
+        np.testing.assert_allclose(one**2, statistics["var"].mean(), rtol=1e-5)
+    read = read_vae(tmp_path / "vae").statistics
+    for name, array in statistics.items():
+        np.testing.assert_array_equal(read[name], array)
 
 
 def test_with_four_channels_one_factor_leaves_the_latents_as_they_are(tmp_path):
@@ -173,6 +200,30 @@ def test_a_factor_beside_lists_is_the_deviation_of_sdxls_own_latents():
     parity.assert_close(
         denormalize_samples(jnp.asarray(z), **statistics), expected, "latents", 1e-6
     )
+
+
+# EQ-SDXL-VAE's config.json: its factor is about 1 / the root mean square of its deviations.
+EQ_SDXL = {"latents_mean": [-2.7, 1.4, 4.3, 1.3], "latents_std": [10.0, 6.8, 7.2, 5.6]}
+EQ_SDXL |= {"scaling_factor": 0.127, "shift_factor": 0.8}
+
+
+def test_eq_sdxl_vae_is_normalized_per_channel_and_once(tmp_path):
+    plain = vae_of(4)
+    write_diffusers(tmp_path / "vae", plain)
+    path = tmp_path / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | EQ_SDXL))
+    vae = read_vae(tmp_path / "vae")
+    z = parity.normal(2, 3, 3, 4, seed=1)
+    mean, std = (np.float32(EQ_SDXL[key]) for key in ("latents_mean", "latents_std"))
+    normalized = denormalize_samples(jnp.asarray(z), **vae.statistics)
+    parity.assert_close(normalized, z * std + mean, "latents", 1e-6)
+    # tuned, its statistics are others, and the factor that would divide again is gone
+    tuned = PretrainedVAE(vae.module, vae.params, vae.config)
+    config = exported(tuned, per_channel(4), tmp_path / "tuned")
+    assert (config["scaling_factor"], config["shift_factor"]) == (1.0, 0.0)
+    expected = denormalize_samples(jnp.asarray(z), **per_channel(4))
+    for pipeline in MANY_XL:
+        parity.assert_close(through(pipeline, config, z), expected, pipeline, 1e-6)
 
 
 def test_a_vae_without_statistics_stays_one(tmp_path):

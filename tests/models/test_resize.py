@@ -5,20 +5,29 @@ import torch
 from parity import to_nchw, to_nhwc
 from torch_fidelity import interpolate_compat_tensorflow as tensorflow1
 
-from repae_jax.models.resize import bicubic_matrix, resize_bicubic, resize_bilinear_tf1
+from repae_jax.models.resize import (
+    bicubic_matrix,
+    resize_bicubic,
+    resize_bilinear,
+    resize_bilinear_tf1,
+)
 
 
-def torch_bicubic(x, height, width, antialias):
+def torch_resize(x, height, width, mode, antialias):
     x = torch.nn.functional.interpolate(
         x.permute(0, 3, 1, 2),
         size=(height, width),
-        mode="bicubic",
+        mode=mode,
         align_corners=False,
         antialias=antialias,
     )
     return x.permute(0, 2, 3, 1)
 
 
+RESIZES = {"bicubic": resize_bicubic, "bilinear": resize_bilinear}
+
+
+@pytest.mark.parametrize("mode", RESIZES)
 @pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize(
     ("size_in", "size_out"),
@@ -30,16 +39,16 @@ def torch_bicubic(x, height, width, antialias):
         ((6, 6), (6, 6)),
     ],
 )
-def test_resize_equals_torch(size_in, size_out, antialias):
+def test_resize_equals_torch(size_in, size_out, antialias, mode):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, *size_in, 3)).astype(np.float32)
     weight = rng.normal(size=(2, *size_out, 3)).astype(np.float32)
     x_torch = torch.tensor(x, requires_grad=True)
-    expected = torch_bicubic(x_torch, *size_out, antialias)
+    expected = torch_resize(x_torch, *size_out, mode, antialias)
     (expected * torch.tensor(weight)).sum().backward()
 
     def weighted(x):
-        y = resize_bicubic(x, *size_out, antialias=antialias)
+        y = RESIZES[mode](x, *size_out, antialias=antialias)
         return (y * weight).sum(), y
 
     gradient, actual = jax.grad(weighted, has_aux=True)(x)

@@ -49,7 +49,7 @@ def reference_and_model(registers=0, swiglu=False):
         parameter.data.normal_(1.0 if factor else 0.0, 0.3)
     model = ViT(
         PATCH, GRID, DIM, DEPTH, HEADS, swiglu=swiglu, num_registers=registers,
-        table_antialias=registers > 0,
+        table_filter="antialias" if registers else "bicubic",
     )  # fmt: skip
     tensors = {name: t.numpy() for name, t in reference.state_dict().items()}
     return reference.eval(), model, load_vit(tensors, model)

@@ -31,12 +31,19 @@ from repae_jax.models.layers import (
     quick_gelu,
     tanh_gelu,
 )
-from repae_jax.models.resize import resize_bicubic
-from repae_jax.models.rotary import grid_periods, grid_turns
+from repae_jax.models.resize import resize_bicubic, resize_bilinear
+from repae_jax.models.rotary import grid_periods, grid_turns, pair_turns
 from repae_jax.models.scan_layers import scan_blocks
 
 # The nonlinearity of an MLP.
 ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu, "tanh_gelu": tanh_gelu}
+
+# How a table of positions is resampled to another grid.
+TABLE_FILTERS = {
+    "antialias": functools.partial(resize_bicubic, antialias=True),  # a = -0.5
+    "bicubic": resize_bicubic,  # a = -0.75
+    "bilinear": resize_bilinear,
+}
 
 _INIT = initializers.truncated_normal(0.02)
 
@@ -77,6 +84,7 @@ class ViTBlock(nn.Module):
     activation: str
     layer_scale: float | None
     norm_epsilon: float
+    pairs: bool
     dtype: jnp.dtype
 
     @nn.compact
@@ -85,10 +93,10 @@ class ViTBlock(nn.Module):
     ) -> jax.Array:
         """(B, N, D) -> (B, N, D), with the mask of `layers.attend`.
 
-        `turns` are the angles of `rotary.turn_halves`.
+        `turns` are the angles of `rotary.turn_halves`, with `pairs` of `rotary.turn_pairs`.
         """
         settings = {"dtype": self.dtype, "kernel_init": _INIT}
-        attention = Attention(self.num_heads, **settings, name="attn")
+        attention = Attention(self.num_heads, pairs=self.pairs, **settings, name="attn")
         if self.swiglu:
             mlp = SwiGLU(swiglu_width(self.hidden), **settings, name="mlp")
         else:
@@ -107,9 +115,9 @@ class ViT(nn.Module):
     """Vision transformer (ViT, arXiv 2010.11929), with options for its published descendants.
 
     The defaults are those of DINOv2 (arXiv 2304.07193; with registers arXiv 2309.16588). The other
-    families are DINO (2104.14294), MoCo v3 (2104.02057), MAE (2111.06377), I-JEPA (2301.08243) and
-    CLIP (2103.00020). Norms, softmax, the residual stream and the returned tokens are float32; the
-    matrix products run in `dtype`.
+    families are DINO (2104.14294), MoCo v3 (2104.02057), MAE (2111.06377), I-JEPA (2301.08243),
+    CLIP (2103.00020), SigLIP (2303.15343), DINOv3 (2508.10104) and PE (2504.13181). Norms, softmax,
+    the residual stream and the returned tokens are float32; the matrix products run in `dtype`.
 
     Attributes:
       patch_size: side of a patch, pixels.
@@ -120,8 +128,8 @@ class ViT(nn.Module):
       mlp_ratio: hidden width of the feed-forward network over D (SwiGLU takes 2/3 of it).
       swiglu: SwiGLU instead of the GELU MLP.
       activation: of the MLP, one of `ACTIVATIONS`: "gelu" is exact, "quick_gelu" CLIP's.
-      rope: rotary positions of the patch tokens (DINOv3) in place of a table; their periods are
-        constants, which a file may bring.
+      rope: rotary positions of the patch tokens: "dinov3" in place of the table, with periods that
+        are constants, which a file may bring; "pe" beside the table; "" for none.
       layer_scale: initial LayerScale factor; None for none.
       num_registers: register tokens, inserted after the class token, without positions.
       class_token: whether a class token precedes all other tokens.
@@ -135,9 +143,9 @@ class ViT(nn.Module):
         the image, so patch_size must be a multiple of 2 ** len(stem). Published weights have no
         stem; small ViTs that are trained here learn shapes much sooner with one.
       norm_epsilon: the epsilon of every LayerNorm.
-      table_antialias: how the table is resampled to another grid: True is bicubic with
-        antialias (a = -0.5), as in the REPA-E code and DINOv2 with registers; False is plain
-        bicubic (a = -0.75), as in transformers' Dinov2Model.
+      table_filter: how the table is resampled to another grid, one of `TABLE_FILTERS`: "antialias"
+        is bicubic with antialias, as in the REPA-E code and DINOv2 with registers; "bicubic"
+        without, as in transformers' Dinov2Model; "bilinear" PE's.
       preprocessing: the kind of preprocessing in `prepare`, one of `TEACHER_KINDS`.
       token_pixels: pixels along a side of the image for each token, for the kinds that resize.
       family: the publisher of the weights, which decides the names in files (interop/vit.py).
@@ -153,7 +161,7 @@ class ViT(nn.Module):
     mlp_ratio: float = 4.0
     swiglu: bool = False
     activation: str = "gelu"
-    rope: bool = False
+    rope: str = ""
     layer_scale: float | None = 1.0
     num_registers: int = 0
     class_token: bool = True
@@ -164,7 +172,7 @@ class ViT(nn.Module):
     final_affine: bool = True
     stem: tuple[int, ...] = ()
     norm_epsilon: float = 1e-6
-    table_antialias: bool = True
+    table_filter: str = "antialias"
     preprocessing: str = "dinov2"
     token_pixels: int = TOKEN_PIXELS
     family: str = "dinov2"
@@ -206,11 +214,8 @@ class ViT(nn.Module):
             kernel_init=_INIT,
             name="patch_embed",
         )
-        x, class_position, turns = embed(patches), 0.0, None  # (B, N, D)
-        if self.rope:
-            powers = functools.partial(grid_periods, self.dim // self.num_heads)
-            turns = grid_turns(*grid, self.variable("constants", "periods", powers).value)
-        else:
+        x, class_position, turns = embed(patches), 0.0, self._turns(grid)  # (B, N, D)
+        if self.rope != "dinov3":
             class_position, patch_positions = self._positions(grid)
             x = x + patch_positions
         x = jnp.concatenate([*self._prefix(class_position, len(x)), x], axis=1)
@@ -224,6 +229,7 @@ class ViT(nn.Module):
                 self.activation,
                 self.layer_scale,
                 self.norm_epsilon,
+                self.rope == "pe",
                 self.dtype,
                 name=f"blocks_{i}",
             )
@@ -268,6 +274,14 @@ class ViT(nn.Module):
         x = x.reshape(batch, rows, p, columns, p, channels).transpose(0, 1, 3, 2, 4, 5)
         return x.reshape(batch, rows * columns, p * p * channels), (rows, columns)
 
+    def _turns(self, grid):
+        """The angles of the patch tokens' rotary positions, or None."""
+        head = self.dim // self.num_heads
+        if self.rope == "dinov3":
+            powers = functools.partial(grid_periods, head)
+            return grid_turns(*grid, self.variable("constants", "periods", powers).value)
+        return pair_turns(*grid, head, int(self.class_token)) if self.rope else None
+
     def _positions(self, grid):
         """The table's entries for the class token (1, 1, D) or 0, and for the grid (1, N, D)."""
         native, count = self.native_grid, int(self.class_token and self.class_position)
@@ -275,7 +289,7 @@ class ViT(nn.Module):
         prefix, patches = table[:, :count], table[:, count:]
         if grid != (native, native):
             patches = patches.reshape(1, native, native, self.dim)
-            patches = resize_bicubic(patches, *grid, antialias=self.table_antialias)
+            patches = TABLE_FILTERS[self.table_filter](patches, *grid)
             patches = patches.reshape(1, grid[0] * grid[1], self.dim)
         return (prefix if count else 0.0), patches
 

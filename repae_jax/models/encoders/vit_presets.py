@@ -3,7 +3,8 @@
 import math
 
 # The published sizes under their authors' names. `native_grid` is the grid of the published
-# position table: pre-training ended at 518 pixels for DINOv2 (patch 14), at 224 for all others.
+# position table: pre-training ended at 518 pixels for DINOv2 (patch 14), at 224 for most others.
+_TINY = {"dim": 192, "depth": 12, "num_heads": 3}
 _SMALL = {"dim": 384, "depth": 12, "num_heads": 6}
 _BASE = {"dim": 768, "depth": 12, "num_heads": 12}
 _LARGE = {"dim": 1024, "depth": 24, "num_heads": 16}
@@ -45,14 +46,14 @@ _SIGLIP = {
     "layer_scale": None,
     "class_token": False,
     "activation": "tanh_gelu",
-    "table_antialias": False,
+    "table_filter": "bicubic",
 }
 _SO400M = {"dim": 1152, "depth": 27, "num_heads": 16, "mlp_ratio": math.nextafter(4304 / 1152, 4)}
 _WEBSSL = {  # DINOv2's ViT, as transformers computes it, with SwiGLU at every size
     **_DINOV2,
     "native_grid": 16,
     "swiglu": True,
-    "table_antialias": False,
+    "table_filter": "bicubic",
 }
 _DINOV3 = {
     "family": "dinov3",
@@ -60,9 +61,26 @@ _DINOV3 = {
     "patch_size": 16,
     "native_grid": 16,
     "num_registers": 4,
-    "rope": True,
+    "rope": "dinov3",
     "norm_epsilon": 1e-5,
 }
+# iREPA aligns with PE's tokens before the final norm, which Spatial and Lang do not have.
+_PE = {
+    "family": "pe",
+    "preprocessing": "pe",
+    "patch_size": 14,
+    "native_grid": 32,
+    "layer_scale": None,
+    "patch_bias": False,
+    "pre_norm": True,
+    "final_norm": False,
+    "norm_epsilon": 1e-5,
+    "rope": "pe",
+    "table_filter": "bilinear",
+}
+_PE16 = {**_PE, "patch_size": 16, "preprocessing": "native"}  # of 256 pixels, which stay 256
+_PE_G = {"dim": 1536, "num_heads": 16, "mlp_ratio": 8960 / 1536, "class_token": False}
+_PE_SCALED = {"layer_scale": 0.1}
 
 VIT_CONFIGS: dict[str, dict] = {
     "dinov2-s": {**_DINOV2, **_SMALL},
@@ -101,4 +119,16 @@ VIT_CONFIGS: dict[str, dict] = {
     "webssl-3b": {**_WEBSSL, "dim": 3072, "depth": 26, "num_heads": 24},
     "webssl-5b": {**_WEBSSL, "dim": 3584, "depth": 32, "num_heads": 28},
     "webssl-7b": {**_WEBSSL, "dim": 4096, "depth": 32, "num_heads": 32},
+    "pe-core-t": {**_PE16, **_TINY, "native_grid": 24},
+    "pe-core-s": {**_PE16, **_SMALL, "native_grid": 24},
+    "pe-core-b": {**_PE16, **_BASE, "native_grid": 14},
+    "pe-core-l": {**_PE, **_LARGE, "native_grid": 24},
+    "pe-core-g": {**_PE, **_PE_G, "depth": 50},
+    "pe-spatial-t": {**_PE16, **_TINY},
+    "pe-spatial-s": {**_PE16, **_SMALL},
+    "pe-spatial-b": {**_PE16, **_BASE},
+    "pe-spatial-l": {**_PE, **_LARGE},
+    "pe-spatial-g": {**_PE, **_PE_G, "depth": 50, **_PE_SCALED},
+    "pe-lang-l": {**_PE, **_LARGE, "depth": 23, **_PE_SCALED},
+    "pe-lang-g": {**_PE, **_PE_G, "depth": 47, **_PE_SCALED},
 }  # fmt: skip
