@@ -35,8 +35,9 @@ def get_config():
         optimizer.update(warmup_steps=STEPS // 20, decay_steps=STEPS)
     config.objective.discriminator_start = STEPS // 2
     config.run.sample_steps = 10
-    # A VAE alone as in described.py: from random weights, and smaller batches.
-    alone = dict(batch_size=16, optimizer=dict(tokenizer=dict(learning_rate=1e-2)))
+    # A VAE alone as in described.py: smaller batches, and no adversarial term.
+    longer = dict(batch_size=16, objective=dict(discriminator_start=STEPS))
+    alone = dict(**longer, optimizer=dict(tokenizer=dict(learning_rate=1e-2)))  # random weights
     # On a frozen VAE, the backbone learns from the posterior's mean, as in described.py. REPA-E
     # tunes the VAE by samples, and has a REPA on samples beside it.
     means = dict(objective=dict(posterior="mean"))
@@ -44,7 +45,6 @@ def get_config():
     # Without a block, the encoder's state of a word depends on the word alone, and text has no
     # position in this backbone.
     words = dict(**means, text_encoder=dict(depth=0))
-    longer = dict(batch_size=16)
     study.arms.update(
         vae=arm("VAE alone", "vae", changes=alone),
         repa=arm("REPA, VAE frozen", "repa", vae="vae", changes=means),
