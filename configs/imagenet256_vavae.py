@@ -16,7 +16,7 @@ def get_config(recipe: str = "vavae"):
     config = imagenet256()
     config.dtype = "float32"
     config.tokenizer = tokenizer("f16d32")
-    config.teachers.clear()
+    config.backbone.arch = "SiT-XL/1"  # of the other recipes
     # The encoder sees the VAE's own input: [-1, 1], bilinear without antialias.
     weights = "pretrained/dinov2_vitl14_pretrain.pth"
     config.teachers.dinov2 = teacher("dinov2-l", preprocessing="vavae", weights=weights)

@@ -36,7 +36,8 @@ from repae_jax.training.noise import sample_draws
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
-SCALES = {"clip": CLIP, "pe": ([0.5] * 3, [0.5] * 3)}
+HALVES = ([0.5] * 3, [0.5] * 3)
+SCALES = {"clip": CLIP, "pe": HALVES, "vavae": HALVES}
 
 
 def images(*size):
@@ -48,7 +49,7 @@ def in_torch(pixels, kind, dtype=torch.float32):
     x = torch.tensor(pixels, dtype=dtype).permute(0, 3, 1, 2) / 255.0
     mean, std = (torch.tensor(v, dtype=dtype)[:, None, None] for v in SCALES.get(kind, IMAGENET))
     size = x.shape[-1] * 14 // 16
-    if kind == "pe":
+    if kind in ("pe", "vavae"):
         x = torch.nn.functional.interpolate(x, size, mode="bilinear")
     if kind == "clip":
         x = torch.nn.functional.interpolate(x, size, mode="bicubic")
@@ -56,7 +57,7 @@ def in_torch(pixels, kind, dtype=torch.float32):
     return torch.nn.functional.interpolate(x, size, mode="bicubic") if kind == "dinov2" else x
 
 
-@pytest.mark.parametrize("kind", ["dinov2", "clip", "pe"])
+@pytest.mark.parametrize("kind", ["dinov2", "clip", "pe", "vavae"])
 @pytest.mark.parametrize(
     ("size", "expected_size"), [(256, 224), (512, 448), (320, 280), (384, 336), (48, 42)]
 )
@@ -70,14 +71,14 @@ def test_resizing_kinds_equal_torch(kind, size, expected_size):
         assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("kind", ["dinov2", "clip", "pe"])
+@pytest.mark.parametrize("kind", ["dinov2", "clip", "pe", "vavae"])
 @pytest.mark.parametrize(("size", "token_pixels"), [(512, 32), (96, 24)])
 def test_wider_tokens_are_resized_with_antialias_as_torch_does(kind, size, token_pixels):
     pixels = images(size, size)
     mean, std = SCALES.get(kind, IMAGENET)
     x = torch.tensor(pixels.transpose(0, 3, 1, 2) / 255.0)
     side = size * 14 // token_pixels
-    mode = "bilinear" if kind == "pe" else "bicubic"
+    mode = "bilinear" if kind in ("pe", "vavae") else "bicubic"
     x = torch.nn.functional.interpolate(x, side, mode=mode, antialias=True)
     expected = (x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     actual = preprocess(pixels, kind, token_pixels)
@@ -104,7 +105,7 @@ def test_native_scales_to_minus_one_to_one():
     np.testing.assert_allclose(np.ravel(actual), [-1.0, -0.6, 1.0], atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["dinov2", "clip", "pe"])
+@pytest.mark.parametrize("kind", ["dinov2", "clip", "pe", "vavae"])
 @pytest.mark.parametrize(
     ("size", "message"),
     [
@@ -125,7 +126,7 @@ def test_other_shapes_are_refused():
 
 
 def test_unknown_kind_lists_the_known_ones():
-    with pytest.raises(UserError, match=r"'siglip'.*dinov2, clip, pe, imagenet, native"):
+    with pytest.raises(UserError, match=r"'siglip'.*dinov2, clip, pe, vavae, imagenet, native"):
         preprocess(images(8, 8), "siglip")
 
 
@@ -184,7 +185,10 @@ def test_a_resolution_that_gives_no_whole_tokens_is_named():
         (teacher("mocov3-b", preprocessing="clip"), "mocov3-b was trained with 'imagenet'"),
         (teacher("pe-core-b", preprocessing="pe"), "pe-core-b was trained with 'native'"),
         (teacher("clip-l", preprocessing="imagenet"), "patch size 14 does not divide 256"),
-        (teacher("mae-l", preprocessing="siglip"), "use one of dinov2, clip, pe, imagenet, native"),
+        (
+            teacher("mae-l", preprocessing="siglip"),
+            "use one of dinov2, clip, pe, vavae, imagenet, native",
+        ),
         (teacher("siglip-x"), "arch is 'siglip-x': use one of"),
         (teacher(patch_size=16, depth=1, num_heads=1), "it.hidden_size is not set"),
         (teacher("mae-l", stem=(8,)), "stem is (8,), but mae-l has none"),

@@ -12,7 +12,9 @@ IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
-RESIZING_KINDS = ("dinov2", "clip", "pe")
+# "vavae" is that of "pe", which VF loss gives to any encoder.
+RESIZING_KINDS = ("dinov2", "clip", "pe", "vavae")
+_BILINEAR = ("pe", "vavae")
 TEACHER_KINDS = (*RESIZING_KINDS, "imagenet", "native")
 
 TOKEN_PIXELS = 16  # pixels along a side of a token, before resizing
@@ -31,9 +33,10 @@ def preprocess(images: jax.Array, kind: str, token_pixels: int = TOKEN_PIXELS) -
         "clip" resizes, *then* normalizes by CLIP's own mean and std. "imagenet" (DINO, MoCo v3,
         MAE) normalizes by ImageNet's mean and std and does not resize. "native" only scales to
         [-1, 1], for a teacher that was trained on such images. "pe" resizes, and scales to
-        [-1, 1]. Images are resized to `teacher_side` pixels (bicubic, a = -0.75, for "pe"
-        bilinear, no antialias; for larger `token_pixels` than published, a = -0.5 or bilinear
-        with antialias, as torchvision's and PIL's).
+        [-1, 1]; so does "vavae", for any teacher (VA-VAE). Images are resized to `teacher_side`
+        pixels (bicubic, a = -0.75, for "pe" and "vavae" bilinear, no antialias; for larger
+        `token_pixels` than published, a = -0.5 or bilinear with antialias, as torchvision's and
+        PIL's).
       token_pixels: see `teacher_side`.
 
     Raises:
@@ -46,9 +49,9 @@ def preprocess(images: jax.Array, kind: str, token_pixels: int = TOKEN_PIXELS) -
         raise ValueError(f"teachers take RGB images (B, H, W, 3), got {images.shape}")
     if kind not in TEACHER_KINDS:
         raise UserError(f"unknown teacher kind {kind!r}; choose one of {', '.join(TEACHER_KINDS)}")
-    if kind in ("native", "pe"):
+    if kind in ("native", *_BILINEAR):
         x = images.astype(jnp.float32) / 127.5 - 1.0
-        return _resize(x, kind, token_pixels) if kind == "pe" else x
+        return x if kind == "native" else _resize(x, kind, token_pixels)
     x = images.astype(jnp.float32) / 255.0
     if kind == "clip":
         return (_resize(x, kind, token_pixels) - CLIP_MEAN) / CLIP_STD
@@ -86,7 +89,7 @@ def _resize(x, kind, token_pixels):
         raise UserError(f"the {kind} teacher takes square images, got {height} x {width}")
     side = teacher_side(height, kind, token_pixels)
     wider = token_pixels > TOKEN_PIXELS
-    if kind == "pe":
+    if kind in _BILINEAR:
         return resize_bilinear(x, side, side, antialias=wider)
     if wider:
         return resize_bicubic(x, side, side, a=-0.5, antialias=True)

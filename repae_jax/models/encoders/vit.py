@@ -306,7 +306,7 @@ def _check(vit: ViT, entry: Section, path: str) -> None:
     if kind not in TEACHER_KINDS:
         raise UserError(f"{path}.preprocessing is {kind!r}: use one of {', '.join(TEACHER_KINDS)}")
     trained = VIT_CONFIGS[arch].get("preprocessing", ViT.preprocessing) if arch else kind
-    if kind in RESIZING_KINDS and kind != trained:
+    if kind in RESIZING_KINDS and kind not in (trained, "vavae"):
         raise UserError(
             f"{path}.preprocessing is {kind!r}, but {arch} was trained with {trained!r}: "
             "set both keys"
