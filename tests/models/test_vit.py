@@ -11,7 +11,7 @@ from torch.nn import functional
 from repae_jax.errors import UserError
 from repae_jax.interop.vit import load_vit
 from repae_jax.models.convnet import ConvLevel
-from repae_jax.models.encoders.vit import VIT_CONFIGS, ViT, create_vit
+from repae_jax.models.encoders.vit import ViT, create_vit
 
 try:
     import torchvision  # noqa: F401
@@ -164,7 +164,6 @@ def test_configs_can_be_overridden_and_unknown_names_are_named():
     assert create_vit("dinov2-b-reg", native_grid=16).native_grid == 16
     with pytest.raises(UserError, match=r"'dinov2-x'.*dinov2-b, .*dinov2-s-reg"):
         create_vit("dinov2-x")
-    assert len(VIT_CONFIGS) == 34
 
 
 def test_sides_that_the_patch_does_not_divide_are_refused():

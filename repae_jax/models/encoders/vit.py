@@ -84,8 +84,8 @@ class ViTBlock(nn.Module):
     activation: str
     layer_scale: float | None
     norm_epsilon: float
-    pairs: bool
     dtype: jnp.dtype
+    pairs: bool = False
 
     @nn.compact
     def __call__(
@@ -229,8 +229,8 @@ class ViT(nn.Module):
                 self.activation,
                 self.layer_scale,
                 self.norm_epsilon,
-                self.rope == "pe",
                 self.dtype,
+                self.rope == "pe",
                 name=f"blocks_{i}",
             )
             for i in range(self.depth)

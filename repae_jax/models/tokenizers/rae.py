@@ -64,7 +64,7 @@ ENCODERS = {
             **VIT_CONFIGS["mae-l"],
             "final_norm": True,
             "norm_epsilon": 1e-12,
-            "table_antialias": False,
+            "table_filter": "bicubic",
         },
     ),
 }
