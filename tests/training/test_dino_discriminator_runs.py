@@ -105,10 +105,10 @@ def test_a_run_begins_with_given_heads(folder, tmp_path, capsys):
 
 
 def test_a_missing_encoder_is_named(folder, tmp_path, capsys):
-    run("train", *words(folder), "--workdir", tmp_path / "run", "--quiet", status=1)
+    run("train", *words(folder), "--workdir", tmp_path / "run", "--quiet", status=2)
     assert "config.discriminator.encoder_weights is empty" in capsys.readouterr().err
     wrong = f"discriminator.encoder_weights={folder / 'heads.pt'}"
-    run("train", *words(folder, wrong), "--workdir", tmp_path / "run", "--quiet", status=1)
+    run("train", *words(folder, wrong), "--workdir", tmp_path / "run", "--quiet", status=2)
     assert "heads.pt: not the weights of DINO" in capsys.readouterr().err
 
 
