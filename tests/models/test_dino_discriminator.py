@@ -1,6 +1,7 @@
 """The DINO discriminator against torch's spectral and instance norms on timm's ViT."""
 
 import copy
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +24,22 @@ MODEL = DinoDiscriminator(
 SIZE = (3, 20, 24, 3)  # neither square nor of the ViT's side
 
 
-@pytest.fixture
-def pair():
+@functools.cache
+def _pair():
     reference = TorchDinoDiscriminator(MODEL)
     return reference, variables_of(parity.state_of(reference), reference.dino[0], MODEL)
+
+
+@pytest.fixture
+def pair():
+    """The reference and our variables; a test may change both."""
+    return copy.deepcopy(_pair())
+
+
+@functools.partial(jax.jit, static_argnames="train")
+def logits_of(variables, x, *, train=False):
+    """Logits, and in train mode the updated collections."""
+    return MODEL.apply(variables, x, train=train, mutable=["batch_stats"] if train else False)
 
 
 def images(seed, size=SIZE):
@@ -92,7 +105,7 @@ def test_a_training_call_does_one_power_iteration_and_others_none(pair):
     reference.train()
     for seed in range(3):
         reference(parity.to_nchw(images(seed)))
-        _, new = MODEL.apply(variables, images(seed), train=True, mutable=["batch_stats"])
+        _, new = logits_of(variables, images(seed), train=True)
         variables = {**variables, **new}
     actual, expected = statistics(variables), parity.state_of(reference)
     assert len(actual) == 3 * (len(MODEL.blocks) + 1)
@@ -144,7 +157,7 @@ def test_two_heads_see_the_last_block(pair):
     _, variables = pair
     changed = jax.tree.map(jnp.asarray, variables)
     changed["constants"][ENCODER]["blocks_2"]["mlp"]["fc2"]["bias"] += parity.normal(12, seed=0)
-    one, other = (MODEL.apply(v, images(0), train=False) for v in (variables, changed))
+    one, other = (logits_of(v, images(0)) for v in (variables, changed))
     differ = np.any(np.asarray(one != other).reshape(3, 3, 16), axis=(0, 2))
     np.testing.assert_array_equal(differ, [True, False, True])
 
@@ -153,7 +166,7 @@ def test_the_final_norm_is_not_used(pair):
     _, variables = pair
     changed = jax.tree.map(jnp.asarray, variables)
     changed["constants"][ENCODER]["norm"]["scale"] *= 2
-    one, other = (MODEL.apply(v, images(0), train=False) for v in (variables, changed))
+    one, other = (logits_of(v, images(0)) for v in (variables, changed))
     np.testing.assert_array_equal(one, other)
 
 
@@ -164,7 +177,7 @@ def test_the_bias_of_the_keys_changes_nothing(pair):
     bias = changed["constants"][ENCODER]["blocks_0"]["attn"]["qkv"]["bias"]
     assert np.abs(bias[12:24]).min() > 0
     changed["constants"][ENCODER]["blocks_0"]["attn"]["qkv"]["bias"] = bias.at[12:24].set(0)
-    one, other = (MODEL.apply(v, images(0), train=False) for v in (variables, changed))
+    one, other = (logits_of(v, images(0)) for v in (variables, changed))
     parity.assert_close(one, other, "logits", 1e-5)
 
 
@@ -207,7 +220,7 @@ def test_presets_are_those_of_rae():
 
 def test_bfloat16_keeps_logits_and_statistics_in_float32(pair):
     _, variables = pair
-    exact = MODEL.apply(variables, images(0), train=False)
+    exact = logits_of(variables, images(0))
     half = MODEL.clone(dtype=jnp.bfloat16)
     logits, new = half.apply(variables, images(0), train=True, mutable=["batch_stats"])
     assert logits.dtype == jnp.float32
