@@ -206,9 +206,12 @@ def zeros(family, sizes, **tokens):
     return {n: np.broadcast_to(np.float32(0), tuple(t.shape)) for n, t in shapes.items()}
 
 
-def test_raes_latents_have_no_tokenizer():
+def test_the_channels_tell_raes_tokenizer():
     sizes = MODEL | dict(in_channels=768)
-    with pytest.raises(UserError, match=r"768 channels.*no tokenizer here decodes"):
+    config = config_of_ddt({"ema": zeros("ditdh", sizes)}, source="it")
+    assert config.tokenizer.arch == "rae-dinov2-base"
+    sizes = MODEL | dict(in_channels=769)
+    with pytest.raises(UserError, match=r"769 channels.*no tokenizer here decodes"):
         config_of_ddt({"ema": zeros("ditdh", sizes)}, source="it")
 
 

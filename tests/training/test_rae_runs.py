@@ -21,6 +21,7 @@ from repae_jax.runs.initial_state import init_state, load_weights
 from repae_jax.runs.open_run import run_vae
 from repae_jax.runs.statistics import latent_moments
 from repae_jax.runs.weights import read_vae as read_configured
+from repae_jax.training.default_hooks import default_hooks
 from repae_jax.training.encode import encode as write_cache
 from repae_jax.training.loop import train
 from repae_jax.training.noise import sample_draws
@@ -127,7 +128,7 @@ def test_a_decoder_learns_from_scratch_on_an_encoder(folder, tmp_path):
     config.run.update(steps=2)
     models = build_models(config)
     first = init_state(config, models)
-    train(config, tmp_path / "run")
+    train(config, tmp_path / "run", make_hooks=default_hooks)
     vae = run_vae(tmp_path / "run")
     expected = read_vae(folder / "rae")
     for tree in (first.frozen["tokenizer"], vae.constants):
@@ -152,7 +153,7 @@ def test_an_encoder_alone_does_not_do_for_a_frozen_tokenizer(folder):
 
 
 def test_statistics_of_another_resolution_are_named(folder):
-    config = make_config("repa", folder / "rae")
+    config = make_config("vanilla", folder / "rae")
     config.data.resolution = 16
     config.tokenizer.position_step = 4.0
     with pytest.raises(UserError, match="are of 8 x 8 positions, but 4 x 4 are needed"):
