@@ -211,7 +211,7 @@ def test_the_channels_tell_raes_tokenizer():
     config = config_of_ddt({"ema": zeros("ditdh", sizes)}, source="it")
     assert config.tokenizer.arch == "rae-dinov2-base"
     sizes = MODEL | dict(in_channels=769)
-    with pytest.raises(UserError, match=r"769 channels.*no tokenizer here decodes"):
+    with pytest.raises(UserError, match=r"769 channels, as those of no VAE here"):
         config_of_ddt({"ema": zeros("ditdh", sizes)}, source="it")
 
 
