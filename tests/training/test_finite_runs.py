@@ -55,4 +55,4 @@ def test_a_cache_of_latents_holds_numbers(value, dtype):
     made = {"dtype": dtype, "images": False}
     images, names = np.zeros((2, 32, 32, 3), np.uint8), ["a.png", "b.png"]
     with pytest.raises(NotFinite, match=f"b.png: its mean is NaN or infinite as {dtype}"):
-        list(encode._parts(images, names, encoder, made, encode.Sums(2)))
+        list(encode._parts(images, names, encoder, made, encode.Sums((2,))))
