@@ -136,7 +136,7 @@ def test_the_spatial_structure_is_that_of_the_networks_tokens(features):
     output = run.models.backbone.apply(variables, latents, np.zeros(20, np.float32), null)
     expected = np.asarray(spatial_measures(output.tokens, grid, grid))
     np.testing.assert_allclose(found.spatial.backbone[0], expected, rtol=1e-3, atol=1e-4)
-    assert np.abs(found.spatial.backbone[1] - expected)[:, 2].min() > 1e-3
+    assert np.abs(found.spatial.backbone[1] - expected)[:, 2].max() > 1e-3  # another noise level
     averaged = measure_representation(found, topk=5).spatial
     np.testing.assert_allclose(averaged.backbone[0, 2], expected[:, 2].mean(), rtol=1e-3)
 
