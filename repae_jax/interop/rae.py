@@ -175,7 +175,7 @@ def step_of(table: np.ndarray, source: str) -> float:
     """
     shape = np.shape(table)
     grid = math.isqrt(max(shape[-2] - 1, 0)) if len(shape) == 3 else 0
-    if grid and shape == (1, 1 + grid**2, shape[-1]) and shape[-1] % 4 == 0:
+    if grid and shape == (1, 1 + grid**2, shape[-1]) and shape[-1] and shape[-1] % 4 == 0:
         for step in (1.0, BASE_GRID / grid, *_slowest(table, grid)):
             if np.allclose(table, _table(shape[-1], grid, step), atol=1e-3):
                 return step
