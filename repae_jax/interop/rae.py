@@ -168,15 +168,15 @@ def _unused(model):
 
 
 def step_of(table: np.ndarray, source: str) -> float:
-    """The step of a table (1, 1 + grid^2, D): 1, the authors', or diffusers' 16 / grid.
+    """The step of a table (1, 1 + grid^2, D): the authors' is 1, diffusers' 16 / grid.
 
     Raises:
       UserError: it is another table.
     """
     shape = np.shape(table)
     grid = math.isqrt(max(shape[-2] - 1, 0)) if len(shape) == 3 else 0
-    if grid and shape == (1, 1 + grid**2, shape[-1]) and shape[-1] % 4 == 0:
-        for step in (1.0, BASE_GRID / grid):
+    if grid and shape == (1, 1 + grid**2, shape[-1]) and shape[-1] and shape[-1] % 4 == 0:
+        for step in (1.0, BASE_GRID / grid, *_slowest(table, grid)):
             if np.allclose(table, _table(shape[-1], grid, step), atol=1e-3):
                 return step
     raise UserError(
@@ -188,6 +188,15 @@ def step_of(table: np.ndarray, source: str) -> float:
 def table_of(model: RAE, grid: int) -> np.ndarray:
     """The decoder's table (1, 1 + grid^2, D) for a square grid."""
     return _table(model.decoder_width, grid, model.position_step)
+
+
+def _slowest(table, grid):
+    """The step that the slowest sine of a table shows, to six digits; () for a single position."""
+    quarter = table.shape[-1] // 4
+    sine = float(table[0, 2, quarter - 1]) if grid > 1 else 0.0
+    if not 0.0 < sine <= 1.0:
+        return ()
+    return (float(f"{np.arcsin(sine) * 1e4 ** ((quarter - 1) / quarter):.6g}"),)
 
 
 def _table(width, grid, step):

@@ -117,8 +117,13 @@ def rae_config(model: RAE) -> dict[str, Any]:
 
 
 def assumed_config(model: RAE) -> dict[str, Any]:
-    """The entries of a config.json for which nothing else tells the size of the images."""
-    return {"encoder_input_size": BASE_GRID * model.encoder_patch}
+    """The entries of a config.json for which nothing else tells the size of the images.
+
+    It is the grid for which diffusers computes the decoder's positions as the decoder has them, of
+    which 16 x 16 has the authors'.
+    """
+    grid = max(1, round(BASE_GRID / (model.position_step or 1.0)))
+    return {"encoder_input_size": grid * model.encoder_patch}
 
 
 def refined(

@@ -169,6 +169,9 @@ def test_the_files_table_of_positions_counts(folder, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "4 x 4 positions with the step 4, but it was trained with 1" in said
     assert read_vae(tmp_path / "out").module == vae.module
+    for step in (0.75, 2.5):  # neither the authors' nor diffusers'
+        table_of_step = rae.table_of(vae.module.clone(position_step=step), GRID)
+        assert rae.step_of(table_of_step, "it") == step
     with pytest.raises(UserError, match="decoder_pos_embed' .* is not the sin-cos table"):
         read_vae(edited(folder, tmp_path / "bad", added(table[:, ::-1].copy())))
     with pytest.raises(UserError, match="has the step 1, but the tokenizer's is 4: set"):
