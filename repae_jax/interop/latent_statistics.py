@@ -13,7 +13,6 @@ import numpy as np
 
 from repae_jax.errors import UserError
 from repae_jax.interop import files
-from repae_jax.models.batch_norm import LATENT_EPSILON
 
 Statistics = Mapping[str, np.ndarray]
 Positions = Literal["", "chw", "hwc"]
@@ -95,6 +94,8 @@ def read(path: str | pathlib.Path, channels: int | None = None) -> dict[str, np.
     """
     tensors, keys, power = files.read_tensors(path), ("latents_bias", "latents_scale"), -2
     if is_of_rae(tensors):
+        from repae_jax.models.batch_norm import LATENT_EPSILON  # imports Flax, unlike data sources
+
         keys, power = ("mean", "var"), 1
         mean, var = tensors.get("mean"), np.asarray(tensors["var"], np.float64)
         mean = np.zeros(_channels_of(var)) if mean is None else mean

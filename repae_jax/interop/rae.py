@@ -65,7 +65,7 @@ def load_decoder(
     if table is not None and (step := step_of(table, source)) != model.position_step:
         raise UserError(
             f"{source}: its table {TABLE!r} has the step {step:g}, but the tokenizer's is "
-            f"{model.position_step:g}: set config.tokenizer.position_step"
+            f"{model.position_step:g}: set --config.tokenizer.position_step={step:g}"
         )
     shapes = parameter_shapes(model)["decoder"]
 
@@ -119,7 +119,7 @@ def load_rae(
         if found is not None and not np.allclose(found, expected, atol=1e-6):
             raise UserError(
                 f"{source}: {name!r} is {found}, but the tokenizer's pixels have {expected}: set "
-                f"config.tokenizer.{PIXELS[name]}"
+                f"--config.tokenizer.{PIXELS[name]}={tuple(map(float, found))}"
             )
     params = load_decoder(parts["decoder"], model, original=False, source=f"{source}: decoder")
     constants = load_encoder(parts["encoder"], model, source=f"{source}: encoder")
