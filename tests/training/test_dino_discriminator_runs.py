@@ -102,8 +102,8 @@ def test_a_run_begins_with_given_heads(given, tmp_path, capsys):
     state = restore_latest(tmp_path / "run")
     expected = load_discriminator(read_tensors(given / "heads.pt"), MODEL)
     for name in ("params", "batch_stats"):
-        given = state[name]["discriminator"]
-        jax.tree.map(np.testing.assert_array_equal, given, expected[name])
+        kept = state[name]["discriminator"]
+        jax.tree.map(np.testing.assert_array_equal, kept, expected[name])
     capsys.readouterr()
     run("inspect", given / "heads.pt")
     assert "heads    3, width 8, kernel 3" in capsys.readouterr().out
