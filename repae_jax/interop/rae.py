@@ -208,14 +208,21 @@ def pixels_in(tensors: Mapping[str, np.ndarray], source: str) -> dict[str, np.nd
     """Tensor's name -> the three values of the pixels' mean and of their standard deviation.
 
     Raises:
-      UserError: a tensor has another shape, or values that are not finite.
+      UserError: a tensor has another shape, integers, or values outside (0, 1).
     """
     found = {}
     for name in PIXELS:
         array = tensors.get(name)
-        if array is not None and (np.shape(array) != (1, 3, 1, 1) or not np.isfinite(array).all()):
+        if array is None:
+            found[name] = None
+            continue
+        values = np.asarray(array, np.float32).reshape(-1)
+        whole = np.asarray(array).dtype.kind in "biu"
+        fits = np.shape(array) == (1, 3, 1, 1) and ((values > 0) & (values < 1)).all()
+        if whole or not fits:
             raise UserError(
-                f"{source}: tensor {name!r} of shape {np.shape(array)} holds no three finite values"
+                f"{source}: tensor {name!r} of type {np.asarray(array).dtype} and shape "
+                f"{np.shape(array)} holds no three numbers between 0 and 1"
             )
-        found[name] = None if array is None else np.asarray(array, np.float32).reshape(-1)
+        found[name] = values
     return found

@@ -26,7 +26,8 @@ from repae_jax.models.tokenizers.rae import ENCODERS, FAMILY, RAE
 _STD_EPSILON = 1e-5  # that diffusers adds to the standard deviation
 _HEADS = {768: 12, 1024: 16, 1152: 16}  # of the authors' decoders, by their width
 
-# the values of keys that a config.json does not name: diffusers' defaults
+# The values of keys that a config.json does not name: diffusers' defaults. Two keys that no tensor
+# tells have to be there: encoder_input_size and decoder_num_attention_heads.
 CONFIG_DEFAULTS = {
     "encoder_type": "dinov2",
     "encoder_hidden_size": 768,
@@ -34,10 +35,8 @@ CONFIG_DEFAULTS = {
     "encoder_num_hidden_layers": 12,
     "decoder_hidden_size": 512,
     "decoder_num_hidden_layers": 8,
-    "decoder_num_attention_heads": 16,
     "decoder_intermediate_size": 2048,
     "patch_size": 16,
-    "encoder_input_size": 224,
     "image_size": None,
     "num_channels": 3,
     "encoder_norm_mean": None,
@@ -68,8 +67,11 @@ def rae_dimensions(config: Mapping[str, Any], *, source: str = "config.json") ->
     """The fields of `RAE` from diffusers' config.json.
 
     Raises:
-      UserError: a variant that `RAE` does not support.
+      UserError: a variant that `RAE` does not support, or a key is missing that no tensor tells.
     """
+    for key in ("encoder_input_size", "decoder_num_attention_heads"):
+        if key not in config:
+            raise UserError(f"{source}: {key} is missing, which no tensor tells")
     full = {**CONFIG_DEFAULTS, **config}
     fields = {ours: full[key] for key, ours in _SIZES.items()}
     if not full["reshape_to_2d"]:

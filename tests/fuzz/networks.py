@@ -9,8 +9,9 @@ from exported import export_discriminator, export_sit, export_vit, load_sit
 from fuzz.original_checkpoints import sit_model, small_config
 from fuzz.saving import inspect, safetensors_save, torch_save
 from fuzz.target import Target, eighths
-from repae_jax.interop import discriminator, files, latent_statistics, sit
+from repae_jax.interop import dino_discriminator, discriminator, files, latent_statistics, sit
 from repae_jax.interop.detect_format import detect
+from repae_jax.models.dino_discriminator import DinoDiscriminator
 
 
 def _statistics(folder):
@@ -120,6 +121,21 @@ def _read_discriminator(folder):
     return discriminator.load_discriminator(tensors, _discriminator_model())
 
 
+def _heads():
+    return DinoDiscriminator(patch_size=4, dim=8, depth=2, num_heads=2, blocks=(1, 2), side=12)
+
+
+def _heads_file(folder):
+    variables = eighths(dino_discriminator.discriminator_shapes(_heads()))
+    tensors = dino_discriminator.export_discriminator(variables, _heads())
+    torch_save(folder / "heads.pt", {"disc": tensors, "step": 3})
+
+
+def _read_heads(folder):
+    tensors = files.read_tensors(folder / "heads.pt")
+    return dino_discriminator.load_discriminator(tensors, _heads())
+
+
 TARGETS = (
     Target("latent statistics, .pt", _statistics, _read_statistics,
            words=inspect("x-latents-stats.pt")),
@@ -133,6 +149,8 @@ TARGETS = (
     Target("DINOv2, transformers' folder", _transformers_teacher,
            _read_teacher(lambda: _small_vit("dinov2-b"), ""), words=inspect("")),
     Target("SiT, .pt", _sit_file, _read_sit, words=inspect("sit.pt")),
+    Target("heads of a DINO discriminator, .pt", _heads_file, _read_heads,
+           words=inspect("heads.pt")),
     Target("discriminator, .pt", _discriminator_file, _read_discriminator,
            words=inspect("disc.pt")),
 )  # fmt: skip

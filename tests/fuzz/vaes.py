@@ -6,13 +6,23 @@ import numpy as np
 
 from fuzz.saving import convert, inspect, safetensors_save, torch_save
 from fuzz.target import Target, eighths
-from repae_jax.interop import autoencoder_kl, dc_ae, flux2, qwen_image, vae_files, wan
+from repae_jax.interop import (
+    autoencoder_kl,
+    dc_ae,
+    flux2,
+    qwen_image,
+    rae,
+    rae_config,
+    vae_files,
+    wan,
+)
 from repae_jax.interop.detect_format import detect
 from repae_jax.interop.files import read_tensors
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 from repae_jax.models.tokenizers.base import parameter_shapes, variable_shapes
 from repae_jax.models.tokenizers.dc_ae import AutoencoderDC
 from repae_jax.models.tokenizers.qwen_image_vae import AutoencoderKLQwenImage
+from repae_jax.models.tokenizers.rae import RAE as RAEModule
 
 KL = AutoencoderKL(channels=8, multipliers=(1, 2), latent_channels=3, num_res_blocks=1, groups=4)
 LDM = AutoencoderKL(channels=32, multipliers=(1,), latent_channels=3, num_res_blocks=1)
@@ -26,6 +36,11 @@ FLUX2 = AutoencoderKL(
 DCAE = AutoencoderDC(
     widths=(4, 8), encoder_layers=(1, 1), decoder_layers=(1, 1), latent_channels=4,
     attention_levels=(1,), batch_norm_levels=(0,), scales=(5,), head_width=4,
+)  # fmt: skip
+RAE = RAEModule(
+    encoder="dinov2", latent_channels=64, encoder_depth=1, encoder_patch=14, decoder_width=8,
+    decoder_depth=1, decoder_heads=2, decoder_hidden=12, factor=4, position_step=4.0,
+    pixel_mean=(0.5, 0.25, 0.375), pixel_std=(0.25, 0.5, 0.125),
 )  # fmt: skip
 STATISTICS = {"mean": np.float32([0.125, -0.25, 0.5]), "var": np.float32([0.25, 1, 4])}
 SCALES = r"scaling_factor|shift_factor|latents_(mean|std)(/\d)?|_class_name|norm_num_groups"
@@ -121,6 +136,13 @@ def _diffusers_dc_ae(folder):
     _written(folder, config, tensors)
 
 
+def _diffusers_rae(folder):
+    """With the encoder, the decoder, and the mean and deviation of the pixels."""
+    tensors = rae.export_rae(eighths(variable_shapes(RAE)), RAE)
+    config = {**rae_config.rae_config(RAE), **rae_config.assumed_config(RAE)}
+    _written(folder, {**config, "_diffusers_version": "0.37.0"}, tensors)
+
+
 def _diffusers_shards(folder):
     """Two files and their index."""
     _diffusers_kl(folder)
@@ -210,6 +232,8 @@ TARGETS = (
            follows=f"{SCALES}|batch_norm_eps", optional="/statistics.*",
            words=convert("", "out.safetensors")),
     Target("diffusers AutoencoderDC", _diffusers_dc_ae, _read_vae(""), follows=SCALES,
+           optional="/statistics.*", words=inspect("")),
+    Target("diffusers AutoencoderRAE", _diffusers_rae, _read_vae(""), follows=SCALES,
            optional="/statistics.*", words=inspect("")),
     Target("diffusers AutoencoderKL, shards", _diffusers_shards, _read_vae(""), follows=SCALES,
            optional="/statistics.*", words=inspect("")),

@@ -188,7 +188,7 @@ def test_the_files_table_of_positions_counts(folder, tmp_path, capsys):
         ({"scaling_factor": 0.0}, {}, "scaling_factor is 0.0"),
         ({"encoder_hidden_size": 10**9}, {}, "encoder_hidden_size is 1000000000"),
         ({"latents_mean": [[1.0, 2.0]]}, {}, "latents_mean"),
-        ({}, {"encoder_mean": np.zeros(3, np.float32)}, "encoder_mean' of shape"),
+        ({}, {"encoder_mean": np.zeros(3, np.float32)}, "encoder_mean' of type float32"),
         ({}, {"_latents_std": np.zeros(SHAPE, np.float32)}, r"_latents_std\[0, 0, 0\] is 0"),
         ({}, {"_latents_mean": np.zeros((2, 4, 4), np.float32)}, "_latents_mean has 2 values"),
         ({}, {"_latents_mean": np.zeros((64, 2, 2), np.float32)}, "2 x 2 positions, _latents_std"),
