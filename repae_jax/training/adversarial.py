@@ -50,15 +50,13 @@ def adversarial_term(models: Models, objective: Objective):
             variables = tokenizer_variables({"tokenizer": tokenizer}, context.frozen)
             return decode(models.tokenizer, variables, latents)
 
-        def reference(reconstructions):
-            given = context._replace(reconstructions=reconstructions)
-            return reconstruction_loss(models, objective, given)
-
         gradients = gradients_at(
             models.tokenizer.last_layer,
             params["tokenizer"],
             reconstruct,
-            reference,
+            lambda reconstructions: reconstruction_loss(
+                models, objective, context, reconstructions
+            ),
             lambda reconstructions: value(weights, batch_stats, context, reconstructions)[0],
         )
         limits = {"epsilon": objective.adaptive_epsilon, "limit": objective.adaptive_limit}

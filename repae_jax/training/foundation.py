@@ -40,15 +40,11 @@ def foundation_term(models: Models, objective: Objective):
             added = context.decoded - context.latents
             return latents, decode(models.tokenizer, variables, latents + stop_gradient(added))
 
-        def reference(outputs):
-            given = context._replace(reconstructions=outputs[1])
-            return reconstruction_loss(models, objective, given)
-
         gradients = gradients_at(
             models.tokenizer.last_encoder_layer,
             params["tokenizer"],
             forward,
-            reference,
+            lambda outputs: reconstruction_loss(models, objective, context, outputs[1]),
             lambda outputs: sum(parts(params, tokens, outputs[0])),
         )
         return adaptive_weight(*gradients, epsilon=EPSILON, limit=LIMIT)

@@ -25,7 +25,13 @@ def perceptual_loss(models: Models, objective: Objective, context: StepContext) 
     return jnp.where(context.step >= start, loss, 0.0) if start else loss
 
 
-def reconstruction_loss(models: Models, objective: Objective, context: StepContext) -> jax.Array:
-    """The weighted sum of both, which an adaptive weight compares another term with."""
+def reconstruction_loss(
+    models: Models, objective: Objective, context: StepContext, reconstructions: jax.Array
+) -> jax.Array:
+    """The weighted sum of both for given reconstructions (B, H, W, 3), scalar.
+
+    An adaptive weight compares another term with it.
+    """
+    context = context._replace(reconstructions=reconstructions)
     pixels = objective.reconstruction_weight * pixel_loss(objective, context)
     return pixels + objective.perceptual_weight * perceptual_loss(models, objective, context)
