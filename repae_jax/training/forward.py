@@ -36,9 +36,19 @@ class StepContext(NamedTuple):
     frozen: Mapping
 
 
+def draw_latents(
+    objective: Objective, posterior: LatentDistribution, draws: Draws
+) -> tuple[jax.Array, jax.Array]:
+    """The latents (B, h, w, c), and what the decoder sees of them: with its noise, if any."""
+    of_mean = objective.posterior == "mean"
+    latents = posterior.mean if of_mean else posterior.sample(draws.posterior_noise)
+    noise = draws.decoder_noise
+    return latents, latents if noise is None else latents + noise
+
+
 def make_shared_forward(models: Models, objective: Objective, *, reconstruct: bool):
     """Build the shared forward pass: teachers, encoder, and if `reconstruct` the decoder."""
-    tokenizer, of_mean = models.tokenizer, objective.posterior == "mean"
+    tokenizer = models.tokenizer
     gamma = objective.spatial_norm
     patches = models.backbone.grid**2 if models.backbone is not None else 0
     with_class = class_token_dim(models.backbone) > 0
@@ -78,12 +88,8 @@ def make_shared_forward(models: Models, objective: Objective, *, reconstruct: bo
         if posterior is None:
             images = to_float(batch["image"])
             posterior = encode(tokenizer, variables, images)
-        latents = posterior.mean if of_mean else posterior.sample(draws.posterior_noise)
-        reconstructions, decoded = None, latents
-        if draws.decoder_noise is not None:
-            decoded = latents + draws.decoder_noise
-        if reconstruct:
-            reconstructions = decode(tokenizer, variables, decoded)
+        latents, decoded = draw_latents(objective, posterior, draws)
+        reconstructions = decode(tokenizer, variables, decoded) if reconstruct else None
         return StepContext(
             step=state.step,
             draws=draws,

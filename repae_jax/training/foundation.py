@@ -1,7 +1,6 @@
 """VF loss in a step: the latents are aligned with a frozen encoder's tokens (VA-VAE)."""
 
 import jax
-from jax.lax import stop_gradient
 
 from repae_jax.models.networks import Models
 from repae_jax.models.tokenizers.base import decode, encode
@@ -9,7 +8,7 @@ from repae_jax.objectives.adaptive import adaptive_weight, gradients_at
 from repae_jax.objectives.foundation import foundation_loss
 from repae_jax.objectives.objective import Objective
 from repae_jax.runs.state import tokenizer_variables
-from repae_jax.training.forward import StepContext
+from repae_jax.training.forward import StepContext, draw_latents
 from repae_jax.training.reconstruction import reconstruction_loss
 
 EPSILON, LIMIT = 1e-4, 1e8  # of the adaptive weight, as published
@@ -34,11 +33,8 @@ def foundation_term(models: Models, objective: Objective):
         def forward(tokenizer):
             variables = tokenizer_variables({"tokenizer": tokenizer}, context.frozen)
             posterior = encode(models.tokenizer, variables, context.images)
-            of_mean = objective.posterior == "mean"
-            noise = context.draws.posterior_noise
-            latents = posterior.mean if of_mean else posterior.sample(noise)
-            added = context.decoded - context.latents
-            return latents, decode(models.tokenizer, variables, latents + stop_gradient(added))
+            latents, decoded = draw_latents(objective, posterior, context.draws)
+            return latents, decode(models.tokenizer, variables, decoded)
 
         gradients = gradients_at(
             models.tokenizer.last_encoder_layer,
