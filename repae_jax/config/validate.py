@@ -92,11 +92,10 @@ def _check_tokenizer(config, tokenizer):
 
 def _check_discriminator(config, tokenizer):
     from repae_jax.config.modules import build_discriminator
-    from repae_jax.models.tokenizers.base import last_layer
 
     build_discriminator(config)
     objective = config.objective
-    if objective.adaptive_weight and last_layer(tokenizer) is None:
+    if objective.adaptive_weight and getattr(tokenizer, "last_layer", None) is None:
         raise UserError(
             "config.objective.adaptive_weight is True, but a tokenizer of the family "
             f"{config.tokenizer.family!r} names no last layer: set "

@@ -10,7 +10,7 @@ from diffusers_vae import ldm_names, make_vae
 
 from repae_jax.interop.autoencoder_kl import load_vae
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
-from repae_jax.models.tokenizers.base import last_layer, parameter_shapes
+from repae_jax.models.tokenizers.base import parameter_shapes
 from repae_jax.models.tokenizers.dc_ae import AutoencoderDC
 from repae_jax.models.tokenizers.qwen_image_vae import AutoencoderKLQwenImage
 from repae_jax.objectives.adaptive import adaptive_weight, gradients_at
@@ -109,13 +109,13 @@ def test_tokenizers_name_their_last_layers(tokenizer):
     """Images are linear in the one, and it alone makes them."""
     shapes = parameter_shapes(tokenizer)
     params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes)
-    for path in (last_layer(tokenizer), tokenizer.last_encoder_layer):
+    for path in (tokenizer.last_layer, tokenizer.last_encoder_layer):
         names, node = path.split("/"), shapes
         for name in names[:-1]:
             node = node[name]
         assert node["kernel"].ndim >= 4
         assert names[-1] == "kernel"
-    head, *names = last_layer(tokenizer).split("/")
+    head, *names = tokenizer.last_layer.split("/")
     layer = params[head]
     for name in names[:-1]:
         layer = layer[name]

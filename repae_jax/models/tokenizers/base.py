@@ -62,11 +62,6 @@ def is_identity(tokenizer: Tokenizer) -> bool:
     return getattr(tokenizer, "identity", False)
 
 
-def last_layer(tokenizer: Tokenizer) -> str | None:
-    """The path, below "params", of the kernel of the decoder's last layer; None if not known."""
-    return getattr(tokenizer, "last_layer", None)
-
-
 def statistics_shape(tokenizer: Tokenizer, latent_shape: tuple[int, int, int]) -> tuple[int, ...]:
     """The shape of the statistics of latents (h, w, c): (c,), or of each position (h, w, c)."""
     by_position = getattr(tokenizer, "statistics_by_position", False)
