@@ -95,9 +95,9 @@ def assert_outputs_equal(outputs_of, params, inputs, expected, leaves):
     """Several outputs, and the gradients of a random weighting of them by inputs and parameters.
 
     Args:
-      outputs_of: (params, x, second) -> our outputs.
+      outputs_of: (params, *inputs) -> our outputs.
       params: ours.
-      inputs: x (B, h, w, c), and a second array.
+      inputs: x (B, h, w, c), and further arrays.
       expected: torch's outputs in our layout, from `leaves`.
       leaves: the same inputs as torch's leaves, x as (B, c, h, w).
 
@@ -107,16 +107,18 @@ def assert_outputs_equal(outputs_of, params, inputs, expected, leaves):
     weights = [normal(*e.shape, seed=3 + i) for i, e in enumerate(expected)]
     sum((e * torch.tensor(w)).sum() for e, w in zip(expected, weights, strict=True)).backward()
 
-    def weighted(params, x, second):
-        outputs = outputs_of(params, x, second)
+    def weighted(params, *inputs):
+        outputs = outputs_of(params, *inputs)
         return sum((o * w).sum() for o, w in zip(outputs, weights, strict=True)), outputs
 
-    gradient = quick_jit(jax.grad(weighted, argnums=(0, 1, 2), has_aux=True))
-    (by_params, by_x, by_second), outputs = gradient(params, *inputs)
+    argnums = tuple(range(1 + len(inputs)))
+    gradient = quick_jit(jax.grad(weighted, argnums=argnums, has_aux=True))
+    (by_params, by_x, *by_others), outputs = gradient(params, *inputs)
     for i, (ours, theirs) in enumerate(zip(outputs, expected, strict=True)):
         assert_close(ours, theirs, f"output {i}")
     assert_close(by_x, to_nhwc(leaves[0].grad), "gradient by x")
-    assert_close(by_second, leaves[1].grad, "gradient by the second input")
+    for i, (ours, leaf) in enumerate(zip(by_others, leaves[1:], strict=True), start=2):
+        assert_close(ours, leaf.grad, f"gradient by input {i}")
     return by_params
 
 

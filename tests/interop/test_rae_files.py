@@ -108,7 +108,7 @@ def test_a_folder_goes_to_diffusers_and_back(kind, nets, tmp_path):
     same(back.variables, variables)
     for name, array in statistics.items():
         np.testing.assert_allclose(back.statistics[name], array, rtol=1e-6)
-    # what has not changed is written unchanged
+    # A folder that was read is written as it was.
     write_diffusers(tmp_path / "again", back)
     texts = [(tmp_path / name / "config.json").read_text() for name in ("rae", "again")]
     assert texts[0] == texts[1]

@@ -43,18 +43,10 @@ def test_values_and_gradients_equal_diffusers(kind):
     z = net.encode((leaf + 1) / 2).latent * (1 + 1e-5)  # of unit statistics
     decoded = 2 * net.decode(z / (1 + 1e-5)).sample - 1
     expected = [z.permute(0, 2, 3, 1), decoded.permute(0, 2, 3, 1)]
-    weights = [parity.normal(*e.shape, seed=3 + i) for i, e in enumerate(expected)]
-    sum((e * torch.tensor(w)).sum() for e, w in zip(expected, weights, strict=True)).backward()
-
-    def weighted(params, images):
-        outputs = both(model, {**variables, "params": params}, images)
-        return sum((o * w).sum() for o, w in zip(outputs, weights, strict=True)), outputs
-
-    gradient = parity.quick_jit(jax.grad(weighted, argnums=(0, 1), has_aux=True))
-    (by_params, by_images), outputs = gradient(variables["params"], images)
-    for name, ours, theirs in zip(("latents", "images"), outputs, expected, strict=True):
-        parity.assert_close(ours, theirs, name)
-    parity.assert_close(by_images, parity.to_nhwc(leaf.grad), "gradient by the images")
+    by_params = parity.assert_outputs_equal(
+        lambda params, images: both(model, {**variables, "params": params}, images),
+        variables["params"], [images], expected, [leaf],
+    )  # fmt: skip
     actual = export_rae({**variables, "params": by_params}, model)
     gradients = {
         f"decoder.{name}": gradient for name, gradient in parity.gradients_of(net.decoder).items()

@@ -5,6 +5,7 @@ import numpy as np
 import parity
 import pytest
 import tiny
+from random_steps import leaves, steps
 from tiny_weights import write_teacher
 
 from repae_jax.config import apply_recipe, tokenizer
@@ -16,7 +17,7 @@ from repae_jax.interop.files import write_safetensors
 from repae_jax.interop.vae_files import StoredVAE, read_vae, write_diffusers
 from repae_jax.interop.vit import export_vit
 from repae_jax.models.tokenizers.base import encode, variable_shapes
-from repae_jax.runs.build import build_models, build_objective, build_optimizers, latent_shape
+from repae_jax.runs.build import build_models
 from repae_jax.runs.initial_state import init_state, load_weights
 from repae_jax.runs.open_run import run_vae
 from repae_jax.runs.statistics import latent_moments
@@ -24,8 +25,6 @@ from repae_jax.runs.weights import read_vae as read_configured
 from repae_jax.training.default_hooks import default_hooks
 from repae_jax.training.encode import encode as write_cache
 from repae_jax.training.loop import train
-from repae_jax.training.noise import sample_draws
-from repae_jax.training.step import make_train_step
 from repae_jax.utils.images import to_float
 
 GRID, WIDTH = 8, 64
@@ -72,37 +71,15 @@ def folder(tmp_path_factory):
     return path
 
 
-def steps(config, count):
-    models = build_models(config)
-    states = [init_state(config, models)]
-    step = jax.jit(make_train_step(models, build_objective(config), build_optimizers(config)))
-    rng = np.random.default_rng(0)
-    batch = {
-        "image": rng.integers(0, 256, (config.batch_size, 32, 32, 3), np.uint8),
-        "label": rng.integers(0, 10, config.batch_size, np.int32),
-    }
-    for number in range(count):
-        draws = sample_draws(
-            jax.random.key(number), config.batch_size, latent_shape(config, models),
-            latent_noise=config.objective.latent_noise,
-        )  # fmt: skip
-        state, metrics = step(states[-1], batch, draws)
-        assert all(np.isfinite(value) for value in metrics.values())
-        assert metrics["skipped"] == 0
-        states.append(state)
-    return states
-
-
-def leaves(tree):
-    found = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in found}
-
-
 @pytest.mark.slow  # compiles a step
 def test_a_backbone_learns_on_its_latents(folder):
     """Normalized by the file's statistics, which stay, as encoder and decoder do."""
     config = make_config("repa", folder / "rae")
-    first, last = steps(config, 2)[::2]
+    states, metrics = steps(config, 2)
+    first, last = states[::2]
+    for values in metrics:
+        assert all(np.isfinite(value) for value in values.values())
+        assert values["skipped"] == 0
     stored = read_vae(folder / "rae")
     for name, array in stored.statistics.items():
         for state in (first, last):

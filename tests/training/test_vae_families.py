@@ -7,6 +7,7 @@ import parity
 import pytest
 import tiny
 import torch
+from random_steps import leaves, steps
 
 from repae_jax.config import tokenizer
 from repae_jax.config.modules import build_encoder
@@ -14,15 +15,9 @@ from repae_jax.config.storage import to_json
 from repae_jax.config.validate import validate
 from repae_jax.runs.build import (
     build_models,
-    build_objective,
-    build_optimizers,
-    latent_shape,
 )
-from repae_jax.runs.initial_state import init_state
 from repae_jax.runs.pretrained import PretrainedVAE
 from repae_jax.runs.weights import save_teacher
-from repae_jax.training.noise import sample_draws
-from repae_jax.training.step import make_train_step
 
 CHANNELS = 16
 
@@ -116,32 +111,6 @@ def write_teacher(config):
     model = build_encoder(entry, config.data.resolution)
     variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
     save_teacher(entry.weights, variables["params"], {})
-
-
-def steps(config, count):
-    """The states at step 0 .. count and the metrics between them."""
-    models = build_models(config)
-    states, metrics = [init_state(config, models)], []
-    step = jax.jit(make_train_step(models, build_objective(config), build_optimizers(config)))
-    rng = np.random.default_rng(0)
-    batch = {
-        "image": rng.integers(0, 256, (config.batch_size, 32, 32, 3), np.uint8),
-        "label": rng.integers(0, 10, config.batch_size, np.int32),
-    }
-    for number in range(count):
-        draws = sample_draws(
-            jax.random.key(number), config.batch_size, latent_shape(config, models)
-        )
-        state, values = step(states[-1], batch, draws)
-        states.append(state)
-        metrics.append(values)
-    return states, metrics
-
-
-def leaves(tree):
-    return {
-        jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(tree)
-    }
 
 
 @pytest.mark.slow  # compiles a whole step with attention in the VAE
