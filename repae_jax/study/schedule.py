@@ -49,11 +49,12 @@ def run_all(
     progress: bool = True,
     check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run all jobs without a result, in the order of `jobs`, `side_by_side` at a time.
+    """Run all jobs without a result, `side_by_side` at a time.
 
-    Concurrent runs share the processor's cores equally, if the system supports core affinity. After
-    a failure no further run starts, and the study ends when the current runs have ended. SIGINT and
-    SIGTERM also end the current runs, which save their state.
+    Each next run is the first in the order of `jobs` whose VAE is trained. Concurrent runs share
+    the processor's cores equally, if the system supports core affinity. After a failure no further
+    run starts, and the study ends when the current runs have ended. SIGINT and SIGTERM also end the
+    current runs, which save their state.
 
     Args:
       study: the study.
@@ -70,45 +71,50 @@ def run_all(
     """
     from tqdm import tqdm
 
-    queue = [job for job in jobs(study) if not done(job)]
-    finished = {job: threading.Event() for job in queue}
-    free = divide_cores(side_by_side)
+    left = [job for job in jobs(study) if not done(job)]
+    unfinished = set(left)
+    turn = threading.Condition()  # guards both
     failed: list[Exception] = []
     running: set[subprocess.Popen] = set()
     told: set[subprocess.Popen] = set()
 
-    def work(job):
-        needed = Job(study.arms[job.arm].vae, job.seed)
-        while needed in finished and not finished[needed].wait(1.0):
-            if failed or stop.is_set():
+    def take():
+        """The first job whose VAE is trained, once there is one; None at the end."""
+        with turn:
+            while left and not failed and not stop.is_set():
+                for job in left:
+                    if Job(study.arms[job.arm].vae, job.seed) not in unfinished:
+                        left.remove(job)
+                        return job
+                turn.wait(0.5)
+        return None
+
+    def work(share):
+        while job := take():
+            try:
+                check()
+                _run(command(job), job, output, share, running, stop)
+            except Exception as error:
+                failed.append(error)
                 return
-        if failed or stop.is_set():
-            return
-        share = free.pop()
-        try:
-            check()
-            _run(command(job), job, output, share, running, stop)
-            finished[job].set()
-        except Exception as error:
-            failed.append(error)
-        finally:
-            free.append(share)
+            with turn:
+                unfinished.remove(job)
+                turn.notify_all()
+                bar.update()
+                bar.set_postfix_str(str(job))
 
     total = len(jobs(study))
     with (
         stop_event() as stop,
-        tqdm(total=total, initial=total - len(queue), unit="run", disable=not progress) as bar,
+        tqdm(total=total, initial=total - len(left), unit="run", disable=not progress) as bar,
         concurrent.futures.ThreadPoolExecutor(side_by_side) as pool,
     ):
-        for job, future in [(job, pool.submit(work, job)) for job in queue]:
-            while concurrent.futures.wait([future], timeout=0.5).not_done:
-                if stop.is_set():
-                    for process in list(running - told):
-                        process.terminate()  # once: it saves and ends
-                        told.add(process)
-            if finished[job].is_set():
-                bar.update()
-                bar.set_postfix_str(str(job))
+        workers = [pool.submit(work, share) for share in divide_cores(side_by_side)]
+        while concurrent.futures.wait(workers, timeout=0.5).not_done:
+            if stop.is_set():
+                for process in list(running - told):
+                    process.terminate()  # once: it saves and ends
+                    told.add(process)
     if stop.is_set():
         raise TryAgain("interrupted; run the same command to resume")
     if failed:

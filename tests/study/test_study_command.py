@@ -19,7 +19,7 @@ from repae_jax.errors import TryAgain, UserError
 from repae_jax.evaluation.reconstruction import mean_psnr
 from repae_jax.runs.open_run import open_run
 from repae_jax.study.judge import load_judge, train_judge
-from repae_jax.study.plan import MEASURES, Job
+from repae_jax.study.plan import MEASURES, Job, jobs
 from repae_jax.study.results import read_results, write_results
 from repae_jax.study.schedule import run_all
 from repae_jax.utils.images import to_float, to_uint8
@@ -258,6 +258,29 @@ def test_a_signal_ends_the_runs_too_which_are_told_once(tmp_path, monkeypatch):
         )
     assert log.read_text().split() == ["begun", "told"]
     assert not Job("sit", 0).workdir(tmp_path).exists()
+
+
+def test_no_core_waits_while_a_run_is_ready(tmp_path, monkeypatch):
+    """Two VAEs train side by side, though other runs stand between them in the order."""
+    script = tmp_path / "run.sh"
+    script.write_text(
+        "#!/bin/sh\n"
+        f'cd {tmp_path}; echo "$3" >> begun; [ "$3" = vae:0 ] || exit 0\n'
+        "for i in $(seq 100); do grep -q vae:1 begun && exit 0; sleep 0.1; done; exit 1\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr("repae_jax.study.schedule.sys.executable", str(script))
+    monkeypatch.setattr("repae_jax.study.schedule.divide_cores", lambda count: [None] * count)
+    study = tiny_study.get_config()
+    study.seeds = 2
+    run_all(
+        study, tmp_path, lambda job: [str(job)], lambda job: False, side_by_side=2, progress=False
+    )
+    begun = (tmp_path / "begun").read_text().split()
+    assert sorted(begun) == sorted(map(str, jobs(study)))
+    for job in jobs(study):
+        if vae := study.arms[job.arm].vae:
+            assert begun.index(str(job)) > begun.index(str(Job(vae, job.seed)))
 
 
 def test_more_runs_than_cores_are_refused(tmp_path):
