@@ -130,6 +130,15 @@ def write(path: str | pathlib.Path, statistics: Statistics) -> None:
     files.write_torch(path, {n: of_positions(a.astype(np.float32)) for n, a in tensors.items()})
 
 
+def write_of_rae(path: str | pathlib.Path, statistics: Statistics) -> None:
+    """Write RAE's file: `mean` and `var` without its epsilon, (c, h, w) or (c, 1, 1)."""
+    from repae_jax.models.batch_norm import LATENT_EPSILON  # imports Flax, unlike data sources
+
+    var = np.asarray(statistics["var"], np.float64) + (LATENT_EPSILON - _RAE_EPSILON)
+    tensors = {"mean": np.asarray(statistics["mean"]), "var": var}
+    files.write_torch(path, {n: of_positions(a.astype(np.float32))[0] for n, a in tensors.items()})
+
+
 def fitted(statistics: Statistics, shape: tuple[int, ...], *, source: str) -> Statistics:
     """Statistics of the shape that a LatentNorm has, (c,) or (h, w, c).
 

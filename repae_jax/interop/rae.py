@@ -89,7 +89,8 @@ def load_encoder(tensors: Mapping[str, Any], model: RAE, *, source: str) -> dict
     Raises:
       UserError: see `load_vit`.
     """
-    return {"encoder": load_vit(tensors, model.vit, source)["params"]}
+    variables = load_vit(tensors, model.vit, source)
+    return {"encoder": variables["params"], **variables.get("constants", {})}
 
 
 def load_rae(

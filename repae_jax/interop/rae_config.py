@@ -100,6 +100,11 @@ def check(model: RAE, source: str) -> None:
 
 def rae_config(model: RAE) -> dict[str, Any]:
     """The inverse of `rae_dimensions`: config.json for diffusers, without size and statistics."""
+    if model.encoder == "dinov3" or model.encoder_layers or not model.normalized_pixels:
+        raise UserError(
+            f"{CLASS_NAME} of diffusers has no RAEv2 (its encoder is {model.encoder}, its "
+            f"encoder_layers are {list(model.encoder_layers)}): write the decoder alone, to a file"
+        )
     mean, std = (list(map(float, map(str, values))) for values in model.pixel_statistics)
     width = model.latent_channels
     hidden = model.encoder_hidden or 4 * width

@@ -1,21 +1,33 @@
-"""Files of a part of a RAE: its authors' decoder (model.pt), and the encoder alone."""
+"""Files of a part of a RAE: its authors' decoder, and the encoder alone.
+
+RAE's decoder is model.pt with the statistics stat.pt beside it, RAEv2's decoder.pt with stats.pt.
+"""
 
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import numpy as np
 
 from repae_jax.errors import UserError
-from repae_jax.interop import files, hub, latent_statistics, rae, rae_config, weight_files
+from repae_jax.interop import (
+    files,
+    hub,
+    latent_statistics,
+    rae,
+    rae_config,
+    tables,
+    weight_files,
+)
 from repae_jax.interop.extract import Extract, extract
 from repae_jax.interop.latent_statistics import Statistics
 from repae_jax.models.tokenizers.rae import RAE, RAE_CONFIGS
 from repae_jax.utils.schema import read_json
 
 _CONFIG = "config.json"
-_STATISTICS = "stat.pt"  # the authors' name
+_STATISTICS = ("stat.pt", "stats.pt")  # the authors' names, of RAE and RAEv2
 _ENCODER = tuple(f"encoder{suffix}" for suffix in files.SUFFIXES)
 # (encoder, width) -> the repository of its weights, from which the authors' code takes them
 _PUBLISHED = {
@@ -24,6 +36,7 @@ _PUBLISHED = {
     ("dinov2", 1024): "facebook/dinov2-with-registers-large",
     ("siglip2", 768): "google/siglip2-base-patch16-256",
     ("mae", 768): "facebook/vit-mae-base",
+    ("dinov3", 1024): "facebook/dinov3-vitl16-pretrain-lvd1689m",
 }
 
 
@@ -48,7 +61,7 @@ def read_decoder(found: Extract, model: RAE, path: pathlib.Path) -> dict[str, An
       UserError: a file is missing or damaged, or holds another network.
     """
     params = rae.load_decoder(found.tensors, model, original=True, source=str(path))
-    beside = _encoder_beside(path)
+    beside = _beside(path, _ENCODER)
     if beside is None:
         beside = _published_encoder(model, path)
     encoder = rae.load_encoder(files.read_tensors(beside), model, source=str(beside))
@@ -62,14 +75,14 @@ def infer_model(found: Extract, path: pathlib.Path, dtype: Any) -> RAE:
       UserError: there is no encoder beside it, or none of a published RAE.
     """
     fields = rae_config.infer_decoder(found.tensors, source=str(path))
-    beside = _encoder_beside(path)
+    beside = _beside(path, _ENCODER)
     if beside is None:
         raise UserError(
             f"{path}: RAE's decoder without its encoder: put the encoder's file (model.safetensors "
             f"of one of {', '.join(_PUBLISHED.values())}) beside it as {_ENCODER[0]}"
         )
-    tensors = files.read_tensors(beside)
-    for preset in RAE_CONFIGS.values():
+    tensors, fitting = files.read_tensors(beside), {}
+    for name, preset in RAE_CONFIGS.items():
         if preset["latent_channels"] != fields["latent_channels"]:
             continue
         model = RAE(**{**preset, **fields}, dtype=dtype)
@@ -77,6 +90,13 @@ def infer_model(found: Extract, path: pathlib.Path, dtype: Any) -> RAE:
             rae.load_encoder(tensors, model, source=str(beside))
         except UserError:
             continue
+        fitting[name] = model
+    if len(fitting) > 1:
+        raise UserError(
+            f"{path}: its tensors do not tell which blocks of the encoder it decodes: read it in a "
+            f"run, whose --config.tokenizer.arch is one of {', '.join(fitting)}"
+        )
+    for model in fitting.values():
         return model
     raise UserError(
         f"{beside}: not the encoder of a published RAE with {fields['latent_channels']} channels: "
@@ -85,9 +105,35 @@ def infer_model(found: Extract, path: pathlib.Path, dtype: Any) -> RAE:
 
 
 def statistics_beside(path: pathlib.Path, channels: int) -> Statistics | None:
-    """The latent statistics in stat.pt beside the authors' decoder; None if there is none."""
-    beside = path.with_name(_STATISTICS)
-    return latent_statistics.read(beside, channels) if beside.is_file() else None
+    """The latent statistics in the file beside the authors' decoder; None if there is none."""
+    beside = _beside(path, _STATISTICS)
+    return latent_statistics.read(beside, channels) if beside else None
+
+
+def statistics_path(path: pathlib.Path, model: RAE) -> pathlib.Path:
+    """Where the authors keep the latent statistics of the decoder `path`."""
+    return path.with_name(_STATISTICS[0] if model.normalized_pixels else _STATISTICS[1])
+
+
+def write_decoder(
+    path: pathlib.Path, model: RAE, params: Mapping[str, Any], statistics: Statistics | None
+) -> None:
+    """Write a decoder as its authors' file, and beside it the latent statistics.
+
+    The table of positions is in the file if square statistics tell its grid; the authors' code
+    computes it otherwise.
+
+    Raises:
+      UserError: a weight is not finite, or a file cannot be written.
+    """
+    tensors = rae.export_decoder(jax.device_get(params), original=True)
+    tables.require_finite(tensors, path)
+    if statistics is not None:
+        rows, *columns = np.shape(statistics["var"])[:-1] or (0,)
+        if columns == [rows]:
+            tensors[rae.TABLE] = rae.table_of(model, rows)
+        latent_statistics.write_of_rae(statistics_path(path, model), statistics)
+    files.write_flat(path, tensors, {})
 
 
 def describe_decoder(tensors: Mapping[str, np.ndarray], source: str) -> str:
@@ -125,8 +171,9 @@ def read_encoder(name: str | pathlib.Path, module: nn.Module) -> dict[str, Any] 
     return {"constants": rae.load_encoder(content, module, source=str(path))}
 
 
-def _encoder_beside(path):
-    return next((p for name in _ENCODER if (p := path.with_name(name)).is_file()), None)
+def _beside(path, names):
+    """The first file of these names in the folder of `path`, or None."""
+    return next((p for name in names if (p := path.with_name(name)).is_file()), None)
 
 
 def _published_encoder(model, path):

@@ -209,9 +209,9 @@ def write_diffusers(folder: str | pathlib.Path, vae: StoredVAE) -> None:
         raise UserError(f"{folder} exists already: choose a new folder, or empty it")
     family = family_of(vae.module, vae.config.get("_class_name"))
     channels = vae.module.latent_channels
+    dimensions = family.config_from_dimensions(vae.module)
     tensors = family.export(jax.device_get(vae.variables), vae.module)
     tables.require_finite(tensors, folder)
-    dimensions = family.config_from_dimensions(vae.module)
     given = {**family.assumed(vae.module), **vae.config}
     config = {**with_defaults(given, family, channels), **dimensions}
     tensors, config = family.with_statistics(tensors, config, vae.module, vae.statistics)

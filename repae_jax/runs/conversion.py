@@ -12,6 +12,7 @@ from repae_jax.interop import (
     dit_folder,
     files,
     latent_statistics,
+    rae_files,
     sit,
     vae_files,
 )
@@ -28,6 +29,7 @@ from repae_jax.interop.detect_format import (
 from repae_jax.interop.formats import FORMATS, TARGETS
 from repae_jax.interop.vae_files import StoredVAE
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
+from repae_jax.models.tokenizers.rae import RAE
 from repae_jax.utils.lock import writing
 
 _VAES = (DIFFUSERS, "vae", "vae-tensors")
@@ -260,20 +262,28 @@ def _to_pipeline(job: Job) -> str:
 def _to_vae(job: Job) -> str:
     vae, discriminator = job.vae, _discriminator(job.found, job.step)
     _check_groups(vae.module, job.target)
-    beside = []
+    of_rae, beside = isinstance(vae.module, RAE), []
     if vae.statistics is not None:
-        beside.append(latent_statistics.beside(job.target))
+        beside.append(
+            rae_files.statistics_path(job.target, vae.module)
+            if of_rae
+            else latent_statistics.beside(job.target)
+        )
     if discriminator is not None:
         beside.append(job.target.with_name(f"{job.target.stem}-discriminator-ckpt.pt"))
     own = latent_statistics.beside(job.found.path).resolve()  # it would be written unchanged
     for path in beside:
         if path.exists() and path.resolve() != own:
             raise UserError(f"{path} exists already: choose another name than {job.target}")
-    vae_files.write_ldm(job.target, vae)
+    if of_rae:
+        rae_files.write_decoder(job.target, vae.module, vae.params, vae.statistics)
+    else:
+        vae_files.write_ldm(job.target, vae)
     if discriminator is not None:
         files.write_torch(beside[-1], discriminator)
     names = " and ".join(path.name for path in beside)
-    return "the VAE under LDM's names" + (f", beside it {names}" if names else "")
+    what = "RAE's decoder under its authors' names" if of_rae else "the VAE under LDM's names"
+    return what + (f", beside it {names}" if names else "")
 
 
 def _to_latents(job: Job) -> str:

@@ -138,6 +138,9 @@ class ViT(nn.Module):
       pre_norm: LayerNorm before the first block.
       final_norm: LayerNorm after the last block.
       final_affine: whether that norm has a scale and a bias (RAE drops them).
+      averaged: blocks, counted from 0 and increasing. The patch tokens are then the average of
+        theirs, each after the final norm, plus the mean over tokens of the last of them (RAEv2,
+        arXiv 2605.18324); (): those of the last block.
       stem: widths of convolutional levels before the patch embedding, which then embeds their
         features in place of pixels (arXiv 2010.11929, section 3.1, "hybrid"). Each level halves
         the image, so patch_size must be a multiple of 2 ** len(stem). Published weights have no
@@ -170,6 +173,7 @@ class ViT(nn.Module):
     pre_norm: bool = False
     final_norm: bool = True
     final_affine: bool = True
+    averaged: tuple[int, ...] = ()
     stem: tuple[int, ...] = ()
     norm_epsilon: float = 1e-6
     table_filter: str = "antialias"
@@ -235,17 +239,19 @@ class ViT(nn.Module):
             )
             for i in range(self.depth)
         ]
-        if self.scan and not self.is_initializing():
+        first, between = int(self.class_token) + self.num_registers, {}
+        if self.scan and not self.averaged and not self.is_initializing():
             x = scan_blocks(blocks, x, None, turns, dtype=self.dtype)
         else:
-            for block in blocks:
+            for i, block in enumerate(blocks):
                 x = block(x, None, turns)
-        if self.final_norm:
-            x = layer_norm(self.norm_epsilon, affine=self.final_affine, name="norm")(x)
-        first = int(self.class_token) + self.num_registers
-        return ViTTokens(
-            patch_tokens=x[:, first:], class_token=x[:, 0] if self.class_token else None
-        )
+                if i in self.averaged:
+                    between[i] = x[:, first:]
+        norm = layer_norm(self.norm_epsilon, affine=self.final_affine, name="norm")
+        norm = norm if self.final_norm else _identity
+        x = norm(x)
+        patches = _average([norm(between[i]) for i in self.averaged]) if between else x[:, first:]
+        return ViTTokens(patch_tokens=patches, class_token=x[:, 0] if self.class_token else None)
 
     def _prefix(self, class_position, batch):
         """The tokens before the patch tokens, (B, n, D) each: class token, registers."""
@@ -292,6 +298,15 @@ class ViT(nn.Module):
             patches = TABLE_FILTERS[self.table_filter](patches, *grid)
             patches = patches.reshape(1, grid[0] * grid[1], self.dim)
         return (prefix if count else 0.0), patches
+
+
+def _identity(x):
+    return x
+
+
+def _average(outputs):
+    """The average of tokens (B, N, D), plus the mean over N of the last."""
+    return sum(outputs) / len(outputs) + outputs[-1].mean(axis=1, keepdims=True)
 
 
 def _custom(fields: Mapping[str, Any], resolution: int) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 The encoder's weights are constants: a run trains the decoder alone. The encoder is deterministic,
 and its last norm has no scale and bias, so every latent has mean 0 and variance 1 over channels.
+
+RAEv2 (arXiv 2605.18324) averages the tokens of several of the encoder's blocks, whose latents keep
+more of the image, and decodes to pixels in [0, 1].
 """
 
 import dataclasses
@@ -24,6 +27,7 @@ from repae_jax.models.inputs import check_images, check_latents
 from repae_jax.models.layers import Dense, layer_norm, sincos_position_table
 from repae_jax.models.remat import rematerialize
 from repae_jax.models.resize import resize_bicubic
+from repae_jax.models.rotary import grid_periods
 from repae_jax.models.tokenizers.distributions import Point
 from repae_jax.utils.schema import Text, Width, each, real, whole
 
@@ -67,6 +71,7 @@ ENCODERS = {
             "table_filter": "bicubic",
         },
     ),
+    "dinov3": EncoderKind(256, *_IMAGENET, VIT_CONFIGS["dinov3-b"]),
 }
 
 # The decoders that the paper trains.
@@ -78,6 +83,11 @@ def _published(encoder, width, depth, patch, decoder):
     return dict(encoder=encoder, **sizes, **decoder)
 
 
+def _published_v2(encoder_layers):
+    of_v2 = dict(encoder_layers=tuple(encoder_layers), normalized_pixels=False)
+    return dict(_published("dinov3", 1024, 24, 16, _XL), **of_v2)
+
+
 # Dimensions of the published families.
 RAE_CONFIGS = {
     "rae-dinov2-base": _published("dinov2", 768, 12, 14, _XL),
@@ -85,11 +95,14 @@ RAE_CONFIGS = {
     "rae-dinov2-large": _published("dinov2", 1024, 24, 14, _XL),
     "rae-siglip2-base": _published("siglip2", 768, 12, 16, _XL),
     "rae-mae-base": _published("mae", 768, 12, 16, _XL),
+    "raev2-dinov3-large-k1": _published_v2(()),
+    "raev2-dinov3-large-k7": _published_v2(range(11, 24, 2)),
+    "raev2-dinov3-large-k23": _published_v2(range(1, 24)),
 }
 
 
 class Decoder(nn.Module):
-    """Latents (B, h, w, c) -> patches of normalized pixels (B, h * patch, w * patch, channels).
+    """Latents (B, h, w, c) -> patches of pixels (B, h * patch, w * patch, channels).
 
     A pre-norm ViT with a learned class token and fixed sin-cos positions of the others, as MAE's
     decoder (arXiv 2111.06377).
@@ -146,10 +159,14 @@ class RAE(nn.Module):
       decoder_width, decoder_depth, decoder_heads, decoder_hidden: the decoder's width, blocks,
         heads, and inner width of its MLPs.
       encoder_hidden: the inner width of the encoder's MLPs; None: 4 c.
+      encoder_layers: the encoder's blocks, counted from 0, whose tokens are averaged (RAEv2, see
+        `ViT.averaged`); (): the last block's are the latents.
       factor: the side of the decoder's patches.
       position_step: the distance of neighbors in the decoder's table of positions. diffusers has
         16 / grid, which differs from 1 for latents of other than 16 x 16.
       pixel_mean, pixel_std: of the encoder's RGB pixels, in [0, 1]; (): those of its kind.
+      normalized_pixels: whether the decoder's pixels are normalized as the encoder's (RAE); RAEv2's
+        are in [0, 1].
       image_channels: channels of the images.
       dtype: the type of the matrix products; norms and the residual stream are float32.
       remat: the policy of the decoder's blocks, one of `remat.POLICIES`.
@@ -164,10 +181,12 @@ class RAE(nn.Module):
     decoder_heads: int
     decoder_hidden: int
     encoder_hidden: int | None = None
+    encoder_layers: tuple[int, ...] = ()
     factor: int = 16
     position_step: float = 1.0
     pixel_mean: tuple[float, ...] = ()
     pixel_std: tuple[float, ...] = ()
+    normalized_pixels: bool = True
     image_channels: int = 3
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
@@ -188,6 +207,7 @@ class RAE(nn.Module):
             num_heads=dim // _HEAD_WIDTH,
             mlp_ratio=math.nextafter(hidden / dim, math.inf),  # which rounds down to `hidden`
             final_affine=False,
+            averaged=self.encoder_layers,
         )
         return ViT(**{**kind.fields, **sizes}, dtype=self.dtype, parent=None)
 
@@ -200,6 +220,8 @@ class RAE(nn.Module):
 
     def setup(self):
         self.frozen = self.variable("constants", "encoder", self._initial_encoder)
+        if self.vit.rope:
+            self.periods = self.variable("constants", "periods", self._initial_periods)
         self.decoder = Decoder(
             self.decoder_width, self.decoder_depth, self.decoder_heads, self.decoder_hidden,
             self.factor, self.image_channels, self.position_step, self.dtype, self.remat,
@@ -208,6 +230,14 @@ class RAE(nn.Module):
     def _initial_encoder(self):
         patch = jnp.zeros((1, self.encoder_patch, self.encoder_patch, self.image_channels))
         return self.vit.init(self.make_rng("params"), patch)["params"]
+
+    def _initial_periods(self):
+        return jnp.asarray(grid_periods(_HEAD_WIDTH))
+
+    def _encoder_variables(self):
+        """The variables of `vit`."""
+        constants = {"constants": {"periods": self.periods.value}} if self.vit.rope else {}
+        return {"params": self.frozen.value, **constants}
 
     def encode(self, images: jax.Array) -> Point:
         """Images (B, H, W, 3) in [-1, 1] -> points (B, H / f, W / f, c).
@@ -222,7 +252,7 @@ class RAE(nn.Module):
         if size != x.shape[1:3]:
             x = resize_bicubic(x, *size, a=-0.75, antialias=False)
         mean, std = self.pixel_statistics
-        tokens = self.vit.apply({"params": self.frozen.value}, (x - mean) / std).patch_tokens
+        tokens = self.vit.apply(self._encoder_variables(), (x - mean) / std).patch_tokens
         return Point(tokens.reshape(len(images), rows, columns, -1).astype(jnp.float32))
 
     def decode(self, latents: jax.Array) -> jax.Array:
@@ -232,8 +262,11 @@ class RAE(nn.Module):
           TypeError, UserError: latents of another type or shape.
         """
         check_latents(latents, self.latent_channels)
-        mean, std = self.pixel_statistics
-        return 2.0 * (self.decoder(latents).astype(jnp.float32) * std + mean) - 1.0
+        pixels = self.decoder(latents).astype(jnp.float32)
+        if self.normalized_pixels:
+            mean, std = self.pixel_statistics
+            pixels = pixels * std + mean
+        return 2.0 * pixels - 1.0
 
     def __call__(self, images: jax.Array, noise: jax.Array) -> tuple[Point, jax.Array]:
         """The points and the reconstruction of images; `noise` is ignored."""
@@ -255,6 +288,12 @@ def _check(rae: RAE, _: Section, path: str) -> None:
             f"{path}.encoder_patch is {rae.encoder_patch}, which does not divide the "
             f"{ENCODERS[rae.encoder].side} pixels of the {rae.encoder} encoder's position table"
         )
+    layers = rae.encoder_layers
+    if layers and (list(layers) != sorted(set(layers)) or layers[-1] >= rae.encoder_depth):
+        raise UserError(
+            f"{path}.encoder_layers is {layers}: give increasing numbers from 0 to "
+            f"{rae.encoder_depth - 1}, or leave it empty for the last block"
+        )
     if rae.decoder_width % 4 or rae.decoder_width % rae.decoder_heads:
         raise UserError(
             f"{path}.decoder_width is {rae.decoder_width}: give a multiple of 4 and of the "
@@ -274,6 +313,7 @@ FAMILY = Family(
         "encoder_depth": whole(1, 256),
         "encoder_patch": whole(1, 256),
         "encoder_hidden": Width,
+        "encoder_layers": each(whole(0, 255), 0, 256),
         "decoder_width": Width,
         "decoder_depth": whole(1, 256),
         "decoder_heads": whole(1, 1024),
@@ -282,6 +322,7 @@ FAMILY = Family(
         "position_step": real(0, 1024),
         "pixel_mean": each(real(-10, 10), 0, 3),
         "pixel_std": each(real(0, 10), 0, 3),
+        "normalized_pixels": bool,
     },
     presets=RAE_CONFIGS,
     check=_check,
