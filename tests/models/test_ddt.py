@@ -98,6 +98,36 @@ def test_values_and_gradients_equal(case, source):
     parity.assert_tensors_close(by_name, parity.gradients_of(reference), vanishing=vanishing)
 
 
+def test_the_velocity_of_predicted_data_equals_torchs():
+    """(x_t - x) / max(t, 0.05), at 0 and below 0.05 as well."""
+    family, config, reference = reference_of("torch", "diffusion-bench")
+    model = ours_of(family, config).clone(predicts_data=True)
+    variables = import_part(parity.state_of(reference), ddt_part(model), source="it")
+    x, time = parity.normal(3, 4, 4, 8, seed=1), np.array([0.0, 0.03, 0.8], np.float32)
+    x_torch = parity.to_nchw(x).requires_grad_()
+    data = labelled(family, reference, x_torch, torch.tensor(time), LABELS)
+    expected = (x_torch - data) / torch.tensor(time)[:, None, None, None].clamp_min(0.05)
+    by_params, _ = parity.assert_backbones_equal(
+        model, variables, x, time, LABELS, x_torch, expected
+    )
+    by_name = export_part({"params": by_params}, ddt_part(model), {})
+    by_name = {name: array for name, array in by_name.items() if "rope" not in name}
+    parity.assert_tensors_close(by_name, parity.gradients_of(reference))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(least_time=0.0), r"x.least_time is 0.0: give a time in \(0, 1\]"),
+        (dict(class_token_dim=8), "x.predicts_data is True, but a class token"),
+    ],
+)
+def test_impossible_predictions_of_data_are_named(changes, message):
+    model = ours_of("ddt", SMALL | CONTEXT).clone(predicts_data=True, **changes)
+    with pytest.raises(UserError, match=message):
+        BACKBONES["ddt"].check(model, {"family": "ddt"}, "x")
+
+
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("case", CASES)
 def test_names_go_in_and_out_bit_by_bit(case, source):

@@ -49,7 +49,7 @@ def both(request):
     return family, net, model, part, import_part(parity.state_of(net), part, source="it")
 
 
-def transport_of(family):
+def transport_of(family, prediction="velocity"):
     """Their object of losses and samplers, at a shift of `SHIFT`, and its package."""
     stubs = {
         "torchdiffeq": dict(odeint=euler),
@@ -60,11 +60,11 @@ def transport_of(family):
     package = module_of(family, "stage2.transport", stubs)
     if family == "ditdh":
         made = package.create_transport(
-            "Linear", "velocity", time_dist_type="logit-normal_0_1", time_dist_shift=SHIFT
+            "Linear", prediction, time_dist_type="logit-normal_0_1", time_dist_shift=SHIFT
         )
     else:
         config = types.SimpleNamespace(
-            prediction="velocity", time_dist_type="logit-normal_0_1", t_eps=0.05,
+            prediction=prediction, time_dist_type="logit-normal_0_1", t_eps=0.05,
             percep_loss_t_thresh=0.7, meanflow=None,
         )  # fmt: skip
         made = package.create_transport(config, SHIFT, SHIFT)
@@ -75,10 +75,16 @@ def latents(seed):
     return parity.normal(len(LABELS), SIDE, SIDE, CHANNELS, seed=seed)
 
 
-def test_the_loss_and_its_gradients_are_theirs(both, monkeypatch):
+@pytest.mark.parametrize("prediction", ["velocity", "x"])
+def test_the_loss_and_its_gradients_are_theirs(both, prediction, monkeypatch):
+    """Of predicted data too (RAEv2), which RAE's code does not have."""
     family, net, model, part, variables = both
+    if prediction == "x":
+        if family == "ditdh":
+            pytest.skip("RAE predicts the velocity")
+        model = model.clone(predicts_data=True)
     x, noise = latents(1), latents(2)
-    transport, _ = transport_of(family)
+    transport, _ = transport_of(family, prediction)
     given = (torch.tensor(TIME), parity.to_nchw(noise), parity.to_nchw(x))
     monkeypatch.setattr(transport, "sample", lambda x1: given)
     net.zero_grad()

@@ -95,6 +95,14 @@ def velocity_from_data(
     return (noisy - x) / jnp.maximum(t, least_time)
 
 
+def of_predicted_data(
+    output: BackboneOutput, noisy: jax.Array, t: jax.Array, least_time: float
+) -> BackboneOutput:
+    """The output with the velocity of the data that it predicts; t is (B,)."""
+    velocity = velocity_from_data(output.prediction, noisy, t[:, None, None, None], least_time)
+    return output._replace(prediction=velocity.astype(jnp.float32))
+
+
 def headless_shapes(backbone: Backbone) -> dict:
     """Shapes and types of a backbone's variables without projection heads; allocates nothing."""
     bare = backbone.clone(teacher_dims=())

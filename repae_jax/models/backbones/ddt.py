@@ -13,12 +13,14 @@ from jax.nn import initializers
 
 from repae_jax.errors import UserError
 from repae_jax.models.backbones import transformer
+from repae_jax.models.backbones.base import BackboneOutput, of_predicted_data
 from repae_jax.models.backbones.blocks import ClassTokenEmbedding, normal_002, xavier
 from repae_jax.models.backbones.transformer import (
     SIZES,
     Transformer,
     defaults_of,
 )
+from repae_jax.models.conditioning.base import Arrays
 from repae_jax.models.convolution import torch_uniform
 from repae_jax.models.family import Family, Section
 from repae_jax.models.layers import TORCH_KERNEL, Dense, sincos_position_table
@@ -123,11 +125,23 @@ class DDT(Decoupled):
 
     A condition with tokens and a mask, such as a text, replaces the class's tokens by its own. The
     encoder's blocks update them and leave padding out of the keys; the head sees the patches alone.
+
+    With `predicts_data` the network inside predicts the data x, and the module returns the velocity
+    (x_t - x) / max(t, least_time), as `jit.JiT` does (RAEv2, arXiv 2605.18324).
     """
 
     qk_norm: bool = True
     time_tokens: int = 4
     class_tokens: int = 8
+    predicts_data: bool = False
+    least_time: float = 0.05
+
+    def __call__(
+        self, x: jax.Array, t: jax.Array, condition: Arrays, class_token: jax.Array | None = None
+    ) -> BackboneOutput:
+        """See `Backbone`."""
+        output = super().__call__(x, t, condition, class_token)
+        return of_predicted_data(output, x, t, self.least_time) if self.predicts_data else output
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -190,6 +204,13 @@ def check(network: Decoupled, section: Section, path: str) -> None:
             f"{path}.head_size is {network.head_size}: it must be divisible by the "
             f"{network.head_heads} heads of {path}.head_heads"
         )
+    if not 0.0 < getattr(network, "least_time", 1.0) <= 1.0:
+        raise UserError(f"{path}.least_time is {network.least_time}: give a time in (0, 1]")
+    if getattr(network, "predicts_data", False) and network.class_token_dim:
+        raise UserError(
+            f"{path}.predicts_data is True, but a class token is denoised by its velocity: set "
+            f"{path}.class_token_dim=0"
+        )
     if network.rotary:
         transformer.check_rotary(network.head_size, network.head_heads, path, "head_heads")
 
@@ -206,5 +227,7 @@ DITDH_FAMILY = _family(
     ("qk_norm", "rotary", "swiglu", "rms_norm", "shift"),
 )
 DDT_FAMILY = _family(
-    DDT, _presets("DDT", ("XL",), (1, 2)), ("time_tokens", "class_tokens", "class_token_dim")
+    DDT,
+    _presets("DDT", ("XL",), (1, 2)),
+    ("time_tokens", "class_tokens", "class_token_dim", "predicts_data", "least_time"),
 )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from repae_jax.errors import UserError
 from repae_jax.models.backbones import transformer
-from repae_jax.models.backbones.base import BackboneOutput, velocity_from_data
+from repae_jax.models.backbones.base import BackboneOutput, of_predicted_data
 from repae_jax.models.backbones.blocks import normal_002, xavier
 from repae_jax.models.backbones.transformer import (
     SIZES,
@@ -86,6 +86,8 @@ class JiT(Transformer):
     context_start: int = 4
     least_time: float = 0.05
 
+    predicts_data = True
+
     def _setup_tokens(self):
         super()._setup_tokens()
         if self.context_tokens:
@@ -94,10 +96,7 @@ class JiT(Transformer):
 
     def __call__(self, x: jax.Array, t: jax.Array, condition: Arrays) -> BackboneOutput:
         """See `Backbone`."""
-        output = super().__call__(x, t, condition)
-        time = t[:, None, None, None]
-        velocity = velocity_from_data(output.prediction, x, time, self.least_time)
-        return output._replace(prediction=velocity.astype(jnp.float32))
+        return of_predicted_data(super().__call__(x, t, condition), x, t, self.least_time)
 
     def _patch_embedding(self):
         return PatchEmbedding(self.bottleneck, self.hidden_size, self.dtype)
