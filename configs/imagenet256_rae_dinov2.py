@@ -11,9 +11,7 @@ KB an image in half precision, so the encoder runs in the step. Published sample
 from t = 1 to 0.001, before the shift.
 """
 
-from repae_jax.config import apply_recipe, backbone, ddt256, discriminator, tokenizer
-
-DINO = "pretrained/dino_deitsmall8_pretrain.pth"
+from repae_jax.config import apply_recipe, backbone, ddt256, rae_decoder256, tokenizer
 
 
 def get_config(recipe: str = "vanilla"):
@@ -28,36 +26,5 @@ def get_config(recipe: str = "vanilla"):
     config.time.highest = 0.999
     config.sampling.update(steps=49, last_time=0.001, guidance_scale=1.0, guidance_high=1.0)
     if recipe == "vae":
-        return _first_stage(config)
+        return rae_decoder256(config, "hf://facebook/dinov2-with-registers-base")
     return apply_recipe(config, recipe)
-
-
-def _first_stage(config):
-    config.tokenizer.weights = "hf://facebook/dinov2-with-registers-base"
-    config.discriminator = discriminator("dino-s8", encoder_weights=DINO)
-    config.batch_size, epoch = 512, 2502  # steps
-    config.data.flip = False
-    config.run.update(steps=16 * epoch, checkpoint_every=epoch)
-    for optimizer in (config.optimizer.tokenizer, config.optimizer.discriminator):
-        optimizer.update(
-            learning_rate=2e-4,
-            b2=0.95,
-            max_grad_norm=float("inf"),
-            warmup_steps=epoch,
-            decay_steps=16 * epoch,
-            final_rate=2e-5,
-        )
-    config.objective.update(
-        latent_noise=0.8,
-        reconstruction_weight=0.5,  # L1 of pixels in [0, 1]
-        kl_weight=0.0,
-        adversarial_weight=0.75,
-        adaptive_weight=True,
-        augmentation="diffaug",
-        discriminator_start=6 * epoch,
-        generator_start=8 * epoch,
-        fake_latents="mean",  # without noise
-        fake_bytes=True,
-    )
-    config.lpips.rescale_inputs = False
-    return apply_recipe(config, "vae")

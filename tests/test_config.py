@@ -135,6 +135,45 @@ def test_the_published_recipe_of_rae():
     assert not config.lpips.rescale_inputs
 
 
+def test_the_published_recipe_of_raev2():
+    # Figures of its files configs/stage2/training/imagenet-dinov3l-k7.yaml and
+    # configs/stage1/training/dinov3l-k7-imagenet.yaml.
+    path = str(FOLDER / "imagenet256_raev2_dinov3.py")
+    config = read_config(path, [])
+    validate(config)
+    muon, epoch = config.optimizer.backbone, 1251
+    assert (config.train, config.batch_size, config.ema_decay) == (("backbone",), 1024, 0.9995)
+    assert (muon.name, muon.learning_rate, muon.final_rate) == ("muon", 2e-4, 2e-5)
+    assert (muon.decay, muon.decay_start, muon.decay_steps) == ("linear", 25 * epoch, 50 * epoch)
+    assert (muon.weight_decay, muon.max_grad_norm, muon.warmup_steps) == (0.0, 1.0, 0)
+    assert config.time.shift == config.sampling.shift == (262144 / 4096) ** 0.5
+    assert (config.run.steps, config.objective.least_time) == (80 * epoch, 0.05)
+    assert (config.sampling.steps, config.sampling.guidance_scale) == (50, 1.0)
+    vae = build_tokenizer(config)
+    network = build_backbone(config, vae)
+    assert (network.hidden_size, network.depth, network.num_heads) == (1440, 28, 20)
+    assert (network.head_size, network.head_depth, network.head_heads) == (2048, 2, 16)
+    assert (network.time_tokens, network.class_tokens, network.predicts_data) == (4, 8, True)
+    assert vae.encoder_layers == (11, 13, 15, 17, 19, 21, 23)
+    config.objective.least_time = 0.0
+    with pytest.raises(UserError, match="least_time is 0.0, but config.backbone of the family"):
+        validate(config)
+    config.backbone.predicts_data = False
+    validate(config)
+
+    first, of_rae = (
+        read_config(f"{FOLDER / name}.py:vae", [])
+        for name in ("imagenet256_raev2_dinov3", "imagenet256_rae_dinov2")
+    )
+    validate(first)
+    assert first.discriminator == of_rae.discriminator
+    for key in ("reconstruction_weight", "latent_noise", "generator_start", "fake_bytes"):
+        assert first.objective[key] == of_rae.objective[key]
+    for network in ("tokenizer", "discriminator"):
+        assert first.optimizer[network] == of_rae.optimizer[network]
+
+
+
 def test_unknown_recipe_is_named():
     with pytest.raises(UserError, match="no recipe 'repa-e'"):
         apply_recipe(base(), "repa-e")

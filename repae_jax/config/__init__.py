@@ -11,7 +11,14 @@ from repae_jax.config.defaults import (
     text_encoder,
     tokenizer,
 )
-from repae_jax.config.published import ddt256, dit256, imagenet256, jit256, lightningdit256
+from repae_jax.config.published import (
+    ddt256,
+    dit256,
+    imagenet256,
+    jit256,
+    lightningdit256,
+    rae_decoder256,
+)
 from repae_jax.config.published_text import coco256, ddt_text256, fusedit256
 from repae_jax.config.recipes import RECIPES, apply_recipe
 
@@ -32,6 +39,7 @@ __all__ = [
     "jit256",
     "lightningdit256",
     "projector",
+    "rae_decoder256",
     "teacher",
     "text_encoder",
     "tokenizer",

@@ -4,7 +4,8 @@ import math
 
 from ml_collections import ConfigDict
 
-from repae_jax.config.defaults import backbone, base, teacher, tokenizer
+from repae_jax.config.defaults import backbone, base, discriminator, teacher, tokenizer
+from repae_jax.config.recipes import apply_recipe
 
 
 def imagenet256() -> ConfigDict:
@@ -93,6 +94,49 @@ def ddt256(latent_values: int) -> ConfigDict:
         method="euler", steps=50, shift=shift, guidance_scale=1.8, guidance_high=0.9
     )
     return config
+
+
+def rae_decoder256(config: ConfigDict, encoder: str) -> ConfigDict:
+    """Make a configuration train a RAE's decoder from scratch, as published, in 16 epochs.
+
+    LPIPS acts from the start, a discriminator on DINO's features learns from epoch 6, and its term
+    joins at epoch 8 (arXiv 2510.11690, and its code). Needs DINO-S/8 in pretrained/ and LPIPS.
+
+    Args:
+      config: a configuration whose tokenizer is a RAE; it is changed.
+      encoder: the file or repository of the encoder's weights.
+    """
+    epoch = 2502  # steps of 512 images
+    config.tokenizer.weights = encoder
+    config.discriminator = discriminator(
+        "dino-s8", encoder_weights="pretrained/dino_deitsmall8_pretrain.pth"
+    )
+    config.batch_size = 512
+    config.data.flip = False
+    config.run.update(steps=16 * epoch, checkpoint_every=epoch)
+    for optimizer in (config.optimizer.tokenizer, config.optimizer.discriminator):
+        optimizer.update(
+            learning_rate=2e-4,
+            b2=0.95,
+            max_grad_norm=float("inf"),
+            warmup_steps=epoch,
+            decay_steps=16 * epoch,
+            final_rate=2e-5,
+        )
+    config.objective.update(
+        latent_noise=0.8,
+        reconstruction_weight=0.5,  # L1 of pixels in [0, 1]
+        kl_weight=0.0,
+        adversarial_weight=0.75,
+        adaptive_weight=True,
+        augmentation="diffaug",
+        discriminator_start=6 * epoch,
+        generator_start=8 * epoch,
+        fake_latents="mean",  # without noise
+        fake_bytes=True,
+    )
+    config.lpips.rescale_inputs = False
+    return apply_recipe(config, "vae")
 
 
 def jit256() -> ConfigDict:
