@@ -173,7 +173,6 @@ def test_the_published_recipe_of_raev2():
         assert first.optimizer[network] == of_rae.optimizer[network]
 
 
-
 def test_unknown_recipe_is_named():
     with pytest.raises(UserError, match="no recipe 'repa-e'"):
         apply_recipe(base(), "repa-e")

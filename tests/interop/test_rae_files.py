@@ -263,6 +263,23 @@ def test_the_authors_decoder_becomes_a_folder(parts, monkeypatch):
     assert back.statistics["var"].shape == (GRID, GRID, WIDTH)
 
 
+def test_a_folder_becomes_the_authors_decoder(nets, folder, tmp_path):
+    """And back, with the encoder's file beside it."""
+    said = convert(str(folder), tmp_path / "model.pt", "vae", None, progress=False)
+    assert "RAE's decoder under its authors' names, beside it stat.pt" in said
+    expected = read_vae(folder)
+    encoder = export_vit(
+        expected.constants["constants"]["encoder"], expected.module.vit, "transformers"
+    )
+    files.write_safetensors(tmp_path / "encoder.safetensors", encoder)
+    found, statistics = read_weights(tmp_path / "model.pt", expected.module)
+    same(found, expected.variables)
+    for name, array in expected.statistics.items():
+        np.testing.assert_allclose(statistics[name], array, rtol=1e-6)
+    with pytest.raises(UserError, match="stat.pt exists already"):
+        convert(str(folder), tmp_path / "other.pt", "vae", None, progress=False)
+
+
 def test_inspect_says_what_they_are(parts, folder, monkeypatch):
     path, *_ = parts
     monkeypatch.setitem(rae_config._HEADS, 32, 4)
