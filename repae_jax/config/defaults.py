@@ -51,6 +51,7 @@ def base() -> ConfigDict:
             train=NETWORKS,
             batch_size=256,
             ema_decay=0.9999,
+            tokenizer_ema_decay=0.0,  # of the trained tokenizer, by which a run gives it; 0: none
             dtype="float32",  # type of the networks' matrix products: "float32" or "bfloat16"
             data=dict(
                 source="tfds",  # a key of `openers` in data/sources.py

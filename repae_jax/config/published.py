@@ -112,6 +112,7 @@ def rae_decoder256(config: ConfigDict, encoder: str) -> ConfigDict:
         "dino-s8", encoder_weights="pretrained/dino_deitsmall8_pretrain.pth"
     )
     config.batch_size = 512
+    config.tokenizer_ema_decay = 0.9978
     config.data.flip = False
     config.run.update(steps=16 * epoch, checkpoint_every=epoch)
     for optimizer in (config.optimizer.tokenizer, config.optimizer.discriminator):

@@ -195,6 +195,7 @@ class Config(TypedDict):
     train: each(Text, 1, 3)
     batch_size: whole(1, 2**20)
     ema_decay: _FRACTION
+    tokenizer_ema_decay: _FRACTION
     dtype: Text
     data: _Data
     tokenizer: dict[str, Any]

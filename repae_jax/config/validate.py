@@ -88,6 +88,11 @@ def _check_tokenizer(config, tokenizer):
             "config.tokenizer.weights is empty: name its file or the work directory that trained "
             "it (--config.tokenizer.weights=PATH)"
         )
+    if config.tokenizer_ema_decay and "tokenizer" not in config.train:
+        raise UserError(
+            f"config.tokenizer_ema_decay is {config.tokenizer_ema_decay}, but config.train has no "
+            "'tokenizer' to average: set --config.tokenizer_ema_decay=0.0"
+        )
 
 
 def _check_discriminator(config, tokenizer):

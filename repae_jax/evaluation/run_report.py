@@ -21,7 +21,7 @@ from repae_jax.runs.captions import grid_inputs
 from repae_jax.runs.initial_state import initial_tokenizer
 from repae_jax.runs.metrics import read_history
 from repae_jax.runs.open_run import Run, sampling_weights
-from repae_jax.runs.state import tokenizer_variables
+from repae_jax.runs.state import averaged_tokenizer
 from repae_jax.sampling.class_labels import balanced_labels
 from repae_jax.sampling.generate import generate_all, make_generate
 from repae_jax.utils.figures import class_grid, pairs_figure, pca_figure, save_png
@@ -168,7 +168,7 @@ def _reconstructed(run: Run, heldout: Source, page: Page) -> None:
     batches = eval_batches(heldout, min(HELDOUT, len(heldout)))
     images = np.asarray(jnp.asarray(next(iter(batches))["image"]))
     encode, decode = make_codec(run.models.tokenizer)
-    variables = tokenizer_variables(run.state.params, run.state.frozen)
+    variables = averaged_tokenizer(run.state)
     latents = encode(variables, images)
     reconstructions, finite = map(np.asarray, decode(variables, latents))
     if not finite.all():

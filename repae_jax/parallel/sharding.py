@@ -148,7 +148,9 @@ def summary(shapes, shardings) -> str:
     for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
         kind = kinds.get(path[0].name, "other")
         kind = "frozen" if _is_frozen(path, shapes.opt_state) else kind
-        network = "backbone" if kind == "average" else _word(path[1]) if len(path) > 1 else "step"
+        network = _word(path[1]) if len(path) > 1 else "step"
+        if kind == "average" and network != "tokenizer":
+            network = "backbone"
         row = sizes.setdefault(network, {})
         row[kind] = row.get(kind, 0.0) + bytes_per_device(leaf, sharding) / 1e6
     columns = [*kinds.values(), "other"]

@@ -134,7 +134,13 @@ def fresh_state(config: ConfigDict, models: Models, key: jax.Array) -> TrainStat
         frozen["null_condition"] = text_encoders.null_states(models.text_encoder, variables)
     if models.lpips is not None:
         frozen["lpips"] = models.lpips.init(keys["rest"], image, image)
-    return create_state(params, batch_stats, frozen, build_optimizers(config))
+    return create_state(
+        params,
+        batch_stats,
+        frozen,
+        build_optimizers(config),
+        average_tokenizer=config.tokenizer_ema_decay > 0,
+    )
 
 
 def state_shapes(config: ConfigDict, models: Models) -> TrainState:

@@ -18,11 +18,12 @@ from repae_jax.parallel.mesh import place, replicated
 from repae_jax.runs.build import build_models, state_template
 from repae_jax.runs.checkpoints import FOLDER, Checkpoints
 from repae_jax.runs.initial_state import load_text_encoder
-from repae_jax.runs.state import TrainState, tokenizer_variables
+from repae_jax.runs.state import TrainState, averaged_tokenizer
 from repae_jax.runs.weights import statistics_of
 from repae_jax.runs.workdir import opened_config
 
 _OF_TEXT = ("text_encoder", "null_condition")
+_NO_BACKBONE = ("latent_norm", "tokenizer")  # parts of the moving average
 _SAMPLES = 2**32 - 2  # folded into the seed's key; steps stay below this number
 
 
@@ -98,13 +99,9 @@ def run_vae(workdir: pathlib.Path, step: int | None = None) -> StoredVAE:
     if is_identity(tokenizer):
         raise UserError(f"{workdir}: is trained on pixels, so it has no VAE")
     statistics = statistics_of(state.ema, tokenizer.latent_channels, source=str(workdir))
-    return StoredVAE(
-        tokenizer,
-        state.params["tokenizer"],
-        {},
-        statistics,
-        constants=state.frozen.get("tokenizer", {}),
-    )
+    variables = averaged_tokenizer(state)
+    params = variables.pop("params")
+    return StoredVAE(tokenizer, params, {}, statistics, constants=variables)
 
 
 def load_state(
@@ -149,9 +146,9 @@ def sampling_weights(state: TrainState) -> Mapping[str, Any]:
     of_text = {name: state.frozen[name] for name in _OF_TEXT if name in state.frozen}
     return {
         **of_text,
-        "backbone": {name: tree for name, tree in state.ema.items() if name != "latent_norm"},
+        "backbone": {name: tree for name, tree in state.ema.items() if name not in _NO_BACKBONE},
         "latent_norm": state.ema["latent_norm"],
-        "tokenizer": tokenizer_variables(state.params, state.frozen),
+        "tokenizer": averaged_tokenizer(state),
     }
 
 

@@ -102,6 +102,11 @@ def _export(
     state: TrainState, parts: Mapping[str, Part], origin: Provenance, config
 ) -> dict[str, Any]:
     """The checkpoint as a nested dict; its arrays are views of the state's."""
+    if "tokenizer" in state.ema:
+        raise UserError(
+            "the run averages its tokenizer (config.tokenizer_ema_decay), for which such a "
+            "checkpoint has no place: write the tokenizer alone, with --to diffusers or --to vae"
+        )
     steps = int(state.step)
     statistics, averaged = {}, {}
     if origin.kind in ("repae", "ldm"):

@@ -225,12 +225,13 @@ def _assemble(config, models, steps, loaded, moments, foreign, content, source):
         )
     ema = loaded["ema"]
     tables = {k: v for k, v in _weights(loaded["backbone"]).items() if k != "params"}
+    averaged = {"tokenizer": params["tokenizer"]} if config.tokenizer_ema_decay else {}
     return TrainState(
         step=np.asarray(steps, np.int32),
         params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
-        ema={**_weights(ema), "latent_norm": ema.get("batch_stats", fixed)},
+        ema={**_weights(ema), "latent_norm": ema.get("batch_stats", fixed), **averaged},
         frozen={
             **({"backbone": tables} if tables else {}),
             **({"tokenizer": constants} if constants else {}),

@@ -146,7 +146,7 @@ def read_vae(
 def _read_run(workdir, tokenizer):
     """The tokenizer of a work directory, and the final statistics of its LatentNorm."""
     state, shapes = restore_latest(workdir), variable_shapes(tokenizer)
-    params = flatten(state["params"]["tokenizer"])
+    params = flatten((state["ema"] or {}).get("tokenizer", state["params"]["tokenizer"]))
     variables = {"params": load_flat(params, shapes.pop("params"), source=workdir)}
     if shapes:  # collections that no run changes
         constants = state.get("frozen", {}).get("tokenizer", {})

@@ -26,7 +26,7 @@ from repae_jax.evaluation.representation import extract_features, make_extract, 
 from repae_jax.models.networks import Models
 from repae_jax.models.tokenizers.codec import make_codec
 from repae_jax.runs.open_run import sampling_key, sampling_weights
-from repae_jax.runs.state import TrainState, tokenizer_variables
+from repae_jax.runs.state import TrainState, averaged_tokenizer
 from repae_jax.sampling.generate import generate_all, make_generate
 from repae_jax.study.judge import Asked, Judge, PromptJudge
 from repae_jax.utils.finite import NotFinite
@@ -98,7 +98,7 @@ class Measures:
         return StepMeasures(finite, samples, asked, self._heldout[:SHOWN], latents[:SHOWN])
 
     def _measure_reconstruction(self, state, figures):
-        variables = tokenizer_variables(state.params, state.frozen)
+        variables = averaged_tokenizer(state)
         parts = np.array_split(self._heldout, -(-len(self._heldout) // _BATCH))
         latents = [np.asarray(self._encode(variables, part)) for part in parts]
         decoded = [jax.device_get(self._decode(variables, part)) for part in latents]

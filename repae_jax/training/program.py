@@ -135,6 +135,7 @@ class Program:
             build_objective(config),
             build_optimizers(config),
             ema_decay=config.ema_decay,
+            tokenizer_ema_decay=config.tokenizer_ema_decay,
             micro_batches=config.compute.micro_batches,
             gather=make_gather(self.mesh, self.shardings, config.dtype),
         )

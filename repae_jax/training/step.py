@@ -49,6 +49,7 @@ def make_train_step(
     optimizers: Mapping[str, optax.GradientTransformation],
     *,
     ema_decay: float = 0.9999,
+    tokenizer_ema_decay: float = 0.0,
     micro_batches: int = 1,
     gather: Callable[[TrainState], TrainState] = lambda state: state,
 ) -> TrainStep:
@@ -68,14 +69,20 @@ def make_train_step(
       objective: coefficients and variants of the terms.
       optimizers: one per trained network; networks without one are frozen.
       ema_decay: decay per step of the backbone's moving average, in [0, 1).
+      tokenizer_ema_decay: of the tokenizer's, if the state has one.
       micro_batches: see `accumulate_gradients`.
       gather: gathers the networks of a sharded state (see `parallel.sharding`).
     """
     loss = make_loss(models, objective, tuple(optimizers), gather)
     gradients = accumulate_gradients(jax.grad(loss, has_aux=True), micro_batches)
     apply = by_leaf(optax.apply_updates)
-    follow = by_leaf(lambda new, old: optax.incremental_update(new, old, 1.0 - ema_decay))
+    decays = {"tokenizer": tokenizer_ema_decay}
     waiting = {"discriminator": waiting_steps(models, objective)}
+
+    def follow(name, new, old):
+        """The moving average of a part of the state after the step."""
+        size = 1.0 - decays.get(name, ema_decay)
+        return by_leaf(lambda n, o: optax.incremental_update(n, o, size))(new, old)
 
     def optimized(name, state: TrainState, grads, norms):
         """A network's parameters and its optimizer's state after the step."""
@@ -98,8 +105,7 @@ def make_train_step(
             params[name], opt_state[name] = optimized(name, state, grads, norms)
         state = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
         followed = averaged_variables(state)
-        old = {name: state.ema[name] for name in followed}
-        ema = follow(followed, old)
+        ema = {name: follow(name, new, state.ema[name]) for name, new in followed.items()}
         return state.replace(ema={**state.ema, **ema})
 
     def unchanged(state: TrainState, *_) -> TrainState:

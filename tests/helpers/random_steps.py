@@ -13,7 +13,15 @@ def steps(config, count):
     """The states at step 0 .. count and the metrics between them."""
     models = build_models(config)
     states, metrics = [init_state(config, models)], []
-    step = jax.jit(make_train_step(models, build_objective(config), build_optimizers(config)))
+    step = jax.jit(
+        make_train_step(
+            models,
+            build_objective(config),
+            build_optimizers(config),
+            ema_decay=config.ema_decay,
+            tokenizer_ema_decay=config.tokenizer_ema_decay,
+        )
+    )
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, (config.batch_size, 32, 32, 3), np.uint8),

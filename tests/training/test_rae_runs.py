@@ -102,6 +102,7 @@ def test_a_decoder_learns_from_scratch_on_an_encoder(folder, tmp_path):
     """The encoder's file gives the constants, the seed the decoder, and only this learns."""
     config = make_config("vae", folder / "encoder.safetensors")
     config.train, config.objective.adversarial_weight = ("tokenizer",), 0.0
+    config.tokenizer_ema_decay = 0.5
     config.run.update(steps=2)
     models = build_models(config)
     first = init_state(config, models)
