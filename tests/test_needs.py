@@ -1,6 +1,7 @@
 """What is needed is looked for at once, and all that is missing is said in one line."""
 
 import pathlib
+import re
 import sys
 
 import numpy as np
@@ -52,6 +53,24 @@ def test_all_missing_files_are_in_one_error(tmp_path, capsys):
     assert "make it with `python -m repae_jax pretrain-teacher`" in error
     assert "config.lpips.weights (linear heads)" in error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "wanted"),
+    [
+        ("repa", {"tokenizer", "teachers"}),
+        ("vanilla", {"tokenizer"}),
+        ("vae", {"tokenizer", "discriminator", "lpips"}),
+        ("repae", {"tokenizer", "discriminator", "lpips", "teachers"}),
+    ],
+)
+def test_only_what_a_recipe_reads_is_missed(recipe, wanted):
+    """A frozen tokenizer needs neither its discriminator's weights nor LPIPS'."""
+    path = pathlib.Path(__file__).parents[1] / "configs" / "imagenet256_repae_sdvae.py"
+    with pytest.raises(UserError) as error:
+        check_files(read_config(f"{path}:{recipe}", []))
+    named = set(re.findall(r"config\.(\w+)\.[\w.]+ is", str(error.value)))
+    assert named - {"data"} == wanted
 
 
 @pytest.mark.parametrize("lost", ["images.h5", "manifest.json", "h5py"])
@@ -114,7 +133,6 @@ def test_the_files_of_all_arms_are_looked_for(tmp_path, capsys):
     study.arms["repae"].changes = {"tokenizer": {"weights": "own.pt"}}
     study.config.discriminator.weights = "disc.pt"
     assert [line.partition(",")[0] for line in missing_for_runs(study, tmp_path)] == [
-        "config.discriminator.weights is 'disc.pt'",
         "config.discriminator.weights is 'disc.pt'",
         "config.tokenizer.weights is 'own.pt'",
         "config.discriminator.weights is 'disc.pt'",

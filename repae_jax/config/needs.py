@@ -134,14 +134,17 @@ def _named(config: ConfigDict) -> dict[str, str]:
     named = {
         "tokenizer.weights": config.tokenizer.weights,
         "tokenizer.statistics": config.tokenizer.statistics,
-        "discriminator.weights": config.discriminator.weights,
-        "discriminator.encoder_weights": config.discriminator.encoder_weights,
-        "lpips.weights": config.lpips.weights,
-        "lpips.vgg_weights": config.lpips.vgg_weights,
         "data.path": config.data.path,
         "text_encoder.weights": config.text_encoder.weights,
         "text_encoder.tokenizer": config.text_encoder.tokenizer,
     }
+    if "discriminator" in config.train:
+        named["discriminator.weights"] = config.discriminator.weights
+    if needs_discriminator_encoder(config):
+        named["discriminator.encoder_weights"] = config.discriminator.encoder_weights
+    if needs_lpips(config):
+        named["lpips.weights"] = config.lpips.weights
+        named["lpips.vgg_weights"] = config.lpips.vgg_weights
     measured = config.evaluation
     if measured.every and measured.samples:
         named["evaluation.reference"] = measured.reference
