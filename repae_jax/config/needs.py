@@ -120,6 +120,11 @@ def needs_foundation(config: ConfigDict) -> bool:
     return "tokenizer" in config.train and config.objective.vf_weight > 0
 
 
+def needs_teachers(config: ConfigDict) -> bool:
+    """Whether the run reads the teachers: the backbone aligns with them, or VF loss the latents."""
+    return "backbone" in config.train or needs_foundation(config)
+
+
 def needs_discriminator_encoder(config: ConfigDict) -> bool:
     """Whether the discriminator has a frozen encoder."""
     return "discriminator" in config.train and config.discriminator.family == "dino"
@@ -135,9 +140,10 @@ def _named(config: ConfigDict) -> dict[str, str]:
         "tokenizer.weights": config.tokenizer.weights,
         "tokenizer.statistics": config.tokenizer.statistics,
         "data.path": config.data.path,
-        "text_encoder.weights": config.text_encoder.weights,
-        "text_encoder.tokenizer": config.text_encoder.tokenizer,
     }
+    if "backbone" in config.train:
+        named["text_encoder.weights"] = config.text_encoder.weights
+        named["text_encoder.tokenizer"] = config.text_encoder.tokenizer
     if "discriminator" in config.train:
         named["discriminator.weights"] = config.discriminator.weights
     if needs_discriminator_encoder(config):
@@ -150,7 +156,8 @@ def _named(config: ConfigDict) -> dict[str, str]:
         named["evaluation.reference"] = measured.reference
         if measuring_teacher(config) is None:
             named["evaluation.weights"] = measured.weights
-    return named | {f"teachers.{k}.weights": entry.weights for k, entry in config.teachers.items()}
+    teachers = config.teachers.items() if needs_teachers(config) else ()
+    return named | {f"teachers.{k}.weights": entry.weights for k, entry in teachers}
 
 
 def _files(config: ConfigDict) -> Iterator[str]:
@@ -158,7 +165,7 @@ def _files(config: ConfigDict) -> Iterator[str]:
         "evaluation.weights": "; `python -m repae_jax evaluate --help` says where it is, or take a "
         "teacher: --config.evaluation.network=teachers.NAME"
     }
-    for name, entry in config.teachers.items():
+    for name, entry in config.teachers.items() if needs_teachers(config) else ():
         key = f"teachers.{name}.weights"
         if not entry.weights:
             yield (
@@ -172,7 +179,12 @@ def _files(config: ConfigDict) -> Iterator[str]:
             "config.discriminator.encoder_weights is empty: name the file with the weights of the "
             "frozen DINO (--config.discriminator.encoder_weights=PATH)"
         )
-    if config.text_encoder.family != NO_TEXT and not config.text_encoder.weights:
+    trains_backbone = "backbone" in config.train
+    if (
+        trains_backbone
+        and config.text_encoder.family != NO_TEXT
+        and not config.text_encoder.weights
+    ):
         yield (
             "config.text_encoder.weights is empty: name the folder with the text encoder's weights "
             "(--config.text_encoder.weights=PATH)"

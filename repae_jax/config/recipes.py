@@ -34,6 +34,7 @@ def apply_recipe(config: ConfigDict, recipe: str) -> ConfigDict:
     if recipe in ("repa", "vanilla"):
         config.train = ("backbone",)
         config.objective.latent_norm = "fixed"
+        config.tokenizer_ema_decay = 0.0
     if recipe == "vanilla":
         config.teachers = ConfigDict()
         if config.backbone.get("class_token_dim"):  # a teacher would give it

@@ -21,6 +21,7 @@ SEED = whole(0, 2**32 - 1)  # the range that all random generators in use accept
 _COUNT = whole(1, 2**31 - 1)  # steps and images; a state counts them in int32
 _FROM_ZERO = whole(0, 2**31 - 1)
 _FRACTION, _FINITE = real(0, 1), real(0)
+_DECAY = Annotated[float, Field(ge=0, lt=1)]
 _DEPTH = whole(1, 256)
 
 
@@ -194,8 +195,8 @@ class Config(TypedDict):
     seed: SEED
     train: each(Text, 1, 3)
     batch_size: whole(1, 2**20)
-    ema_decay: _FRACTION
-    tokenizer_ema_decay: _FRACTION
+    ema_decay: _DECAY
+    tokenizer_ema_decay: _DECAY
     dtype: Text
     data: _Data
     tokenizer: dict[str, Any]

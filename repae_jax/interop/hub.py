@@ -91,7 +91,7 @@ class _Folder:
         advice = f"get it another way and put it there: {alternative}"
         path = self._download(file, advice)
         self._fetch_shards(path, advice)
-        for name in (f"{path.stem}-latents-stats.pt", "stats.pt", "config.json"):
+        for name in (f"{path.stem}-latents-stats.pt", "stat.pt", "stats.pt", "config.json"):
             self._download(name, advice, optional=True)
         return path
 

@@ -53,20 +53,35 @@ def decoder_rules(*, original: bool) -> list[Rule]:
 def load_decoder(
     tensors: Mapping[str, np.ndarray], model: RAE, *, original: bool, source: str
 ) -> dict[str, Any]:
-    """The decoder's tensors, named as in `decoder_rules`, as the parameters of `model`.
+    """The decoder's tensors, named as in `decoder_rules`, as variables of `model`.
 
-    A table of positions among them has to be that of `model`.
+    A table of positions among them has to be that of `model`, or is its constant.
+
+    Returns:
+      {"params": {"decoder": ...}, "constants": {} or {"decoder": ...}}.
 
     Raises:
       UserError: a tensor is missing, unexpected, misshapen or not finite, or the table differs.
     """
     rules, tensors = decoder_rules(original=original), dict(tensors)
-    table = tensors.pop(TABLE, None)
-    if table is not None and (step := step_of(table, source)) != model.position_step:
-        raise UserError(
-            f"{source}: its table {TABLE!r} has the step {step:g}, but the tokenizer's is "
-            f"{model.position_step:g}: set --config.tokenizer.position_step={step:g}"
-        )
+    table, constants = tensors.pop(TABLE, None), {}
+    if model.table_grid:
+        shape = (1, 1 + model.table_grid**2, model.decoder_width)
+        found = {} if table is None else {TABLE: table}
+        tables.check(found, {TABLE: shape}, source=source)
+        constants = {"decoder": {"position_table": np.asarray(table, np.float32)}}
+    elif table is not None:
+        step, grid = positions_of(table, source)
+        if grid:
+            raise UserError(
+                f"{source}: its table {TABLE!r} is no sin-cos table, as training has moved it: set "
+                f"--config.tokenizer.table_grid={grid}"
+            )
+        if step != model.position_step:
+            raise UserError(
+                f"{source}: its table {TABLE!r} has the step {step:g}, but the tokenizer's is "
+                f"{model.position_step:g}: set --config.tokenizer.position_step={step:g}"
+            )
     shapes = parameter_shapes(model)["decoder"]
 
     def theirs(variables):
@@ -74,13 +89,15 @@ def load_decoder(
 
     tables.check(tensors, tables.exported_shapes(theirs, shapes), source=source)
     ours = tables.fuse(tables.to_ours(rules, tensors, source=source), _FUSED)
-    return {"decoder": tables.unflatten(ours)}
+    return {"params": {"decoder": tables.unflatten(ours)}, "constants": constants}
 
 
-def export_decoder(params: Mapping[str, Any], *, original: bool) -> dict[str, np.ndarray]:
-    """The inverse of `load_decoder`, without the table of positions."""
-    flat = tables.split(tables.flatten(params["decoder"]), _FUSED)
-    return tables.to_theirs(decoder_rules(original=original), flat)
+def export_decoder(variables: Mapping[str, Any], *, original: bool) -> dict[str, np.ndarray]:
+    """The inverse of `load_decoder`; of tables of positions only a constant is there."""
+    flat = tables.split(tables.flatten(variables["params"]["decoder"]), _FUSED)
+    constants = variables.get("constants", {}).get("decoder", {})
+    table = {TABLE: constants["position_table"]} if constants else {}
+    return tables.to_theirs(decoder_rules(original=original), flat) | table
 
 
 def load_encoder(tensors: Mapping[str, Any], model: RAE, *, source: str) -> dict[str, Any]:
@@ -122,9 +139,9 @@ def load_rae(
                 f"{source}: {name!r} is {found}, but the tokenizer's pixels have {expected}: set "
                 f"--config.tokenizer.{PIXELS[name]}={tuple(map(float, found))}"
             )
-    params = load_decoder(parts["decoder"], model, original=False, source=f"{source}: decoder")
-    constants = load_encoder(parts["encoder"], model, source=f"{source}: encoder")
-    return {"params": params, "constants": constants}
+    decoder = load_decoder(parts["decoder"], model, original=False, source=f"{source}: decoder")
+    encoder = load_encoder(parts["encoder"], model, source=f"{source}: encoder")
+    return {"params": decoder["params"], "constants": decoder["constants"] | encoder}
 
 
 def export_rae(variables: Mapping[str, Any], model: RAE) -> dict[str, np.ndarray]:
@@ -137,7 +154,7 @@ def export_rae(variables: Mapping[str, Any], model: RAE) -> dict[str, np.ndarray
     encoder = export_vit(variables["constants"]["encoder"], vit, _NAMING[vit.family])
     for name, shape in _unused(model).items():
         encoder[name] = np.zeros(shape, np.float32)
-    decoder = export_decoder(variables["params"], original=False)
+    decoder = export_decoder(variables, original=False)
     pixels = zip(PIXELS, model.pixel_statistics, strict=True)
     return {
         **{name: values.reshape(1, -1, 1, 1) for name, values in pixels},
@@ -168,21 +185,26 @@ def _unused(model):
     return {f"head.{name}": shape for name, shape in shapes.items()}
 
 
-def step_of(table: np.ndarray, source: str) -> float:
-    """The step of a table (1, 1 + grid^2, D): the authors' is 1, diffusers' 16 / grid.
+def positions_of(table: np.ndarray, source: str) -> tuple[float, int]:
+    """What a table (1, 1 + grid^2, D) holds: the step of the sin-cos table, or another table.
+
+    Returns:
+      (step, 0): the authors' step is 1, diffusers' 16 / grid; or (1, grid) for another table, as
+      RAE's training moves it.
 
     Raises:
-      UserError: it is another table.
+      UserError: it has another shape.
     """
     shape = np.shape(table)
     grid = math.isqrt(max(shape[-2] - 1, 0)) if len(shape) == 3 else 0
     if grid and shape == (1, 1 + grid**2, shape[-1]) and shape[-1] and shape[-1] % 4 == 0:
         for step in (1.0, BASE_GRID / grid, *_slowest(table, grid)):
             if np.allclose(table, _table(shape[-1], grid, step), atol=1e-3):
-                return step
+                return step, 0
+        return 1.0, grid
     raise UserError(
-        f"{source}: the table {TABLE!r} of shape {shape} is not the sin-cos table of a square "
-        "grid behind a row of zeros"
+        f"{source}: the table {TABLE!r} of shape {shape} is not one of a square grid behind a row "
+        "for the class token"
     )
 
 

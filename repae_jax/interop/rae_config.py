@@ -17,7 +17,7 @@ from repae_jax.interop.rae import (
     STD,
     TABLE,
     pixels_in,
-    step_of,
+    positions_of,
     table_of,
 )
 from repae_jax.models.batch_norm import LATENT_EPSILON
@@ -152,7 +152,7 @@ def refined(
                 fields[PIXELS[name]] = tuple(map(float, found))
     table = tensors.get(f"decoder.{TABLE}")
     if table is not None:
-        fields["position_step"] = step_of(table, source)
+        fields["position_step"], fields["table_grid"] = positions_of(table, source)
     return fields
 
 
@@ -177,22 +177,29 @@ def infer_decoder(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[str
         )
     while f"decoder_layers.{depth}.intermediate.dense.weight" in tensors:
         depth += 1
-    if width not in _HEADS and width % 64:
+    if not heads_of(width):
         raise UserError(
             f"{source}: a decoder of width {width} has no published number of heads, which its "
             "tensors do not determine: keep it as a diffusers folder"
         )
     if width % 4:
         raise UserError(f"{source}: 'decoder_embed.weight' has width {width}, no multiple of 4")
+    step, grid = positions_of(tensors[TABLE], source) if TABLE in tensors else (1.0, 0)
     return {
         "latent_channels": channels,
         "decoder_width": width,
         "decoder_depth": depth,
-        "decoder_heads": _HEADS.get(width, width // 64),
+        "decoder_heads": heads_of(width),
         "decoder_hidden": hidden,
         "factor": factor,
-        "position_step": step_of(tensors[TABLE], source) if TABLE in tensors else 1.0,
+        "position_step": step,
+        "table_grid": grid,
     }
+
+
+def heads_of(width: int) -> int:
+    """The heads of the authors' decoder of this width; 0 if there is none."""
+    return _HEADS.get(width, 0 if width % 64 else width // 64)
 
 
 def check_same(model: RAE, fields: Mapping[str, Any], source: str) -> None:
@@ -208,7 +215,7 @@ def check_same(model: RAE, fields: Mapping[str, Any], source: str) -> None:
             f"{other.position_step:g}, but config.tokenizer.position_step is "
             f"{model.position_step:g}, which is used"
         )
-    for name in _SIZES.values():
+    for name in (*_SIZES.values(), "encoder_layers", "normalized_pixels"):
         ours, theirs = getattr(model, name), getattr(other, name)
         if ours != theirs:
             raise UserError(
@@ -276,7 +283,12 @@ def with_statistics(
     config, mean, std = _stored(config, statistics)
     tensors = {**tensors, MEAN: mean, STD: std}
     grid = config["encoder_input_size"] // model.encoder_patch
-    if BASE_GRID / grid != model.position_step:
+    if model.table_grid:
+        warn(
+            "diffusers computes the decoder's positions, but its training has moved them: its "
+            "images will differ there"
+        )
+    elif BASE_GRID / grid != model.position_step:
         warn(
             f"diffusers computes the decoder's {grid} x {grid} positions with the step "
             f"{BASE_GRID / grid:g}, but it was trained with {model.position_step:g}: its images "

@@ -24,6 +24,7 @@ from repae_jax.interop import (
 from repae_jax.interop.extract import Extract, extract
 from repae_jax.interop.latent_statistics import Statistics
 from repae_jax.models.tokenizers.rae import RAE, RAE_CONFIGS
+from repae_jax.utils.regular_files import is_file_there
 from repae_jax.utils.schema import read_json
 
 _CONFIG = "config.json"
@@ -60,12 +61,12 @@ def read_decoder(found: Extract, model: RAE, path: pathlib.Path) -> dict[str, An
     Raises:
       UserError: a file is missing or damaged, or holds another network.
     """
-    params = rae.load_decoder(found.tensors, model, original=True, source=str(path))
+    decoder = rae.load_decoder(found.tensors, model, original=True, source=str(path))
     beside = _beside(path, _ENCODER)
     if beside is None:
         beside = _published_encoder(model, path)
     encoder = rae.load_encoder(files.read_tensors(beside), model, source=str(beside))
-    return {"params": params, "constants": encoder}
+    return {"params": decoder["params"], "constants": decoder["constants"] | encoder}
 
 
 def infer_model(found: Extract, path: pathlib.Path, dtype: Any) -> RAE:
@@ -105,9 +106,18 @@ def infer_model(found: Extract, path: pathlib.Path, dtype: Any) -> RAE:
 
 
 def statistics_beside(path: pathlib.Path, channels: int) -> Statistics | None:
-    """The latent statistics in the file beside the authors' decoder; None if there is none."""
-    beside = _beside(path, _STATISTICS)
-    return latent_statistics.read(beside, channels) if beside else None
+    """The latent statistics in the file beside the authors' decoder; None if there is none.
+
+    Raises:
+      UserError: the file is damaged, or both authors' files are there.
+    """
+    found = [p for name in _STATISTICS if is_file_there(p := path.with_name(name))]
+    if len(found) > 1:
+        raise UserError(
+            f"{path}: both {' and '.join(_STATISTICS)} are beside it: keep each decoder in a "
+            "folder with its own statistics"
+        )
+    return latent_statistics.read(found[0], channels) if found else None
 
 
 def statistics_path(path: pathlib.Path, model: RAE) -> pathlib.Path:
@@ -116,23 +126,37 @@ def statistics_path(path: pathlib.Path, model: RAE) -> pathlib.Path:
 
 
 def write_decoder(
-    path: pathlib.Path, model: RAE, params: Mapping[str, Any], statistics: Statistics | None
+    path: pathlib.Path, model: RAE, variables: Mapping[str, Any], statistics: Statistics | None
 ) -> None:
     """Write a decoder as its authors' file, and beside it the latent statistics.
 
-    The table of positions is in the file if square statistics tell its grid; the authors' code
-    computes it otherwise.
+    The table of positions is in the file where the authors' code would compute another one, and
+    where square statistics tell its grid.
 
     Raises:
-      UserError: a weight is not finite, or a file cannot be written.
+      UserError: a weight is not finite, the decoder has another number of heads than the authors'
+        of its width, the name is that of the statistics or the encoder, or a file cannot be
+        written.
     """
-    tensors = rae.export_decoder(jax.device_get(params), original=True)
+    beside = statistics_path(path, model)
+    if path.name in (*_STATISTICS, *_ENCODER):
+        raise UserError(f"{path}: the decoder's file needs a name of its own, such as model.pt")
+    heads = rae_config.heads_of(model.decoder_width)
+    if model.decoder_heads != heads:
+        raise UserError(
+            f"{path}: the decoder has {model.decoder_heads} heads, but its authors' of width "
+            f"{model.decoder_width} has {heads}, and such a file does not tell: write a diffusers "
+            "folder"
+        )
+    tensors = rae.export_decoder(jax.device_get(variables), original=True)
     tables.require_finite(tensors, path)
+    grid = rae.BASE_GRID if model.position_step != 1.0 else 0
     if statistics is not None:
         rows, *columns = np.shape(statistics["var"])[:-1] or (0,)
-        if columns == [rows]:
-            tensors[rae.TABLE] = rae.table_of(model, rows)
-        latent_statistics.write_of_rae(statistics_path(path, model), statistics)
+        grid = rows if columns == [rows] else grid
+        latent_statistics.write_of_rae(beside, statistics)
+    if grid and not model.table_grid:
+        tensors[rae.TABLE] = rae.table_of(model, grid)
     files.write_flat(path, tensors, {})
 
 
@@ -173,7 +197,7 @@ def read_encoder(name: str | pathlib.Path, module: nn.Module) -> dict[str, Any] 
 
 def _beside(path, names):
     """The first file of these names in the folder of `path`, or None."""
-    return next((p for name in names if (p := path.with_name(name)).is_file()), None)
+    return next((p for name in names if is_file_there(p := path.with_name(name))), None)
 
 
 def _published_encoder(model, path):

@@ -16,7 +16,7 @@ from repae_jax.config.modules import (
     build_text_encoder,
     build_tokenizer,
 )
-from repae_jax.config.needs import needs_foundation, needs_lpips
+from repae_jax.config.needs import needs_foundation, needs_lpips, needs_teachers
 from repae_jax.models.backbones.base import blank_inputs
 from repae_jax.models.batch_norm import LatentNorm
 from repae_jax.models.discriminators import split_variables
@@ -36,7 +36,7 @@ def build_models(config: ConfigDict) -> Models:
     dtype = jnp.dtype(config.dtype)
     tokenizer = build_tokenizer(config, dtype)
     models = Models(tokenizer=tokenizer)
-    if "backbone" in config.train or needs_foundation(config):
+    if needs_teachers(config):
         teachers = {
             name: build_encoder(
                 entry, config.data.resolution, dtype, scan=config.compute.scan_blocks

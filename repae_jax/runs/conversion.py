@@ -276,7 +276,7 @@ def _to_vae(job: Job) -> str:
         if path.exists() and path.resolve() != own:
             raise UserError(f"{path} exists already: choose another name than {job.target}")
     if of_rae:
-        rae_files.write_decoder(job.target, vae.module, vae.params, vae.statistics)
+        rae_files.write_decoder(job.target, vae.module, vae.variables, vae.statistics)
     else:
         vae_files.write_ldm(job.target, vae)
     if discriminator is not None:

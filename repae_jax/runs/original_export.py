@@ -102,7 +102,7 @@ def _export(
     state: TrainState, parts: Mapping[str, Part], origin: Provenance, config
 ) -> dict[str, Any]:
     """The checkpoint as a nested dict; its arrays are views of the state's."""
-    if "tokenizer" in state.ema:
+    if "tokenizer" in state.ema and "tokenizer" in parts:
         raise UserError(
             "the run averages its tokenizer (config.tokenizer_ema_decay), for which such a "
             "checkpoint has no place: write the tokenizer alone, with --to diffusers or --to vae"

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from repae_jax.config.modules import build_tokenizer
 from repae_jax.errors import UserError
 from repae_jax.interop import (
     dino_discriminator,
@@ -27,7 +28,9 @@ from repae_jax.models.discriminator import PatchDiscriminator
 from repae_jax.models.discriminators import Discriminator
 from repae_jax.models.encoders.base import Encoder, initial_variables
 from repae_jax.models.tokenizers.base import Tokenizer, variable_shapes
+from repae_jax.models.tokenizers.families import family_of
 from repae_jax.runs.checkpoints import FOLDER, restore_latest
+from repae_jax.runs.workdir import load_config
 
 
 class Publisher(NamedTuple):
@@ -151,7 +154,21 @@ def _read_run(workdir, tokenizer):
     if shapes:  # collections that no run changes
         constants = state.get("frozen", {}).get("tokenizer", {})
         variables |= load_flat(flatten(constants), shapes, source=workdir)
+    _check_options(workdir, tokenizer)
     return variables, statistics_of(state["ema"], tokenizer.latent_channels, source=workdir)
+
+
+def _check_options(workdir, tokenizer):
+    """Raise UserError for a run's tokenizer of other options; its arrays do not show them all."""
+    theirs, family = build_tokenizer(load_config(pathlib.Path(workdir))), family_of(tokenizer)
+    for key in family.options:
+        field = family.field(key)
+        there, here = getattr(theirs, field, None), getattr(tokenizer, field)
+        if there != here:
+            raise UserError(
+                f"{workdir}: its tokenizer has {key} {there!r}, but config.tokenizer.{key} is "
+                f"{here!r}: take the run's own config.tokenizer"
+            )
 
 
 def statistics_of(ema: Mapping | None, channels: int, *, source: str) -> Statistics | None:

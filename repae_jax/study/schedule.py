@@ -77,6 +77,7 @@ def run_all(
     failed: list[Exception] = []
     running: set[subprocess.Popen] = set()
     told: set[subprocess.Popen] = set()
+    ended: list[Job] = []
 
     def take():
         """The first job whose VAE is trained, once there is one; None at the end."""
@@ -100,21 +101,33 @@ def run_all(
             with turn:
                 unfinished.remove(job)
                 turn.notify_all()
-                bar.update()
-                bar.set_postfix_str(str(job))
+            ended.append(job)
 
-    total = len(jobs(study))
+    total, shares = len(jobs(study)), divide_cores(side_by_side)
     with (
         stop_event() as stop,
         tqdm(total=total, initial=total - len(left), unit="run", disable=not progress) as bar,
         concurrent.futures.ThreadPoolExecutor(side_by_side) as pool,
     ):
-        workers = [pool.submit(work, share) for share in divide_cores(side_by_side)]
-        while concurrent.futures.wait(workers, timeout=0.5).not_done:
-            if stop.is_set():
-                for process in list(running - told):
-                    process.terminate()  # once: it saves and ends
-                    told.add(process)
+        workers, shown = [pool.submit(work, share) for share in shares], 0
+        try:
+            while concurrent.futures.wait(workers, timeout=0.5).not_done:
+                if stop.is_set():
+                    for process in list(running - told):
+                        process.terminate()  # once: it saves and ends
+                        told.add(process)
+                for job in ended[shown:]:
+                    bar.set_postfix_str(str(job), refresh=False)
+                    bar.update()
+                    shown += 1
+            bar.update(len(ended) - shown)
+            for worker in workers:
+                worker.result()  # raises what no run has raised
+        except BaseException:
+            stop.set()  # the workers take no further run
+            for process in list(running):
+                process.terminate()
+            raise
     if stop.is_set():
         raise TryAgain("interrupted; run the same command to resume")
     if failed:

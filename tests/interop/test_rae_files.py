@@ -171,9 +171,16 @@ def test_the_files_table_of_positions_counts(folder, tmp_path, capsys):
     assert read_vae(tmp_path / "out").module == vae.module
     for step in (0.75, 2.5):  # neither the authors' nor diffusers'
         table_of_step = rae.table_of(vae.module.clone(position_step=step), GRID)
-        assert rae.step_of(table_of_step, "it") == step
-    with pytest.raises(UserError, match="decoder_pos_embed' .* is not the sin-cos table"):
-        read_vae(edited(folder, tmp_path / "bad", added(table[:, ::-1].copy())))
+        assert rae.positions_of(table_of_step, "it") == (step, 0)
+    moved = read_vae(edited(folder, tmp_path / "moved", added(table[:, ::-1].copy())))
+    assert moved.module.table_grid == GRID
+    write_diffusers(tmp_path / "out2", moved)
+    assert "its training has moved them" in capsys.readouterr().err
+    again = read_vae(tmp_path / "out2")
+    assert again.module == moved.module
+    same(again.variables, moved.variables)
+    with pytest.raises(UserError, match="decoder_pos_embed' .* is not one of a square grid"):
+        read_vae(edited(folder, tmp_path / "bad", added(table[:, 1:].copy())))
     with pytest.raises(UserError, match="has the step 1, but the tokenizer's is 4: set"):
         read_weights(tmp_path / "own", vae.module.clone(position_step=4.0))
 
@@ -221,7 +228,7 @@ def parts(nets, tmp_path):
     net = nets["dinov2"]
     model = diffusers_rae.module_of(net)
     variables = rae.load_rae(parity.state_of(net), model)
-    decoder = rae.export_decoder(variables["params"], original=True)
+    decoder = rae.export_decoder(variables, original=True)
     decoder["decoder_pos_embed"] = rae.table_of(model, GRID)
     files.write_torch(tmp_path / "model.pt", decoder)
     var = 0.5 + np.abs(parity.normal(*SHAPE, seed=5))
@@ -263,8 +270,15 @@ def test_the_authors_decoder_becomes_a_folder(parts, monkeypatch):
     assert back.statistics["var"].shape == (GRID, GRID, WIDTH)
 
 
-def test_a_folder_becomes_the_authors_decoder(nets, folder, tmp_path):
+def test_a_folder_becomes_the_authors_decoder(folder, tmp_path, monkeypatch):
     """And back, with the encoder's file beside it."""
+    with pytest.raises(UserError, match="4 heads, but its authors' of width 32 has 0"):
+        convert(str(folder), tmp_path / "model.pt", "vae", None, progress=False)
+    monkeypatch.setitem(rae_config._HEADS, 32, 4)
+    for name in ("stat.pt", "encoder.pt"):
+        with pytest.raises(UserError, match="needs a name of its own, such as model.pt"):
+            convert(str(folder), tmp_path / name, "vae", None, progress=False)
+    assert not any(tmp_path.iterdir())
     said = convert(str(folder), tmp_path / "model.pt", "vae", None, progress=False)
     assert "RAE's decoder under its authors' names, beside it stat.pt" in said
     expected = read_vae(folder)
@@ -345,7 +359,7 @@ def test_the_authors_code_takes_our_decoder(nets):
     net = nets["dinov2"]
     model = diffusers_rae.module_of(net, position_step=1.0)
     variables = rae.load_rae(parity.state_of(net), model)
-    tensors = rae.export_decoder(variables["params"], original=True)
+    tensors = rae.export_decoder(variables, original=True)
     tensors["decoder_pos_embed"] = rae.table_of(model, GRID)
     peer = original_rae.make_decoder(model, GRID)
     np.testing.assert_allclose(peer.decoder_pos_embed, tensors["decoder_pos_embed"], atol=1e-6)

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from repae_jax.errors import UserError
-from repae_jax.interop import files, latent_statistics, rae, rae_files
+from repae_jax.interop import files, latent_statistics, rae, rae_config, rae_files
 from repae_jax.interop.vae_files import StoredVAE, read_vae, read_weights, write_diffusers
 from repae_jax.interop.vit import load_vit
 from repae_jax.models.encoders.vit import create_vit
@@ -64,10 +64,8 @@ def test_values_and_gradients_equal_torch(layers):
     )  # fmt: skip
     model = RAE(**SIZES, encoder_layers=layers, position_step=16 / GRID)
     decoder = parity.state_of(net.decoder)
-    variables = {
-        "params": rae.load_decoder(decoder, model, original=False, source="it"),
-        "constants": rae.load_encoder(parity.state_of(dino), model, source="it"),
-    }
+    variables = rae.load_decoder(decoder, model, original=False, source="it")
+    variables["constants"] |= rae.load_encoder(parity.state_of(dino), model, source="it")
     leaf = parity.to_nchw(IMAGES).requires_grad_()
     z = latents_of(dino, leaf, layers)
     pixels = net.decoder(z.flatten(2).transpose(1, 2)).logits
@@ -85,7 +83,7 @@ def test_values_and_gradients_equal_torch(layers):
     by_params = parity.assert_outputs_equal(
         outputs, variables["params"], [IMAGES], expected, [leaf]
     )
-    actual = rae.export_decoder(by_params, original=False)
+    actual = rae.export_decoder({"params": by_params}, original=False)
     gradients = parity.gradients_of(net.decoder)
 
     def vanishing(name):  # a softmax does not change with the bias of all keys
@@ -116,7 +114,7 @@ def parts(tmp_path):
     shape = (GRID, GRID, WIDTH)
     statistics = {"mean": parity.normal(*shape, seed=1)}
     statistics["var"] = 0.5 + np.abs(parity.normal(*shape, seed=2))
-    rae_files.write_decoder(tmp_path / "decoder.pt", model, params, statistics)
+    rae_files.write_decoder(tmp_path / "decoder.pt", model, {"params": params}, statistics)
     return tmp_path, model, params, statistics
 
 
@@ -139,10 +137,48 @@ def test_the_authors_files_come_back(parts):
     alone = rae_files.read_encoder(path / "encoder.safetensors", model)
     assert set(alone["constants"]) == {"encoder", "periods"}
     mean = {name: array.mean((0, 1)) for name, array in statistics.items()}
-    rae_files.write_decoder(path / "plain.pt", model.clone(normalized_pixels=True), params, mean)
+    of_rae = model.clone(normalized_pixels=True)
+    rae_files.write_decoder(path / "plain.pt", of_rae, {"params": params}, mean)
     assert rae.TABLE not in files.read_stored(path / "plain.pt")
     back = latent_statistics.read(path / "stat.pt", WIDTH)
     np.testing.assert_allclose(back["var"], mean["var"], rtol=1e-6)
+    with pytest.raises(UserError, match=r"both stat.pt and stats.pt are beside it"):
+        read_weights(path / "decoder.pt", model)
+    # other positions than the authors' are in the file without statistics, too
+    other = model.clone(position_step=4.0)
+    rae_files.write_decoder(path / "other.pt", other, {"params": params}, None)
+    with pytest.raises(UserError, match="the step 4, but the tokenizer's is 1"):
+        read_weights(path / "other.pt", model)
+
+
+def test_a_table_that_training_has_moved_is_the_files(parts):
+    """The authors' training moves the decoder's table, its row of the class token too."""
+    path, model, params, _ = parts
+    tensors = files.read_stored(path / "decoder.pt")
+    moved = tensors[rae.TABLE] + parity.normal(*tensors[rae.TABLE].shape, seed=6)
+    files.write_torch(path / "moved.pt", {**tensors, rae.TABLE: moved})
+    with pytest.raises(UserError, match=r"set --config.tokenizer.table_grid=4"):
+        read_weights(path / "moved.pt", model)
+    own = model.clone(table_grid=GRID)
+    variables, _ = read_weights(path / "moved.pt", own)
+    z = parity.normal(2, GRID, GRID, WIDTH, seed=7)
+    # torch's fixed table of zeros beside the moved one added by hand
+    bound, table = own.bind(variables).decoder, np.asarray(moved)
+    token = params["decoder"]["class_token"] + table[:, :1]
+    shifted = {**params["decoder"], "class_token": token}
+    fixed = model.bind({**variables, "params": {"decoder": shifted}}).decoder
+    difference = table[0, 1:].reshape(GRID, GRID, -1) - fixed._positions(GRID, GRID)
+    embed = params["decoder"]["embed"]
+    extra = np.linalg.lstsq(embed["kernel"].T, difference.reshape(-1, 64).T, rcond=None)[0]
+    same_place = z + extra.T.reshape(GRID, GRID, WIDTH)
+    parity.assert_close(bound(z), fixed(same_place.astype(np.float32)), "images", 1e-3)
+    rae_files.write_decoder(path / "again.pt", own, variables, None)
+    np.testing.assert_array_equal(files.read_stored(path / "again.pt")[rae.TABLE], moved)
+    with pytest.raises(UserError, match="latents of 2 x 4, but the decoder's table"):
+        decode(own, variables, z[:, :2])
+    # such a folder of diffusers' is read alike
+    fields = rae_config.infer_decoder(tensors | {rae.TABLE: moved}, source="it")
+    assert (fields["table_grid"], fields["position_step"]) == (GRID, 1.0)
 
 
 def test_the_decoder_does_not_tell_its_encoders_blocks(parts, monkeypatch):
@@ -197,7 +233,7 @@ def test_the_authors_rae_has_our_latents_and_images(layers, tmp_path):
     parity.assert_close(vae.normalize(latents), parity.to_nhwc(z), "normalized latents")
     parity.assert_close(decode(model, vae.variables, latents), decoded, "images")
     # and back
-    rae_files.write_decoder(tmp_path / "again.pt", model, params, statistics)
+    rae_files.write_decoder(tmp_path / "again.pt", model, vae.variables, statistics)
     again = torch.load(tmp_path / "again.pt", weights_only=True)
     assert set(again) == set(net.decoder.state_dict())
     net.decoder.load_state_dict(again, strict=True)

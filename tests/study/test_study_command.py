@@ -283,6 +283,31 @@ def test_no_core_waits_while_a_run_is_ready(tmp_path, monkeypatch):
             assert begun.index(str(job)) > begun.index(str(Job(vae, job.seed)))
 
 
+def test_a_bar_that_cannot_be_written_ends_the_study(tmp_path, monkeypatch):
+    """Such as at the end of a pipe: the current run is told, and no further run begins."""
+    script = tmp_path / "run.sh"
+    script.write_text(
+        f'#!/bin/sh\ncd {tmp_path}; echo "$3" >> begun; [ "$3" = vae:0 ] || sleep 60\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr("repae_jax.study.schedule.sys.executable", str(script))
+    monkeypatch.setattr("repae_jax.study.schedule.divide_cores", lambda count: [None] * count)
+
+    def update(bar, count=1):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("tqdm.tqdm.update", update)
+    study, started = tiny_study.get_config(), time.monotonic()
+    study.seeds = 3
+    with pytest.raises(BrokenPipeError):
+        run_all(
+            study, tmp_path, lambda job: [str(job)], lambda job: False, side_by_side=2,
+            progress=False,
+        )  # fmt: skip
+    assert time.monotonic() - started < 30
+    assert len((tmp_path / "begun").read_text().split()) < len(jobs(study))
+
+
 def test_more_runs_than_cores_are_refused(tmp_path):
     with pytest.raises(UserError, match="--jobs is 4096"):
         run_all(tiny_study.get_config(), tmp_path, list, bool, side_by_side=4096, progress=False)

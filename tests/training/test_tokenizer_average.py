@@ -90,6 +90,9 @@ def test_a_run_gives_its_average(folder, tmp_path):
     with pytest.raises(UserError, match="the run averages its tokenizer"):
         convert(str(run), tmp_path / "x.pt", "checkpoint", None, progress=False)
     assert not (tmp_path / "x.pt").exists()
+    frozen.tokenizer.groups = 1
+    with pytest.raises(UserError, match="its tokenizer has groups 2, but config.tokenizer.groups"):
+        read_configured(frozen, build_models(frozen).tokenizer)
     # a run that goes on continues both
     config.run.update(steps=3)
     train(config, run, make_hooks=default_hooks)
@@ -110,5 +113,7 @@ def test_a_frozen_tokenizer_has_none(folder):
     config = get_config("repae", folder)
     config.tokenizer.weights = "somewhere"
     config = apply_recipe(config, "repa")
+    validate(config)
+    config.tokenizer_ema_decay = DECAY
     with pytest.raises(UserError, match="config.tokenizer_ema_decay is 0.75, but config.train has"):
         validate(config)

@@ -115,6 +115,7 @@ class Decoder(nn.Module):
     patch: int
     channels: int
     position_step: float
+    table_grid: int
     dtype: jnp.dtype
     remat: str
 
@@ -122,8 +123,13 @@ class Decoder(nn.Module):
     def __call__(self, z: jax.Array) -> jax.Array:
         batch, rows, columns, _ = z.shape
         x = Dense(self.width, dtype=self.dtype, kernel_init=_INIT, name="embed")(z)
-        x = x + self._positions(rows, columns)
         token = self.param("class_token", initializers.zeros, (1, 1, self.width))
+        if self.table_grid:
+            table = self.variable("constants", "position_table", self._table).value
+            token, positions = token + table[:, :1], table[:, 1 : 1 + rows * columns]
+            x = x + positions.reshape(1, rows, columns, self.width)
+        else:
+            x = x + self._positions(rows, columns)
         token = jnp.broadcast_to(token, (batch, 1, self.width))
         x = jnp.concatenate([token, x.reshape(batch, rows * columns, self.width)], axis=1)
         block = rematerialize(ViTBlock, self.remat)
@@ -137,6 +143,11 @@ class Decoder(nn.Module):
         x = Dense(p * p * channels, dtype=self.dtype, kernel_init=_INIT, name="pred")(x)
         x = x.reshape(batch, rows, columns, p, p, channels).transpose(0, 1, 3, 2, 4, 5)
         return x.reshape(batch, rows * p, columns * p, channels)
+
+    def _table(self):
+        """The table (1, 1 + grid^2, width) with a row of zeros for the class token."""
+        grid = self._positions(self.table_grid, self.table_grid)
+        return jnp.pad(grid.reshape(1, -1, self.width), ((0, 0), (1, 0), (0, 0)))
 
     def _positions(self, rows, columns):
         """The table (rows, columns, width)."""
@@ -164,6 +175,8 @@ class RAE(nn.Module):
       factor: the side of the decoder's patches.
       position_step: the distance of neighbors in the decoder's table of positions. diffusers has
         16 / grid, which differs from 1 for latents of other than 16 x 16.
+      table_grid: above 0, the decoder's table of positions is a constant, of this side, that a file
+        brings: RAE's training moves the table. Latents then have this side.
       pixel_mean, pixel_std: of the encoder's RGB pixels, in [0, 1]; (): those of its kind.
       normalized_pixels: whether the decoder's pixels are normalized as the encoder's (RAE); RAEv2's
         are in [0, 1].
@@ -184,6 +197,7 @@ class RAE(nn.Module):
     encoder_layers: tuple[int, ...] = ()
     factor: int = 16
     position_step: float = 1.0
+    table_grid: int = 0
     pixel_mean: tuple[float, ...] = ()
     pixel_std: tuple[float, ...] = ()
     normalized_pixels: bool = True
@@ -224,7 +238,8 @@ class RAE(nn.Module):
             self.periods = self.variable("constants", "periods", self._initial_periods)
         self.decoder = Decoder(
             self.decoder_width, self.decoder_depth, self.decoder_heads, self.decoder_hidden,
-            self.factor, self.image_channels, self.position_step, self.dtype, self.remat,
+            self.factor, self.image_channels, self.position_step, self.table_grid, self.dtype,
+            self.remat,
         )  # fmt: skip
 
     def _initial_encoder(self):
@@ -262,6 +277,12 @@ class RAE(nn.Module):
           TypeError, UserError: latents of another type or shape.
         """
         check_latents(latents, self.latent_channels)
+        grid = latents.shape[1:3]  # any at initialization
+        if self.table_grid and grid != (self.table_grid,) * 2 and not self.is_initializing():
+            raise UserError(
+                f"latents of {grid[0]} x {grid[1]}, but the decoder's table of positions is of "
+                f"{self.table_grid} x {self.table_grid}: change the images' size"
+            )
         pixels = self.decoder(latents).astype(jnp.float32)
         if self.normalized_pixels:
             mean, std = self.pixel_statistics
@@ -320,6 +341,7 @@ FAMILY = Family(
         "decoder_hidden": Width,
         "factor": whole(1, 256),
         "position_step": real(0, 1024),
+        "table_grid": whole(0, 1024),
         "pixel_mean": each(real(-10, 10), 0, 3),
         "pixel_std": each(real(0, 10), 0, 3),
         "normalized_pixels": bool,
