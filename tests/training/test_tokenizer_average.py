@@ -65,7 +65,7 @@ def test_it_follows_the_parameters(recipe, folder):
 
 @pytest.mark.slow  # trains
 def test_a_run_gives_its_average(folder, tmp_path):
-    """To samplers, to other runs and to files; the step goes on from the parameters."""
+    """Samplers, other runs and files get the average; training continues with the parameters."""
     config = get_config("repae", folder)
     config.run.update(steps=2)
     run = tmp_path / "run"
@@ -93,7 +93,7 @@ def test_a_run_gives_its_average(folder, tmp_path):
     frozen.tokenizer.groups = 1
     with pytest.raises(UserError, match="its tokenizer has groups 2, but config.tokenizer.groups"):
         read_configured(frozen, build_models(frozen).tokenizer)
-    # a run that goes on continues both
+    # a resumed run continues the parameters and their average
     config.run.update(steps=3)
     train(config, run, make_hooks=default_hooks)
     ended = restore_latest(run)
