@@ -236,14 +236,18 @@ def test_a_failed_run_ends_the_study_and_names_its_log(tmp_path):
     assert not Job("sit", 0).workdir(tmp_path).exists()  # nothing was begun on what is missing
 
 
+def run_as(script, folder, monkeypatch):
+    """A shell script, whose "$3" is the first word of a run's command, takes the runs' place."""
+    file = folder / "run.sh"
+    file.write_text(f"#!/bin/sh\n{script}")
+    file.chmod(0o755)
+    monkeypatch.setattr("repae_jax.study.schedule.sys.executable", str(file))
+
+
 @pytest.mark.slow
 def test_a_signal_ends_the_runs_too_which_are_told_once(tmp_path, monkeypatch):
-    script = tmp_path / "run.sh"
-    script.write_text(
-        "#!/bin/sh\ntrap 'echo told; sleep 3; exit 75' TERM\necho begun\nsleep 60 & wait\n"
-    )
-    script.chmod(0o755)
-    monkeypatch.setattr("repae_jax.study.schedule.sys.executable", str(script))
+    script = "trap 'echo told; sleep 3; exit 75' TERM\necho begun\nsleep 60 & wait\n"
+    run_as(script, tmp_path, monkeypatch)
     log = Job("vae", 0).workdir(tmp_path) / "study.log"
 
     def interrupt():
@@ -262,14 +266,11 @@ def test_a_signal_ends_the_runs_too_which_are_told_once(tmp_path, monkeypatch):
 
 def test_no_core_waits_while_a_run_is_ready(tmp_path, monkeypatch):
     """Two VAEs train side by side, though other runs stand between them in the order."""
-    script = tmp_path / "run.sh"
-    script.write_text(
-        "#!/bin/sh\n"
+    script = (
         f'cd {tmp_path}; echo "$3" >> begun; [ "$3" = vae:0 ] || exit 0\n'
         "for i in $(seq 100); do grep -q vae:1 begun && exit 0; sleep 0.1; done; exit 1\n"
     )
-    script.chmod(0o755)
-    monkeypatch.setattr("repae_jax.study.schedule.sys.executable", str(script))
+    run_as(script, tmp_path, monkeypatch)
     monkeypatch.setattr("repae_jax.study.schedule.divide_cores", lambda count: [None] * count)
     study = tiny_study.get_config()
     study.seeds = 2
@@ -284,13 +285,9 @@ def test_no_core_waits_while_a_run_is_ready(tmp_path, monkeypatch):
 
 
 def test_a_bar_that_cannot_be_written_ends_the_study(tmp_path, monkeypatch):
-    """Such as at the end of a pipe: the current run is told, and no further run begins."""
-    script = tmp_path / "run.sh"
-    script.write_text(
-        f'#!/bin/sh\ncd {tmp_path}; echo "$3" >> begun; [ "$3" = vae:0 ] || sleep 60\n'
-    )
-    script.chmod(0o755)
-    monkeypatch.setattr("repae_jax.study.schedule.sys.executable", str(script))
+    """A broken pipe, for example: the current runs get SIGTERM, and no other run starts."""
+    script = f'cd {tmp_path}; echo "$3" >> begun; [ "$3" = vae:0 ] || sleep 60\n'
+    run_as(script, tmp_path, monkeypatch)
     monkeypatch.setattr("repae_jax.study.schedule.divide_cores", lambda count: [None] * count)
 
     def update(bar, count=1):
