@@ -125,6 +125,11 @@ def needs_teachers(config: ConfigDict) -> bool:
     return "backbone" in config.train or needs_foundation(config)
 
 
+def needs_text_encoder(config: ConfigDict) -> bool:
+    """Whether the run reads a text encoder, whose states the backbone takes."""
+    return "backbone" in config.train and config.text_encoder.family != NO_TEXT
+
+
 def needs_discriminator_encoder(config: ConfigDict) -> bool:
     """Whether the discriminator has a frozen encoder."""
     return "discriminator" in config.train and config.discriminator.family == "dino"
@@ -156,8 +161,12 @@ def _named(config: ConfigDict) -> dict[str, str]:
         named["evaluation.reference"] = measured.reference
         if measuring_teacher(config) is None:
             named["evaluation.weights"] = measured.weights
-    teachers = config.teachers.items() if needs_teachers(config) else ()
-    return named | {f"teachers.{k}.weights": entry.weights for k, entry in teachers}
+    return named | {f"teachers.{k}.weights": entry.weights for k, entry in _teachers(config)}
+
+
+def _teachers(config):
+    """(name, section) of the teachers that the run reads."""
+    return config.teachers.items() if needs_teachers(config) else ()
 
 
 def _files(config: ConfigDict) -> Iterator[str]:
@@ -165,7 +174,7 @@ def _files(config: ConfigDict) -> Iterator[str]:
         "evaluation.weights": "; `python -m repae_jax evaluate --help` says where it is, or take a "
         "teacher: --config.evaluation.network=teachers.NAME"
     }
-    for name, entry in config.teachers.items() if needs_teachers(config) else ():
+    for name, entry in _teachers(config):
         key = f"teachers.{name}.weights"
         if not entry.weights:
             yield (
@@ -179,12 +188,7 @@ def _files(config: ConfigDict) -> Iterator[str]:
             "config.discriminator.encoder_weights is empty: name the file with the weights of the "
             "frozen DINO (--config.discriminator.encoder_weights=PATH)"
         )
-    trains_backbone = "backbone" in config.train
-    if (
-        trains_backbone
-        and config.text_encoder.family != NO_TEXT
-        and not config.text_encoder.weights
-    ):
+    if needs_text_encoder(config) and not config.text_encoder.weights:
         yield (
             "config.text_encoder.weights is empty: name the folder with the text encoder's weights "
             "(--config.text_encoder.weights=PATH)"

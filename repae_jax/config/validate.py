@@ -227,8 +227,8 @@ def _check_backbone(config, tokenizer):
             f"{backbone.predicts}, but config.objective.interpolant {path.name!r} has the "
             f"{path.predicts} as its target: use {fitting}"
         )
-    least = backbone.least_time if getattr(backbone, "predicts_data", False) else None
-    if least is not None and config.objective.least_time != least:
+    predicts_data = getattr(backbone, "predicts_data", False)
+    if predicts_data and config.objective.least_time != (least := backbone.least_time):
         raise UserError(
             f"config.objective.least_time is {config.objective.least_time}, but config.backbone of "
             f"the family {config.backbone.family!r} divides by max(t, {least}), and the target of "

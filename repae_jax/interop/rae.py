@@ -139,9 +139,9 @@ def load_rae(
                 f"{source}: {name!r} is {found}, but the tokenizer's pixels have {expected}: set "
                 f"--config.tokenizer.{PIXELS[name]}={tuple(map(float, found))}"
             )
-    decoder = load_decoder(parts["decoder"], model, original=False, source=f"{source}: decoder")
-    encoder = load_encoder(parts["encoder"], model, source=f"{source}: encoder")
-    return {"params": decoder["params"], "constants": decoder["constants"] | encoder}
+    variables = load_decoder(parts["decoder"], model, original=False, source=f"{source}: decoder")
+    variables["constants"] |= load_encoder(parts["encoder"], model, source=f"{source}: encoder")
+    return variables
 
 
 def export_rae(variables: Mapping[str, Any], model: RAE) -> dict[str, np.ndarray]:

@@ -61,12 +61,13 @@ def read_decoder(found: Extract, model: RAE, path: pathlib.Path) -> dict[str, An
     Raises:
       UserError: a file is missing or damaged, or holds another network.
     """
-    decoder = rae.load_decoder(found.tensors, model, original=True, source=str(path))
+    variables = rae.load_decoder(found.tensors, model, original=True, source=str(path))
     beside = _beside(path, _ENCODER)
     if beside is None:
         beside = _published_encoder(model, path)
-    encoder = rae.load_encoder(files.read_tensors(beside), model, source=str(beside))
-    return {"params": decoder["params"], "constants": decoder["constants"] | encoder}
+    tensors = files.read_tensors(beside)
+    variables["constants"] |= rae.load_encoder(tensors, model, source=str(beside))
+    return variables
 
 
 def infer_model(found: Extract, path: pathlib.Path, dtype: Any) -> RAE:
@@ -97,8 +98,8 @@ def infer_model(found: Extract, path: pathlib.Path, dtype: Any) -> RAE:
             f"{path}: its tensors do not tell which blocks of the encoder it decodes: read it in a "
             f"run, whose --config.tokenizer.arch is one of {', '.join(fitting)}"
         )
-    for model in fitting.values():
-        return model
+    if fitting:
+        return next(iter(fitting.values()))
     raise UserError(
         f"{beside}: not the encoder of a published RAE with {fields['latent_channels']} channels: "
         f"put one of {', '.join(_PUBLISHED.values())} there"

@@ -262,13 +262,10 @@ def _to_pipeline(job: Job) -> str:
 def _to_vae(job: Job) -> str:
     vae, discriminator = job.vae, _discriminator(job.found, job.step)
     _check_groups(vae.module, job.target)
-    of_rae, beside = isinstance(vae.module, RAE), []
-    if vae.statistics is not None:
-        beside.append(
-            rae_files.statistics_path(job.target, vae.module)
-            if of_rae
-            else latent_statistics.beside(job.target)
-        )
+    of_rae, statistics = isinstance(vae.module, RAE), latent_statistics.beside(job.target)
+    if of_rae:
+        statistics = rae_files.statistics_path(job.target, vae.module)
+    beside = [statistics] if vae.statistics is not None else []
     if discriminator is not None:
         beside.append(job.target.with_name(f"{job.target.stem}-discriminator-ckpt.pt"))
     own = latent_statistics.beside(job.found.path).resolve()  # it would be written unchanged

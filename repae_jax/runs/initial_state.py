@@ -201,8 +201,9 @@ def init_state(
         shape = state.batch_stats["latent_norm"]["var"].shape
         source = config.tokenizer.statistics or config.tokenizer.weights or config.data.path
         norm = {"latent_norm": latent_statistics.fitted(loaded.statistics, shape, source=source)}
-    averaged = {name: loaded.params[name] for name in ("tokenizer",) if name in loaded.params}
-    averaged = averaged if config.tokenizer_ema_decay else {}
+    averaged = {}
+    if config.tokenizer_ema_decay and "tokenizer" in loaded.params:
+        averaged = {"tokenizer": loaded.params["tokenizer"]}
     return state.replace(
         params=_placed(loaded.params, state.params),
         batch_stats=_placed({**loaded.batch_stats, **norm}, state.batch_stats),

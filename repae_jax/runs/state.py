@@ -95,8 +95,8 @@ def averaged_variables(state: TrainState) -> dict[str, Tree]:
     """
     followed = {}
     if "backbone" in state.params:
-        followed |= {"params": state.params["backbone"]}
-        followed |= {"latent_norm": state.batch_stats["latent_norm"]}
+        followed["params"] = state.params["backbone"]
+        followed["latent_norm"] = state.batch_stats["latent_norm"]
     if "tokenizer" in state.ema:
         followed["tokenizer"] = state.params["tokenizer"]
     return followed

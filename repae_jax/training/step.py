@@ -76,13 +76,12 @@ def make_train_step(
     loss = make_loss(models, objective, tuple(optimizers), gather)
     gradients = accumulate_gradients(jax.grad(loss, has_aux=True), micro_batches)
     apply = by_leaf(optax.apply_updates)
-    decays = {"tokenizer": tokenizer_ema_decay}
     waiting = {"discriminator": waiting_steps(models, objective)}
 
     def follow(name, new, old):
         """The moving average of a part of the state after the step."""
-        size = 1.0 - decays.get(name, ema_decay)
-        return by_leaf(lambda n, o: optax.incremental_update(n, o, size))(new, old)
+        decay = tokenizer_ema_decay if name == "tokenizer" else ema_decay
+        return by_leaf(lambda n, o: optax.incremental_update(n, o, 1.0 - decay))(new, old)
 
     def optimized(name, state: TrainState, grads, norms):
         """A network's parameters and its optimizer's state after the step."""

@@ -204,18 +204,22 @@ def check(network: Decoupled, section: Section, path: str) -> None:
             f"{path}.head_size is {network.head_size}: it must be divisible by the "
             f"{network.head_heads} heads of {path}.head_heads"
         )
-    if not 0.0 < getattr(network, "least_time", 1.0) <= 1.0:
-        raise UserError(f"{path}.least_time is {network.least_time}: give a time in (0, 1]")
-    if getattr(network, "predicts_data", False) and network.class_token_dim:
-        raise UserError(
-            f"{path}.predicts_data is True, but a class token is denoised by its velocity: set "
-            f"{path}.class_token_dim=0"
-        )
     if network.rotary:
         transformer.check_rotary(network.head_size, network.head_heads, path, "head_heads")
 
 
-def _family(network, presets, names):
+def check_ddt(network: DDT, section: Section, path: str) -> None:
+    """As `check`, and for a prediction of the data."""
+    check(network, section, path)
+    transformer.check_least_time(network, path)
+    if network.predicts_data and network.class_token_dim:
+        raise UserError(
+            f"{path}.predicts_data is True, but a class token is denoised by its velocity: set "
+            f"{path}.class_token_dim=0"
+        )
+
+
+def _family(network, presets, names, check=check):
     names = ("encoder_depth", "head_size", "head_depth", "head_heads", "mlp_ratio", *names)
     options = {**SIZES, **defaults_of(network, *names)}
     return Family(network, options=options, presets=presets, check=check)
@@ -230,4 +234,5 @@ DDT_FAMILY = _family(
     DDT,
     _presets("DDT", ("XL",), (1, 2)),
     ("time_tokens", "class_tokens", "class_token_dim", "predicts_data", "least_time"),
+    check_ddt,
 )

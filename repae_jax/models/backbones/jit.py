@@ -134,8 +134,7 @@ def check(network: JiT, section: Section, path: str) -> None:
             f"{path}.context_start is {network.context_start}: it must lie below the backbone's "
             f"depth {network.depth}"
         )
-    if not 0.0 < network.least_time <= 1.0:
-        raise UserError(f"{path}.least_time is {network.least_time}: give a time in (0, 1]")
+    transformer.check_least_time(network, path)
 
 
 FAMILY = Family(

@@ -290,6 +290,12 @@ def check_inputs(network: Transformer, section: Section, path: str) -> None:
         )
 
 
+def check_least_time(network: Transformer, path: str) -> None:
+    """Raise UserError for a backbone that would divide by a least time of 0, or above 1."""
+    if not 0.0 < network.least_time <= 1.0:
+        raise UserError(f"{path}.least_time is {network.least_time}: give a time in (0, 1]")
+
+
 def check_rotary(width: int, heads: int, path: str, key: str, way_out: str = "") -> None:
     """Raise UserError, naming the key of the heads, for heads that have no rotary positions."""
     if width // heads % 4:
