@@ -45,12 +45,12 @@ def make_trip(model, ema, checkpoint, config, statistics=(), *, words=()) -> Tri
     return Trip(model, ema, checkpoint, folder / "run", exported, config, statistics)
 
 
-def write_statistics(folder: pathlib.Path, channels: int):
+def write_statistics(folder: pathlib.Path, channels: int) -> tuple[str, np.ndarray, np.ndarray]:
     """A file of latent statistics as LightningDiT writes it: its path, mean and deviation."""
     mean, std = parity.normal(channels, seed=4), 1 + np.arange(channels, dtype=np.float32)
     shaped = (torch.tensor(a).reshape(1, -1, 1, 1) for a in (mean, std))
     torch.save(dict(zip(("mean", "std"), shaped, strict=True)), folder / "latents_stats.pt")
-    return folder / "latents_stats.pt", mean, std
+    return str(folder / "latents_stats.pt"), mean, std
 
 
 def write_vae(folder: pathlib.Path) -> pathlib.Path:

@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 import torch_ddt
-from foreign_trips import make_trip, write_vae
+from foreign_trips import make_trip, write_statistics, write_vae
 from original_ddt import CHECKOUTS, REASONS, labelled, original_ddt
 from saved import assert_same_content, saved_content
 
@@ -18,7 +18,7 @@ from repae_jax.errors import UserError
 from repae_jax.interop.detect_format import detect
 from repae_jax.runs.build import build_models
 from repae_jax.runs.ddt_args import config_of_ddt, ddt_entries, ddt_settings
-from repae_jax.runs.open_run import load_state
+from repae_jax.runs.open_run import load_state, open_run
 from repae_jax.runs.original_import import bare_checkpoint, import_run
 
 SIDE, CHANNELS, CLASSES, STEPS = 8, 2, 10, 3
@@ -88,11 +88,7 @@ def trip(request, tmp_path_factory):
     make = {"torch": make_torch, "original": make_original}[source]
     model, ema, path = trained(make, family, folder)
     config = configuration(family, write_vae(folder))
-    statistics = parity.normal(CHANNELS, seed=4), 1 + np.arange(CHANNELS, dtype=np.float32)
-    shaped = (torch.tensor(a).reshape(1, -1, 1, 1) for a in statistics)
-    file = folder / "latents_stats.pt"
-    torch.save(dict(zip(("mean", "std"), shaped, strict=True)), file)
-    config.tokenizer.statistics = str(file)
+    config.tokenizer.statistics, *statistics = write_statistics(folder, CHANNELS)
     return make_trip(model, ema, path, config, (family, *statistics))
 
 
@@ -139,6 +135,25 @@ def test_the_run_predicts_what_their_models_predict(trip):
     for norm in (state.batch_stats["latent_norm"], state.ema["latent_norm"]):
         np.testing.assert_allclose(norm["mean"], mean, rtol=1e-6)
         np.testing.assert_allclose(norm["var"], std**2, rtol=1e-6)
+
+
+def test_the_configuration_says_that_a_network_predicts_the_data(tmp_path):
+    """Which no checkpoint does: the velocity is (x_t - x) / max(t, 0.05)."""
+    _, ema, path = trained(make_torch, "ddt", tmp_path)
+    config = configuration("ddt", write_vae(tmp_path))
+    config.backbone.predicts_data, config.objective.least_time = True, 0.05
+    config.tokenizer.statistics, _, _ = write_statistics(tmp_path, CHANNELS)
+    import_run(detect(path).content, tmp_path / "run", config, source=str(path), progress=False)
+    run = open_run(tmp_path / "run")
+    assert run.config.backbone.predicts_data
+    x = parity.normal(3, SIDE, SIDE, CHANNELS, seed=5)
+    t = np.array([0.02, 0.4, 1.0], np.float32)
+    with torch.no_grad():
+        data = labelled("ddt", ema, parity.to_nchw(x), torch.tensor(t), LABELS)
+    expected = (x - parity.to_nhwc(data)) / np.maximum(t, 0.05)[:, None, None, None]
+    params = {"params": run.state.ema["params"]}
+    ours = run.models.backbone.apply(params, x, t, {"label": LABELS})
+    parity.assert_close(ours.prediction, expected, "velocity")
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import parity
 import pytest
 import tiny
 import torch
+from config_files import write_config
 from diffusers import DiTPipeline, DiTTransformer2DModel
 from foreign_trips import write_vae
 from safetensors.numpy import load_file, save_file
@@ -80,13 +81,7 @@ def convert(*words):
 def config_file(tmp_path_factory):
     """The configuration as a file of --config."""
     folder = tmp_path_factory.mktemp("config")
-    path = folder / "own.py"
-    config = run_of(folder).to_json_best_effort()
-    path.write_text(
-        "import json\nfrom repae_jax.config.storage import from_json\n\n\n"
-        f"def get_config():\n    return from_json({config!r}, source='it')\n"
-    )
-    return path
+    return write_config(folder / "own.py", run_of(folder))
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ def trip(request, tmp_path_factory):
     path = write(folder / "theirs", states_of_deepspeed(model, ema, optimizer), config_json)
     config = configuration()
     file, *statistics = write_statistics(folder, CHANNELS)
-    config.tokenizer.update(weights=str(write_vae(folder)), statistics=str(file))
+    config.tokenizer.update(weights=str(write_vae(folder)), statistics=file)
     config.text_encoder.weights = str(write_text_encoder(folder / "lm", config))
     return make_trip(model, ema, path, config, statistics, words=["--to", "fuse-dit"])
 

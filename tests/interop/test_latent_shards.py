@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 from checkouts import module_of
+from config_files import write_config
 from foreign_trips import write_vae
 from latent_cache import write_cache
 from original_lightningdit import ORIGINAL, REASON
@@ -19,7 +20,6 @@ from saved import saved_content
 from weight_files import inspect, refused
 
 from repae_jax.cli import main
-from repae_jax.config.storage import to_json
 from repae_jax.data.latents import open_latents, statistics_of
 from repae_jax.data.manifest import read_manifest
 from repae_jax.data.pipeline import train_batches
@@ -64,14 +64,6 @@ def made(tmp_path_factory):
     return folder / "theirs", whole, config
 
 
-def config_file(folder, config):
-    (folder / "own.py").write_text(
-        "from repae_jax.config.storage import from_json\n\n\n"
-        f"def get_config():\n    return from_json({to_json(config)!r}, source='it')\n"
-    )
-    return folder / "own.py"
-
-
 def to_nhwc(tensor):
     return tensor.float().numpy().transpose(0, 2, 3, 1)
 
@@ -105,7 +97,13 @@ def test_every_latent_comes_in_and_goes_out(dtype, made, tmp_path):
 @pytest.mark.parametrize("multiplier", [1.0, 0.5])
 def test_latents_are_normalized_as_theirs(multiplier, made, tmp_path):
     folder, whole, config = made
-    words = ["convert", folder, tmp_path / "cache", "--config", config_file(tmp_path, config)]
+    words = [
+        "convert",
+        folder,
+        tmp_path / "cache",
+        "--config",
+        write_config(tmp_path / "own.py", config),
+    ]
     assert main([*map(str, words), "--multiplier", str(multiplier), "--quiet"]) == 0
     source = open_latents(tmp_path / "cache")
     statistics = statistics_of(source)
@@ -123,7 +121,7 @@ def test_training_reads_them(made, tmp_path):
     import_latents(folder, tmp_path / "cache", config, progress=False)
     config.data.update(source="latents", path=str(tmp_path / "cache"), flip=True)
     config.batch_size, config.run.steps = 8, 2
-    file = config_file(tmp_path, config)
+    file = write_config(tmp_path / "own.py", config)
     words = ["train", "--config", file, "--workdir", tmp_path / "run"]
     assert main([str(word) for word in words]) == 0
     from repae_jax.runs.checkpoints import restore_latest
@@ -268,7 +266,7 @@ FIRST, SECOND = (f"latents_rank{number:02d}_shard000.safetensors" for number in 
 def test_another_content_is_named(file, changes, message, made, tmp_path, capsys):
     write_theirs(tmp_path / "theirs")
     edit(tmp_path / "theirs" / file, **changes)
-    config = config_file(tmp_path, made[2])
+    config = write_config(tmp_path / "own.py", made[2])
     words = ["convert", tmp_path / "theirs", tmp_path / "cache", "--config", config, "--quiet"]
     line = refused(words, capsys)
     assert message in line
@@ -283,7 +281,7 @@ def test_a_truncated_file_is_named(made, tmp_path, capsys):
     line = refused(["convert", path.parent, tmp_path / "cache"], capsys)
     assert "nothing in cached latents names the VAE" in line  # before anything is read
     words = ["convert", path.parent, tmp_path / "cache", "--config",
-             config_file(tmp_path, made[2])]  # fmt: skip
+             write_config(tmp_path / "own.py", made[2])]  # fmt: skip
     assert f"{path}: not a readable safetensors file" in refused(words, capsys)
 
 
@@ -338,7 +336,7 @@ def test_other_statistics_of_the_vae_are_told(multiplier, way_out, made, tmp_pat
 
 @pytest.mark.parametrize("multiplier", ["0", "-1", "nan", "inf"])
 def test_a_wrong_multiplier_is_named(multiplier, made, tmp_path, capsys):
-    config = config_file(tmp_path, made[2])
+    config = write_config(tmp_path / "own.py", made[2])
     words = ["convert", made[0], tmp_path / "cache", "--config", config]
     assert "--multiplier is" in refused([*words, f"--multiplier={multiplier}"], capsys)
 
@@ -362,7 +360,13 @@ def test_a_cache_without_mirrors_is_refused(tmp_path, capsys):
 def test_training_on_their_folder_names_the_conversion(made, tmp_path, capsys):
     config = made[2].copy_and_resolve_references()
     config.data.update(source="latents", path=str(made[0]))
-    words = ["train", "--config", config_file(tmp_path, config), "--workdir", tmp_path / "run"]
+    words = [
+        "train",
+        "--config",
+        write_config(tmp_path / "own.py", config),
+        "--workdir",
+        tmp_path / "run",
+    ]
     line = refused(words, capsys)
     assert f"{made[0]} holds LightningDiT's cached latents: make a cache of them by" in line
 

@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 import torch_lightningdit
-from foreign_trips import make_trip, write_vae
+from foreign_trips import make_trip, write_statistics, write_vae
 from original_lightningdit import ORIGINAL, REASON, original_lightningdit
 from saved import assert_same_content, saved_content
 
@@ -70,15 +70,6 @@ def trained(make, folder):
     return model, ema, path
 
 
-def write_statistics(folder):
-    """LightningDiT's file of statistics: its path, mean and deviation."""
-    mean, std = parity.normal(CHANNELS, seed=4), 1 + np.arange(CHANNELS, dtype=np.float32)
-    shaped = {"mean": mean, "std": std}
-    shaped = {name: torch.tensor(a).reshape(1, -1, 1, 1) for name, a in shaped.items()}
-    torch.save(shaped, folder / "latents_stats.pt")
-    return folder / "latents_stats.pt", mean, std
-
-
 REFERENCES = {"torch": torch_lightningdit.LightningDiT, "original": original_lightningdit}
 NAMES = [
     "torch",
@@ -90,12 +81,12 @@ NAMES = [
 def trip(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     model, ema, path = trained(REFERENCES[request.param], folder)
-    vae, (file, *statistics) = write_vae(folder), write_statistics(folder)
+    file, *statistics = write_statistics(folder, CHANNELS)
     config = tiny.get_config("vanilla")
     config.backbone = backbone(
         family="lightningdit", patch_size=2, hidden_size=32, depth=2, num_heads=2, encoder_depth=1
     )
-    config.tokenizer.update(weights=str(vae), statistics=str(file))
+    config.tokenizer.update(weights=str(write_vae(folder)), statistics=file)
     return make_trip(model, ema, path, config, tuple(statistics))
 
 

@@ -5,10 +5,15 @@ import numpy as np
 import parity
 import pytest
 import tiny
+import torch
+import torch_ddt
+from config_files import write_config
+from original_ddt import labelled
 from random_steps import leaves, steps
 from tiny_weights import write_teacher
 
-from repae_jax.config import apply_recipe, tokenizer
+from repae_jax.cli import main
+from repae_jax.config import apply_recipe, backbone, tokenizer
 from repae_jax.config.validate import validate
 from repae_jax.data.latents import open_latents, statistics_of
 from repae_jax.data.sources import open_source
@@ -19,7 +24,7 @@ from repae_jax.interop.vit import export_vit
 from repae_jax.models.tokenizers.base import encode, variable_shapes
 from repae_jax.runs.build import build_models
 from repae_jax.runs.initial_state import init_state, load_weights
-from repae_jax.runs.open_run import run_vae
+from repae_jax.runs.open_run import open_run, run_vae
 from repae_jax.runs.statistics import latent_moments
 from repae_jax.runs.weights import read_vae as read_configured
 from repae_jax.training.default_hooks import default_hooks
@@ -95,6 +100,34 @@ def test_a_backbone_learns_on_its_latents(folder):
                 np.testing.assert_array_equal(array, theirs[name], err_msg=name)
     before, after = leaves(first.params["backbone"]), leaves(last.params["backbone"])
     assert any(not np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_a_checkpoint_of_raes_backbone_becomes_a_run_on_its_latents(folder, tmp_path):
+    """RAE's DiT^DH, which denoises latents normalized by position, as a file of its training."""
+    sizes = dict(hidden_size=[32, 48], depth=[2, 1], num_heads=[2, 3], num_classes=10)
+    shape = dict(input_size=GRID, patch_size=1, in_channels=WIDTH)
+    reference = parity.randomise(torch_ddt.MODELS["ditdh"](**shape, **sizes), seed=3)
+    torch.save({"ema": reference.state_dict()}, tmp_path / "stage2.pt")
+    config = make_config("vanilla", folder / "rae")
+    config.backbone = backbone(
+        family="ditdh", patch_size=1, hidden_size=32, depth=2, num_heads=2, encoder_depth=1,
+        head_size=48, head_depth=1, head_heads=3,
+    )  # fmt: skip
+    write_config(tmp_path / "dh.py", config)
+    words = ["--config", str(tmp_path / "dh.py"), "--quiet"]
+    assert main(["convert", str(tmp_path / "stage2.pt"), str(tmp_path / "run"), *words]) == 0
+    run, stored = open_run(tmp_path / "run"), read_vae(folder / "rae")
+    x, t = parity.normal(2, GRID, GRID, WIDTH, seed=5), np.array([0.3, 1.0], np.float32)
+    labels = np.array([1, 10])
+    with torch.no_grad():
+        expected = labelled("ditdh", reference, parity.to_nchw(x), torch.tensor(t), labels)
+    params = {"params": run.state.ema["params"]}
+    ours = run.models.backbone.apply(params, x, t, {"label": labels})
+    parity.assert_close(ours.prediction, parity.to_nhwc(expected), "velocity")
+    for name, array in stored.statistics.items():
+        np.testing.assert_array_equal(run.state.ema["latent_norm"][name], array)
+    for name, array in leaves(stored.constants).items():
+        np.testing.assert_array_equal(leaves(run.state.frozen["tokenizer"])[name], array)
 
 
 @pytest.mark.slow  # trains
