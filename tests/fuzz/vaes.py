@@ -13,11 +13,13 @@ from repae_jax.interop import (
     qwen_image,
     rae,
     rae_config,
+    rae_files,
     vae_files,
     wan,
 )
 from repae_jax.interop.detect_format import detect
 from repae_jax.interop.files import read_tensors
+from repae_jax.interop.vit import export_vit
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 from repae_jax.models.tokenizers.base import parameter_shapes, variable_shapes
 from repae_jax.models.tokenizers.dc_ae import AutoencoderDC
@@ -41,6 +43,14 @@ RAE = RAEModule(
     encoder="dinov2", latent_channels=64, encoder_depth=1, encoder_patch=14, decoder_width=8,
     decoder_depth=1, decoder_heads=2, decoder_hidden=12, factor=4, position_step=4.0,
     pixel_mean=(0.5, 0.25, 0.375), pixel_std=(0.25, 0.5, 0.125),
+)  # fmt: skip
+RAE_PUBLISHED = RAE.clone(  # as the authors' files have it
+    factor=16, decoder_width=64, decoder_heads=1, position_step=1.0,
+    pixel_mean=(0.485, 0.456, 0.406), pixel_std=(0.229, 0.224, 0.225),
+)  # fmt: skip
+RAE_V2 = RAE_PUBLISHED.clone(
+    encoder="dinov3", encoder_patch=16, encoder_depth=2, encoder_layers=(0, 1),
+    normalized_pixels=False,
 )  # fmt: skip
 STATISTICS = {"mean": np.float32([0.125, -0.25, 0.5]), "var": np.float32([0.25, 1, 4])}
 SCALES = r"scaling_factor|shift_factor|latents_(mean|std)(/\d)?|_class_name|norm_num_groups"
@@ -143,6 +153,28 @@ def _diffusers_rae(folder):
     _written(folder, {**config, "_diffusers_version": "0.37.0"}, tensors)
 
 
+def _authors_rae(model, name):
+    """The authors' decoder, the statistics of its latents by position, and the encoder's file."""
+
+    def write(folder):
+        variables = eighths(variable_shapes(model))
+        statistics = eighths(dict.fromkeys(("mean", "var"), np.empty((4, 4, 64))))
+        rae_files.write_decoder(folder / name, model, variables, statistics)
+        encoder = export_vit(variables["constants"]["encoder"], model.vit, "transformers")
+        safetensors_save(folder / "encoder.safetensors", encoder)
+
+    return write
+
+
+def _read_authors_rae(model, name):
+    def read(folder):
+        variables, statistics = vae_files.read_weights(folder / name, model)
+        found = detect(folder / name)
+        return {"variables": variables, "statistics": statistics, "format": found.format}
+
+    return read
+
+
 def _diffusers_shards(folder):
     """Two files and their index."""
     _diffusers_kl(folder)
@@ -235,6 +267,12 @@ TARGETS = (
            optional="/statistics.*", words=inspect("")),
     Target("diffusers AutoencoderRAE", _diffusers_rae, _read_vae(""), follows=SCALES,
            optional="/statistics.*", words=inspect("")),
+    Target("RAE's model.pt", _authors_rae(RAE_PUBLISHED, "model.pt"),
+           _read_authors_rae(RAE_PUBLISHED, "model.pt"), optional="/statistics.*",
+           words=inspect("model.pt")),
+    Target("RAEv2's decoder.pt", _authors_rae(RAE_V2, "decoder.pt"),
+           _read_authors_rae(RAE_V2, "decoder.pt"), optional="/statistics.*",
+           words=inspect("decoder.pt")),
     Target("diffusers AutoencoderKL, shards", _diffusers_shards, _read_vae(""), follows=SCALES,
            optional="/statistics.*", words=inspect("")),
     Target("diffusers AutoencoderKL, a variant", _diffusers_variants, _read_variant,
