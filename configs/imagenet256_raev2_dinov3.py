@@ -7,10 +7,12 @@ r"""DDT of width 1440 on RAEv2's DINOv3-L (16 x 16 x 1024), which predicts the d
 RAEv2 (arXiv 2605.18324) averages the tokens of DINOv3's last seven odd blocks; the presets -k1 and
 -k23 of the tokenizer take the last block, and all but the first. The argument picks a recipe; "vae"
 is the first stage, which trains the decoder from scratch, with LPIPS and a discriminator on DINO's
-features. Needs decoder.pt and stats.pt of nyu-visionx/RAEv2-models, and DINOv3-L (from the hub,
-after its license is accepted, or as encoder.safetensors beside decoder.pt); "vae" needs DINOv3-L,
-DINO-S/8 and LPIPS. The published run has a second output after 8 blocks, for guidance by itself,
-and another polynomial in Muon; both are absent here.
+features. Its authors train it on images that were prepared at 256 x 256 and crop nothing from them
+(RAE's are random crops), so it takes center crops. Needs decoder.pt and stats.pt of
+nyu-visionx/RAEv2-models, and DINOv3-L (from the hub, after its license is accepted, or as
+encoder.safetensors beside decoder.pt); "vae" needs DINOv3-L, DINO-S/8 and LPIPS. The published run
+has a second output after 8 blocks, for guidance by itself, and another polynomial in Muon; both are
+absent here.
 """
 
 from repae_jax.config import apply_recipe, backbone, ddt256, rae_decoder256, tokenizer

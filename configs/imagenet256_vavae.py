@@ -3,8 +3,10 @@
     python -m repae_jax train --config configs/imagenet256_vavae.py --workdir runs/vavae
 
 The tokenizer that REPA-E's `imagenet256_repae_vavae.py` starts from. The settings are those of its
-authors' f16d32_vfdinov2.yaml; their images are random crops, here center crops. Needs in
-pretrained/ DINOv2-L without registers, and LPIPS.
+authors' f16d32_vfdinov2.yaml. As their code, it resizes a picture's shorter side to 256 pixels and
+trains on random windows of 256, which slide along the longer side; they resize by OpenCV's bilinear
+rule without antialias, here ADM's rule does. Needs in pretrained/ DINOv2-L without registers, and
+LPIPS.
 """
 
 from repae_jax.config import apply_recipe, imagenet256, teacher, tokenizer
@@ -15,6 +17,7 @@ PIXELS = 256 * 256 * 3
 def get_config(recipe: str = "vavae"):
     config = imagenet256()
     config.dtype = "float32"
+    config.data.random_crop = 256
     config.tokenizer = tokenizer("f16d32")
     config.backbone.arch = "SiT-XL/1"  # of the other recipes
     # The encoder sees the VAE's own input: [-1, 1], bilinear without antialias.

@@ -130,6 +130,8 @@ def test_the_published_recipe_of_rae():
     assert (adamw.decay, adamw.warmup_steps, adamw.decay_steps) == ("cosine", epoch, 16 * epoch)
     assert (adamw.weight_decay, adamw.max_grad_norm) == (0.0, float("inf"))
     assert (config.run.steps, config.objective.latent_noise) == (16 * epoch, 0.8)
+    # train_stage1.py: Resize(384, BICUBIC), RandomCrop(256), and no flip
+    assert (config.data.crop, config.data.random_crop, config.data.flip) == ("bicubic", 384, False)
     # L1 of pixels in [0, 1], which is half that in [-1, 1]; LPIPS in [-1, 1]
     assert config.objective.reconstruction_weight == 0.5 * config.objective.perceptual_weight
     assert not config.lpips.rescale_inputs
@@ -166,6 +168,7 @@ def test_the_published_recipe_of_raev2():
         for name in ("imagenet256_raev2_dinov3", "imagenet256_rae_dinov2")
     )
     validate(first)
+    assert (first.data.random_crop, first.data.flip) == (0, False)  # its images are 256 x 256
     assert first.discriminator == of_rae.discriminator
     for key in ("reconstruction_weight", "latent_noise", "generator_start", "fake_bytes"):
         assert first.objective[key] == of_rae.objective[key]

@@ -61,6 +61,7 @@ def base() -> ConfigDict:
                 num_classes=1000,
                 flip=False,
                 crop="adm",  # or torchvision's "bicubic", "bilinear", or "lanczos": a square first
+                random_crop=0,  # shorter side of the pictures that training crops at random; 0: off
                 exif=False,  # rotate images by their EXIF orientation; the original ignores it
                 on_bad_image="error",  # or "skip": the next readable image takes its place
                 workers=8,  # decoding processes; 0 decodes in threads

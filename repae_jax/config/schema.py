@@ -34,6 +34,7 @@ class _Data(TypedDict):
     flip: bool
     exif: bool
     crop: Text
+    random_crop: whole(0, 16_384)
     on_bad_image: Text
     accept: Text
     workers: whole(0, 1024)

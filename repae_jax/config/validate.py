@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 from repae_jax.config.defaults import NETWORKS
 from repae_jax.config.measured import measuring_teacher
 from repae_jax.config.schema import check_values
+from repae_jax.data.sources import check_random_crop
 from repae_jax.errors import UserError
 from repae_jax.models.text_encoders.families import NONE as NO_TEXT
 from repae_jax.parallel.mesh import axis_sizes
@@ -18,6 +19,7 @@ def validate(config: ConfigDict) -> None:
 
     check_values(config)
     _check_train(config)
+    check_random_crop(config.data)
     if config.dtype not in ("float32", "bfloat16"):
         raise UserError(f"config.dtype is {config.dtype!r}: use 'float32' or 'bfloat16'")
     for name in config.train:

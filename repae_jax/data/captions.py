@@ -12,6 +12,7 @@ import typing
 import numpy as np
 
 from repae_jax.data.caption_texts import MOST_BYTES, Captions, as_tuple, decode_captions
+from repae_jax.data.crop import RandomWindow
 from repae_jax.data.decode import decode_cropped, read_beginning, read_file
 from repae_jax.data.identity import Fingerprint, contents_checksums, names_checksum, sample
 from repae_jax.data.source import key_name, setting, split_folder
@@ -51,9 +52,14 @@ class CaptionedSource:
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray | Captions]:
+        return self.read(index)
+
+    def read(
+        self, index: int, window: RandomWindow | None = None
+    ) -> dict[str, np.ndarray | Captions]:
         path = self.image_name(index)
         image = decode_cropped(
-            read_file(path), self.resolution, path, exif=self.exif, crop=self.crop
+            read_file(path), self.resolution, path, exif=self.exif, crop=self.crop, window=window
         )
         return {"image": image, "label": np.int32(0), "caption": self._captions(index)}
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from repae_jax.data.crop import rgb_square, to_rgb
+from repae_jax.data.crop import RandomWindow, rgb_square, to_rgb
 from repae_jax.data.npz import read_header
 from repae_jax.errors import BadImage, UserError, first_line
 
@@ -62,9 +62,15 @@ def unreadable(path: str | os.PathLike, error: OSError) -> UserError:
 
 
 def decode_cropped(
-    data: bytes, size: int, name: str, *, exif: bool = False, crop: str = "adm"
+    data: bytes,
+    size: int,
+    name: str,
+    *,
+    exif: bool = False,
+    crop: str = "adm",
+    window: RandomWindow | None = None,
 ) -> np.ndarray:
-    """Decode a picture of any kind and size to the RGB pixels of its center (see `rgb_square`).
+    """Decode a picture of any kind and size to the RGB pixels of a square (see `rgb_square`).
 
     Args:
       data: a file's content.
@@ -72,6 +78,7 @@ def decode_cropped(
       name: the picture's name in messages.
       exif: turn the picture by its EXIF orientation.
       crop: a key of `crop.CROPS`.
+      window: the place of a random crop; None crops the center.
 
     Returns:
       uint8 (size, size, 3).
@@ -82,7 +89,7 @@ def decode_cropped(
     with _as_bad_image(data, name):
         image = _open(data)
         with _decoding.reserve(math.prod(image.size)):
-            return rgb_square(image, size, exif=exif, crop=crop)
+            return rgb_square(image, size, exif=exif, crop=crop, window=window)
 
 
 def decode_pixels(data: bytes, size: int, name: str) -> np.ndarray:

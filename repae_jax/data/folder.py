@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from repae_jax.data.crop import RandomWindow
 from repae_jax.data.decode import decode_cropped, read_beginning, read_file
 from repae_jax.data.identity import Fingerprint, class_table
 from repae_jax.data.kinds import refuse_other
@@ -48,9 +49,12 @@ class FolderSource:
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self.read(index)
+
+    def read(self, index: int, window: RandomWindow | None = None) -> dict[str, np.ndarray]:
         path = self.image_name(index)
         image = decode_cropped(
-            read_file(path), self.resolution, path, exif=self.exif, crop=self.crop
+            read_file(path), self.resolution, path, exif=self.exif, crop=self.crop, window=window
         )
         return {"image": image, "label": np.int32(self.labels[index])}
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from repae_jax.data.caption_texts import KEPT, Captions, as_tuple, captions_in
+from repae_jax.data.crop import RandomWindow, rgb_square
 from repae_jax.data.decode import decode_pixels
 from repae_jax.data.identity import Fingerprint
 from repae_jax.data.kinds import refuse_other
@@ -32,7 +33,8 @@ class PackedSource:
       records: index -> {"image": encoded bytes, "label": int, "name": str}, and captions (see
         `caption_texts.caption_entries`) if the manifest says so.
       resolution: pixels along a side of the images.
-      manifest: the folder's manifest.
+      manifest: the folder's manifest. Its squares may be larger than `resolution`, for random
+        crops; an element is then the whole square, resized by the rule of its own crop.
     """
 
     name: str
@@ -45,13 +47,19 @@ class PackedSource:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray | Captions]:
-        record = self.records[index]
+        return self.read(index)
+
+    def read(
+        self, index: int, window: RandomWindow | None = None
+    ) -> dict[str, np.ndarray | Captions]:
+        record, made = self.records[index], self.manifest["made"]
         name = f"{self.image_name(index)} ({record['name']})"
-        element = {
-            "image": decode_pixels(record["image"], self.resolution, name),
-            "label": check_label(record["label"], self.num_classes, name),
-        }
-        if self.manifest["made"].get(KEPT):
+        image = decode_pixels(record["image"], made["resolution"], name)
+        if window is not None or len(image) != self.resolution:
+            image = _crop(image, self.resolution, made.get("crop", "adm"), window)
+        label = check_label(record["label"], self.num_classes, name)
+        element = {"image": image, "label": label}
+        if made.get(KEPT):
             element["caption"] = captions_in(record, name)
         return element
 
@@ -74,7 +82,8 @@ def open_packed(data_config: typing.Any, split: str) -> PackedSource:
     """Open a folder that `prepare` wrote.
 
     Args:
-      data_config: its `path` is the folder, or holds prepared folders `train` and `heldout`.
+      data_config: its `path` is the folder, or holds prepared folders `train` and `heldout`. With
+        `random_crop`, the resolution of "train" is this one, and any other split's may be.
       split: "train" or "heldout"; "train" may be `path` itself.
 
     Raises:
@@ -83,7 +92,7 @@ def open_packed(data_config: typing.Any, split: str) -> PackedSource:
     """
     folder = packed_folder(data_config, split, "packed")
     manifest = read_manifest(folder)
-    _check(folder, manifest, data_config)
+    _check(folder, manifest, data_config, split)
     return PackedSource(
         name=str(folder),
         num_classes=manifest["num_classes"],
@@ -114,17 +123,41 @@ def packed_folder(data_config: typing.Any, split: str, wanted: str) -> pathlib.P
     return folder
 
 
-def _check(folder, manifest, data_config):
+def _crop(pixels, size, crop, window):
+    from PIL import Image
+
+    return rgb_square(Image.fromarray(pixels), size, crop=crop, window=window)
+
+
+def _check(folder, manifest, data_config, split):
     if manifest["kind"] != KIND:
         raise UserError(
             f"{folder} holds packed {manifest['kind']}, not images: set "
             f"{setting(data_config, 'source', manifest['kind'])}, or name a folder that "
             "`python -m repae_jax prepare` wrote"
         )
-    for key, default in (("resolution", None), ("exif", False), ("crop", "adm")):
+    keys = {"resolution": None, "exif": False, "crop": "adm"}
+    if larger := getattr(data_config, "random_crop", 0):
+        made = manifest["made"].get("resolution", 0)
+        if split == "train":
+            _check_random_crop(folder, made, larger, data_config.resolution)
+        if made == larger:
+            del keys["resolution"]
+    for key, default in keys.items():
         wanted, made = getattr(data_config, key, default), manifest["made"].get(key, default)
         if wanted != made:
             raise UserError(
                 f"{key_name(data_config, key)} is {wanted}, but {folder} was prepared with {made}; "
                 f"set {setting(data_config, key, made)}, or prepare it anew"
             )
+
+
+def _check_random_crop(folder, made, random_crop, resolution):
+    if made == random_crop:
+        return
+    larger = f"--config.data.random_crop={made}, " if made > resolution else ""
+    raise UserError(
+        f"config.data.random_crop is {random_crop}, but {folder} was prepared with resolution "
+        f"{made}: set {larger}--config.data.random_crop=0 for center crops, or prepare it anew "
+        f"with --resolution {random_crop}"
+    )

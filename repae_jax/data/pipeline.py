@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from repae_jax.data.caption_texts import choose_caption
+from repae_jax.data.crop import RandomWindow
 from repae_jax.errors import UserError
 
 if typing.TYPE_CHECKING:
@@ -34,6 +35,7 @@ def train_batches(
     rows: tuple[int, ...] | None = None,
     workers: int = 0,
     flip: bool = False,
+    random_crop: int = 0,
     tokenize: Tokenize | None = None,
     pad_states: PadStates | None = None,
 ) -> grain.DatasetIterator:
@@ -49,20 +51,23 @@ def train_batches(
 
     The iterator's `get_state()` is a small dict that JSON can hold: the number of images that all
     processes together have consumed. It is the same in every process, and `set_state()` continues
-    exactly there, also with other `workers` or `rows`. It does not include source, `seed` and
-    `flip`. `close()` ends the threads and processes that prefetch. If one of these processes dies,
-    the next batch raises TryAgain within seconds.
+    exactly there, also with other `workers` or `rows`. It does not include source, `seed`, `flip`
+    and `random_crop`. `close()` ends the threads and processes that prefetch. If one of these
+    processes dies, the next batch raises TryAgain within seconds.
 
     Of several captions of an image one is chosen at random, anew in every epoch.
 
     Args:
       source: the source of the images; it must be picklable if `workers` > 0.
       batch_size: images in a batch, of all processes together.
-      seed: a non-negative seed of order, flips and choices of captions.
+      seed: a non-negative seed of order, crops, flips and choices of captions.
       rows: the rows of every batch that this process yields; all by default.
       workers: number of processes that prefetch; with 0, threads of this process do. Processes
         are spawned: a script's own code must stand under `if __name__ == "__main__"`.
       flip: mirror every image with probability 1/2, decided anew in every epoch.
+      random_crop: pixels to which a picture's shorter side is resized; a random square of the
+        result is cut out, anew in every epoch (see `crop.random_crop`). 0 crops the center. The
+        source must have the method `read` (see `Source`).
       tokenize: a caption -> the arrays that take its place in a batch, such as {"ids": int32 (L,)};
         None leaves captions out. It must be picklable if `workers` > 0.
       pad_states: the states of a caption that cached latents keep -> the arrays that take its
@@ -82,10 +87,15 @@ def train_batches(
 
     from repae_jax.data.batches import Batches
 
-    images = grain.MapDataset.source(source).seed(seed).shuffle()
-    if flip:  # before the sharding, so that the number of processes does not change the coin
+    images = grain.MapDataset.source(range(len(source)) if random_crop else source)
+    images = images.seed(seed).shuffle()
+    # before the sharding, so that the number of processes does not change what is drawn
+    if random_crop:
+        read = functools.partial(_read_random_crop, source=source, shorter=random_crop)
+        images = images.random_map(read)
+    if flip:
         images = images.random_map(_mirror_half)
-    if captioned:  # before the sharding, as well
+    if captioned:
         images = images.random_map(_random_caption)
     images = images.map(
         functools.partial(_replace_caption, tokenize=tokenize, pad_states=pad_states)
@@ -147,6 +157,11 @@ def _read_options(workers):
     if workers:  # each process reads one batch while the previous one waits in its queue
         return grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     return grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
+
+
+def _read_random_crop(index, rng, source, shorter):
+    window = RandomWindow(shorter, draw=lambda most: int(rng.integers(most, endpoint=True)))
+    return source.read(index, window)
 
 
 def _random_caption(element, rng):

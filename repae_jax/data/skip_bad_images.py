@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import pathlib
 import threading
@@ -10,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from repae_jax.data.crop import RandomWindow
 from repae_jax.data.identity import Fingerprint
 from repae_jax.data.source import Source
 from repae_jax.errors import BadImage, UserError
@@ -49,10 +51,17 @@ class SkippingSource:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self._first_readable(index, self.source.__getitem__)
+
+    def read(self, index: int, window: RandomWindow | None = None) -> dict[str, np.ndarray]:
+        """The source's `read`, which sources of random crops have."""
+        return self._first_readable(index, functools.partial(self.source.read, window=window))
+
+    def _first_readable(self, index, read):
         self._list_left_out()
         for candidate in (*range(index, len(self)), *range(index)):
             try:
-                return self.source[candidate]
+                return read(candidate)
             except BadImage as error:
                 self._note(candidate, error)
         raise UserError(

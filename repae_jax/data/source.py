@@ -23,6 +23,9 @@ class Source(typing.Protocol):
     several; its method `caption(index)` reads the caption alone, of several the first. Without
     captions, it has no such method, or None in its place.
 
+    A source that can crop at random has a method `read(index, window)`: the element with the image
+    at a `crop.RandomWindow`; with the window None it is the element itself.
+
     Attributes:
       name: the source's name in messages.
       num_classes: labels are 0..num_classes - 1.

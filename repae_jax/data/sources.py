@@ -27,6 +27,7 @@ __all__ = ["ArraySource", "Source", "open_source"]
 
 ON_BAD_IMAGE = ("error", "skip")
 EMBEDDED = ("digits", "scenes", "described")  # sources without files
+CROPPED = (*EMBEDDED, "hdf5", "latents")  # sources that hold no more than the images
 
 
 def open_source(
@@ -56,7 +57,8 @@ def open_source(
         Except for TFDS, `path` may instead hold the folders `train` and `heldout` (or `validation`,
         `val`, `test`) of that kind.
         Optional keys are `exif` (turn pictures by their EXIF orientation; default False), `crop` (a
-        rule of the center crop, a key of `crop.CROPS`; default "adm") and
+        rule of the center crop, a key of `crop.CROPS`; default "adm"), `random_crop` (the shorter
+        side of pictures for random crops, see `train_batches`; default 0: none) and
         `on_bad_image` (default "error"; for "skip" see `SkippingSource`).
       split: "train", "heldout", or the source's own name of a split.
       bad_images: a file that lists skipped images; "": they are only logged.
@@ -91,6 +93,7 @@ def open_source(
     crop = getattr(data_config, "crop", "adm")
     if crop not in CROPS:
         raise UserError(f"config.data.crop is {crop!r}: use one of {', '.join(CROPS)}")
+    check_random_crop(data_config)
     source = openers[data_config.source](data_config, split)
     if not any_classes:
         check_classes(source, data_config.num_classes)
@@ -98,6 +101,30 @@ def open_source(
     if skipping and data_config.source not in (*EMBEDDED, "latents"):
         return SkippingSource(source, str(bad_images))
     return source
+
+
+def check_random_crop(data_config: typing.Any) -> None:
+    """Raise UserError unless a data section's kind of source and sizes fit its `random_crop`."""
+    side, source = getattr(data_config, "random_crop", 0), data_config.source
+    if not side:
+        return
+    given, off = f"config.data.random_crop is {side}", "--config.data.random_crop=0"
+    if source in CROPPED:
+        raise UserError(
+            f"{given}, but config.data.source {source!r} has nothing outside of its images to "
+            f"crop: set {off}, or name a source of pictures (folder, tfds, captions, tars, packed)"
+        )
+    if side < (resolution := data_config.resolution):
+        raise UserError(
+            f"{given}, smaller than config.data.resolution {resolution}, the side of a crop: give "
+            f"at least {resolution}, or set {off}"
+        )
+    if source == "packed" and side == resolution:
+        raise UserError(
+            f"{given}, which is config.data.resolution, but config.data.source 'packed' holds "
+            f"squares, which have one crop of that side: set {off}, or name the pictures that they "
+            "were made of"
+        )
 
 
 def check_classes(source: Source, num_classes: int | None) -> None:

@@ -16,6 +16,7 @@ import typing
 import numpy as np
 
 from repae_jax.data.caption_texts import MOST_BYTES, decode_caption
+from repae_jax.data.crop import RandomWindow
 from repae_jax.data.decode import decode_cropped, unreadable
 from repae_jax.data.identity import Fingerprint, contents_checksums, names_checksum, sample
 from repae_jax.data.source import key_name, setting, split_folder
@@ -58,9 +59,14 @@ class TarSource:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray | str]:
+        return self.read(index)
+
+    def read(self, index: int, window: RandomWindow | None = None) -> dict[str, np.ndarray | str]:
         name = self.image_name(index)
         picture, text = self._parts(index)
-        image = decode_cropped(picture, self.resolution, name, exif=self.exif, crop=self.crop)
+        image = decode_cropped(
+            picture, self.resolution, name, exif=self.exif, crop=self.crop, window=window
+        )
         return {"image": image, "label": np.int32(0), "caption": decode_caption(text, name)}
 
     def caption(self, index: int) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from repae_jax.data.caption_texts import Captions, as_tuple, decode_captions
+from repae_jax.data.crop import RandomWindow
 from repae_jax.data.decode import decode_cropped
 from repae_jax.data.identity import Fingerprint, contents_checksums, sample
 from repae_jax.data.source import HELDOUT_NAMES, check_label, key_name, setting
@@ -58,13 +59,17 @@ class TfdsSource:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray | Captions]:
+        return self.read(index)
+
+    def read(
+        self, index: int, window: RandomWindow | None = None
+    ) -> dict[str, np.ndarray | Captions]:
         record, name = self.records[index], self.image_name(index)
-        element = {
-            "image": decode_cropped(
-                record["image"], self.resolution, name, exif=self.exif, crop=self.crop
-            ),
-            "label": check_label(self._label(record), self.num_classes, name),
-        }
+        image = decode_cropped(
+            record["image"], self.resolution, name, exif=self.exif, crop=self.crop, window=window
+        )
+        label = check_label(self._label(record), self.num_classes, name)
+        element = {"image": image, "label": label}
         if self.text:
             element["caption"] = decode_captions(self._stored_captions(record), name)
         return element

@@ -106,6 +106,7 @@ def open_batches(run: RunContext):
         rows=local_rows(run.mesh, config.batch_size),
         workers=config.data.workers,
         flip=config.data.flip,
+        random_crop=config.data.random_crop,
         **caption,
     )
 
