@@ -251,8 +251,9 @@ def test_worker_processes_change_nothing(root):
 
 def test_the_order_is_that_of_center_crops(root):
     random, center = open_stream(root), open_stream(root, random_crop=0, flip=False)
-    order = [number for number, *_ in seen([random], 9)]
-    assert order == [number for number, *_ in seen([center], 9)]
+    for _ in range(9):
+        numbers = [next(iterator)["image"][:, 0, 0, 2] for iterator in (random, center)]
+        np.testing.assert_array_equal(*numbers)
     close(random, center)
 
 
@@ -266,7 +267,7 @@ def test_another_picture_takes_the_place_of_a_bad_one(root, tmp_path):
     (tmp_path / "a").mkdir()
     for path in (root / "a").iterdir():
         (tmp_path / "a" / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "a" / "2.png").write_bytes((root / "a" / "2.png").read_bytes()[:200])
+    (tmp_path / "a" / "2.png").write_bytes(b"no picture")
     for skip in (False, True):
         source = open_coded(tmp_path, on_bad_image="skip" if skip else "error")
         iterator = train_batches(source, batch_size=PICTURES, seed=0, random_crop=HEIGHT)
@@ -350,10 +351,6 @@ def test_what_cannot_be_cropped_at_random_is_refused(values, message):
     with pytest.raises(UserError, match=message) as error:
         open_source(config, "train")
     assert OFF in str(error.value)
-
-
-def test_center_crops_are_refused_nowhere():
-    assert len(open_source(data_config("digits", random_crop=0), "train")) > 0
 
 
 @pytest.mark.parametrize(
