@@ -18,8 +18,8 @@ SUMMARY = "convert weights or cached latents from one format to another"
 EPILOG = f"""\
 The format of SOURCE is detected from its content: a work directory, a training
 checkpoint of the original REPA-E, of REPA, LightningDiT, DiT or fuse-dit, a VAE under
-LDM's or diffusers' names, diffusers' DiT, a teacher, LPIPS, cached latents. Other content
-is left out, and the output lists it.
+LDM's or diffusers' names, diffusers' DiT, a pipeline that this command wrote, a
+teacher, LPIPS, cached latents. Other content is left out, and the output lists it.
 The name of TARGET selects the format, or --to does:
 {_CHOICES}
 
@@ -28,6 +28,8 @@ examples:
   convert runs/digits exps/digits/0001450.pt     all of it, for the original
   convert exps/sdvae/checkpoints/0400000.pt runs/sdvae    and back, to train on
   convert sdvae-f8d4.pt sdvae                    one VAE file, for diffusers
+  convert runs/digits my-digits --to pipeline    the whole generator, for diffusers
+  convert my-digits runs/back                    and back, to train on
   convert runs/t2i output --to fuse-dit          a text-to-image DiT, for fuse-dit
   convert DiT-XL-2-256 runs/dit                  diffusers' DiT and its VAE, to train on
   convert imagenet_train_256 data/vavae \
@@ -54,6 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1.0,
         help="data.latent_multiplier of the configuration of LightningDiT's latents " + DEFAULT,
     )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        default="float32",
+        help="of the weights in a pipeline " + DEFAULT,
+    )
     add_config(
         parser,
         "for a run whose model has no published name, and for cached latents: their VAE",
@@ -79,6 +87,7 @@ def run(options: argparse.Namespace) -> int:
         step=options.step,
         seed=options.seed,
         multiplier=options.multiplier,
+        dtype=options.dtype,
         progress=not options.quiet,
     )
     print(done)

@@ -27,6 +27,7 @@ from repae_jax.interop import (
     lightningdit,
     lpips,
     mmdit,
+    pipeline_folder,
     rae_files,
     sit,
     vae_files,
@@ -41,6 +42,7 @@ from repae_jax.utils.schema import read_json
 RUN = "run"
 DIFFUSERS = "diffusers"
 DIT_FOLDER = "diffusers-dit"
+PIPELINE = "pipeline"
 LATENTS, LATENT_SHARDS = "latents", "lightningdit-latents"
 _MANIFEST = "manifest.json"  # of packed data
 CHECKPOINTS = {  # `original.Kind`
@@ -156,6 +158,8 @@ def _folder(path):
         return Detected(LATENT_SHARDS, path)
     if fuse_dit_folder.is_folder(path):
         return _fuse_dit(fuse_dit_folder.states_in(path))
+    if pipeline_folder.is_pipeline(path):
+        return Detected(PIPELINE, path)
     if (path / dit_folder.PIPELINE).is_file():
         path = dit_folder.transformer_in(path)
     if not (path / vae_files.CONFIG).is_file():

@@ -14,6 +14,7 @@ FORMATS = {
     "mmdit": "training checkpoint of REPA's text-to-image code: MMDiT on a frozen VAE",
     "diffusers": "VAE as diffusers writes it",
     "diffusers-dit": "DiT as diffusers writes it",
+    "pipeline": "pipeline of repae_jax for diffusers, a whole generator",
     "vae": "VAE under LDM's names",
     "dcae": "DC-AE under its authors' names",
     "rae-decoder": "decoder of a RAE under its authors' names (model.pt, decoder.pt)",
@@ -40,7 +41,8 @@ TARGETS = {
     "fuse-dit": "fuse-dit's training checkpoint of a text-to-image DiT, a folder",
     "diffusers": "the VAE as a folder that diffusers opens",
     "transformer": "a DiT as a folder that diffusers opens (DiTTransformer2DModel)",
-    "pipeline": "a DiT and its VAE as a folder that diffusers opens (DiTPipeline)",
+    "pipeline": "the whole generator as a folder that diffusers opens, with its PyTorch code",
+    "dit-pipeline": "a DiT and its VAE as a folder of diffusers' own DiTPipeline",
     "vae": "the VAE under LDM's names (.pt or .safetensors), with its -latents-stats.pt; of a RAE "
     "the decoder under its authors' names, with stat.pt",
     "latents": "a folder of cached latents to train on (config.data.source=latents)",

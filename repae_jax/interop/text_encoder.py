@@ -186,6 +186,13 @@ def export_text_encoder(
     return _export(variables, format, format.prefix)
 
 
+def bare_text_encoder(variables: Mapping[str, Any], encoder: TextEncoder) -> dict[str, np.ndarray]:
+    """As `export_text_encoder`, with the names of the tower alone (transformers' base class)."""
+    format = _FORMATS[type(encoder)]
+    projected = bool(getattr(encoder, "projection", 0))  # its class holds the tower as a part
+    return _export(variables, format, format.prefix if projected else "")
+
+
 def _export(variables, format, prefix):
     flat = tables.split(tables.flatten(variables), format.fused)
     return tables.to_theirs(format.table(prefix), flat)

@@ -22,6 +22,7 @@ from repae_jax.interop.detect_format import (
     DIT_FOLDER,
     LATENT_SHARDS,
     LATENTS,
+    PIPELINE,
     RUN,
     Detected,
     detect,
@@ -33,7 +34,8 @@ from repae_jax.models.tokenizers.rae import RAE
 from repae_jax.utils.lock import writing
 
 _VAES = (DIFFUSERS, "vae", "vae-tensors")
-FUSE_DIT = "fuse-dit"  # as a target
+FUSE_DIT, DIT_PIPELINE = "fuse-dit", "dit-pipeline"  # as targets
+FLOAT32 = "float32"
 _BARE = (  # a backbone alone
     "sit", "lightningdit-tensors", "ddt-tensors", "jit-tensors", "fuse-dit-tensors",
     "mmdit-tensors",
@@ -54,7 +56,7 @@ class Job:
       make_config, progress: see `convert`.
       step: for a run, the step of the checkpoint; None: the newest.
       vae: the source's VAE, if the conversion writes one.
-      seed, multiplier: see `convert`.
+      seed, multiplier, dtype: see `convert`.
     """
 
     found: Detected
@@ -65,6 +67,7 @@ class Job:
     vae: StoredVAE | None = None
     seed: int = 0
     multiplier: float = 1.0
+    dtype: str = FLOAT32
 
 
 def convert(
@@ -76,6 +79,7 @@ def convert(
     step: int | None = None,
     seed: int = 0,
     multiplier: float = 1.0,
+    dtype: str = FLOAT32,
     progress: bool = True,
 ) -> str:
     """Convert `source` to `target`.
@@ -89,6 +93,7 @@ def convert(
       step: for a run, the step of the checkpoint to convert; None: the newest.
       seed: of the samples of cached latents that "lightningdit-latents" draws.
       multiplier: for "latents", `data.latent_multiplier` of LightningDiT's configuration.
+      dtype: for "pipeline", the type of the stored weights.
       progress: show a bar.
 
     Returns:
@@ -114,6 +119,7 @@ def convert(
     for option, value, default, wanted in (
         ("--seed", seed, 0, LATENT_SHARDS),
         ("--multiplier", multiplier, 1.0, LATENTS),
+        ("--dtype", dtype, FLOAT32, PIPELINE),
     ):
         if value != default and to != wanted:
             raise UserError(f"{option} is {value}, but {to!r} takes none: leave it out")
@@ -122,8 +128,8 @@ def convert(
         begun = to == LATENTS and target.is_dir()  # which checks its content, and resumes
         if target.is_file() or (target.is_dir() and not begun and any(target.iterdir())):
             raise UserError(f"{target} exists already: choose another name, or remove it")
-        job = Job(found, target, make_config, progress, step, None, seed, multiplier)
-        if to in ("diffusers", "vae", "pipeline"):
+        job = Job(found, target, make_config, progress, step, None, seed, multiplier, dtype)
+        if to in ("diffusers", "vae", DIT_PIPELINE):
             job = dataclasses.replace(job, vae=_vae(found, step))
         lines = [f"{target}: {_WRITERS[to](job)}"]
     return "\n".join([*lines, *(f"{found.path}: {note}" for note in _notes(job, to))])
@@ -144,13 +150,16 @@ def _notes(job, to):
 
 def _possible(found: Detected) -> tuple[str, ...]:
     if found.format == RUN:
-        return ("checkpoint", FUSE_DIT, "diffusers", "vae", "transformer", "pipeline")
+        own = ("checkpoint", FUSE_DIT, "diffusers", "vae", PIPELINE)
+        return (*own, "transformer", DIT_PIPELINE)
     if found.format in CHECKPOINTS:
         if found.format == "dit":
             return ("run", "transformer")
         return ("run", "diffusers", "vae") if "vae" in found.content else ("run",)
     if found.format == DIT_FOLDER:
         return ("run", "file")
+    if found.format == PIPELINE:
+        return ("run",)
     if found.format in (LATENTS, LATENT_SHARDS):
         return (LATENT_SHARDS,) if found.format == LATENTS else (LATENTS,)
     if found.format == "sit" and sit.has_second_half(found.content):
@@ -184,7 +193,8 @@ def _check_suffix(target, to):
         FUSE_DIT: (),
         "diffusers": (),
         "transformer": (),
-        "pipeline": (),
+        PIPELINE: (),
+        DIT_PIPELINE: (),
         LATENTS: (),
         LATENT_SHARDS: (),
         "checkpoint": (".pt", ".pth"),
@@ -207,6 +217,11 @@ def _to_run(job: Job) -> str:
     from repae_jax.runs.original_import import bare_checkpoint, config_of, import_run
 
     content, source = job.found.content, str(job.found.path)
+    if job.found.format == PIPELINE:
+        from repae_jax.runs.pipeline_conversion import import_pipeline
+
+        import_pipeline(job.found.path, job.target, job.make_config)
+        return TARGETS["run"]
     if job.found.format == DIT_FOLDER:
         dit = dit_folder.read_dit(job.found.path)
         content = bare_checkpoint(dit.tensors)
@@ -250,13 +265,21 @@ def _to_transformer(job: Job) -> str:
 
 
 def _to_pipeline(job: Job) -> str:
+    from repae_jax.interop.pipeline_folder import write_pipeline
+    from repae_jax.runs.pipeline_conversion import generator_of
+
+    write_pipeline(job.target, generator_of(job.found.path, job.step), job.dtype)
+    return TARGETS[PIPELINE]
+
+
+def _to_dit_pipeline(job: Job) -> str:
     from repae_jax.runs import dit_conversion
 
     dit = dit_conversion.dit_of(job.found, job.step)
     dit_folder.write_pipeline(job.target, dit, job.vae)
     null = dit.dimensions["num_classes"] - 1
     apart = f"; its null class is {null}, DiTPipeline guides by 1000: use guidance_scale=1"
-    return f"{TARGETS['pipeline']}; {dit_folder.FREQUENCIES}{apart if null != 1000 else ''}"
+    return f"{TARGETS[DIT_PIPELINE]}; {dit_folder.FREQUENCIES}{apart if null != 1000 else ''}"
 
 
 def _to_vae(job: Job) -> str:
@@ -359,7 +382,8 @@ _WRITERS = {
     FUSE_DIT: _to_fuse_dit,
     "diffusers": _to_diffusers,
     "transformer": _to_transformer,
-    "pipeline": _to_pipeline,
+    PIPELINE: _to_pipeline,
+    DIT_PIPELINE: _to_dit_pipeline,
     "vae": _to_vae,
     LATENTS: _to_latents,
     LATENT_SHARDS: _to_latent_shards,

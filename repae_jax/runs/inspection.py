@@ -35,6 +35,7 @@ from repae_jax.interop.detect_format import (
     DIT_FOLDER,
     LATENT_SHARDS,
     LATENTS,
+    PIPELINE,
     RUN,
     Detected,
     ViTNames,
@@ -68,6 +69,8 @@ def describe(name: str | pathlib.Path) -> str:
 def _lines(found: Detected) -> Lines:
     if found.format == RUN:
         yield from _run_lines(found.path)
+    elif found.format == PIPELINE:
+        yield from _pipeline_lines(found.path)
     elif found.format in CHECKPOINTS:
         yield from _checkpoint_lines(found)
     elif found.format == DIT_FOLDER:
@@ -108,20 +111,33 @@ def _run_lines(path):
     yield "trains", ", ".join(config.train)
     yield from _saved_lines(path, config.run.steps)
     models = build_models(config)
-    if models.backbone is not None:
-        yield (
-            type(models.backbone).__name__,
-            BACKBONES[config.backbone.family].text(models.backbone),
-        )
-    if models.text_encoder is not None:
-        yield (
-            type(models.text_encoder).__name__,
-            TEXT_ENCODERS[config.text_encoder.family].text(models.text_encoder),
-        )
-    yield "VAE", vae_text(models.tokenizer)
+    yield from _network_lines(config, models)
     shapes = jax.eval_shape(lambda key: fresh_state(config, models, key), jax.random.key(0))
     for network, part in shapes.params.items():
         yield network, weights_text(part)
+
+
+def _pipeline_lines(folder):
+    """What a pipeline's folder holds; its tensors are compared with its configuration."""
+    from repae_jax.runs.pipeline_conversion import open_pipeline
+
+    opened = open_pipeline(folder)
+    config, models = opened.config, opened.models
+    yield "name", config.name
+    yield "step", str(opened.step)
+    yield from _network_lines(config, models)
+    yield "weights", weights_text(opened.tensors)
+    yield "statistics", statistics_text(opened.statistics)
+
+
+def _network_lines(config, models):
+    for row, module in (
+        (BACKBONES.get(config.backbone.family), models.backbone),
+        (TEXT_ENCODERS.get(config.text_encoder.family), models.text_encoder),
+    ):
+        if module is not None:
+            yield type(module).__name__, row.text(module)
+    yield "VAE", vae_text(models.tokenizer)
 
 
 def _saved_lines(path, last_step):

@@ -94,11 +94,19 @@ def run_vae(workdir: pathlib.Path, step: int | None = None) -> StoredVAE:
     Raises:
       UserError: there is no run, or its checkpoint is damaged.
     """
-    run = open_on_host(workdir, step)
+    return vae_of(open_on_host(workdir, step))
+
+
+def vae_of(run: Run) -> StoredVAE:
+    """The VAE of a run on the host, with the final statistics of its LatentNorm.
+
+    Raises:
+      UserError: its latents are the images, or the statistics are invalid.
+    """
     tokenizer, state = run.models.tokenizer, run.state
     if is_identity(tokenizer):
-        raise UserError(f"{workdir}: is trained on pixels, so it has no VAE")
-    statistics = statistics_of(state.ema, tokenizer.latent_channels, source=str(workdir))
+        raise UserError(f"{run.workdir}: is trained on pixels, so it has no VAE")
+    statistics = statistics_of(state.ema, tokenizer.latent_channels, source=str(run.workdir))
     variables = averaged_tokenizer(state)
     params = variables.pop("params")
     return StoredVAE(tokenizer, params, {}, statistics, constants=variables)
