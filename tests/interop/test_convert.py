@@ -31,6 +31,8 @@ from repae_jax.interop.formats import FORMATS
 from repae_jax.models.encoders.vit import ViT
 from repae_jax.runs.weights import save_teacher
 
+OF_A_RUN = "checkpoint, fuse-dit, diffusers, vae, pipeline, transformer, dit-pipeline"
+
 
 @pytest.fixture(scope="module")
 def sources(run, checkpoint, tmp_path_factory):
@@ -61,8 +63,8 @@ def sources(run, checkpoint, tmp_path_factory):
         ("repa", "diffusers", "run"),
         ("repa", "checkpoint", "run"),
         ("repae", "checkpoint", "run, diffusers, vae"),
-        ("run", "run", "checkpoint, fuse-dit, diffusers, vae, transformer, pipeline"),
-        ("run", "file", "checkpoint, fuse-dit, diffusers, vae, transformer, pipeline"),
+        ("run", "run", OF_A_RUN),
+        ("run", "file", OF_A_RUN),
     ],
 )
 def test_the_wrong_family_is_named(source, to, possible, sources, tmp_path, capsys):

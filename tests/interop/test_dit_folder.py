@@ -179,7 +179,7 @@ def test_a_file_of_the_authors_becomes_a_folder(tmp_path):
 
 
 def test_a_pipeline_goes_out_and_comes_in(trip, tmp_path, capsys):
-    assert convert(trip[2], tmp_path / "pipe", "--to", "pipeline") == 0
+    assert convert(trip[2], tmp_path / "pipe", "--to", "dit-pipeline") == 0
     said = capsys.readouterr().out
     assert "its null class is 10" in said
     assert "downscale_freq_shift is set to 0" in said
@@ -199,7 +199,7 @@ def test_a_pipeline_goes_out_and_comes_in(trip, tmp_path, capsys):
 
 
 def test_a_pipeline_brings_its_vae(tmp_path, trip, monkeypatch):
-    assert convert(trip[2], tmp_path / "pipe", "--to", "pipeline") == 0
+    assert convert(trip[2], tmp_path / "pipe", "--to", "dit-pipeline") == 0
     from repae_jax.runs import dit_conversion
 
     config = run_of(tmp_path)
@@ -369,6 +369,6 @@ def test_statistics_by_channel_are_no_pipeline(trip, tmp_path, monkeypatch, caps
         return vae
 
     monkeypatch.setattr(open_run, "run_vae", by_channel)
-    line = refused(["convert", trip[2], tmp_path / "pipe", "--to", "pipeline"], capsys)
+    line = refused(["convert", trip[2], tmp_path / "pipe", "--to", "dit-pipeline"], capsys)
     assert "DiTPipeline knows one factor" in line
     assert "--to transformer" in line
