@@ -53,9 +53,7 @@ class RepaePipeline(DiffusionPipeline):
             id2label=id2label, text_length=text_length, pad_token_id=pad_token_id,
             mask_padding=mask_padding,
         )  # fmt: skip
-        self.labels = {}
-        for number, names in (id2label or {}).items():
-            self.labels |= {name.strip(): int(number) for name in [names, *names.split(",")]}
+        self.labels = {name: int(number) for number, name in (id2label or {}).items()}
 
     @torch.no_grad()
     def __call__(
@@ -106,7 +104,7 @@ class RepaePipeline(DiffusionPipeline):
         scheduler.set_timesteps(num_inference_steps, device, method=method)
         scale, low, high = self._guidance(guidance_scale, guidance_interval)
         condition = self._condition(class_labels, prompt, num_images, device)
-        count = len(condition[0])
+        count = len(next(iter(condition.values())))
         null = None
         if scale != 1.0:
             null = self._null(negative_prompt, count, condition, device)
@@ -153,7 +151,7 @@ class RepaePipeline(DiffusionPipeline):
         return float(scale), *interval
 
     def _condition(self, class_labels, prompt, num_images, device):
-        """The condition of all images: labels (B,), or states (B, L, C) and mask (B, L)."""
+        """The transformer's arguments for all images: labels (B,), or states and mask of a text."""
         if self.text_encoder is None:
             if prompt is not None or class_labels is None:
                 raise ValueError("this is a model of classes: give class_labels, and no prompt")
@@ -162,14 +160,15 @@ class RepaePipeline(DiffusionPipeline):
             labels = torch.tensor([self._label(label) for label in given], device=device)
             if not len(labels):
                 raise ValueError("class_labels is empty: give a class")
-            return (labels.repeat_interleave(num_images),)
+            return {"class_labels": labels.repeat_interleave(num_images)}
         if class_labels is not None or prompt is None:
             raise ValueError("this is a model of prompts: give a prompt, and no class_labels")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts or not all(isinstance(one, str) for one in prompts):
             raise ValueError(f"prompt is {prompt!r}: give a text, or a list of texts")
-        found = self.encode_prompts(prompts, device)
-        return tuple(part.repeat_interleave(num_images, dim=0) for part in found)
+        text, mask = self.encode_prompts(prompts, device)
+        found = {"text": text, "mask": mask}
+        return {name: part.repeat_interleave(num_images, dim=0) for name, part in found.items()}
 
     def _label(self, label):
         config = self.transformer.config
@@ -199,9 +198,10 @@ class RepaePipeline(DiffusionPipeline):
         if self.text_encoder is None:
             if negative_prompt:
                 raise ValueError("this is a model of classes, which takes no negative_prompt")
-            return (torch.full_like(condition[0], self._null_label()),)
-        found = self.encode_prompts([negative_prompt], device)
-        return tuple(part.expand(count, *part.shape[1:]) for part in found)
+            return {"class_labels": torch.full_like(condition["class_labels"], self._null_label())}
+        text, mask = self.encode_prompts([negative_prompt], device)
+        found = {"text": text, "mask": mask}
+        return {name: part.expand(count, *part.shape[1:]) for name, part in found.items()}
 
     def encode_prompts(self, prompts, device=None):
         """The states (B, L, C) of prompts, and their mask (B, L): False for padding.
@@ -263,7 +263,7 @@ class RepaePipeline(DiffusionPipeline):
         """The transformer's outputs, a tuple."""
         latents, *class_token = states
         extra = {"class_token": class_token[0]} if class_token else {}
-        found = self.transformer(latents, t, *condition, **extra)
+        found = self.transformer(latents, t, **condition, **extra)
         return found if isinstance(found, tuple) else (found,)
 
     def _guided(self, states, t, condition, null, scale):
@@ -275,7 +275,7 @@ class RepaePipeline(DiffusionPipeline):
         if unguided and not self.scheduler.of_chain:
             return self._predict(states, t, null)
         twice = tuple(torch.cat([state, state]) for state in states)
-        both = tuple(torch.cat([one, other]) for one, other in zip(condition, null, strict=True))
+        both = {name: torch.cat([part, null[name]]) for name, part in condition.items()}
         outputs = self._predict(twice, torch.cat([t, t]), both)
         guided = []
         for number, output in enumerate(outputs):
