@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import pathlib
 import re
+from collections.abc import Sequence
 
 from packaging.requirements import Requirement
 
@@ -24,27 +25,38 @@ sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Hiding
 """
 
 
-def make_bare(folder: pathlib.Path) -> pathlib.Path:
-    """A folder for PYTHONPATH under which nothing but requirements.txt can be imported."""
+def make_bare(
+    folder: pathlib.Path,
+    packages: Sequence[str] | None = None,
+    own: Sequence[str] = ("repae_jax", "tests"),
+) -> pathlib.Path:
+    """A folder for PYTHONPATH under which nothing but some packages can be imported.
+
+    Args:
+      folder: the folder.
+      packages: what is there, with what it brings; None: requirements.txt.
+      own: modules of this repository that are there.
+    """
     (folder / "sitecustomize.py").write_text(HIDE)
-    (folder / "hidden.json").write_text(json.dumps(_hidden()))
+    (folder / "hidden.json").write_text(json.dumps(_hidden(packages, own)))
     return folder
 
 
-def _hidden():
-    """The modules of all distributions that requirements.txt does not bring, but for our own."""
-    brought = _brought()
+def _hidden(packages, own):
+    """The modules of all distributions that the packages do not bring."""
+    if packages is None:
+        lines = (line.partition("#")[0].strip() for line in REQUIREMENTS.read_text().splitlines())
+        packages = [line for line in lines if line]
+    brought = _brought(packages)
     return sorted(
         module
         for module, distributions in importlib.metadata.packages_distributions().items()
-        if not brought & {_normal(name) for name in distributions}
-        and module not in ("repae_jax", "tests")
+        if not brought & {_normal(name) for name in distributions} and module not in own
     )
 
 
-def _brought():
-    lines = (line.partition("#")[0].strip() for line in REQUIREMENTS.read_text().splitlines())
-    waiting, seen = [Requirement(line) for line in lines if line], set()
+def _brought(packages):
+    waiting, seen = [Requirement(line) for line in packages], set()
     while waiting:
         requirement = waiting.pop()
         wanted = _normal(requirement.name), frozenset(requirement.extras)
