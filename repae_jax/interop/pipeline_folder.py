@@ -27,11 +27,11 @@ from repae_jax.interop.latent_statistics import Statistics
 from repae_jax.interop.pipeline_code import code_of
 from repae_jax.interop.pipeline_names import WIDE, transformer_of
 from repae_jax.interop.rae import BASE_GRID
+from repae_jax.interop.text_encoder import base_text_encoder
 from repae_jax.interop.text_encoder_folder import (
     TOKENIZER,
     TOKENIZER_CLASS,
     describe,
-    tensors_of,
     write_text_encoder,
     write_tokenizer,
 )
@@ -167,7 +167,7 @@ def write_pipeline(folder: pathlib.Path, made: Generator, dtype: str = "float32"
             vae_files.write_diffusers(temporary / VAE, _cast_vae(made.vae, dtype, folder / VAE))
         if described is not None:
             captions, target = made.captions, temporary / TEXT_ENCODER
-            found = tensors_of(captions.encoder, captions.variables)
+            found = base_text_encoder(captions.variables, captions.encoder)
             found = _cast(found, dtype, f"{folder / TEXT_ENCODER}")
             write_text_encoder(target, found, described.config)
             if described.library != "transformers":

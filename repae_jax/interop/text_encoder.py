@@ -186,11 +186,11 @@ def export_text_encoder(
     return _export(variables, format, format.prefix)
 
 
-def bare_text_encoder(variables: Mapping[str, Any], encoder: TextEncoder) -> dict[str, np.ndarray]:
-    """As `export_text_encoder`, with the names of the tower alone (transformers' base class)."""
+def base_text_encoder(variables: Mapping[str, Any], encoder: TextEncoder) -> dict[str, np.ndarray]:
+    """As `export_text_encoder`, with the names of transformers' class without a head."""
     format = _FORMATS[type(encoder)]
-    projected = bool(getattr(encoder, "projection", 0))  # its class holds the tower as a part
-    return _export(variables, format, format.prefix if projected else "")
+    prefix = "" if isinstance(encoder, CausalLM) else format.prefix
+    return _export(variables, format, prefix)
 
 
 def _export(variables, format, prefix):

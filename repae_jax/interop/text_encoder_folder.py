@@ -9,7 +9,7 @@ import numpy as np
 
 from repae_jax.errors import UserError
 from repae_jax.interop import files
-from repae_jax.interop.text_encoder import CONFIG, WEIGHTS, bare_text_encoder
+from repae_jax.interop.text_encoder import CONFIG, WEIGHTS
 from repae_jax.models.text_encoders.base import TextEncoder
 from repae_jax.models.text_encoders.causal_lm import GEMMA, QWEN3, CausalLM
 from repae_jax.models.text_encoders.clip_text import CLIPText
@@ -53,14 +53,13 @@ def describe(encoder: TextEncoder, code: str) -> Described:
 
 
 def write_text_encoder(
-    folder: pathlib.Path, encoder: TextEncoder, tensors: Mapping[str, np.ndarray], config: Mapping
+    folder: pathlib.Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]
 ) -> None:
     """Write config.json and model.safetensors into a new folder.
 
     Args:
       folder: the folder.
-      encoder: the module.
-      tensors: from `bare_text_encoder`.
+      tensors: from `text_encoder.base_text_encoder`.
       config: the content of config.json, from `describe`.
     """
     folder.mkdir()
@@ -85,11 +84,6 @@ def write_tokenizer(folder: pathlib.Path, content: bytes, length: int) -> None:
     }
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (folder / "tokenizer_config.json").write_text(text)
-
-
-def tensors_of(encoder: TextEncoder, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The tensors of a text encoder under the names of its class in transformers."""
-    return bare_text_encoder(variables, encoder)
 
 
 def _sizes(encoder):
