@@ -49,6 +49,7 @@ PREFIX = "repae_"  # of the files of code, so that no module of diffusers has th
 TRANSFORMER, VAE, TEXT_ENCODER, TOKENIZER_FOLDER = "transformer", "vae", "text_encoder", "tokenizer"
 DTYPES = ("float32", "float16", "bfloat16")
 _SCHEDULER = "RepaeScheduler"
+_NONE = [None, None]  # a part that a pipeline lacks
 
 
 class _Run(TypedDict):
@@ -132,9 +133,7 @@ def write_pipeline(folder: pathlib.Path, made: Generator, dtype: str = "float32"
         "_class_name": [f"{PREFIX}pipeline", CLASS_NAME],
         TRANSFORMER: [PREFIX + kind.code, kind.class_name],
         "scheduler": [f"{PREFIX}scheduler", _SCHEDULER],
-        VAE: [None, None],
-        TEXT_ENCODER: [None, None],
-        TOKENIZER_FOLDER: [None, None],
+        **dict.fromkeys((VAE, TEXT_ENCODER, TOKENIZER_FOLDER), _NONE),
         "id2label": _id2label(made.class_names),
     }
     if made.vae is not None:
@@ -184,8 +183,12 @@ def read_run(folder: pathlib.Path) -> tuple[int, dict[str, Any]]:
     """The step and the stored configuration of the run that a folder was made of.
 
     Raises:
-      UserError: the file is missing or damaged.
+      UserError: a part of the folder is missing, or the file is damaged.
     """
+    index = read_json(folder / INDEX, dict[str, Any])
+    for part in (TRANSFORMER, VAE, TEXT_ENCODER, TOKENIZER_FOLDER):
+        if index.get(part) not in (None, _NONE) and not (folder / part).is_dir():
+            raise UserError(f"{folder}: the folder {part} is missing: get all of it")
     if not (folder / RUN_FILE).is_file():
         raise UserError(f"{folder}: {RUN_FILE}, the run's configuration, is missing: get all of it")
     content = read_json(folder / RUN_FILE, _Run)

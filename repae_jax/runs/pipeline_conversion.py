@@ -96,7 +96,10 @@ def generator_of(workdir: pathlib.Path, step: int | None = None) -> Generator:
         captions=_captions(run),
         sampler=dataclasses.asdict(build_sampler(run.config)),
         class_names=_class_names(run),
-        run={"step": steps, "config": json.loads(to_json(_without_places(run.config)))},
+        run={
+            "step": steps,
+            "config": json.loads(to_json(_without_places(run.config), sealed=True)),
+        },
         card=card_of(run),
     )
 
@@ -116,6 +119,7 @@ def config_of(folder: pathlib.Path) -> ConfigDict:
         raise UserError(f"{folder / RUN_FILE}: its run trained no backbone")
     apply_recipe(config, "repa" if config.backbone.get("class_token_dim") else "vanilla")
     config.name = name
+    config.evaluation.every = 0  # measures take a teacher, or files that are not here
     if (folder / VAE).is_dir():
         config.tokenizer.update(weights=str(folder / VAE), statistics="")
     if (folder / TEXT_ENCODER).is_dir():
