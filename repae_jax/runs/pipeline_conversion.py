@@ -87,7 +87,7 @@ def generator_of(workdir: pathlib.Path, step: int | None = None) -> Generator:
         )
     others = ("params", "latent_norm", "tokenizer")
     constants = {name: part for name, part in state.ema.items() if name not in others}
-    steps = int(state.step)
+    steps, stored = int(state.step), _without_places(run.config)
     return Generator(
         backbone=backbone,
         variables={"params": without_heads(state.ema["params"]), **constants},
@@ -96,10 +96,7 @@ def generator_of(workdir: pathlib.Path, step: int | None = None) -> Generator:
         captions=_captions(run),
         sampler=dataclasses.asdict(build_sampler(run.config)),
         class_names=_class_names(run),
-        run={
-            "step": steps,
-            "config": json.loads(to_json(_without_places(run.config), sealed=True)),
-        },
+        run={"step": steps, "config": json.loads(to_json(stored, sealed=True))},
         card=card_of(run),
     )
 
