@@ -147,7 +147,8 @@ def save_random_run(workdir: pathlib.Path, config) -> pathlib.Path:
     if models.text_encoder is not None:
         make = grammar_tokenizer if models.text_encoder.crops else padded_clip_tokenizer
         make().save(str(workdir / "tokenizer.json"))
-        null = null_states(models.text_encoder, state.frozen["text_encoder"])
+        make_null = jax.jit(functools.partial(null_states, models.text_encoder))
+        null = make_null(state.frozen["text_encoder"])
         frozen = {**state.frozen, "null_condition": jax.tree.map(np.asarray, null)}
         state = state.replace(frozen=frozen)
     checkpoints = Checkpoints(workdir)

@@ -12,7 +12,7 @@ from repae_jax.cli import main
 from repae_jax.interop.detect_format import detect
 from repae_jax.runs.open_run import open_on_host
 
-GUIDED = dict(guidance_scale=2.5, guidance_low=0.3, guidance_high=0.9)
+GUIDED = dict(guidance_scale=2.5, guidance_high=0.8)
 
 
 def convert(*words):
@@ -36,7 +36,7 @@ def samplers_of(case):
         return [dict(method="ddim", steps=4, **GUIDED), dict(method="ddpm", steps=4, **GUIDED)]
     return [
         dict(method="heun", steps=4, **GUIDED),
-        dict(method="euler-maruyama", steps=4, **GUIDED),
+        dict(method="euler-maruyama", steps=4, guidance_scale=2.5, guidance_low=0.3),
     ]
 
 
