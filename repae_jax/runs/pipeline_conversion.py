@@ -34,6 +34,7 @@ from repae_jax.runs.checkpoints import Checkpoints
 from repae_jax.runs.initial_state import load_text_encoder
 from repae_jax.runs.model_card import card_of
 from repae_jax.runs.open_run import Run, open_on_host, vae_of
+from repae_jax.runs.optimizers import MUON
 from repae_jax.runs.state import TrainState, without_heads
 from repae_jax.utils.atomic_files import replacing
 
@@ -229,10 +230,6 @@ def _state(folder: pathlib.Path, opened: Opened) -> TrainState:
         found, _ = read_weights(folder / VAE, models.tokenizer)
         tokenizer = jax.tree.map(_in_float32, found)
     trained = {"tokenizer": tokenizer.pop("params"), "backbone": params}
-    optimizer = build_optimizers(config)["backbone"]
-    blank = jax.eval_shape(optimizer.init, params)
-    opt_state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), blank)
-    opt_state = optax.tree_utils.tree_set(opt_state, count=np.asarray(steps, np.int32))
     frozen = {
         **({"backbone": constants} if constants else {}),
         **({"tokenizer": tokenizer} if tokenizer else {}),
@@ -244,10 +241,20 @@ def _state(folder: pathlib.Path, opened: Opened) -> TrainState:
         step=np.asarray(steps, np.int32),
         params=trained,
         batch_stats={"latent_norm": statistics},
-        opt_state={"backbone": opt_state},
+        opt_state={"backbone": _fresh_optimizer(config, params, steps)},
         ema={"params": params, **constants, "latent_norm": statistics},
         frozen=frozen,
     )
+
+
+def _fresh_optimizer(config, params, steps):
+    """The optimizer's state without moments; AdamW's count begins at 0, as they are biased to 0."""
+    optimizer = build_optimizers(config)["backbone"]
+    if config.optimizer.backbone.name == MUON:
+        begun = jax.device_get(optimizer.init(params))
+        return optax.tree_utils.tree_set(begun, count=np.asarray(steps, np.int32))
+    blank = jax.eval_shape(optimizer.init, params)
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), blank)
 
 
 def _in_float32(array):
