@@ -25,6 +25,8 @@ LINEAR, COSINE, CHAIN = ({"interpolant": name} for name in ("linear", "cosine", 
 class Known(torch.nn.Module):
     """A velocity in place of a transformer; `outputs` times the channels, as of a DiT."""
 
+    device = torch.device("cpu")
+
     def __init__(self, outputs=1):
         super().__init__()
         self.outputs = outputs
@@ -60,7 +62,6 @@ def ours(sampler, noise, steps, outputs):
     return np.asarray(parity.quick_jit(run)(noise, steps, np.array(LABELS, np.int32)))
 
 
-@pytest.mark.parametrize("outputs", [1, 2])
 @pytest.mark.parametrize(
     "options",
     [
@@ -79,10 +80,13 @@ def ours(sampler, noise, steps, outputs):
     ],
     ids=lambda options: f"{options['method']} {options['interpolant']} {options['steps']}",
 )
-def test_results_are_those_of_our_sampler(options, outputs):
+def test_results_are_those_of_our_sampler(options):
     sampler = Sampler(**options)
-    if outputs > 1 and not sampler.of_chain:
-        pytest.skip("a velocity has no variance")
+    for outputs in (1, 2) if sampler.of_chain else (1,):  # the noise, with and without a variance
+        check(options, sampler, outputs)
+
+
+def check(options, sampler, outputs):
     shape = (len(LABELS), SIDE, SIDE, CHANNELS)
     noise, steps = parity.normal(*shape, seed=1), parity.normal(sampler.steps, *shape, seed=2)
     expected = ours(sampler, noise, steps, outputs)

@@ -20,13 +20,21 @@ class Denoiser(ModelMixin):
     _supports_gradient_checkpointing = False
 
     @classmethod
-    def from_pretrained(cls, *args, output_loading_info=False, **kwargs):
+    def from_pretrained(
+        cls, *args, output_loading_info=False, dtype=None, torch_dtype=None, **kwargs
+    ):
         """As in diffusers, but a missing, unexpected or misshapen tensor is an error."""
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = super().from_pretrained(
+            *args, output_loading_info=True, torch_dtype=torch.float32, **kwargs
+        )
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if info.get(kind):
                 found = sorted(map(str, info[kind]))
                 raise ValueError(f"{args[0]}: {kind.replace('_', ' ')}: {', '.join(found[:3])}")
+        narrow = dtype or torch_dtype or torch.float32
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            wide = name.endswith(("running_mean", "running_var", "pos_embed", "t_embedder.W"))
+            tensor.data = tensor.data.to(torch.float32 if wide else narrow)
         return (model, info) if output_loading_info else model
 
     def make_statistics(self, channels, by_position, side):
