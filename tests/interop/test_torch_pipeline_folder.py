@@ -184,7 +184,7 @@ def test_weights_are_stored_in_another_type(dtype, run, tmp_path):
         wide = {name for name, array in stored.items() if array.dtype == np.float32}
         assert wide == {"pos_embed", "bn.running_mean", "bn.running_var"}
         assert {array.dtype.name for array in stored.values()} == {"float16", "float32"}
-    pipe = torch_pipelines.open_in_torch(tmp_path / "pipe", torch_dtype=getattr(torch, dtype))
+    pipe = torch_pipelines.open_in_torch(tmp_path / "pipe", dtype=getattr(torch, dtype))
     assert pipe.transformer.x_embedder.proj.weight.dtype == getattr(torch, dtype)
     assert pipe.transformer.pos_embed.dtype == torch.float32
     ours, given = our_images(run, LABELS, guidance_scale=1.5)
