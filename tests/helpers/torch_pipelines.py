@@ -20,6 +20,7 @@ from repae_jax.config.validate import validate
 from repae_jax.data.tokens import grammar_tokenizer
 from repae_jax.models.backbones.base import class_token_dim
 from repae_jax.models.text_encoders.base import null_states
+from repae_jax.models.tokenizers.base import is_identity
 from repae_jax.runs import workdir as work_directory
 from repae_jax.runs.build import build_models, state_shapes
 from repae_jax.runs.captions import make_tokenize, tokenized
@@ -137,12 +138,14 @@ def save_random_run(workdir: pathlib.Path, config) -> pathlib.Path:
     shapes = state_shapes(config, models)
     state = jax.tree_util.tree_map_with_path(functools.partial(random_leaf, rng), shapes)
     state = state.replace(step=np.int32(STEP), opt_state={})
-    if "identity" in dir(models.tokenizer):  # whose statistics are always these
-        plain = {"mean": np.zeros(3, np.float32), "var": np.ones(3, np.float32)}
-        state = state.replace(
-            ema={**state.ema, "latent_norm": plain},
-            batch_stats={**state.batch_stats, "latent_norm": plain},
-        )
+    norm = state.ema["latent_norm"]
+    norm = {**norm, "var": 0.5 + abs(norm["var"])}  # also where each position has its own
+    if is_identity(models.tokenizer):  # whose statistics are always these
+        norm = {"mean": np.zeros(3, np.float32), "var": np.ones(3, np.float32)}
+    state = state.replace(
+        ema={**state.ema, "latent_norm": norm},
+        batch_stats={**state.batch_stats, "latent_norm": norm},
+    )
     work_directory.claim(workdir, config)
     if models.text_encoder is not None:
         make = grammar_tokenizer if models.text_encoder.crops else padded_clip_tokenizer
