@@ -25,7 +25,8 @@ LARGE = (
     "upsample.py",
 )  # fmt: skip
 PARTS = (  # of others, or without options
-    "lightningdit.py", "numerics_table.py", "original.py", "repae.py", "side_by_side.py"
+    "lightningdit.py", "numerics_table.py", "original.py", "repae.py", "side_by_side.py",
+    "versions.py",
 )  # fmt: skip
 
 
