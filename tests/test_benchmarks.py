@@ -17,6 +17,7 @@ SMALL = (
     "latents.py --images 8 --batch-size 4 --workers 0 --seconds 0.1",
     "memory.py --batches 60 --every 30 --workers 0",
     "scaling.py docs/scaling.jsonl --table",
+    "versions.py docs/matrix.jsonl --table",
 )
 # Of the others, a run takes minutes, or needs the original, a GPU, or a trace of one.
 LARGE = (
@@ -25,8 +26,7 @@ LARGE = (
     "upsample.py",
 )  # fmt: skip
 PARTS = (  # of others, or without options
-    "lightningdit.py", "numerics_table.py", "original.py", "repae.py", "side_by_side.py",
-    "versions.py",
+    "lightningdit.py", "numerics_table.py", "original.py", "repae.py", "side_by_side.py"
 )  # fmt: skip
 
 
