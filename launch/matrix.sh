@@ -57,6 +57,7 @@ run_pair() {
 status=0
 for python in ${PYTHONS:-3.11 3.12 3.13}; do
   for jax in ${JAXES:-0.10 0.11}; do
+    [ "$python $jax" != "3.11 0.11" ] || continue # jax 0.11 needs Python 3.12
     echo "== Python $python, jax $jax"
     run_pair "$python" "$jax" "$@" || status=1
   done

@@ -57,7 +57,9 @@ def test_the_versions_are_the_same_everywhere(workflow):
     script = (ROOT / "launch" / "matrix.sh").read_text()
     pythons, jaxes = (re.search(rf"{name}:-([\d. ]+)}}", script)[1].split()
                       for name in ("PYTHONS", "JAXES"))  # fmt: skip
-    assert workflow["jobs"]["matrix"]["strategy"]["matrix"] == {"python": pythons, "jax": jaxes}
+    absent = [{"python": "3.11", "jax": "0.11"}]  # jax 0.11 needs Python 3.12
+    matrix = {"python": pythons, "jax": jaxes, "exclude": absent}
+    assert workflow["jobs"]["matrix"]["strategy"]["matrix"] == matrix
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     classifiers = "\n".join(project["classifiers"])
     assert re.findall(r"Python :: (3\.\d+)", classifiers) == pythons
@@ -125,6 +127,7 @@ def test_every_pair_is_tested_and_recorded(checkout):
     environments = (checkout / "environments.txt").read_text().splitlines()
     files = "requirements.txt requirements-dev.txt requirements-torch.txt"
     pairs = [(p, j) for p in ("3.11", "3.12", "3.13") for j in ("0.10", "0.11")]
+    pairs.remove(("3.11", "0.11"))  # jax 0.11 needs Python 3.12
     assert environments == [
         f"python{p} .venv-{p}-{j} {files} .venv-{p}-{j}/jax.txt jax=={j}.*" for p, j in pairs
     ]
@@ -133,7 +136,7 @@ def test_every_pair_is_tested_and_recorded(checkout):
         f" -m pytest -n 2 --junitxml .venv-{p}-{j}/tests.xml -m not slow" for p, j in pairs
     ]
     rows = [json.loads(line) for line in (checkout / "docs" / "matrix.jsonl").open()]
-    assert len(rows) == 6
+    assert len(rows) == 5
     counts = {"passed": 4, "failed": 3, "skipped": 3, "seconds": 5, "selection": "-m not slow"}
     assert all(counts.items() <= row.items() for row in rows)
 
