@@ -8,14 +8,11 @@ seeds. Every backbone has its authors' loss and times; optimizer and steps are t
 the sizes but for DDT's, which give it the same number of operations.
 """
 
-import pathlib
-
 from repae_jax.config import backbone
 from repae_jax.config.overrides import read_config
 from repae_jax.errors import UserError
 from repae_jax.study.plan import arm, base, claim
 
-HERE = pathlib.Path(__file__).parent
 # family -> (title, the keys of its authors' loss, times and sampler)
 BACKBONES = {
     "sit": ("SiT", {}),
@@ -53,7 +50,7 @@ def get_config(size: str = "digits"):
     study.name = f"backbones, {size}"
     study.seeds = 5 if size == "digits" else 3
     study.measured_at = (steps,)
-    config = study.config = read_config(str(HERE / f"{size}.py"), [])
+    config = study.config = read_config(size, [])
     if size == "digits":
         for optimizer in config.optimizer.values():
             optimizer.update(learning_rate=1e-3, warmup_steps=30, decay_steps=steps)

@@ -5,19 +5,15 @@
 repae_jax/study/plan.py describes keys, measures, arms and claims.
 """
 
-import pathlib
-
 from ml_collections import ConfigDict
 
 from repae_jax.config import NETWORKS
 from repae_jax.config.overrides import read_config
 from repae_jax.study.plan import arm, claim
 
-STUDY = pathlib.Path(__file__).with_name("study_digits.py")
-
 
 def get_config():
-    study = read_config(str(STUDY), [])
+    study = read_config("study_digits", [])
     study.name = "defaults"
     study.seeds = 3
     steps = study.measured_at[-1]

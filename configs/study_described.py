@@ -10,12 +10,9 @@ step itself, and a control whose text encoder sees words without their order. Ge
 repae_jax/study/plan.py describes keys, measures, arms and claims.
 """
 
-import pathlib
-
 from repae_jax.config.overrides import read_config
 from repae_jax.study.plan import arm, base, claim, prompt_judge
 
-DESCRIBED = pathlib.Path(__file__).with_name("described.py")
 STEPS = 4000  # of each run; after 2,000, one sample in seven fits its prompt
 
 
@@ -28,7 +25,7 @@ def get_config():
     study.judge = prompt_judge()
     study.measures.update(samples=600, reference=4000, heldout=1000)
 
-    config = study.config = read_config(str(DESCRIBED), [])
+    config = study.config = read_config("described", [])
     config.data.name = ""  # the study renders its own images
     config.tokenizer.weights = ""
     for optimizer in config.optimizer.values():

@@ -6,13 +6,10 @@ repae_jax/study/plan.py describes keys, measures, arms and claims; repae_jax/stu
 the paper's arms and claims.
 """
 
-import pathlib
-
 from repae_jax.config.overrides import read_config
 from repae_jax.study.paper import add_paper
 from repae_jax.study.plan import base
 
-DIGITS = pathlib.Path(__file__).with_name("digits.py")
 STEPS = 400  # 65 runs take about 3 hours on two slow cores; chosen before seeing any result
 
 
@@ -22,7 +19,7 @@ def get_config():
     study.seeds = 5
     study.measured_at = (2 * STEPS // 5, STEPS)  # at 9/20, REPA-E has spent SiT's total work
 
-    config = study.config = read_config(str(DIGITS), [])
+    config = study.config = read_config("digits", [])
     for optimizer in config.optimizer.values():
         optimizer.update(learning_rate=1e-3, warmup_steps=30, decay_steps=STEPS)
     config.sampling.update(method="euler", steps=25)

@@ -10,12 +10,9 @@ and of LSGM the alignment does not train the VAE by itself.
 repae_jax/study/plan.py describes keys, measures, arms and claims.
 """
 
-import pathlib
-
 from repae_jax.config.overrides import read_config
 from repae_jax.study.plan import arm, base, claim
 
-DIGITS = pathlib.Path(__file__).with_name("digits.py")
 STEPS = 400  # as in study_digits.py; chosen before seeing any result
 DIMENSIONS = 8 * 8 * 4  # of the latents
 
@@ -26,7 +23,7 @@ def get_config():
     study.seeds = 5
     study.measured_at = (STEPS // 4, STEPS // 2, STEPS)
 
-    config = study.config = read_config(str(DIGITS), [])
+    config = study.config = read_config("digits", [])
     for optimizer in config.optimizer.values():
         optimizer.update(learning_rate=1e-3, warmup_steps=30, decay_steps=STEPS)
     config.sampling.update(method="euler", steps=25)

@@ -8,14 +8,11 @@ pixels, narrower networks and shorter runs. repae_jax/study/plan.py describes ke
 and claims; repae_jax/study/paper.py defines the paper's arms and claims.
 """
 
-import pathlib
-
 from repae_jax.config.overrides import read_config
 from repae_jax.errors import UserError
 from repae_jax.study.paper import add_paper
 from repae_jax.study.plan import base
 
-SCENES = pathlib.Path(__file__).with_name("scenes.py")
 # Size -> steps. The small size's steps, batch size, GroupNorm of the VAE and learning rate were
 # chosen by the reconstruction of the VAE alone, which limits all other arms (docs/results.md).
 SIZES = {"": 10_000, "small": 1000}
@@ -31,7 +28,7 @@ def get_config(size: str = ""):
     study.measured_at = (2 * steps // 5, steps)
     study.judge.update(steps=4000, shift=4)
 
-    config = study.config = read_config(str(SCENES), [])
+    config = study.config = read_config("scenes", [])
     for optimizer in config.optimizer.values():
         optimizer.update(warmup_steps=steps // 20, decay_steps=steps)
     config.sampling.update(method="euler", steps=25)

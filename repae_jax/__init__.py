@@ -1,5 +1,10 @@
 """REPA-E in JAX: a VAE and a latent diffusion transformer trained jointly, in one pure step."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from repae_jax.runs.pretrained import PretrainedVAE as AutoencoderKL
+
 __version__ = "0.1.0"
 __all__ = ["AutoencoderKL"]
 

@@ -27,8 +27,8 @@ REPA-E in JAX: train a VAE and a latent diffusion transformer together, and use 
 
 The shortest way to see it work, on handwritten digits and two CPU cores:
 
-  python -m repae_jax pretrain-teacher --config configs/digits.py
-  python -m repae_jax train  --config configs/digits.py --workdir runs/digits
+  python -m repae_jax pretrain-teacher --config digits
+  python -m repae_jax train  --config digits --workdir runs/digits
   python -m repae_jax sample --workdir runs/digits --labels 3,1,4,1,5
   python -m repae_jax report --workdir runs/digits
 """
@@ -50,9 +50,10 @@ COMMANDS = (
     "compile",
     "convert",
     "inspect",
+    "configs",
 )
 # Commands whose printed output is their result.
-PRINTING = ("inspect", "compile", "evaluate", "evaluate-vae", "evaluate-described")
+PRINTING = ("inspect", "configs", "compile", "evaluate", "evaluate-vae", "evaluate-described")
 
 
 class Parser(argparse.ArgumentParser):

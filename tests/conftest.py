@@ -7,7 +7,12 @@ import os
 import shutil
 import tempfile
 
+from without_torch import skip_without_torch
+
 from repae_jax.utils import process_env
+
+if os.environ.get("REPAE_WITHOUT_TORCH", "0") != "0":
+    skip_without_torch()
 
 # The tests' tensors are small: torch's threads would wait for each other longer than they work
 # (a small VAE, forward and backward, on two busy cores: 6 s with two threads, 0.07 s with one).

@@ -17,6 +17,7 @@ SMALL = (
     "latents.py --images 8 --batch-size 4 --workers 0 --seconds 0.1",
     "memory.py --batches 60 --every 30 --workers 0",
     "scaling.py docs/scaling.jsonl --table",
+    "versions.py docs/matrix.jsonl --table",
 )
 # Of the others, a run takes minutes, or needs the original, a GPU, or a trace of one.
 LARGE = (

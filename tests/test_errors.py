@@ -184,7 +184,7 @@ def test_keys_are_named_as_one_types_them():
 
 def required_packages():
     root = PACKAGE.parent
-    for file in ("requirements.txt", "requirements-dev.txt"):
+    for file in ("requirements.txt", "requirements-dev.txt", "requirements-torch.txt"):
         lines = [line.partition("#")[0].strip() for line in (root / file).read_text().splitlines()]
         yield from (re.match(r"[\w.-]+", line)[0] for line in lines if line)
 

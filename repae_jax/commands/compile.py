@@ -20,9 +20,9 @@ Needs `pip install libtpu`, or `jax[cuda13]` for GPUs; runs without a TPU, a GPU
 memory, collectives, work, and a lower bound of the time from the chip's published rates.
 
 examples:
-  compile --config configs/imagenet256_repae_sdvae.py --topology v5e:4x8 --config.mesh.fsdp=8
-  compile --config configs/imagenet256_repae_sdvae.py --topology v5p:4x4x4 --sweep
-  compile --config configs/imagenet256_repae_sdvae.py --topology h200:8 --batch-per-device 32"""
+  compile --config imagenet256_repae_sdvae --topology v5e:4x8 --config.mesh.fsdp=8
+  compile --config imagenet256_repae_sdvae --topology v5p:4x4x4 --sweep
+  compile --config imagenet256_repae_sdvae --topology h200:8 --batch-per-device 32"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

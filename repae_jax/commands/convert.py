@@ -33,7 +33,7 @@ examples:
   convert runs/t2i output --to fuse-dit          a text-to-image DiT, for fuse-dit
   convert DiT-XL-2-256 runs/dit                  diffusers' DiT and its VAE, to train on
   convert imagenet_train_256 data/vavae \
-      --config configs/imagenet256_lightningdit_vavae.py    LightningDiT's cached latents
+      --config imagenet256_lightningdit_vavae    LightningDiT's cached latents
 
 A run takes its configuration from the checkpoint's arguments, or from --config; keys
 can be set, for example --config.tokenizer.weights=VAE if the checkpoint has no VAE."""

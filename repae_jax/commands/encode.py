@@ -21,7 +21,7 @@ teachers. Of a configuration with captions the cache keeps these, too. A killed 
 where it stopped, and ends with the same bytes.
 
 examples:
-  encode --config configs/imagenet256_ldm_e2e_vavae.py:images --output data/e2e_vavae \
+  encode --config imagenet256_ldm_e2e_vavae:images --output data/e2e_vavae \
 --teachers --dtype float16
   encode --config mine.py:repa --config.tokenizer.weights=my-vae --output data/mine --images
 

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 DEFAULT = "(default: %(default)s)"
 CONFIG_HELP = """\
-Any key of the configuration can be set after --config, for example
-  --config configs/digits.py --config.run.steps=200 --config.backbone.depth=4
-and a config file may take an argument after a colon, such as its recipe:
-  --config configs/digits.py:repa --config.tokenizer.weights=runs/digits
+--config takes the name of a packaged configuration (`configs` lists them) or a Python file.
+Any key of the configuration can be set after it, for example
+  --config digits --config.run.steps=200 --config.backbone.depth=4
+and a configuration may take an argument after a colon, such as its recipe:
+  --config digits:repa --config.tokenizer.weights=runs/digits
 All keys and their defaults are in repae_jax/config/defaults.py.
 """
 LABELS_HELP = (
@@ -34,12 +35,12 @@ SAMPLER_OPTIONS = (
 
 def add_config(
     parser: argparse.ArgumentParser,
-    what: str = "a Python file with get_config()",
+    what: str = "a packaged configuration, or a Python file with get_config()",
     *,
     required: bool = True,
 ) -> None:
-    """Add --config FILE[:ARG]; `cli.main` puts the keys after it into `options.overrides`."""
-    parser.add_argument("--config", required=required, metavar="FILE[:ARG]", help=what)
+    """Add --config NAME[:ARG]; `cli.main` puts the keys after it into `options.overrides`."""
+    parser.add_argument("--config", required=required, metavar="NAME[:ARG]", help=what)
 
 
 def read_configuration(
@@ -48,8 +49,8 @@ def read_configuration(
     """Read the configuration of --config, or else `stored()`, and apply the keys set after it.
 
     Raises:
-      UserError: the file does not exist or has an error, a key is unknown, or a value has the wrong
-        type.
+      UserError: there is no such configuration or file, it has an error, a key is unknown, or a
+        value has the wrong type.
     """
     from repae_jax.config.overrides import apply_overrides, read_config
 

@@ -17,21 +17,23 @@ if TYPE_CHECKING:
 
 SUMMARY = "train and measure the arms of an experiment over several seeds, and compare them"
 EPILOG = """\
-STUDY is a Python file like configs/study_digits.py: a configuration, arms that change
-it, seeds, and claims. Finished runs are kept: the same command continues the study, and
-refuses a changed study whose changes concern a run that exists. Writes report.html,
-tables.md and results.jsonl.
+STUDY is a packaged study such as study_digits (`configs` lists them), or a Python file
+like it: a configuration, arms that change it, seeds, and claims. Finished runs are
+kept: the same command continues the study, and refuses a changed study whose changes
+concern a run that exists. Writes report.html, tables.md and results.jsonl.
 
 examples:
-  study configs/study_digits.py --output runs/study_digits --jobs 2
-  study configs/study_digits.py --output runs/try --config.seeds=1
-  study configs/study_digits.py --output runs/study_digits --report
-  study configs/study_digits.py --output runs/again --against docs/study_digits.jsonl"""
+  study study_digits --output runs/study_digits --jobs 2
+  study study_digits --output runs/try --config.seeds=1
+  study study_digits --output runs/study_digits --report
+  study study_digits --output runs/again --against docs/study_digits.jsonl"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("config", metavar="STUDY", help="a Python file with get_config()")
+    parser.add_argument(
+        "config", metavar="STUDY", help="a packaged study, or a Python file with get_config()"
+    )
     parser.add_argument("--output", required=True, type=pathlib.Path, help="the study's folder")
     parser.add_argument(
         "--jobs",

@@ -32,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_config(
         parser,
-        "a Python file with get_config() (default: the configuration in the work directory)",
+        "a packaged configuration, or a Python file with get_config() (default: the configuration "
+        "in the work directory)",
         required=False,
     )
     add_workdir(parser, "folder of the run; created if missing, else the run in it continues")

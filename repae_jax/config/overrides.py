@@ -1,11 +1,11 @@
-"""Configurations on the command line: `--config FILE[:ARG] --config.key=value ...`."""
+"""Configurations on the command line: `--config NAME[:ARG] --config.key=value ...`."""
 
 import difflib
-import pathlib
 from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
+from repae_jax.config.packaged import find_file
 from repae_jax.config.sections import SECTIONS, match_family
 from repae_jax.config.versions import current_name
 from repae_jax.errors import UserError
@@ -13,19 +13,21 @@ from repae_jax.errors import UserError
 PREFIX = "--config."
 
 
-def read_config(file: str, overrides: Sequence[str]) -> ConfigDict:
-    """Read the configuration of `file[:argument]` and apply `--config.key=value` overrides.
+def read_config(name: str, overrides: Sequence[str]) -> ConfigDict:
+    """Read the configuration of `name[:argument]` and apply `--config.key=value` overrides.
+
+    Args:
+      name: a packaged configuration such as `digits` or `digits:repa`, or the path of a file.
+      overrides: words such as `--config.run.steps=200`.
 
     Raises:
-      UserError: the file does not exist or has an error, a key is unknown, or a value has the wrong
-        type.
+      UserError: there is no such configuration or file, it has an error, a key is unknown, or a
+        value has the wrong type.
     """
-    path = file.split(":")[0]
-    if not pathlib.Path(path).is_file():
-        raise UserError(f"no config file {path}: see the folder configs/")
-    config = _parse_file(file, [])
+    name, colon, argument = name.partition(":")
+    config = _parse_file(f"{find_file(name)}{colon}{argument}", [])
     if not isinstance(config, ConfigDict):
-        raise UserError(f"{path}: get_config() gave a {type(config).__name__}, not a ConfigDict")
+        raise UserError(f"{name}: get_config() gave a {type(config).__name__}, not a ConfigDict")
     return apply_overrides(config, overrides)
 
 

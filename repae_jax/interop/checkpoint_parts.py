@@ -34,7 +34,7 @@ _SIGNS = {
 _PATHS = {"Linear": "linear", "GVP": "cosine"}  # SiT's name of an interpolant -> ours
 SECOND_HALF = (
     "taken for a SiT, whose last layer's second half is left out; a DiT has the same names and "
-    "shapes: give --config configs/imagenet256_dit_sdvae.py to take it for one"
+    "shapes: give --config imagenet256_dit_sdvae to take it for one"
 )
 
 

@@ -312,7 +312,7 @@ def _to_latents(job: Job) -> str:
     def no_config():
         raise UserError(
             f"{job.found.path}: nothing in cached latents names the VAE that made them: give a "
-            "configuration with it, such as --config configs/imagenet256_lightningdit_vavae.py"
+            "configuration with it, such as --config imagenet256_lightningdit_vavae"
         )
 
     manifest = import_latents(

@@ -63,7 +63,7 @@ def check_same(dit: StoredDiT, config: ConfigDict) -> None:
     if config.backbone.family != "dit":
         raise UserError(
             f"{dit.source}: is a DiT, but config.backbone.family is {config.backbone.family!r}: "
-            "give a configuration with a DiT, such as configs/imagenet256_dit_sdvae.py"
+            "give a configuration with a DiT, such as imagenet256_dit_sdvae"
         )
     heads = build_models(config).backbone.num_heads
     if heads != dit.num_heads:

@@ -5,13 +5,13 @@ import pathlib
 import re
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import time
 
 import pytest
 import yaml
+from fake_programs import fake
 from runs import TINY, make_teacher
 
 from repae_jax.runs.checkpoints import restore_latest
@@ -89,14 +89,6 @@ def test_the_container_file_copies_what_there_is():
         if copied := re.match(r"COPY (.+) \S+$", line):
             for name in copied[1].split():
                 assert (ROOT / name).exists(), line
-
-
-def fake(folder, name, body):
-    """A program of that name, which the scripts find first."""
-    path = folder / name
-    path.write_text(f"#!/usr/bin/env bash\n{body}\n")
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
 
 
 @pytest.mark.parametrize(
