@@ -20,7 +20,7 @@ from repae_jax.runs import run_data
 from repae_jax.runs import workdir as work_directory
 from repae_jax.runs.build import build_models
 from repae_jax.runs.captions import check_tokenizer, keep_tokenizer, make_tokenize
-from repae_jax.runs.checkpoints import Checkpoints, saved_steps
+from repae_jax.runs.checkpoints import FOLDER, Checkpoints, saved_steps
 from repae_jax.runs.going_back import check_step, has_gone_back, recovery_command, set_aside
 from repae_jax.runs.initial_state import load_frozen
 from repae_jax.runs.state import TrainState
@@ -46,7 +46,7 @@ def check(
     Raises:
       UserError: files are missing, the devices do not fit, or the work directory holds another run.
     """
-    check_files(config)
+    check_files(config, loads=not (workdir / FOLDER).exists() or from_step == 0)
     check_devices(config, jax.device_count())
     changed = work_directory.check(workdir, config)
     if from_step is not None:
