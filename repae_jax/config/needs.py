@@ -61,6 +61,11 @@ def missing_files(config: ConfigDict) -> list[str]:
     module = _READ_WITH.get(config.data.source)
     if module and not _is_installed(module):
         missing.append(f"{not_installed(module)} (config.data.source is {config.data.source!r})")
+    if config.run.wandb and not _is_installed("wandb"):
+        missing.append(
+            f"{not_installed('wandb')} (config.run.wandb is {config.run.wandb!r}; "
+            "--config.run.wandb= logs to TensorBoard alone)"
+        )
     try:
         missing += _cache(config)
     except UserError as error:
