@@ -231,7 +231,7 @@ def _files(config: ConfigDict) -> Iterator[str]:
         empty.append("text_encoder.weights")
     for key in empty:
         yield (
-            f"config.{key} is empty: name its file or folder (--config.{key}=PATH): "
+            f"config.{key} is empty: name the file or folder (--config.{key}=PATH): "
             f"{describe(config, key)}"
         )
     for key, path in _named(config).items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import pathlib
 import secrets
 from collections.abc import Mapping
@@ -132,13 +133,35 @@ def _init(workdir, config):
             f"Weights & Biases does not answer ({first_line(error)}): metrics are written to "
             f"{workdir / FOLDER}, and `wandb sync {workdir / FOLDER}/offline-run-*` uploads them"
         )
-        with contextlib.suppress(Exception):
-            wandb.teardown()
-        run = wandb.init(**options, mode="offline")
-    run.config.update(config.to_dict(), allow_val_change=True)
-    run.define_metric(STEP)
-    run.define_metric("*", step_metric=STEP)
+        run = _init_offline(wandb, options)
+    if run is not None:
+        run.config.update(_plain(config.to_dict()), allow_val_change=True)
+        run.define_metric(STEP)
+        run.define_metric("*", step_metric=STEP)
     return run
+
+
+def _init_offline(wandb, options):
+    """A run that is written without a network; None if wandb cannot do that either."""
+    with contextlib.suppress(Exception):
+        wandb.teardown()
+    try:
+        return wandb.init(**options, mode="offline")
+    except Exception as error:
+        warn(
+            f"Weights & Biases does not work offline either ({first_line(error)}): "
+            "the run goes on with TensorBoard alone"
+        )
+        return None
+
+
+def _plain(value):
+    """A value of the configuration as JSON has it; infinity is text there."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _run_id(workdir, project):

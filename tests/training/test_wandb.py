@@ -31,7 +31,8 @@ class StubRun:
 
     def __init__(self, fault=None, finish=None):
         self.logged, self.fault = [], fault
-        self.config = types.SimpleNamespace(update=lambda values, **options: None)
+        self.given = {}
+        self.config = types.SimpleNamespace(update=lambda values, **_: self.given.update(values))
         self.define_metric = lambda *names, **options: None
         self._finish = finish
 
@@ -93,6 +94,16 @@ def test_entity_and_project_are_named_and_the_id_stays(stub, tmp_path):
     assert set(json.loads((tmp_path / "wandb.json").read_text())) == {"team/digits", "other"}
 
 
+def test_the_configuration_is_given_as_json(stub, tmp_path):
+    config = config_of()
+    config.optimizer.tokenizer.max_grad_norm = float("inf")
+    stub.answers[:] = [run := StubRun()]
+    WandbWriter(tmp_path, config).close()
+    assert run.given["optimizer"]["tokenizer"]["max_grad_norm"] == "inf"
+    assert run.given["batch_size"] == config.batch_size
+    json.dumps(run.given, allow_nan=False)
+
+
 def test_a_run_that_went_back_is_a_new_one(stub, tmp_path):
     WandbWriter(tmp_path, config_of()).close()
     (tmp_path / "aside-1").mkdir()
@@ -119,6 +130,14 @@ def test_without_an_answer_the_run_is_written_offline(stub, tmp_path, capsys):
     assert error.count("\n") == 1
     assert "does not answer (no route)" in error
     assert f"`wandb sync {tmp_path}/wandb/offline-run-*`" in error
+
+
+def test_a_wandb_that_does_not_work_at_all_ends_no_run(stub, tmp_path, capsys):
+    stub.answers[:] = [ConnectionError("no route"), OSError("no program")]
+    writer = WandbWriter(tmp_path, config_of())
+    writer.write_scalars(1, {"loss": 1.0})
+    writer.close()
+    assert "does not work offline either (no program)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", [UsageError, AuthenticationError])
