@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
 
-make_environment .venv-test requirements.txt requirements-dev.txt requirements-torch.txt
+make_environment .venv-test requirements.txt requirements-{dev,docs,torch}.txt
 .venv-test/bin/ruff check .
 .venv-test/bin/ruff format --check .
 case "${1:-}" in

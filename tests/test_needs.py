@@ -51,7 +51,7 @@ def test_all_missing_files_are_in_one_error(tmp_path, capsys):
     for name in ("stats.pt", "disc.pt", "pictures", "inception.pth", "teacher.safetensors"):
         assert f"'{name}', which does not exist" in error
     assert "make it with `python -m repae_jax pretrain-teacher`" in error
-    assert "config.lpips.weights (linear heads)" in error
+    assert "config.lpips.weights (LPIPS's linear heads on VGG16, published at https://" in error
     assert not (tmp_path / "run").exists()
 
 

@@ -172,6 +172,7 @@ def base() -> ConfigDict:
                 max_skipped=10,  # consecutive steps with a NaN or infinite loss or gradient
                 data_timeout=600.0,  # seconds to wait for a batch
                 on_collapse="warn",  # or "stop": see training/monitor.py
+                wandb="",  # PROJECT or ENTITY/PROJECT of Weights & Biases; "": TensorBoard alone
             ),
         )
     )
@@ -200,7 +201,7 @@ def tokenizer(arch: str = "", *, family: str = "", **changes: Any) -> ConfigDict
       changes: the family's options, where None stands for the preset's value or the default; and
         weights: "" trains from scratch; otherwise a file under LDM's names, a diffusers folder or
           the file of a variant in it, a work directory, or
-          hf://owner/repository[/folder][/file];
+          `hf://owner/repository[/folder][/file]`;
         statistics: latent statistics (.pt); "" looks beside `weights`, or measures them.
 
     Raises:

@@ -7,12 +7,14 @@ from collections.abc import Iterable, Iterator
 from ml_collections import ConfigDict
 
 from repae_jax.config.measured import measuring_teacher
+from repae_jax.config.missing import describe, describe_hub
 from repae_jax.data import latents
 from repae_jax.data.caption_states import missing_captions
 from repae_jax.data.packed import packed_folder
 from repae_jax.data.sources import open_source
 from repae_jax.errors import UserError, not_installed
 from repae_jax.interop import hub
+from repae_jax.interop.downloads import HUB, WEIGHTS, weights_named
 from repae_jax.interop.files import TORCH_SUFFIXES
 from repae_jax.models.text_encoders.families import NONE as NO_TEXT
 
@@ -25,9 +27,18 @@ _READ_WITH = {  # source of data -> package that reads it
 }
 
 
-def check_files(config: ConfigDict) -> None:
-    """Raise UserError that lists every missing file and package the configuration needs."""
-    missing = missing_files(config)
+def check_files(config: ConfigDict, *, loads: bool = True) -> None:
+    """Raise UserError that lists every missing file and package the configuration needs.
+
+    Each is listed with what it is, where it is published or how it is made, and the key that sets
+    it.
+
+    Args:
+      config: the configuration.
+      loads: whether weights will be read, so that those on the hub must be within reach. A run that
+        resumes reads none.
+    """
+    missing = [*missing_files(config), *(missing_on_hub(config) if loads else ())]
     check_nothing_missing([*missing, *missing_for_loading(config)] if missing else [])
 
 
@@ -42,16 +53,56 @@ def check_nothing_missing(missing: Iterable[str]) -> None:
 
 
 def missing_files(config: ConfigDict) -> list[str]:
-    """List the missing files and packages, each as a clause that says how to get it."""
+    """List the missing files and packages, each as a clause that says how to get it.
+
+    Files on the hub are not among them: see `missing_on_hub`.
+    """
     missing = list(_files(config))
     module = _READ_WITH.get(config.data.source)
     if module and not _is_installed(module):
         missing.append(f"{not_installed(module)} (config.data.source is {config.data.source!r})")
+    if config.run.wandb and not _is_installed("wandb"):
+        missing.append(
+            f"{not_installed('wandb')} (config.run.wandb is {config.run.wandb!r}; "
+            "--config.run.wandb= logs to TensorBoard alone)"
+        )
     try:
         missing += _cache(config)
     except UserError as error:
         missing.append(str(error))
     return missing
+
+
+def missing_on_hub(config: ConfigDict) -> list[str]:
+    """List the weights on the hub (hf://...) that are neither here nor given by it, as clauses."""
+    missing, named = [], {k: str(v) for k, v in _named(config).items()}
+    for key, name in named.items():
+        if name.startswith(hub.PREFIX) and (reason := hub.obstacle(name)):
+            missing.append(
+                f"config.{key} is {name!r}, {describe_hub(name, reason)} "
+                f"(--config.{key}=PATH sets it): {describe(config, key)}"
+            )
+    encoder = _encoder_beside(config)
+    if encoder and (reason := hub.obstacle(encoder)):
+        found = weights_named(encoder)
+        note = f"; {found.note}" if found and found.note else ""
+        missing.append(
+            f"config.tokenizer.weights, {config.tokenizer.weights}, needs its frozen encoder "
+            f"{encoder}, {describe_hub(encoder, reason)} (or put it beside as encoder.safetensors; "
+            f"--config.tokenizer.weights=PATH sets the folder): {found.what if found else 'it'}, "
+            f"published at {HUB}{encoder.removeprefix(hub.PREFIX)}{note}"
+        )
+    return missing
+
+
+def _encoder_beside(config):
+    """The hub's name of the encoder that the tokenizer's file needs and lacks, if it is a RAE's."""
+    if config.tokenizer.family != "rae" or not config.tokenizer.weights:
+        return None
+    from repae_jax.config.modules import build_tokenizer
+    from repae_jax.interop.rae_files import encoder_beside
+
+    return encoder_beside(str(config.tokenizer.weights), build_tokenizer(config))
 
 
 def missing_for_loading(config: ConfigDict) -> list[str]:
@@ -171,40 +222,31 @@ def _teachers(config):
 
 def _files(config: ConfigDict) -> Iterator[str]:
     hints = {
-        "evaluation.weights": "; `python -m repae_jax evaluate --help` says where it is, or take a "
-        "teacher: --config.evaluation.network=teachers.NAME"
+        "evaluation.weights": "; or take a teacher: --config.evaluation.network=teachers.NAME",
     }
-    for name, entry in _teachers(config):
-        key = f"teachers.{name}.weights"
-        if not entry.weights:
-            yield (
-                f"config.{key} is empty: name the file with the teacher's weights "
-                f"(--config.{key}=PATH)"
-            )
-        elif entry.pretrain.steps:
-            hints[key] = "; make it with `python -m repae_jax pretrain-teacher` and the same config"
+    empty = [f"teachers.{name}.weights" for name, entry in _teachers(config) if not entry.weights]
     if needs_discriminator_encoder(config) and not config.discriminator.encoder_weights:
-        yield (
-            "config.discriminator.encoder_weights is empty: name the file with the weights of the "
-            "frozen DINO (--config.discriminator.encoder_weights=PATH)"
-        )
+        empty.append("discriminator.encoder_weights")
     if needs_text_encoder(config) and not config.text_encoder.weights:
+        empty.append("text_encoder.weights")
+    for key in empty:
         yield (
-            "config.text_encoder.weights is empty: name the folder with the text encoder's weights "
-            "(--config.text_encoder.weights=PATH)"
-        )
-    if config.text_encoder.pretrain.steps:
-        hints["text_encoder.weights"] = (
-            "; make it with `python -m repae_jax pretrain-text-encoder` and the same config"
+            f"config.{key} is empty: name the file or folder (--config.{key}=PATH): "
+            f"{describe(config, key)}"
         )
     for key, path in _named(config).items():
         for what in missing_paths({f"config.{key}": path}):
-            yield f"{what} (--config.{key}=PATH sets it){hints.get(key, '')}"
+            yield (
+                f"{what} (--config.{key}=PATH sets it): {describe(config, key)}{hints.get(key, '')}"
+            )
     if needs_lpips(config) and not (config.lpips.weights and config.lpips.vgg_weights):
+        heads, vgg = (WEIGHTS[f"lpips/{file}"] for file in ("vgg.pth", "vgg16-397923af.pth"))
         yield (
             f"config.objective.perceptual_weight is {config.objective.perceptual_weight}, but "
-            "config.lpips.weights (linear heads) or config.lpips.vgg_weights (VGG16) is empty: "
-            "name both files, or set --config.objective.perceptual_weight=0.0"
+            f"config.lpips.weights ({heads.what}, published at {heads.place}) or "
+            f"config.lpips.vgg_weights ({vgg.what}, published at {vgg.place}) is empty: name both "
+            "(--config.lpips.weights=PATH --config.lpips.vgg_weights=PATH), or set "
+            "--config.objective.perceptual_weight=0.0"
         )
 
 

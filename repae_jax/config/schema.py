@@ -187,6 +187,7 @@ class _Run(TypedDict):
     max_skipped: _COUNT
     data_timeout: Annotated[float, Field(gt=0, le=1e9)]  # Python's locks accept at most 292 years
     on_collapse: Text
+    wandb: Text
 
 
 class Config(TypedDict):

@@ -1,5 +1,7 @@
 """Checks of a configuration, before anything is allocated or written."""
 
+import re
+
 from ml_collections import ConfigDict
 
 from repae_jax.config.defaults import NETWORKS
@@ -11,6 +13,7 @@ from repae_jax.models.text_encoders.families import NONE as NO_TEXT
 from repae_jax.parallel.mesh import axis_sizes
 
 _ON_COLLAPSE = ("warn", "stop")
+_PROJECT = re.compile(r"[\w.-]{1,128}")
 
 
 def validate(config: ConfigDict) -> None:
@@ -366,6 +369,12 @@ def _check_compute(config):
         if config.compute[key] not in POLICIES:
             choices = "; ".join(f"{name}: keep {what}" for name, what in POLICIES.items())
             raise UserError(f"config.compute.{key} is {config.compute[key]!r}: use {choices}")
+    named = config.run.wandb.split("/")
+    if config.run.wandb and (len(named) > 2 or not all(map(_PROJECT.fullmatch, named))):
+        raise UserError(
+            f"config.run.wandb is {config.run.wandb!r}: name a project of Weights & Biases as "
+            "PROJECT or ENTITY/PROJECT, of letters, digits, '-', '_' and '.'"
+        )
     if config.run.on_collapse not in _ON_COLLAPSE:
         choices = " or ".join(map(repr, _ON_COLLAPSE))
         raise UserError(f"config.run.on_collapse is {config.run.on_collapse!r}: use {choices}")

@@ -15,6 +15,7 @@ from repae_jax.data.decode import decode_cropped
 from repae_jax.data.identity import Fingerprint, contents_checksums, sample
 from repae_jax.data.source import HELDOUT_NAMES, check_label, key_name, setting
 from repae_jax.errors import UserError, first_line
+from repae_jax.interop.downloads import DATA
 from repae_jax.utils.schema import read_json
 
 if typing.TYPE_CHECKING:
@@ -195,7 +196,12 @@ def _builder(data_config: typing.Any) -> tfds.core.DatasetBuilder:
             f"prepared in {where} ({reason}); correct it or {key_name(data_config, 'path')}"
         ) from error
     if not builder.info.splits:
-        raise UserError(f"{name} is not in {builder.data_dir}; run: {_prepare(name, folder)}")
+        found = DATA.get(name)
+        published = f": {found.what}, published at {found.place} ({found.note})" if found else ""
+        raise UserError(
+            f"{name} is not in {builder.data_dir} ({setting(data_config, 'path', 'PATH')} sets "
+            f"TFDS's folder){published}; run: {_prepare(name, folder)}"
+        )
     formats = {kind.value for kind in builder.info.available_file_formats()}
     if formats.isdisjoint(("array_record", "parquet")):
         other = f"{folder or '~/tensorflow_datasets'}_array_record"

@@ -65,6 +65,36 @@ def locate(
     return folder.fetch(needed, weight_files.file_names(weights, variant), weights)
 
 
+def obstacle(name: str) -> str:
+    """Why the hub does not give `name` (hf://...); "" if it does, or if files are here already.
+
+    Asks the hub for the header of one file, if neither pretrained/ nor the hub's cache has any.
+    """
+    name = name.removeprefix(PREFIX)
+    if (PRETRAINED / name).exists() or not is_hub_id(name):
+        return ""
+    hub = _library(name)
+    owner, repository, *inside = name.split("/")
+    repository = f"{owner}/{repository}"
+    file = "/".join(inside) if inside and _is_file(inside[-1]) else ""
+    try:
+        if file:
+            found = isinstance(hub.try_to_load_from_cache(repository, file), str)
+        else:
+            found = bool(hub.snapshot_download(repository, local_files_only=True))
+    except Exception:  # nothing of this repository is in the cache, in many classes
+        found = False
+    if found:
+        return ""
+    asked = file or "/".join((*inside, "config.json"))
+    try:
+        hub.get_hf_file_metadata(hub.hf_hub_url(repository, asked))
+    except Exception as error:
+        absent = isinstance(error, hub.errors.EntryNotFoundError)  # the repository itself is there
+        return "" if absent and not file else type(error).__name__
+    return ""
+
+
 @dataclasses.dataclass(frozen=True)
 class _Folder:
     """A folder on the hub: the repository's name, and the path within the repository."""

@@ -9,14 +9,10 @@ import numpy as np
 
 from repae_jax.errors import UserError
 from repae_jax.interop import tables
+from repae_jax.interop.downloads import weights_named
 from repae_jax.interop.files import read_tensors
 from repae_jax.interop.tables import CONV, LINEAR, Rule
 from repae_jax.models.inception import SIZE, InceptionV3
-
-WEIGHTS_URL = (
-    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
-    "pt_inception-2015-12-05-6726825d.pth"
-)
 
 # counters that only training reads; the bias, which the Inception Score leaves out
 _IGNORED = (r".*\.num_batches_tracked", r"fc\.bias")
@@ -26,7 +22,7 @@ def read_inception(path: str | pathlib.Path) -> dict:
     """The variables of `InceptionV3` from a file of published weights.
 
     Args:
-      path: pytorch-fid's `pt_inception-2015-12-05-6726825d.pth` (`WEIGHTS_URL`) or
+      path: pytorch-fid's `pt_inception-2015-12-05-6726825d.pth` (interop/downloads.py) or
         torch-fidelity's `weights-inception-2015-12-05-6726825d.pth`; both are PyTorch state dicts
         of the TensorFlow graph's tensors.
 
@@ -42,7 +38,8 @@ def missing_inception(path: str | pathlib.Path) -> list[str]:
     """[] if the file exists, else [a message with the URL to download it from]."""
     if pathlib.Path(path).is_file():
         return []
-    return [f"no InceptionV3 weights at {path}; download {WEIGHTS_URL} to there"]
+    place = weights_named("pretrained/inception/pt_inception-2015-12-05-6726825d.pth").place
+    return [f"no InceptionV3 weights at {path}; download {place} to there"]
 
 
 def load_inception(tensors: Mapping[str, np.ndarray], *, source: str = "Inception weights") -> dict:

@@ -201,6 +201,19 @@ def _beside(path, names):
     return next((p for name in names if is_file_there(p := path.with_name(name))), None)
 
 
+def encoder_beside(decoder: str, model: RAE) -> str | None:
+    """The hub's name of the encoder that a decoder's file needs beside it and lacks.
+
+    None if `decoder` is no such file, has its encoder beside it, or no published one fits.
+    """
+    path = pathlib.Path(decoder.removeprefix(hub.PREFIX))
+    path = path if path.exists() else hub.PRETRAINED / path
+    if path.suffix not in files.SUFFIXES or path.name in _ENCODER or _beside(path, _ENCODER):
+        return None
+    name = _PUBLISHED.get((model.encoder, model.latent_channels))
+    return name and f"{hub.PREFIX}{name}"
+
+
 def _published_encoder(model, path):
     name = _PUBLISHED.get((model.encoder, model.latent_channels))
     if name is None:

@@ -1,9 +1,13 @@
-"""Metrics as TensorBoard events: written through clu, read back for the report."""
+"""Metrics as TensorBoard events: written through clu, read back for the report.
+
+Other writers may stand beside TensorBoard's.
+"""
 
 import logging
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,14 +17,20 @@ FOLDER = "tensorboard"
 class MetricWriter:
     """Writes scalars and images into a work directory's TensorBoard folder, in the background."""
 
-    def __init__(self, workdir: pathlib.Path, step: int = 0):
-        """Open the writer for steps after `step`; existing events of later steps become void."""
+    def __init__(self, workdir: pathlib.Path, step: int = 0, *, others: Sequence[Any] = ()):
+        """Open the writer for steps after `step`; existing events of later steps become void.
+
+        Args:
+          workdir: the run's folder.
+          step: the number of completed steps.
+          others: writers with the interface of `clu.metric_writers.MetricWriter` that get the same.
+        """
         quiet_tensorflow()
         from clu import metric_writers
 
         _void(workdir / FOLDER, step)
         writer = metric_writers.SummaryWriter(str(workdir / FOLDER))
-        self._writer = metric_writers.AsyncWriter(writer)
+        self._writer = metric_writers.AsyncMultiWriter([writer, *others])
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write the scalars of one step."""

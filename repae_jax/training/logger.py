@@ -1,4 +1,4 @@
-"""The log of a run: progress bar, lines of text, scalars and images for TensorBoard."""
+"""The log of a run: progress bar, lines of text, scalars and images for TensorBoard and others."""
 
 import contextlib
 import pathlib
@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from repae_jax.runs.metrics import MetricWriter
+from repae_jax.runs.wandb_writer import WandbWriter
 
 SHOWN = ("denoising_loss", "proj_loss", "reconstruction_loss")  # metrics beside the progress bar
 
@@ -35,11 +36,17 @@ class Logger:
         self._clock, self._clock_step = time.perf_counter(), 0
 
     def begin(self, step: int) -> None:
-        """Open the progress bar and TensorBoard's file, after `step` completed steps."""
+        """Open the progress bar and the writers, after `step` completed steps.
+
+        Raises:
+          UserError: Weights & Biases, if `config.run.wandb` names a project, is not logged in.
+        """
         from tqdm import tqdm
 
         if self._first:
-            self._writer = MetricWriter(self._workdir, step)
+            config = self._config
+            others = [WandbWriter(self._workdir, config)] if config.run.wandb else []
+            self._writer = MetricWriter(self._workdir, step, others=others)
         self._bar = tqdm(
             total=self._config.run.steps,
             initial=step,

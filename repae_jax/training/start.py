@@ -20,10 +20,11 @@ from repae_jax.runs import run_data
 from repae_jax.runs import workdir as work_directory
 from repae_jax.runs.build import build_models
 from repae_jax.runs.captions import check_tokenizer, keep_tokenizer, make_tokenize
-from repae_jax.runs.checkpoints import Checkpoints, saved_steps
+from repae_jax.runs.checkpoints import FOLDER, Checkpoints, saved_steps
 from repae_jax.runs.going_back import check_step, has_gone_back, recovery_command, set_aside
 from repae_jax.runs.initial_state import load_frozen
 from repae_jax.runs.state import TrainState
+from repae_jax.runs.wandb_writer import start_over
 from repae_jax.training.hooks import RunContext
 from repae_jax.training.logger import Logger
 from repae_jax.training.monitor import Monitor
@@ -46,7 +47,7 @@ def check(
     Raises:
       UserError: files are missing, the devices do not fit, or the work directory holds another run.
     """
-    check_files(config)
+    check_files(config, loads=not (workdir / FOLDER).exists() or from_step == 0)
     check_devices(config, jax.device_count())
     changed = work_directory.check(workdir, config)
     if from_step is not None:
@@ -124,6 +125,7 @@ def claim(run: RunContext, from_step: int | None) -> str:
         work_directory.claim(workdir, config, step=max(saved_steps(workdir), default=0))
     else:
         aside = set_aside(workdir, from_step)
+        start_over(workdir, aside)
         # The same command then resumes, if it has gone back and has steps left to train.
         continues = aside or from_step < config.run.steps
         notes = {"from_step": from_step} if continues else {}
