@@ -191,8 +191,11 @@ def test_wrong_arguments_answer_within_three_seconds(tmp_path):
     elapsed = time.perf_counter() - started
     assert done.returncode == 2
     assert "encoder_depth is 9" in done.stderr
-    # A second of it is the import of jax; other tests may hold the cores meanwhile.
-    assert min(elapsed, _children_worked() - worked) < 3
+    spent = min(elapsed, _children_worked() - worked)  # other tests may hold the cores meanwhile
+    # On a slow or busy machine the imports that it cannot do without take longer as well.
+    started = _children_worked()
+    subprocess.run([sys.executable, "-c", "import jax, flax.linen"], check=True)
+    assert spent < max(3.0, 3 * (_children_worked() - started))
 
 
 def _children_worked():
