@@ -1,7 +1,7 @@
 """REPA-E in JAX: a VAE and a latent diffusion transformer trained jointly, in one pure step."""
 
 __version__ = "0.1.0"
-__all__ = ["AutoencoderKL"]
+__all__ = ["AutoencoderKL", "Pipeline"]
 
 
 def __getattr__(name):
@@ -10,4 +10,8 @@ def __getattr__(name):
         from repae_jax.runs.pretrained import PretrainedVAE
 
         return PretrainedVAE
+    if name == "Pipeline":
+        from repae_jax.runs.pipeline import Pipeline
+
+        return Pipeline
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
