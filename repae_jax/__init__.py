@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from repae_jax.runs.pretrained import PretrainedVAE as AutoencoderKL
 
 __version__ = "0.1.0"
-__all__ = ["AutoencoderKL"]
+__all__ = ["AutoencoderKL", "Pipeline"]
 
 
 def __getattr__(name):
@@ -15,4 +15,8 @@ def __getattr__(name):
         from repae_jax.runs.pretrained import PretrainedVAE
 
         return PretrainedVAE
+    if name == "Pipeline":
+        from repae_jax.runs.pipeline import Pipeline
+
+        return Pipeline
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

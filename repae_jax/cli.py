@@ -38,6 +38,7 @@ COMMANDS = (
     "pretrain-text-encoder",
     "sample",
     "generate",
+    "demo",
     "report",
     "evaluate",
     "evaluate-vae",

@@ -13,7 +13,8 @@ PACKAGE = pathlib.Path(repae_jax.__file__).parent
 # From the top down; docs/architecture.md draws them.
 LAYERS = (
     "errors", "utils", "models", "objectives", "parallel", "interop", "data", "sampling", "config",
-    "runs", "evaluation", "training", "study", "aot", "__init__", "commands", "cli", "__main__",
+    "runs", "evaluation", "training", "study", "aot", "demo", "__init__", "commands", "cli",
+    "__main__",
 )  # fmt: skip
 
 Graph = dict[str, set[str]]

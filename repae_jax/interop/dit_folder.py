@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from repae_jax.errors import UserError
-from repae_jax.interop import files, tables, vae_files, weight_files
+from repae_jax.interop import files, hub, tables, vae_files, weight_files
 from repae_jax.models.backbones.dit import PRESETS, STEPS
 from repae_jax.models.backbones.transformer import preset_of
 from repae_jax.models.layers import sincos_position_table
@@ -26,7 +26,7 @@ from repae_jax.utils.schema import read_json
 
 CLASS = "DiTTransformer2DModel"
 CLASSES = (CLASS, "Transformer2DModel")  # the second one is what facebook/DiT-XL-2-256 names
-PIPELINE = "model_index.json"  # the file of a pipeline's folder that names its parts
+PIPELINE = hub.PIPELINE
 TRANSFORMER, VAE = "transformer", "vae"  # folders in it
 
 FREQUENCIES = (
@@ -138,16 +138,20 @@ def transformer_in(folder: pathlib.Path) -> pathlib.Path:
     Raises:
       UserError: the folder is of another pipeline, damaged, or lacks its transformer.
     """
-    file = folder / PIPELINE
+    check_pipeline(folder / PIPELINE)
+    if not (folder / TRANSFORMER / vae_files.CONFIG).is_file():
+        raise UserError(f"{folder}: {TRANSFORMER}/{vae_files.CONFIG} is missing: get all of it")
+    return folder / TRANSFORMER
+
+
+def check_pipeline(file: pathlib.Path) -> None:
+    """Raise UserError unless a `PIPELINE` names the class of a pipeline that is read."""
     name = read_json(file, dict[str, Any]).get("_class_name")
     if name != "DiTPipeline":
         raise UserError(
             f"{file}: _class_name is {name!r}, and of pipelines only a DiTPipeline is read: name "
-            f"one of its folders, such as {folder / VAE}"
+            f"one of its folders, such as {file.parent / VAE}"
         )
-    if not (folder / TRANSFORMER / vae_files.CONFIG).is_file():
-        raise UserError(f"{folder}: {TRANSFORMER}/{vae_files.CONFIG} is missing: get all of it")
-    return folder / TRANSFORMER
 
 
 def vae_beside(path: pathlib.Path) -> pathlib.Path | None:

@@ -5,13 +5,16 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from repae_jax.errors import UserError
+from repae_jax.errors import UserError, first_line
 from repae_jax.interop import files, weight_files
 from repae_jax.interop.files import SUFFIXES
 
 PREFIX = "hf://"
 PRETRAINED = pathlib.Path("pretrained")
+PIPELINE = "model_index.json"  # names the parts of a pipeline's folder
 _ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)*")
+_REPOSITORY = re.compile(r"([\w.-]+/)?[\w.-]+")
+_VARIANTS = ["*.fp16.*", "*.bf16.*", "*.ema.*", "*.non_ema.*"]  # beside the plain weights
 
 
 def is_hub_id(name: str) -> bool:
@@ -95,6 +98,74 @@ def obstacle(name: str) -> str:
     return ""
 
 
+def pipeline_index(name: str | pathlib.Path) -> pathlib.Path | None:
+    """The `PIPELINE` of a repository on the hub, in the hub's cache; None for another content.
+
+    Args:
+      name: "hf://" and an owner/repository; a path, or what `PRETRAINED` holds, gives None.
+    """
+    path = pathlib.Path(str(name).removeprefix(PREFIX))
+    if not str(name).startswith(PREFIX) or (PRETRAINED / path).exists():
+        return None
+    if not is_hub_id(str(path)) or len(path.parts) != 2:
+        return None
+    advice = f"get it another way and put it there: {PRETRAINED / path}/"
+    return _Folder(str(path), ())._download(PIPELINE, advice, optional=True)
+
+
+def fetch_pipeline(name: str) -> pathlib.Path:
+    """Fetch a repository in the form of a diffusers pipeline: JSON and weights, no code.
+
+    Args:
+      name: "hf://" and an owner/repository.
+
+    Returns:
+      Its folder in the hub's cache.
+
+    Raises:
+      UserError: the hub refuses to give a file.
+    """
+    folder = _Folder(name.removeprefix(PREFIX), ())
+    found = folder.fetch_all(("*.json", "*.safetensors"))
+    if not any(found.glob("*/*.safetensors")):
+        found = folder.fetch_all(("*.json", "*.bin"))
+    return found
+
+
+def upload(
+    folder: pathlib.Path, repository: str, *, private: bool | None = None, message: str = ""
+) -> str:
+    """Upload a folder's files to a repository on the hub, which is made if it does not exist.
+
+    Args:
+      folder: the folder.
+      repository: owner/name, or the name alone for the account that is logged in.
+      private: whether a new repository is private; None: as the account has it.
+      message: the commit's message; "": huggingface_hub's.
+
+    Returns:
+      The address of the repository.
+
+    Raises:
+      UserError: the name is invalid, or the hub refuses the upload.
+    """
+    if not _REPOSITORY.fullmatch(repository):
+        raise UserError(f"{repository!r} is no name of a repository: give owner/name")
+    hub = _library(repository)
+    try:
+        api = hub.HfApi()
+        address = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=address.repo_id, folder_path=folder, commit_message=message or None
+        )
+    except Exception as error:  # network, permission and names come in many classes
+        raise UserError(
+            f"{repository}: cannot upload to the Hugging Face hub ({type(error).__name__}: "
+            f"{first_line(error)}); `hf auth login` gives the permission to write"
+        ) from error
+    return str(address)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Folder:
     """A folder on the hub: the repository's name, and the path within the repository."""
@@ -115,6 +186,22 @@ class _Folder:
         if choices:
             found.append(self._first(choices, naming, advice))
         return found[0].parent
+
+    def fetch_all(self, patterns) -> pathlib.Path:
+        """The repository's folder in the hub's cache, with the files of these names."""
+        hub = _library(self.repository)
+        try:
+            return pathlib.Path(
+                hub.snapshot_download(
+                    self.repository, allow_patterns=list(patterns), ignore_patterns=_VARIANTS
+                )
+            )
+        except Exception as error:  # network, permission and absence come in many classes
+            raise UserError(
+                f"{self.repository}: cannot be fetched from the Hugging Face hub "
+                f"({type(error).__name__}); get it another way and put it into "
+                f"{PRETRAINED / self.name}/"
+            ) from error
 
     def fetch_file(self, file, alternative) -> pathlib.Path:
         """Fetch a file, and its shards, config.json and latent statistics where they exist."""

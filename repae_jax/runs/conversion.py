@@ -2,7 +2,8 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -110,8 +111,8 @@ def convert(
             "leave it out"
         )
     to = to or _infer_format(found, target)
-    if to not in _possible(found):
-        choices = ", ".join(_possible(found))
+    if to not in possible_targets(found):
+        choices = ", ".join(possible_targets(found))
         raise UserError(
             f"{found.path} ({FORMATS[found.format]}) cannot be converted to {to!r}: choose one of "
             f"{choices}"
@@ -148,7 +149,8 @@ def _notes(job, to):
     return notes
 
 
-def _possible(found: Detected) -> tuple[str, ...]:
+def possible_targets(found: Detected) -> tuple[str, ...]:
+    """The keys of `TARGETS` to which a source can be converted."""
     if found.format == RUN:
         own = ("checkpoint", FUSE_DIT, "diffusers", "vae", PIPELINE)
         return (*own, "transformer", DIT_PIPELINE)
@@ -175,7 +177,7 @@ def _possible(found: Detected) -> tuple[str, ...]:
 
 def _infer_format(found, target):
     """Infer the target format from the name: a file has a suffix, a folder has none."""
-    possible = _possible(found)
+    possible = possible_targets(found)
     if not _suffix(target):
         folders = ("run", "diffusers", LATENTS, LATENT_SHARDS)
         return next((to for to in folders if to in possible), "diffusers")
@@ -212,25 +214,45 @@ def _check_suffix(target, to):
         )
 
 
-def _to_run(job: Job) -> str:
+def checkpoint_in(
+    found: Detected, make_config: MakeConfig
+) -> tuple[Mapping[str, Any], ConfigDict] | None:
+    """The checkpoint for `import_run` that a source holds, and the configuration that continues it.
+
+    None for a source that is no checkpoint and no backbone.
+
+    Args:
+      found: the source.
+      make_config: see `convert`.
+
+    Raises:
+      UserError: the source is damaged, or its model is of no published size.
+    """
     from repae_jax.runs import dit_conversion
-    from repae_jax.runs.original_import import bare_checkpoint, config_of, import_run
+    from repae_jax.runs.original_import import bare_checkpoint, config_of
 
-    content, source = job.found.content, str(job.found.path)
+    content, source = found.content, str(found.path)
+    if found.format == DIT_FOLDER:
+        dit = dit_folder.read_dit(found.path)
+        config = make_config(lambda: dit_conversion.config_of(dit, found.path))
+        dit_conversion.check_same(dit, config)
+        return bare_checkpoint(dit.tensors), config
+    if found.format in _BARE:
+        content = bare_checkpoint(content)
+    elif found.format not in CHECKPOINTS:
+        return None
+    return content, make_config(lambda: config_of(content, source=source))
+
+
+def _to_run(job: Job) -> str:
+    from repae_jax.runs.original_import import import_run
+    from repae_jax.runs.pipeline_conversion import import_pipeline
+
     if job.found.format == PIPELINE:
-        from repae_jax.runs.pipeline_conversion import import_pipeline
-
         import_pipeline(job.found.path, job.target, job.make_config)
         return TARGETS["run"]
-    if job.found.format == DIT_FOLDER:
-        dit = dit_folder.read_dit(job.found.path)
-        content = bare_checkpoint(dit.tensors)
-        config = job.make_config(lambda: dit_conversion.config_of(dit, job.found.path))
-        dit_conversion.check_same(dit, config)
-    else:
-        if job.found.format in _BARE:
-            content = bare_checkpoint(content)
-        config = job.make_config(lambda: config_of(content, source=source))
+    content, config = checkpoint_in(job.found, job.make_config)
+    source = str(job.found.path)
     import_run(content, job.target, config, source=source, progress=job.progress)
     return TARGETS["run"]
 

@@ -57,11 +57,21 @@ def open_run(workdir: pathlib.Path, mesh: Mesh | None = None, *, step: int | Non
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     sharding = one if mesh is None else replicated(mesh)
     state = load_state(workdir, config, models, sharding, step=step)
-    if models.text_encoder is not None and "text_encoder" not in state.frozen:
-        loaded = load_text_encoder(config, models.text_encoder)
+    if loaded := missing_text_encoder(config, models, state):
         placed = place(loaded, jax.tree.map(lambda _: sharding, loaded))
         state = state.replace(frozen={**state.frozen, **placed})
     return Run(workdir, config, models, state)
+
+
+def missing_text_encoder(config: ConfigDict, models: Models, state: TrainState) -> dict[str, Any]:
+    """The text encoder and its null condition, if the state of an imported run lacks them; else {}.
+
+    Raises:
+      UserError: its file is missing or damaged.
+    """
+    if models.text_encoder is None or "text_encoder" in state.frozen:
+        return {}
+    return load_text_encoder(config, models.text_encoder)
 
 
 def open_on_host(

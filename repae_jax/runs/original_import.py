@@ -17,6 +17,7 @@ from repae_jax.interop.checkpoint_schema import arguments_of
 from repae_jax.interop.original import OPTIMIZERS, WEIGHTS
 from repae_jax.interop.sit import unify_names
 from repae_jax.models.backbones.sit import SiT
+from repae_jax.models.networks import Models
 from repae_jax.models.tokenizers.base import is_identity, statistics_shape
 from repae_jax.runs import workdir as work_directory
 from repae_jax.runs.build import build_models, build_optimizers, fresh_state, latent_shape
@@ -85,7 +86,7 @@ def import_run(
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UserError(f"{workdir} exists already: choose a new folder")
     validate(config)
-    state, origin = _import(content, config, build_models(config), source, progress)
+    state, origin = import_state(content, config, build_models(config), source, progress)
     with replacing(workdir) as temporary:
         temporary.mkdir()
         work_directory.claim(temporary, config)
@@ -99,7 +100,25 @@ def import_run(
     return state
 
 
-def _import(content, config, models, source, progress):
+def import_state(
+    content: Mapping[str, Any],
+    config: ConfigDict,
+    models: Models,
+    source: str,
+    progress: bool,
+) -> tuple[TrainState, Provenance]:
+    """The state that one of the originals' checkpoints gives a run, and where it comes from.
+
+    Args:
+      content: the checkpoint, as `files.read_stored` returns it.
+      config: a validated configuration with the checkpoint's networks.
+      models: its networks.
+      source: the checkpoint's name, for errors.
+      progress: show a bar.
+
+    Raises:
+      UserError: the checkpoint is damaged, or its model differs from the configuration's.
+    """
     from tqdm import tqdm
 
     content = _checkpoint(content, source, dit=foreign_of(models.backbone) == "dit")

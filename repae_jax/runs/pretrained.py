@@ -2,12 +2,14 @@
 
 import dataclasses
 import pathlib
+import tempfile
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from repae_jax.errors import UserError, warn
+from repae_jax.interop import hub
 from repae_jax.interop.vae_files import StoredVAE, read_vae
 from repae_jax.runs.checkpoints import FOLDER
 from repae_jax.runs.open_run import run_vae
@@ -52,6 +54,24 @@ class PretrainedVAE(StoredVAE):
         constants = jax.tree.map(jnp.asarray, stored.constants)
         fields = {field.name: getattr(stored, field.name) for field in dataclasses.fields(stored)}
         return cls(**fields | {"params": params, "constants": constants})
+
+    def push_to_hub(
+        self, repository: str, *, private: bool | None = None, message: str = ""
+    ) -> str:
+        """Upload what `save_pretrained` writes to the Hugging Face hub; returns the address.
+
+        Args:
+          repository: owner/name; it is made if it does not exist.
+          private: whether a new repository is private; None: as the account has it.
+          message: the commit's message.
+
+        Raises:
+          UserError: the name is invalid, or the hub refuses the upload (`hf auth login`).
+        """
+        with tempfile.TemporaryDirectory(prefix="repae_jax_") as folder:
+            path = pathlib.Path(folder) / "vae"
+            self.save_pretrained(path)
+            return hub.upload(path, repository, private=private, message=message)
 
 
 def _check_dtype(dtype):

@@ -1,7 +1,7 @@
 """Image generation from classes or captions: sampler and decoder as one compiled program."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from repae_jax.models.networks import Models, condition_of
 from repae_jax.models.tokenizers.base import decode, is_identity
 from repae_jax.parallel.mesh import batch_sharding, place, replicated
 from repae_jax.sampling.class_labels import NO_CLASS
-from repae_jax.sampling.integrate import sample_watched
+from repae_jax.sampling.integrate import sample_kept
 from repae_jax.sampling.noise import image_noise, step_noise
 from repae_jax.sampling.sampler import Sampler
 from repae_jax.utils.finite import NotFinite, finite_rows
@@ -42,7 +42,9 @@ Inputs = Mapping[str, Any]
 Generate = Callable[[Mapping, jax.Array, jax.Array, Inputs], Generated]
 
 
-def make_generate(models: Models, sampler: Sampler, *, mesh: Mesh | None = None) -> Generate:
+def make_generate(
+    models: Models, sampler: Sampler, *, mesh: Mesh | None = None, kept: Sequence[int] = ()
+) -> Generate:
     """Build the compiled function `generate(weights, key, indices, inputs) -> Generated`.
 
     `weights` holds "backbone" and "tokenizer" (their variables) and "latent_norm" ({"mean", "var"},
@@ -53,6 +55,9 @@ def make_generate(models: Models, sampler: Sampler, *, mesh: Mesh | None = None)
 
     On a mesh, all processes make the same call, the devices share the batch (B must be a multiple
     of their number), and every process receives all images.
+
+    With `kept`, the K numbers of steps from 1 to `sampler.steps`, it returns a pair: `Generated`,
+    and the latents (K, B, h, w, c) float32 after these steps, not normalized.
     """
     backbone, tokenizer = models.backbone, models.tokenizer
     shape = (backbone.latent_size, backbone.latent_size, backbone.latent_channels)
@@ -80,21 +85,24 @@ def make_generate(models: Models, sampler: Sampler, *, mesh: Mesh | None = None)
                 return output.prediction
             return jnp.concatenate([output.prediction, output.extra["variance"]], axis=-1)
 
-        latents, faults = sample_watched(
+        latents, faults, states = sample_kept(
             sampler,
             predict,
             divided(image_noise(key, indices, shape, class_dim)),
             condition,
             null=null,
             step_noise=step_noise(key, indices, shape, class_dim) if sampler.stochastic else None,
+            kept=kept,
         )
-        latents = latents[0] if class_dim else latents
+        latents, states = (latents[0], states and states[0]) if class_dim else (latents, states)
         norm = weights["latent_norm"]
+        trail = None if states is None else denormalize_samples(states, norm["mean"], norm["var"])
         latents = denormalize_samples(latents, norm["mean"], norm["var"])
         images = decode(tokenizer, weights["tokenizer"], latents)
         decoded = jnp.where(finite_rows(images), 0, _DECODING)
         pixels = to_uint8(images, rounded=is_identity(tokenizer))
-        return Generated(pixels, jnp.where(faults > 0, faults, decoded))
+        made = Generated(pixels, jnp.where(faults > 0, faults, decoded))
+        return made if trail is None else (made, trail)
 
     return generate
 
@@ -140,14 +148,9 @@ def generate_batches(
     """
 
     def dispatch(start):
-        batch = np.arange(start, start + batch_size)
-        rows = np.minimum(batch, count - 1)
-        chunk = {name: values[rows].astype(np.int32) for name, values in inputs.items()}
-        arguments = (batch if indices is None else indices[rows], chunk)
-        arguments = arguments if mesh is None else place(arguments, replicated(mesh))
-        return start, generate(weights, key, *arguments)
+        return start, _dispatch(generate, weights, key, inputs, start, batch_size, indices, mesh)
 
-    count, before = number_of(inputs), None
+    before = None
     for start in starts:
         after = dispatch(start)
         if before is not None:
@@ -155,6 +158,42 @@ def generate_batches(
         before = after
     if before is not None:
         yield _collect(*before, inputs)
+
+
+def generate_with_trail(
+    generate: Generate,
+    weights: Mapping,
+    key: jax.Array,
+    inputs: Inputs,
+    *,
+    batch_size: int,
+    indices: np.ndarray | None = None,
+    mesh: Mesh | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Generate the images of one batch, and the latents on the way to them.
+
+    The arguments are those of `generate_batches`; `generate` keeps K steps, and `batch_size` is at
+    least the number of inputs N.
+
+    Returns:
+      The images (N, H, W, 3) uint8, and the latents (K, N, h, w, c) float32, not normalized.
+
+    Raises:
+      NotFinite: latents or pixels of an image are NaN or infinite.
+    """
+    made, trail = _dispatch(generate, weights, key, inputs, 0, batch_size, indices, mesh)
+    _, images = _collect(0, made, inputs)
+    return images, np.asarray(trail)[:, : len(images)]
+
+
+def _dispatch(generate, weights, key, inputs, start, batch_size, indices, mesh):
+    """Begin to compute the batch of images from `start` on; the last image fills it up."""
+    batch = np.arange(start, start + batch_size)
+    rows = np.minimum(batch, number_of(inputs) - 1)
+    chunk = {name: values[rows].astype(np.int32) for name, values in inputs.items()}
+    arguments = (batch if indices is None else indices[rows], chunk)
+    arguments = arguments if mesh is None else place(arguments, replicated(mesh))
+    return generate(weights, key, *arguments)
 
 
 def number_of(inputs: Inputs) -> int:
@@ -191,6 +230,7 @@ def generate_all(
     *,
     batch_size: int,
     indices: np.ndarray | None = None,
+    mesh: Mesh | None = None,
     progress: bool = True,
 ) -> np.ndarray:
     """Generate images (N, H, W, 3) uint8 for all `inputs` (N, ...), with a progress bar.
@@ -207,8 +247,9 @@ def generate_all(
     starts = range(0, count, batch_size)
     with tqdm(total=count, unit="image", desc="sampling", disable=not progress) as bar:
         for _, made in generate_batches(
-            generate, weights, key, inputs, starts, batch_size=batch_size, indices=indices
-        ):
+            generate, weights, key, inputs, starts,
+            batch_size=batch_size, indices=indices, mesh=mesh,
+        ):  # fmt: skip
             images.append(made)
             bar.update(len(made))
     return np.concatenate(images)

@@ -7,7 +7,7 @@ only guided steps pay for guidance.
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -43,7 +43,7 @@ def sample(
     null: Tree | None = None,
     step_noise: StepNoise | None = None,
 ) -> State:
-    """Sample latents (B, h, w, c) float32 at t = 0; see `sample_watched` for the arguments."""
+    """Sample latents (B, h, w, c) float32 at t = 0; see `sample_kept` for the arguments."""
     return sample_watched(sampler, velocity, noise, condition, null=null, step_noise=step_noise)[0]
 
 
@@ -56,6 +56,20 @@ def sample_watched(
     null: Tree | None = None,
     step_noise: StepNoise | None = None,
 ) -> tuple[State, jax.Array]:
+    """The latents and the faults of `sample_kept`."""
+    return sample_kept(sampler, velocity, noise, condition, null=null, step_noise=step_noise)[:2]
+
+
+def sample_kept(
+    sampler: Sampler,
+    velocity: Velocity,
+    noise: State,
+    condition: Tree,
+    *,
+    null: Tree | None = None,
+    step_noise: StepNoise | None = None,
+    kept: Sequence[int] = (),
+) -> tuple[State, jax.Array, State | None]:
     """Sample latents (B, h, w, c) float32 at t = 0 from `noise` (B, h, w, c) at t = 1.
 
     Call it under `jax.jit` (with the sampler static, and the parameters that `velocity` closes
@@ -78,10 +92,11 @@ def sample_watched(
       null: the null condition of one image; guidance needs it.
       step_noise: `step_noise(i)` is the standard normal noise (B, h, w, c) of step i, a traced
         int32; the SDE needs it.
+      kept: K numbers of steps, 1 to `sampler.steps`, in ascending order.
 
     Returns:
-      The latents, and their faults (B,) int32: the step, from 1 up, that first made an image's
-      latents NaN or infinite, or 0.
+      The latents; their faults (B,) int32: the step, from 1 up, that first made an image's latents
+      NaN or infinite, or 0; and the states (K, B, ...) after the steps `kept`, None without any.
 
     Raises:
       UserError: guidance is on and `null` is None, the SDE has no step noise, or the sampler guides
@@ -103,28 +118,28 @@ def sample_watched(
         True: functools.partial(_guided_drift, sampler, velocity, condition=condition, null=null),
     }
     if sampler.of_chain:
-        return _sample_chain(sampler, drifts, noise, step_noise)
+        return _sample_chain(sampler, drifts, noise, step_noise, kept)
     table, guided = evaluations(sampler)
     x = jax.tree.map(lambda leaf: sampler.noise_scale * leaf, noise)
     none = jax.tree.map(jnp.zeros_like, x)
     carry = _Carry(x, none, x, none, jnp.zeros(len(_latents(x)), jnp.int32))
+    trail = _Trail(table.step, kept)
     for segment in segments(guided):
         advance = functools.partial(
             _advance,
             drifts[bool(guided[segment.start])],
             step_noise if sampler.stochastic else None,
         )
-        rows = jax.tree.map(lambda column, segment=segment: jnp.asarray(column[segment]), table)
-        carry, _ = jax.lax.scan(advance, carry, rows)
-    return carry.x, carry.fault
+        carry = trail.scan(advance, carry, table, segment)
+    return carry.x, carry.fault, trail.states
 
 
 def _latents(state):
     return jax.tree.leaves(state)[0]
 
 
-def _sample_chain(sampler, drifts, x, step_noise):
-    """`sample_watched` for a chain: latents and faults."""
+def _sample_chain(sampler, drifts, x, step_noise, kept):
+    """`sample_kept` for a chain."""
     table = chain.chain_rows(sampler.method, sampler.steps)
     guided = guided_rows(sampler, table.time.astype(np.float64))
     noise_of_step = step_noise if sampler.stochastic else None
@@ -132,14 +147,55 @@ def _sample_chain(sampler, drifts, x, step_noise):
     def step(carry, row, drift_at):
         x, fault = carry
         x = chain.advance(drift_at, noise_of_step, x, row)
-        return (x, jnp.where((fault > 0) | _finite(x), fault, row.step + 1)), None
+        return _ChainCarry(x, jnp.where((fault > 0) | _finite(x), fault, row.step + 1))
 
-    carry = (x, jnp.zeros(x.shape[0], jnp.int32))
+    carry, trail = _ChainCarry(x, jnp.zeros(x.shape[0], jnp.int32)), _Trail(table.step, kept)
     for segment in segments(guided):
-        rows = jax.tree.map(lambda column, segment=segment: jnp.asarray(column[segment]), table)
         advance = functools.partial(step, drift_at=drifts[bool(guided[segment.start])])
-        carry, _ = jax.lax.scan(advance, carry, rows)
-    return carry
+        carry = trail.scan(advance, carry, table, segment)
+    return carry.x, carry.fault, trail.states
+
+
+class _ChainCarry(NamedTuple):
+    x: State
+    fault: jax.Array
+
+
+class _Trail:
+    """The loops over a table of evaluations, and the states after some of its steps.
+
+    Attributes:
+      states: a tree of (K, ...), one for each kept step; None without any.
+    """
+
+    def __init__(self, step: np.ndarray, kept: Sequence[int]):
+        last = np.searchsorted(step, np.asarray(kept, int), side="left") - 1  # rows that end them
+        self._place = np.full(len(step), len(kept), np.int32)  # K: not kept
+        self._place[last] = np.arange(len(kept))
+        self._count = len(kept)
+        self.states: State | None = None
+
+    def scan(self, advance, carry, table, segment):
+        """Run the rows of a segment; `advance(carry, row)` returns the next carry."""
+        rows = jax.tree.map(lambda column: jnp.asarray(column[segment]), table)
+        if not self._count:
+            return jax.lax.scan(lambda carry, row: (advance(carry, row), None), carry, rows)[0]
+        if self.states is None:
+            self.states = jax.tree.map(
+                lambda leaf: jnp.zeros((self._count, *leaf.shape), leaf.dtype), carry.x
+            )
+
+        def keep(both, row_and_place):
+            (carry, states), (row, place) = both, row_and_place
+            carry = advance(carry, row)
+            states = jax.tree.map(
+                lambda all_, x: all_.at[place].set(x, mode="drop"), states, carry.x
+            )
+            return (carry, states), None
+
+        places = jnp.asarray(self._place[segment])
+        (carry, self.states), _ = jax.lax.scan(keep, (carry, self.states), (rows, places))
+        return carry
 
 
 class _Carry(NamedTuple):
@@ -156,7 +212,7 @@ class _Carry(NamedTuple):
     fault: jax.Array
 
 
-def _advance(drift_at, step_noise, carry: _Carry, row: Evaluations) -> tuple[_Carry, None]:
+def _advance(drift_at, step_noise, carry: _Carry, row: Evaluations) -> _Carry:
     """Evaluate the drift once and update the state by the row's weights, with Kahan summation."""
     drift = drift_at(carry.query, row.time)
     noise = None if step_noise is None else step_noise(row.step)
@@ -175,7 +231,7 @@ def _advance(drift_at, step_noise, carry: _Carry, row: Evaluations) -> tuple[_Ca
     structure = jax.tree.structure(carry.x)
     x, residue, query = (structure.unflatten(leaves) for leaves in zip(*added, strict=True))
     fault = jnp.where((carry.fault > 0) | _finite(x), carry.fault, row.step + 1)
-    return _Carry(x, residue, query, drift, fault), None
+    return _Carry(x, residue, query, drift, fault)
 
 
 def _finite(state):

@@ -84,6 +84,12 @@ def check() -> None:
         raise Interrupted
 
 
+def leave() -> None:
+    """End the process at once if a signal has come: a thread that computes cannot be stopped."""
+    if _taken.number is not None:
+        _leave(_taken.number)
+
+
 @contextlib.contextmanager
 def stop_event() -> Iterator[threading.Event]:
     """Yield an event that a signal sets; a later second signal ends the process at once.

@@ -13,7 +13,7 @@ from jaxprs import equations
 from velocities import CLASSES, NULL_LABEL, SHAPE, field, velocity
 
 from repae_jax.errors import UserError
-from repae_jax.sampling.integrate import sample
+from repae_jax.sampling.integrate import sample, sample_kept
 from repae_jax.sampling.noise import image_noise, step_noise
 from repae_jax.sampling.sampler import METHODS, Sampler
 from repae_jax.sampling.steps import evaluations, time_grid
@@ -41,8 +41,11 @@ def run(sampler, noise, labels, step_noises, velocity=velocity):
     )
 
 
-def reference(sampler, noise, labels, step_noises):
-    """The three methods as textbook loops in float64, each evaluation guided on its own."""
+def reference(sampler, noise, labels, step_noises, *, every=False):
+    """The three methods as textbook loops in float64, each evaluation guided on its own.
+
+    With `every`, the states after all steps.
+    """
     n = sampler.steps
     times = np.linspace(1, sampler.last_time, n + 1)
     if sampler.method == "euler-maruyama":
@@ -73,6 +76,7 @@ def reference(sampler, noise, labels, step_noises):
         return np.concatenate([guided[..., :some], cond[..., some:]], axis=-1)
 
     x = noise.astype(np.float64)
+    states = []
     for i in range(n):
         t, dt, last = times[i], times[i + 1] - times[i], i == n - 1
         d = drift(x, t, t)
@@ -81,7 +85,8 @@ def reference(sampler, noise, labels, step_noises):
         x = x + dt * d
         if sampler.method == "euler-maruyama" and not last:
             x = x + np.sqrt(2 * t) * np.sqrt(-dt) * step_noises[i]
-    return x
+        states.append(x)
+    return np.stack(states) if every else x
 
 
 def relative_error(a, b):
@@ -126,6 +131,25 @@ def test_matches_the_textbook_loop(method, interpolant, interval):
     assert ours.dtype == jnp.float32
     assert relative_error(ours, reference(sampler, *arguments)) < 3e-6
     assert len(scans(program(sampler))) == INTERVALS[interval]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kept", [(1, 4, 5, 9, 12), (7,), ()])
+def test_kept_steps_are_those_of_the_textbook_loop(method, kept):
+    sampler = Sampler(method, 12, "linear", 1.8, 0.31, 0.77)  # three loops, one after the other
+    noise, labels, step_noises = inputs(sampler.steps)
+    last, _, states = sample_kept(
+        sampler, velocity, noise, labels,
+        null=NULL_LABEL, step_noise=lambda i: jnp.asarray(step_noises)[i], kept=kept,
+    )  # fmt: skip
+    expected = reference(sampler, noise, labels, step_noises, every=True)
+    assert relative_error(last, expected[-1]) < 3e-6
+    if not kept:
+        assert states is None
+        return
+    assert states.shape == (len(kept), *noise.shape)
+    for state, step in zip(states, kept, strict=True):
+        assert relative_error(state, expected[step - 1]) < 3e-6
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,0 +1,1 @@
+"""A page in the browser that samples from a run and reconstructs pictures."""
