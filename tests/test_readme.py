@@ -57,6 +57,7 @@ RUNS = {
     "inspect PATH": [],
     "convert runs/digits my-vae": [],
     "convert runs/digits exps/digits/0001450.pt": [],
+    "convert runs/digits my-digits --to pipeline": [],
     "prepare ~/imagenet/train": ["--resolution", "32", "--workers", "0"],
     "encode --config configs/imagenet256_ldm_e2e_vavae.py:images": ["--batch-size", "8"],
     "generate --workdir runs/x --output samples/x.npz": SHORT,
@@ -84,9 +85,8 @@ RUNS = {
     "train --config ...": None,
     "train --distributed ...": None,
     "compile": None,
-    # tests/interop/test_dit_folder.py runs them
+    # tests/interop/test_dit_folder.py runs it
     "convert DiT-XL-2-256 runs/dit": None,
-    "convert runs/dit my-dit": None,
 }
 
 

@@ -25,37 +25,41 @@ sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Hiding
 """
 
 
-def make_bare(
-    folder: pathlib.Path,
-    packages: Sequence[str] | None = None,
-    own: Sequence[str] = ("repae_jax", "tests"),
-) -> pathlib.Path:
-    """A folder for PYTHONPATH under which nothing but some packages can be imported.
-
-    Args:
-      folder: the folder.
-      packages: what is there, with what it brings; None: requirements.txt.
-      own: modules of this repository that are there.
-    """
+def make_bare(folder: pathlib.Path) -> pathlib.Path:
+    """A folder for PYTHONPATH under which nothing but requirements.txt can be imported."""
     (folder / "sitecustomize.py").write_text(HIDE)
-    (folder / "hidden.json").write_text(json.dumps(_hidden(packages, own)))
+    (folder / "hidden.json").write_text(json.dumps(_hidden()))
     return folder
 
 
-def _hidden(packages, own):
-    """The modules of all distributions that the packages do not bring."""
-    if packages is None:
-        lines = (line.partition("#")[0].strip() for line in REQUIREMENTS.read_text().splitlines())
-        packages = [line for line in lines if line]
+def link_packages(folder: pathlib.Path, packages: Sequence[str]) -> pathlib.Path:
+    """A folder for PYTHONPATH with packages and what they need; `python -S` finds nothing else."""
     brought = _brought(packages)
+    for distribution in importlib.metadata.distributions():
+        if _normal(distribution.metadata["Name"]) not in brought:
+            continue
+        root = pathlib.Path(distribution.locate_file(""))
+        for name in {file.parts[0] for file in distribution.files or ()}:
+            there = root / name
+            if name != ".." and there.exists() and not (folder / name).exists():
+                (folder / name).symlink_to(there)
+    return folder
+
+
+def _hidden():
+    """The modules of all distributions that requirements.txt does not bring, but for our own."""
+    lines = (line.partition("#")[0].strip() for line in REQUIREMENTS.read_text().splitlines())
+    brought = _brought([line for line in lines if line])
     return sorted(
         module
         for module, distributions in importlib.metadata.packages_distributions().items()
-        if not brought & {_normal(name) for name in distributions} and module not in own
+        if not brought & {_normal(name) for name in distributions}
+        and module not in ("repae_jax", "tests")
     )
 
 
 def _brought(packages):
+    """The names of the distributions that packages bring, their own among them."""
     waiting, seen = [Requirement(line) for line in packages], set()
     while waiting:
         requirement = waiting.pop()

@@ -88,7 +88,7 @@ def of_clip():
     config = of_prompts("linear", family="mmdit", **SIZES)
     config.text_encoder = text_encoder(
         family="clip_text", vocabulary=49_408, hidden_size=16, depth=1, num_heads=2, mlp_hidden=16,
-        projection=0, length=12,
+        projection=8, length=12,
     )  # fmt: skip
     config.text_encoder.weights = "clip"
     return config

@@ -1,7 +1,6 @@
 """A pipeline's folder needs torch and diffusers alone: neither JAX nor this package."""
 
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -9,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch_pipelines
-from bare_environment import make_bare
+from bare_environment import link_packages
 from torch_pipelines import CASES, LABELS, PROMPTS, distance, our_images
 
 from repae_jax.cli import main
 
 STEPS = 3
 SCRIPT = """\
-import sitecustomize  # hides everything else
 import sys
 
 import numpy as np
@@ -58,14 +56,13 @@ def test_a_folder_needs_nothing_else(case, packages, tmp_path):
     noise = torch.stack([given["step_noise"](step)[0] for step in range(STEPS)])
     np.savez(tmp_path / "noise.npz", latents=given["latents"], step_noise=noise)
     (tmp_path / "bare").mkdir()
-    bare = make_bare(tmp_path / "bare", packages, own=())
-    installed = pathlib.Path(torch.__file__).parents[1]
+    bare = link_packages(tmp_path / "bare", packages)
     paths = [tmp_path / name for name in ("pipe", "noise.npz", "made.npy")]
     done = subprocess.run(
         [sys.executable, "-S", "-c", SCRIPT, *map(str, paths), kind, *map(str, asked)],
         env={
-            **os.environ, "PYTHONPATH": f"{bare}{os.pathsep}{installed}",
-            "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1",
+            **os.environ, "PYTHONPATH": str(bare), "HF_HOME": str(tmp_path / "hub"),
+            "HF_HUB_OFFLINE": "1",
         },
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
