@@ -10,11 +10,13 @@ from captioned import write_captioned
 from PIL import Image
 from runs import assert_continues
 
+from repae_jax import Pipeline
 from repae_jax.cli import main
 from repae_jax.config.modules import build_text_encoder
 from repae_jax.config.overrides import read_config
 from repae_jax.data.sources import open_source
 from repae_jax.data.tokens import Tokenize
+from repae_jax.errors import UserError
 from repae_jax.interop.text_encoder import read_text_encoder
 from repae_jax.models.networks import condition_of
 from repae_jax.models.text_encoders.base import caption_mask
@@ -309,3 +311,18 @@ def test_unreadable_captions_are_passed_over_where_that_is_wanted(tmp_path, caps
     assert sorted(path.name for path in (tmp_path / "lm").iterdir()) == [
         "model.safetensors", "tokenizer.json",
     ]  # fmt: skip
+
+
+def test_a_pipelines_images_are_those_of_generate(folder, prompts, tmp_path):
+    words = ["--prompts", prompts, "--images-per-prompt", 2, "--negative-prompt", "a blue arrow"]
+    generate(folder, tmp_path / "all", *words, "--seed", 5)
+    expected = [picture(path) for path in sorted((tmp_path / "all").glob("*.png"))]
+    pipeline = Pipeline.from_pretrained(folder / "run")
+    given = dict(images_per_prompt=2, negative_prompt="a blue arrow", guidance_scale=3, seed=5)
+    np.testing.assert_array_equal(pipeline(PROMPTS, **given), np.stack(expected))
+    with pytest.raises(UserError, match="the prompt has 0 bytes"):
+        pipeline(" ")
+    with pytest.raises(UserError, match="the prompt is 3: give the prompt as text"):
+        pipeline([3])
+    with pytest.raises(UserError, match="at a guidance scale of 1 it has no effect"):
+        pipeline("a red disc", negative_prompt="blue", guidance_scale=1.0)
