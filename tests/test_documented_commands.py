@@ -25,12 +25,16 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 OURS = "python -m repae_jax "
+SHORT = "repae "  # the installed command
+HERE_DOCUMENT = re.compile(r" <<'END'\n.*?^END$", re.MULTILINE | re.DOTALL)
 COPIES = {"configs/photos.py": "configs/imagenet256_repae_sdvae.py"}  # docs/training.md makes it
 # The beginning of a line of a shell that is not ours -> why no test runs it, or which does.
 SHELL = {
     "bash launch/quickstart.sh": "takes minutes; tests/test_readme.py runs its steps, shortened",
     "bash launch/test.sh": "continuous integration is this command",
     "bash launch/docs.sh": "tests/test_site.py builds the site",
+    "bash launch/matrix.sh": "takes hours; tests/launch/test_matrix.py runs it with stubs",
+    "python -": "tests/test_readme.py runs it",
     "python -m pytest ": "needs checkouts of the originals; its files are looked for here",
     "python benchmarks/": "takes long; its file is looked for here",
     "python -m venv ": "needs a network",
@@ -52,7 +56,9 @@ def blocks(path, *languages):
 
 def lines(text):
     """The commands of a block, each in one line, without comments and variables before it."""
-    for line in text.replace("\\\n", " ").splitlines():
+    for line in HERE_DOCUMENT.sub("", text).replace("\\\n", " ").splitlines():
+        if line.startswith(SHORT):
+            line = OURS + line.removeprefix(SHORT)
         words = shlex.split(line, comments=True)
         while words and re.fullmatch(r"[A-Z][A-Z0-9_]+=\S*", words[0]):
             words = words[1:]
@@ -84,7 +90,8 @@ def check(command):
         config = getattr(options, "config", None) or getattr(options, "file", None) or ""
     if config:
         file, _, recipe = str(config).partition(":")
-        file = ROOT / COPIES.get(file, file)
+        path = ROOT / COPIES.get(file, file)
+        file = path if path.exists() else file  # else the name of a packaged configuration
         read = read_config(f"{file}:{recipe}" if recipe else str(file), overrides)
         if words[0] == "train":
             validate(read)

@@ -103,7 +103,8 @@ def detect(name: str | pathlib.Path) -> Detected:
       UserError: nothing is there, it is damaged, or its format is unknown.
     """
     if index := hub.pipeline_index(name):
-        dit_folder.check_pipeline(index)  # before gigabytes are fetched
+        if not pipeline_folder.is_pipeline(index.parent):
+            dit_folder.check_pipeline(index)  # before gigabytes are fetched
         return _folder(hub.fetch_pipeline(str(name)))
     path = hub.locate(name, (vae_files.CONFIG,))
     if str(name).startswith(hub.PREFIX) and path.is_dir():  # its config names the weights' file

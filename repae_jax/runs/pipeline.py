@@ -92,7 +92,7 @@ class Pipeline:
         - a work directory of `train`;
         - any file or folder that `convert` turns into a work directory: a checkpoint of the
           original REPA-E, REPA, DiT, LightningDiT, RAE, diffusion-bench, JiT or fuse-dit, bare
-          weights, or the folder of a DiTPipeline;
+          weights, the folder of a DiTPipeline, or one that `save_pretrained` wrote;
         - a repository on the Hugging Face hub that holds such a folder, "owner/name", or a file in
           one, "owner/name/file.pt".
 
@@ -259,6 +259,7 @@ class Pipeline:
                 "pipeline",
                 lambda derive: derive(),
                 step=self.step if own else None,
+                class_names=self.class_names,
                 progress=False,
             )
 

@@ -24,7 +24,8 @@ from repae_jax.models.networks import Models
 from repae_jax.parallel.mesh import place, replicated
 from repae_jax.runs.build import build_models
 from repae_jax.runs.captions import make_tokenize
-from repae_jax.runs.conversion import MakeConfig, checkpoint_in, convert, possible_targets
+from repae_jax.runs.conversion import convert, possible_targets
+from repae_jax.runs.conversion_targets import MakeConfig, checkpoint_in
 from repae_jax.runs.open_run import missing_text_encoder, open_run, sampling_weights
 from repae_jax.runs.original_import import import_state
 from repae_jax.runs.workdir import is_run, load_config
@@ -141,7 +142,7 @@ class Source:
         if RUN not in possible_targets(found):
             raise UserError(
                 f"{self.name} ({FORMATS[found.format]}) generates no images: give a work "
-                "directory, a checkpoint, or a DiTPipeline"
+                "directory, a checkpoint, or a pipeline's folder"
             )
         if self.step is not None:
             raise UserError(

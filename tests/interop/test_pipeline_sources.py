@@ -9,7 +9,7 @@ import numpy as np
 import parity
 import pytest
 import tiny
-from diffusers import DiTPipeline, DiTTransformer2DModel
+from diffusers import DiffusionPipeline, DiTTransformer2DModel
 from foreign_trips import write_vae
 
 from repae_jax import AutoencoderKL, Pipeline
@@ -112,9 +112,11 @@ def test_damaged_names_are_refused(labels, pipe, tmp_path):
 def test_what_is_saved_opens_here_and_in_diffusers(pipeline, images, tmp_path):
     said = pipeline.save_pretrained(tmp_path / "saved")
     assert said.startswith(str(tmp_path / "saved"))
-    assert DiTPipeline.from_pretrained(tmp_path / "saved").transformer.config.num_layers == 1
-    again = Pipeline.from_pretrained(tmp_path / "saved", config=config_of(tmp_path / "saved"))
-    assert np.abs(again([3, 1, 4], **OPTIONS).astype(int) - images).max() <= 1
+    theirs = DiffusionPipeline.from_pretrained(tmp_path / "saved", trust_remote_code=True)
+    assert theirs.transformer.config.depth == 1
+    assert theirs.labels == {name: int(number) for number, name in NAMES.items()}
+    again = Pipeline.from_pretrained(tmp_path / "saved")  # which needs no configuration
+    assert np.abs(again(WANTED, **OPTIONS).astype(int) - images).max() <= 1
     with pytest.raises(UserError, match="exists already"):
         pipeline.save_pretrained(tmp_path / "saved")
 
@@ -170,7 +172,7 @@ def test_a_refused_upload_is_one_line(pipe, uploads, monkeypatch):
         vae.push_to_hub("a b")
 
 
-def test_the_hub_gives_a_pipeline(pipe, tmp_path, monkeypatch):
+def test_the_hub_gives_a_pipeline(pipe, pipeline, tmp_path, monkeypatch):
     """Weights without code; and no gigabytes of a pipeline that is not read."""
     cache, asked = tmp_path / "cache", []
     shutil.copytree(pipe, cache / "owner" / "name")
@@ -191,6 +193,9 @@ def test_the_hub_gives_a_pipeline(pipe, tmp_path, monkeypatch):
     assert found.class_names == tuple(NAMES.values())
     assert asked == [["*.json", "*.safetensors"]]
     assert main(["inspect", "hf://owner/name"]) == 0
+    pipeline.save_pretrained(cache / "owner" / "saved")
+    found = Pipeline.from_pretrained("owner/saved")
+    assert found.class_names == tuple(NAMES.values())
     (cache / "owner" / "name" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     asked.clear()
     with pytest.raises(UserError, match="of pipelines only a DiTPipeline is read"):
