@@ -22,8 +22,8 @@ SMALL = (
 # Of the others, a run takes minutes, or needs the original, a GPU, or a trace of one.
 LARGE = (
     "bfloat16.py", "compile_time.py", "conversion.py", "data.py", "demo_screenshot.py", "gpu.py",
-    "kernels.py", "loop_overhead.py", "reproduce.py", "sampler_precision.py", "sampling.py", "step.py",
-    "upsample.py",
+    "kernels.py", "loop_overhead.py", "reproduce.py", "sampler_precision.py", "sampling.py",
+    "step.py", "upsample.py",
 )  # fmt: skip
 PARTS = (  # of others, or without options
     "lightningdit.py", "numerics_table.py", "original.py", "repae.py", "side_by_side.py"
