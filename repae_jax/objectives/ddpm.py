@@ -24,7 +24,7 @@ class Chain(NamedTuple):
       alpha_bar, alpha_bar_before: the share of the data's variance after the step and before it.
       log_beta: the log of the step's variance, the upper bound of a learned one.
       log_posterior: the log of q(x_{t-1} | x_t, x)'s variance, the lower bound; at index 0, where
-        it is 0, that of index 1.
+        it is 0, that of index 1; of a chain of one step log_beta.
       from_data, from_noisy: the mean of q(x_{t-1} | x_t, x) is from_data x + from_noisy x_t.
     """
 
@@ -54,7 +54,7 @@ def make_chain(steps: tuple[int, ...] | None = None) -> Chain:
         alpha_bar=alpha_bar,
         alpha_bar_before=before,
         log_beta=np.log(beta),
-        log_posterior=np.log(np.append(posterior[1:2], posterior[1:])),
+        log_posterior=np.log(np.append([*posterior[1:2], beta[0]][0], posterior[1:])),
         from_data=beta * np.sqrt(before) / (1.0 - alpha_bar),
         from_noisy=(1.0 - before) * np.sqrt(1.0 - beta) / (1.0 - alpha_bar),
     )
