@@ -171,11 +171,15 @@ def test_readmes_commands_work_without_what_it_does_not_install(folder, tmp_path
 
 
 # Instead of the Python that a reader has: its environments know the tests' packages, so that
-# `pip install .` finds its requirements without a network.
+# `pip install .` finds its requirements, and a setuptools that is new enough, without a network.
 PYTHON = """\
 #!/bin/sh
 "{python}" "$@" || exit
-[ "$1 $2" = "-m venv" ] && echo "{packages}" > "$(echo "$3"/lib/python*/site-packages)/tests.pth"
+if [ "$1 $2" = "-m venv" ]; then
+  own=$(echo "$3"/lib/python*/site-packages)
+  rm -rf "$own"/setuptools* "$own"/_distutils_hack "$own"/distutils-precedence.pth
+  echo "{packages}" > "$own/tests.pth"
+fi
 exit 0
 """
 
@@ -188,7 +192,7 @@ def test_the_ten_lines_run_as_printed(folder, tmp_path):
     checkout, programs = tmp_path / "checkout", tmp_path / "bin"
     names = [
         *ROOT.glob("requirements*.txt"),
-        *(ROOT / name for name in ("pyproject.toml", "README.md")),
+        *(ROOT / name for name in ("pyproject.toml", "setup.py", "LICENSE", "README.md")),
     ]
     checkout.mkdir()
     for name in names:
