@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(__file__).parents[1]
 def packaged_folder() -> pathlib.Path:
     """The folder of the packaged configurations.
 
-    A wheel carries it inside the package; in a checkout it lies beside the package.
+    A wheel carries it inside the package; a checkout has it beside the package.
     """
     inside = PACKAGE / "configs"
     return inside if inside.is_dir() else PACKAGE.parent / "configs"

@@ -76,11 +76,11 @@ class WandbWriter:
             return
         try:
             self._run.log({**content(), STEP: step})
-        except Exception as error:  # anything: the training goes on
+        except Exception as error:  # anything: training continues
             self._run = None
             warn(
                 f"Weights & Biases takes no metrics from step {step} on ({first_line(error)}): "
-                "the run goes on with TensorBoard alone"
+                "training continues with TensorBoard alone"
             )
 
 
@@ -150,7 +150,7 @@ def _init_offline(wandb, options):
     except Exception as error:
         warn(
             f"Weights & Biases does not work offline either ({first_line(error)}): "
-            "the run goes on with TensorBoard alone"
+            "training continues with TensorBoard alone"
         )
         return None
 

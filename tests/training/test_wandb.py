@@ -158,7 +158,7 @@ def test_a_later_fault_ends_the_writing_alone_with_one_warning(stub, tmp_path, c
     assert run.logged == [{"samples": [(4, 6, 3)], "step": 1}]
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "takes no metrics from step 2 on (gone): the run goes on" in error
+    assert "takes no metrics from step 2 on (gone): training continues" in error
 
 
 def test_the_end_of_a_run_does_not_wait_for_ever(stub, tmp_path, capsys):
