@@ -73,12 +73,7 @@ def _bare(name):
 
 
 def _published(found: Download, role: str) -> str:
-    note = f" ({found.note})" if found.note else ""
-    return f"{found.what}, {role}; published at {found.place}{note}"
-
-
-def _or_published(found: Download) -> str:
-    return f"; {found.what} are published at {found.place} ({found.note})"
+    return f"{found.what}, {role}; {found.published}"
 
 
 def _describe_teacher(name, teachers):
@@ -97,9 +92,7 @@ def _describe_data(config):
             "cached latents; make them with `python -m repae_jax encode --config FILE:images "
             f"--output {data.path}`, FILE being this configuration"
         )
-        return (
-            f"{made}; {found.what} are published at {found.place} ({found.note})" if found else made
-        )
+        return f"{made}; {found.what} are {found.published}" if found else made
     if data.source == "tfds":
         found = downloads.DATA.get(data.name)
     what = _OF_DATA.get(data.source, "the data")

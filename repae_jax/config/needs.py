@@ -243,8 +243,8 @@ def _files(config: ConfigDict) -> Iterator[str]:
         heads, vgg = (WEIGHTS[f"lpips/{file}"] for file in ("vgg.pth", "vgg16-397923af.pth"))
         yield (
             f"config.objective.perceptual_weight is {config.objective.perceptual_weight}, but "
-            f"config.lpips.weights ({heads.what}, published at {heads.place}) or "
-            f"config.lpips.vgg_weights ({vgg.what}, published at {vgg.place}) is empty: name both "
+            f"config.lpips.weights ({heads.what}, {heads.published}) or "
+            f"config.lpips.vgg_weights ({vgg.what}, {vgg.published}) is empty: name both "
             "(--config.lpips.weights=PATH --config.lpips.vgg_weights=PATH), or set "
             "--config.objective.perceptual_weight=0.0"
         )

@@ -197,7 +197,7 @@ def _builder(data_config: typing.Any) -> tfds.core.DatasetBuilder:
         ) from error
     if not builder.info.splits:
         found = DATA.get(name)
-        published = f": {found.what}, published at {found.place} ({found.note})" if found else ""
+        published = f": {found.what}, {found.published}" if found else ""
         raise UserError(
             f"{name} is not in {builder.data_dir} ({setting(data_config, 'path', 'PATH')} sets "
             f"TFDS's folder){published}; run: {_prepare(name, folder)}"

@@ -22,6 +22,11 @@ class Download(NamedTuple):
     place: str
     note: str = ""
 
+    @property
+    def published(self) -> str:
+        """Where it is published and what else to do there, as a clause."""
+        return f"published at {self.place}" + (f" ({self.note})" if self.note else "")
+
 
 def _hub(repository: str, what: str, *, gated: bool = False) -> Download:
     return Download(what, HUB + repository, _GATED if gated else "")
@@ -76,7 +81,9 @@ WEIGHTS = {
         "nyu-visionx/RAE-dinov2-wReg-base-ViTXL-n08", "RAE with DINOv2-B"
     ),
     "nyu-visionx/RAEv2-models/stage1/imagenet/dinov3l-k7/decoder.pt": Download(
-        "RAEv2's decoder of DINOv3-L", f"{HUB}nyu-visionx/RAEv2-models", "stats.pt lies beside it"
+        "RAEv2's decoder of DINOv3-L",
+        f"{HUB}nyu-visionx/RAEv2-models",
+        "its latent statistics are stats.pt beside it",
     ),
     "facebook/dinov2-with-registers-base": _hub(
         "facebook/dinov2-with-registers-base", "DINOv2-B with registers"

@@ -22,7 +22,7 @@ import numpy as np
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from repae_jax.errors import UserError
-from repae_jax.interop import files, vae_files, weight_files
+from repae_jax.interop import files, hub, vae_files, weight_files
 from repae_jax.interop.latent_statistics import Statistics
 from repae_jax.interop.pipeline_code import code_of
 from repae_jax.interop.pipeline_names import WIDE, transformer_of
@@ -43,7 +43,7 @@ from repae_jax.models.tokenizers.rae import RAE
 from repae_jax.utils.atomic_files import replacing
 from repae_jax.utils.schema import Text, check_schema, read_json, short_repr, whole
 
-INDEX, RUN_FILE, CARD = "model_index.json", "run.json", "README.md"
+INDEX, RUN_FILE, CARD = hub.PIPELINE, "run.json", "README.md"
 CLASS_NAME = "RepaePipeline"
 PREFIX = "repae_"  # of the files of code, so that no module of diffusers has their name
 TRANSFORMER, VAE, TEXT_ENCODER, TOKENIZER_FOLDER = "transformer", "vae", "text_encoder", "tokenizer"
@@ -143,7 +143,7 @@ def write_pipeline(folder: pathlib.Path, made: Generator, dtype: str = "float32"
     if made.captions is not None:
         encoder = made.captions.encoder
         described = describe(encoder, f"{PREFIX}text_encoder")
-        index[TEXT_ENCODER] = [described.library, described.class_name]
+        index[TEXT_ENCODER] = [described.module, described.class_name]
         index[TOKENIZER_FOLDER] = ["transformers", TOKENIZER_CLASS]
         index |= {
             "text_length": encoder.length,
@@ -169,7 +169,7 @@ def write_pipeline(folder: pathlib.Path, made: Generator, dtype: str = "float32"
             found = base_text_encoder(captions.variables, captions.encoder)
             found = _cast(found, dtype, f"{folder / TEXT_ENCODER}")
             write_text_encoder(target, found, described.config)
-            if described.library != "transformers":
+            if described.module != "transformers":
                 _write_code(target, "text_encoder")
             length = captions.encoder.length
             write_tokenizer(temporary / TOKENIZER_FOLDER, captions.tokenizer, length)

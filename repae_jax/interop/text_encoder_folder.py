@@ -22,12 +22,12 @@ class Described(NamedTuple):
     """A text encoder for transformers.
 
     Attributes:
-      library: "transformers", or the name of a file of code that the folder needs.
+      module: "transformers", or the name of a file of code that the folder needs.
       class_name: its class.
       config: the content of config.json.
     """
 
-    library: str
+    module: str
     class_name: str
     config: dict[str, Any]
 

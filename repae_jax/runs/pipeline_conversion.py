@@ -17,10 +17,8 @@ from repae_jax.config.modules import build_sampler
 from repae_jax.config.recipes import apply_recipe
 from repae_jax.config.storage import from_stored, to_json
 from repae_jax.config.validate import validate
-from repae_jax.data.identity import FILE as DATA_FILE
-from repae_jax.data.identity import read_fingerprints
 from repae_jax.errors import UserError
-from repae_jax.interop import pipeline_folder
+from repae_jax.interop import hub, pipeline_folder
 from repae_jax.interop.latent_statistics import Statistics
 from repae_jax.interop.pipeline_folder import RUN_FILE, TEXT_ENCODER, VAE, Captions, Generator
 from repae_jax.interop.vae_files import read_weights
@@ -31,9 +29,10 @@ from repae_jax.runs import workdir as work_directory
 from repae_jax.runs.build import build_models, build_optimizers, latent_shape
 from repae_jax.runs.captions import keep_tokenizer, make_tokenize
 from repae_jax.runs.checkpoints import Checkpoints
+from repae_jax.runs.class_names import recorded_class_names
 from repae_jax.runs.initial_state import load_text_encoder
 from repae_jax.runs.model_card import card_of
-from repae_jax.runs.open_run import Run, open_on_host, vae_of
+from repae_jax.runs.open_run import missing_text_encoder, open_on_host, vae_of
 from repae_jax.runs.optimizers import MUON
 from repae_jax.runs.state import TrainState, without_heads
 from repae_jax.utils.atomic_files import replacing
@@ -45,7 +44,6 @@ _PLACES = (
     ("lpips", "vgg_weights"), ("text_encoder", "weights"), ("text_encoder", "tokenizer"),
     ("evaluation", "reference"),
 )  # fmt: skip
-_HUB = "hf://"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,15 +86,15 @@ def generator_of(workdir: pathlib.Path, step: int | None = None) -> Generator:
         )
     others = ("params", "latent_norm", "tokenizer")
     constants = {name: part for name, part in state.ema.items() if name not in others}
-    steps, stored = int(state.step), _without_places(run.config)
+    steps, stored, captions = int(state.step), _without_places(run.config), _captions(run)
     return Generator(
         backbone=backbone,
         variables={"params": without_heads(state.ema["params"]), **constants},
         statistics=state.ema["latent_norm"],
         vae=None if is_identity(run.models.tokenizer) else vae_of(run),
-        captions=_captions(run),
+        captions=captions,
         sampler=dataclasses.asdict(build_sampler(run.config)),
-        class_names=_class_names(run),
+        class_names=None if captions else recorded_class_names(workdir, run.config),
         run={"step": steps, "config": json.loads(to_json(stored, sealed=True))},
         card=card_of(run),
     )
@@ -188,24 +186,9 @@ def _captions(run):
     encoder = run.models.text_encoder
     if encoder is None:
         return None
-    if "text_encoder" in run.state.frozen:
-        variables = run.state.frozen["text_encoder"]
-    else:  # an imported run
-        variables = load_text_encoder(run.config, encoder)["text_encoder"]
+    frozen = {**run.state.frozen, **missing_text_encoder(run.config, run.models, run.state)}
     tokenize = make_tokenize(run.config)
-    return Captions(encoder, variables, pathlib.Path(tokenize.path).read_bytes())
-
-
-def _class_names(run: Run) -> tuple[str, ...] | None:
-    """The names of the classes, if the data have names."""
-    if run.models.text_encoder is not None:
-        return None
-    recorded = read_fingerprints(run.workdir / DATA_FILE) or {}
-    classes = recorded.get("train", {}).get("classes")
-    if not isinstance(classes, list) or len(classes) != run.config.data.num_classes:
-        return None
-    names = [entry[0] if isinstance(entry, list) and entry else entry for entry in classes]
-    return tuple(names) if all(isinstance(name, str) and name for name in names) else None
+    return Captions(encoder, frozen["text_encoder"], pathlib.Path(tokenize.path).read_bytes())
 
 
 def _without_places(config):
@@ -214,7 +197,7 @@ def _without_places(config):
     sections = [(config[section], key) for section, key in _PLACES]
     sections += [(teacher, "weights") for teacher in config.teachers.values()]
     for section, key in sections:
-        if key in section and section[key] and not str(section[key]).startswith(_HUB):
+        if key in section and section[key] and not str(section[key]).startswith(hub.PREFIX):
             section[key] = ""
     return config
 

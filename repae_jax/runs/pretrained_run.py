@@ -12,8 +12,6 @@ from ml_collections import ConfigDict
 
 from repae_jax.config.overrides import PREFIX, apply_overrides, read_config
 from repae_jax.config.validate import validate
-from repae_jax.data import scenes
-from repae_jax.data.identity import FILE, read_fingerprints
 from repae_jax.data.tokens import Tokenize
 from repae_jax.errors import UserError
 from repae_jax.interop import hub
@@ -24,13 +22,12 @@ from repae_jax.models.networks import Models
 from repae_jax.parallel.mesh import place, replicated
 from repae_jax.runs.build import build_models
 from repae_jax.runs.captions import make_tokenize
+from repae_jax.runs.class_names import one_for_each, recorded_class_names
 from repae_jax.runs.conversion import convert, possible_targets
 from repae_jax.runs.conversion_targets import MakeConfig, checkpoint_in
 from repae_jax.runs.open_run import missing_text_encoder, open_run, sampling_weights
 from repae_jax.runs.original_import import import_state
 from repae_jax.runs.workdir import is_run, load_config
-
-_HF = hub.PREFIX
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +87,7 @@ class Source:
         else:
             generator = self._open_checkpoint(found, *opened, mesh)
         names = labels_of_pipeline(_pipeline_folder(found)) or generator.class_names
-        return dataclasses.replace(generator, class_names=_checked(names, generator.config))
+        return dataclasses.replace(generator, class_names=one_for_each(names, generator.config))
 
     @contextlib.contextmanager
     def as_run(self) -> Iterator[pathlib.Path]:
@@ -116,7 +113,7 @@ class Source:
             )
         _check_backbone(load_config(workdir), name)
         run = open_run(workdir, mesh, step=self.step)
-        names = _checked(_recorded_names(workdir, run.config), run.config)
+        names = recorded_class_names(workdir, run.config)
         weights = sampling_weights(run.state)
         step, tokenize = int(run.state.step), make_tokenize(run.config)
         return Generator(name, run.config, run.models, weights, step, names, tokenize)
@@ -153,9 +150,9 @@ class Source:
     def _full_name(self):
         """The name, with "hf://" before one that is nothing here and may be on the hub."""
         name = str(self.name)
-        if name.startswith(_HF) or pathlib.Path(name).exists() or not hub.is_hub_id(name):
+        if name.startswith(hub.PREFIX) or pathlib.Path(name).exists() or not hub.is_hub_id(name):
             return name
-        return f"{_HF}{name}"
+        return f"{hub.PREFIX}{name}"
 
     @property
     def _make_config(self) -> MakeConfig:
@@ -182,16 +179,3 @@ def _pipeline_folder(found):
     """The folder of the pipeline that was detected, or of which a DiT's folder or file is part."""
     path = found.path if found.path.is_dir() else found.path.parent
     return path if found.format == PIPELINE else path.absolute().parent
-
-
-def _recorded_names(workdir, config):
-    """The classes' names from the fingerprint of a run's data; None if it has none."""
-    if config.data.source == "scenes":
-        return scenes.CLASSES
-    classes = (read_fingerprints(workdir / FILE) or {}).get("train", {}).get("classes")
-    return [entry if isinstance(entry, str) else entry[0] for entry in classes or ()]
-
-
-def _checked(names, config):
-    """The names, if there is one for each class; else None."""
-    return tuple(names) if names and len(names) == config.data.num_classes else None

@@ -3,7 +3,11 @@
 import numpy as np
 import pytest
 
+from repae_jax.config import base
+from repae_jax.data import scenes
+from repae_jax.data.identity import FILE, write_fingerprints
 from repae_jax.errors import UserError
+from repae_jax.runs.class_names import recorded_class_names
 from repae_jax.sampling.class_names import class_numbers
 
 NAMES = ("tench, Tinca tinca", "crane", "crane, tower crane", "7", "Golden  Retriever")
@@ -50,3 +54,18 @@ def test_other_classes_are_refused(given, names, message):
     with pytest.raises(UserError) as caught:
         class_numbers(given, names, 10 if names is None else len(names))
     assert message in str(caught.value)
+
+
+def test_the_names_of_a_runs_classes(tmp_path):
+    """Those that the data have, if each class has one."""
+    config = base()
+    config.data.update(source="scenes", num_classes=len(scenes.CLASSES))
+    assert recorded_class_names(tmp_path, config) == tuple(scenes.CLASSES)
+    config.data.update(source="folder", num_classes=2)
+    assert recorded_class_names(tmp_path, config) is None
+    for classes, expected in (
+        ([["cat", 3, "x"], ["dog", 3, "y"]], ("cat", "dog")), ([["cat", 3, "x"]], None),
+    ):  # fmt: skip
+        record = {"train": {"source": "folder", "count": 6, "classes": classes}}
+        write_fingerprints(tmp_path / FILE, record)
+        assert recorded_class_names(tmp_path, config) == expected
