@@ -17,4 +17,5 @@ case "${1:-}" in
   --all) shift ;;
 esac
 # Two workers with one compiler thread each use two cores better than one with two.
-exec .venv-test/bin/python -m pytest -n "${TEST_WORKERS:-2}" --durations 15 "$@"
+# A file's tests share a worker: many have a run in common.
+exec .venv-test/bin/python -m pytest -n "${TEST_WORKERS:-2}" --dist loadfile --durations 15 "$@"

@@ -22,11 +22,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # On a CPU, compiling takes the tests' time, not running: compile in haste, and nothing twice.
-# (The emitters make faster kernels of a step in a third more time; XLA ends a process that names a
-# flag which its version does not know.)
+# (The emitters make faster kernels of a step in a third more time; a program in parts, for more
+# cores than two, takes a quarter more. XLA ends a process that names a flag which its version does
+# not know.)
 _FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 if importlib.metadata.version("jax").startswith("0.10."):
-    _FLAGS += " --xla_cpu_use_fusion_emitters=false"
+    _FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ.setdefault("XLA_FLAGS", _FLAGS)
 process_env.choose_options()  # as the commands do, which tests run in processes of their own, too
 # Programs and traces stay in memory, and a collection of garbage looks through all of them: with

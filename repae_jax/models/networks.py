@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import jax
+from flax.core import FrozenDict
 
 from repae_jax.models.backbones.base import Backbone, class_token_dim
 from repae_jax.models.batch_norm import LatentNorm
@@ -18,7 +19,7 @@ from repae_jax.models.tokenizers.base import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """The networks of a run; None for a network that the run lacks."""
+    """The networks of a run, hashable; None for a network that the run lacks."""
 
     tokenizer: Tokenizer
     backbone: Backbone | None = None
@@ -28,6 +29,9 @@ class Models:
     lpips: LPIPS | None = None
     teachers: Mapping[str, Encoder] = dataclasses.field(default_factory=dict)
     text_encoder: TextEncoder | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "teachers", FrozenDict(self.teachers))
 
 
 def with_stripes(models: Models, stripes: int) -> Models:

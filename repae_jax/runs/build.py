@@ -2,12 +2,12 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from repae_jax.config.modules import (
     build_backbone,
@@ -84,14 +84,47 @@ def build_optimizers(config: ConfigDict) -> dict[str, optax.GradientTransformati
 
     That of the projection of VF loss, if there is one, has the tokenizer's settings.
     """
+    return _make_optimizers(_optimizer_sections(config))
+
+
+def _optimizer_sections(config):
     sections = {name: config.optimizer[name] for name in config.train}
     if needs_foundation(config):
         sections["foundation"] = config.optimizer.tokenizer
+    return sections
+
+
+def _make_optimizers(sections):
     return {name: make_optimizer(**section) for name, section in sections.items()}
+
+
+class _StateSettings(NamedTuple):
+    """What a state's arrays depend on beside the networks."""
+
+    resolution: int
+    order: tuple[str, ...]  # of the trained networks
+    optimizers: FrozenConfigDict
+    lecam: bool
+    average_tokenizer: bool
+
+    @classmethod
+    def of(cls, config):
+        sections = _optimizer_sections(config)
+        return cls(
+            config.data.resolution,
+            tuple(sections),
+            FrozenConfigDict({name: section.to_dict() for name, section in sections.items()}),
+            bool(config.objective.lecam_weight),
+            config.tokenizer_ema_decay > 0,
+        )
 
 
 def fresh_state(config: ConfigDict, models: Models, key: jax.Array) -> TrainState:
     """Make the state at step 0 with all networks freshly initialized, including frozen ones."""
+    return _fresh_state(_StateSettings.of(config), models, key)
+
+
+def _fresh_state(settings, models, key):
     keys = dict(
         zip(
             ("tokenizer", "backbone", "discriminator", "rest"),
@@ -99,9 +132,9 @@ def fresh_state(config: ConfigDict, models: Models, key: jax.Array) -> TrainStat
             strict=True,
         )
     )
-    side = config.data.resolution
+    side = settings.resolution
     image = jnp.zeros((1, side, side, 3))
-    latent = jnp.zeros((1, *latent_shape(config, models)))
+    latent = jnp.zeros((1, *_latent_shape(side, models)))
     params, batch_stats, frozen = {}, {}, {}
     variables = models.tokenizer.init(keys["tokenizer"], image, latent)
     params["tokenizer"] = variables.pop("params", {})
@@ -120,7 +153,7 @@ def fresh_state(config: ConfigDict, models: Models, key: jax.Array) -> TrainStat
         params[name], batch_stats[name], constants = split_variables(variables)
         if constants:  # a frozen encoder, for example
             frozen[name] = constants
-        if config.objective.lecam_weight:
+        if settings.lecam:
             batch_stats["lecam"] = {"real": jnp.zeros(()), "fake": jnp.zeros(())}
     if models.foundation is not None:
         params["foundation"] = models.foundation.init(keys["rest"], latent)["params"]
@@ -138,15 +171,25 @@ def fresh_state(config: ConfigDict, models: Models, key: jax.Array) -> TrainStat
         params,
         batch_stats,
         frozen,
-        build_optimizers(config),
-        average_tokenizer=config.tokenizer_ema_decay > 0,
+        _make_optimizers({name: settings.optimizers[name] for name in settings.order}),
+        average_tokenizer=settings.average_tokenizer,
     )
 
 
 def state_shapes(config: ConfigDict, models: Models) -> TrainState:
-    """Shapes and types of the state as `jax.ShapeDtypeStruct`s, without allocating arrays."""
-    make = functools.partial(fresh_state, config, models)
-    return jax.eval_shape(make, jax.random.key(0))
+    """Shapes and types of the state as `jax.ShapeDtypeStruct`s, without allocating arrays.
+
+    Equal networks and settings are traced once: that takes seconds, and a command may need the
+    shapes several times.
+    """
+    leaves, structure = _traced_shapes(_StateSettings.of(config), models)
+    return jax.tree.unflatten(structure, leaves)
+
+
+@functools.lru_cache(maxsize=32)
+def _traced_shapes(settings, models):
+    make = functools.partial(_fresh_state, settings, models)
+    return jax.tree.flatten(jax.eval_shape(make, jax.random.key(0)))
 
 
 def state_template(config: ConfigDict, models: Models, sharding) -> TrainState:
@@ -159,7 +202,11 @@ def state_template(config: ConfigDict, models: Models, sharding) -> TrainState:
 
 def latent_shape(config: ConfigDict, models: Models) -> tuple[int, int, int]:
     """The shape (h, w, c) of an image's latent."""
-    side = config.data.resolution // models.tokenizer.factor
+    return _latent_shape(config.data.resolution, models)
+
+
+def _latent_shape(resolution, models):
+    side = resolution // models.tokenizer.factor
     return side, side, models.tokenizer.latent_channels
 
 

@@ -103,7 +103,7 @@ def _lines(found: Detected) -> Lines:
 
 
 def _run_lines(path):
-    from repae_jax.runs.build import build_models, fresh_state
+    from repae_jax.runs.build import build_models, state_shapes
     from repae_jax.runs.workdir import load_config
 
     config = load_config(path)
@@ -112,8 +112,7 @@ def _run_lines(path):
     yield from _saved_lines(path, config.run.steps)
     models = build_models(config)
     yield from _network_lines(config, models)
-    shapes = jax.eval_shape(lambda key: fresh_state(config, models, key), jax.random.key(0))
-    for network, part in shapes.params.items():
+    for network, part in state_shapes(config, models).params.items():
         yield network, weights_text(part)
 
 

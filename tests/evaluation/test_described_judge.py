@@ -155,7 +155,7 @@ def test_other_files_are_named_in_one_line(untrained, tmp_path):
 @pytest.mark.slow
 def test_a_short_training_finds_objects():
     """The judge beats guesses of (shape, color), 1 of 120, and sees nothing in plain images."""
-    recipe = DetectorRecipe(renders=4000, steps=500)
+    recipe = DetectorRecipe(renders=2000, steps=300)
     judge = train_judge(recipe, progress=False)
     assert judge.accuracy > 0.05
     rng = np.random.default_rng(0)
