@@ -10,10 +10,11 @@ from repae_jax.interop import tables
 from repae_jax.interop.extract import WRAPPERS, wrappers_before
 from repae_jax.interop.tables import LINEAR, Layout, Rule, patch_layout
 
-# "authors": files of the paper's own code, with timm's names for all families but CLIP.
+# "authors": files of the paper's own code, with timm's names for all families but CLIP and PE.
+# "timm": timm's files of PE.
 # "transformers": files on Hugging Face's hub. "transformers5": the state dict of the modules in
 # transformers 5, which has renamed them.
-Naming = Literal["authors", "transformers", "transformers5"]
+Naming = Literal["authors", "timm", "transformers", "transformers5"]
 
 FAMILIES = {
     "dinov2": "DINOv2",
@@ -303,6 +304,20 @@ def _hf_dinov3(mlp: Mapping[str, str | tuple[str, ...]]) -> tuple[Format, Format
 
 
 _POOLING, _FINAL_NORM = "attn_pool.probe", "ln_post.weight"
+_TIMM_PE = {
+    "family": "pe",
+    "naming": "timm",
+    "tensors": (
+        *_TIMM_TENSORS[:2],
+        Rule("blocks.{i}.gamma_1", "blocks_{i}/ls1/scale"),
+        Rule("blocks.{i}.gamma_2", "blocks_{i}/ls2/scale"),
+    ),
+    "layers": {
+        **{ours: name for ours, name in _TIMM_LAYERS.items() if "/w" not in ours},
+        "pre_norm": "norm_pre",
+    },
+    "left_out": (r"(attn_pool|head)\..*",),
+}
 _PE = {
     "family": "pe",
     "naming": "authors",
@@ -372,6 +387,8 @@ FORMATS: tuple[Format, ...] = (
     # Core has the pooling, Spatial and Lang have neither it nor the final norm
     Format(**_PE, prefixes=("visual.", ""), left_out=("proj", r"attn_pool\..*"), holds=_POOLING),
     Format(**_PE, lacks=_FINAL_NORM),
+    Format(**_TIMM_PE, holds="attn_pool.latent"),
+    Format(**_TIMM_PE, holds="norm_pre.weight", lacks="norm.weight"),
     Format(
         "clip",
         "transformers",

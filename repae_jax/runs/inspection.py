@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import numpy as np
 
 from repae_jax.data import latents
@@ -325,6 +324,9 @@ def statistics_text(statistics: Statistics) -> str:
     )
 
 
+_NAMINGS = {"authors": "its authors' names", "timm": "timm's names"}
+
+
 def _vit_text(names: ViTNames) -> str:
     """A ViT's possible families (some share their names), naming, size, and matching presets."""
     format, tensors = names.formats[0], names.tensors
@@ -342,7 +344,7 @@ def _vit_text(names: ViTNames) -> str:
     alike = _alike(names)
     fits = [name for name, preset in alike.items() if {key: preset[key] for key in size} == size]
     families = [preset["family"] for preset in alike.values()] or [f.family for f in names.formats]
-    naming = "its authors' names" if format.naming == "authors" else "transformers' names"
+    naming = _NAMINGS.get(format.naming, "transformers' names")
     where = f"{grid} x {grid} positions" if table else "rotary positions"
     return (
         f"{' or '.join(FAMILIES[name] for name in dict.fromkeys(families))} under {naming}: "

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from exported import export_sit, export_vit
-from pe_files import KINDS, pe_tensors
+from pe_files import KINDS, pe_tensors, small_pe
 from sits import sit_of
 from test_vit_names import DEPTH, FILES, timm_names
 from torch_vits import small
@@ -274,6 +274,13 @@ def test_pe(kind, tmp_path, capsys):
         "PE under its authors' names: width 24, depth 2, patch 4, 4 x 4 positions; "
         "arch none of the published"
     )
+    model = small_pe(kind)
+    named = export_vit(load_vit(pe_tensors(kind), model), model, "timm", marked=False)
+    if kind == "core":
+        named["attn_pool.latent"] = np.zeros((1, 1, 24), np.float32)
+    files.write_safetensors(tmp_path / "x.safetensors", named)
+    found = inspect(tmp_path / "x.safetensors", capsys)["teacher"]
+    assert found.startswith("PE under timm's names: width 24, depth 2, patch 4, 4 x 4 positions")
 
 
 def dinov2(folder, registers):

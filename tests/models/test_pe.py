@@ -166,6 +166,38 @@ def test_an_image_tower_alone_is_read():
         np.testing.assert_array_equal(actual[path], array, err_msg=path)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_timms_names(kind):
+    """A file of timm's, pooling and final norm included, and back."""
+    from timm.models import eva
+
+    tensors, model = pe_tensors(kind), small_pe(kind)
+    leaves = {name: torch.tensor(array) for name, array in tensors.items()}
+    named = eva._convert_pe(leaves, None, prefix="visual." if kind == "core" else "")
+    named = {name: tensor.numpy() for name, tensor in named.items()}
+    variables = load_vit(named, model)
+    jax.tree.map(np.testing.assert_array_equal, variables, load_vit(tensors, model))
+    again = export_vit(variables, model, "timm", marked=False)
+    kept = {n: a for n, a in named.items() if not n.startswith(("attn_pool.", "norm.", "head."))}
+    assert set(again) == set(kept)
+    for name, array in kept.items():
+        np.testing.assert_array_equal(again[name], array, err_msg=name)
+
+
+def test_another_vit_of_timm_with_a_norm_before_the_blocks_is_refused():
+    """timm's CLIP: its last norm tells it from Lang and Spatial, and Core has the pooling."""
+    import timm
+
+    clip = timm.create_model(
+        "vit_base_patch16_clip_224", img_size=16, patch_size=PATCH, embed_dim=DIM, depth=DEPTH,
+        num_heads=HEADS,
+    )  # fmt: skip
+    tensors = {name: array.numpy() for name, array in clip.state_dict().items()}
+    for kind in ("core", "lang", "spatial"):
+        with pytest.raises(UserError, match="^F: "):
+            load_vit(tensors, small_pe(kind), "F")
+
+
 def test_clips_file_of_the_same_names_and_shapes_is_refused():
     tensors = pe_tensors("core")
     clip = {name: array for name, array in tensors.items() if "attn_pool" not in name}
@@ -201,13 +233,14 @@ SIZES = {
 }
 
 
-def exported_shapes(name):
-    """Our preset's tensors under the authors' names, without prefix and mark."""
+def exported_shapes(name, naming="authors"):
+    """Our preset's tensors under a naming's names, without prefix and mark."""
     model = create_vit(name)
     x = jnp.zeros((1, model.patch_size, model.patch_size, 3))
     shapes = tables.flatten(jax.eval_shape(model.init, jax.random.key(0), x))
     blank = {path: np.broadcast_to(np.float32(0), s.shape) for path, s in shapes.items()}
-    tensors = export_vit(tables.unflatten(blank), model, marked="core" in name)
+    marked = naming == "authors" and "core" in name
+    tensors = export_vit(tables.unflatten(blank), model, naming, marked=marked)
     named = {n.removeprefix("visual."): a.shape for n, a in tensors.items()}
     named.pop("attn_pool.probe", None)
     return named
@@ -226,6 +259,7 @@ def test_published_sizes_equal_timms(name):
         n: s for n, s in theirs.items() if not n.startswith(("attn_pool.", "norm.", "head."))
     }
     model = create_vit(name)
+    assert set(exported_shapes(name, "timm")) == set(converted)
     assert (model.num_heads, model.norm_epsilon) == (
         module.blocks[0].attn.num_heads, module.blocks[0].norm1.eps
     )  # fmt: skip
