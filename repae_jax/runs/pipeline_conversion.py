@@ -21,6 +21,7 @@ from repae_jax.errors import UserError
 from repae_jax.interop import hub, pipeline_folder
 from repae_jax.interop.latent_statistics import Statistics
 from repae_jax.interop.pipeline_folder import RUN_FILE, TEXT_ENCODER, VAE, Captions, Generator
+from repae_jax.interop.pipeline_labels import class_names as labels_of_pipeline
 from repae_jax.interop.vae_files import read_weights
 from repae_jax.models.backbones.base import Backbone
 from repae_jax.models.networks import Models
@@ -29,7 +30,7 @@ from repae_jax.runs import workdir as work_directory
 from repae_jax.runs.build import build_models, build_optimizers, latent_shape
 from repae_jax.runs.captions import keep_tokenizer, make_tokenize
 from repae_jax.runs.checkpoints import Checkpoints
-from repae_jax.runs.class_names import recorded_class_names
+from repae_jax.runs.class_names import keep_class_names, recorded_class_names
 from repae_jax.runs.initial_state import load_text_encoder
 from repae_jax.runs.model_card import card_of
 from repae_jax.runs.open_run import missing_text_encoder, open_on_host, vae_of
@@ -177,6 +178,8 @@ def import_pipeline(
         work_directory.claim(temporary, config)
         if opened.models.text_encoder is not None:
             keep_tokenizer(temporary, make_tokenize(config))
+        if names := labels_of_pipeline(folder):
+            keep_class_names(temporary, names)
         checkpoints = Checkpoints(temporary)
         checkpoints.save(steps, state, {"global_next_index": steps * config.batch_size})
         checkpoints.close()

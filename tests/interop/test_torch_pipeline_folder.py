@@ -80,6 +80,17 @@ def test_the_folder_names_its_parts_and_no_place(folder, run):
     assert str(run.parent) not in card
 
 
+def test_an_imported_run_keeps_the_names_of_its_classes(folder, tmp_path, capsys):
+    assert main(["convert", str(folder), str(tmp_path / "back"), "--quiet"]) == 0
+    again = tmp_path / "again"
+    assert main(["convert", str(tmp_path / "back"), str(again), "--to", "pipeline", "--quiet"]) == 0
+    assert (again / "model_index.json").read_text() == (folder / "model_index.json").read_text()
+    (tmp_path / "back" / "class_names.json").write_text('["a", 3]')
+    other = str(tmp_path / "other")
+    assert main(["convert", str(tmp_path / "back"), other, "--to", "pipeline", "--quiet"]) == 2
+    assert "class_names.json" in capsys.readouterr().err
+
+
 def test_inspect_describes_it(folder, capsys):
     said = inspect(folder, capsys)
     assert said["format"] == "pipeline of repae_jax for diffusers, a whole generator"
