@@ -61,5 +61,13 @@ def get_config():
         repae_entropy=claim("also of the entropy alone", "frechet", "repae", "entropy"),
         against_frozen=claim("LSGM is ahead of REPA on the frozen VAE", "frechet", "lsgm", "repa"),
         reconstruction=claim("REPA-E reconstructs better than LSGM", "psnr", "repae", "lsgm"),
+        # The next came after 18 of the 35 runs had shown the collapse as one pattern in all images.
+        common=claim("the diffusion loss gives all images one pattern", "latent_common",
+                     "diffusion", "vae"),
+        common_lsgm=claim("LSGM less of it", "latent_common", "diffusion", "lsgm"),
+        common_uniform=claim("also with uniform times", "latent_common", "diffusion",
+                             "lsgm_uniform"),
+        common_entropy=claim("so does the entropy alone", "latent_common", "diffusion", "entropy"),
+        common_repae=claim("REPA-E less than LSGM", "latent_common", "lsgm", "repae"),
     )  # fmt: skip
     return study
