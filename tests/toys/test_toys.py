@@ -85,15 +85,15 @@ def test_a_killed_run_continues_bit_by_bit(trained, tmp_path):
 
 
 def test_it_samples_with_guidance(trained, tmp_path):
-    """The classes of DDT's head differ least, by 20 levels; at a scale of 300 by 2."""
+    """On a RAE's latents classes differ least: by 4 levels at a tenth of this scale."""
     _, folder = trained
-    for name, scale in {"plain": 1, "guided": 3000}.items():
+    for name, scale in {"plain": 1, "guided": 30_000}.items():
         words = ["--output", tmp_path / f"{name}.npz", "--count", 4, "--guidance-scale", scale]
         run("generate", "--workdir", folder / "run", *words, "--quiet")
     plain, guided = (
         np.load(tmp_path / f"{name}.npz")["arr_0"].astype(int) for name in ("plain", "guided")
     )
-    assert np.abs(plain - guided).max() > 2
+    assert np.abs(plain - guided).max() > 10
     run("sample", "--workdir", folder / "run", "--output", tmp_path / "x.png", "--quiet")
 
 
@@ -163,7 +163,7 @@ def test_what_is_constant_in_a_tokenizer_stays_with_it(trained, tmp_path):
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs libtpu")
-@pytest.mark.parametrize("toy", TOYS)
+@pytest.mark.parametrize("toy", ["backbone", "tokenizer"])
 def test_it_compiles_for_an_absent_tpu(toy, tmp_path, capsys):
     words = ["--topology", "v5e:2x2", "--effort", "quick", "--json"]
     run("compile", *config(toy, "repae", tmp_path), *words)
