@@ -37,6 +37,10 @@ def test_every_config_is_possible_in_every_recipe(path, recipe):
         with pytest.raises(UserError, match=r"needs the velocity of linear or cosine"):
             validate(config)
         return
+    if recipe == "lsgm" and config.tokenizer.family in ("dcae", "rae"):
+        with pytest.raises(UserError, match=r"prior_weight is .*deterministic"):
+            validate(config)
+        return
     if recipe == "vavae":
         check_vavae(config)
         return

@@ -11,7 +11,7 @@ RECIPES = {
     "vanilla": "the backbone without alignment, on a frozen tokenizer",
     "vae": "the tokenizer alone, with its discriminator",
     "vavae": "the tokenizer alone, with its discriminator and VF loss (VA-VAE)",
-    "lsgm": "jointly, and the tokenizer by LSGM's KL from the backbone as prior, without L_REPA",
+    "lsgm": "jointly; the tokenizer by LSGM's KL from the backbone as prior, not by L_REPA",
     "repae_no_stop_gradient": "ablation: the backbone's whole loss trains the tokenizer as well",
     "repae_no_latent_norm": "ablation: fixed latent statistics in place of LatentNorm",
     "repae_no_regularisation": "ablation: L_REG = 0, the tokenizer learns from the alignment alone",

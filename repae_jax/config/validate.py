@@ -98,6 +98,13 @@ def _check_tokenizer(config, tokenizer):
             f"config.tokenizer_ema_decay is {config.tokenizer_ema_decay}, but config.train has no "
             "'tokenizer' to average: set --config.tokenizer_ema_decay=0.0"
         )
+    weight = config.objective.prior_weight
+    if weight and "tokenizer" in config.train and getattr(tokenizer, "deterministic", False):
+        raise UserError(
+            f"config.objective.prior_weight is {weight}, but a tokenizer of the family "
+            f"{config.tokenizer.family!r} is deterministic, so its latents have no entropy to "
+            "weigh: choose a VAE, or another recipe than lsgm"
+        )
 
 
 def _check_discriminator(config, tokenizer):

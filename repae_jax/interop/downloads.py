@@ -134,7 +134,7 @@ DATA = {
     ),
 }
 
-# Beginning of a preset of `config.teachers` -> the authors' repository, which links all sizes.
+# Beginning of a preset of `config.teachers` -> where all its sizes are, or are linked.
 TEACHERS = {
     "dinov2": Download("DINOv2", "https://github.com/facebookresearch/dinov2"),
     "dinov3": Download("DINOv3", "https://github.com/facebookresearch/dinov3"),
@@ -143,9 +143,9 @@ TEACHERS = {
     "mae": Download("MAE", "https://github.com/facebookresearch/mae"),
     "ijepa": Download("I-JEPA", "https://github.com/facebookresearch/ijepa"),
     "clip": Download("CLIP", "https://huggingface.co/openai/clip-vit-large-patch14"),
-    "siglip": Download("SigLIP", "https://github.com/google-research/big_vision"),
-    "webssl": Download("Web-SSL", "https://github.com/facebookresearch/webssl"),
-    "pe-": Download("Perception Encoder", "https://github.com/facebookresearch/perception_models"),
+    "siglip": Download("SigLIP", f"{HUB}google", "such as siglip2-base-patch16-256"),
+    "webssl": Download("Web-SSL", f"{HUB}facebook", "such as webssl-dino1b-full2b-224"),
+    "pe-": Download("Perception Encoder", f"{HUB}facebook", "such as PE-Core-B16-224"),
 }
 
 

@@ -167,7 +167,8 @@ def _to_vae(job: Job) -> str:
     of_rae, statistics = isinstance(vae.module, RAE), latent_statistics.beside(job.target)
     if of_rae:
         statistics = rae_files.statistics_path(job.target, vae.module)
-    beside = [statistics] if vae.statistics is not None else []
+    in_file = getattr(vae.module, "patchify", False)
+    beside = [statistics] if vae.statistics is not None and not in_file else []
     if discriminator is not None:
         beside.append(job.target.with_name(f"{job.target.stem}-discriminator-ckpt.pt"))
     own = latent_statistics.beside(job.found.path).resolve()  # it would be written unchanged

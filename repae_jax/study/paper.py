@@ -29,7 +29,7 @@ def add_paper(study: ConfigDict, smaller: Mapping[str, Any]) -> None:
         diffusion=arm("REPA-E with the SiT's whole loss into the VAE", "repae_no_stop_gradient",
                       vae="vae"),
         no_norm=arm("REPA-E without LatentNorm", "repae_no_latent_norm", vae="vae"),
-        no_regularisation=arm("REPA-E without regularisation", "repae_no_regularisation",
+        no_regularisation=arm("REPA-E without regularization", "repae_no_regularisation",
                               vae="vae"),
         second=arm("REPA on REPA-E's VAE, frozen", "repa", vae="repae"),
         longer=arm("VAE alone, twice the steps", "vae", vae="vae"),

@@ -13,6 +13,7 @@ from repae_jax.config.validate import check_devices
 from repae_jax.data.caption_states import PadStates
 from repae_jax.data.pipeline import train_batches
 from repae_jax.data.source import check_captions
+from repae_jax.models.networks import Models
 from repae_jax.parallel import sharding
 from repae_jax.parallel.mesh import local_rows, make_mesh, place
 from repae_jax.parallel.multihost import Processes
@@ -165,9 +166,23 @@ def describe(run: RunContext, program: Program) -> None:
         f"{_amount(run.processes.count, 'process', 'processes')}\n"
         + sharding.summary(shapes, shardings)
     )
+    if note := frozen_encoder_note(run.config, run.models):
+        run.logger.say(f"warning: {note}")
     if run.processes.first:
         text = sharding.table(shapes, shardings) + "\n"
         write_atomically(run.workdir / SHARDING, text.encode())
+
+
+def frozen_encoder_note(config: ConfigDict, models: Models) -> str:
+    """What a joint run cannot do with a tokenizer whose encoder no run trains; "" for others."""
+    joint = {"backbone", "tokenizer"} <= set(config.train)
+    if not joint or not getattr(models.tokenizer, "frozen_encoder", False):
+        return ""
+    return (
+        "this tokenizer's encoder is frozen, so the alignment cannot tune the latents: the run "
+        "trains the decoder beside the backbone; the recipes repa and vanilla train the backbone "
+        "alone"
+    )
 
 
 def _amount(count, one, many=""):

@@ -13,6 +13,7 @@ import torch
 from diffusers.pipelines.flux2.pipeline_flux2 import Flux2Pipeline
 from pipelines import decoded_latents
 
+from repae_jax.cli import main
 from repae_jax.errors import UserError
 from repae_jax.interop import files, tables
 from repae_jax.interop.flux2 import export_flux2, flux2_config, flux2_dimensions, load_flux2
@@ -127,6 +128,15 @@ def test_what_is_exported_is_normalized_once_by_the_pipeline(tmp_path):
     parity.assert_close(vae.denormalize(z), parity.to_nhwc(expected), "latents", 1e-6)
     moments = (statistics["mean"], np.sqrt(statistics["var"] + 1e-4))
     parity.assert_close(expected.detach().permute(0, 2, 3, 1), z * moments[1] + moments[0], "z")
+
+
+def test_convert_says_what_it_writes(tmp_path, capsys):
+    """The statistics are in the file: nothing lies beside it, and nothing there is in the way."""
+    make(SMALL).save_pretrained(tmp_path / "theirs")
+    (tmp_path / "ae-latents-stats.pt").write_bytes(b"another's")
+    assert main(["convert", str(tmp_path / "theirs"), str(tmp_path / "ae.safetensors")]) == 0
+    assert "beside it" not in capsys.readouterr().out
+    assert (tmp_path / "ae-latents-stats.pt").read_bytes() == b"another's"
 
 
 def test_the_authors_file_goes_in_and_out(tmp_path):

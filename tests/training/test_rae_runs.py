@@ -30,6 +30,7 @@ from repae_jax.runs.weights import read_vae as read_configured
 from repae_jax.training.default_hooks import default_hooks
 from repae_jax.training.encode import encode as write_cache
 from repae_jax.training.loop import train
+from repae_jax.training.start import frozen_encoder_note
 from repae_jax.utils.images import to_float
 
 GRID, WIDTH = 8, 64
@@ -155,6 +156,13 @@ def test_a_decoder_learns_from_scratch_on_an_encoder(folder, tmp_path):
     assert leaves(found).keys() == leaves(vae.variables).keys()
     write_diffusers(tmp_path / "out", vae)
     assert read_vae(tmp_path / "out").module == vae.module.clone(dtype=np.float32)
+
+
+def test_a_joint_run_is_told_that_the_latents_stay(folder):
+    for recipe, told in {"repae": True, "repa": False, "vae": False}.items():
+        config = make_config(recipe, folder / "rae")
+        note = frozen_encoder_note(config, build_models(config))
+        assert ("alignment cannot tune the latents" in note) == told
 
 
 def test_an_encoder_alone_does_not_do_for_a_frozen_tokenizer(folder):

@@ -31,7 +31,8 @@ class Tokenizer(Protocol):
 
     A tokenizer whose latents are the images has `identity`, which is True: see `is_identity`. One
     whose latent statistics differ from position to position has `statistics_by_position`, which is
-    True: see `statistics_shape`.
+    True: see `statistics_shape`. One that maps an image to a single latent has `deterministic`,
+    which is True. One whose encoder no run trains has `frozen_encoder`, which is True.
     """
 
     factor: int

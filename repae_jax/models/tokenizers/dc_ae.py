@@ -165,6 +165,7 @@ class AutoencoderDC(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
 
+    deterministic = True
     last_encoder_layer = "encoder/conv_out/kernel"
 
     @property

@@ -23,6 +23,7 @@ class Pixels(nn.Module):
 
     factor, latent_channels, image_channels = 1, 3, 3
     identity = True
+    deterministic = True
 
     def encode(self, images: jax.Array) -> Point:
         """Images (B, H, W, 3) -> points (B, H, W, 3).

@@ -206,6 +206,8 @@ class RAE(nn.Module):
     remat: str = "none"
 
     statistics_by_position = True
+    deterministic = True
+    frozen_encoder = True
     last_layer = "decoder/pred/kernel"
 
     @property
