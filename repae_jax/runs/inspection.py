@@ -359,6 +359,7 @@ def _alike(names: ViTNames) -> dict[str, dict]:
     theirs = {rule.ours: rule.theirs.format(i=0) for rule in names.formats[0].tensors}
     optional = ("blocks_{i}/ls1/scale", "class_token", "register_tokens")
     held = tuple(names.prefix + theirs.get(ours, "-") in names.tensors for ours in optional)
+    held += (any(_holds_layer(names, format, "blocks_{i}/mlp/w12") for format in names.formats),)
     return {
         name: preset
         for name, preset in VIT_CONFIGS.items()
@@ -366,10 +367,17 @@ def _alike(names: ViTNames) -> dict[str, dict]:
     }
 
 
+def _holds_layer(names, format, layer):
+    """Whether the file has a layer of the first block, which may be in parts."""
+    parts = format.layers.get(layer, "-")
+    tensors = [f"{names.prefix}{part}.weight" for part in np.atleast_1d(parts)]
+    return all(name.format(i=0) in names.tensors for name in tensors)
+
+
 def _features(preset):
-    """Whether a preset's ViT has LayerScale, a class token and registers: three bools."""
+    """Whether a preset's ViT has LayerScale, a class token, registers and SwiGLU: four bools."""
     vit = create_vit(preset)
-    return vit.layer_scale is not None, vit.class_token, vit.num_registers > 0
+    return vit.layer_scale is not None, vit.class_token, vit.num_registers > 0, vit.swiglu
 
 
 def _fields_of(module):

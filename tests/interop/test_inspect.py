@@ -3,6 +3,7 @@
 Runs and training checkpoints themselves are in tests/training/test_exchange.py.
 """
 
+import functools
 import shutil
 
 import diffusers_vae
@@ -281,6 +282,16 @@ def test_pe(kind, tmp_path, capsys):
     files.write_safetensors(tmp_path / "x.safetensors", named)
     found = inspect(tmp_path / "x.safetensors", capsys)["teacher"]
     assert found.startswith("PE under timm's names: width 24, depth 2, patch 4, 4 x 4 positions")
+
+
+@pytest.mark.parametrize("name", ["dinov3-s", "dinov3-splus"])
+def test_the_mlp_tells_presets_of_one_size_apart(name, tmp_path, capsys):
+    model = create_vit(name)
+    init = functools.partial(model.init, jax.random.key(0))
+    shapes = jax.eval_shape(init, np.zeros((1, 16, 16, 3), np.float32))
+    blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float16), shapes)
+    files.write_safetensors(tmp_path / "x.safetensors", export_vit(blank, model))
+    assert inspect(tmp_path / "x.safetensors", capsys)["teacher"].endswith(f"; arch {name}")
 
 
 def dinov2(folder, registers):
