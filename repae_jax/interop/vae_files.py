@@ -166,11 +166,19 @@ def read_weights(
     Raises:
       UserError: nothing is there, it is damaged, or it holds another VAE.
     """
-    path = hub.locate(name, (CONFIG,), weight_files.DIFFUSERS)
+    path, described = hub.locate(name, (CONFIG,), weight_files.DIFFUSERS), ""
     if path.is_dir() or of_a_folder(path):
         file, config, family = _open_folder(path)
         found, source = _tensors(files.read_stored(file), family, file), str(file.parent / CONFIG)
-        family.check_same(module, family.dimensions(found.tensors, config, source=source), source)
+        if not isinstance(module, family.module):
+            raise UserError(
+                f"{source}: _class_name is {config['_class_name']!r}, but the tokenizer of the "
+                f"configuration is {family_of(module).module.__name__}: choose the preset that "
+                "fits the folder (config.tokenizer.arch), or another folder"
+            )
+        fields = family.dimensions(found.tensors, config, source=source)
+        family.check_same(module, fields, source)
+        described = _other_size(module, fields, source)
         statistics = family.statistics(found.tensors, config, source=source)
     else:
         content, checkpoint = _open_file(path)
@@ -180,10 +188,24 @@ def read_weights(
         found = _dc_ae_in(content, path) or _vae_in(content, checkpoint, path)
         statistics = _statistics_of(found, checkpoint, path, module)
         file = path
-    variables = family_of(module).load(found.tensors, module, source=str(file))
+    try:
+        variables = family_of(module).load(found.tensors, module, source=str(file))
+    except UserError as error:
+        raise UserError(f"{error}{described}") from error
     for note in notes_on(found, variables["params"]):
         warn(f"{name}: {note}")
     return variables, statistics
+
+
+def _other_size(module, fields, source):
+    """The end of an error: the first field in which a folder's VAE is another one; or ""."""
+    ours = {name: getattr(module, name, value) for name, value in fields.items()}
+    told = (name for name, value in fields.items() if value != ours[name])
+    name = next(told, "")
+    return name and (
+        f"; {source} describes a VAE whose {name} is {fields[name]}, where the configuration has "
+        f"{ours[name]}: choose the preset that fits (config.tokenizer.arch), or another folder"
+    )
 
 
 def of_a_folder(path: pathlib.Path) -> bool:

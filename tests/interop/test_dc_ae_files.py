@@ -19,6 +19,7 @@ from repae_jax.interop.dc_ae import (
     load_dc_ae,
 )
 from repae_jax.interop.vae_files import StoredVAE, read_vae, read_weights, write_diffusers
+from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 from repae_jax.models.tokenizers.base import variable_shapes
 from repae_jax.models.tokenizers.dc_ae import DC_AE_CONFIGS, AutoencoderDC
 from repae_jax.runs.conversion import convert
@@ -230,3 +231,18 @@ def test_the_authors_code_takes_our_file(kind):
     parity.assert_close(latents, parity.to_nhwc(z), "latents")
     decoded = model.apply(variables, latents, method="decode")
     parity.assert_close(decoded, parity.to_nhwc(expected), "images")
+
+
+def test_a_folder_of_another_vae_is_described(tmp_path):
+    """Of another class, and of another size."""
+    model, variables = SMALL["shuffle"], random_variables(SMALL["shuffle"])
+    params = variables.pop("params")
+    write_diffusers(tmp_path / "dc", StoredVAE(model, params, constants=variables))
+    kl = AutoencoderKL(channels=8, multipliers=(1, 1), latent_channels=8, groups=2)
+    with pytest.raises(UserError, match=r"_class_name is 'AutoencoderDC', but .* AutoencoderKL: "):
+        read_weights(tmp_path / "dc", kl)
+    message = (
+        r"config\.json describes a VAE whose encoder_layers is \(0, 1, 1\), where .* \(0, 2, 1\)"
+    )
+    with pytest.raises(UserError, match=message):
+        read_weights(tmp_path / "dc", model.clone(encoder_layers=(0, 2, 1)))
