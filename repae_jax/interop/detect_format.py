@@ -35,8 +35,8 @@ from repae_jax.interop import (
 )
 from repae_jax.interop.extract import Extract, extract
 from repae_jax.interop.vae_families import FAMILIES
+from repae_jax.interop.vit_format import Format
 from repae_jax.interop.vit_names import FORMATS as VIT_FORMATS
-from repae_jax.interop.vit_names import Format
 from repae_jax.utils.schema import read_json
 
 RUN = "run"

@@ -11,7 +11,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from repae_jax.errors import UserError, warn
 from repae_jax.interop import (
@@ -29,6 +28,7 @@ from repae_jax.interop import (
 from repae_jax.interop.extract import Extract, extract
 from repae_jax.interop.foreign_configs import check_config
 from repae_jax.interop.vae_families import FAMILIES, family_of, with_defaults
+from repae_jax.interop.vae_groups import groups_in
 from repae_jax.models.batch_norm import LATENT_EPSILON, denormalize, normalize
 from repae_jax.models.inputs import check_latents
 from repae_jax.models.tokenizers import base
@@ -40,7 +40,7 @@ from repae_jax.utils.arrays import as_array
 from repae_jax.utils.atomic_files import replacing
 from repae_jax.utils.images import as_float
 from repae_jax.utils.regular_files import is_file_there
-from repae_jax.utils.schema import Width, parse_json, read_json
+from repae_jax.utils.schema import read_json
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -261,9 +261,18 @@ def write_ldm(path: str | pathlib.Path, vae: StoredVAE) -> None:
     else:
         tensors = autoencoder_kl.export_vae(params, module, "ldm")
     tables.require_finite(tensors, path)
-    if vae.statistics is not None and not module.patchify:
-        latent_statistics.write(latent_statistics.beside(path), vae.statistics)
+    if beside := ldm_statistics(path, vae):
+        latent_statistics.write(beside, vae.statistics)
     files.write_flat(path, tensors, {"groups": str(vae.module.groups)})
+
+
+def ldm_statistics(path: pathlib.Path, vae: StoredVAE) -> pathlib.Path | None:
+    """The file of latent statistics that `write_ldm` writes beside `path`; None if it writes none.
+
+    A patchified VAE's statistics are in its own file.
+    """
+    in_its_file = getattr(vae.module, "patchify", False)
+    return None if vae.statistics is None or in_its_file else latent_statistics.beside(path)
 
 
 def _read_folder(path, dtype, variant=None):
@@ -338,48 +347,12 @@ def _read_file(path, dtype):
         found = _vae_in(content, checkpoint, path)
         names = flux2 if flux2.holds_statistics(found.tensors) else autoencoder_kl
         dimensions = names.infer_dimensions(found.tensors, source=str(path))
-        groups = _groups(content, path, dimensions)
+        groups = groups_in(content, path, dimensions)
         module = AutoencoderKL(**dimensions, groups=groups, dtype=dtype)
     variables = family_of(module).load(found.tensors, module, source=str(path))
     statistics = _statistics_of(found, checkpoint, path, module)
     params = variables.pop("params")
     return StoredVAE(module, params, {}, statistics, notes_on(found, params), variables)
-
-
-def _groups(content, path, dimensions):
-    """The groups of GroupNorm, which tensors do not determine: from the file, or the default.
-
-    All published files have the default number.
-    """
-    if path.suffix == ".safetensors":
-        text = files.read_metadata(path).get("groups", str(AutoencoderKL.groups))
-        groups = parse_json(text, Width, source=f"{path}: its number of groups")
-    else:
-        own = _own_config(content, f"{path}: its argument 'repae_jax'")
-        groups = own.get("tokenizer", own.get("vae", {})).get("groups") or AutoencoderKL.groups
-    narrow = [m * dimensions["channels"] for m in dimensions["multipliers"]]
-    if any(width % groups for width in narrow):
-        raise UserError(
-            f"{path}: its widths {narrow} do not divide into the {groups} groups that published "
-            "VAEs have, and the file does not state its own: keep it as a diffusers folder"
-        )
-    return groups
-
-
-def _own_config(content, source):
-    """The configuration that our own checkpoints add to the original's arguments; else {}."""
-    args = content.get("args")
-    text = (args if isinstance(args, Mapping) else getattr(args, "__dict__", {})).get("repae_jax")
-    return parse_json(text, _Own, source=source) if text is not None else {}
-
-
-class _Groups(TypedDict, total=False):
-    groups: Width | None
-
-
-class _Own(TypedDict, total=False):
-    tokenizer: _Groups
-    vae: _Groups  # the section's name in configurations of version 1
 
 
 def _open_file(path):

@@ -14,7 +14,8 @@ import numpy as np
 from repae_jax.errors import UserError
 from repae_jax.interop import tables
 from repae_jax.interop.files import read_tensors
-from repae_jax.interop.vit_names import FAMILIES, FORMATS, Format, Naming
+from repae_jax.interop.vit_format import Format, Naming
+from repae_jax.interop.vit_names import FAMILIES, FORMATS
 from repae_jax.models.encoders.vit import ViT
 from repae_jax.models.rotary import grid_periods
 

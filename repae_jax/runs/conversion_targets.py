@@ -164,11 +164,10 @@ def _to_dit_pipeline(job: Job) -> str:
 def _to_vae(job: Job) -> str:
     vae, discriminator = job.vae, _discriminator(job.found, job.step)
     _check_groups(vae.module, job.target)
-    of_rae, statistics = isinstance(vae.module, RAE), latent_statistics.beside(job.target)
-    if of_rae:
+    of_rae, statistics = isinstance(vae.module, RAE), vae_files.ldm_statistics(job.target, vae)
+    if of_rae and statistics is not None:
         statistics = rae_files.statistics_path(job.target, vae.module)
-    in_file = getattr(vae.module, "patchify", False)
-    beside = [statistics] if vae.statistics is not None and not in_file else []
+    beside = [statistics] if statistics is not None else []
     if discriminator is not None:
         beside.append(job.target.with_name(f"{job.target.stem}-discriminator-ckpt.pt"))
     own = latent_statistics.beside(job.found.path).resolve()  # it would be written unchanged

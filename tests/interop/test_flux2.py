@@ -131,7 +131,7 @@ def test_what_is_exported_is_normalized_once_by_the_pipeline(tmp_path):
 
 
 def test_convert_says_what_it_writes(tmp_path, capsys):
-    """The statistics are in the file: nothing lies beside it, and nothing there is in the way."""
+    """`convert` writes one file, which holds the statistics; a file named as theirs may exist."""
     make(SMALL).save_pretrained(tmp_path / "theirs")
     (tmp_path / "ae-latents-stats.pt").write_bytes(b"another's")
     assert main(["convert", str(tmp_path / "theirs"), str(tmp_path / "ae.safetensors")]) == 0
