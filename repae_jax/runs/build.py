@@ -102,18 +102,16 @@ class _StateSettings(NamedTuple):
     """What a state's arrays depend on beside the networks."""
 
     resolution: int
-    order: tuple[str, ...]  # of the trained networks
-    optimizers: FrozenConfigDict
+    optimizers: tuple[tuple[str, FrozenConfigDict], ...]  # (network, its section), in order
     lecam: bool
     average_tokenizer: bool
 
     @classmethod
     def of(cls, config):
-        sections = _optimizer_sections(config)
+        sections = _optimizer_sections(config).items()
         return cls(
             config.data.resolution,
-            tuple(sections),
-            FrozenConfigDict({name: section.to_dict() for name, section in sections.items()}),
+            tuple((name, FrozenConfigDict(section)) for name, section in sections),
             bool(config.objective.lecam_weight),
             config.tokenizer_ema_decay > 0,
         )
@@ -171,7 +169,7 @@ def _fresh_state(settings, models, key):
         params,
         batch_stats,
         frozen,
-        _make_optimizers({name: settings.optimizers[name] for name in settings.order}),
+        _make_optimizers(dict(settings.optimizers)),
         average_tokenizer=settings.average_tokenizer,
     )
 
