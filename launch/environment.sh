@@ -41,13 +41,17 @@ make_environment() {
     echo "installing into $folder with $("$python" --version) and $installer"
     local requirements=() install
     for file in "$@"; do requirements+=(-r "$file"); done
+    # Python keeps the bytecode of a module at its first import, unless PYTHONDONTWRITEBYTECODE is set; compiling
+    # all modules now would take half of the installation.
     if [ "$installer" = uv ]; then
       # --seed: with pip, for all that is installed later, as `python -m venv` does
       uv venv --quiet --seed --allow-existing --python "$python" "$folder" || return 1
       install=(uv pip install --quiet --python "$folder/bin/python")
+      [ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || requirements+=(--compile-bytecode)
     else
       "$python" -m venv "$folder" || return 1
       install=("$folder/bin/python" -m pip install --quiet --disable-pip-version-check)
+      [ -n "${PYTHONDONTWRITEBYTECODE:-}" ] || requirements+=(--no-compile)
     fi
     if ! { "${install[@]}" "${requirements[@]}" && "${install[@]}" --no-deps --editable .; }; then
       [ "$installer" = pip ] || echo "error: uv could not install; INSTALLER=pip uses pip" >&2

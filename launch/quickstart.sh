@@ -7,8 +7,6 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
-# XLA allocates a CPU's buffers in every step; glibc would get each page of them from the kernel again.
-export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592
 
 name=digits
 if [ "${1:-}" = --text ]; then
@@ -31,6 +29,7 @@ pretrain_teacher() {
 
 digits() {
   pretrain_teacher "$@"
+  echo "From the first samples on, look at  $workdir/samples.html"
   repae train --config "$config" "${keys[@]}" "$@" --workdir "$workdir"
   repae report --workdir "$workdir"
 }

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -78,11 +79,14 @@ def write_run_report(
       NotFinite: generated images or reconstructions are NaN or infinite.
     """
     page = Page(folder)
+    thread = ThreadPoolExecutor(1)  # reading imports TensorFlow for seconds
+    read = thread.submit(read_history, run.workdir)
+    thread.shutdown(wait=False)
     if run.models.backbone is not None:
         _generated(run, source, heldout, page, samples, seed, progress)
     if heldout:
         _reconstructed(run, source, page)
-    history = read_history(run.workdir)
+    history = read.result()
     if history:
         text = "Training, step by step."
         page.add("Loss curves", "losses", loss_curves(history, CURVES), text)

@@ -17,7 +17,8 @@ from repae_jax.runs.retention import FILE as RECORD
 from repae_jax.utils.schema import as_whole
 
 ASIDE = "aside-{}"  # a folder inside the run's; it is a work directory itself
-SAMPLES = "samples"
+SAMPLES = "samples"  # in the work directory: the grids of samples drawn in training
+SAMPLES_PAGE = "samples.html"  # in the work directory: the newest of them
 # The files that describe a run, besides its checkpoints; files that a run lacks are skipped.
 DESCRIBED_BY = (
     work_directory.HISTORY, DATA, ORIGIN, f"{FOLDER}/{RECORD}", work_directory.CONFIG
@@ -78,7 +79,7 @@ def has_gone_back(workdir: pathlib.Path, step: int) -> bool:
 def set_aside(workdir: pathlib.Path, step: int) -> str:
     """Move the checkpoints and sample pictures after `step` into a work directory inside the run's.
 
-    The files that describe the run are copied there.
+    The page of samples moves as well: training writes another at its next samples. The files that describe the run are copied there.
 
     Returns:
       The new work directory's name; "" if there are no checkpoints after `step`.
@@ -99,6 +100,8 @@ def set_aside(workdir: pathlib.Path, step: int) -> str:
         if (as_whole(picture.stem.lstrip("0")) or 0) > step:
             (aside / SAMPLES).mkdir(exist_ok=True)
             picture.rename(aside / SAMPLES / picture.name)
+    if (page := workdir / SAMPLES_PAGE).exists():
+        page.rename(aside / SAMPLES_PAGE)
     return aside.name
 
 

@@ -4,9 +4,10 @@ import jax
 import numpy as np
 
 from repae_jax.config.modules import build_sampler
+from repae_jax.evaluation.samples_page import write_samples_page
 from repae_jax.parallel.mesh import place, place_key, replicated
 from repae_jax.runs.captions import grid_inputs
-from repae_jax.runs.going_back import SAMPLES
+from repae_jax.runs.going_back import SAMPLES, SAMPLES_PAGE
 from repae_jax.runs.open_run import sampling_key, sampling_weights
 from repae_jax.sampling.generate import Generate, make_generate
 from repae_jax.training.hooks import Hook, RunContext, StepEnd, StepMetrics
@@ -29,7 +30,7 @@ def default_hooks(run: RunContext) -> list[Hook]:
     sampler = build_sampler(config, steps=config.run.sample_steps)
     generate = make_generate(models, sampler, mesh=mesh)
     key = place_key(mesh, sampling_key(config))
-    hooks.append(DrawSamples(run, generate, key))
+    hooks.append(DrawSamples(run, generate, key, f"{sampler.method} in {sampler.steps} steps"))
     if config.evaluation.every:
         evaluation = OnlineEvaluation(
             config, models, mesh, key, run.data, generate, batch_size=grid_batch(run)
@@ -77,10 +78,14 @@ class SaveCheckpoints:
 
 
 class DrawSamples:
-    """Draws a grid of samples of the first classes or captions from the moving average."""
+    """Draws a grid of samples of the first classes or captions from the moving average.
 
-    def __init__(self, run: RunContext, generate: Generate, key: jax.Array):
-        self._run, self._generate, self._key = run, generate, key
+    `samples.html` in the work directory shows the newest grids.
+    """
+
+    def __init__(self, run: RunContext, generate: Generate, key: jax.Array, how: str):
+        """Prepare the inputs of the grids; `how` says for the page how `generate` samples."""
+        self._run, self._generate, self._key, self._how = run, generate, key, how
         self._inputs, self._rows, self._names = grid_inputs(
             run.config, run.data.train, _ROWS, _EACH
         )
@@ -107,9 +112,22 @@ class DrawSamples:
             grid = class_grid(images, self._rows, self._names, _EACH)
             save_png(run.workdir / SAMPLES / f"{end.step:07d}.png", grid)
             run.logger.image(end.step, SAMPLES, grid)
+            self._write_page()
         run.monitor.check_faults(end.step, faults)
         if not faults.any():
             run.monitor.check_samples(end.step, images)
+
+    def _write_page(self):
+        run = self._run
+        of = "caption" if run.models.text_encoder is not None else "class"
+        write_samples_page(
+            run.workdir / SAMPLES,
+            run.workdir / SAMPLES_PAGE,
+            title=f"{run.config.name or 'run'}: samples",
+            steps=run.config.run.steps,
+            text=f"One row a {of}, drawn by {self._how} from the moving average, always from the "
+            "same noise. `report` measures the run and shows more.",
+        )
 
 
 class Evaluate:

@@ -5,6 +5,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -32,11 +33,14 @@ class Logger:
         """
         self._config, self._workdir = config, workdir
         self._first, self._progress = first, progress
-        self._bar = self._writer = None
+        self._bar = None
+        self._opened: Future[MetricWriter] | None = None
         self._clock, self._clock_step = time.perf_counter(), 0
 
     def begin(self, step: int) -> None:
         """Open the progress bar and the writers, after `step` completed steps.
+
+        A thread opens TensorBoard's, which imports TensorFlow for seconds, while the step compiles.
 
         Raises:
           UserError: Weights & Biases, if `config.run.wandb` names a project, is not logged in.
@@ -46,7 +50,9 @@ class Logger:
         if self._first:
             config = self._config
             others = [WandbWriter(self._workdir, config)] if config.run.wandb else []
-            self._writer = MetricWriter(self._workdir, step, others=others)
+            thread = ThreadPoolExecutor(1)
+            self._opened = thread.submit(MetricWriter, self._workdir, step, others=others)
+            thread.shutdown(wait=False)
         self._bar = tqdm(
             total=self._config.run.steps,
             initial=step,
@@ -74,14 +80,14 @@ class Logger:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write scalars; NaN and infinite values are left out."""
-        if self._writer is not None:
+        if self._opened is not None:
             finite = {name: value for name, value in values.items() if np.isfinite(value)}
-            self._writer.scalars(step, finite)
+            self._opened.result().scalars(step, finite)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Write an image, uint8 (H, W, 3)."""
-        if self._writer is not None:
-            self._writer.image(step, name, image)
+        if self._opened is not None:
+            self._opened.result().image(step, name, image)
 
     def say(self, text: str) -> None:
         """Print a line without breaking the progress bar."""
@@ -101,5 +107,5 @@ class Logger:
         """Close the progress bar, and write all pending events."""
         if self._bar is not None:
             self._bar.close()
-        if self._writer is not None:
-            self._writer.close()
+        if self._opened is not None:
+            self._opened.result().close()

@@ -19,12 +19,14 @@ if [ "$1" = venv ]; then mkdir -p "${{@: -1}}/bin" && touch "${{@: -1}}/bin/pyth
 [ "$2" = install ] && exit "${{UV_STATUS:-0}}"
 exit 0"""
 PIP = "python -m pip install --quiet --disable-pip-version-check"
-WITH_PIP = ["-m venv e", f"{PIP} -r a.txt -r b.txt", f"{PIP} --no-deps --editable ."]
+WITH_PIP = ["-m venv e", f"{PIP} -r a.txt -r b.txt --no-compile", f"{PIP} --no-deps --editable ."]
 WITH_UV = [
     "uv venv --quiet --seed --allow-existing --python mypython e",
     "uv pip install --quiet --python e/bin/python -r a.txt -r b.txt",
     "uv pip install --quiet --python e/bin/python --no-deps --editable .",
 ]
+
+NO_BYTECODE = dict(PYTHONDONTWRITEBYTECODE="1")  # at imports, so that all is compiled at once
 
 
 def make_environment(folder, packages, *, uv=True, **variables):
@@ -42,7 +44,7 @@ def make_environment(folder, packages, *, uv=True, **variables):
     script = f"source {LAUNCH}/environment.sh && make_environment e a.txt b.txt"
     done = subprocess.run(
         ["bash", "-c", script], cwd=folder, capture_output=True, text=True, check=False,
-        env={**environment, "PYTHON": "mypython", **variables},
+        env={**environment, "PYTHON": "mypython", "PYTHONDONTWRITEBYTECODE": "", **variables},
     )  # fmt: skip
     calls = (folder / "calls").read_text().splitlines()
     return done, [call.removeprefix("mypython ") for call in calls if " -c " not in call
@@ -67,6 +69,14 @@ def test_an_environment_is_made_with_uv_where_it_serves(packages, options, wante
     assert make_environment(tmp_path, packages, **options)[1] == []  # nothing has changed
     (tmp_path / "setup.py").write_text("changed")
     assert make_environment(tmp_path, packages, **options)[1] == wanted
+
+
+def test_modules_are_compiled_at_once_where_imports_keep_no_bytecode(tmp_path):
+    calls = make_environment(tmp_path, "flax", uv=False, **NO_BYTECODE)[1]
+    assert calls == [call.replace(" --no-compile", "") for call in WITH_PIP]
+    (tmp_path / "setup.py").write_text("changed")
+    calls = make_environment(tmp_path, "flax", INSTALLER="uv", **NO_BYTECODE)[1]
+    assert calls == [call.replace("b.txt", "b.txt --compile-bytecode") for call in WITH_UV]
 
 
 def test_a_failed_installation_names_the_other_one_and_is_repeated(tmp_path):

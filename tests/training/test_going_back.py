@@ -101,6 +101,8 @@ def test_the_same_steps_give_the_same_state(trained, teacher, tmp_path, capsys):
     again, first = restore_latest(workdir), restore_latest(trained)
     jax.tree.map(np.testing.assert_array_equal, again, first)
     assert (workdir / "aside-1" / "samples" / "0000004.png").is_file()
+    assert (workdir / "aside-1" / "samples.html").is_file()
+    assert (workdir / "samples.html").is_file()  # of the samples drawn again
     assert main([*words(workdir, teacher), "--from-step", "3"]) == 2
     error = capsys.readouterr().err
     assert f"--from-step is 3: {workdir} can be continued from 0 (the beginning), 2, 4" in error

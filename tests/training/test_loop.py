@@ -39,6 +39,7 @@ def test_a_work_directory_is_the_whole_run(trained):
     assert (trained / "checkpoints" / "4" / "checksums.json").is_file()
     assert "params/backbone/" in (trained / "sharding.txt").read_text()
     assert (trained / "samples" / "0000004.png").read_bytes().startswith(b"\x89PNG")
+    assert "Step 4 of 4" in (trained / "samples.html").read_text()
     history = read_history(trained)
     assert set(history) == METRICS | OWN_METRICS
     for steps, values in history.values():
