@@ -12,18 +12,18 @@ from repae_jax.config import apply_recipe, base, teacher
 def get_config(recipe: str = "repae"):
     config = base()
     config.name = "digits"
-    config.batch_size = 48
+    config.batch_size = 24
     config.ema_decay = 0.99
 
     config.data.update(source="digits", resolution=32, num_classes=10, workers=0)
 
     # 32 x 32 x 3 -> 8 x 8 x 4, and 4 x 4 tokens of the SiT beside 4 x 4 of the teacher.
     config.tokenizer.update(
-        arch="", channels=16, multipliers=(1, 1, 2), latent_channels=4, num_res_blocks=1,
-        middle_attention=False, groups=8,
+        arch="", channels=8, multipliers=(1, 2, 2), latent_channels=4, num_res_blocks=1,
+        middle_attention=False, groups=4,
     )  # fmt: skip
     config.backbone.update(
-        arch="", patch_size=2, hidden_size=192, depth=5, num_heads=6, encoder_depth=2,
+        arch="", patch_size=2, hidden_size=192, depth=4, num_heads=6, encoder_depth=2,
     )  # fmt: skip
     config.projector.hidden = 256
     config.discriminator.update(filters=16, layers=2)
@@ -31,7 +31,7 @@ def get_config(recipe: str = "repae"):
         patch_size=8, hidden_size=96, depth=4, num_heads=4, preprocessing="native",
         weights="runs/digits_teacher.safetensors",
     )  # fmt: skip
-    config.teachers.digits.pretrain.steps = 300
+    config.teachers.digits.pretrain.update(steps=300, batch_size=48)
 
     # LPIPS's weights cannot ship with the project, so the perceptual term is off here.
     config.objective.perceptual_weight = 0.0
@@ -39,9 +39,9 @@ def get_config(recipe: str = "repae"):
     config.objective.kl_weight = 2e-5
 
     for optimizer in config.optimizer.values():
-        optimizer.update(learning_rate=3e-3, warmup_steps=50, decay_steps=1450)
+        optimizer.update(learning_rate=3e-3, warmup_steps=50, decay_steps=1100)
 
-    config.sampling.update(method="euler-maruyama", steps=100)
-    config.run.update(steps=1450, log_every=10, sample_every=400, sample_steps=25)
+    config.sampling.update(method="euler-maruyama", steps=50)
+    config.run.update(steps=1100, log_every=10, sample_every=150, sample_steps=25)
     config.run.checkpoint_every = 400
     return apply_recipe(config, recipe)

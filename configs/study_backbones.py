@@ -30,6 +30,7 @@ BACKBONES = {
     ),
 }
 SIZES = {"digits": 400, "scenes": 10_000}  # -> steps
+CONFIGS = {"digits": "digits_large", "scenes": "scenes"}
 # DDT's sizes, chosen by the operations alone: a plain step has those of the other three within 1 %,
 # one of REPA-E 3 % less (tests/study/test_backbone_study.py).
 DDT = {
@@ -50,7 +51,7 @@ def get_config(size: str = "digits"):
     study.name = f"backbones, {size}"
     study.seeds = 5 if size == "digits" else 3
     study.measured_at = (steps,)
-    config = study.config = read_config(size, [])
+    config = study.config = read_config(CONFIGS[size], [])
     if size == "digits":
         for optimizer in config.optimizer.values():
             optimizer.update(learning_rate=1e-3, warmup_steps=30, decay_steps=steps)

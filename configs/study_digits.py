@@ -19,7 +19,7 @@ def get_config():
     study.seeds = 5
     study.measured_at = (2 * STEPS // 5, STEPS)  # at 9/20, REPA-E has spent SiT's total work
 
-    config = study.config = read_config("digits", [])
+    config = study.config = read_config("digits_large", [])
     for optimizer in config.optimizer.values():
         optimizer.update(learning_rate=1e-3, warmup_steps=30, decay_steps=STEPS)
     config.sampling.update(method="euler", steps=25)

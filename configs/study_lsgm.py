@@ -23,7 +23,7 @@ def get_config():
     study.seeds = 5
     study.measured_at = (STEPS // 4, STEPS // 2, STEPS)
 
-    config = study.config = read_config("digits", [])
+    config = study.config = read_config("digits_large", [])
     for optimizer in config.optimizer.values():
         optimizer.update(learning_rate=1e-3, warmup_steps=30, decay_steps=STEPS)
     config.sampling.update(method="euler", steps=25)
