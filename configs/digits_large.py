@@ -17,7 +17,7 @@ def get_config(recipe: str = "repae"):
     config.backbone.depth = 5
     config.teachers.digits.pretrain.batch_size = 128
     for optimizer in config.optimizer.values():
-        optimizer.decay_steps = 1450
+        optimizer.update(learning_rate=3e-3, decay_steps=1450)
     config.sampling.steps = 100
     config.run.update(steps=1450, sample_every=400)
     return apply_recipe(config, recipe)
