@@ -39,11 +39,11 @@ def get_config(recipe: str = "repae"):
     config.objective.kl_weight = 2e-5
 
     for optimizer in config.optimizer.values():
-        optimizer.update(learning_rate=3e-3, warmup_steps=50, decay_steps=1100)
+        optimizer.update(learning_rate=3e-3, warmup_steps=50, decay_steps=1200)
     # As fast as the others, the discriminator can win against a VAE this narrow.
     config.optimizer.discriminator.learning_rate = 3e-4
 
-    config.sampling.update(method="euler-maruyama", steps=50)
-    config.run.update(steps=1100, log_every=10, sample_every=100, sample_steps=25)
+    config.sampling.update(method="euler-maruyama", steps=25)
+    config.run.update(steps=1200, log_every=10, sample_every=100, sample_steps=25)
     config.run.checkpoint_every = 400
     return apply_recipe(config, recipe)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From scratch: environment, teacher, training, report. After an interruption, the same command resumes.
-# On handwritten digits about nine minutes on two CPU cores; with --text on rendered objects with captions,
+# On handwritten digits, minutes on two CPU cores; with --text on rendered objects with captions,
 # where prompts make the images (docs/text-to-image.md).
 #
 #   bash launch/quickstart.sh [--text] [WORKDIR] [--config.key=value ...]
@@ -63,3 +63,4 @@ make_environment .venv requirements.txt
 if [ "$name" = described ]; then text_to_image "$@"; else digits "$@"; fi
 echo
 echo "Look at  $workdir/report.html  (its pictures are in $workdir/report/)"
+echo "All took $((SECONDS / 60)) min $((SECONDS % 60)) s"
