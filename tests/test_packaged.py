@@ -30,7 +30,8 @@ def test_a_name_is_its_file_from_any_folder(name, tmp_path, monkeypatch):
 
 def test_a_copy_works_anywhere_and_a_path_is_never_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = find_file("study_defaults").read_text()  # it reads study_digits, which reads digits_large
+    # It reads study_digits, which reads digits_large, which reads digits.
+    text = find_file("study_defaults").read_text()
     pathlib.Path("mine.py").write_text(text)
     assert read_config("mine.py", []).to_dict() == read_config("study_defaults", []).to_dict()
     pathlib.Path("digits.py").write_text("def get_config():\n    raise RuntimeError('mine')\n")

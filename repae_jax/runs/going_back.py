@@ -79,7 +79,8 @@ def has_gone_back(workdir: pathlib.Path, step: int) -> bool:
 def set_aside(workdir: pathlib.Path, step: int) -> str:
     """Move the checkpoints and sample pictures after `step` into a work directory inside the run's.
 
-    The page of samples moves as well: training writes another at its next samples. The files that describe the run are copied there.
+    The page of samples moves as well: training writes another at its next samples. The files that
+    describe the run are copied there.
 
     Returns:
       The new work directory's name; "" if there are no checkpoints after `step`.
