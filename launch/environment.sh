@@ -38,7 +38,7 @@ make_environment() {
   if [ "$(cat "$folder/.stamp" 2>/dev/null)" != "$stamp" ]; then
     python=$(find_python) || return 1
     installer=$(find_installer "$@")
-    echo "installing into $folder with $("$python" --version) and $installer"
+    echo "installing into $folder with $("$python" --version) and $installer: this takes a minute or more"
     local requirements=() install
     for file in "$@"; do requirements+=(-r "$file"); done
     # Python keeps the bytecode of a module at its first import, unless PYTHONDONTWRITEBYTECODE is set; compiling

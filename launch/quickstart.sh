@@ -3,9 +3,18 @@
 # On handwritten digits, minutes on two CPU cores; with --text on rendered objects with captions,
 # where prompts make the images (docs/text-to-image.md).
 #
-#   bash launch/quickstart.sh [--text] [WORKDIR] [--config.key=value ...]
+#   bash launch/quickstart.sh [--text] [WORKDIR] [--quiet] [--config.key=value ...]
+#
+# WORKDIR is runs/digits, or with --text runs/described, unless given.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+for argument in "$@"; do
+  case "$argument" in
+    -h | --help) sed -n 's/^# \{0,1\}//; 2,/^set/{/^set/!p;}' launch/quickstart.sh && exit ;;
+    --text | --quiet | --config.* | [!-]*) ;;
+    *) echo "error: there is no option $argument; --help shows them" >&2 && exit 2 ;;
+  esac
+done
 source launch/environment.sh
 
 name=digits
@@ -18,7 +27,8 @@ case "${1:-}" in
   *) workdir=$1 && shift ;;
 esac
 config=configs/$name.py
-teacher=$workdir/teacher.safetensors
+teacher=${workdir}_teacher.safetensors # runs/digits_teacher.safetensors, where configs/digits.py reads it
+[ "$name" = digits ] || teacher=$workdir/teacher.safetensors
 keys=("--config.teachers.$name.weights=$teacher")
 
 repae() { .venv/bin/python -m repae_jax "$@"; }
@@ -29,7 +39,7 @@ pretrain_teacher() {
 
 digits() {
   pretrain_teacher "$@"
-  echo "From the first samples on, look at  $workdir/samples.html"
+  [ -d "$workdir/samples" ] || echo "$workdir/samples.html will show samples from step 100 on, digits from step 400"
   repae train --config "$config" "${keys[@]}" "$@" --workdir "$workdir"
   repae report --workdir "$workdir"
 }

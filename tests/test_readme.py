@@ -23,7 +23,7 @@ import tiny
 def get_config(recipe="repae"):
     config = tiny.get_config("repa" if recipe == "images" else recipe)
     config.teachers["digits"] = config.teachers.small
-    config.teachers.digits.weights = "runs/digits/teacher.safetensors"
+    config.teachers.digits.weights = "runs/digits_teacher.safetensors"
     del config.teachers["small"]
     if recipe == "images":
         config.tokenizer.weights = "runs/digits"
@@ -59,7 +59,7 @@ RUNS = {
     "report --workdir runs/digits": ["--samples", "4"],
     "inspect PATH": [],
     "convert runs/digits my-vae": [],
-    "convert runs/digits exps/digits/0001450.pt": [],
+    "convert runs/digits exps/digits/0001200.pt": [],
     "convert runs/digits my-digits --to pipeline": [],
     "prepare ~/imagenet/train": ["--resolution", "32", "--workers", "0"],
     "encode --config configs/imagenet256_ldm_e2e_vavae.py:images": ["--batch-size", "8"],

@@ -25,7 +25,7 @@ The name of TARGET selects the format, or --to does:
 
 examples:
   convert runs/digits my-vae                     the VAE, for diffusers
-  convert runs/digits exps/digits/0001450.pt     all of it, for the original
+  convert runs/digits exps/digits/0001200.pt     all of it, for the original
   convert exps/sdvae/checkpoints/0400000.pt runs/sdvae    and back, to train on
   convert sdvae-f8d4.pt sdvae                    one VAE file, for diffusers
   convert runs/digits my-digits --to pipeline    the whole generator, for diffusers

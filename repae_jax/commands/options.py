@@ -16,7 +16,7 @@ DEFAULT = "(default: %(default)s)"
 CONFIG_HELP = """\
 --config takes the name of a packaged configuration (`configs` lists them) or a Python file.
 Any key of the configuration can be set after it, for example
-  --config digits --config.run.steps=200 --config.backbone.depth=4
+  --config digits --config.seed=1 --config.backbone.depth=6
 and a configuration may take an argument after a colon, such as its recipe:
   --config digits:repa --config.tokenizer.weights=runs/digits
 All keys and their defaults are in repae_jax/config/defaults.py.

@@ -53,7 +53,7 @@ PAGE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title>
+{refresh}<title>{title}</title>
 <style>{style}</style>
 </head>
 <body>
@@ -92,6 +92,7 @@ def write_report(
     summary: Sequence[tuple[str, str, str]] = (),
     sections: Sequence[Section] = (),
     config_text: str = "",
+    refresh: int = 0,
 ) -> pathlib.Path:
     """Write a self-contained HTML file atomically; returns its path.
 
@@ -105,6 +106,7 @@ def write_report(
         out.
       sections: the sections in order.
       config_text: the run's configuration, collapsed at the end; left out if empty.
+      refresh: the seconds after which a browser loads the page again; 0: never.
 
     Raises:
       FileNotFoundError: a section's picture does not exist.
@@ -118,7 +120,8 @@ def write_report(
             "<details>\n<summary>Configuration</summary>\n"
             f'<pre tabindex="0">{html.escape(config_text)}</pre>\n</details>'
         )
-    page = PAGE.format(title=html.escape(title), style=STYLE, body="\n".join(body))
+    again = f'<meta http-equiv="refresh" content="{refresh}">\n' if refresh else ""
+    page = PAGE.format(title=html.escape(title), style=STYLE, body="\n".join(body), refresh=again)
     # A file name that is invalid UTF-8 reaches the text as lone surrogates; escape these.
     return write_atomically(path, page.encode("utf-8", errors="backslashreplace"))
 

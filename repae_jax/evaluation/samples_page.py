@@ -8,7 +8,13 @@ _EARLIER_BYTES = 8 * 2**20  # of the earlier grids together
 
 
 def write_samples_page(
-    folder: pathlib.Path, page: pathlib.Path, *, title: str, steps: int, text: str
+    folder: pathlib.Path,
+    page: pathlib.Path,
+    *,
+    title: str,
+    steps: int,
+    text: str,
+    renewed: bool = False,
 ) -> pathlib.Path:
     """Write the newest sample grid, and earlier ones while they take less than 8 MiB together.
 
@@ -18,6 +24,7 @@ def write_samples_page(
       title: the page's heading.
       steps: the steps of the whole training.
       text: a sentence on how the samples are drawn.
+      renewed: whether a browser loads the page again every half minute.
 
     Returns:
       `page`.
@@ -37,4 +44,4 @@ def write_samples_page(
         Section(f"Step {int(path.stem)} of {steps}", text if path is shown[0] else "", path)
         for path in shown
     ]
-    return write_report(page, title=title, sections=sections)
+    return write_report(page, title=title, sections=sections, refresh=30 if renewed else 0)

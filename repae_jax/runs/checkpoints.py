@@ -241,7 +241,10 @@ class Checkpoints:
         """The result of `read` for the newest checkpoint that is intact."""
         group, damage = processes(), []
         if self.latest_step() is None:
-            raise UserError(f"no checkpoint in {self.folder}: train first")
+            raise UserError(
+                f"no checkpoint in {self.folder}: train first, or wait until step "
+                "config.run.checkpoint_every of a run in training"
+            )
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 with group.together():

@@ -145,7 +145,10 @@ def load_state(
       UserError: there is no checkpoint, or it is damaged.
     """
     if not (workdir / FOLDER).is_dir():
-        raise UserError(f"{workdir} has no checkpoint yet: train first")
+        raise UserError(
+            f"{workdir} has no checkpoint yet: train first, or wait until step "
+            "config.run.checkpoint_every of a run in training"
+        )
     template = state_template(config, models, sharding)
     if not optimizers:
         template = template.replace(opt_state={})

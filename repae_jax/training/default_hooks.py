@@ -112,12 +112,12 @@ class DrawSamples:
             grid = class_grid(images, self._rows, self._names, _EACH)
             save_png(run.workdir / SAMPLES / f"{end.step:07d}.png", grid)
             run.logger.image(end.step, SAMPLES, grid)
-            self._write_page()
+            self._write_page(renewed=not end.done)
         run.monitor.check_faults(end.step, faults)
         if not faults.any():
             run.monitor.check_samples(end.step, images)
 
-    def _write_page(self):
+    def _write_page(self, renewed):
         run = self._run
         of = "caption" if run.models.text_encoder is not None else "class"
         write_samples_page(
@@ -126,7 +126,9 @@ class DrawSamples:
             title=f"{run.config.name or 'run'}: samples",
             steps=run.config.run.steps,
             text=f"One row a {of}, drawn by {self._how} from the moving average, always from the "
-            "same noise. `report` measures the run and shows more.",
+            f"same noise. The run's report, python -m repae_jax report --workdir {run.workdir}, "
+            "shows more.",
+            renewed=renewed,
         )
 
 

@@ -14,19 +14,21 @@ from repae_jax.utils.figures import save_png
 def write(tmp_path):
     """Saves grids of these steps, and returns the steps that the page shows."""
 
-    def write(*steps):
+    def write(*steps, renewed=False):
         for step in steps:
             save_png(tmp_path / "samples" / f"{step:07d}.png", np.full((8, 8, 3), 9, np.uint8))
         page = tmp_path / "samples.html"
         made = write_samples_page(
-            tmp_path / "samples", page, title="a <run>", steps=9, text="One row a class."
-        )
+            tmp_path / "samples", page, title="a <run>", steps=9, text="One row a class.",
+            renewed=renewed,
+        )  # fmt: skip
         assert made == page
         text = page.read_text()
         assert "a &lt;run&gt;" in text
         assert text.count("One row a class.") == 1
         shown = re.findall(r"<h2>Step (\d+) of 9</h2>", text)
         assert text.count("<img") == len(shown)
+        assert ('http-equiv="refresh"' in text) == renewed
         return [int(step) for step in shown]
 
     (tmp_path / "samples").mkdir()
@@ -35,7 +37,7 @@ def write(tmp_path):
 
 def test_the_newest_grid_comes_first(write, tmp_path):
     (tmp_path / "samples" / "mine.png").touch()
-    assert write(400) == [400]
+    assert write(400, renewed=True) == [400]
     assert write(1200, 800, 10_000_000) == [10_000_000, 1200, 800, 400]
 
 

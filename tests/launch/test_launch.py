@@ -218,3 +218,18 @@ def test_local_processes_train_and_survive_one_that_dies(tmp_path):
     assert "resuming from step" in output
     assert int(restore_latest(workdir)["step"]) == 400
     assert (tmp_path / "runs" / "run-process-1.log").is_file()
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_the_quickstart_explains_itself(option):
+    command = ["bash", str(LAUNCH / "quickstart.sh"), "runs/x", option]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "bash launch/quickstart.sh [--text] [WORKDIR]" in done.stdout
+    assert "set -" not in done.stdout
+
+
+def test_an_unknown_option_of_the_quickstart_is_named():
+    command = ["bash", str(LAUNCH / "quickstart.sh"), "--txt"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: there is no option --txt; --help shows them\n"

@@ -39,7 +39,9 @@ def test_a_work_directory_is_the_whole_run(trained):
     assert (trained / "checkpoints" / "4" / "checksums.json").is_file()
     assert "params/backbone/" in (trained / "sharding.txt").read_text()
     assert (trained / "samples" / "0000004.png").read_bytes().startswith(b"\x89PNG")
-    assert "Step 4 of 4" in (trained / "samples.html").read_text()
+    page = (trained / "samples.html").read_text()
+    assert "Step 4 of 4" in page
+    assert "refresh" not in page  # the run is done
     history = read_history(trained)
     assert set(history) == METRICS | OWN_METRICS
     for steps, values in history.values():
