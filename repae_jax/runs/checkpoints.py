@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging as absl_logging
 
 from repae_jax.errors import LostProcess, UserError, first_line
 from repae_jax.parallel.multihost import processes
@@ -70,19 +71,20 @@ class Checkpoints:
     @functools.cached_property
     def _manager(self):
         """Orbax's manager of the folder; raises UserError if the folder cannot be written."""
-        ocp = self._ocp
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=Retention(self._keep, self._every, self.record),
-            create=not self._read_only,
-            read_only=self._read_only,
-            cleanup_tmp_directories=not self._read_only,  # of killed runs
-            lightweight_initialize=True,  # otherwise one damaged checkpoint blocks all others
-            # runs in the background in the first process, before the folder gets its final name
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._sums.write),
-        )
+        ocp, reads = self._ocp, self._read_only
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
         try:
-            return ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+            with _errors_only():  # Orbax warns that a folder opened for reading is read-only
+                options = ocp.CheckpointManagerOptions(
+                    preservation_policy=Retention(self._keep, self._every, self.record),
+                    create=not reads,
+                    read_only=reads,
+                    cleanup_tmp_directories=not reads,  # of killed runs
+                    lightweight_initialize=True,  # otherwise one damaged checkpoint blocks others
+                    # runs in the background in the first process, before the folder gets its name
+                    async_options=ocp.AsyncOptions(post_finalization_callback=self._sums.write),
+                )
+                return ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
         except OSError as error:
             raise UserError(f"{self.folder}: {error.strerror or error}; permit it") from error
 
@@ -314,6 +316,17 @@ class Checkpoints:
                 f"{self.folder}: {what} cannot be written ({first_line(error)}); make room or "
                 "permit it there, and run the same command to resume from the last complete one"
             ) from error
+
+
+@contextlib.contextmanager
+def _errors_only():
+    """Drop what is logged below an error."""
+    before = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    try:
+        yield
+    finally:
+        absl_logging.set_verbosity(before)
 
 
 def _nonempty_fields(state: TrainState) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from absl import logging as absl_logging
 from run_fixtures import random_run
 
 from repae_jax.errors import UserError
@@ -218,3 +219,14 @@ def test_arrays_of_another_network_are_no_damage(random_run):
     message = r"checkpoints/4 has no array \['params'\]\['backbone'\]\['new'\].*code has changed"
     with pytest.raises(UserError, match=message):
         restored(random_run, changed)
+
+
+def test_opening_for_reading_logs_nothing(random_run, caplog):
+    before = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.WARNING)  # a command sets ERROR for the whole process
+    try:
+        assert Checkpoints(random_run, read_only=True).latest_step() is not None
+        assert absl_logging.get_verbosity() == absl_logging.WARNING
+    finally:
+        absl_logging.set_verbosity(before)
+    assert [record for record in caplog.records if record.name == "absl"] == []
