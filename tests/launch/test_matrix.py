@@ -113,10 +113,15 @@ exec {sys.executable} "$@"
     return tmp_path
 
 
+OF_THE_SCRIPT = ("PYTHONS", "JAXES", "TORCH", "RESULTS", "TEST_WORKERS", "REPAE_WITHOUT_TORCH")
+
+
 def run(checkout, *words, **variables):
+    # The script that runs these tests may itself have been called with variables of its own.
+    outer = {name: value for name, value in os.environ.items() if name not in OF_THE_SCRIPT}
     return subprocess.run(
         ["bash", checkout / "launch" / "matrix.sh", *words],
-        env={**os.environ, "PATH": f"{checkout}:{os.environ['PATH']}", **variables},
+        env={**outer, "PATH": f"{checkout}:{os.environ['PATH']}", **variables},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 
