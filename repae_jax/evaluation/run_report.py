@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +24,7 @@ from repae_jax.runs.open_run import Run, sampling_weights
 from repae_jax.runs.state import averaged_tokenizer
 from repae_jax.sampling.class_labels import balanced_labels
 from repae_jax.sampling.generate import generate_all, make_generate
+from repae_jax.utils import background
 from repae_jax.utils.figures import class_grid, pairs_figure, pca_figure, save_png
 from repae_jax.utils.finite import NotFinite
 
@@ -79,9 +79,7 @@ def write_run_report(
       NotFinite: generated images or reconstructions are NaN or infinite.
     """
     page = Page(folder)
-    thread = ThreadPoolExecutor(1)  # reading imports TensorFlow for seconds
-    read = thread.submit(read_history, run.workdir)
-    thread.shutdown(wait=False)
+    read = background.start(read_history, run.workdir)  # imports TensorFlow for seconds
     if run.models.backbone is not None:
         _generated(run, source, heldout, page, samples, seed, progress)
     if heldout:

@@ -3,6 +3,7 @@
 import pathlib
 
 from repae_jax.evaluation.report import Section, write_report
+from repae_jax.runs.going_back import sample_grids
 
 _EARLIER_BYTES = 8 * 2**20  # of the earlier grids together
 
@@ -32,16 +33,15 @@ def write_samples_page(
     Raises:
       UserError: the file cannot be written.
     """
-    of_steps = {int(path.stem): path for path in folder.glob("*.png") if path.stem.isdecimal()}
-    grids = [of_steps[step] for step in sorted(of_steps, reverse=True)]
-    shown, room = grids[:1], _EARLIER_BYTES
-    for path in grids[1:]:
+    newest, *earlier = reversed(sample_grids(folder).items())
+    shown, room = [newest], _EARLIER_BYTES
+    for step, path in earlier:
         room -= path.stat().st_size
         if room < 0:
             break
-        shown.append(path)
+        shown.append((step, path))
     sections = [
-        Section(f"Step {int(path.stem)} of {steps}", text if path is shown[0] else "", path)
-        for path in shown
+        Section(f"Step {step} of {steps}", text if path is newest[1] else "", path)
+        for step, path in shown
     ]
     return write_report(page, title=title, sections=sections, refresh=30 if renewed else 0)

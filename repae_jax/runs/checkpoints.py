@@ -23,6 +23,8 @@ from repae_jax.utils.atomic_files import entries
 from repae_jax.utils.schema import as_whole
 
 FOLDER = "checkpoints"
+# What to do where there is no checkpoint.
+TRAIN_FIRST = "train first, or wait until step config.run.checkpoint_every of a run in training"
 # Approximate bytes per file of arrays. A file is in memory while it is written, and its checksum is
 # computed during that time.
 _FILE_SIZE = 1 << 28
@@ -243,10 +245,7 @@ class Checkpoints:
         """The result of `read` for the newest checkpoint that is intact."""
         group, damage = processes(), []
         if self.latest_step() is None:
-            raise UserError(
-                f"no checkpoint in {self.folder}: train first, or wait until step "
-                "config.run.checkpoint_every of a run in training"
-            )
+            raise UserError(f"no checkpoint in {self.folder}: {TRAIN_FIRST}")
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 with group.together():

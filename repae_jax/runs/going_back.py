@@ -97,13 +97,19 @@ def set_aside(workdir: pathlib.Path, step: int) -> str:
             shutil.copy(workdir / name, aside / name)
     for name in reversed(later):  # newest first, so that an interrupted move leaves no gap
         (workdir / FOLDER / str(name)).rename(aside / FOLDER / str(name))
-    for picture in sorted((workdir / SAMPLES).glob("*.png")):
-        if (as_whole(picture.stem.lstrip("0")) or 0) > step:
+    for drawn_at, picture in sample_grids(workdir / SAMPLES).items():
+        if drawn_at > step:
             (aside / SAMPLES).mkdir(exist_ok=True)
             picture.rename(aside / SAMPLES / picture.name)
     if (page := workdir / SAMPLES_PAGE).exists():
         page.rename(aside / SAMPLES_PAGE)
     return aside.name
+
+
+def sample_grids(folder: pathlib.Path) -> dict[int, pathlib.Path]:
+    """The grids STEP.png of a folder, by step in ascending order; others are left out."""
+    found = {as_whole(path.stem.lstrip("0") or "0"): path for path in folder.glob("*.png")}
+    return {step: found[step] for step in sorted(step for step in found if step is not None)}
 
 
 def recovery_command(

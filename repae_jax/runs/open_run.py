@@ -16,7 +16,7 @@ from repae_jax.models.networks import Models
 from repae_jax.models.tokenizers.base import is_identity
 from repae_jax.parallel.mesh import place, replicated
 from repae_jax.runs.build import build_models, state_template
-from repae_jax.runs.checkpoints import FOLDER, Checkpoints
+from repae_jax.runs.checkpoints import FOLDER, TRAIN_FIRST, Checkpoints
 from repae_jax.runs.initial_state import load_text_encoder
 from repae_jax.runs.state import TrainState, averaged_tokenizer
 from repae_jax.runs.weights import statistics_of
@@ -145,10 +145,7 @@ def load_state(
       UserError: there is no checkpoint, or it is damaged.
     """
     if not (workdir / FOLDER).is_dir():
-        raise UserError(
-            f"{workdir} has no checkpoint yet: train first, or wait until step "
-            "config.run.checkpoint_every of a run in training"
-        )
+        raise UserError(f"{workdir} has no checkpoint yet: {TRAIN_FIRST}")
     template = state_template(config, models, sharding)
     if not optimizers:
         template = template.replace(opt_state={})

@@ -5,13 +5,14 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from repae_jax.runs.metrics import MetricWriter
 from repae_jax.runs.wandb_writer import WandbWriter
+from repae_jax.utils import background
 
 SHOWN = ("denoising_loss", "proj_loss", "reconstruction_loss")  # metrics beside the progress bar
 
@@ -50,9 +51,7 @@ class Logger:
         if self._first:
             config = self._config
             others = [WandbWriter(self._workdir, config)] if config.run.wandb else []
-            thread = ThreadPoolExecutor(1)
-            self._opened = thread.submit(MetricWriter, self._workdir, step, others=others)
-            thread.shutdown(wait=False)
+            self._opened = background.start(MetricWriter, self._workdir, step, others=others)
         self._bar = tqdm(
             total=self._config.run.steps,
             initial=step,
