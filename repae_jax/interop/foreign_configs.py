@@ -1,6 +1,6 @@
 """The schema of config.json files of diffusers and transformers, for the keys that are read."""
 
-from typing import Any
+from typing import Any, Required
 
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
@@ -121,6 +121,12 @@ class _AutoencoderRAE(TypedDict, total=False):
     scaling_factor: _Number
 
 
+class _RepaeRAE(_AutoencoderRAE, total=False):
+    encoder_intermediate_size: Required[Width]
+    encoder_layers: each(whole(0, 255), 0, 256)
+    normalized_pixels: bool
+
+
 class _DiT(TypedDict, total=False):
     num_attention_heads: whole(1, 1024)
     attention_head_dim: whole(1, 1024)
@@ -144,6 +150,7 @@ _CLASSES = {
     "AutoencoderKLQwenImage": _AutoencoderKLQwenImage,
     "AutoencoderKLWan": _AutoencoderKLWan,
     "AutoencoderRAE": _AutoencoderRAE,
+    "RepaeRAE": _RepaeRAE,
     "DiTTransformer2DModel": _DiT,
     "Transformer2DModel": _DiT,
 }

@@ -5,7 +5,9 @@ A folder's files stand alone: the file of a transformer holds the layers that it
 
 import ast
 import importlib.resources
+import pathlib
 
+PREFIX = "repae_"  # of the files of code, so that no module of diffusers has their name
 _SOURCES = "repae_jax.interop.torch_pipeline"
 _LAYERS = f"{_SOURCES}.layers"
 
@@ -26,6 +28,11 @@ def code_of(name: str) -> str:
     layers_imports, layers = _layers(wanted)
     head = _sorted_imports([*imports, *layers_imports])
     return "\n".join([docstring, "", *head, "", "", *layers, definitions, ""])
+
+
+def write_code(folder: pathlib.Path, name: str) -> None:
+    """Write a file of code; see `code_of`."""
+    (folder / f"{PREFIX}{name}.py").write_text(code_of(name))
 
 
 def _source(name):

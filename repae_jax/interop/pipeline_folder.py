@@ -13,20 +13,21 @@ Code is written, and never read: a folder's own code runs in diffusers alone.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from repae_jax.errors import UserError
-from repae_jax.interop import files, hub, vae_files, weight_files
+from repae_jax.interop import files, hub, pipeline_rae, vae_files, weight_files
 from repae_jax.interop.latent_statistics import Statistics
-from repae_jax.interop.pipeline_code import code_of
+from repae_jax.interop.pipeline_code import PREFIX, write_code
 from repae_jax.interop.pipeline_names import WIDE, transformer_of
-from repae_jax.interop.rae import BASE_GRID
 from repae_jax.interop.text_encoder import base_text_encoder
 from repae_jax.interop.text_encoder_folder import (
     TOKENIZER,
@@ -45,10 +46,10 @@ from repae_jax.utils.schema import Text, check_schema, read_json, short_repr, wh
 
 INDEX, RUN_FILE, CARD = hub.PIPELINE, "run.json", "README.md"
 CLASS_NAME = "RepaePipeline"
-PREFIX = "repae_"  # of the files of code, so that no module of diffusers has their name
 TRANSFORMER, VAE, TEXT_ENCODER, TOKENIZER_FOLDER = "transformer", "vae", "text_encoder", "tokenizer"
 DTYPES = ("float32", "float16", "bfloat16")
 _SCHEDULER = "RepaeScheduler"
+_POSITIONS = ("periods", "position_table")  # constants of a RAE
 _NONE = [None, None]  # a part that a pipeline lacks
 
 
@@ -136,9 +137,9 @@ def write_pipeline(folder: pathlib.Path, made: Generator, dtype: str = "float32"
         **dict.fromkeys((VAE, TEXT_ENCODER, TOKENIZER_FOLDER), _NONE),
         "id2label": _id2label(made.class_names),
     }
+    vae = None
     if made.vae is not None:
-        _check_vae(made.vae)
-        index[VAE] = ["diffusers", _vae_class(made.vae)]
+        vae, index[VAE] = _in_torch(made.vae)
     described = None
     if made.captions is not None:
         encoder = made.captions.encoder
@@ -155,25 +156,25 @@ def write_pipeline(folder: pathlib.Path, made: Generator, dtype: str = "float32"
         part = temporary / TRANSFORMER
         part.mkdir()
         _write_json(part / vae_files.CONFIG, config)
-        _write_code(part, kind.code)
+        write_code(part, kind.code)
         stored = _cast(tensors, dtype, f"{folder / TRANSFORMER}")
         files.write_safetensors(part / vae_files.WEIGHTS, stored, {"format": "pt"})
         (temporary / "scheduler").mkdir()
         sampler = {"_class_name": _SCHEDULER, **made.sampler}
         _write_json(temporary / "scheduler" / "scheduler_config.json", sampler)
-        _write_code(temporary / "scheduler", "scheduler")
-        if made.vae is not None:
-            vae_files.write_diffusers(temporary / VAE, _cast_vae(made.vae, dtype, folder / VAE))
+        write_code(temporary / "scheduler", "scheduler")
+        if vae is not None:
+            vae_files.write_diffusers(temporary / VAE, _cast_vae(vae, dtype, folder / VAE))
         if described is not None:
             captions, target = made.captions, temporary / TEXT_ENCODER
             found = base_text_encoder(captions.variables, captions.encoder)
             found = _cast(found, dtype, f"{folder / TEXT_ENCODER}")
             write_text_encoder(target, found, described.config)
             if described.module != "transformers":
-                _write_code(target, "text_encoder")
+                write_code(target, "text_encoder")
             length = captions.encoder.length
             write_tokenizer(temporary / TOKENIZER_FOLDER, captions.tokenizer, length)
-        _write_code(temporary, "pipeline")
+        write_code(temporary, "pipeline")
         _write_json(temporary / RUN_FILE, made.run)
         (temporary / CARD).write_text(made.card)
         _write_json(temporary / INDEX, index)
@@ -239,23 +240,13 @@ def _id2label(names):
     return None if names is None else {str(number): name for number, name in enumerate(names)}
 
 
-def _vae_class(vae):
-    return family_of(vae.module, vae.config.get("_class_name")).config_from_dimensions(vae.module)[
-        "_class_name"
-    ]
-
-
-def _check_vae(vae):
-    """Raise UserError for a VAE whose images diffusers' class would not give."""
-    module = vae.module
-    if not isinstance(module, RAE) or vae.statistics is None:
-        return
-    grid = np.shape(vae.statistics["mean"])[0] if np.ndim(vae.statistics["mean"]) > 1 else 0
-    if module.table_grid or (grid and BASE_GRID / grid != module.position_step):
-        raise UserError(
-            "the RAE's decoder has other positions than diffusers' AutoencoderRAE computes, so its "
-            "images would differ there: keep the run's work directory"
-        )
+def _in_torch(vae):
+    """A VAE for a class that computes its images, and the [module, name] of that class."""
+    if isinstance(vae.module, RAE) and pipeline_rae.is_needed(vae.module, vae.statistics):
+        vae = dataclasses.replace(vae, config={"_class_name": pipeline_rae.CLASS_NAME})
+    family = family_of(vae.module, vae.config.get("_class_name"))
+    name = family.config_from_dimensions(vae.module)["_class_name"]
+    return vae, [PREFIX + family.code if family.code else "diffusers", name]
 
 
 def _cast(tensors, dtype, source):
@@ -275,28 +266,26 @@ def _cast(tensors, dtype, source):
 
 
 def _cast_vae(vae, dtype, source):
-    import jax
+    """A VAE in another type, but its positions, which stay float32."""
 
-    def cast(array):
-        found = _to(array, dtype) if np.asarray(array).dtype.kind in "fV" else np.asarray(array)
+    def cast(path, array):
+        array = np.asarray(array)
+        if array.dtype.kind not in "fV" or path[-1].key in _POSITIONS:
+            return array
+        found = _to(array, dtype)
         if not np.isfinite(np.asarray(found, np.float32)).all():
             raise UserError(
                 f"{source}: a weight is not finite in {dtype}: give --dtype float32 or bfloat16"
             )
         return found
 
-    return dataclasses.replace(
-        vae, params=jax.tree.map(cast, vae.params), constants=jax.tree.map(cast, vae.constants)
-    )
+    cast_all = functools.partial(jax.tree_util.tree_map_with_path, cast)
+    return dataclasses.replace(vae, params=cast_all(vae.params), constants=cast_all(vae.constants))
 
 
 def _to(array, dtype):
     with np.errstate(over="ignore"):  # values that are too large are refused by name
         return np.asarray(array).astype(np.dtype(dtype))
-
-
-def _write_code(folder, name):
-    (folder / f"{PREFIX}{name}.py").write_text(code_of(name))
 
 
 def _write_json(path, content):

@@ -27,7 +27,12 @@ PIXELS = {"encoder_mean": "pixel_mean", "encoder_std": "pixel_std"}
 BASE_GRID = 16  # that diffusers scales the positions of other grids to
 _FUSED = {"attn/qkv": ("attn/q", "attn/k", "attn/v")}
 # Of the modules of transformers 5, so that diffusers opens the folder.
-_NAMING = {"dinov2": "transformers5", "siglip": "transformers", "mae": "transformers5"}
+_NAMING = {
+    "dinov2": "transformers5",
+    "siglip": "transformers",
+    "mae": "transformers5",
+    "dinov3": "transformers5",
+}
 
 
 def decoder_rules(*, original: bool) -> list[Rule]:
@@ -70,7 +75,7 @@ def load_decoder(
         found = {} if table is None else {TABLE: table}
         tables.check(found, {TABLE: shape}, source=source)
         constants = {"decoder": {"position_table": np.asarray(table, np.float32)}}
-    elif table is not None:
+    elif table is not None and not _is_table_of(model, table):
         step, grid = positions_of(table, source)
         if grid:
             raise UserError(
@@ -147,7 +152,7 @@ def load_rae(
 def export_rae(variables: Mapping[str, Any], model: RAE) -> dict[str, np.ndarray]:
     """The inverse of `load_rae`.
 
-    Tensors of the encoder that no token depends on (DINOv2's mask token, SigLIP's pooling head) are
+    Tensors of the encoder that no token depends on (DINO's mask token, SigLIP's pooling head) are
     zeros, as diffusers' class has them.
     """
     vit = model.vit
@@ -168,6 +173,8 @@ def _unused(model):
     width, hidden = model.latent_channels, model.encoder_hidden or 4 * model.latent_channels
     if model.encoder == "dinov2":
         return {"embeddings.mask_token": (1, width)}
+    if model.encoder == "dinov3":
+        return {"embeddings.mask_token": (1, 1, width)}
     if model.encoder != "siglip2":
         return {}
     layers = {
@@ -211,6 +218,15 @@ def positions_of(table: np.ndarray, source: str) -> tuple[float, int]:
 def table_of(model: RAE, grid: int) -> np.ndarray:
     """The decoder's table (1, 1 + grid^2, D) for a square grid."""
     return _table(model.decoder_width, grid, model.position_step)
+
+
+def _is_table_of(model, table):
+    """Whether a table (1, 1 + grid^2, D) is that which `model` computes."""
+    shape = np.shape(table)
+    grid = math.isqrt(max(shape[-2] - 1, 0)) if len(shape) == 3 else 0
+    if not grid or shape != (1, 1 + grid**2, model.decoder_width):
+        return False
+    return np.allclose(table, table_of(model, grid), atol=1e-3)
 
 
 def _slowest(table, grid):

@@ -98,29 +98,43 @@ def check(model: RAE, source: str) -> None:
     FAMILY.check(model, {}, f"{source}: RAE")
 
 
-def rae_config(model: RAE) -> dict[str, Any]:
-    """The inverse of `rae_dimensions`: config.json for diffusers, without size and statistics."""
+def lack(model: RAE) -> str:
+    """What the class of diffusers lacks of a RAE; "" if it has all."""
     if model.encoder == "dinov3" or model.encoder_layers or not model.normalized_pixels:
-        raise UserError(
+        return (
             f"{CLASS_NAME} of diffusers has no RAEv2 (its encoder is {model.encoder}, its "
-            f"encoder_layers are {list(model.encoder_layers)}): write the decoder alone, to a file"
+            f"encoder_layers are {list(model.encoder_layers)})"
         )
-    mean, std = (list(map(float, map(str, values))) for values in model.pixel_statistics)
     width = model.latent_channels
     hidden = model.encoder_hidden or 4 * width
     theirs = 4 * width if model.encoder == "dinov2" else _MLP
     if hidden != theirs:
-        raise UserError(
+        return (
             f"the encoder's MLPs have the inner width {hidden}, but {CLASS_NAME} of diffusers "
             f"gives those of a {model.encoder} encoder of width {width} {theirs}"
         )
-    return {
-        "_class_name": CLASS_NAME,
-        **{key: getattr(model, ours) for key, ours in _SIZES.items()},
-        "encoder_norm_mean": mean,
-        "encoder_norm_std": std,
-        "reshape_to_2d": True,
-    }
+    return ""
+
+
+def rae_config(model: RAE) -> dict[str, Any]:
+    """The inverse of `rae_dimensions`: config.json for diffusers, without size and statistics.
+
+    Raises:
+      UserError: the class of diffusers has no such RAE.
+    """
+    if lacking := lack(model):
+        raise UserError(
+            f"{lacking}: write a pipeline of its run (--to pipeline), or the decoder alone to a "
+            "file"
+        )
+    return {"_class_name": CLASS_NAME, **sizes_of(model), "reshape_to_2d": True}
+
+
+def sizes_of(model: RAE) -> dict[str, Any]:
+    """The entries of a config.json that are fields of `model`."""
+    mean, std = (list(map(float, map(str, values))) for values in model.pixel_statistics)
+    sizes = {key: getattr(model, ours) for key, ours in _SIZES.items()}
+    return {**sizes, "encoder_norm_mean": mean, "encoder_norm_std": std}
 
 
 def assumed_config(model: RAE) -> dict[str, Any]:

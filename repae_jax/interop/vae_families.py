@@ -12,6 +12,7 @@ from repae_jax.interop import (
     dc_ae,
     flux2,
     latent_statistics,
+    pipeline_rae,
     qwen_image,
     rae,
     rae_config,
@@ -37,6 +38,7 @@ class Family:
       load, export: tensors -> variables {"params": ..., and constants}, and back.
       dimensions_from_config, config_from_dimensions: config.json -> fields, and back.
       statistics_in_tensors: whether the tensors hold the latent statistics; otherwise config.json.
+      code: the file of torch_pipeline with the class, which diffusers lacks.
       refined: (fields, tensors, source) -> the fields, where tensors determine some of them too.
       check_same: (module, fields, source) raises UserError where the fields of a folder are not
         those of the module, in what the shapes of its tensors do not show.
@@ -53,6 +55,7 @@ class Family:
     dimensions_from_config: Any
     config_from_dimensions: Any
     statistics_in_tensors: bool = False
+    code: str = ""
     refined: Any = lambda fields, tensors, source: fields
     check_same: Any = lambda module, fields, source: None
     assumed: Any = lambda module: {}
@@ -88,6 +91,8 @@ class Family:
         statistics: Statistics | None,
     ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         """A folder's tensors and config with these latent statistics."""
+        if self.code:
+            return pipeline_rae.with_table(tensors, config, module, statistics)
         if self.module is RAE:
             return rae_config.with_statistics(tensors, config, module, statistics)
         channels = module.latent_channels
@@ -174,6 +179,22 @@ FAMILIES = {
         statistics_in_tensors=True,
         refined=rae_config.refined,
         check_same=rae_config.check_same,
+        assumed=rae_config.assumed_config,
+    ),
+    pipeline_rae.CLASS_NAME: Family(
+        RAE,
+        rae.SIGN,
+        (),
+        pipeline_rae.CONFIG_DEFAULTS,
+        "encoder_hidden_size",
+        rae.load_rae,
+        pipeline_rae.export,
+        pipeline_rae.dimensions,
+        pipeline_rae.config_of,
+        statistics_in_tensors=True,
+        code=pipeline_rae.CODE,
+        refined=rae_config.refined,
+        check_same=pipeline_rae.check_same,
         assumed=rae_config.assumed_config,
     ),
 }

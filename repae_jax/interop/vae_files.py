@@ -27,6 +27,7 @@ from repae_jax.interop import (
 )
 from repae_jax.interop.extract import Extract, extract
 from repae_jax.interop.foreign_configs import check_config
+from repae_jax.interop.pipeline_code import write_code
 from repae_jax.interop.vae_families import FAMILIES, family_of, with_defaults
 from repae_jax.interop.vae_groups import groups_in
 from repae_jax.models.batch_norm import LATENT_EPSILON, denormalize, normalize
@@ -241,6 +242,8 @@ def write_diffusers(folder: str | pathlib.Path, vae: StoredVAE) -> None:
         temporary.mkdir()
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         (temporary / CONFIG).write_text(text)
+        if family.code:
+            write_code(temporary, family.code)
         files.write_safetensors(temporary / WEIGHTS, tensors, {"format": "pt"})
 
 

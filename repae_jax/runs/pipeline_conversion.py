@@ -172,7 +172,7 @@ def import_pipeline(
     """
     opened = open_pipeline(folder, make_config(lambda: config_of(folder)))
     config, steps = opened.config, opened.step
-    state = _state(folder, opened)
+    state = state_of(folder, opened)
     with replacing(workdir) as temporary:
         temporary.mkdir()
         work_directory.claim(temporary, config)
@@ -205,7 +205,7 @@ def _without_places(config):
     return config
 
 
-def _state(folder: pathlib.Path, opened: Opened) -> TrainState:
+def state_of(folder: pathlib.Path, opened: Opened) -> TrainState:
     """The state of the run, as numpy arrays."""
     config, models, statistics = opened.config, opened.models, opened.statistics
     variables, steps = opened.variables, opened.step

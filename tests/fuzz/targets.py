@@ -5,6 +5,7 @@ from fuzz import (
     metric_weights,
     networks,
     original_checkpoints,
+    pipelines,
     runs_and_studies,
     samples,
     vaes,
@@ -13,6 +14,7 @@ from fuzz.target import Target
 
 _FILES = (
     vaes, networks, metric_weights, original_checkpoints, data_sets, samples, runs_and_studies,
+    pipelines,
 )  # fmt: skip
 TARGETS: dict[str, Target] = {target.name: target for file in _FILES for target in file.TARGETS}
 

@@ -146,6 +146,11 @@ def save_random_run(workdir: pathlib.Path, config) -> pathlib.Path:
         ema={**state.ema, "latent_norm": norm},
         batch_stats={**state.batch_stats, "latent_norm": norm},
     )
+    constants = state.frozen.get("tokenizer", {}).get("constants", {})
+    if "periods" in constants:  # of rotary positions, which are positive
+        constants = {**constants, "periods": 1.0 + abs(constants["periods"])}
+        frozen = {**state.frozen, "tokenizer": {"constants": constants}}
+        state = state.replace(frozen=frozen)
     work_directory.claim(workdir, config)
     if models.text_encoder is not None:
         make = grammar_tokenizer if models.text_encoder.crops else padded_clip_tokenizer
@@ -180,19 +185,21 @@ def padded_clip_tokenizer():
 def open_in_torch(folder: pathlib.Path, **options):
     """The pipeline as diffusers opens it, with a cache of code of this process alone."""
     from diffusers import DiffusionPipeline
-    from diffusers.utils import dynamic_modules_utils
 
-    dynamic_modules_utils.HF_MODULES_CACHE = _code_cache()
+    keep_code_apart()
     pipe = DiffusionPipeline.from_pretrained(str(folder), trust_remote_code=True, **options)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 @functools.cache
-def _code_cache():
+def keep_code_apart():
+    """Give diffusers a cache of code of this process alone."""
+    from diffusers.utils import dynamic_modules_utils
+
     folder = tempfile.mkdtemp(prefix="repae_jax_code_")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    dynamic_modules_utils.HF_MODULES_CACHE = folder
 
 
 def is_of_text(run):

@@ -3,15 +3,16 @@
 import pytest
 import torch_pipelines
 from torch_pipelines import LABELS, distance, our_images, torch_images, with_tokenizer
-from weight_files import refused
 
 from repae_jax.cli import main
-from repae_jax.config import tokenizer
 from repae_jax.interop import vae_files
 
 RAE = dict(
     family="rae", encoder="dinov2", latent_channels=64, encoder_depth=1, encoder_patch=14,
     decoder_width=16, decoder_depth=1, decoder_heads=2, decoder_hidden=24, factor=4,
+)  # fmt: skip
+RAEV2 = RAE | dict(
+    encoder="dinov3", encoder_depth=2, encoder_patch=16, normalized_pixels=False,
 )  # fmt: skip
 FAMILIES = {
     "flux": dict(
@@ -31,6 +32,11 @@ FAMILIES = {
         attention_levels=(2,), batch_norm_levels=(0, 1), head_width=4, latent_channels=16,
     ),
     "rae": dict(**RAE, position_step=2.0),
+    "rae of other positions": dict(**RAE, position_step=1.0 / 3.0),
+    "rae of a moved table": dict(**RAE, table_grid=8),
+    "rae of another mlp": dict(**RAE, position_step=2.0, encoder_hidden=128),
+    "raev2": dict(**RAEV2, encoder_layers=(0, 1)),
+    "raev2 of siglip": RAEV2 | dict(encoder="siglip2", encoder_hidden=96, encoder_layers=(1,)),
 }  # fmt: skip
 
 
@@ -49,21 +55,3 @@ def test_images_are_those_of_our_sampler(family, tmp_path):
     assert distance(torch_images(pipe, LABELS, **given), ours) > 1
     module = vae_files.read_vae(folder / "vae").module
     assert module.latent_channels == FAMILIES[family]["latent_channels"]
-
-
-def test_a_rae_with_other_positions_than_diffusers_is_refused(tmp_path, capsys):
-    config = with_tokenizer(**RAE)
-    torch_pipelines.save_random_run(tmp_path / "run", config)
-    words = ["convert", tmp_path / "run", tmp_path / "pipe", "--to", "pipeline"]
-    assert "has other positions than diffusers'" in refused(words, capsys)
-    assert not (tmp_path / "pipe").exists()
-
-
-def test_a_raev2_is_refused(tmp_path, capsys):
-    changes = dict(encoder="dinov3", encoder_patch=16, encoder_layers=(0,), normalized_pixels=False)
-    config = with_tokenizer(**RAE | changes)
-    config.tokenizer = tokenizer(**RAE | changes, weights="vae")
-    torch_pipelines.save_random_run(tmp_path / "run", config)
-    words = ["convert", tmp_path / "run", tmp_path / "pipe", "--to", "pipeline"]
-    assert "diffusers" in refused(words, capsys)
-    assert not (tmp_path / "pipe").exists()
