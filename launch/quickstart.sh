@@ -39,7 +39,6 @@ pretrain_teacher() {
 
 digits() {
   pretrain_teacher "$@"
-  [ -d "$workdir/samples" ] || echo "$workdir/samples.html will show samples from step 100 on, digits from step 400"
   repae train --config "$config" "${keys[@]}" "$@" --workdir "$workdir"
   repae report --workdir "$workdir"
 }

@@ -6,6 +6,7 @@ import: `run` imports JAX and other large packages when it needs them.
 """
 
 import argparse
+import difflib
 import importlib
 import os
 import re
@@ -131,6 +132,10 @@ def _parse(arguments):
     """Parse the command line; `options.overrides` lists its `--config.key=value` words."""
     first = arguments[:1]
     parser = make_parser(first if first and first[0] in COMMANDS else COMMANDS)
+    if first and not first[0].startswith("-") and first[0] not in COMMANDS:
+        close = difflib.get_close_matches(first[0], COMMANDS, n=1)
+        meant = f"did you mean {close[0]}?" if close else "--help lists the commands"
+        parser.error(f"there is no command {first[0]!r}; {meant}")
     options, rest = parser.parse_known_args(arguments)
     if options.command is None:
         parser.print_help()

@@ -211,3 +211,14 @@ def test_imports_stay_light(module):
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )  # fmt: skip
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [("pretain-teacher", "did you mean pretrain-teacher?"), ("x", "--help lists the commands")],
+)
+def test_an_unknown_command_is_named(command, told, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main([command, "--quiet"])
+    assert exit_.value.code == 2
+    assert f"there is no command '{command}'; {told}" in capsys.readouterr().err

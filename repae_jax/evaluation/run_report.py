@@ -16,7 +16,7 @@ from repae_jax.evaluation.latents import latent_statistics, pca_colors
 from repae_jax.evaluation.reconstruction import mean_psnr
 from repae_jax.evaluation.report import Section, write_report
 from repae_jax.models.tokenizers.codec import make_codec
-from repae_jax.objectives.metrics import CURVES
+from repae_jax.objectives.metrics import CURVES, PANELS
 from repae_jax.runs.captions import grid_inputs
 from repae_jax.runs.initial_state import initial_tokenizer
 from repae_jax.runs.metrics import read_history
@@ -86,7 +86,9 @@ def write_run_report(
         _reconstructed(run, source, page)
     history = read.result()
     if history:
-        text = "Training, step by step."
+        shown = [name for name, metrics in CURVES.items() if history.keys() & set(metrics)]
+        about = [f"{name}: {PANELS[name]}." for name in shown]
+        text = " ".join(["Training, step by step.", *about])
         page.add("Loss curves", "losses", loss_curves(history, CURVES), text)
     prefix = "evaluation/"
     measures = {tag[len(prefix) :]: (tag,) for tag in sorted(history) if tag.startswith(prefix)}

@@ -48,8 +48,16 @@ METRICS = {
     "grad_norm_disc": Metric("Gradient norms", collapsed=1e-3),
     "grad_norm_sit": Metric("Gradient norms", collapsed=1e-3),
 }
-# The panels in the order of a report.
-PANELS = ("Backbone", "Alignment", "Reconstruction", "Discriminator", "Logits", "Gradient norms")
+# The panels in the order of a report, and what they show.
+PANELS = {
+    "Backbone": "denoising_loss is the squared error of the backbone's prediction",
+    "Alignment": "proj_loss is minus the cosine between the backbone's projected tokens and the "
+    "teacher's, and vae_align_loss the same for the gradient that tunes the VAE",
+    "Reconstruction": "reconstruction_loss compares pixels, perceptual_loss the features of LPIPS",
+    "Discriminator": "d_loss is the discriminator's, gan_loss the VAE's against it",
+    "Logits": "the discriminator's outputs for real and for reconstructed images",
+    "Gradient norms": "of each network, before clipping",
+}
 CURVES = {
     panel: tuple(name for name, metric in METRICS.items() if metric.panel == panel)
     for panel in PANELS

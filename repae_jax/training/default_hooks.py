@@ -31,6 +31,7 @@ def default_hooks(run: RunContext) -> list[Hook]:
     generate = make_generate(models, sampler, mesh=mesh)
     key = place_key(mesh, sampling_key(config))
     hooks.append(DrawSamples(run, generate, key, f"{sampler.method} in {sampler.steps} steps"))
+    run.logger.say(f"samples: {run.workdir / SAMPLES_PAGE}, every {config.run.sample_every} steps")
     if config.evaluation.every:
         evaluation = OnlineEvaluation(
             config, models, mesh, key, run.data, generate, batch_size=grid_batch(run)

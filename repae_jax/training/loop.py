@@ -139,6 +139,8 @@ def _run(
     if step:
         say(f"resuming from step {step}")
     ended = step >= last
+    if not ended:
+        say("compiling the train step")
     while not ended:
         if lock is not None:
             lock.check()

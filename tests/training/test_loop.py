@@ -53,7 +53,9 @@ def test_more_steps_go_on_from_the_last(trained, teacher, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(trained, workdir)
     assert main(words(workdir, teacher, steps=5)) == 0
-    assert "resuming from step 4" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"samples: {workdir}/samples.html, every " in printed
+    assert "resuming from step 4\ncompiling the train step\n" in printed
     assert restore_latest(workdir)["step"] == 5
     assert json.loads((workdir / "config.json").read_text())["run"]["steps"] == 5
 
@@ -65,6 +67,7 @@ def test_a_run_past_its_last_step_says_so(trained, teacher, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "nothing to do: the run is at step 4, past config.run.steps 3" in printed
     assert "done" not in printed
+    assert "compiling" not in printed
     assert restore_latest(workdir)["step"] == 4
 
 
@@ -93,6 +96,7 @@ def test_sample_and_report_use_the_run(trained, tmp_path, capsys):
     assert "Reconstruction of held-out images" in printed
     page = (trained / "report.html").read_text()
     assert page.count("data:image/png;base64") == 4
+    assert "proj_loss is minus the cosine" in page
 
 
 def test_sample_refuses_classes_that_do_not_exist(trained, capsys):
