@@ -125,6 +125,7 @@ class _RepaeRAE(_AutoencoderRAE, total=False):
     encoder_intermediate_size: Required[Width]
     encoder_layers: each(whole(0, 255), 0, 256)
     normalized_pixels: bool
+    statistics_shape: each(whole(1, 4096), 1, 3) | None
 
 
 class _DiT(TypedDict, total=False):

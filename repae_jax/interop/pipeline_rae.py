@@ -2,7 +2,7 @@
 
 These are RAEv2, decoders with other positions than AutoencoderRAE computes, and encoders with
 other MLPs. The tensors are named as AutoencoderRAE's, with the decoder's table of positions and
-DINOv3's periods. The latents' statistics are the transformer's.
+DINOv3's periods; the latents of its `encode` and `decode` are not normalized.
 """
 
 from collections.abc import Mapping
@@ -18,13 +18,16 @@ from repae_jax.models.tokenizers.rae import RAE
 
 CLASS_NAME, CODE = "RepaeRAE", "rae"
 _PERIODS = "encoder.rope_embed.periods"
-_OWN = ("encoder_layers", "normalized_pixels")  # keys of config.json, and fields of `RAE`
-_LEFT_OUT = ("image_size", "noise_tau", "reshape_to_2d", "use_encoder_loss", "scaling_factor")
+_LEFT_OUT = (  # keys of AutoencoderRAE
+    "image_size", "noise_tau", "reshape_to_2d", "use_encoder_loss", "scaling_factor",
+    "latents_mean", "latents_std",
+)  # fmt: skip
 CONFIG_DEFAULTS = {
     **rae_config.CONFIG_DEFAULTS,
     "encoder_intermediate_size": None,
     "encoder_layers": (),
     "normalized_pixels": True,
+    "statistics_shape": None,
 }
 
 
@@ -35,7 +38,7 @@ def is_needed(model: RAE, statistics: Statistics | None) -> bool:
       model: the RAE.
       statistics: of its latents, whose grid is that of the folder.
     """
-    if model.table_grid or rae_config.lack(model):
+    if model.table_grid or rae_config.lacks(model):
         return True
     grid = _grid(model, statistics, rae_config.assumed_config(model))
     return rae.BASE_GRID / grid != model.position_step
@@ -82,25 +85,27 @@ def export(variables: Mapping[str, Any], model: RAE) -> dict[str, np.ndarray]:
     return rae.export_rae(variables, model) | extra
 
 
-def with_table(
+def with_statistics(
     tensors: Mapping[str, np.ndarray],
     config: Mapping[str, Any],
     model: RAE,
     statistics: Statistics | None,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """A folder's tensors and config with the decoder's table, and the size of the images.
+    """A folder's tensors and config with these statistics and the decoder's table of positions.
 
-    Without statistics the size is that of `config`.
+    The grid of the statistics is that of the folder; without them it is that of `config`.
 
     Raises:
       UserError: the statistics are those of latents that are not square.
     """
     grid = _grid(model, statistics, config)
-    config = {**config, "encoder_input_size": grid * model.encoder_patch}
-    for key in (*_LEFT_OUT, "latents_mean", "latents_std"):
-        config.pop(key, None)
-    table = {} if model.table_grid else {f"decoder.{rae.TABLE}": rae.table_of(model, grid)}
-    return {**tensors, **table}, config
+    _, mean, std = rae_config.stored_statistics(config, statistics)
+    tensors = {**tensors, rae.MEAN: mean, rae.STD: std}
+    if not model.table_grid:
+        tensors[f"decoder.{rae.TABLE}"] = rae.table_of(model, grid)
+    kept = {key: value for key, value in config.items() if key not in _LEFT_OUT}
+    sizes = {"encoder_input_size": grid * model.encoder_patch, "statistics_shape": list(mean.shape)}
+    return tensors, kept | sizes
 
 
 def check_same(model: RAE, fields: Mapping[str, Any], source: str) -> None:
@@ -114,7 +119,7 @@ def _grid(model, statistics, config):
     rows, columns = shape or (0, 0)
     if rows != columns:
         raise UserError(
-            f"the latent statistics have {rows} x {columns} positions, but a pipeline of a RAE has "
+            f"the latent statistics have {rows} x {columns} positions, but a RAE in torch has "
             "square latents"
         )
     return model.table_grid or rows or config["encoder_input_size"] // model.encoder_patch

@@ -98,35 +98,19 @@ def check(model: RAE, source: str) -> None:
     FAMILY.check(model, {}, f"{source}: RAE")
 
 
-def lack(model: RAE) -> str:
-    """What the class of diffusers lacks of a RAE; "" if it has all."""
+def lacks(model: RAE) -> bool:
+    """Whether the class of diffusers has no such network: RAEv2, or MLPs of another width."""
     if model.encoder == "dinov3" or model.encoder_layers or not model.normalized_pixels:
-        return (
-            f"{CLASS_NAME} of diffusers has no RAEv2 (its encoder is {model.encoder}, its "
-            f"encoder_layers are {list(model.encoder_layers)})"
-        )
-    width = model.latent_channels
-    hidden = model.encoder_hidden or 4 * width
-    theirs = 4 * width if model.encoder == "dinov2" else _MLP
-    if hidden != theirs:
-        return (
-            f"the encoder's MLPs have the inner width {hidden}, but {CLASS_NAME} of diffusers "
-            f"gives those of a {model.encoder} encoder of width {width} {theirs}"
-        )
-    return ""
+        return True
+    plain = 4 * model.latent_channels
+    return (model.encoder_hidden or plain) != (plain if model.encoder == "dinov2" else _MLP)
 
 
 def rae_config(model: RAE) -> dict[str, Any]:
     """The inverse of `rae_dimensions`: config.json for diffusers, without size and statistics.
 
-    Raises:
-      UserError: the class of diffusers has no such RAE.
+    Its class has no RAE that it `lacks`.
     """
-    if lacking := lack(model):
-        raise UserError(
-            f"{lacking}: write a pipeline of its run (--to pipeline), or the decoder alone to a "
-            "file"
-        )
     return {"_class_name": CLASS_NAME, **sizes_of(model), "reshape_to_2d": True}
 
 
@@ -294,7 +278,7 @@ def with_statistics(
     Raises:
       UserError: the statistics are those of latents that are not square.
     """
-    config, mean, std = _stored(config, statistics)
+    config, mean, std = stored_statistics(config, statistics)
     tensors = {**tensors, MEAN: mean, STD: std}
     grid = config["encoder_input_size"] // model.encoder_patch
     if model.table_grid:
@@ -312,8 +296,14 @@ def with_statistics(
     return tensors, config
 
 
-def _stored(config, statistics):
-    """The config with statistics, and mean and standard deviation as its class has them."""
+def stored_statistics(
+    config: Mapping[str, Any], statistics: Statistics | None
+) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """The config with statistics, and mean and standard deviation as its class has them.
+
+    Raises:
+      UserError: the statistics are those of latents that are not square.
+    """
     keys = ("latents_mean", "latents_std")
     if statistics is None:
         config = {**config, **dict.fromkeys((*keys, "image_size")), "scaling_factor": 1.0}

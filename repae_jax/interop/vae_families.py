@@ -92,7 +92,7 @@ class Family:
     ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         """A folder's tensors and config with these latent statistics."""
         if self.code:
-            return pipeline_rae.with_table(tensors, config, module, statistics)
+            return pipeline_rae.with_statistics(tensors, config, module, statistics)
         if self.module is RAE:
             return rae_config.with_statistics(tensors, config, module, statistics)
         channels = module.latent_channels
@@ -212,7 +212,9 @@ def family_of(module: nn.Module, class_name: str | None = None) -> Family:
     """
     if class_name in FAMILIES:
         return FAMILIES[class_name]
-    name = rae.CLASS_NAME if isinstance(module, RAE) else type(module).__name__
+    name = type(module).__name__
+    if isinstance(module, RAE):
+        name = pipeline_rae.CLASS_NAME if rae_config.lacks(module) else rae.CLASS_NAME
     if isinstance(module, AutoencoderKL) and module.patchify:
         name = flux2.CLASS_NAME
     if name not in FAMILIES:

@@ -26,6 +26,7 @@ from repae_jax.interop.detect_format import (
     Detected,
 )
 from repae_jax.interop.formats import TARGETS
+from repae_jax.interop.vae_families import family_of
 from repae_jax.interop.vae_files import StoredVAE
 from repae_jax.models.tokenizers.autoencoder_kl import AutoencoderKL
 from repae_jax.models.tokenizers.rae import RAE
@@ -130,7 +131,9 @@ def _to_fuse_dit(job: Job) -> str:
 
 def _to_diffusers(job: Job) -> str:
     vae_files.write_diffusers(job.target, job.vae)
-    return TARGETS["diffusers"]
+    own = family_of(job.vae.module, job.vae.config.get("_class_name")).code
+    with_code = "; it has a class of its own, for AutoModel with trust_remote_code=True"
+    return TARGETS["diffusers"] + (with_code if own else "")
 
 
 def _to_transformer(job: Job) -> str:

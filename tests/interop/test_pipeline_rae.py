@@ -45,6 +45,11 @@ def test_it_encodes_and_decodes_as_ours(family, tmp_path):
         theirs = peer.encode(torch.tensor(images).permute(0, 3, 1, 2)).latent
         decoded = peer.decode(theirs).sample.permute(0, 2, 3, 1).numpy()
     latents = np.asarray(vae.encode(images).mean)
+    grid_last = {name: np.moveaxis(peer.get_buffer(f"_latents_{name}").numpy(), 0, -1)
+                 for name in ("mean", "std")}  # fmt: skip
+    np.testing.assert_array_equal(grid_last["mean"], vae.statistics["mean"])
+    var = (grid_last["std"] + 1e-5) ** 2 - 1e-4
+    np.testing.assert_allclose(var, vae.statistics["var"], rtol=1e-4)
     assert latents.std() > 0.3
     theirs = theirs.permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(theirs, latents, atol=2e-4)
@@ -107,10 +112,12 @@ def test_what_neither_class_has_is_refused(tmp_path, capsys):
     assert not (tmp_path / "pipe").exists()
 
 
-def test_a_vae_alone_for_diffusers_names_the_pipeline(tmp_path, capsys):
+def test_a_vae_alone_brings_its_code(tmp_path, capsys):
     torch_pipelines.save_random_run(tmp_path / "run", with_tokenizer(**FAMILIES["raev2"]))
     words = ["convert", tmp_path / "run", tmp_path / "vae", "--to", "diffusers"]
-    assert re.search("has no RAEv2 .*--to pipeline", refused(words, capsys))
+    assert main(list(map(str, words))) == 0
+    assert "class of its own, for AutoModel" in capsys.readouterr().out
+    assert (tmp_path / "vae" / "repae_rae.py").is_file()
 
 
 def test_latents_that_are_not_square_are_refused():

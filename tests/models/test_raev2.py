@@ -191,14 +191,17 @@ def test_the_decoder_does_not_tell_its_encoders_blocks(parts, monkeypatch):
         read_vae(path / "decoder.pt")
 
 
-def test_diffusers_has_none(parts):
+def test_a_folder_keeps_what_diffusers_class_has_not(parts):
     path, model, params, statistics = parts
     variables, _ = read_weights(path / "decoder.pt", model)
     del variables["params"]
     vae = StoredVAE(model, params, {}, statistics, constants=variables)
-    with pytest.raises(UserError, match="diffusers has no RAEv2"):
-        write_diffusers(path / "folder", vae)
-    assert not (path / "folder").exists()
+    write_diffusers(path / "folder", vae)
+    found = read_vae(path / "folder")
+    assert found.module == model
+    jax.tree.map(np.testing.assert_array_equal, dict(found.variables), dict(vae.variables))
+    for name, values in found.statistics.items():
+        np.testing.assert_allclose(values, statistics[name], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("layers", [(2, 0), (1, 1), (0, 3)])

@@ -46,7 +46,8 @@ def make_encoder(kind, width, depth, patch, hidden):
 class RepaeRAE(ModelMixin, ConfigMixin):
     """A frozen encoder, and a ViT that decodes its tokens.
 
-    Images are (B, 3, H, W) in [-1, 1], and latents (B, c, h, w) are not normalized.
+    Images are (B, 3, H, W) in [-1, 1], and latents (B, c, h, w) are not normalized; their mean and
+    standard deviation are `_latents_mean` and `_latents_std`.
     """
 
     @register_to_config
@@ -68,6 +69,7 @@ class RepaeRAE(ModelMixin, ConfigMixin):
         patch_size: int = 16,
         num_channels: int = 3,
         normalized_pixels: bool = True,
+        statistics_shape: list | tuple | None = None,
         auto_map: dict | None = None,  # where diffusers' AutoModel finds this class
     ):
         super().__init__()
@@ -78,6 +80,8 @@ class RepaeRAE(ModelMixin, ConfigMixin):
         for name, values in (("mean", encoder_norm_mean), ("std", encoder_norm_std)):
             buffer = torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1)
             self.register_buffer(f"encoder_{name}", buffer)
+        for name, value in (("mean", 0.0), ("std", 1.0)):
+            self.register_buffer(f"_latents_{name}", torch.full(statistics_shape or (1,), value))
         self.grid = encoder_input_size // encoder_patch_size
         self.decoder = RAEDecoder(
             encoder_hidden_size, decoder_hidden_size, decoder_num_hidden_layers,
