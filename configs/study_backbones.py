@@ -29,8 +29,7 @@ BACKBONES = {
         dict(objective=dict(least_time=0.05), time=dict(weighting="lognormal")),
     ),
 }
-SIZES = {"digits": 400, "scenes": 10_000}  # -> steps
-CONFIGS = {"digits": "digits_large", "scenes": "scenes"}
+SIZES = {"digits": ("digits_large", 400), "scenes": ("scenes", 10_000)}  # -> configuration, steps
 # DDT's sizes, chosen by the operations alone: a plain step has those of the other three within 1 %,
 # one of REPA-E 3 % less (tests/study/test_backbone_study.py).
 DDT = {
@@ -46,12 +45,12 @@ DDT = {
 def get_config(size: str = "digits"):
     if size not in SIZES:
         raise UserError(f"study_backbones.py:{size}: there is no such size; use {', '.join(SIZES)}")
-    steps = SIZES[size]
+    name, steps = SIZES[size]
     study = base()
     study.name = f"backbones, {size}"
     study.seeds = 5 if size == "digits" else 3
     study.measured_at = (steps,)
-    config = study.config = read_config(CONFIGS[size], [])
+    config = study.config = read_config(name, [])
     if size == "digits":
         for optimizer in config.optimizer.values():
             optimizer.update(learning_rate=1e-3, warmup_steps=30, decay_steps=steps)
