@@ -31,7 +31,6 @@ def default_hooks(run: RunContext) -> list[Hook]:
     generate = make_generate(models, sampler, mesh=mesh)
     key = place_key(mesh, sampling_key(config))
     hooks.append(DrawSamples(run, generate, key, f"{sampler.method} in {sampler.steps} steps"))
-    run.logger.say(f"samples: {run.workdir / SAMPLES_PAGE}, every {config.run.sample_every} steps")
     if config.evaluation.every:
         evaluation = OnlineEvaluation(
             config, models, mesh, key, run.data, generate, batch_size=grid_batch(run)
@@ -87,18 +86,25 @@ class DrawSamples:
     def __init__(self, run: RunContext, generate: Generate, key: jax.Array, how: str):
         """Prepare the inputs of the grids; `how` says for the page how `generate` samples."""
         self._run, self._generate, self._key, self._how = run, generate, key, how
+        self._told = False
         self._inputs, self._rows, self._names = grid_inputs(
             run.config, run.data.train, _ROWS, _EACH
         )
 
     def __call__(self, end: StepEnd) -> None:
-        """Draw a grid every `config.run.sample_every` steps and at the end.
+        """Draw a grid every `config.run.sample_every` steps and at the end; say so at the first.
 
         Raises:
           UserError: the samples are all alike, NaN or infinite, and `config.run.on_collapse` is
             "stop".
         """
-        if _is_time(end, self._run, self._run.config.run.sample_every):
+        every = self._run.config.run.sample_every
+        if not self._told and not end.done:
+            self._run.logger.say(
+                f"samples: {self._run.workdir / SAMPLES_PAGE}, every {every} steps"
+            )
+            self._told = True
+        if _is_time(end, self._run, every):
             with self._run.logger.paused():
                 self._draw(end)
 
