@@ -182,20 +182,29 @@ def test_unknown_arguments_are_refused(capsys):
 
 def test_wrong_arguments_answer_within_three_seconds(tmp_path):
     words = ["train", "--config", TINY, "--config.backbone.encoder_depth=9", "--workdir", "run"]
-    started, worked = time.perf_counter(), _children_worked()
-    done = subprocess.run(
-        [sys.executable, "-m", "repae_jax", *words],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-        env={**os.environ, "JAX_PLATFORMS": "nonsense"},  # they are found before a device is used
-    )  # fmt: skip
-    elapsed = time.perf_counter() - started
-    assert done.returncode == 2
-    assert "encoder_depth is 9" in done.stderr
-    spent = min(elapsed, _children_worked() - worked)  # other tests may hold the cores meanwhile
+
+    def answer():
+        done = subprocess.run(
+            [sys.executable, "-m", "repae_jax", *words],
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+            env={**os.environ, "JAX_PLATFORMS": "nonsense"},  # found before a device is used
+        )  # fmt: skip
+        assert done.returncode == 2
+        assert "encoder_depth is 9" in done.stderr
+
+    def import_what_it_needs():
+        subprocess.run([sys.executable, "-c", "import jax, flax.linen"], check=True)
+
     # On a slow or busy machine the imports that it cannot do without take longer as well.
-    started = _children_worked()
-    subprocess.run([sys.executable, "-c", "import jax, flax.linen"], check=True)
-    assert spent < max(3.0, 3 * (_children_worked() - started))
+    tries = ((_seconds_of(answer), _seconds_of(import_what_it_needs)) for _ in range(3))
+    assert any(spent < max(3.0, 3 * needed) for spent, needed in tries)
+
+
+def _seconds_of(start_process):
+    """Its processor's time, or less: other tests may hold the cores meanwhile."""
+    started, worked = time.perf_counter(), _children_worked()
+    start_process()
+    return min(time.perf_counter() - started, _children_worked() - worked)
 
 
 def _children_worked():
