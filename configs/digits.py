@@ -44,6 +44,6 @@ def get_config(recipe: str = "repae"):
     config.optimizer.discriminator.learning_rate = 3e-4
 
     config.sampling.update(method="euler-maruyama", steps=25)
-    config.run.update(steps=1200, log_every=10, sample_every=100, sample_steps=25)
+    config.run.update(steps=1200, log_every=10, sample_every=100, sample_steps=12)
     config.run.checkpoint_every = 400
     return apply_recipe(config, recipe)

@@ -19,5 +19,5 @@ def get_config(recipe: str = "repae"):
     for optimizer in config.optimizer.values():
         optimizer.update(learning_rate=3e-3, decay_steps=1450)
     config.sampling.steps = 100
-    config.run.update(steps=1450, sample_every=400)
+    config.run.update(steps=1450, sample_every=400, sample_steps=25)
     return apply_recipe(config, recipe)
