@@ -49,7 +49,7 @@ CLASS_NAME = "RepaePipeline"
 TRANSFORMER, VAE, TEXT_ENCODER, TOKENIZER_FOLDER = "transformer", "vae", "text_encoder", "tokenizer"
 DTYPES = ("float32", "float16", "bfloat16")
 _SCHEDULER = "RepaeScheduler"
-_POSITIONS = ("periods", "position_table")  # constants of a RAE
+_POSITIONS = (("periods",), ("decoder", "position_table"))  # constants of a RAE
 _NONE = [None, None]  # a part that a pipeline lacks
 
 
@@ -269,8 +269,9 @@ def _cast_vae(vae, dtype, source):
     """A VAE in another type, but its positions, which stay float32."""
 
     def cast(path, array):
-        array = np.asarray(array)
-        if array.dtype.kind not in "fV" or path[-1].key in _POSITIONS:
+        array, names = np.asarray(array), tuple(entry.key for entry in path)
+        wide = any(names[-len(end) :] == end for end in _POSITIONS)
+        if array.dtype.kind not in "fV" or wide:
             return array
         found = _to(array, dtype)
         if not np.isfinite(np.asarray(found, np.float32)).all():

@@ -45,7 +45,14 @@ def is_needed(model: RAE, statistics: Statistics | None) -> bool:
 
 
 def dimensions(config: Mapping[str, Any], *, source: str = "config.json") -> dict[str, Any]:
-    """The fields of `RAE` from the config.json of this class; see `rae_config.rae_dimensions`."""
+    """The fields of `RAE` from the config.json of this class.
+
+    Raises:
+      UserError: see `rae_config.rae_dimensions`; or a key is set that only AutoencoderRAE has.
+    """
+    for key in _LEFT_OUT:
+        if config[key] != CONFIG_DEFAULTS[key]:
+            raise UserError(f"{source}: {key} is {config[key]!r}, a key that {CLASS_NAME} lacks")
     fields = rae_config.rae_dimensions(config, source=source)
     hidden = config["encoder_intermediate_size"]
     fields["encoder_hidden"] = None if hidden == 4 * fields["latent_channels"] else hidden

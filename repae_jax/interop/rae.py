@@ -157,8 +157,9 @@ def export_rae(variables: Mapping[str, Any], model: RAE) -> dict[str, np.ndarray
     """
     vit = model.vit
     encoder = export_vit(variables["constants"]["encoder"], vit, _NAMING[vit.family])
+    dtype = np.asarray(variables["constants"]["encoder"]["patch_embed"]["kernel"]).dtype
     for name, shape in _unused(model).items():
-        encoder[name] = np.zeros(shape, np.float32)
+        encoder[name] = np.zeros(shape, dtype)
     decoder = export_decoder(variables, original=False)
     pixels = zip(PIXELS, model.pixel_statistics, strict=True)
     return {

@@ -1,5 +1,6 @@
 """RepaeRAE of a pipeline's folder: images and latents as ours, its way back, and bad input."""
 
+import json
 import re
 
 import diffusers
@@ -15,7 +16,7 @@ from weight_files import refused
 
 from repae_jax.cli import main
 from repae_jax.interop import pipeline_rae, vae_files
-from repae_jax.runs.open_run import open_on_host
+from repae_jax.runs.open_run import open_on_host, vae_of
 
 OWN = [name for name in FAMILIES if name.startswith("rae") and name != "rae"]
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
@@ -93,6 +94,56 @@ def test_positions_stay_float32(tmp_path):
     assert {array.dtype.name for array in stored.values()} == {"float16", "float32"}
     peer = torch_pipelines.open_in_torch(folder, dtype=torch.float16).vae
     assert peer.decoder.decoder_embed.weight.dtype == torch.float16
+
+
+NARROW = {
+    "dinov2": RAE,
+    "dinov2 of diffusers": dict(**RAE, position_step=2.0),
+    "mae": RAE | dict(encoder="mae", encoder_patch=16, position_step=2.0),
+    "siglip2": FAMILIES["raev2 of siglip"],
+    "dinov3": FAMILIES["raev2"],
+}
+
+
+@pytest.mark.parametrize("encoder", NARROW)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_narrow_types_encode_and_decode(encoder, dtype, tmp_path):
+    run, folder = exported(with_tokenizer(**NARROW[encoder]), tmp_path, "--dtype", dtype)
+    narrow = getattr(torch, dtype)
+    peer = torch_pipelines.open_in_torch(folder, dtype=narrow).vae
+    of_diffusers = type(peer) is diffusers.AutoencoderRAE
+    images = np.random.default_rng(0).uniform(-1, 1, (1, 32, 32, 3)).astype(np.float32)
+    given = torch.tensor(images).permute(0, 3, 1, 2).to(narrow)
+    with torch.no_grad():
+        theirs = peer.encode((given + 1) / 2 if of_diffusers else given).latent
+        peer.decode(theirs)
+    vae = vae_of(open_on_host(run))
+    ours = vae.encode(images).mean
+    ours = np.asarray(vae.normalize(ours) if of_diffusers else ours)
+    theirs = theirs.permute(0, 2, 3, 1).float().numpy()
+    relative = np.abs(theirs - ours).mean() / np.abs(ours).mean()
+    assert relative < (0.01 if dtype == "float16" else 0.08)
+
+
+def test_patches_of_mae_keep_their_order_in_narrow_types(tmp_path):
+    """bfloat16 has no whole numbers beyond 256 but even ones."""
+    config = with_tokenizer(**NARROW["mae"])
+    _, folder = exported(config, tmp_path)
+    peer = torch_pipelines.open_in_torch(folder).vae
+    seen = []
+    peer.encoder.forward = lambda pixels, noise, **_: seen.append(noise)
+    peer.grid = 32
+    peer._run_encoder(torch.zeros(1, 3, 32, 32, dtype=torch.bfloat16))
+    assert torch.equal(seen[0].argsort(), torch.arange(32**2)[None])
+
+
+def test_keys_of_diffusers_class_are_refused(tmp_path, capsys):
+    _, folder = exported(with_tokenizer(**FAMILIES["raev2"]), tmp_path)
+    path = folder / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"scaling_factor": 2.0}))
+    assert "scaling_factor is 2.0, a key that RepaeRAE lacks" in refused(
+        ["inspect", folder / "vae"], capsys
+    )
 
 
 def test_other_sizes_are_refused_in_torch(tmp_path):

@@ -100,7 +100,9 @@ class RepaeRAE(ModelMixin, ConfigMixin):
         pixels = (x + 1.0) / 2.0
         if size != side:
             pixels = functional.interpolate(pixels, (size, size), mode="bicubic")
-        tokens = self._tokens((pixels - self.encoder_mean) / self.encoder_std)
+        pixels = (pixels - self.encoder_mean) / self.encoder_std
+        patches = next(weight for weight in self.encoder.parameters() if weight.ndim == 4)
+        tokens = self._tokens(pixels.to(patches.dtype))
         latents = tokens.transpose(1, 2).unflatten(2, (self.grid, self.grid))
         return EncoderOutput(latent=latents) if return_dict else (latents,)
 
@@ -132,7 +134,7 @@ class RepaeRAE(ModelMixin, ConfigMixin):
             periods = self.encoder.rope_embed.periods.float()
             self.encoder.rope_embeddings.inv_freq = 1.0 / periods
         if kind == "mae":  # without shuffling
-            order = torch.arange(self.grid**2, device=pixels.device, dtype=pixels.dtype)
+            order = torch.arange(self.grid**2, device=pixels.device)
             return self.encoder(
                 pixels, order.expand(len(pixels), -1), interpolate_pos_encoding=True
             )
