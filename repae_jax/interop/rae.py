@@ -75,8 +75,8 @@ def load_decoder(
         found = {} if table is None else {TABLE: table}
         tables.check(found, {TABLE: shape}, source=source)
         constants = {"decoder": {"position_table": np.asarray(table, np.float32)}}
-    elif table is not None and not _is_table_of(model, table):
-        step, grid = positions_of(table, source)
+    elif table is not None:
+        step, grid = positions_of(table, source, model.position_step)
         if grid:
             raise UserError(
                 f"{source}: its table {TABLE!r} is no sin-cos table, as training has moved it: set "
@@ -193,8 +193,13 @@ def _unused(model):
     return {f"head.{name}": shape for name, shape in shapes.items()}
 
 
-def positions_of(table: np.ndarray, source: str) -> tuple[float, int]:
+def positions_of(table: np.ndarray, source: str, *likely: float) -> tuple[float, int]:
     """What a table (1, 1 + grid^2, D) holds: the step of the sin-cos table, or another table.
+
+    Args:
+      table: the table.
+      source: the name of its file in an error.
+      likely: steps to try before the others.
 
     Returns:
       (step, 0): the authors' step is 1, diffusers' 16 / grid; or (1, grid) for another table, as
@@ -206,7 +211,7 @@ def positions_of(table: np.ndarray, source: str) -> tuple[float, int]:
     shape = np.shape(table)
     grid = math.isqrt(max(shape[-2] - 1, 0)) if len(shape) == 3 else 0
     if grid and shape == (1, 1 + grid**2, shape[-1]) and shape[-1] and shape[-1] % 4 == 0:
-        for step in (1.0, BASE_GRID / grid, *_slowest(table, grid)):
+        for step in (*likely, 1.0, BASE_GRID / grid, *_slowest(table, grid)):
             if np.allclose(table, _table(shape[-1], grid, step), atol=1e-3):
                 return step, 0
         return 1.0, grid
@@ -219,15 +224,6 @@ def positions_of(table: np.ndarray, source: str) -> tuple[float, int]:
 def table_of(model: RAE, grid: int) -> np.ndarray:
     """The decoder's table (1, 1 + grid^2, D) for a square grid."""
     return _table(model.decoder_width, grid, model.position_step)
-
-
-def _is_table_of(model, table):
-    """Whether a table (1, 1 + grid^2, D) is that which `model` computes."""
-    shape = np.shape(table)
-    grid = math.isqrt(max(shape[-2] - 1, 0)) if len(shape) == 3 else 0
-    if not grid or shape != (1, 1 + grid**2, model.decoder_width):
-        return False
-    return np.allclose(table, table_of(model, grid), atol=1e-3)
 
 
 def _slowest(table, grid):

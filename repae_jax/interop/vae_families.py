@@ -38,6 +38,8 @@ class Family:
       load, export: tensors -> variables {"params": ..., and constants}, and back.
       dimensions_from_config, config_from_dimensions: config.json -> fields, and back.
       statistics_in_tensors: whether the tensors hold the latent statistics; otherwise config.json.
+      add_statistics: (tensors, config, module, statistics) -> tensors and config with the
+        statistics; None: FLUX.2's tensors or config.json's lists hold them.
       code: the file of torch_pipeline with the class, which diffusers lacks.
       refined: (fields, tensors, source) -> the fields, where tensors determine some of them too.
       check_same: (module, fields, source) raises UserError where the fields of a folder are not
@@ -55,6 +57,7 @@ class Family:
     dimensions_from_config: Any
     config_from_dimensions: Any
     statistics_in_tensors: bool = False
+    add_statistics: Any = None
     code: str = ""
     refined: Any = lambda fields, tensors, source: fields
     check_same: Any = lambda module, fields, source: None
@@ -91,10 +94,8 @@ class Family:
         statistics: Statistics | None,
     ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         """A folder's tensors and config with these latent statistics."""
-        if self.code:
-            return pipeline_rae.with_statistics(tensors, config, module, statistics)
-        if self.module is RAE:
-            return rae_config.with_statistics(tensors, config, module, statistics)
+        if self.add_statistics is not None:
+            return self.add_statistics(tensors, config, module, statistics)
         channels = module.latent_channels
         if self.statistics_in_tensors:
             return {**tensors, **flux2.statistics_tensors(statistics, channels)}, config
@@ -177,27 +178,22 @@ FAMILIES = {
         rae_config.rae_dimensions,
         rae_config.rae_config,
         statistics_in_tensors=True,
+        add_statistics=rae_config.with_statistics,
         refined=rae_config.refined,
         check_same=rae_config.check_same,
         assumed=rae_config.assumed_config,
     ),
-    pipeline_rae.CLASS_NAME: Family(
-        RAE,
-        rae.SIGN,
-        (),
-        pipeline_rae.CONFIG_DEFAULTS,
-        "encoder_hidden_size",
-        rae.load_rae,
-        pipeline_rae.export,
-        pipeline_rae.dimensions,
-        pipeline_rae.config_of,
-        statistics_in_tensors=True,
-        code=pipeline_rae.CODE,
-        refined=rae_config.refined,
-        check_same=pipeline_rae.check_same,
-        assumed=rae_config.assumed_config,
-    ),
 }
+FAMILIES[pipeline_rae.CLASS_NAME] = dataclasses.replace(
+    FAMILIES[rae.CLASS_NAME],
+    defaults=pipeline_rae.CONFIG_DEFAULTS,
+    export=pipeline_rae.export,
+    dimensions_from_config=pipeline_rae.dimensions,
+    config_from_dimensions=pipeline_rae.config_of,
+    add_statistics=pipeline_rae.with_statistics,
+    code=pipeline_rae.CODE,
+    check_same=pipeline_rae.check_same,
+)
 
 
 def family_of(module: nn.Module, class_name: str | None = None) -> Family:
